@@ -1,0 +1,283 @@
+//! The only place that names `async_nats`: a connection in a role, and what is built on it.
+//! `subject` names things, `topology` makes them, `publish` stores messages, `lease` takes and ends tasks,
+//! `results` reads what workers said, `records` holds the buckets.
+
+pub mod lease;
+pub mod publish;
+pub mod records;
+pub mod results;
+pub mod subject;
+pub mod topology;
+mod who;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::jetstream;
+use async_nats::{ConnectOptions, Event};
+use tokio::sync::watch;
+
+use crate::limits::{PUBLISH_ACK_WAIT, PUBLISH_WINDOW, SERVER_PAYLOAD_BYTES_MAX};
+use crate::task::Headers;
+
+/// A NATS user with its own permissions and inboxes (deploy/nats/roles.conf).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Makes streams and buckets; nobody else may.
+    Setup,
+    /// Publishes tasks and nothing else.
+    Publisher,
+    /// The CLI and producer programs.
+    Client,
+    /// The producer service.
+    Producer,
+    /// Runs tasks.
+    Worker,
+    /// Keeps what ended.
+    Collector,
+}
+
+impl Role {
+    /// Its name: the NATS user, and part of its inbox.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Setup => "setup",
+            Self::Publisher => "publisher",
+            Self::Client => "client",
+            Self::Producer => "producer",
+            Self::Worker => "worker",
+            Self::Collector => "collector",
+        }
+    }
+
+    /// Only the client's inbox is the default one, so that a plain `nats req` works as client.
+    fn inbox(self) -> String {
+        match self {
+            Self::Client => "_INBOX".to_owned(),
+            other => format!("_INBOX_{}", other.name()),
+        }
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody answers there, or the password is wrong.
+    #[error("cannot connect to NATS at {address} as {role} within {}: {reason}; is the server up and the URL right? (`millpond up` starts one)", humantime::format_duration(*.timeout))]
+    Unreachable {
+        /// The address, without its password.
+        address: String,
+        /// The role that tried.
+        role: &'static str,
+        /// How long it tried.
+        timeout: Duration,
+        /// What the client said last.
+        reason: String,
+    },
+    /// The server is too old or too tight.
+    #[error(
+        "nats-server {version} at {address} allows messages of {max_payload} bytes; millpond needs version 2.14 or newer and max_payload of at least {SERVER_PAYLOAD_BYTES_MAX}"
+    )]
+    Unfit {
+        /// The address, without its password.
+        address: String,
+        /// The server's version.
+        version: String,
+        /// Its `max_payload`, in bytes.
+        max_payload: usize,
+    },
+}
+
+/// What is known of the connection; `epoch` grows with every loss and every return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// Counts losses and returns.
+    pub epoch: u64,
+    /// Whether it stands.
+    pub up: bool,
+}
+
+/// A connection in a role. Cheap to clone.
+#[derive(Clone)]
+pub struct Bus {
+    pub(crate) client: async_nats::Client,
+    pub(crate) js: jetstream::Context,
+    connection: watch::Receiver<Connection>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Bus {
+    /// Connects, and tries until `timeout` is over; once connected, it reconnects by itself for ever.
+    ///
+    /// # Errors
+    /// [`ConnectError`], with the address but never the password.
+    pub async fn connect(url: &str, role: Role, name: &str, timeout: Duration) -> Result<Self, ConnectError> {
+        let (sender, connection) = watch::channel(Connection { epoch: 0, up: true });
+        let dropped = Arc::new(AtomicU64::new(0));
+        let deadline = tokio::time::Instant::now() + timeout;
+        let client = loop {
+            let options = options(role, name, sender.clone(), dropped.clone());
+            let attempt = tokio::time::timeout_at(deadline, options.connect(url)).await;
+            let reason = match attempt {
+                Ok(Ok(client)) => break client,
+                Ok(Err(error)) => describe(&error),
+                Err(_) => "no answer".to_owned(),
+            };
+            let denied = reason.contains("authorization");
+            if denied || tokio::time::Instant::now() + Duration::from_millis(100) >= deadline {
+                let address = without_password(url);
+                return Err(ConnectError::Unreachable { address, role: role.name(), timeout, reason });
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        let info = client.server_info();
+        let new_enough = version_at_least(&info.version, 2, 14);
+        if !new_enough || info.max_payload < SERVER_PAYLOAD_BYTES_MAX {
+            let (version, max_payload) = (info.version, info.max_payload);
+            return Err(ConnectError::Unfit { address: without_password(url), version, max_payload });
+        }
+        let js = jetstream::context::ContextBuilder::new()
+            .timeout(PUBLISH_ACK_WAIT)
+            .max_ack_inflight(PUBLISH_WINDOW * 8)
+            .backpressure_on_inflight(true)
+            .build(client.clone());
+        Ok(Self { client, js, connection, dropped })
+    }
+
+    /// Loss and return of the connection, as they happen.
+    #[must_use]
+    pub fn connection(&self) -> watch::Receiver<Connection> {
+        self.connection.clone()
+    }
+
+    /// Whether the connection stands.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// The id of the server process that this connection is with.
+    #[must_use]
+    pub fn server_id(&self) -> String {
+        self.client.server_info().server_id
+    }
+
+    /// Messages that this client lost because it read too slowly.
+    #[must_use]
+    pub fn dropped_messages(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the server has read all that was sent so far; gives up quietly after a second.
+    pub async fn flush(&self) {
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.client.flush()).await;
+    }
+
+    /// Sends what is buffered and closes the connection.
+    pub async fn close(&self) {
+        self.flush().await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.client.drain()).await;
+    }
+}
+
+fn options(role: Role, name: &str, connection: watch::Sender<Connection>, dropped: Arc<AtomicU64>) -> ConnectOptions {
+    let options = ConnectOptions::new()
+        .name(format!("millpond {name}"))
+        .custom_inbox_prefix(role.inbox())
+        .connection_timeout(Duration::from_secs(5))
+        .ping_interval(Duration::from_secs(5))
+        .max_reconnects(None)
+        .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 50).min(500)))
+        .event_callback(move |event| {
+            observe(&event, &connection, &dropped);
+            std::future::ready(())
+        });
+    // A worker that asks `lease.who` must not be its own responder: NATS answers "no responders" at once
+    // only when nobody else listens.
+    if role == Role::Worker { options.no_echo() } else { options }
+}
+
+fn observe(event: &Event, connection: &watch::Sender<Connection>, dropped: &AtomicU64) {
+    match event {
+        Event::Connected => connection.send_modify(|c| *c = Connection { epoch: c.epoch + 1, up: true }),
+        Event::Disconnected | Event::Closed => {
+            tracing::warn!("connection to nats lost");
+            connection.send_modify(|c| *c = Connection { epoch: c.epoch + 1, up: false });
+        }
+        Event::SlowConsumer(_) => {
+            dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        Event::ServerError(error) => tracing::warn!(error = %error, "nats-server refused something"),
+        other => tracing::debug!(event = %other, "nats event"),
+    }
+}
+
+/// An error with its causes, in one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let more = next.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = next.source();
+    }
+    text
+}
+
+/// `nats://user:…@host:port` without the part that is nobody's business.
+#[must_use]
+pub fn without_password(url: &str) -> String {
+    url.split(',')
+        .map(|one| match one.rsplit_once('@') {
+            Some((_, host)) => host.to_owned(),
+            None => one.trim_start_matches("nats://").to_owned(),
+        })
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+fn version_at_least(version: &str, major: u64, minor: u64) -> bool {
+    let mut numbers = version.split('.').map(|n| n.parse::<u64>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}
+
+/// Our headers as the client's.
+fn to_nats(headers: &Headers) -> async_nats::HeaderMap {
+    let mut map = async_nats::HeaderMap::new();
+    for (name, value) in headers {
+        // Line breaks would end the header early; everything else may stand in a value.
+        let value: String = value.chars().map(|c| if c == '\r' || c == '\n' { ' ' } else { c }).collect();
+        map.append(name.as_str(), value.as_str());
+    }
+    map
+}
+
+/// The client's headers as ours.
+fn from_nats(map: Option<&async_nats::HeaderMap>) -> Headers {
+    let Some(map) = map else { return Vec::new() };
+    map.iter()
+        .flat_map(|(name, values)| values.iter().map(move |v| (name.to_string(), v.as_str().to_owned())))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        assert_eq!(without_password("nats://client:secret@127.0.0.1:4222"), "127.0.0.1:4222");
+        assert_eq!(without_password("nats://a:b@h:1,nats://h:2"), "h:1,h:2");
+    }
+
+    #[test]
+    fn versions() {
+        assert!(version_at_least("2.15.1", 2, 14) && version_at_least("3.0.0-RC.1", 2, 14));
+        assert!(!version_at_least("2.12.8", 2, 14));
+    }
+}

@@ -1,0 +1,217 @@
+//! Storing messages: every publish waits for the server's ack, and is sent again with the same id until it is stored
+//! or refused for good. To pipeline, run several at once; to stop at a full stream, see [`Room`].
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream;
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{PublishError as NatsPublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use bytes::Bytes;
+use tokio::sync::Mutex;
+
+use super::topology::{STREAM_TASKS, stream_state};
+use super::{Bus, to_nats};
+use crate::limits::{STREAM_FILL_PERCENT_MAX, STREAM_FULL_WAIT};
+use crate::task::Headers;
+
+/// Where the server stored a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Sequence in its stream.
+    pub seq: u64,
+    /// The server had this id already: success for one's own resend.
+    pub duplicate: bool,
+}
+
+/// Why a message was not stored. Waiting does not help, unless said.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// No stream takes the subject.
+    #[error(
+        "no stream takes subject {subject}; a task's subject is tasks.<queue>.<kind>, and `setup` must have run once"
+    )]
+    NoStream {
+        /// The subject.
+        subject: String,
+    },
+    /// The message is larger than the stream or the server allows.
+    #[error("message of {bytes} bytes for {subject} is too large: {reason}")]
+    TooLarge {
+        /// The subject.
+        subject: String,
+        /// Payload bytes.
+        bytes: usize,
+        /// What the server says.
+        reason: String,
+    },
+    /// The server will not take it.
+    #[error("nats-server refused a message for {subject}: {reason}")]
+    Refused {
+        /// The subject.
+        subject: String,
+        /// What the server says.
+        reason: String,
+    },
+    /// No answer for the whole of the caller's patience; it may or may not be stored: send again with the same id.
+    #[error("no answer from nats-server for a message for {subject} within {}; is it up, and may this user publish there?", humantime::format_duration(*.waited))]
+    NoAnswer {
+        /// The subject.
+        subject: String,
+        /// How long.
+        waited: Duration,
+    },
+}
+
+/// How long a publisher goes on while the server does not answer. A full stream is waited for without an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// For what must not be lost: until the process ends. Even "no stream" is waited out: a server may be starting.
+    Endless,
+    /// For a person who waits.
+    Within(Duration),
+}
+
+enum Failed {
+    /// Try again after this pause.
+    Again(Duration),
+    NoStream,
+    Final(PublishError),
+}
+
+/// A "no stream" that lasts this long is believed.
+const NO_STREAM_FOR: Duration = Duration::from_secs(1);
+
+impl Bus {
+    /// Stores one message; give it a `Nats-Msg-Id` so that a resend is harmless.
+    ///
+    /// # Errors
+    /// [`PublishError`]; with [`Patience::Endless`] only what is refused for good.
+    ///
+    /// # Cancel safety
+    /// Not safe: a dropped publish may or may not be stored.
+    pub async fn store(
+        &self,
+        subject: &str,
+        headers: &Headers,
+        payload: Bytes,
+        patience: Patience,
+    ) -> Result<Stored, PublishError> {
+        let started = Instant::now();
+        let headers = to_nats(headers);
+        loop {
+            let pause = match self.try_store(subject, headers.clone(), payload.clone()).await {
+                Ok(stored) => return Ok(stored),
+                Err(Failed::Final(error)) => return Err(error),
+                Err(Failed::NoStream) => {
+                    if patience != Patience::Endless && started.elapsed() >= NO_STREAM_FOR {
+                        return Err(PublishError::NoStream { subject: subject.to_owned() });
+                    }
+                    STREAM_FULL_WAIT
+                }
+                Err(Failed::Again(pause)) => pause,
+            };
+            if let Patience::Within(limit) = patience
+                && started.elapsed() >= limit
+            {
+                return Err(PublishError::NoAnswer { subject: subject.to_owned(), waited: started.elapsed() });
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn try_store(&self, subject: &str, headers: async_nats::HeaderMap, payload: Bytes) -> Result<Stored, Failed> {
+        let bytes = payload.len();
+        let mut connection = self.connection.clone();
+        connection.mark_unchanged();
+        let message = PublishMessage::build().payload(payload).headers(headers);
+        let sent = self.js.send_publish(subject.to_owned(), message).await;
+        let ack = sent.map_err(|e| judge(&e, subject, bytes))?;
+        tokio::select! {
+            ack = ack.into_future() => match ack {
+                Ok(ack) => Ok(Stored { seq: ack.sequence, duplicate: ack.duplicate }),
+                Err(error) => Err(judge(&error, subject, bytes)),
+            },
+            // The ack of a message sent before a loss never comes: do not wait out its timeout.
+            () = back_up(&mut connection) => Err(Failed::Again(Duration::ZERO)),
+        }
+    }
+}
+
+/// Waits until the connection was lost and is back.
+async fn back_up(connection: &mut tokio::sync::watch::Receiver<super::Connection>) {
+    loop {
+        if connection.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        if connection.borrow_and_update().up {
+            return;
+        }
+    }
+}
+
+fn judge(error: &NatsPublishError, subject: &str, bytes: usize) -> Failed {
+    let subject = subject.to_owned();
+    let source = std::error::Error::source(error);
+    let reason = || source.map_or_else(|| error.to_string(), ToString::to_string);
+    match error.kind() {
+        PublishErrorKind::StreamNotFound => Failed::NoStream,
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
+            Failed::Again(Duration::from_millis(20))
+        }
+        PublishErrorKind::MaxPayloadExceeded => {
+            Failed::Final(PublishError::TooLarge { subject, bytes, reason: reason() })
+        }
+        _ => match source.and_then(|s| s.downcast_ref::<jetstream::Error>()).map(jetstream::Error::error_code) {
+            Some(ErrorCode::STREAM_STORE_FAILED | ErrorCode::INSUFFICIENT_RESOURCES) => Failed::Again(STREAM_FULL_WAIT),
+            Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM) => {
+                Failed::Final(PublishError::TooLarge { subject, bytes, reason: reason() })
+            }
+            Some(code) if code.0 == 10008 || code.0 == 10118 => Failed::Again(STREAM_FULL_WAIT),
+            _ => Failed::Final(PublishError::Refused { subject, reason: reason() }),
+        },
+    }
+}
+
+/// Keeps our own clients below [`STREAM_FILL_PERCENT_MAX`] of TASKS, so that others have room. Asks at most four times
+/// a second, and only when called.
+pub struct Room {
+    bus: Bus,
+    seen: Mutex<Option<(Instant, bool)>>,
+}
+
+impl Room {
+    /// Watches TASKS through this connection.
+    #[must_use]
+    pub fn new(bus: &Bus) -> Self {
+        Self { bus: bus.clone(), seen: Mutex::new(None) }
+    }
+
+    /// Returns at once while there is room, else when there is again.
+    pub async fn wait(&self) {
+        loop {
+            if !self.is_full().await {
+                return;
+            }
+            tokio::time::sleep(STREAM_FULL_WAIT).await;
+        }
+    }
+
+    async fn is_full(&self) -> bool {
+        let mut seen = self.seen.lock().await;
+        if let Some((at, full)) = *seen
+            && at.elapsed() < STREAM_FULL_WAIT
+        {
+            return full;
+        }
+        let above = |held: u64, max: Option<u64>| {
+            max.is_some_and(|max| held.saturating_mul(100) >= max.saturating_mul(STREAM_FILL_PERCENT_MAX))
+        };
+        // Without an answer the publish itself will tell.
+        let full = stream_state(&self.bus, STREAM_TASKS)
+            .await
+            .is_ok_and(|s| above(s.messages, s.messages_max) || above(s.bytes, s.bytes_max));
+        *seen = Some((Instant::now(), full));
+        full
+    }
+}

@@ -1,0 +1,307 @@
+//! Reading RESULTS and DEAD: the collector by its durable, a waiting client by a consumer of its own.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use futures_util::StreamExt;
+
+use super::subject::{parse_dead, parse_results, results_of_job};
+use super::topology::{DURABLE_COLLECTOR, STREAM_DEAD, STREAM_RESULTS, TopologyError};
+use super::{Bus, from_nats};
+use crate::bus::subject::TaskSubject;
+use crate::dead_letter::{Evidence, HEADER_DEAD};
+use crate::limits::COLLECT_BATCH_MAX;
+use crate::outcome::Pack;
+use crate::task::Headers;
+
+/// The collector's two durables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Packs of outcomes.
+    Results,
+    /// Dead letters.
+    Dead,
+}
+
+impl Ended {
+    fn stream(self) -> &'static str {
+        match self {
+            Self::Results => STREAM_RESULTS,
+            Self::Dead => STREAM_DEAD,
+        }
+    }
+}
+
+/// One message of RESULTS or DEAD. It comes again until its `receipt` is given back.
+#[derive(Debug)]
+pub struct EndedMessage {
+    /// Sequence in its stream.
+    pub seq: u64,
+    /// When the server stored it, Unix time in milliseconds.
+    pub stored_ms: i64,
+    /// What it says, or why it cannot be read (it is kept all the same).
+    pub body: Result<EndedBody, String>,
+    /// The bytes as they came.
+    pub payload: bytes::Bytes,
+    /// The headers as they came.
+    pub headers: Headers,
+    /// The right to acknowledge it.
+    pub receipt: Receipt,
+}
+
+/// What an [`EndedMessage`] says.
+#[derive(Debug)]
+pub enum EndedBody {
+    /// A pack of outcomes of one subject.
+    Pack(TaskSubject, Pack),
+    /// A dead letter; the task's own bytes are the message's payload.
+    Dead(TaskSubject, Box<Evidence>),
+}
+
+/// The right to acknowledge one message, once its effect is stored.
+pub struct Receipt(jetstream::message::Acker);
+
+impl std::fmt::Debug for Receipt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Receipt")
+    }
+}
+
+/// Pulls from one durable of the collector, for ever: it makes its pull anew after any error.
+pub struct EndedReader {
+    bus: Bus,
+    from: Ended,
+    pull: Option<futures_util::stream::ReadyChunks<pull::Stream>>,
+}
+
+/// State of a durable of the collector.
+#[derive(Debug, Clone, Copy)]
+pub struct EndedState {
+    /// All up to this sequence is acknowledged.
+    pub ack_floor: u64,
+    /// Messages not delivered yet.
+    pub pending: u64,
+    /// Messages delivered and not acknowledged yet.
+    pub ack_pending: u64,
+}
+
+/// How long a reader waits before it makes a failed pull anew.
+const READ_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+impl EndedReader {
+    /// A reader; it connects its pull at the first [`EndedReader::next`].
+    #[must_use]
+    pub fn new(bus: Bus, from: Ended) -> Self {
+        Self { bus, from, pull: None }
+    }
+
+    /// What has come, at least one message and at most [`COLLECT_BATCH_MAX`], in the order of the stream.
+    ///
+    /// # Cancel safety
+    /// Safe: what was received and not returned is delivered again.
+    pub async fn next(&mut self) -> Vec<EndedMessage> {
+        loop {
+            let pull = match &mut self.pull {
+                Some(pull) => pull,
+                none => match start_pull(&self.bus, self.from).await {
+                    Ok(pull) => none.insert(pull.ready_chunks(COLLECT_BATCH_MAX)),
+                    Err(error) => {
+                        tracing::warn!(stream = self.from.stream(), %error, "cannot pull, will try again");
+                        tokio::time::sleep(READ_AGAIN_AFTER).await;
+                        continue;
+                    }
+                },
+            };
+            let Some(chunk) = pull.next().await else {
+                self.pull = None;
+                continue;
+            };
+            if let Some(error) = chunk.iter().find_map(|m| m.as_ref().err()) {
+                tracing::debug!(stream = self.from.stream(), %error, "pull ended, making it anew");
+                self.pull = None;
+            }
+            let messages: Vec<_> = chunk.into_iter().flatten().filter_map(|m| self.read(m)).collect();
+            if messages.is_empty() {
+                tokio::time::sleep(READ_AGAIN_AFTER).await;
+            } else {
+                return messages;
+            }
+        }
+    }
+
+    fn read(&self, message: jetstream::Message) -> Option<EndedMessage> {
+        let (seq, stored_ms) = {
+            let info = message.info().ok()?;
+            (info.stream_sequence, unix_ms(info.published))
+        };
+        let headers = from_nats(message.headers.as_ref());
+        let (message, acker) = message.split();
+        let body = match self.from {
+            Ended::Results => read_pack(&message.subject, &message.payload),
+            Ended::Dead => read_dead(&message.subject, &headers),
+        };
+        Some(EndedMessage { seq, stored_ms, body, payload: message.payload, headers, receipt: Receipt(acker) })
+    }
+
+    /// Gives a receipt back: the server forgets the message for this durable. A lost ack only means that it comes again.
+    pub async fn ack(&self, receipt: Receipt) {
+        if let Err(error) = receipt.0.ack().await {
+            tracing::debug!(%error, "ack not sent, the message will come again");
+        }
+    }
+
+    /// Asks the server where the durable stands.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn state(&self) -> Result<EndedState, TopologyError> {
+        let consumer = consumer(&self.bus, self.from.stream()).await?;
+        let info = consumer.cached_info();
+        Ok(EndedState {
+            ack_floor: info.ack_floor.stream_sequence,
+            pending: info.num_pending,
+            ack_pending: info.num_ack_pending as u64,
+        })
+    }
+
+    /// Removes everything up to and including `seq` from the stream.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn purge_through(&self, seq: u64) -> Result<(), TopologyError> {
+        let name = self.from.stream();
+        let stream = self.bus.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+        stream.purge().sequence(seq + 1).await.map_err(|e| TopologyError::new(name, &e))?;
+        Ok(())
+    }
+}
+
+async fn consumer(bus: &Bus, stream: &str) -> Result<PullConsumer, TopologyError> {
+    let found = bus.js.get_consumer_from_stream(DURABLE_COLLECTOR, stream).await;
+    found
+        .map_err(|e| TopologyError::new(&format!("use of the collector's consumer on {stream} (has `setup` run?)"), &e))
+}
+
+async fn start_pull(bus: &Bus, from: Ended) -> Result<pull::Stream, TopologyError> {
+    let consumer = consumer(bus, from.stream()).await?;
+    let stream = consumer
+        .stream()
+        .max_messages_per_batch(COLLECT_BATCH_MAX)
+        .expires(Duration::from_secs(10))
+        .heartbeat(Duration::from_secs(2))
+        .messages()
+        .await;
+    stream.map_err(|e| TopologyError::new(from.stream(), &e))
+}
+
+fn read_pack(subject: &str, payload: &[u8]) -> Result<EndedBody, String> {
+    let subject = parse_results(subject).map_err(|e| e.to_string())?;
+    let pack = serde_json::from_slice(payload).map_err(|e| e.to_string())?;
+    Ok(EndedBody::Pack(subject, pack))
+}
+
+fn read_dead(subject: &str, headers: &Headers) -> Result<EndedBody, String> {
+    let subject = parse_dead(subject).map_err(|e| e.to_string())?;
+    let header = headers.iter().find(|(n, _)| n == HEADER_DEAD);
+    let (_, text) = header.ok_or_else(|| format!("header {HEADER_DEAD} is missing"))?;
+    let evidence: Evidence = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    Ok(EndedBody::Dead(subject, Box::new(evidence)))
+}
+
+/// Unix time in milliseconds of a server timestamp.
+pub(super) fn unix_ms(at: async_nats::datetime::DateTime) -> i64 {
+    i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
+/// The outcomes of one job as they come, each at least once: a client that waits dedupes by index.
+/// It reads the stream, so that neither a reconnect nor a slow reader loses one.
+pub struct JobReader {
+    bus: Bus,
+    job: String,
+    /// The next sequence to read; none before the first message: from now on.
+    next_seq: Option<u64>,
+    pull: Option<pull::Stream>,
+}
+
+impl JobReader {
+    /// Starts to read what ends from now on; returns once the server has the consumer, so that nothing published
+    /// after it is missed.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer or refuses.
+    pub async fn start(bus: &Bus, job: &str) -> Result<Self, TopologyError> {
+        let state = super::topology::stream_state(bus, STREAM_RESULTS).await?;
+        Self::start_from(bus, job, state.last_seq + 1).await
+    }
+
+    /// Starts to read from the oldest that RESULTS still holds.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer or refuses.
+    pub async fn start_from_oldest(bus: &Bus, job: &str) -> Result<Self, TopologyError> {
+        Self::start_from(bus, job, 1).await
+    }
+
+    async fn start_from(bus: &Bus, job: &str, seq: u64) -> Result<Self, TopologyError> {
+        let mut reader = Self { bus: bus.clone(), job: job.to_owned(), next_seq: Some(seq), pull: None };
+        reader.pull = Some(reader.open().await?);
+        Ok(reader)
+    }
+
+    async fn open(&self) -> Result<pull::Stream, TopologyError> {
+        let what = format!("a reader of the results of job {}", self.job);
+        let config = pull::Config {
+            deliver_policy: self
+                .next_seq
+                .map_or(DeliverPolicy::New, |start_sequence| DeliverPolicy::ByStartSequence { start_sequence }),
+            ack_policy: AckPolicy::None,
+            filter_subject: results_of_job(&self.job),
+            inactive_threshold: Duration::from_secs(60),
+            memory_storage: true,
+            num_replicas: 1,
+            ..Default::default()
+        };
+        let created = self.bus.js.create_consumer_on_stream(config, STREAM_RESULTS).await;
+        let consumer: PullConsumer = created.map_err(|e| TopologyError::new(&what, &e))?;
+        let stream = consumer
+            .stream()
+            .max_messages_per_batch(COLLECT_BATCH_MAX)
+            .expires(Duration::from_secs(10))
+            .heartbeat(Duration::from_secs(2))
+            .messages()
+            .await;
+        stream.map_err(|e| TopologyError::new(&what, &e))
+    }
+
+    /// The next pack, with its subject.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is lost when it is dropped.
+    pub async fn next(&mut self) -> (TaskSubject, Pack) {
+        loop {
+            let Some(pull) = &mut self.pull else {
+                match self.open().await {
+                    Ok(pull) => self.pull = Some(pull),
+                    Err(error) => {
+                        tracing::debug!(%error, "cannot read results yet, will try again");
+                        tokio::time::sleep(READ_AGAIN_AFTER).await;
+                    }
+                }
+                continue;
+            };
+            let Some(Ok(message)) = pull.next().await else {
+                self.pull = None;
+                continue;
+            };
+            if let Ok(info) = message.info() {
+                self.next_seq = Some(info.stream_sequence + 1);
+            }
+            match read_pack(&message.subject, &message.payload) {
+                Ok(EndedBody::Pack(subject, pack)) => return (subject, pack),
+                Ok(EndedBody::Dead(..)) => {}
+                Err(error) => tracing::warn!(%error, subject = %message.subject, "a result pack cannot be read"),
+            }
+        }
+    }
+}

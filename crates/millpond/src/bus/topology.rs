@@ -1,0 +1,280 @@
+//! Streams, consumers and buckets, as data. The one-shot setup role makes them, idempotently; workers add the two
+//! durables of a new queue. Nobody else creates anything. docs/protocol.md says why each setting is as it is.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::{kv, object_store, stream};
+
+use super::{Bus, describe};
+use crate::limits::{
+    ACK_PENDING_MAX, DUPLICATE_WINDOW, LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PULL_BYTES_MAX, START_RECORD_KEEP,
+    TASK_BYTES_MAX,
+};
+
+/// Tasks as published.
+pub const STREAM_TASKS: &str = "TASKS";
+/// Tasks that wait for their time, or whose time has come.
+pub const STREAM_DUE: &str = "DUE";
+/// Packs of outcomes.
+pub const STREAM_RESULTS: &str = "RESULTS";
+/// Dead letters.
+pub const STREAM_DEAD: &str = "DEAD";
+/// Durable of the collector on RESULTS and DEAD.
+pub const DURABLE_COLLECTOR: &str = "collector";
+
+/// Records of jobs.
+pub const BUCKET_JOBS: &str = "millpond_jobs";
+/// Records of live workers.
+pub const BUCKET_WORKERS: &str = "millpond_workers";
+/// Tombstones of cancelled tasks and jobs.
+pub const BUCKET_CANCELS: &str = "millpond_cancels";
+/// Records of purges.
+pub const BUCKET_PURGES: &str = "millpond_purges";
+/// Start records of redelivered tasks.
+pub const BUCKET_STARTS: &str = "millpond_starts";
+/// What each server process had stored when it was first seen.
+pub const BUCKET_SERVERS: &str = "millpond_servers";
+/// State shared by programs.
+pub const BUCKET_SHARED: &str = "millpond_shared";
+/// Payloads above the claim-check size.
+pub const BUCKET_PAYLOADS: &str = "millpond_payloads";
+
+/// Key of a stream's epoch in its metadata: sequences repeat when a stream is made anew, epochs do not.
+const METADATA_EPOCH: &str = "millpond-epoch";
+
+/// How much the streams may hold.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Messages in TASKS.
+    pub tasks_max: i64,
+    /// Bytes in TASKS.
+    pub tasks_bytes_max: i64,
+    /// Bytes in RESULTS.
+    pub results_bytes_max: i64,
+    /// Bytes in DEAD.
+    pub dead_bytes_max: i64,
+    /// Copies of everything: 1, or 3 in a cluster.
+    pub replicas: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const GIB: i64 = 1024 * 1024 * 1024;
+        Self {
+            tasks_max: 10_000_000,
+            tasks_bytes_max: 4 * GIB,
+            results_bytes_max: 4 * GIB,
+            dead_bytes_max: GIB,
+            replicas: 1,
+        }
+    }
+}
+
+/// Why something could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("nats refused {what}: {reason}")]
+pub struct TopologyError {
+    what: String,
+    reason: String,
+}
+
+impl TopologyError {
+    pub(super) fn new(what: &str, error: &dyn std::error::Error) -> Self {
+        Self { what: what.to_owned(), reason: describe(error) }
+    }
+}
+
+/// Makes all streams, buckets and the collector's consumers, or brings them up to date.
+///
+/// # Errors
+/// [`TopologyError`] names the first thing that the server refused.
+pub async fn setup(bus: &Bus, limits: &Limits) -> Result<(), TopologyError> {
+    for config in streams(limits) {
+        make_stream(bus, config).await?;
+    }
+    for config in buckets(limits) {
+        let name = config.bucket.clone();
+        bus.js.create_or_update_key_value(config).await.map_err(|e| TopologyError::new(&name, &e))?;
+    }
+    if bus.js.get_object_store(BUCKET_PAYLOADS).await.is_err() {
+        let config = object_store::Config {
+            bucket: BUCKET_PAYLOADS.to_owned(),
+            num_replicas: limits.replicas,
+            ..Default::default()
+        };
+        bus.js.create_object_store(config).await.map_err(|e| TopologyError::new(BUCKET_PAYLOADS, &e))?;
+    }
+    for (stream, filter) in [(STREAM_RESULTS, "results.>"), (STREAM_DEAD, "dead.>")] {
+        let config = pull::Config {
+            durable_name: Some(DURABLE_COLLECTOR.to_owned()),
+            deliver_policy: DeliverPolicy::All,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: Duration::from_secs(30),
+            max_ack_pending: ACK_PENDING_MAX,
+            filter_subject: filter.to_owned(),
+            num_replicas: limits.replicas,
+            ..Default::default()
+        };
+        bus.js.create_consumer_on_stream(config, stream).await.map_err(|e| TopologyError::new(stream, &e))?;
+    }
+    Ok(())
+}
+
+async fn make_stream(bus: &Bus, mut config: stream::Config) -> Result<(), TopologyError> {
+    let name = config.name.clone();
+    let epoch = match bus.js.get_stream(&name).await {
+        Ok(stream) => stream.cached_info().config.metadata.get(METADATA_EPOCH).cloned(),
+        Err(_) => None,
+    };
+    let epoch = epoch.unwrap_or_else(crate::random_token);
+    config.metadata.insert(METADATA_EPOCH.to_owned(), epoch);
+    bus.js.create_or_update_stream(config).await.map_err(|e| TopologyError::new(&name, &e))?;
+    Ok(())
+}
+
+fn streams(limits: &Limits) -> [stream::Config; 4] {
+    let subjects = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
+    let base = || stream::Config {
+        storage: stream::StorageType::File,
+        num_replicas: limits.replicas,
+        duplicate_window: DUPLICATE_WINDOW,
+        metadata: HashMap::new(),
+        max_messages: -1,
+        max_bytes: -1,
+        ..Default::default()
+    };
+    [
+        // No schedules, TTL or rollup: with them any publisher could wipe the stream by a header.
+        stream::Config {
+            name: STREAM_TASKS.to_owned(),
+            subjects: subjects(&["tasks.*.*", "tasks.*.*.*"]),
+            retention: stream::RetentionPolicy::WorkQueue,
+            discard: stream::DiscardPolicy::New,
+            max_messages: limits.tasks_max,
+            max_bytes: limits.tasks_bytes_max,
+            max_message_size: i32::try_from(TASK_BYTES_MAX).unwrap_or(i32::MAX),
+            ..base()
+        },
+        // No limits, so that a full TASKS never blocks a retry.
+        stream::Config {
+            name: STREAM_DUE.to_owned(),
+            subjects: subjects(&["sched.>", "due.*.*", "due.*.*.*"]),
+            retention: stream::RetentionPolicy::WorkQueue,
+            discard: stream::DiscardPolicy::Old,
+            allow_direct: true,
+            allow_message_schedules: true,
+            allow_atomic_publish: true,
+            // The server insists on rollup where schedules are on; only millpond's own roles publish here.
+            allow_rollup: true,
+            ..base()
+        },
+        stream::Config {
+            name: STREAM_RESULTS.to_owned(),
+            subjects: subjects(&["results.*.*.*"]),
+            retention: stream::RetentionPolicy::Limits,
+            discard: stream::DiscardPolicy::New,
+            max_bytes: limits.results_bytes_max,
+            ..base()
+        },
+        stream::Config {
+            name: STREAM_DEAD.to_owned(),
+            subjects: subjects(&["dead.*.*"]),
+            retention: stream::RetentionPolicy::Limits,
+            discard: stream::DiscardPolicy::New,
+            max_bytes: limits.dead_bytes_max,
+            ..base()
+        },
+    ]
+}
+
+fn buckets(limits: &Limits) -> [kv::Config; 7] {
+    let bucket = |name: &str, max_age: Duration| kv::Config {
+        bucket: name.to_owned(),
+        history: 1,
+        max_age,
+        storage: stream::StorageType::File,
+        num_replicas: limits.replicas,
+        // Removed keys leave a marker that goes by itself.
+        limit_markers: Some(LEASE_SETTLED_KEEP),
+        ..Default::default()
+    };
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    [
+        bucket(BUCKET_JOBS, Duration::ZERO),
+        bucket(BUCKET_WORKERS, DAY),
+        bucket(BUCKET_CANCELS, 30 * DAY),
+        bucket(BUCKET_PURGES, Duration::ZERO),
+        bucket(BUCKET_STARTS, START_RECORD_KEEP),
+        bucket(BUCKET_SERVERS, 30 * DAY),
+        bucket(BUCKET_SHARED, Duration::ZERO),
+    ]
+}
+
+/// Makes the two durables of a queue. A worker's role may make these names with these filters and no others.
+///
+/// # Errors
+/// [`TopologyError`]; most likely setup has not run yet.
+pub async fn make_queue(bus: &Bus, queue: &str) -> Result<(), TopologyError> {
+    for (stream, filter) in [(STREAM_TASKS, format!("tasks.{queue}.>")), (STREAM_DUE, format!("due.{queue}.>"))] {
+        let config = pull::Config {
+            durable_name: Some(durable(queue)),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: LEASE_ACK_WAIT,
+            max_deliver: -1,
+            max_ack_pending: ACK_PENDING_MAX,
+            max_waiting: 4096,
+            max_bytes: i64::try_from(PULL_BYTES_MAX).unwrap_or(i64::MAX),
+            filter_subject: filter,
+            ..Default::default()
+        };
+        let what = format!("the consumer of queue {queue} on {stream} (has `setup` run?)");
+        bus.js.create_consumer_on_stream(config, stream).await.map_err(|e| TopologyError::new(&what, &e))?;
+    }
+    Ok(())
+}
+
+/// Name of the durable of a queue, the same on TASKS and DUE.
+#[must_use]
+pub fn durable(queue: &str) -> String {
+    format!("q-{queue}")
+}
+
+/// What a worker needs to know of TASKS or DUE.
+#[derive(Debug, Clone)]
+pub struct StreamState {
+    /// Its epoch; part of the ids of tasks that bring none.
+    pub epoch: String,
+    /// Oldest sequence that it holds.
+    pub first_seq: u64,
+    /// Newest sequence.
+    pub last_seq: u64,
+    /// Messages.
+    pub messages: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Limits: messages and bytes, when set.
+    pub messages_max: Option<u64>,
+    /// Limit in bytes, when set.
+    pub bytes_max: Option<u64>,
+}
+
+/// Asks the server for the state of a stream.
+///
+/// # Errors
+/// [`TopologyError`]; most likely setup has not run yet.
+pub async fn stream_state(bus: &Bus, name: &str) -> Result<StreamState, TopologyError> {
+    let what = format!("use of stream {name} (has `setup` run?)");
+    let stream = bus.js.get_stream(name).await.map_err(|e| TopologyError::new(&what, &e))?;
+    let info = stream.cached_info();
+    Ok(StreamState {
+        epoch: info.config.metadata.get(METADATA_EPOCH).cloned().unwrap_or_default(),
+        first_seq: info.state.first_sequence,
+        last_seq: info.state.last_sequence,
+        messages: info.state.messages,
+        bytes: info.state.bytes,
+        messages_max: u64::try_from(info.config.max_messages).ok(),
+        bytes_max: u64::try_from(info.config.max_bytes).ok(),
+    })
+}

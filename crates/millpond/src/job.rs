@@ -1,0 +1,55 @@
+//! A job: tasks submitted together, with a total and progress. Its record lies in the jobs bucket under its name.
+//! No I/O, no clock.
+
+use serde::{Deserialize, Serialize};
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Its producer still adds tasks (`heartbeat_ms` tells whether it lives).
+    Open,
+    /// All its tasks are published; `total` is known.
+    Closed,
+}
+
+/// The record of a job.
+///
+/// ```
+/// let text = r#"{"job":"j1","queue":"default","kind":"square","epoch":1,"state":"closed","total":100,"published":100,"created_ms":1,"heartbeat_ms":2}"#;
+/// let record: millpond::job::JobRecord = serde_json::from_str(text).unwrap();
+/// assert_eq!(serde_json::to_string(&record).unwrap(), text);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Its name: one subject token.
+    pub job: String,
+    /// The queue of its tasks.
+    pub queue: String,
+    /// The kind of its tasks.
+    pub kind: String,
+    /// From 1; a new one after an intended re-run, part of its tasks' ids.
+    pub epoch: u32,
+    /// Open or closed.
+    pub state: JobState,
+    /// How many tasks it has, once that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+    /// Tasks acknowledged by the server without a gap, from index 0.
+    pub published: u64,
+    /// When it was made, Unix time in milliseconds.
+    pub created_ms: i64,
+    /// When its producer last said that it lives, Unix time in milliseconds.
+    pub heartbeat_ms: i64,
+}
+
+impl JobRecord {
+    /// The id of the task, or of the batch of `len`, at `index`.
+    #[must_use]
+    pub fn task_id(&self, index: u64, batch: Option<u32>) -> String {
+        match batch {
+            None => format!("{}.{}/{index}", self.job, self.epoch),
+            Some(len) => format!("{}.{}/{index}+{len}", self.job, self.epoch),
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! The words of millpond and its bus: what a producer program, a worker or a collector depends on.
+//!
+//! `task`, `batch`, `outcome`, `dead_letter`, `job`, `worker_record`, `retry` and `limits` have no I/O, no clock and no
+//! randomness. `bus` is the only place that names the NATS client. `client` is what a producer program uses.
+
+pub mod batch;
+pub mod bus;
+pub mod client;
+pub mod config;
+pub mod dead_letter;
+pub mod failpoint;
+pub mod job;
+pub mod limits;
+pub mod outcome;
+pub mod retry;
+pub mod shutdown;
+pub mod task;
+pub mod telemetry;
+pub mod worker_record;
+
+use rand::RngExt;
+
+/// 16 random characters of `[a-z2-7]`: a nonce, an epoch, a job name. 80 bits.
+#[must_use]
+pub fn random_token() -> String {
+    let bytes: [u8; 10] = rand::rng().random();
+    data_encoding::BASE32_NOPAD.encode(&bytes).to_ascii_lowercase()
+}
+
+/// Now, as Unix time in milliseconds.
+#[must_use]
+pub fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}

@@ -1,0 +1,112 @@
+//! Every bound of millpond, with its unit in its name and the reason beside it.
+//! No I/O, no clock. Anything may read it; relations between bounds are checked at compile time below.
+
+use std::time::Duration;
+
+/// Longest queue, kind, job or unique key, in characters of `[A-Za-z0-9_-]`.
+pub const TOKEN_CHARS_MAX: usize = 64;
+/// Longest task id (a publisher's `Nats-Msg-Id`), in bytes.
+pub const TASK_ID_BYTES_MAX: usize = 256;
+/// Largest task as published, headers included, in bytes. The TASKS stream refuses more.
+pub const TASK_BYTES_MAX: usize = 1024 * 1024;
+/// `max_payload` that the server must allow, in bytes: room for a task and the evidence of its failures.
+pub const SERVER_PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Largest result of one task, in bytes of JSON. A larger one is a dead letter with the reason `result_too_large`.
+pub const RESULT_BYTES_MAX: usize = 1024 * 1024;
+/// A result pack is sent when it holds this many bytes; more go into the next one.
+pub const PACK_BYTES_MAX: usize = 512 * 1024;
+/// Outcomes in one pack at the most.
+pub const PACK_OUTCOMES_MAX: usize = 512;
+/// Tasks in one batch at the most.
+pub const BATCH_ITEMS_MAX: u32 = 1000;
+
+/// Attempts of a task that says nothing else.
+pub const ATTEMPTS_MAX_DEFAULT: u32 = 3;
+/// Most attempts that a task may ask for.
+pub const ATTEMPTS_MAX_MAX: u32 = 100;
+/// Timeout of one attempt of a task that says nothing else.
+pub const TASK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
+/// First delay before a retry; it doubles with each attempt.
+pub const RETRY_DELAY_BASE: Duration = Duration::from_secs(1);
+/// Longest delay before a retry.
+pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(300);
+/// Compact failures that travel with a retry, in bytes; the oldest are dropped beyond it.
+pub const FAILURES_BYTES_MAX: usize = 4 * 1024;
+/// A failure's message, in bytes; what is longer is cut.
+pub const FAILURE_MESSAGE_BYTES_MAX: usize = 2 * 1024;
+
+/// How long the server waits for an ack or an extension before it gives a task to somebody else.
+pub const LEASE_ACK_WAIT: Duration = Duration::from_secs(3);
+/// How often a worker extends what it holds.
+pub const LEASE_EXTEND_EVERY: Duration = Duration::from_secs(1);
+/// How often a worker looks whether it was paused itself.
+pub const PAUSE_TICK: Duration = Duration::from_millis(100);
+/// A gap between two such looks that counts as a pause: an extension may be late.
+pub const PAUSE_MIN: Duration = Duration::from_millis(1500);
+/// How long `lease.who` waits when somebody listens but says nothing.
+pub const LEASE_WHO_WAIT: Duration = Duration::from_millis(500);
+/// How long an unanswered ack is sent again, and `lease.who` answered `settled`.
+pub const LEASE_SETTLED_KEEP: Duration = Duration::from_secs(60);
+/// Settled ids that a worker remembers.
+pub const SETTLED_IDS_MAX: usize = 16 * 1024;
+/// Starts that ended in a death before a task is taken for a killer: the next delivery buries (or splits) it.
+pub const STARTS_MAX: usize = 3;
+/// A delivered task that got no slot within this time is handed back.
+pub const HAND_BACK_AFTER: Duration = Duration::from_secs(1);
+/// Work that a worker may hold ahead of its slots, as time: tiny tasks are pulled many at once, long ones are not hoarded.
+pub const LOOKAHEAD: Duration = Duration::from_millis(50);
+/// Tasks held ahead of the slots, at the most.
+pub const LOOKAHEAD_TASKS_MAX: usize = 512;
+/// Outcomes of one worker between "executed" and "acknowledged" at once; slots wait beyond it.
+pub const SETTLING_MAX: usize = 2048;
+/// Bytes that one pull asks for at the most.
+pub const PULL_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long one pull request waits at the server.
+pub const PULL_EXPIRES: Duration = Duration::from_secs(5);
+/// A pull request that the server did not end this long after it expired is forgotten and made anew.
+pub const PULL_WATCHDOG: Duration = Duration::from_secs(2);
+/// Tasks that all workers of a queue may hold together (`max_ack_pending`).
+pub const ACK_PENDING_MAX: i64 = 100_000;
+/// Delay of a task whose kind this worker does not know.
+pub const UNKNOWN_KIND_DELAY: Duration = Duration::from_secs(1);
+/// A task is buried when no live worker has announced its kind for this long.
+pub const UNKNOWN_KIND_BURY_AFTER: Duration = Duration::from_secs(60);
+
+/// How often a worker renews its record, and a producer program the record of its job.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
+/// A worker whose record is older is gone.
+pub const HEARTBEAT_LOST_AFTER: Duration = Duration::from_secs(8);
+/// Start records older than this are dropped by the server.
+pub const START_RECORD_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often start records of tasks that are gone are swept.
+pub const START_SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// The server's dedupe window: it makes a resend cheap; nothing relies on it.
+pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
+/// Publishes of one program that wait for their ack at once.
+pub const PUBLISH_WINDOW: usize = 1000;
+/// How long a publish waits for its ack before it is sent again with the same id.
+pub const PUBLISH_ACK_WAIT: Duration = Duration::from_secs(5);
+/// How long a publisher waits when the stream is full.
+pub const STREAM_FULL_WAIT: Duration = Duration::from_millis(200);
+/// Our clients stop at this share of the TASKS limit, in percent, so that others have room.
+pub const STREAM_FILL_PERCENT_MAX: u64 = 90;
+/// Items between the oldest unprinted and the newest published one of an ordered `map`.
+pub const MAP_WINDOW_ITEMS: u64 = 65_536;
+/// Bytes of results that an ordered `map` holds back at the most before it stops publishing.
+pub const MAP_WINDOW_BYTES: usize = 16 * 1024 * 1024;
+
+/// How long RESULTS and DEAD keep what the collector has stored, for clients that read late.
+pub const RESULTS_KEEP: Duration = Duration::from_secs(600);
+/// Messages in one transaction of the collector.
+pub const COLLECT_BATCH_MAX: usize = 500;
+/// Rows of one page of the collector's API, at the most and when nothing is asked.
+pub const PAGE_ROWS_MAX: u32 = 1000;
+/// Rows of one page when the caller does not say.
+pub const PAGE_ROWS_DEFAULT: u32 = 100;
+
+const _: () = assert!(LEASE_EXTEND_EVERY.as_millis() * 3 <= LEASE_ACK_WAIT.as_millis());
+const _: () = assert!(PAUSE_MIN.as_millis() + LEASE_EXTEND_EVERY.as_millis() < LEASE_ACK_WAIT.as_millis());
+const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 3 <= HEARTBEAT_LOST_AFTER.as_millis());
+const _: () = assert!(TASK_BYTES_MAX * 2 <= SERVER_PAYLOAD_BYTES_MAX);
+const _: () = assert!(RESULT_BYTES_MAX + PACK_BYTES_MAX <= SERVER_PAYLOAD_BYTES_MAX);

@@ -1,0 +1,249 @@
+//! How attempts end, as it travels on RESULTS: a pack of outcomes of one subject.
+//! No I/O, no clock. The worker writes packs; the collector and waiting clients read them.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::limits::FAILURE_MESSAGE_BYTES_MAX;
+
+/// Which items of a batch a message or an outcome covers; a task published alone has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Items {
+    /// Items in the batch as it was first published.
+    pub of: u32,
+    /// The first item covered, from 0.
+    pub from: u32,
+    /// How many are covered.
+    pub len: u32,
+}
+
+impl Items {
+    /// A whole batch.
+    #[must_use]
+    pub fn whole(of: u32) -> Self {
+        Self { of, from: 0, len: of }
+    }
+
+    /// Whether two ranges of one batch share an item.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.from < other.from.saturating_add(other.len) && other.from < self.from.saturating_add(self.len)
+    }
+}
+
+/// The id of what covers `items` of `root`: the root's own, `<root>/<i>` for one item, `<root>/<from>+<len>` for some.
+#[must_use]
+pub fn id_of(root: &str, items: Option<Items>) -> String {
+    match items {
+        None => root.to_owned(),
+        Some(i) if i.len == i.of => root.to_owned(),
+        Some(i) if i.len == 1 => format!("{root}/{}", i.from),
+        Some(i) => format!("{root}/{}+{}", i.from, i.len),
+    }
+}
+
+/// Why an attempt failed. `type` is a short word that code can branch on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// `error`, `panic`, `timeout`, `bad_arguments`, `unknown_kind`, … (docs/protocol.md lists them).
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// One line for a person.
+    pub message: String,
+    /// Where it happened, when the handler can say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceback: Option<String>,
+    /// False when trying again cannot help: the task is buried at once.
+    #[serde(default = "yes")]
+    pub retry: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Failure {
+    /// A failure that may be tried again.
+    #[must_use]
+    pub fn new(kind: impl Into<String>, message: impl Into<String>) -> Self {
+        let mut message: String = message.into();
+        if message.len() > FAILURE_MESSAGE_BYTES_MAX {
+            let mut end = FAILURE_MESSAGE_BYTES_MAX;
+            while !message.is_char_boundary(end) {
+                end -= 1;
+            }
+            message.truncate(end);
+            message.push('…');
+        }
+        Self { kind: kind.into(), message, traceback: None, retry: true }
+    }
+
+    /// A failure that trying again cannot mend.
+    #[must_use]
+    pub fn fatal(kind: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { retry: false, ..Self::new(kind, message) }
+    }
+}
+
+/// A failed attempt, as retries, outcomes and dead letters carry it on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedAttempt {
+    /// From 1.
+    pub attempt: u32,
+    /// The worker that ran it.
+    pub worker: String,
+    /// Start, Unix time in milliseconds.
+    pub started_ms: i64,
+    /// End, Unix time in milliseconds.
+    pub ended_ms: i64,
+    /// Why.
+    pub failure: Failure,
+}
+
+/// How an item ended that has no result (yet).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// Failed; a later attempt waits in DUE.
+    Retry,
+    /// Failed for good; a dead letter waits for a person.
+    Dead,
+    /// Cancelled before it ran.
+    Cancelled,
+    /// Not run by this attempt (drain); the rest of the batch was published again.
+    Rest,
+}
+
+impl End {
+    /// Whether nothing more will happen to the item by itself.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Dead | Self::Cancelled)
+    }
+}
+
+/// An item without a result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotDone {
+    /// Place in the root batch, from 0; 0 for a task published alone.
+    pub item: u32,
+    /// How it ended.
+    pub end: End,
+    /// Why, for `retry` and `dead`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// When the retry is due, Unix time in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_ms: Option<i64>,
+}
+
+/// How one attempt of one message (a task, or some items of a batch) ended.
+///
+/// ```
+/// let text = r#"{"id":"a1","attempt":1,"published_ms":1,"started_ms":2,"ended_ms":3,"results":[144]}"#;
+/// let outcome: millpond::outcome::Outcome = serde_json::from_str(text).unwrap();
+/// assert_eq!(outcome.results[0].get(), "144");
+/// assert_eq!(serde_json::to_string(&outcome).unwrap(), text);
+/// ```
+///
+/// # Guarantees
+/// `results` has one entry per covered item, in order; an entry named in `not_done` is `null` and means nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Id of what ran: see [`id_of`].
+    pub id: String,
+    /// Id of the message first published, where it is not `id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    /// The items covered; none for a task published alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub items: Option<Items>,
+    /// Place of the first covered item in its job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u64>,
+    /// From 1; attempts go on over replays.
+    pub attempt: u32,
+    /// When the root was stored by the server, Unix time in milliseconds.
+    pub published_ms: i64,
+    /// Start of this attempt, Unix time in milliseconds.
+    pub started_ms: i64,
+    /// End of this attempt, Unix time in milliseconds.
+    pub ended_ms: i64,
+    /// W3C trace id, 32 hex digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
+    /// One JSON value per covered item.
+    pub results: Vec<Box<RawValue>>,
+    /// Items without a result.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_done: Vec<NotDone>,
+    /// The attempts before this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<FailedAttempt>,
+}
+
+impl Outcome {
+    /// Id of the message first published.
+    #[must_use]
+    pub fn root(&self) -> &str {
+        self.root.as_deref().unwrap_or(&self.id)
+    }
+
+    /// The first covered item's place in the root batch; 0 for a task published alone.
+    #[must_use]
+    pub fn first_item(&self) -> u32 {
+        self.items.map_or(0, |i| i.from)
+    }
+
+    /// Each covered item in order: its place in the root, and its result or why it has none.
+    pub fn ends(&self) -> impl Iterator<Item = (u32, Result<&RawValue, &NotDone>)> {
+        let first = self.first_item();
+        self.results.iter().enumerate().map(move |(k, result)| {
+            let item = first + u32::try_from(k).unwrap_or(u32::MAX);
+            match self.not_done.iter().find(|n| n.item == item) {
+                Some(not_done) => (item, Err(not_done)),
+                None => (item, Ok(&**result)),
+            }
+        })
+    }
+}
+
+/// What a RESULTS message holds: outcomes of one subject by one worker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pack {
+    /// Version of this form; 1.
+    pub v: u8,
+    /// The worker that ran them.
+    pub worker: String,
+    /// In the order in which they ended.
+    pub outcomes: Vec<Outcome>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids() {
+        assert_eq!(id_of("r", None), "r");
+        assert_eq!(id_of("r", Some(Items::whole(3))), "r");
+        assert_eq!(id_of("r", Some(Items { of: 3, from: 2, len: 1 })), "r/2");
+        assert_eq!(id_of("r", Some(Items { of: 3, from: 1, len: 2 })), "r/1+2");
+    }
+
+    #[test]
+    fn overlap() {
+        let a = Items { of: 10, from: 2, len: 3 };
+        let at = |from, len| Items { of: 10, from, len };
+        assert!(a.overlaps(&at(4, 1)));
+        assert!(!a.overlaps(&at(5, 2)));
+        assert!(!a.overlaps(&at(0, 2)));
+        assert!(a.overlaps(&Items::whole(10)));
+    }
+
+    #[test]
+    fn long_messages_are_cut_at_a_character() {
+        let failure = Failure::new("error", "ä".repeat(FAILURE_MESSAGE_BYTES_MAX));
+        assert!(failure.message.len() <= FAILURE_MESSAGE_BYTES_MAX + '…'.len_utf8());
+    }
+}

@@ -1,0 +1,383 @@
+//! A task as a worker reads it from TASKS or DUE, and as it is published again. No I/O, no clock.
+//! Headers in doubt never lose a task: [`Task::read`] always returns one, with a [`Defect`] that says why it is buried.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::bus::subject::{SubjectError, TaskSubject};
+use crate::limits::{ATTEMPTS_MAX_DEFAULT, ATTEMPTS_MAX_MAX, BATCH_ITEMS_MAX, FAILURES_BYTES_MAX, TASK_ID_BYTES_MAX};
+use crate::outcome::{FailedAttempt, Items, id_of};
+
+/// The publisher's id of a message; the server dedupes by it for a while.
+pub const HEADER_MSG_ID: &str = "Nats-Msg-Id";
+/// The payload is a JSON array of this many argument values.
+pub const HEADER_BATCH: &str = "Millpond-Batch";
+/// Place in its job (of the first item, for a batch), from 0.
+pub const HEADER_INDEX: &str = "Millpond-Index";
+/// Timeout of one attempt, such as `30s`.
+pub const HEADER_TIMEOUT: &str = "Millpond-Timeout";
+/// Attempts before the task is buried.
+pub const HEADER_ATTEMPTS_MAX: &str = "Millpond-Attempts-Max";
+/// RFC 3339 time after which the task must not start.
+pub const HEADER_EXPIRES: &str = "Millpond-Expires";
+/// Number of this attempt, from 1; honoured only in DUE.
+pub const HEADER_ATTEMPT: &str = "Millpond-Attempt";
+/// Id of what is published again; honoured only in DUE.
+pub const HEADER_ID: &str = "Millpond-Id";
+/// Id of the message first published; honoured only in DUE.
+pub const HEADER_ROOT: &str = "Millpond-Root";
+/// `<from>+<len>/<of>`: the items of the root batch that this covers; honoured only in DUE.
+pub const HEADER_ITEMS: &str = "Millpond-Items";
+/// The attempts so far, JSON; honoured only in DUE.
+pub const HEADER_FAILURES: &str = "Millpond-Failures";
+/// When the root was stored, Unix time in milliseconds; honoured only in DUE.
+pub const HEADER_PUBLISHED: &str = "Millpond-Published";
+/// W3C trace context.
+pub const HEADER_TRACEPARENT: &str = "traceparent";
+/// W3C trace state.
+pub const HEADER_TRACESTATE: &str = "tracestate";
+
+/// What only millpond itself may say, and only in DUE.
+const REPUBLISHED: [&str; 6] =
+    [HEADER_ATTEMPT, HEADER_ID, HEADER_ROOT, HEADER_ITEMS, HEADER_FAILURES, HEADER_PUBLISHED];
+
+/// Header names and values, in order; names are case-sensitive, as in NATS.
+pub type Headers = Vec<(String, String)>;
+
+/// Which stream a message came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// As published by anybody.
+    Tasks,
+    /// Published again by millpond: a retry, a rest, a half, a replay; or a schedule that fired.
+    Due,
+}
+
+/// Why a task cannot run: it becomes a dead letter with this reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Defect {
+    /// Short word, as in the dead letter.
+    pub reason: &'static str,
+    /// One line for a person: what is wrong and what would be right.
+    pub message: String,
+}
+
+/// What the server knows of a message.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival<'a> {
+    /// The stream.
+    pub origin: Origin,
+    /// Epoch of the stream, from its metadata.
+    pub epoch: &'a str,
+    /// Sequence in the stream.
+    pub seq: u64,
+    /// When the server stored it, Unix time in milliseconds.
+    pub stored_ms: i64,
+}
+
+/// One message of work: a task, or some items of a batch.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Queue, kind and job.
+    pub subject: TaskSubject,
+    /// Id of the message first published.
+    pub root: String,
+    /// The items of the root that this covers; none for a task published alone.
+    pub items: Option<Items>,
+    /// From 1.
+    pub attempt: u32,
+    /// Attempts before the task is buried.
+    pub attempts_max: u32,
+    /// Timeout of one attempt; none means the worker's default.
+    pub timeout: Option<Duration>,
+    /// Must not start after this, Unix time in milliseconds.
+    pub expires_ms: Option<i64>,
+    /// Place in the job of the first covered item.
+    pub index: Option<u64>,
+    /// When the root was stored, Unix time in milliseconds.
+    pub published_ms: i64,
+    /// The attempts before this one, oldest first.
+    pub failures: Vec<FailedAttempt>,
+    /// Whether it was published again by millpond.
+    pub republished: bool,
+    /// The arguments: one value, or a JSON array of `items.len` values.
+    pub payload: Bytes,
+    /// Headers that travel on: `Millpond-*` but those of [`REPUBLISHED`], and the trace context.
+    pub forwarded: Headers,
+    /// Set when it must be buried instead of run.
+    pub defect: Option<Defect>,
+}
+
+impl Task {
+    /// Reads a message. What does not fit is told by `defect`; the id, queue and kind are always usable.
+    #[must_use]
+    pub fn read(subject: &str, headers: &Headers, payload: Bytes, arrival: Arrival<'_>) -> Self {
+        let mut defect = None;
+        let subject = read_subject(subject, &mut defect);
+        let due = arrival.origin == Origin::Due;
+        let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        let own = |name: &str| get(name).filter(|_| due);
+        let default_id = || format!("{}-{}", arrival.epoch, arrival.seq);
+        let root = own(HEADER_ROOT)
+            .or_else(|| own(HEADER_ID))
+            .or_else(|| get(HEADER_MSG_ID))
+            .filter(|id| !id.is_empty())
+            .map_or_else(default_id, str::to_owned);
+        let mut task = Self {
+            subject,
+            root,
+            items: None,
+            attempt: 1,
+            attempts_max: ATTEMPTS_MAX_DEFAULT,
+            timeout: None,
+            expires_ms: None,
+            index: None,
+            published_ms: arrival.stored_ms,
+            failures: own(HEADER_FAILURES).and_then(|v| serde_json::from_str(v).ok()).unwrap_or_default(),
+            republished: own(HEADER_ID).is_some(),
+            payload,
+            forwarded: headers.iter().filter(|(name, _)| is_forwarded(name)).cloned().collect(),
+            defect,
+        };
+        if task.root.len() > TASK_ID_BYTES_MAX {
+            let message = format!("id is {} bytes long, at most {TASK_ID_BYTES_MAX} are allowed", task.root.len());
+            task.root = default_id();
+            task.refuse("bad_header", message);
+        }
+        task.read_numbers(&get, &own);
+        task.read_items(&get, &own);
+        task
+    }
+
+    fn read_numbers<'h>(&mut self, get: &dyn Fn(&str) -> Option<&'h str>, own: &dyn Fn(&str) -> Option<&'h str>) {
+        if let Some(text) = get(HEADER_ATTEMPTS_MAX) {
+            match text.parse() {
+                Ok(n) if (1..=ATTEMPTS_MAX_MAX).contains(&n) => self.attempts_max = n,
+                _ => self.bad_header(HEADER_ATTEMPTS_MAX, text, &format!("a number from 1 to {ATTEMPTS_MAX_MAX}")),
+            }
+        }
+        if let Some(text) = get(HEADER_TIMEOUT) {
+            match humantime::parse_duration(text) {
+                Ok(timeout) if !timeout.is_zero() => self.timeout = Some(timeout),
+                _ => self.bad_header(HEADER_TIMEOUT, text, "a duration such as 30s or 5m"),
+            }
+        }
+        if let Some(text) = get(HEADER_EXPIRES) {
+            match text.parse::<jiff::Timestamp>() {
+                Ok(at) => self.expires_ms = Some(at.as_millisecond()),
+                Err(_) => self.bad_header(HEADER_EXPIRES, text, "an RFC 3339 time such as 2026-01-31T12:00:00Z"),
+            }
+        }
+        if let Some(text) = get(HEADER_INDEX) {
+            match text.parse::<u64>() {
+                Ok(n) if i64::try_from(n).is_ok() => self.index = Some(n),
+                _ => self.bad_header(HEADER_INDEX, text, "a number from 0"),
+            }
+        }
+        self.attempt = own(HEADER_ATTEMPT).and_then(|v| v.parse().ok()).filter(|&n| n > 0).unwrap_or(1);
+        if let Some(ms) = own(HEADER_PUBLISHED).and_then(|v| v.parse().ok()) {
+            self.published_ms = ms;
+        }
+    }
+
+    fn read_items<'h>(&mut self, get: &dyn Fn(&str) -> Option<&'h str>, own: &dyn Fn(&str) -> Option<&'h str>) {
+        if let Some(items) = own(HEADER_ITEMS).and_then(parse_items) {
+            self.items = Some(items);
+        } else if let Some(text) = get(HEADER_BATCH) {
+            match text.parse() {
+                Ok(n) if (1..=BATCH_ITEMS_MAX).contains(&n) => self.items = Some(Items::whole(n)),
+                _ => self.bad_header(HEADER_BATCH, text, &format!("a number from 1 to {BATCH_ITEMS_MAX}")),
+            }
+        }
+    }
+
+    fn bad_header(&mut self, name: &str, value: &str, wanted: &str) {
+        self.refuse("bad_header", format!("header {name} is {value:?}, it must be {wanted}"));
+    }
+
+    /// Marks it as not fit to run; the first reason stays.
+    pub fn refuse(&mut self, reason: &'static str, message: String) {
+        self.defect.get_or_insert(Defect { reason, message });
+    }
+
+    /// Its own id: the root's, or that of the items it covers.
+    #[must_use]
+    pub fn id(&self) -> String {
+        id_of(&self.root, self.items)
+    }
+
+    /// Whether the payload is an array of arguments (also of one), rather than one argument.
+    #[must_use]
+    pub fn is_batch(&self) -> bool {
+        self.items.is_some_and(|i| i.len > 1 || i.of == i.len)
+    }
+
+    /// How many items it covers; 1 for a task published alone.
+    #[must_use]
+    pub fn items_len(&self) -> u32 {
+        self.items.map_or(1, |i| i.len)
+    }
+
+    /// Whether two messages cover an item in common.
+    #[must_use]
+    pub fn overlaps(&self, queue: &str, root: &str, items: Option<Items>) -> bool {
+        self.subject.queue == queue
+            && self.root == root
+            && match (self.items, items) {
+                (Some(a), Some(b)) => a.overlaps(&b),
+                _ => true,
+            }
+    }
+
+    /// The headers under which `items` of it (all, when none) are published again as attempt `attempt`.
+    /// `message_id` only makes a resend safe.
+    #[must_use]
+    pub fn republish_headers(
+        &self,
+        items: Option<Items>,
+        attempt: u32,
+        failures: &[FailedAttempt],
+        message_id: String,
+    ) -> Headers {
+        let items = items.or(self.items);
+        let mut headers: Headers =
+            self.forwarded.iter().filter(|(n, _)| n != HEADER_INDEX && n != HEADER_BATCH).cloned().collect();
+        let mut put = |name: &str, value: String| headers.push((name.to_owned(), value));
+        put(HEADER_MSG_ID, message_id);
+        put(HEADER_ID, id_of(&self.root, items));
+        put(HEADER_ROOT, self.root.clone());
+        put(HEADER_ATTEMPT, attempt.to_string());
+        put(HEADER_PUBLISHED, self.published_ms.to_string());
+        if let Some(i) = items {
+            put(HEADER_ITEMS, format!("{}+{}/{}", i.from, i.len, i.of));
+        }
+        if let Some(index) = self.index_of(items.map_or(0, |i| i.from)) {
+            put(HEADER_INDEX, index.to_string());
+        }
+        if !failures.is_empty() {
+            put(HEADER_FAILURES, compact(failures));
+        }
+        headers
+    }
+
+    /// The place in its job of item `item` of the root.
+    #[must_use]
+    pub fn index_of(&self, item: u32) -> Option<u64> {
+        let first = self.items.map_or(0, |i| i.from);
+        self.index.map(|index| index + u64::from(item.saturating_sub(first)))
+    }
+
+    /// The W3C trace context that came with it.
+    #[must_use]
+    pub fn traceparent(&self) -> Option<&str> {
+        self.forwarded.iter().find(|(n, _)| n == HEADER_TRACEPARENT).map(|(_, v)| v.as_str())
+    }
+}
+
+fn read_subject(subject: &str, defect: &mut Option<Defect>) -> TaskSubject {
+    TaskSubject::parse(subject).unwrap_or_else(|error: SubjectError| {
+        *defect = Some(Defect { reason: "bad_subject", message: error.to_string() });
+        let mut tokens = subject.split('.').skip(1);
+        let mut token = || {
+            let token = tokens.next().unwrap_or_default();
+            match crate::bus::subject::check_token("token", token) {
+                Ok(()) => token.to_owned(),
+                Err(_) => "invalid".to_owned(),
+            }
+        };
+        TaskSubject { queue: token(), kind: token(), job: None, unique: None }
+    })
+}
+
+fn is_forwarded(name: &str) -> bool {
+    (name.starts_with("Millpond-") && !REPUBLISHED.contains(&name))
+        || name == HEADER_TRACEPARENT
+        || name == HEADER_TRACESTATE
+}
+
+fn parse_items(text: &str) -> Option<Items> {
+    let (range, of) = text.split_once('/')?;
+    let (from, len) = range.split_once('+')?;
+    let items = Items { of: of.parse().ok()?, from: from.parse().ok()?, len: len.parse().ok()? };
+    (items.len > 0 && items.from.checked_add(items.len)? <= items.of).then_some(items)
+}
+
+/// The failures as JSON of at most [`FAILURES_BYTES_MAX`]: the oldest go first when it is too long.
+fn compact(failures: &[FailedAttempt]) -> String {
+    let mut rest = failures;
+    loop {
+        let text = serde_json::to_string(rest).unwrap_or_else(|_| "[]".to_owned());
+        match rest.split_first() {
+            Some((_, tail)) if text.len() > FAILURES_BYTES_MAX => rest = tail,
+            _ => return text,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Failure;
+
+    const ARRIVAL: Arrival<'_> = Arrival { origin: Origin::Tasks, epoch: "e", seq: 7, stored_ms: 5 };
+
+    fn read(subject: &str, headers: &[(&str, &str)], origin: Origin) -> Task {
+        let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        Task::read(subject, &headers, Bytes::from_static(b"12"), Arrival { origin, ..ARRIVAL })
+    }
+
+    #[test]
+    fn a_bare_message_is_a_whole_task() {
+        let task = read("tasks.default.square", &[], Origin::Tasks);
+        assert_eq!((task.id().as_str(), task.attempt, task.is_batch()), ("e-7", 1, false));
+        assert_eq!(task.defect, None);
+    }
+
+    #[test]
+    fn what_only_millpond_may_say_counts_only_in_due() {
+        let said = [(HEADER_ID, "x/3"), (HEADER_ROOT, "x"), (HEADER_ITEMS, "3+1/5"), (HEADER_ATTEMPT, "2")];
+        let due = read("due.q.k", &said, Origin::Due);
+        assert_eq!((due.id().as_str(), due.attempt, due.is_batch(), due.republished), ("x/3", 2, false, true));
+        let forged = read("tasks.q.k", &said, Origin::Tasks);
+        assert_eq!((forged.id().as_str(), forged.attempt, forged.republished), ("e-7", 1, false));
+        assert!(forged.forwarded.is_empty());
+    }
+
+    #[test]
+    fn bad_headers_are_told() {
+        for (name, value) in [
+            (HEADER_BATCH, "0"),
+            (HEADER_BATCH, "1001"),
+            (HEADER_TIMEOUT, "soon"),
+            (HEADER_EXPIRES, "tomorrow"),
+            (HEADER_ATTEMPTS_MAX, "0"),
+            (HEADER_INDEX, "-1"),
+        ] {
+            let defect = read("tasks.q.k", &[(name, value)], Origin::Tasks).defect.unwrap();
+            assert!(defect.reason == "bad_header" && defect.message.contains(name), "{defect:?}");
+        }
+        assert_eq!(read("tasks.q.k.what", &[], Origin::Tasks).defect.unwrap().reason, "bad_subject");
+    }
+
+    #[test]
+    fn a_retry_of_an_item_reads_back() {
+        let mut batch = read("tasks.q.k.j-j", &[(HEADER_BATCH, "5"), (HEADER_INDEX, "100")], Origin::Tasks);
+        batch.forwarded.push(("Millpond-Timeout".into(), "5s".into()));
+        let failed = FailedAttempt {
+            attempt: 1,
+            worker: "w".into(),
+            started_ms: 1,
+            ended_ms: 2,
+            failure: Failure::new("error", "no"),
+        };
+        let item = Items { of: 5, from: 3, len: 1 };
+        let headers = batch.republish_headers(Some(item), 2, &[failed.clone()], "m".into());
+        let arrival = Arrival { origin: Origin::Due, epoch: "d", seq: 1, stored_ms: 99 };
+        let again = Task::read("due.q.k.j-j", &headers, Bytes::from_static(b"1"), arrival);
+        assert_eq!((again.id(), again.attempt, again.index), ("e-7/3".into(), 2, Some(103)));
+        assert_eq!((again.published_ms, &again.failures), (5, &vec![failed]));
+        assert_eq!(again.timeout, Some(Duration::from_secs(5)));
+        assert!(!again.is_batch() && again.overlaps("q", "e-7", batch.items));
+    }
+}
