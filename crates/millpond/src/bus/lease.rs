@@ -1,1 +1,509 @@
-//! stub
+//! Leases: the right to run one attempt, kept alive while this process lives and reaches the server, and ended once.
+//! [`Leases`] extends what is held, notices pauses and reconnects, and remembers what was settled; [`Lease`] is one
+//! held message: `admit` (the door), `start`, then exactly one of the methods that take `self`.
+//! The order of effects is docs/protocol.md's; the messages come from bus/pull.rs.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lru::LruCache;
+use tokio::task::JoinSet;
+
+use super::records::{ServerRecord, StartEntry, Starts};
+use super::topology::{STREAM_DUE, STREAM_TASKS, TopologyError, stream_state};
+use super::who::{Answer, Listeners, Question, ask};
+use super::{Bus, subject};
+use crate::failpoint;
+use crate::limits::{
+    LEASE_EXTEND_EVERY, LEASE_SETTLED_KEEP, PAUSE_MIN, PAUSE_TICK, SETTLED_IDS_MAX, START_SWEEP_EVERY, STARTS_MAX,
+};
+use crate::task::{HEADER_ATTEMPT, Origin, Task};
+
+/// How long a confirmed ack waits for its answer before it is left to the next extension.
+const ACK_ANSWER_WAIT: Duration = Duration::from_secs(2);
+
+/// Everything that one worker process holds. Cheap to clone.
+#[derive(Clone)]
+pub struct Leases {
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub(super) bus: Bus,
+    worker: String,
+    nonce: String,
+    starts: Starts,
+    pub(super) epoch_tasks: String,
+    pub(super) epoch_due: String,
+    clock: Instant,
+    /// When the keeper last looked, in milliseconds of `clock`: far behind means that this process was paused.
+    looked_ms: AtomicU64,
+    /// Grows with every loss, return and pause: what was delivered in an older era lets go before its start.
+    era: AtomicU64,
+    /// Whether the server record of this connection is read; without it nothing is pulled.
+    known: AtomicBool,
+    /// Messages up to these sequences may have been delivered before by a server that forgot it.
+    old_tasks: AtomicU64,
+    old_due: AtomicU64,
+    state: Mutex<State>,
+    listeners: Listeners,
+}
+
+struct State {
+    next: u64,
+    held: HashMap<u64, Held>,
+    settled: LruCache<(String, String, u32), ()>,
+    unanswered: Vec<Unanswered>,
+}
+
+struct Held {
+    queue: String,
+    root: String,
+    items: Option<crate::outcome::Items>,
+    reply: String,
+    since: Instant,
+    era: u64,
+}
+
+/// An ack that the server did not answer: sent again with each extension, for a while.
+struct Unanswered {
+    queue: String,
+    root: String,
+    reply: String,
+    until: Instant,
+}
+
+/// One held message. Dropped without an end, it is simply no longer extended: the server gives it to somebody else.
+pub struct Lease {
+    shared: Arc<Shared>,
+    number: u64,
+    origin: Origin,
+    seq: u64,
+    deliveries: i64,
+    wrote_start: bool,
+    /// What is to be done.
+    pub task: Task,
+}
+
+/// What the door says.
+#[derive(Debug)]
+pub enum Admission {
+    /// Run it.
+    Start,
+    /// Somebody else holds it and lives: no ack, no NAK, no extension.
+    LeaveAlone,
+    /// It was settled, or a later attempt of it waits: acknowledge it.
+    Stop,
+    /// It was started as often as allowed and each start ended in a death.
+    Killer(Vec<StartEntry>),
+}
+
+impl Leases {
+    /// Starts to keep leases for a worker; the keeper runs in `tasks` until they are aborted.
+    ///
+    /// # Errors
+    /// [`TopologyError`]; most likely setup has not run yet.
+    pub async fn start(bus: &Bus, worker: &str, nonce: &str, tasks: &mut JoinSet<()>) -> Result<Self, TopologyError> {
+        let shared = Arc::new(Shared {
+            bus: bus.clone(),
+            worker: worker.to_owned(),
+            nonce: nonce.to_owned(),
+            starts: Starts::open(bus).await?,
+            epoch_tasks: stream_state(bus, STREAM_TASKS).await?.epoch,
+            epoch_due: stream_state(bus, STREAM_DUE).await?.epoch,
+            clock: Instant::now(),
+            looked_ms: AtomicU64::new(0),
+            era: AtomicU64::new(0),
+            known: AtomicBool::new(false),
+            old_tasks: AtomicU64::new(u64::MAX),
+            old_due: AtomicU64::new(u64::MAX),
+            state: Mutex::new(State {
+                next: 0,
+                held: HashMap::new(),
+                settled: LruCache::new(NonZeroUsize::new(SETTLED_IDS_MAX).unwrap_or(NonZeroUsize::MIN)),
+                unanswered: Vec::new(),
+            }),
+            listeners: Listeners::default(),
+        });
+        shared.learn(bus.server_record().await?);
+        tasks.spawn(keep(shared.clone()));
+        tasks.spawn(sweep(shared.clone()));
+        Ok(Self { shared })
+    }
+
+    /// Leases held now, running or not.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.shared.state().held.len()
+    }
+
+    /// Roots that this worker answers `lease.who` for.
+    #[must_use]
+    pub fn listening(&self) -> usize {
+        self.shared.listeners.len()
+    }
+
+    /// Acks without an answer so far.
+    #[must_use]
+    pub fn unanswered(&self) -> usize {
+        self.shared.state().unanswered.len()
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn era(&self) -> u64 {
+        self.era.load(Ordering::SeqCst)
+    }
+
+    /// Whether pulls may be sent: connected, not just woken, and it is known what this server may have forgotten.
+    pub(super) fn may_pull(&self) -> bool {
+        self.known.load(Ordering::SeqCst) && self.connection_up() && !self.was_paused()
+    }
+
+    fn connection_up(&self) -> bool {
+        self.bus.connection.borrow().up
+    }
+
+    fn was_paused(&self) -> bool {
+        let now = u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX);
+        u128::from(now.saturating_sub(self.looked_ms.load(Ordering::SeqCst))) > PAUSE_MIN.as_millis()
+    }
+
+    fn look(&self) {
+        let now = u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.looked_ms.store(now, Ordering::SeqCst);
+    }
+
+    fn forget_server(&self) {
+        self.known.store(false, Ordering::SeqCst);
+        self.old_tasks.store(u64::MAX, Ordering::SeqCst);
+        self.old_due.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    fn learn(&self, record: ServerRecord) {
+        self.old_tasks.store(record.tasks, Ordering::SeqCst);
+        self.old_due.store(record.due, Ordering::SeqCst);
+        self.known.store(true, Ordering::SeqCst);
+    }
+
+    /// What this worker says about a message; `except` is the asker's own hold when it asks itself.
+    pub(super) fn answer_for(&self, question: &Question, except: Option<u64>) -> Answer {
+        let state = self.state();
+        let holds = state.held.iter().any(|(number, held)| {
+            Some(*number) != except
+                && held.queue == question.queue
+                && held.root == question.root
+                && match (held.items, question.items) {
+                    (Some(a), Some(b)) => a.overlaps(&b),
+                    _ => true,
+                }
+        });
+        if holds {
+            return Answer::Held;
+        }
+        let key = (question.queue.clone(), question.id.clone(), question.attempt);
+        if state.settled.contains(&key) { Answer::Settled } else { Answer::Silence }
+    }
+
+    /// Takes a delivered message into the hold. `asked_in` is the era of the pull that brought it.
+    pub(super) fn hold(self: &Arc<Self>, task: Task, place: Place, asked_in: u64) -> Lease {
+        let mut state = self.state();
+        let number = state.next;
+        state.next += 1;
+        let held = Held {
+            queue: task.subject.queue.clone(),
+            root: task.root.clone(),
+            items: task.items,
+            reply: place.reply,
+            since: Instant::now(),
+            era: asked_in,
+        };
+        state.held.insert(number, held);
+        drop(state);
+        let (origin, seq, deliveries) = (place.origin, place.seq, place.deliveries);
+        Lease { shared: self.clone(), number, origin, seq, deliveries, wrote_start: false, task }
+    }
+}
+
+/// Where a delivered message lies, and where its acks go.
+pub(super) struct Place {
+    pub(super) origin: Origin,
+    pub(super) seq: u64,
+    pub(super) deliveries: i64,
+    pub(super) reply: String,
+}
+
+impl Lease {
+    /// Whether the lease may have run out under us: paused or cut off since the delivery. It is never NAKed then.
+    #[must_use]
+    pub fn was_cut_off(&self) -> bool {
+        let era = self.shared.state().held.get(&self.number).map(|h| h.era);
+        era != Some(self.shared.era()) || self.shared.was_paused() || !self.shared.connection_up()
+    }
+
+    /// Whether this attempt of it was settled here a moment ago.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let key = self.key();
+        self.shared.state().settled.contains(&key)
+    }
+
+    /// When it was delivered.
+    #[must_use]
+    pub fn since(&self) -> Instant {
+        self.shared.state().held.get(&self.number).map_or_else(Instant::now, |h| h.since)
+    }
+
+    /// Whether it came from DUE.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.origin == Origin::Due
+    }
+
+    fn key(&self) -> (String, String, u32) {
+        (self.task.subject.queue.clone(), self.task.id(), self.task.attempt)
+    }
+
+    fn must_ask(&self) -> bool {
+        let old = match self.origin {
+            Origin::Tasks => &self.shared.old_tasks,
+            Origin::Due => &self.shared.old_due,
+        };
+        self.deliveries > 1 || self.task.republished || self.seq <= old.load(Ordering::SeqCst)
+    }
+
+    fn start_key(&self) -> String {
+        match self.origin {
+            Origin::Tasks => format!("{STREAM_TASKS}.{}.{}", self.shared.epoch_tasks, self.seq),
+            Origin::Due => format!("{STREAM_DUE}.{}.{}", self.shared.epoch_due, self.seq),
+        }
+    }
+
+    fn started_by(&self) -> String {
+        format!("{}-{}", self.shared.nonce, self.number)
+    }
+
+    /// The door: whether this delivery may run, when it is not settled ([`Lease::is_settled`]). A first delivery of a first copy costs nothing here.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer; let go of the lease then.
+    pub async fn admit(&mut self) -> Result<Admission, TopologyError> {
+        if !self.must_ask() {
+            return Ok(Admission::Start);
+        }
+        failpoint::hit("door.before_ask");
+        let question = Question {
+            queue: self.task.subject.queue.clone(),
+            root: self.task.root.clone(),
+            id: self.task.id(),
+            items: self.task.items,
+            attempt: self.task.attempt,
+        };
+        // Who asks listens first, so that of two who ask at once each hears of the other.
+        self.shared.listeners.listen(&self.shared, &question.queue, &question.root).await;
+        let mut answer = self.shared.answer_for(&question, Some(self.number));
+        if answer == Answer::Silence {
+            answer = ask(&self.shared.bus, &question).await;
+        }
+        failpoint::hit("door.asked");
+        match answer {
+            Answer::Held => return Ok(Admission::LeaveAlone),
+            Answer::Settled => return Ok(Admission::Stop),
+            Answer::Silence => {}
+        }
+        let entry = StartEntry { by: self.started_by(), worker: self.shared.worker.clone(), at_ms: crate::now_ms() };
+        let before = self.shared.starts.add(&self.start_key(), &entry, STARTS_MAX).await?;
+        if before.len() >= STARTS_MAX {
+            return Ok(Admission::Killer(before));
+        }
+        self.wrote_start = true;
+        failpoint::hit("door.recorded");
+        let later = !self.task.is_batch() && self.later_attempt_waits().await?;
+        Ok(if later { Admission::Stop } else { Admission::Start })
+    }
+
+    async fn later_attempt_waits(&self) -> Result<bool, TopologyError> {
+        let subject = self.task.subject.sched(&self.task.id());
+        let subject = format!("$JS.API.DIRECT.GET.{STREAM_DUE}.{subject}");
+        let asked = self.shared.bus.client.request(subject, Bytes::new()).await;
+        let message = asked.map_err(|e| TopologyError::new("a look at waiting retries", &e))?;
+        if message.status.is_some_and(|s| s != async_nats::StatusCode::OK) {
+            return Ok(false);
+        }
+        let attempt =
+            message.headers.as_ref().and_then(|h| h.get(HEADER_ATTEMPT)).and_then(|v| v.as_str().parse().ok());
+        Ok(attempt.is_some_and(|a: u32| a > self.task.attempt))
+    }
+
+    /// Whether it may start now. False: it was paused or cut off since its delivery; [`Lease::let_go`] of it.
+    #[must_use]
+    pub fn start(&self) -> bool {
+        !self.was_cut_off()
+    }
+
+    /// Remembers that this attempt is settled: its outcome is stored. A copy that comes again is acknowledged.
+    pub fn mark_settled(&self) {
+        let key = self.key();
+        self.shared.state().settled.put(key, ());
+    }
+
+    /// Ends it: acknowledged, and the server's answer awaited; then its start record goes.
+    pub async fn complete(self) {
+        let answered = self.ack().await;
+        failpoint::hit("settle.acked");
+        if self.wrote_start || self.deliveries > 1 {
+            let key = self.start_key();
+            let removed = if self.was_cut_off() {
+                self.shared.starts.take_back(&key, &self.started_by()).await
+            } else {
+                self.shared.starts.remove(&key).await
+            };
+            if let Err(error) = removed {
+                tracing::debug!(%error, "start record stays until it is swept");
+            }
+        }
+        if !answered {
+            self.keep_unanswered().await;
+        }
+    }
+
+    async fn ack(&self) -> bool {
+        let Some(reply) = self.shared.state().held.get(&self.number).map(|h| h.reply.clone()) else { return true };
+        let answer = self.shared.bus.client.request(reply, Bytes::new());
+        matches!(tokio::time::timeout(ACK_ANSWER_WAIT, answer).await, Ok(Ok(_)))
+    }
+
+    async fn keep_unanswered(&self) {
+        let (queue, root) = (&self.task.subject.queue, &self.task.root);
+        {
+            let mut state = self.shared.state();
+            let Some(reply) = state.held.get(&self.number).map(|h| h.reply.clone()) else { return };
+            let until = Instant::now() + LEASE_SETTLED_KEEP;
+            state.unanswered.push(Unanswered { queue: queue.clone(), root: root.clone(), reply, until });
+        }
+        self.shared.listeners.listen(&self.shared, queue, root).await;
+    }
+
+    /// Gives it back unstarted, to be delivered again after `delay`. A lease that was cut off is only let go of.
+    pub async fn hand_back(self, delay: Duration) {
+        self.take_back_start().await;
+        let reply = self.shared.state().held.get(&self.number).map(|h| h.reply.clone());
+        if let Some(reply) = reply
+            && !self.was_cut_off()
+        {
+            let nak =
+                if delay.is_zero() { "-NAK".to_owned() } else { format!("-NAK {{\"delay\": {}}}", delay.as_nanos()) };
+            let _ = self.shared.bus.client.publish(reply, Bytes::from(nak)).await;
+        }
+    }
+
+    /// Lets the lease run out: what was cut off before its start takes back its own start entry and says nothing.
+    pub async fn let_go(self) {
+        self.take_back_start().await;
+    }
+
+    async fn take_back_start(&self) {
+        if self.wrote_start
+            && let Err(error) = self.shared.starts.take_back(&self.start_key(), &self.started_by()).await
+        {
+            tracing::debug!(%error, "a start that never was stays counted");
+        }
+    }
+
+    /// Somebody else holds it: forget it without a word.
+    pub fn leave_alone(self) {}
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.shared.state().held.remove(&self.number);
+    }
+}
+
+/// The keeper: extends every lease whatever the handlers do, first thing after a reconnect or a pause.
+async fn keep(shared: Arc<Shared>) {
+    let mut connection = shared.bus.connection();
+    let mut tick = tokio::time::interval(PAUSE_TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut extended = Instant::now();
+    loop {
+        let changed = tokio::select! {
+            _ = tick.tick() => false,
+            changed = connection.changed() => changed.is_ok(),
+        };
+        let paused = shared.was_paused();
+        if paused || changed {
+            shared.era.fetch_add(1, Ordering::SeqCst);
+            if changed {
+                shared.forget_server();
+            }
+        }
+        shared.look();
+        if !connection.borrow_and_update().up {
+            continue;
+        }
+        if paused || changed || extended.elapsed() >= LEASE_EXTEND_EVERY {
+            extended = Instant::now();
+            extend(&shared).await;
+        }
+        if !shared.known.load(Ordering::SeqCst) {
+            match tokio::time::timeout(PAUSE_MIN / 2, shared.bus.server_record()).await {
+                Ok(Ok(record)) => shared.learn(record),
+                Ok(Err(error)) => tracing::debug!(%error, "the server does not answer yet"),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+async fn extend(shared: &Arc<Shared>) {
+    let (held, again) = {
+        let mut state = shared.state();
+        let now = Instant::now();
+        state.unanswered.retain(|u| u.until > now);
+        let held: Vec<_> = state.held.values().map(|h| (h.queue.clone(), h.root.clone(), h.reply.clone())).collect();
+        let again: Vec<_> =
+            state.unanswered.iter().map(|u| (u.queue.clone(), u.root.clone(), u.reply.clone())).collect();
+        (held, again)
+    };
+    for (_, _, reply) in &held {
+        let _ = shared.bus.client.publish(reply.clone(), Bytes::from_static(b"+WPI")).await;
+    }
+    for (queue, root, _) in held.iter().chain(&again) {
+        shared.listeners.listen(shared, queue, root).await;
+    }
+    let wanted: std::collections::HashSet<String> =
+        held.iter().chain(&again).map(|(queue, root, _)| subject::lease_who(queue, root)).collect();
+    shared.listeners.retain(|subject| wanted.contains(subject));
+    // All at once: the keeper must be back before it would take itself for paused.
+    let acks = again.into_iter().map(|(_, _, reply)| async move {
+        let answer = shared.bus.client.request(reply.clone(), Bytes::new());
+        if let Ok(Ok(_)) = tokio::time::timeout(PAUSE_TICK, answer).await {
+            shared.state().unanswered.retain(|u| u.reply != reply);
+        }
+    });
+    futures_util::future::join_all(acks).await;
+}
+
+/// Removes start records of messages that are gone.
+async fn sweep(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(START_SWEEP_EVERY).await;
+        for stream in [STREAM_TASKS, STREAM_DUE] {
+            let Ok(state) = stream_state(&shared.bus, stream).await else { continue };
+            match shared.starts.sweep(stream, &state.epoch, state.first_seq).await {
+                Ok(0) => {}
+                Ok(swept) => tracing::debug!(stream, swept, "start records of tasks that are gone removed"),
+                Err(error) => tracing::debug!(%error, "sweep of start records failed, will try again"),
+            }
+        }
+    }
+}

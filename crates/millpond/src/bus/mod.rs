@@ -3,7 +3,9 @@
 //! `results` reads what workers said, `records` holds the buckets.
 
 pub mod lease;
+pub mod pack;
 pub mod publish;
+pub mod pull;
 pub mod records;
 pub mod results;
 pub mod subject;

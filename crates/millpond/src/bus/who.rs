@@ -1,1 +1,126 @@
-//! stub
+//! `lease.who`: asking the other workers whether one of them holds a task, and answering them.
+//! Who asks listens first; who holds something for longer than an extension listens too (bus/lease.rs decides when).
+//! A worker's connection does not echo, so that "no responders" comes at once when nobody else listens.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError, Weak};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::lease::Shared;
+use super::{Bus, subject};
+use crate::limits::LEASE_WHO_WAIT;
+use crate::outcome::Items;
+
+/// Which message an asker was given.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Question {
+    pub(super) queue: String,
+    pub(super) root: String,
+    pub(super) id: String,
+    pub(super) items: Option<Items>,
+    pub(super) attempt: u32,
+}
+
+/// What the others say of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Answer {
+    /// Somebody holds it, or an item of it, and lives.
+    Held,
+    /// Somebody has settled this attempt of it, and waits for its ack to be heard.
+    Settled,
+    /// Nobody knows it.
+    Silence,
+}
+
+/// The subjects that this worker listens on, one per root.
+#[derive(Default)]
+pub(super) struct Listeners {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    by_subject: HashMap<String, AbortHandle>,
+    tasks: JoinSet<()>,
+}
+
+impl Listeners {
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Listens for questions about `root`; what is published after this returns is asked of us too.
+    pub(super) async fn listen(&self, shared: &std::sync::Arc<Shared>, queue: &str, root: &str) {
+        let subject = subject::lease_who(queue, root);
+        if self.inner().by_subject.contains_key(&subject) {
+            return;
+        }
+        let Ok(mut questions) = shared.bus.client.subscribe(subject.clone()).await else { return };
+        let weak = std::sync::Arc::downgrade(shared);
+        let mut inner = self.inner();
+        while inner.tasks.try_join_next().is_some() {}
+        let handle = inner.tasks.spawn(async move {
+            while let Some(message) = questions.next().await {
+                answer(&weak, &message).await;
+            }
+        });
+        if let Some(other) = inner.by_subject.insert(subject, handle) {
+            other.abort();
+        }
+    }
+
+    /// Stops to listen on every subject that `keep` does not name.
+    pub(super) fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.inner().by_subject.retain(|subject, handle| {
+            let kept = keep(subject);
+            if !kept {
+                handle.abort();
+            }
+            kept
+        });
+    }
+
+    /// How many subjects it listens on.
+    pub(super) fn len(&self) -> usize {
+        self.inner().by_subject.len()
+    }
+}
+
+async fn answer(shared: &Weak<Shared>, message: &async_nats::Message) {
+    let (Some(shared), Some(reply)) = (shared.upgrade(), message.reply.clone()) else { return };
+    let Ok(question) = serde_json::from_slice::<Question>(&message.payload) else { return };
+    let answer = shared.answer_for(&question, None);
+    let text = serde_json::to_vec(&answer).unwrap_or_default();
+    let _ = shared.bus.client.publish(reply, Bytes::from(text)).await;
+}
+
+/// Asks everybody else. The caller listens already.
+pub(super) async fn ask(bus: &Bus, question: &Question) -> Answer {
+    let subject = subject::lease_who(&question.queue, &question.root);
+    let inbox = bus.client.new_inbox();
+    let Ok(mut answers) = bus.client.subscribe(inbox.clone()).await else { return Answer::Silence };
+    let text = Bytes::from(serde_json::to_vec(question).unwrap_or_default());
+    if bus.client.publish_with_reply(subject, inbox, text).await.is_err() {
+        return Answer::Silence;
+    }
+    let deadline = Instant::now() + LEASE_WHO_WAIT;
+    let mut heard = Answer::Silence;
+    while let Ok(Some(message)) = tokio::time::timeout_at(deadline.into(), answers.next()).await {
+        if message.status == Some(async_nats::StatusCode::NO_RESPONDERS) {
+            break;
+        }
+        match serde_json::from_slice(&message.payload) {
+            Ok(Answer::Held) => return Answer::Held,
+            Ok(Answer::Settled) => heard = Answer::Settled,
+            // Somebody holds another item of the same batch: others may still speak.
+            Ok(Answer::Silence) | Err(_) => {}
+        }
+    }
+    heard
+}

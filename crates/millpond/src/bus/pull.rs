@@ -1,0 +1,211 @@
+//! The worker's own pull loop: as many tasks as there is room for, over one long-lived inbox.
+//! Pulls are made anew after any error, by expiry, and by a watchdog; what an old pull brings late is marked so.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use async_nats::jetstream;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde_json::json;
+
+use super::lease::{Lease, Leases, Place};
+use super::topology::{STREAM_DUE, STREAM_TASKS, TopologyError, durable, make_queue};
+use super::{Bus, from_nats};
+use crate::limits::{PULL_BYTES_MAX, PULL_EXPIRES, PULL_WATCHDOG};
+use crate::task::{Arrival, Origin, Task};
+
+/// Pulls tasks of some queues.
+pub struct Puller {
+    bus: Bus,
+    leases: Leases,
+    sources: Vec<Source>,
+    inbox: String,
+    messages: async_nats::Subscriber,
+    requests: HashMap<u64, Request>,
+    next_request: u64,
+    era: u64,
+    /// A consumer was found missing: make the queues again before the next pull.
+    remake: Option<Instant>,
+}
+
+struct Source {
+    queue: String,
+    origin: Origin,
+}
+
+struct Request {
+    source: usize,
+    left: usize,
+    era: u64,
+    forget_at: Instant,
+}
+
+impl Puller {
+    /// Makes the queues' consumers and listens on the inbox; nothing is pulled before the first [`Puller::ask`].
+    ///
+    /// # Errors
+    /// [`TopologyError`]; most likely setup has not run yet.
+    pub async fn start(bus: &Bus, leases: &Leases, queues: &[String]) -> Result<Self, TopologyError> {
+        for queue in queues {
+            make_queue(bus, queue).await?;
+        }
+        let inbox = bus.client.new_inbox();
+        let subscribed = bus.client.subscribe(format!("{inbox}.*")).await;
+        let messages = subscribed.map_err(|e| TopologyError::new("the inbox for tasks", &e))?;
+        let sources = [Origin::Due, Origin::Tasks]
+            .into_iter()
+            .flat_map(|origin| queues.iter().map(move |queue| Source { queue: queue.clone(), origin }))
+            .collect();
+        Ok(Self {
+            bus: bus.clone(),
+            leases: leases.clone(),
+            sources,
+            inbox,
+            messages,
+            requests: HashMap::new(),
+            next_request: 0,
+            era: leases.shared.era(),
+            remake: None,
+        })
+    }
+
+    /// Keeps pulls for `room` tasks at the server, those of DUE ahead of those of TASKS. Cheap when nothing is missing.
+    ///
+    /// # Cancel safety
+    /// Safe: a pull that was counted and not sent is forgotten by the watchdog.
+    pub async fn ask(&mut self, room: usize) {
+        let era = self.leases.shared.era();
+        if era != self.era {
+            self.era = era;
+            self.requests.clear();
+        }
+        if room == 0 || !self.leases.shared.may_pull() {
+            return;
+        }
+        self.remake_queues().await;
+        let now = Instant::now();
+        self.requests.retain(|_, r| r.forget_at > now);
+        let share = room.div_ceil(self.sources.len().div_ceil(2).max(1));
+        for source in 0..self.sources.len() {
+            let outstanding: usize = self.requests.values().filter(|r| r.source == source).map(|r| r.left).sum();
+            let want = share.saturating_sub(outstanding);
+            // In steps of half the room, so that a large window does not cost a request for every task.
+            if want > 0 && (outstanding == 0 || want >= share.div_ceil(2)) {
+                self.send(source, want, era).await;
+            }
+        }
+    }
+
+    async fn send(&mut self, source: usize, batch: usize, era: u64) {
+        let Some(Source { queue, origin }) = self.sources.get(source) else { return };
+        let number = self.next_request;
+        self.next_request += 1;
+        let forget_at = Instant::now() + PULL_EXPIRES + PULL_WATCHDOG;
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", stream(*origin), durable(queue));
+        self.requests.insert(number, Request { source, left: batch, era, forget_at });
+        let expires = u64::try_from(PULL_EXPIRES.as_nanos()).unwrap_or(u64::MAX);
+        let body = json!({ "batch": batch, "expires": expires, "max_bytes": PULL_BYTES_MAX }).to_string();
+        let reply = format!("{}.{number}", self.inbox);
+        let _ = self.bus.client.publish_with_reply(subject, reply, Bytes::from(body)).await;
+    }
+
+    async fn remake_queues(&mut self) {
+        if self.remake.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        self.remake = None;
+        let queues: Vec<String> = self.sources.iter().map(|s| s.queue.clone()).collect();
+        for queue in queues {
+            if let Err(error) = make_queue(&self.bus, &queue).await {
+                tracing::warn!(%error, "a queue's consumer is missing and cannot be made, will try again");
+                self.remake = Some(Instant::now() + PULL_WATCHDOG);
+            }
+        }
+    }
+
+    /// The next delivered task.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn next(&mut self) -> Lease {
+        loop {
+            let Some(message) = self.messages.next().await else {
+                // The connection is closed for good; whoever waits is about to stop.
+                return std::future::pending().await;
+            };
+            if let Some(lease) = self.take(message) {
+                return lease;
+            }
+        }
+    }
+
+    /// What was delivered already, without waiting: for the drain.
+    pub async fn stop(mut self) -> Vec<Lease> {
+        let _ = self.messages.unsubscribe().await;
+        self.bus.flush().await;
+        let mut rest = Vec::new();
+        while let Ok(Some(message)) =
+            tokio::time::timeout(std::time::Duration::from_millis(50), self.messages.next()).await
+        {
+            rest.extend(self.take(message));
+        }
+        rest
+    }
+
+    fn take(&mut self, message: async_nats::Message) -> Option<Lease> {
+        let number: u64 = message.subject.rsplit('.').next()?.parse().ok()?;
+        if let Some(status) = message.status {
+            self.end_request(number, status, message.description.as_deref());
+            return None;
+        }
+        // A pull that the watchdog forgot still delivers; its era is long over.
+        let era = match self.requests.get_mut(&number) {
+            Some(request) => {
+                request.left = request.left.saturating_sub(1);
+                request.era
+            }
+            None => u64::MAX,
+        };
+        if self.requests.get(&number).is_some_and(|r| r.left == 0) {
+            self.requests.remove(&number);
+        }
+        self.hold(message, era)
+    }
+
+    fn end_request(&mut self, number: u64, status: async_nats::StatusCode, said: Option<&str>) {
+        if status == async_nats::StatusCode::IDLE_HEARTBEAT {
+            return;
+        }
+        self.requests.remove(&number);
+        let missing =
+            status == async_nats::StatusCode::NO_RESPONDERS || said.is_some_and(|s| s.contains("Consumer Deleted"));
+        if missing && self.remake.is_none() {
+            self.remake = Some(Instant::now() + PULL_WATCHDOG);
+        }
+    }
+
+    fn hold(&self, message: async_nats::Message, era: u64) -> Option<Lease> {
+        let reply = message.reply.as_ref()?.to_string();
+        let message = jetstream::Message { message, context: self.bus.js.clone() };
+        let (origin, seq, deliveries, stored_ms) = {
+            let info = message.info().ok()?;
+            let origin = if info.stream == STREAM_DUE { Origin::Due } else { Origin::Tasks };
+            let stored = info.published.unix_timestamp_nanos() / 1_000_000;
+            (origin, info.stream_sequence, info.delivered, i64::try_from(stored).unwrap_or(0))
+        };
+        let shared = &self.leases.shared;
+        let epoch = if origin == Origin::Due { &shared.epoch_due } else { &shared.epoch_tasks };
+        let headers = from_nats(message.headers.as_ref());
+        let arrival = Arrival { origin, epoch, seq, stored_ms };
+        let task = Task::read(&message.subject, &headers, message.payload.clone(), arrival);
+        Some(shared.hold(task, Place { origin, seq, deliveries, reply }, era))
+    }
+}
+
+fn stream(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Due => STREAM_DUE,
+        Origin::Tasks => STREAM_TASKS,
+    }
+}

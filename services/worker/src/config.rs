@@ -1,0 +1,131 @@
+//! What is typed ([`Config`]) becomes what the worker uses ([`Settings`]). Nothing else reads the environment.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use millpond::bus::subject::check_token;
+use millpond::config::{ConnectArgs, LogArgs, duration};
+use millpond::limits::{RETRY_DELAY_BASE, RETRY_DELAY_MAX, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER};
+use millpond::retry::Backoff;
+
+/// Most slots of one worker process.
+const SLOTS_MAX: usize = 4096;
+
+/// Settings of a worker, as typed.
+#[derive(Args, Debug, Clone)]
+pub struct Config {
+    /// NATS, with the worker role's user and password: nats://worker:PASSWORD@host:4222.
+    #[arg(long, env = "MILLPOND_WORKER_NATS_URL", hide_env_values = true)]
+    pub nats_url: Option<String>,
+    /// Name of this worker in logs, results and `worker ls`; one token. Default: host name and process id.
+    #[arg(long, env = "MILLPOND_WORKER_NAME")]
+    pub name: Option<String>,
+    /// Queues to serve, separated by commas.
+    #[arg(long, env = "MILLPOND_WORKER_QUEUES", default_value = "default", value_delimiter = ',')]
+    pub queues: Vec<String>,
+    /// Tasks that run at once. Default: the number of cores. Raise it for work that waits more than it computes.
+    #[arg(long, env = "MILLPOND_WORKER_SLOTS")]
+    pub slots: Option<usize>,
+    /// After SIGTERM or SIGINT: how long running tasks may take before the rest is handed back. Raise it for long
+    /// tasks, together with the grace period of whatever stops the process.
+    #[arg(long, env = "MILLPOND_WORKER_DRAIN_TIME", default_value = "25s", value_parser = duration)]
+    pub drain_time: Duration,
+    /// Leave when nothing was to do for this long; never, when not set.
+    #[arg(long, env = "MILLPOND_WORKER_IDLE_EXIT", value_parser = duration)]
+    pub idle_exit: Option<Duration>,
+    /// Timeout of an attempt of a task that brings none.
+    #[arg(long, env = "MILLPOND_WORKER_TASK_TIMEOUT", default_value_t = humantime::Duration::from(TASK_TIMEOUT_DEFAULT))]
+    pub task_timeout: humantime::Duration,
+    /// Delay before the first retry; it doubles with each attempt, with jitter.
+    #[arg(long, env = "MILLPOND_WORKER_RETRY_DELAY", default_value_t = humantime::Duration::from(RETRY_DELAY_BASE))]
+    pub retry_delay: humantime::Duration,
+    /// Longest delay before a retry.
+    #[arg(long, env = "MILLPOND_WORKER_RETRY_DELAY_MAX", default_value_t = humantime::Duration::from(RETRY_DELAY_MAX))]
+    pub retry_delay_max: humantime::Duration,
+    /// A task is buried when no live worker has known its kind for this long. Raise it when workers come late.
+    #[arg(long, env = "MILLPOND_WORKER_UNKNOWN_KIND_AFTER", default_value_t = humantime::Duration::from(UNKNOWN_KIND_BURY_AFTER))]
+    pub unknown_kind_after: humantime::Duration,
+    /// How to reach NATS.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// How logs look.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Settings of a worker, checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// NATS, with credentials.
+    pub nats_url: String,
+    /// Name: one token.
+    pub name: String,
+    /// Queues, at least one, each a token.
+    pub queues: Vec<String>,
+    /// Tasks that run at once, at least one.
+    pub slots: usize,
+    /// How long running tasks may take after the stop signal.
+    pub drain_time: Duration,
+    /// Leave after this long without work.
+    pub idle_exit: Option<Duration>,
+    /// Timeout of an attempt of a task that brings none.
+    pub task_timeout: Duration,
+    /// Delays between attempts.
+    pub backoff: Backoff,
+    /// When a task of a kind that nobody knows is buried.
+    pub unknown_kind_after: Duration,
+    /// How long to try to reach NATS.
+    pub connect_timeout: Duration,
+}
+
+impl Config {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    /// The first setting that does not fit, and what would.
+    pub fn check(self) -> anyhow::Result<Settings> {
+        let nats_url = self.nats_url.context(
+            "no NATS url for the worker: set --nats-url or MILLPOND_WORKER_NATS_URL (`millpond up` writes it to .millpond/env)",
+        )?;
+        let name = self.name.unwrap_or_else(default_name);
+        check_token("worker name", &name)?;
+        for queue in &self.queues {
+            check_token("queue", queue)?;
+        }
+        if self.queues.is_empty() {
+            bail!("a worker needs at least one queue: --queues default");
+        }
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let slots = self.slots.unwrap_or(cores);
+        if !(1..=SLOTS_MAX).contains(&slots) {
+            bail!("--slots {slots} must be a number from 1 to {SLOTS_MAX}");
+        }
+        let backoff = Backoff { base: self.retry_delay.into(), max: self.retry_delay_max.into() };
+        Ok(Settings {
+            nats_url,
+            name,
+            queues: self.queues,
+            slots,
+            drain_time: self.drain_time,
+            idle_exit: self.idle_exit,
+            task_timeout: self.task_timeout.into(),
+            backoff,
+            unknown_kind_after: self.unknown_kind_after.into(),
+            connect_timeout: self.connect.connect_timeout,
+        })
+    }
+}
+
+/// The host's name, for people who look for a worker.
+#[must_use]
+pub fn host() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok());
+    name.unwrap_or_else(|| "localhost".to_owned())
+}
+
+fn default_name() -> String {
+    let host: String =
+        host().chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }).take(48).collect();
+    format!("{host}-{}", std::process::id())
+}

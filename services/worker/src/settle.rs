@@ -1,0 +1,376 @@
+//! Ends a lease with what came of it, in the one order that loses nothing: retries and dead letters (awaited), then
+//! the outcome (awaited), then the ack. Never the other way round. Knows outcomes, not handlers.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use millpond::batch;
+use millpond::bus::Bus;
+use millpond::bus::lease::Lease;
+use millpond::bus::pack::Packer;
+use millpond::bus::publish::{Patience, PublishError};
+use millpond::dead_letter::{Evidence, HEADER_DEAD};
+use millpond::failpoint;
+use millpond::limits::PACK_BYTES_MAX;
+use millpond::outcome::{End, FailedAttempt, Failure, Items, NotDone, Outcome, id_of};
+use millpond::retry::Backoff;
+use millpond::task::{HEADER_MSG_ID, Headers, Task};
+use millpond::telemetry::TraceContext;
+use serde_json::value::RawValue;
+
+use crate::cancels::Cancels;
+use crate::execute::CallEnd;
+
+/// When a message is published to be delivered, instead of at once.
+const HEADER_SCHEDULE: &str = "Nats-Schedule";
+/// Where it is delivered then.
+const HEADER_SCHEDULE_TARGET: &str = "Nats-Schedule-Target";
+
+/// What settling needs.
+pub(crate) struct Settler {
+    pub(crate) bus: Bus,
+    pub(crate) packer: Packer,
+    pub(crate) worker: String,
+    pub(crate) backoff: Backoff,
+    pub(crate) cancels: Cancels,
+}
+
+/// One attempt that ended.
+pub(crate) struct Attempt {
+    pub(crate) started_ms: i64,
+    pub(crate) ended_ms: i64,
+    pub(crate) trace: TraceContext,
+    /// One end per covered item.
+    pub(crate) ends: Vec<CallEnd>,
+}
+
+/// How many items ended how, for the statistics.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Tally {
+    pub(crate) done: u64,
+    pub(crate) failed: u64,
+}
+
+/// A message of DUE or DEAD that must be stored before the outcome.
+struct Effect {
+    subject: String,
+    headers: Headers,
+    payload: Bytes,
+}
+
+impl Settler {
+    /// Settles a lease whose attempt ran.
+    pub(crate) async fn settle(&self, lease: Lease, attempt: Attempt) -> Tally {
+        failpoint::hit("settle.executed");
+        let task = &lease.task;
+        let mut plan = Plan::new(task, &attempt, self.worker.clone());
+        let arguments = arguments(task);
+        let first = task.items.map_or(0, |i| i.from);
+        for (item, end) in (first..).zip(attempt.ends) {
+            let payload = arguments.get((item - first) as usize).cloned().unwrap_or_default();
+            match end {
+                CallEnd::Done(value) => plan.done(value),
+                CallEnd::Failed(failure) => self.failed(&mut plan, task, item, failure, payload),
+                CallEnd::NotRun => plan.not_run(item),
+            }
+        }
+        plan.republish_rest(task, &arguments);
+        let tally = plan.tally;
+        self.finish(lease, plan).await;
+        tally
+    }
+
+    fn failed(&self, plan: &mut Plan, task: &Task, item: u32, failure: Failure, payload: Bytes) {
+        plan.tally.failed += 1;
+        let items = task.items.map(|i| Items { of: i.of, from: item, len: 1 });
+        // A batch of one keeps its array: it covers the whole root.
+        let payload = if items.is_some_and(|i| i.of == 1) { task.payload.clone() } else { payload };
+        if !failure.retry || task.attempt >= task.attempts_max {
+            plan.bury(task, items, item, if failure.retry { "exhausted" } else { "fatal" }, failure, payload);
+        } else if self.cancels.contains(&task.subject, &task.root, &id_of(&task.root, items)) {
+            plan.without(NotDone { item, end: End::Cancelled, failure: None, due_ms: None });
+        } else {
+            let delay = self.backoff.delay(task.attempt, rand::random::<f64>());
+            plan.retry(task, items, item, failure, payload, delay);
+        }
+    }
+
+    /// Buries a message that never ran: one dead letter per item where it can be taken apart, else one for all.
+    pub(crate) async fn bury(&self, lease: Lease, reason: &str, message: String) -> Tally {
+        let task = &lease.task;
+        let now = millpond::now_ms();
+        let attempt = Attempt { started_ms: now, ended_ms: now, trace: trace_of(task), ends: Vec::new() };
+        let mut plan = Plan::new(task, &attempt, self.worker.clone());
+        plan.started = None;
+        let failure = Failure::fatal(reason, message);
+        let arguments = arguments(task);
+        match task.items {
+            Some(items) if task.is_batch() && arguments.len() == items.len as usize && items.of > 1 => {
+                for (item, payload) in (items.from..).zip(arguments) {
+                    let one = Some(Items { of: items.of, from: item, len: 1 });
+                    plan.bury(task, one, item, reason, failure.clone(), payload);
+                }
+            }
+            Some(items) if items.len == 1 => {
+                plan.bury(task, Some(items), items.from, reason, failure, task.payload.clone());
+            }
+            _ => {
+                plan.outcome.items = None;
+                plan.bury(task, None, 0, reason, failure, task.payload.clone());
+            }
+        }
+        plan.tally.failed = plan.outcome.results.len() as u64;
+        let tally = plan.tally;
+        self.finish(lease, plan).await;
+        tally
+    }
+
+    /// Ends a message that was cancelled before it ran.
+    pub(crate) async fn cancel(&self, lease: Lease) {
+        let now = millpond::now_ms();
+        let attempt = Attempt { started_ms: now, ended_ms: now, trace: trace_of(&lease.task), ends: Vec::new() };
+        let mut plan = Plan::new(&lease.task, &attempt, self.worker.clone());
+        let first = lease.task.items.map_or(0, |i| i.from);
+        for item in first..first.saturating_add(lease.task.items_len()) {
+            plan.without(NotDone { item, end: End::Cancelled, failure: None, due_ms: None });
+        }
+        self.finish(lease, plan).await;
+    }
+
+    /// Publishes a batch that kills workers again, as two halves.
+    pub(crate) async fn split(&self, lease: Lease, items: Items) {
+        let task = &lease.task;
+        let now = millpond::now_ms();
+        let attempt = Attempt { started_ms: now, ended_ms: now, trace: trace_of(task), ends: Vec::new() };
+        let mut plan = Plan::new(task, &attempt, self.worker.clone());
+        let arguments = arguments(task);
+        let half = items.len.div_ceil(2);
+        for (from, len) in [(items.from, half), (items.from + half, items.len - half)] {
+            plan.republish(task, Items { of: items.of, from, len }, &arguments, "s");
+        }
+        for item in items.from..items.from + items.len {
+            plan.without(NotDone { item, end: End::Rest, failure: None, due_ms: None });
+        }
+        self.finish(lease, plan).await;
+    }
+
+    /// The order of effects.
+    async fn finish(&self, lease: Lease, plan: Plan) {
+        if let Err(error) = self.publish(&lease, plan).await {
+            // Nothing is acknowledged: the lease runs out and the task comes again.
+            tracing::error!(task_id = %lease.task.id(), %error, "what came of a task cannot be stored; it will run again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            lease.let_go().await;
+            return;
+        }
+        lease.mark_settled();
+        failpoint::hit("settle.outcome_stored");
+        lease.complete().await;
+        failpoint::hit("settle.complete");
+    }
+
+    async fn publish(&self, lease: &Lease, plan: Plan) -> Result<(), PublishError> {
+        let stored = plan.effects.iter().map(|effect| async {
+            let (subject, headers) = (&effect.subject, &effect.headers);
+            let stored = self.bus.store(subject, headers, effect.payload.clone(), Patience::Endless).await;
+            failpoint::hit("settle.one_effect_stored");
+            stored
+        });
+        try_join_all(stored).await?;
+        failpoint::hit("settle.effects_stored");
+        let subject = lease.task.subject.results();
+        for outcome in plan.into_outcomes() {
+            self.packer.store(subject.clone(), &outcome).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The trace that a task came with, or a new one.
+pub(crate) fn trace_of(task: &Task) -> TraceContext {
+    task.traceparent().and_then(TraceContext::parse).unwrap_or_else(TraceContext::random)
+}
+
+/// The argument of each covered item; empty when a batch cannot be taken apart.
+pub(crate) fn arguments(task: &Task) -> Vec<Bytes> {
+    match task.items {
+        Some(items) if task.is_batch() => batch::split(&task.payload, items.len).map_or_else(
+            |_| Vec::new(),
+            |values| values.iter().map(|v| task.payload.slice_ref(v.get().as_bytes())).collect(),
+        ),
+        _ => vec![task.payload.clone()],
+    }
+}
+
+/// Everything that one settlement will store, collected before anything is sent.
+struct Plan {
+    worker: String,
+    started: Option<i64>,
+    effects: Vec<Effect>,
+    outcome: Outcome,
+    rest: Vec<u32>,
+    tally: Tally,
+}
+
+impl Plan {
+    fn new(task: &Task, attempt: &Attempt, worker: String) -> Self {
+        let id = task.id();
+        let outcome = Outcome {
+            root: (id != task.root).then(|| task.root.clone()),
+            id,
+            items: task.items,
+            index: task.index,
+            attempt: task.attempt,
+            published_ms: task.published_ms,
+            started_ms: attempt.started_ms,
+            ended_ms: attempt.ended_ms,
+            trace: Some(attempt.trace.trace_id()),
+            results: Vec::with_capacity(attempt.ends.len()),
+            not_done: Vec::new(),
+            failures: task.failures.clone(),
+        };
+        let started = Some(attempt.started_ms);
+        Self { worker, started, effects: Vec::new(), outcome, rest: Vec::new(), tally: Tally::default() }
+    }
+
+    fn done(&mut self, value: Box<RawValue>) {
+        self.tally.done += 1;
+        self.outcome.results.push(value);
+    }
+
+    fn without(&mut self, not_done: NotDone) {
+        self.outcome.results.push(RawValue::NULL.to_owned());
+        self.outcome.not_done.push(not_done);
+    }
+
+    fn not_run(&mut self, item: u32) {
+        self.rest.push(item);
+        self.without(NotDone { item, end: End::Rest, failure: None, due_ms: None });
+    }
+
+    fn retry(
+        &mut self,
+        task: &Task,
+        items: Option<Items>,
+        item: u32,
+        failure: Failure,
+        payload: Bytes,
+        delay: Duration,
+    ) {
+        let id = id_of(&task.root, items);
+        let attempt = task.attempt + 1;
+        let due_ms = millpond::now_ms().saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
+        let at = jiff::Timestamp::from_millisecond(due_ms).unwrap_or_else(|_| jiff::Timestamp::now());
+        let mut failures = task.failures.clone();
+        failures.push(FailedAttempt {
+            attempt: task.attempt,
+            worker: self.worker.clone(),
+            started_ms: self.outcome.started_ms,
+            ended_ms: self.outcome.ended_ms,
+            failure: failure.clone(),
+        });
+        let message_id = format!("{}/{id}/r{attempt}", task.subject.queue);
+        let mut headers = task.republish_headers(items, attempt, &failures, message_id);
+        headers.push((HEADER_SCHEDULE.to_owned(), format!("@at {at}")));
+        headers.push((HEADER_SCHEDULE_TARGET.to_owned(), task.subject.due()));
+        self.effects.push(Effect { subject: task.subject.sched(&id), headers, payload });
+        self.without(NotDone { item, end: End::Retry, failure: Some(failure), due_ms: Some(due_ms) });
+    }
+
+    fn bury(&mut self, task: &Task, items: Option<Items>, item: u32, reason: &str, failure: Failure, payload: Bytes) {
+        let id = id_of(&task.root, items);
+        let evidence = Evidence {
+            v: 1,
+            root: (id != task.root).then(|| task.root.clone()),
+            id: id.clone(),
+            items,
+            job: task.subject.job.clone(),
+            index: task.index_of(item),
+            attempt: task.attempt,
+            reason: reason.to_owned(),
+            failure: failure.clone(),
+            failures: task.failures.clone(),
+            worker: self.worker.clone(),
+            published_ms: task.published_ms,
+            started_ms: self.started,
+            buried_ms: millpond::now_ms(),
+            trace: self.outcome.trace.clone(),
+        };
+        let mut headers = task.forwarded.clone();
+        let message_id = format!("{}/{id}/d{}", task.subject.queue, task.attempt);
+        headers.push((HEADER_MSG_ID.to_owned(), message_id));
+        headers.push((HEADER_DEAD.to_owned(), serde_json::to_string(&evidence).unwrap_or_default()));
+        self.effects.push(Effect { subject: task.subject.dead(), headers, payload });
+        self.without(NotDone { item, end: End::Dead, failure: Some(failure), due_ms: None });
+    }
+
+    /// What was not run is published again, the same attempt, each run of neighbours as one message.
+    fn republish_rest(&mut self, task: &Task, arguments: &[Bytes]) {
+        let rest = std::mem::take(&mut self.rest);
+        let Some(of) = task.items.map(|i| i.of) else {
+            if !rest.is_empty() {
+                let message_id = format!("{}/{}/x{}", task.subject.queue, task.root, self.outcome.started_ms);
+                let headers = task.republish_headers(None, task.attempt, &task.failures, message_id);
+                self.effects.push(Effect { subject: task.subject.due(), headers, payload: task.payload.clone() });
+            }
+            return;
+        };
+        for run in rest.chunk_by(|a, b| a + 1 == *b) {
+            if let Some(&from) = run.first() {
+                let len = u32::try_from(run.len()).unwrap_or(u32::MAX);
+                self.republish(task, Items { of, from, len }, arguments, "x");
+            }
+        }
+    }
+
+    fn republish(&mut self, task: &Task, items: Items, arguments: &[Bytes], why: &str) {
+        let first = task.items.map_or(0, |i| i.from);
+        let range = (items.from - first) as usize..(items.from - first + items.len) as usize;
+        let values = arguments.get(range).unwrap_or_default();
+        let payload = match values {
+            [one] if items.of > 1 => one.clone(),
+            many => Bytes::from(batch::join(many.iter().map(|v| &**v))),
+        };
+        let id = id_of(&task.root, Some(items));
+        let message_id = format!("{}/{id}/{why}{}-{}", task.subject.queue, task.attempt, self.outcome.started_ms);
+        let headers = task.republish_headers(Some(items), task.attempt, &task.failures, message_id);
+        self.effects.push(Effect { subject: task.subject.due(), headers, payload });
+    }
+
+    /// The outcome, or several of some items each, so that none is larger than a pack may be.
+    fn into_outcomes(self) -> Vec<Outcome> {
+        let bytes: usize = self.outcome.results.iter().map(|r| r.get().len()).sum();
+        let Some(items) = self.outcome.items.filter(|_| bytes > PACK_BYTES_MAX) else { return vec![self.outcome] };
+        let root = self.outcome.root().to_owned();
+        let (mut parts, mut part, mut part_bytes, mut from) = (Vec::new(), Vec::new(), 0, items.from);
+        let whole = Outcome { results: Vec::new(), not_done: Vec::new(), ..self.outcome.clone() };
+        let cut = |from: u32, results: Vec<Box<RawValue>>| {
+            let len = u32::try_from(results.len()).unwrap_or(u32::MAX);
+            let items = Items { of: items.of, from, len };
+            let covers = |n: &&NotDone| n.item >= from && n.item < from + len;
+            let id = id_of(&root, Some(items));
+            Outcome {
+                root: (id != root).then(|| root.clone()),
+                id,
+                items: Some(items),
+                index: whole.index.map(|i| i + u64::from(from - whole.first_item())),
+                not_done: self.outcome.not_done.iter().filter(covers).cloned().collect(),
+                results,
+                ..whole.clone()
+            }
+        };
+        for result in self.outcome.results.iter().cloned() {
+            if !part.is_empty() && part_bytes + result.get().len() > PACK_BYTES_MAX {
+                let results: Vec<_> = std::mem::take(&mut part);
+                let next = from + u32::try_from(results.len()).unwrap_or(u32::MAX);
+                parts.push(cut(from, results));
+                (from, part_bytes) = (next, 0);
+            }
+            part_bytes += result.get().len();
+            part.push(result);
+        }
+        parts.push(cut(from, part));
+        parts
+    }
+}

@@ -1,0 +1,208 @@
+//! One lease from the door to its end: may it run, run it, settle it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use millpond::batch;
+use millpond::bus::lease::{Admission, Lease};
+use millpond::bus::records::StartEntry;
+use millpond::failpoint;
+use millpond::limits::UNKNOWN_KIND_DELAY;
+use millpond::outcome::{Items, id_of};
+use millpond::task::Task;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::execute::execute;
+use crate::handlers::{Call, Handler, Handlers};
+use crate::kinds::Kinds;
+use crate::settle::{Attempt, Settler, Tally, arguments, trace_of};
+
+/// What every task of this worker shares.
+pub(crate) struct Shop {
+    pub(crate) settler: Settler,
+    pub(crate) handlers: Handlers,
+    pub(crate) kinds: Kinds,
+    pub(crate) task_timeout: Duration,
+    pub(crate) unknown_kind_after: Duration,
+    /// Cancelled when the drain's time is over.
+    pub(crate) stop: CancellationToken,
+    pub(crate) stats: Stats,
+}
+
+/// What this worker has done since it started.
+#[derive(Default)]
+pub(crate) struct Stats {
+    pub(crate) done: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    /// Mean time that a message keeps its slot, in nanoseconds, of late; 0 when unknown.
+    pub(crate) pace_ns: AtomicU64,
+}
+
+impl Stats {
+    fn count(&self, tally: Tally) {
+        self.done.fetch_add(tally.done, Ordering::Relaxed);
+        self.failed.fetch_add(tally.failed, Ordering::Relaxed);
+    }
+
+    fn note(&self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let before = self.pace_ns.load(Ordering::Relaxed);
+        // Slower counts at once, faster by and by: one long task ends the hoarding of short ones.
+        let after = if before == 0 || took > before { took } else { before - (before - took) / 8 };
+        self.pace_ns.store(after, Ordering::Relaxed);
+    }
+}
+
+/// What the door decides.
+enum Verdict {
+    Run(Handler),
+    Bury(&'static str, String),
+    Split(Items),
+    Cancel,
+    UnknownKind,
+    Stop,
+    LeaveAlone,
+    LetGo,
+}
+
+/// Works on one lease; the slot is free again when its handler is done, before the settlement.
+pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: OwnedSemaphorePermit) {
+    failpoint::hit("door.delivered");
+    let verdict = door(&shop, &mut lease).await;
+    let Verdict::Run(handler) = verdict else {
+        drop(slot);
+        return turn_away(&shop, lease, verdict).await;
+    };
+    let calls = match calls(&lease.task, &shop.stop) {
+        Ok(calls) => calls,
+        Err(error) => {
+            drop(slot);
+            return shop.stats.count(shop.settler.bury(lease, "bad_batch", error.to_string()).await);
+        }
+    };
+    if !lease.start() {
+        return lease.let_go().await;
+    }
+    failpoint::hit("work.started");
+    let task = &lease.task;
+    let trace = trace_of(task);
+    let span = tracing::info_span!(
+        "process",
+        otel.name = %format!("process tasks.{}.{}", task.subject.queue, task.subject.kind),
+        otel.kind = "consumer",
+        messaging.system = "nats",
+        messaging.operation.name = "process",
+        queue = %task.subject.queue,
+        kind = %task.subject.kind,
+        task_id = %task.id(),
+        attempt = i64::from(task.attempt),
+        trace_id = %trace.trace_id(),
+    );
+    trace.adopt(&span);
+    let timeout = task.timeout.unwrap_or(shop.task_timeout);
+    let (started, started_ms) = (Instant::now(), millpond::now_ms());
+    let ends = execute(&handler, calls, timeout, &shop.stop).instrument(span).await;
+    shop.stats.note(started.elapsed());
+    let attempt = Attempt { started_ms, ended_ms: millpond::now_ms(), trace, ends };
+    drop(slot);
+    shop.stats.count(shop.settler.settle(lease, attempt).await);
+}
+
+async fn door(shop: &Shop, lease: &mut Lease) -> Verdict {
+    if lease.is_settled() {
+        return Verdict::Stop;
+    }
+    if lease.was_cut_off() {
+        return Verdict::LetGo;
+    }
+    let task = &lease.task;
+    if let Some(defect) = task.defect.clone() {
+        return Verdict::Bury(defect.reason, defect.message);
+    }
+    if task.expires_ms.is_some_and(|at| at < millpond::now_ms()) {
+        return Verdict::Bury("expired", "it had not started when it expired (header Millpond-Expires)".to_owned());
+    }
+    if shop.settler.cancels.contains(&task.subject, &task.root, &task.id()) {
+        return Verdict::Cancel;
+    }
+    let Some(handler) = shop.handlers.get(&task.subject.kind).cloned() else { return Verdict::UnknownKind };
+    match lease.admit().await {
+        Ok(Admission::Start) => Verdict::Run(handler),
+        Ok(Admission::Stop) => Verdict::Stop,
+        Ok(Admission::LeaveAlone) => Verdict::LeaveAlone,
+        Ok(Admission::Killer(_)) if lease.was_cut_off() => Verdict::LetGo,
+        Ok(Admission::Killer(starts)) => killer(&lease.task, &starts),
+        Err(error) => {
+            tracing::warn!(task_id = %lease.task.id(), %error, "cannot tell whether a redelivered task may start");
+            Verdict::LetGo
+        }
+    }
+}
+
+fn killer(task: &Task, starts: &[StartEntry]) -> Verdict {
+    match task.items.filter(|i| i.len > 1) {
+        Some(items) if !arguments(task).is_empty() => Verdict::Split(items),
+        _ => {
+            let workers: Vec<&str> = starts.iter().map(|s| s.worker.as_str()).collect();
+            let (count, workers) = (starts.len(), workers.join(", "));
+            Verdict::Bury(
+                "kills_workers",
+                format!(
+                    "it was started again {count} times, and each time its worker died or was cut off (workers: {workers})"
+                ),
+            )
+        }
+    }
+}
+
+async fn turn_away(shop: &Shop, lease: Lease, verdict: Verdict) {
+    match verdict {
+        Verdict::Bury(reason, message) => shop.stats.count(shop.settler.bury(lease, reason, message).await),
+        Verdict::Split(items) => shop.settler.split(lease, items).await,
+        Verdict::Cancel => shop.settler.cancel(lease).await,
+        Verdict::UnknownKind => unknown_kind(shop, lease).await,
+        Verdict::Stop => lease.complete().await,
+        Verdict::LeaveAlone => lease.leave_alone(),
+        Verdict::LetGo | Verdict::Run(_) => lease.let_go().await,
+    }
+}
+
+/// It waits for a worker that knows its kind; it is buried when there is none for long.
+async fn unknown_kind(shop: &Shop, lease: Lease) {
+    let task = &lease.task;
+    let (queue, kind) = (task.subject.queue.clone(), task.subject.kind.clone());
+    if shop.kinds.note_unknown(&queue, &kind) {
+        tracing::warn!(%queue, %kind, "no worker for this kind here; its tasks wait for one that knows it");
+    }
+    let after = shop.unknown_kind_after;
+    let waited_ms = u128::try_from(millpond::now_ms().saturating_sub(task.published_ms)).unwrap_or(0);
+    if waited_ms > after.as_millis() && shop.kinds.nobody_knows(&queue, &kind, after) {
+        let after = humantime::format_duration(after);
+        let known: Vec<&str> = shop.handlers.keys().map(String::as_str).collect();
+        let known = known.join(", ");
+        let message = format!("no live worker has known kind {kind} for {after}; this one knows {known}");
+        shop.stats.count(shop.settler.bury(lease, "unknown_kind", message).await);
+    } else {
+        lease.hand_back(UNKNOWN_KIND_DELAY).await;
+    }
+}
+
+fn calls(task: &Task, stop: &CancellationToken) -> Result<Vec<Call>, batch::BatchError> {
+    if task.is_batch() {
+        // Told apart from an empty array, so that the reason is a good one.
+        batch::split(&task.payload, task.items_len())?;
+    }
+    let first = task.items.map_or(0, |i| i.from);
+    let calls = arguments(task).into_iter().zip(first..).map(|(payload, item)| {
+        let items = task.items.map(|i| Items { of: i.of, from: item, len: 1 });
+        let id = match items {
+            Some(i) if i.of == 1 => format!("{}/0", task.root),
+            items => id_of(&task.root, items),
+        };
+        Call { id, attempt: task.attempt, payload, stop: stop.child_token() }
+    });
+    Ok(calls.collect())
+}
