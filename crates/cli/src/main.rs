@@ -1,1 +1,5 @@
-fn main() {}
+//! Binary `millpond`. Everything is in the library, where the tests reach it too.
+
+fn main() -> std::process::ExitCode {
+    millpond_cli::main()
+}

@@ -372,7 +372,7 @@ mod tests {
             failure: Failure::new("error", "no"),
         };
         let item = Items { of: 5, from: 3, len: 1 };
-        let headers = batch.republish_headers(Some(item), 2, &[failed.clone()], "m".into());
+        let headers = batch.republish_headers(Some(item), 2, std::slice::from_ref(&failed), "m".into());
         let arrival = Arrival { origin: Origin::Due, epoch: "d", seq: 1, stored_ms: 99 };
         let again = Task::read("due.q.k.j-j", &headers, Bytes::from_static(b"1"), arrival);
         assert_eq!((again.id(), again.attempt, again.index), ("e-7/3".into(), 2, Some(103)));

@@ -2,6 +2,8 @@
 //! Field names are constants here, because they are the mapping of the log store too. Trace context travels in every
 //! message, whether or not anything is exported.
 
+use std::io::IsTerminal;
+
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider};
 use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::Resource;
@@ -56,9 +58,13 @@ pub enum TelemetryError {
 /// # Errors
 /// [`TelemetryError`] names the setting that is wrong.
 pub fn start(service: &'static str, args: &LogArgs) -> Result<Telemetry, TelemetryError> {
-    let filter = EnvFilter::try_new(&args.log)
+    // The NATS client tells at INFO what `bus` tells already; a filter that names it has the last word.
+    let filter = EnvFilter::try_new(format!("async_nats=warn,{}", args.log))
         .map_err(|e| TelemetryError::Filter { filter: args.log.clone(), reason: e.to_string() })?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
     let lines = if args.log_json { lines.json().boxed() } else { lines.compact().boxed() };
     let provider = provider(service)?;
     // The exporter's own HTTP client must not trace itself.

@@ -1,1 +1,64 @@
+//! The collector: what workers say is merged into the store, committed, then acknowledged; the store is read over HTTP.
+//! Not here: publishing tasks. RESULTS, DEAD -> `collect` -> `store`; `http` -> `store`.
 
+mod collect;
+mod config;
+mod http;
+mod records;
+mod store;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use millpond::bus::results::Ended;
+use millpond::bus::{Bus, Role};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, Settings};
+
+use collect::Collect;
+use records::Workers;
+use store::Store;
+
+/// Collects and serves until `shutdown`.
+///
+/// # Errors
+/// When NATS cannot be reached at the start, the store cannot be opened, or the address is taken.
+pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let metrics = http::metrics();
+    let store = Store::open(&settings.store).await?;
+    let listener = TcpListener::bind(settings.listen).await;
+    let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;
+    let bus = Bus::connect(&settings.nats_url, Role::Collector, "collector", settings.connect_timeout).await?;
+    let workers = Workers::default();
+    let mut background = JoinSet::new();
+    background.spawn(workers.clone().follow(bus.clone()));
+    background.spawn(records::follow_jobs(bus.clone(), store.clone()));
+    let mut collecting = JoinSet::new();
+    for ended in [Ended::Results, Ended::Dead] {
+        let collect = Collect::new(&bus, &store, ended, settings.results_keep);
+        background.spawn(collect.clone().purge_for_ever());
+        collecting.spawn(collect.collect(shutdown.clone()));
+    }
+    let address = listener.local_addr()?;
+    let app = http::App { store: store.clone(), workers, bus: bus.clone(), token: settings.token.into(), metrics };
+    tracing::info!(
+        nats = %millpond::bus::without_password(&settings.nats_url),
+        listen = %address,
+        store = %settings.store.display(),
+        results_keep = ?settings.results_keep,
+        "collector ready"
+    );
+    let serving = axum::serve(listener, http::router(Arc::new(app)));
+    let served = serving.with_graceful_shutdown(shutdown.clone().cancelled_owned()).await;
+    // Ends even when the server failed: what was pulled is still stored and acknowledged.
+    shutdown.cancel();
+    while collecting.join_next().await.is_some() {}
+    background.shutdown().await;
+    bus.close().await;
+    store.close().await;
+    tracing::info!("collector stopped");
+    served.context("the HTTP server failed")
+}

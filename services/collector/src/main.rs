@@ -1,1 +1,36 @@
-fn main() {}
+//! Binary `millpond-collector`: the collector service.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+
+/// Keeps what ended: results, attempts, dead letters; and serves them over HTTP.
+#[derive(Parser)]
+#[command(name = "millpond-collector", version)]
+struct Cli {
+    #[command(flatten)]
+    config: millpond_collector::Config,
+}
+
+fn main() -> ExitCode {
+    match start(Cli::parse().config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("millpond-collector: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(config: millpond_collector::Config) -> anyhow::Result<()> {
+    let telemetry = millpond::telemetry::start("millpond-collector", &config.log)?;
+    let settings = config.check()?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
+    let result = runtime.block_on(async {
+        let shutdown = millpond::shutdown::on_signal().context("cannot listen for signals")?;
+        millpond_collector::run(settings, shutdown).await
+    });
+    telemetry.flush();
+    result
+}

@@ -1,1 +1,36 @@
-fn main() {}
+//! Binary `millpond-producer`: the producer service.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+
+/// Takes tasks over HTTP and publishes them to NATS.
+#[derive(Parser)]
+#[command(name = "millpond-producer", version)]
+struct Cli {
+    #[command(flatten)]
+    config: millpond_producer::Config,
+}
+
+fn main() -> ExitCode {
+    match start(Cli::parse().config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("millpond-producer: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(config: millpond_producer::Config) -> anyhow::Result<()> {
+    let telemetry = millpond::telemetry::start("millpond-producer", &config.log)?;
+    let settings = config.check()?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
+    let result = runtime.block_on(async {
+        let shutdown = millpond::shutdown::on_signal().context("cannot listen for signals")?;
+        millpond_producer::run(settings, shutdown).await
+    });
+    telemetry.flush();
+    result
+}

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream;
-use async_nats::{ConnectOptions, Event};
+use async_nats::{ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
 
 use crate::limits::{PUBLISH_ACK_WAIT, PUBLISH_WINDOW, SERVER_PAYLOAD_BYTES_MAX};
@@ -120,9 +120,15 @@ impl Bus {
         let (sender, connection) = watch::channel(Connection { epoch: 0, up: true });
         let dropped = Arc::new(AtomicU64::new(0));
         let deadline = tokio::time::Instant::now() + timeout;
+        let servers = servers(url);
         let client = loop {
-            let options = options(role, name, sender.clone(), dropped.clone());
-            let attempt = tokio::time::timeout_at(deadline, options.connect(url)).await;
+            let mut options = options(role, name, sender.clone(), dropped.clone());
+            if let Some((user, password)) = servers.iter().find_map(credentials) {
+                options = options.user_and_password(user, password);
+            }
+            // Without the password: the client writes addresses to its debug log.
+            let bare: Vec<ServerAddr> = servers.iter().filter_map(without_credentials).collect();
+            let attempt = tokio::time::timeout_at(deadline, options.connect(bare.as_slice())).await;
             let reason = match attempt {
                 Ok(Ok(client)) => break client,
                 Ok(Err(error)) => describe(&error),
@@ -185,6 +191,21 @@ impl Bus {
     }
 }
 
+/// The servers that a URL names, separated by commas; what is no address is left out, and told by [`Bus::connect`].
+fn servers(url: &str) -> Vec<ServerAddr> {
+    url.split(',').filter_map(|one| one.trim().parse().ok()).collect()
+}
+
+/// User and password of a URL: the client itself does not take them from there.
+fn credentials(server: &ServerAddr) -> Option<(String, String)> {
+    let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+    Some((decode(server.username()?), decode(server.password().unwrap_or_default())))
+}
+
+fn without_credentials(server: &ServerAddr) -> Option<ServerAddr> {
+    format!("{}://{}:{}", server.scheme(), server.host(), server.port()).parse().ok()
+}
+
 fn options(role: Role, name: &str, connection: watch::Sender<Connection>, dropped: Arc<AtomicU64>) -> ConnectOptions {
     let options = ConnectOptions::new()
         .name(format!("millpond {name}"))
@@ -206,7 +227,9 @@ fn observe(event: &Event, connection: &watch::Sender<Connection>, dropped: &Atom
     match event {
         Event::Connected => connection.send_modify(|c| *c = Connection { epoch: c.epoch + 1, up: true }),
         Event::Disconnected | Event::Closed => {
-            tracing::warn!("connection to nats lost");
+            if *event == Event::Disconnected {
+                tracing::warn!("connection to nats lost, reconnecting");
+            }
             connection.send_modify(|c| *c = Connection { epoch: c.epoch + 1, up: false });
         }
         Event::SlowConsumer(_) => {

@@ -1,7 +1,7 @@
 //! The worker's own pull loop: as many tasks as there is room for, over one long-lived inbox.
 //! Pulls are made anew after any error, by expiry, and by a watchdog; what an old pull brings late is marked so.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use async_nats::jetstream;
@@ -21,10 +21,12 @@ pub struct Puller {
     leases: Leases,
     sources: Vec<Source>,
     inbox: String,
+    /// Of one era: what an older inbox still brings may have been delivered before a pause or a loss, and is not read.
     messages: async_nats::Subscriber,
-    requests: HashMap<u64, Request>,
-    next_request: u64,
     era: u64,
+    /// Pulls that wait at the server, the oldest first.
+    requests: BTreeMap<u64, Request>,
+    next_request: u64,
     /// A consumer was found missing: make the queues again before the next pull.
     remake: Option<Instant>,
 }
@@ -37,7 +39,6 @@ struct Source {
 struct Request {
     source: usize,
     left: usize,
-    era: u64,
     forget_at: Instant,
 }
 
@@ -50,9 +51,7 @@ impl Puller {
         for queue in queues {
             make_queue(bus, queue).await?;
         }
-        let inbox = bus.client.new_inbox();
-        let subscribed = bus.client.subscribe(format!("{inbox}.*")).await;
-        let messages = subscribed.map_err(|e| TopologyError::new("the inbox for tasks", &e))?;
+        let (inbox, messages) = listen(bus).await?;
         let sources = [Origin::Due, Origin::Tasks]
             .into_iter()
             .flat_map(|origin| queues.iter().map(move |queue| Source { queue: queue.clone(), origin }))
@@ -63,9 +62,9 @@ impl Puller {
             sources,
             inbox,
             messages,
-            requests: HashMap::new(),
-            next_request: 0,
             era: leases.shared.era(),
+            requests: BTreeMap::new(),
+            next_request: 0,
             remake: None,
         })
     }
@@ -75,13 +74,14 @@ impl Puller {
     /// # Cancel safety
     /// Safe: a pull that was counted and not sent is forgotten by the watchdog.
     pub async fn ask(&mut self, room: usize) {
-        let era = self.leases.shared.era();
-        if era != self.era {
-            self.era = era;
-            self.requests.clear();
-        }
         if room == 0 || !self.leases.shared.may_pull() {
             return;
+        }
+        let era = self.leases.shared.era();
+        if era != self.era {
+            let Ok((inbox, messages)) = listen(&self.bus).await else { return };
+            self.requests.clear();
+            (self.inbox, self.messages, self.era) = (inbox, messages, era);
         }
         self.remake_queues().await;
         let now = Instant::now();
@@ -92,18 +92,18 @@ impl Puller {
             let want = share.saturating_sub(outstanding);
             // In steps of half the room, so that a large window does not cost a request for every task.
             if want > 0 && (outstanding == 0 || want >= share.div_ceil(2)) {
-                self.send(source, want, era).await;
+                self.send(source, want).await;
             }
         }
     }
 
-    async fn send(&mut self, source: usize, batch: usize, era: u64) {
+    async fn send(&mut self, source: usize, batch: usize) {
         let Some(Source { queue, origin }) = self.sources.get(source) else { return };
         let number = self.next_request;
         self.next_request += 1;
         let forget_at = Instant::now() + PULL_EXPIRES + PULL_WATCHDOG;
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", stream(*origin), durable(queue));
-        self.requests.insert(number, Request { source, left: batch, era, forget_at });
+        self.requests.insert(number, Request { source, left: batch, forget_at });
         let expires = u64::try_from(PULL_EXPIRES.as_nanos()).unwrap_or(u64::MAX);
         let body = json!({ "batch": batch, "expires": expires, "max_bytes": PULL_BYTES_MAX }).to_string();
         let reply = format!("{}.{number}", self.inbox);
@@ -154,23 +154,24 @@ impl Puller {
     }
 
     fn take(&mut self, message: async_nats::Message) -> Option<Lease> {
-        let number: u64 = message.subject.rsplit('.').next()?.parse().ok()?;
         if let Some(status) = message.status {
+            // A status comes to the inbox itself; a task keeps the subject that it was published to.
+            let number: u64 = message.subject.rsplit('.').next()?.parse().ok()?;
             self.end_request(number, status, message.description.as_deref());
             return None;
         }
-        // A pull that the watchdog forgot still delivers; its era is long over.
-        let era = match self.requests.get_mut(&number) {
-            Some(request) => {
-                request.left = request.left.saturating_sub(1);
-                request.era
+        let lease = self.hold(message)?;
+        let origin = if lease.is_due() { Origin::Due } else { Origin::Tasks };
+        let queue = &lease.task.subject.queue;
+        let source = self.sources.iter().position(|s| s.origin == origin && s.queue == *queue);
+        let request = self.requests.iter_mut().find(|(_, r)| Some(r.source) == source);
+        if let Some((&number, request)) = request {
+            request.left = request.left.saturating_sub(1);
+            if request.left == 0 {
+                self.requests.remove(&number);
             }
-            None => u64::MAX,
-        };
-        if self.requests.get(&number).is_some_and(|r| r.left == 0) {
-            self.requests.remove(&number);
         }
-        self.hold(message, era)
+        Some(lease)
     }
 
     fn end_request(&mut self, number: u64, status: async_nats::StatusCode, said: Option<&str>) {
@@ -185,7 +186,7 @@ impl Puller {
         }
     }
 
-    fn hold(&self, message: async_nats::Message, era: u64) -> Option<Lease> {
+    fn hold(&self, message: async_nats::Message) -> Option<Lease> {
         let reply = message.reply.as_ref()?.to_string();
         let message = jetstream::Message { message, context: self.bus.js.clone() };
         let (origin, seq, deliveries, stored_ms) = {
@@ -199,8 +200,14 @@ impl Puller {
         let headers = from_nats(message.headers.as_ref());
         let arrival = Arrival { origin, epoch, seq, stored_ms };
         let task = Task::read(&message.subject, &headers, message.payload.clone(), arrival);
-        Some(shared.hold(task, Place { origin, seq, deliveries, reply }, era))
+        Some(shared.hold(task, Place { origin, seq, deliveries, reply }, self.era))
     }
+}
+
+async fn listen(bus: &Bus) -> Result<(String, async_nats::Subscriber), TopologyError> {
+    let inbox = bus.client.new_inbox();
+    let subscribed = bus.client.subscribe(format!("{inbox}.*")).await;
+    Ok((inbox, subscribed.map_err(|e| TopologyError::new("the inbox for tasks", &e))?))
 }
 
 fn stream(origin: Origin) -> &'static str {

@@ -25,7 +25,9 @@ pub enum Ended {
 }
 
 impl Ended {
-    fn stream(self) -> &'static str {
+    /// Name of its stream.
+    #[must_use]
+    pub fn stream(self) -> &'static str {
         match self {
             Self::Results => STREAM_RESULTS,
             Self::Dead => STREAM_DEAD,
@@ -256,6 +258,8 @@ impl JobReader {
                 .next_seq
                 .map_or(DeliverPolicy::New, |start_sequence| DeliverPolicy::ByStartSequence { start_sequence }),
             ack_policy: AckPolicy::None,
+            // A name of its own puts name and filter into the subject that the role's permissions look at.
+            name: Some(format!("r-{}", crate::random_token())),
             filter_subject: results_of_job(&self.job),
             inactive_threshold: Duration::from_secs(60),
             memory_storage: true,

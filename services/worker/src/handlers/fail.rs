@@ -52,10 +52,8 @@ pub(super) async fn fail(call: Call) -> Reply {
     match how {
         How::Error => Err(Failure::new("error", message)),
         How::Fatal => Err(Failure::fatal("fatal", message)),
-        How::Panic => {
-            // The one panic that is wanted: it shows what becomes of those that are not.
-            std::panic::panic_any(message)
-        }
+        #[expect(clippy::panic, reason = "asked for: it shows what becomes of those that are not")]
+        How::Panic => std::panic::panic_any(message),
         How::Exit => std::process::exit(13),
         How::Hang => std::future::pending().await,
         How::Never => reply(&call.attempt),

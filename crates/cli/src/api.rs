@@ -1,0 +1,92 @@
+//! The collector's HTTP API, as the reading verbs use it.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::state::{COLLECTOR_URL, Env, TOKEN};
+
+/// How long one request may take.
+const REQUEST_WITHIN: Duration = Duration::from_secs(30);
+
+/// The collector of this cluster.
+pub struct Api {
+    url: String,
+    token: String,
+    http: reqwest::Client,
+}
+
+impl Api {
+    /// Finds it.
+    ///
+    /// # Errors
+    /// When its address or token is not known.
+    pub fn new(env: &Env) -> anyhow::Result<Self> {
+        Self::at(env.need(COLLECTOR_URL)?, env.need(TOKEN)?)
+    }
+
+    /// The one at an address.
+    ///
+    /// # Errors
+    /// When HTTP cannot be set up.
+    pub fn at(url: String, token: String) -> anyhow::Result<Self> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Ok(Self { url, token, http: reqwest::Client::builder().timeout(REQUEST_WITHIN).build()? })
+    }
+
+    /// One answer; none when there is no such thing.
+    ///
+    /// # Errors
+    /// When the collector does not answer, or answers with an error.
+    pub async fn get(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Option<Value>> {
+        let request = self.http.get(format!("{}{path}", self.url)).query(query).bearer_auth(&self.token);
+        let response = request.send().await.with_context(|| {
+            format!("the collector at {} does not answer; what is stored can only be read through it", self.url)
+        })?;
+        let status = response.status();
+        let body: Value = response.json().await.context("the collector's answer is not JSON")?;
+        match status.as_u16() {
+            200 => Ok(Some(body)),
+            404 => Ok(None),
+            code => bail!("the collector answered {code}: {}", text(&body, "error")),
+        }
+    }
+
+    /// All rows of a list, page by page, each given to `row`; stops when `row` says so.
+    ///
+    /// # Errors
+    /// As [`Api::get`], and what `row` returns.
+    pub async fn each(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        mut row: impl FnMut(&Value) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let mut query = query.to_vec();
+            query.extend(after.take().map(|cursor| ("after", cursor)));
+            let Some(page) = self.get(path, &query).await? else { return Ok(()) };
+            for one in page.get("rows").and_then(Value::as_array).into_iter().flatten() {
+                if !row(one)? {
+                    return Ok(());
+                }
+            }
+            match page.get("next").and_then(Value::as_str) {
+                Some(next) => after = Some(next.to_owned()),
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// A field as text: empty when it is not there.
+#[must_use]
+pub fn text(value: &Value, field: &str) -> String {
+    match value.get(field) {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}

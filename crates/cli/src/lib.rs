@@ -1,0 +1,170 @@
+//! The `millpond` command: one file per verb, an error printed in one place, exit codes in one list. The library form
+//! is for the integration tests. `up` is the only verb that starts other processes.
+
+pub mod api;
+mod dead;
+mod guard;
+mod job;
+mod map;
+pub mod nats_server;
+mod output;
+mod service;
+pub mod state;
+mod submit;
+mod task;
+mod up;
+mod worker;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use millpond::bus::ConnectError;
+use millpond::client::ClientError;
+use millpond::config::LogArgs;
+
+use state::Env;
+
+/// A task failed, or a job did not end well.
+pub const EXIT_TASK_FAILED: u8 = 1;
+/// NATS or the collector cannot be reached.
+pub const EXIT_UNREACHABLE: u8 = 69;
+/// Anything else that went wrong.
+pub const EXIT_ERROR: u8 = 70;
+
+/// A worker pool that spans machines, over NATS JetStream.
+#[derive(Parser)]
+#[command(name = "millpond", version, propagate_version = true)]
+struct Cli {
+    /// Folder in which `up` keeps everything, and in which the other commands find how to reach it.
+    #[arg(long, env = "MILLPOND_STATE", default_value = ".millpond", global = true)]
+    state: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start the whole cluster on this machine: nats-server, producer, workers, collector; Ctrl-C drains it.
+    Up(up::UpArgs),
+    /// Publish one task; with --wait, print its result.
+    Submit(submit::SubmitArgs),
+    /// Run a kind over many arguments and print the results, in order, one JSON value a line.
+    Map(map::MapArgs),
+    /// List jobs, show one, wait for one, print its results.
+    #[command(subcommand)]
+    Job(job::JobCommand),
+    /// Show what became of a task.
+    #[command(subcommand)]
+    Task(task::TaskCommand),
+    /// Dead letters: tasks that wait for a person.
+    #[command(subcommand)]
+    Dead(dead::DeadCommand),
+    /// List workers, or run one.
+    #[command(subcommand)]
+    Worker(Box<worker::WorkerCommand>),
+    /// The producer service.
+    #[command(subcommand)]
+    Producer(Box<service::ProducerCommand>),
+    /// The collector service.
+    #[command(subcommand)]
+    Collector(Box<service::CollectorCommand>),
+    /// Make or update streams, consumers and buckets; safe to repeat.
+    Setup(service::SetupArgs),
+    /// Run a program that ends when standard input does.
+    #[command(hide = true)]
+    Guard(guard::GuardArgs),
+}
+
+/// Runs the command line.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // The process's choice of cryptography for HTTPS.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let result = start(cli);
+    result.unwrap_or_else(|error| {
+        if !is_broken_pipe(&error) {
+            eprintln!("millpond: {error:#}");
+        }
+        ExitCode::from(exit_code(&error))
+    })
+}
+
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
+    let (name, log) = cli.command.logs();
+    let telemetry = millpond::telemetry::start(name, &log)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let result = runtime.block_on(run(cli));
+    // A thread that waits for standard input, or a handler that never ends, must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(50));
+    telemetry.flush();
+    result
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let env = Env::load(&cli.state);
+    match cli.command {
+        Command::Up(args) => up::run(args, &cli.state).await,
+        Command::Submit(args) => submit::run(args, &env).await,
+        Command::Map(args) => map::run(args, &env).await,
+        Command::Job(command) => job::run(command, &env).await,
+        Command::Task(command) => task::run(command, &env).await,
+        Command::Dead(command) => dead::run(command, &env).await,
+        Command::Worker(command) => worker::run(*command, &env).await,
+        Command::Producer(command) => service::run_producer(*command, &env).await,
+        Command::Collector(command) => service::run_collector(*command, &env).await,
+        Command::Setup(args) => service::run_setup(args, &env).await,
+        Command::Guard(args) => guard::run(args).await,
+    }
+}
+
+impl Command {
+    /// The name under which this process logs, and how: services as they are told, verbs only what is unexpected.
+    fn logs(&self) -> (&'static str, LogArgs) {
+        match self {
+            Self::Worker(command) => match command.as_ref() {
+                worker::WorkerCommand::Run(args) => ("millpond-worker", args.config.log.clone()),
+                worker::WorkerCommand::Ls(_) => ("millpond", quiet()),
+            },
+            Self::Producer(command) => ("millpond-producer", command.log()),
+            Self::Collector(command) => ("millpond-collector", command.log()),
+            _ => ("millpond", quiet()),
+        }
+    }
+}
+
+fn quiet() -> LogArgs {
+    LogArgs { log: std::env::var("MILLPOND_LOG").unwrap_or_else(|_| "error".to_owned()), log_json: false }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let unreachable = error.chain().any(|cause| {
+        cause.is::<ConnectError>()
+            || matches!(cause.downcast_ref(), Some(ClientError::Connect(_)))
+            || cause.downcast_ref().is_some_and(|e: &reqwest::Error| e.is_connect() || e.is_timeout())
+    });
+    match () {
+        () if is_broken_pipe(error) => 0,
+        () if unreachable => EXIT_UNREACHABLE,
+        () => EXIT_ERROR,
+    }
+}
+
+/// Whoever read our output has had enough (`| head`).
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

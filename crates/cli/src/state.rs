@@ -1,0 +1,205 @@
+//! The state folder (`--state`, default `.millpond`): what `up` leaves there for the other commands, and how they find
+//! their settings: the process's environment first, then DIR/env.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use serde::{Deserialize, Serialize};
+
+/// NATS for the CLI and producer programs, with the client role's password.
+pub const CLIENT_NATS_URL: &str = "MILLPOND_NATS_URL";
+/// NATS for workers.
+pub const WORKER_NATS_URL: &str = "MILLPOND_WORKER_NATS_URL";
+/// NATS for the producer service.
+pub const PRODUCER_NATS_URL: &str = "MILLPOND_PRODUCER_NATS_URL";
+/// NATS for the collector.
+pub const COLLECTOR_NATS_URL: &str = "MILLPOND_COLLECTOR_NATS_URL";
+/// NATS for programs that only publish tasks.
+pub const PUBLISHER_NATS_URL: &str = "MILLPOND_PUBLISHER_NATS_URL";
+/// The producer's HTTP address.
+pub const PRODUCER_URL: &str = "MILLPOND_PRODUCER_URL";
+/// The collector's HTTP address.
+pub const COLLECTOR_URL: &str = "MILLPOND_COLLECTOR_URL";
+/// The token of both HTTP APIs.
+pub const TOKEN: &str = "MILLPOND_TOKEN";
+
+/// What commands know of their cluster.
+#[derive(Debug, Clone)]
+pub struct Env {
+    dir: PathBuf,
+    from_file: BTreeMap<String, String>,
+}
+
+impl Env {
+    /// Reads DIR/env where there is one.
+    #[must_use]
+    pub fn load(dir: &Path) -> Self {
+        let text = fs::read_to_string(dir.join("env")).unwrap_or_default();
+        let from_file = text.lines().filter_map(parse_line).collect();
+        Self { dir: dir.to_owned(), from_file }
+    }
+
+    /// The state folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A setting, where it is known.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok().filter(|v| !v.is_empty()).or_else(|| self.from_file.get(name).cloned())
+    }
+
+    /// A setting.
+    ///
+    /// # Errors
+    /// A text that says how to come by it.
+    pub fn need(&self, name: &str) -> anyhow::Result<String> {
+        self.get(name).ok_or_else(|| {
+            let env = self.dir.join("env");
+            anyhow!("{name} is not set and there is no {}: start `millpond up` first, or set it", env.display())
+        })
+    }
+}
+
+fn parse_line(line: &str) -> Option<(String, String)> {
+    let (name, value) = line.split_once('=')?;
+    Some((name.to_owned(), value.trim_matches('\'').to_owned()))
+}
+
+/// Writes DIR/env at once and whole, readable by its owner only.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn write_env(dir: &Path, values: &[(&str, String)]) -> anyhow::Result<()> {
+    let mut text = String::new();
+    for (name, value) in values {
+        text.push_str(&format!("{name}='{value}'\n"));
+    }
+    write_private(&dir.join("env"), text.as_bytes())
+}
+
+/// Removes DIR/env: nobody answers at those addresses any more.
+pub fn remove_env(dir: &Path) {
+    let _ = fs::remove_file(dir.join("env"));
+}
+
+fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    let written = path.with_extension("new");
+    let _ = fs::remove_file(&written);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&written)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&written, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Passwords of the roles, and the token of the HTTP APIs. Made once, kept for the next `up`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Secrets {
+    /// Password by role.
+    pub passwords: BTreeMap<String, String>,
+    /// Token of the HTTP APIs.
+    pub token: String,
+}
+
+/// The roles that have a password.
+pub const ROLES: [&str; 6] = ["setup", "publisher", "client", "producer", "worker", "collector"];
+
+impl Secrets {
+    /// New ones.
+    #[must_use]
+    pub fn generate() -> Self {
+        // nats-server reads them from its environment, where a value of digits would be a number: they start with a letter.
+        let secret = || format!("m{}{}", millpond::random_token(), millpond::random_token());
+        Self { passwords: ROLES.iter().map(|r| ((*r).to_owned(), secret())).collect(), token: secret() }
+    }
+
+    /// Those of the state folder, made at the first call.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or written.
+    pub fn load_or_generate(dir: &Path) -> anyhow::Result<Self> {
+        let path = dir.join("secrets.json");
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .with_context(|| format!("{} is not readable; remove it to have new passwords made", path.display())),
+            Err(_) => {
+                let secrets = Self::generate();
+                write_private(&path, &serde_json::to_vec_pretty(&secrets)?)?;
+                Ok(secrets)
+            }
+        }
+    }
+
+    /// A URL with a role's user and password.
+    #[must_use]
+    pub fn nats_url(&self, role: &str, port: u16) -> String {
+        let password = self.passwords.get(role).map_or("", String::as_str);
+        format!("nats://{role}:{password}@127.0.0.1:{port}")
+    }
+
+    /// What nats-server wants in its environment for deploy/nats/roles.conf.
+    pub fn server_environment(&self) -> impl Iterator<Item = (String, String)> {
+        self.passwords
+            .iter()
+            .map(|(role, password)| (format!("MILLPOND_{}_PASSWORD", role.to_ascii_uppercase()), password.clone()))
+    }
+}
+
+/// Held by `up` while it runs: a second one on the same folder is refused.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held for its lock")] fs::File);
+
+impl Lock {
+    /// Takes the folder, and makes it.
+    ///
+    /// # Errors
+    /// When somebody has it, or it cannot be made.
+    pub fn take(dir: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let file = fs::File::create(dir.join("lock"))?;
+        file.try_lock().map_err(|_| {
+            anyhow!(
+                "another `millpond up` runs on {}: use that one, or choose another folder with --state",
+                dir.display()
+            )
+        })?;
+        Ok(Self(file))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        write_env(dir.path(), &[(COLLECTOR_URL, "http://127.0.0.1:1".into())]).unwrap();
+        let env = Env::load(dir.path());
+        assert_eq!(env.from_file.get(COLLECTOR_URL).unwrap(), "http://127.0.0.1:1");
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(fs::metadata(dir.path().join("env")).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_folder_is_taken_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = Lock::take(dir.path()).unwrap();
+        assert!(Lock::take(dir.path()).is_err());
+        drop(lock);
+        assert!(Lock::take(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn secrets_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Secrets::load_or_generate(dir.path()).unwrap();
+        assert_eq!(Secrets::load_or_generate(dir.path()).unwrap().token, first.token);
+    }
+}

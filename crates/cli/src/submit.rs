@@ -1,0 +1,186 @@
+//! `submit`: publish one task; with `--wait`, its result.
+
+use std::io::{Read, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use millpond::bus::publish::Patience;
+use millpond::client::{Client, NewTask, NoResult, Submitted, TaskEnd};
+use millpond::config::{ConnectArgs, duration};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::EXIT_TASK_FAILED;
+use crate::api::{Api, text};
+use crate::output::json_line;
+use crate::state::{CLIENT_NATS_URL, Env};
+
+/// How long a person waits for the server's ack.
+const ACK_WITHIN: Duration = Duration::from_secs(30);
+/// When a hint is given that nobody takes the task.
+const HINT_AFTER: Duration = Duration::from_secs(3);
+
+/// What to publish.
+#[derive(clap::Args, Debug)]
+pub struct SubmitArgs {
+    /// Which handler runs it.
+    kind: String,
+    /// Its arguments, one JSON value; `-` or nothing reads standard input.
+    #[arg(default_value = "-", allow_hyphen_values = true)]
+    args: String,
+    /// Who runs it.
+    #[arg(long, default_value = "default")]
+    queue: String,
+    /// Wait for its end and print its result.
+    #[arg(long)]
+    wait: bool,
+    /// Its id; a task with the same id in the same queue is kept once.
+    #[arg(long)]
+    id: Option<String>,
+    /// Timeout of one attempt, such as 30s.
+    #[arg(long, value_parser = duration)]
+    timeout: Option<Duration>,
+    /// Attempts before it is a dead letter.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+    attempts_max: Option<u32>,
+    /// It must not start later than this from now, such as 5m.
+    #[arg(long, value_parser = duration)]
+    expires: Option<Duration>,
+    /// Print a JSON object with the id and how it ended.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// Publishes the task.
+///
+/// # Errors
+/// When it cannot be published.
+pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
+    let payload = match args.args.as_str() {
+        "-" => {
+            let mut text = String::new();
+            std::io::stdin().lock().read_to_string(&mut text).context("cannot read the arguments")?;
+            text.trim().to_owned()
+        }
+        text => text.to_owned(),
+    };
+    check_json(&payload)?;
+    let expires = args.expires.and_then(|after| jiff::Timestamp::now().checked_add(after).ok());
+    let task = NewTask {
+        queue: args.queue,
+        kind: args.kind,
+        payload: Bytes::from(payload),
+        id: args.id,
+        timeout: args.timeout,
+        attempts_max: args.attempts_max,
+        expires: expires.map(|at| at.to_string()),
+        ..Default::default()
+    };
+    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "submit", args.connect.connect_timeout).await?;
+    let patience = Patience::Within(ACK_WITHIN);
+    if !args.wait {
+        let submitted = client.submit(&task, patience).await?;
+        let Submitted { id, duplicate } = submitted;
+        if args.json {
+            json_line(&json!({ "id": id, "duplicate": duplicate }))?;
+        } else {
+            writeln!(std::io::stdout().lock(), "{id}")?;
+        }
+        client.close().await;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (queue, kind) = (task.queue.clone(), task.kind.clone());
+    let mut waiting = std::pin::pin!(client.submit_and_wait(task, patience, |_| {}));
+    let ended = tokio::select! {
+        ended = &mut waiting => ended,
+        () = hint(env, &queue, &kind) => waiting.await,
+    };
+    let (submitted, end) = ended?;
+    client.close().await;
+    print_end(&submitted.id, end, args.json)
+}
+
+/// Arguments must be JSON: says so, and what would be.
+///
+/// # Errors
+/// The parser's words and a hint.
+pub fn check_json(payload: &str) -> anyhow::Result<()> {
+    if let Err(error) = serde_json::from_str::<&RawValue>(payload) {
+        bail!("arguments {payload:?} are not JSON ({error}); a string needs quotes of its own: '\"text\"'");
+    }
+    Ok(())
+}
+
+fn print_end(id: &str, end: TaskEnd, json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        json_line(&end_json(json!({ "id": id }), &end))?;
+    }
+    match end {
+        Ok(value) => {
+            if !json {
+                writeln!(std::io::stdout().lock(), "{}", value.get())?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(no_result) => {
+            eprintln!("millpond: task {id} {}", describe(&no_result));
+            Ok(ExitCode::from(EXIT_TASK_FAILED))
+        }
+    }
+}
+
+/// Adds how a task ended to what is known of it.
+pub fn end_json(mut row: Value, end: &TaskEnd) -> Value {
+    let (status, field, value) = match end {
+        Ok(value) => ("done", "result", serde_json::from_str(value.get()).unwrap_or(Value::Null)),
+        Err(NoResult::Dead(failure)) => ("dead", "failure", serde_json::to_value(failure).unwrap_or(Value::Null)),
+        Err(NoResult::Cancelled) => ("cancelled", "failure", Value::Null),
+    };
+    if let Some(object) = row.as_object_mut() {
+        object.insert("status".to_owned(), json!(status));
+        object.insert(field.to_owned(), value);
+    }
+    row
+}
+
+/// Why there is no result, for a person.
+pub fn describe(no_result: &NoResult) -> String {
+    match no_result {
+        NoResult::Dead(failure) => {
+            format!("failed for good: {}: {} (`millpond dead show` has the evidence)", failure.kind, failure.message)
+        }
+        NoResult::Cancelled => "was cancelled".to_owned(),
+    }
+}
+
+/// Says once, where the collector knows it, that nobody runs this kind; then never ends.
+pub async fn hint(env: &Env, queue: &str, kind: &str) {
+    tokio::time::sleep(HINT_AFTER).await;
+    if let Some(message) = nobody(env, queue, kind).await {
+        eprintln!("millpond: still waiting: {message}");
+    }
+    std::future::pending::<()>().await;
+}
+
+async fn nobody(env: &Env, queue: &str, kind: &str) -> Option<String> {
+    let workers = Api::new(env).ok()?.get("/api/v1/workers", &[]).await.ok()??;
+    let rows = workers.get("rows")?.as_array()?;
+    let has = |row: &Value, field: &str, wanted: &str| {
+        row.get(field).and_then(Value::as_array).is_some_and(|list| list.iter().any(|v| v == wanted))
+    };
+    let serving: Vec<&Value> = rows.iter().filter(|r| text(r, "state") == "live" && has(r, "queues", queue)).collect();
+    if serving.is_empty() {
+        return Some(format!(
+            "no live worker serves queue {queue}; start one with `millpond worker run --queues {queue}`"
+        ));
+    }
+    if serving.iter().any(|r| has(r, "kinds", kind)) {
+        return None;
+    }
+    let known = serving.first().and_then(|r| r.get("kinds")).map(ToString::to_string).unwrap_or_default();
+    Some(format!("no live worker of queue {queue} knows kind {kind}; known: {known}"))
+}

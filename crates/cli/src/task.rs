@@ -1,0 +1,93 @@
+//! `task show`: what became of a task, each attempt with worker and times.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::Subcommand;
+use serde_json::Value;
+
+use crate::api::{Api, text};
+use crate::output::{json_line, time, took};
+use crate::state::Env;
+
+/// What to do with a task.
+#[derive(Subcommand, Debug)]
+pub enum TaskCommand {
+    /// Show its end, its attempts and its evidence.
+    Show {
+        /// Its id; `<id>/<i>` for an item of a batch.
+        id: String,
+        /// Its queue, where several have this id.
+        #[arg(long)]
+        queue: Option<String>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When the collector does not answer, or does not know the task.
+pub async fn run(command: TaskCommand, env: &Env) -> anyhow::Result<ExitCode> {
+    let TaskCommand::Show { id, queue, json } = command;
+    let mut query = vec![("id", id.clone())];
+    query.extend(queue.map(|queue| ("queue", queue)));
+    let Some(task) = Api::new(env)?.get("/api/v1/task", &query).await? else {
+        bail!("no task {id} has ended an attempt yet: it waits, runs, or never was (ids are printed by `submit`)");
+    };
+    if json {
+        json_line(&task)?;
+    } else {
+        print(&task)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A task for a person.
+///
+/// # Errors
+/// When standard output is closed.
+fn print(task: &Value) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for field in ["id", "queue", "kind", "status", "job", "index", "items", "result", "trace"] {
+        let value = text(task, field);
+        if !value.is_empty() {
+            writeln!(out, "{field:<10} {value}")?;
+        }
+    }
+    writeln!(out, "{:<10} {}", "published", time(task, "published_ms"))?;
+    writeln!(out, "{:<10} {}", "stored", time(task, "stored_ms"))?;
+    for attempt in task.get("attempts").and_then(Value::as_array).into_iter().flatten() {
+        writeln!(
+            out,
+            "attempt {}  {} on {}, started {}, took {}",
+            text(attempt, "attempt"),
+            text(attempt, "status"),
+            text(attempt, "worker"),
+            time(attempt, "started_ms"),
+            took(attempt, "started_ms", "ended_ms"),
+        )?;
+        print_failure(&mut out, attempt.get("failure"))?;
+    }
+    if let Some(dead) = task.get("dead").filter(|d| d.is_object()) {
+        writeln!(out, "dead       {}, buried {}", text(dead, "reason"), time(dead, "buried_ms"))?;
+        print_failure(&mut out, dead.get("failure"))?;
+    }
+    Ok(())
+}
+
+/// A failure, indented.
+///
+/// # Errors
+/// When the output is closed.
+pub fn print_failure(out: &mut impl Write, failure: Option<&Value>) -> std::io::Result<()> {
+    let Some(failure) = failure.filter(|f| f.is_object()) else { return Ok(()) };
+    writeln!(out, "           {}: {}", text(failure, "type"), text(failure, "message"))?;
+    for line in text(failure, "traceback").lines() {
+        writeln!(out, "           {line}")?;
+    }
+    Ok(())
+}

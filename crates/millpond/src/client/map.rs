@@ -1,0 +1,355 @@
+//! `map`: a job of many tasks of one kind, published in a window and read back as they end, in bounded memory.
+//! At most [`MAP_WINDOW_ITEMS`] items and [`MAP_WINDOW_BYTES`] of results lie between the oldest item that was not
+//! handed out and the newest that was published; the input waits meanwhile.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
+use serde_json::value::RawValue;
+use tokio::task::JoinSet;
+
+use super::submit::final_ends;
+use super::{Client, ClientError, NewTask, TaskEnd};
+use crate::batch;
+use crate::bus::Bus;
+use crate::bus::publish::Patience;
+use crate::bus::results::JobReader;
+use crate::bus::subject::{TaskSubject, check_token};
+use crate::failpoint;
+use crate::job::{JobRecord, JobState};
+use crate::limits::{
+    BATCH_ITEMS_MAX, HEARTBEAT_EVERY, MAP_WINDOW_BYTES, MAP_WINDOW_ITEMS, PUBLISH_WINDOW, TASK_BYTES_MAX,
+};
+
+/// Room that the headers of a batch take of [`TASK_BYTES_MAX`], in bytes.
+const HEADER_BYTES_RESERVED: usize = 4096;
+
+/// What to run over the input.
+#[derive(Debug, Clone)]
+pub struct MapSpec {
+    /// Who runs it.
+    pub queue: String,
+    /// Which handler runs it.
+    pub kind: String,
+    /// Name of the job, new; drawn at random when none.
+    pub job: Option<String>,
+    /// Tasks in one message, 1 to [`BATCH_ITEMS_MAX`].
+    pub batch: u32,
+    /// Results in the order of the input; else as they come.
+    pub ordered: bool,
+    /// Timeout of one attempt; none means the worker's.
+    pub timeout: Option<Duration>,
+    /// Attempts before a task is buried; none means the default.
+    pub attempts_max: Option<u32>,
+}
+
+/// One item of the input that ended.
+#[derive(Debug)]
+pub struct MapItem {
+    /// Place in the input, from 0.
+    pub index: u64,
+    /// How it ended.
+    pub end: TaskEnd,
+}
+
+type Input = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
+
+/// A `map` under way; [`MapRun::next`] drives it.
+pub struct MapRun {
+    client: Client,
+    spec: MapSpec,
+    record: Arc<Mutex<JobRecord>>,
+    reader: JobReader,
+    input: Option<Input>,
+    /// The batch that is being filled.
+    filling: Vec<Bytes>,
+    filling_bytes: usize,
+    publishing: FuturesUnordered<BoxFuture<'static, Result<(u64, u64), ClientError>>>,
+    /// Acknowledged ranges beyond the watermark: first index -> one past the last.
+    acknowledged: BTreeMap<u64, u64>,
+    next_index: u64,
+    /// All items below it were handed out.
+    floor: u64,
+    /// Items at or above the floor that ended: held back (ordered), or handed out already (none).
+    ended: BTreeMap<u64, Option<TaskEnd>>,
+    fresh: Vec<MapItem>,
+    held_bytes: usize,
+    handed_out: u64,
+    /// Renews the job's record; ends when this is dropped.
+    heartbeat: JoinSet<()>,
+    closed: bool,
+}
+
+impl Client {
+    /// Runs a kind over an input of JSON values; nothing happens before the first [`MapRun::next`].
+    ///
+    /// # Errors
+    /// [`ClientError`] when the job cannot be made, or a name does not fit.
+    pub async fn map(
+        &self,
+        spec: MapSpec,
+        input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
+    ) -> Result<MapRun, ClientError> {
+        let job = spec.job.clone().unwrap_or_else(crate::random_token);
+        check_token("job", &job)?;
+        TaskSubject::new(&spec.queue, &spec.kind, None)?;
+        let now = crate::now_ms();
+        let record = JobRecord {
+            job: job.clone(),
+            queue: spec.queue.clone(),
+            kind: spec.kind.clone(),
+            epoch: 1,
+            state: JobState::Open,
+            total: None,
+            published: 0,
+            created_ms: now,
+            heartbeat_ms: now,
+        };
+        let reader = JobReader::start(&self.bus, &job).await?;
+        self.bus.create_job(&record).await?;
+        let record = Arc::new(Mutex::new(record));
+        let mut heartbeat = JoinSet::new();
+        heartbeat.spawn(beat(self.bus.clone(), record.clone()));
+        Ok(MapRun {
+            client: self.clone(),
+            spec: MapSpec { batch: spec.batch.clamp(1, BATCH_ITEMS_MAX), ..spec },
+            record,
+            reader,
+            input: Some(Box::pin(input)),
+            filling: Vec::new(),
+            filling_bytes: 0,
+            publishing: FuturesUnordered::new(),
+            acknowledged: BTreeMap::new(),
+            next_index: 0,
+            floor: 0,
+            ended: BTreeMap::new(),
+            fresh: Vec::new(),
+            held_bytes: 0,
+            handed_out: 0,
+            heartbeat,
+            closed: false,
+        })
+    }
+}
+
+async fn beat(bus: Bus, record: Arc<Mutex<JobRecord>>) {
+    loop {
+        tokio::time::sleep(HEARTBEAT_EVERY).await;
+        let now = {
+            let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+            record.heartbeat_ms = crate::now_ms();
+            record.clone()
+        };
+        if let Err(error) = bus.put_job(&now).await {
+            tracing::debug!(%error, "job record not written, will try again");
+        }
+    }
+}
+
+impl MapRun {
+    /// The job's name.
+    #[must_use]
+    pub fn job(&self) -> String {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).job.clone()
+    }
+
+    /// Whether several items share a message, so that an item's id is its batch's with its place in it.
+    #[must_use]
+    pub fn is_batched(&self) -> bool {
+        self.spec.batch > 1
+    }
+
+    /// Items read from the input so far.
+    #[must_use]
+    pub fn read(&self) -> u64 {
+        self.next_index
+    }
+
+    /// Items in all, once the input has ended.
+    #[must_use]
+    pub fn total(&self) -> Option<u64> {
+        (self.input.is_none() && self.filling.is_empty()).then_some(self.next_index)
+    }
+
+    /// The next item that ended; none when all have.
+    ///
+    /// # Errors
+    /// [`ClientError`]; what was published by then still runs.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing that was read or received is lost.
+    pub async fn next(&mut self) -> Option<Result<MapItem, ClientError>> {
+        loop {
+            if let Some(item) = self.ready() {
+                return Some(Ok(item));
+            }
+            if self.is_published() && !self.closed {
+                self.closed = true;
+                if let Err(error) = self.close().await {
+                    return Some(Err(error));
+                }
+            }
+            if self.closed && self.handed_out == self.next_index {
+                return None;
+            }
+            let may_read = self.may_read();
+            tokio::select! {
+                (_, pack) = self.reader.next() => {
+                    for outcome in &pack.outcomes {
+                        for (index, end) in final_ends(outcome) {
+                            self.note(index, end);
+                        }
+                    }
+                }
+                Some(published) = self.publishing.next(), if !self.publishing.is_empty() => match published {
+                    Ok((from, to)) => self.note_published(from, to),
+                    Err(error) => return Some(Err(error)),
+                },
+                value = next_value(&mut self.input), if may_read => {
+                    if let Err(error) = self.take(value) {
+                        return Some(Err(error));
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_published(&self) -> bool {
+        self.input.is_none() && self.filling.is_empty() && self.publishing.is_empty()
+    }
+
+    fn may_read(&self) -> bool {
+        self.input.is_some()
+            && self.next_index - self.floor < MAP_WINDOW_ITEMS
+            && self.held_bytes < MAP_WINDOW_BYTES
+            && self.publishing.len() < PUBLISH_WINDOW
+    }
+
+    fn take(&mut self, value: Option<Result<Bytes, String>>) -> Result<(), ClientError> {
+        let Some(value) = value else {
+            self.input = None;
+            self.publish_filling();
+            return Ok(());
+        };
+        let index = self.next_index;
+        let refused = |reason: String| ClientError::Input { index, reason };
+        let value = value.map_err(refused)?;
+        let limit = TASK_BYTES_MAX - HEADER_BYTES_RESERVED;
+        if value.len() > limit {
+            return Err(refused(format!("has {} bytes, at most {limit} fit a task", value.len())));
+        }
+        if self.filling_bytes + value.len() + 2 > limit {
+            self.publish_filling();
+        }
+        self.next_index += 1;
+        self.filling_bytes += value.len() + 1;
+        self.filling.push(value);
+        if self.filling.len() >= self.spec.batch as usize {
+            self.publish_filling();
+        }
+        Ok(())
+    }
+
+    fn publish_filling(&mut self) {
+        let values = std::mem::take(&mut self.filling);
+        self.filling_bytes = 0;
+        let Ok(count) = u32::try_from(values.len()) else { return };
+        let from = self.next_index - u64::from(count);
+        let batch = (self.spec.batch > 1).then_some(count);
+        let payload = match (values.first(), batch) {
+            (None, _) => return,
+            (Some(one), None) => one.clone(),
+            (Some(_), Some(_)) => Bytes::from(batch::join(values.iter().map(|v| &**v))),
+        };
+        let (id, job) = {
+            let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+            (record.task_id(from, batch), record.job.clone())
+        };
+        let task = NewTask {
+            queue: self.spec.queue.clone(),
+            kind: self.spec.kind.clone(),
+            payload,
+            id: Some(id),
+            job: Some(job),
+            index: Some(from),
+            batch,
+            timeout: self.spec.timeout,
+            attempts_max: self.spec.attempts_max,
+            ..Default::default()
+        };
+        let (client, to) = (self.client.clone(), self.next_index);
+        self.publishing.push(Box::pin(async move {
+            client.submit(&task, Patience::Endless).await?;
+            Ok((from, to))
+        }));
+    }
+
+    /// Moves the watermark: tasks acknowledged without a gap.
+    fn note_published(&mut self, from: u64, to: u64) {
+        failpoint::hit("publish.noted");
+        self.acknowledged.insert(from, to);
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(to) = self.acknowledged.remove(&record.published) {
+            record.published = to;
+        }
+    }
+
+    async fn close(&mut self) -> Result<(), ClientError> {
+        self.heartbeat.abort_all();
+        let record = {
+            let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+            record.state = JobState::Closed;
+            record.total = Some(self.next_index);
+            record.heartbeat_ms = crate::now_ms();
+            record.clone()
+        };
+        self.client.bus.put_job(&record).await?;
+        Ok(())
+    }
+
+    /// Takes an end; one that came before changes nothing.
+    fn note(&mut self, index: u64, end: TaskEnd) {
+        if index < self.floor || index >= self.next_index || self.ended.contains_key(&index) {
+            return;
+        }
+        if self.spec.ordered {
+            self.held_bytes += bytes_of(&end);
+            self.ended.insert(index, Some(end));
+        } else {
+            self.ended.insert(index, None);
+            self.fresh.push(MapItem { index, end });
+            while self.ended.remove(&self.floor).is_some() {
+                self.floor += 1;
+            }
+        }
+    }
+
+    fn ready(&mut self) -> Option<MapItem> {
+        let item = if self.spec.ordered {
+            let end = self.ended.remove(&self.floor)??;
+            self.held_bytes -= bytes_of(&end).min(self.held_bytes);
+            self.floor += 1;
+            MapItem { index: self.floor - 1, end }
+        } else {
+            self.fresh.pop()?
+        };
+        self.handed_out += 1;
+        Some(item)
+    }
+}
+
+fn bytes_of(end: &TaskEnd) -> usize {
+    end.as_ref().map_or(0, |value: &Box<RawValue>| value.get().len())
+}
+
+async fn next_value(input: &mut Option<Input>) -> Option<Result<Bytes, String>> {
+    match input {
+        Some(input) => input.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,151 @@
+//! One task: its headers, its publish, and the wait for its end.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Client, ClientError, NoResult, TaskEnd};
+use crate::bus::publish::Patience;
+use crate::bus::results::JobReader;
+use crate::bus::subject::TaskSubject;
+use crate::failpoint;
+use crate::outcome::{End, Failure, Outcome};
+use crate::task::{
+    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_INDEX, HEADER_MSG_ID, HEADER_TIMEOUT, HEADER_TRACEPARENT,
+    Headers,
+};
+use crate::telemetry::TraceContext;
+
+/// A task to publish, or a batch of them.
+#[derive(Debug, Clone, Default)]
+pub struct NewTask {
+    /// Who runs it.
+    pub queue: String,
+    /// Which handler runs it.
+    pub kind: String,
+    /// The arguments: one JSON value, or an array of `batch` values.
+    pub payload: Bytes,
+    /// Its id; drawn at random when none.
+    pub id: Option<String>,
+    /// The job it belongs to.
+    pub job: Option<String>,
+    /// Place in its job (of the first item, for a batch).
+    pub index: Option<u64>,
+    /// The payload is an array of this many arguments.
+    pub batch: Option<u32>,
+    /// Timeout of one attempt; none means the worker's.
+    pub timeout: Option<Duration>,
+    /// Attempts before it is buried; none means the default.
+    pub attempts_max: Option<u32>,
+    /// RFC 3339 time after which it must not start.
+    pub expires: Option<String>,
+    /// The trace it continues, as a `traceparent`; none starts a new one.
+    pub traceparent: Option<String>,
+}
+
+/// A task that the server has stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submitted {
+    /// Its id.
+    pub id: String,
+    /// The server had this id already.
+    pub duplicate: bool,
+}
+
+impl NewTask {
+    fn headers(&self, id: &str, trace: TraceContext) -> Headers {
+        let mut headers =
+            vec![(HEADER_MSG_ID.to_owned(), id.to_owned()), (HEADER_TRACEPARENT.to_owned(), trace.to_traceparent())];
+        let mut put = |name: &str, value: Option<String>| headers.extend(value.map(|v| (name.to_owned(), v)));
+        put(HEADER_BATCH, self.batch.map(|n| n.to_string()));
+        put(HEADER_INDEX, self.index.map(|n| n.to_string()));
+        put(HEADER_TIMEOUT, self.timeout.map(|t| humantime::format_duration(t).to_string()));
+        put(HEADER_ATTEMPTS_MAX, self.attempts_max.map(|n| n.to_string()));
+        put(HEADER_EXPIRES, self.expires.clone());
+        headers
+    }
+}
+
+impl Client {
+    /// Publishes a task and waits until the server has stored it. Stops at 90 % of a full TASKS until there is room.
+    ///
+    /// # Errors
+    /// [`ClientError`]; on [`crate::bus::publish::PublishError::NoAnswer`] submit again with the same id.
+    pub async fn submit(&self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
+        let subject = TaskSubject::new(&task.queue, &task.kind, task.job.clone())?.task();
+        let id = task.id.clone().unwrap_or_else(crate::random_token);
+        let span = tracing::info_span!(
+            "publish",
+            otel.name = %format!("send tasks.{}.{}", task.queue, task.kind),
+            otel.kind = "producer",
+            messaging.system = "nats",
+            messaging.operation.name = "send",
+            queue = %task.queue,
+            kind = %task.kind,
+            task_id = %id,
+        );
+        let parent = task.traceparent.as_deref().and_then(TraceContext::parse);
+        if let Some(parent) = parent {
+            parent.adopt(&span);
+        }
+        let trace = TraceContext::of(&span).or(parent).unwrap_or_else(TraceContext::random);
+        self.room.wait().await;
+        let headers = task.headers(&id, trace);
+        let stored = self.bus.store(&subject, &headers, task.payload.clone(), patience).await?;
+        failpoint::hit("publish.acked");
+        Ok(Submitted { id, duplicate: stored.duplicate })
+    }
+
+    /// Publishes a task under a job of its own, and waits for its end, however long that takes. `stored` is called
+    /// once the server has it.
+    ///
+    /// # Errors
+    /// [`ClientError`] when it cannot be published.
+    pub async fn submit_and_wait(
+        &self,
+        task: NewTask,
+        patience: Patience,
+        stored: impl FnOnce(&Submitted),
+    ) -> Result<(Submitted, TaskEnd), ClientError> {
+        let job = task.job.clone().unwrap_or_else(|| format!("s-{}", crate::random_token()));
+        // First the reader: what ends before we listen would not be heard.
+        let mut reader = JobReader::start(&self.bus, &job).await?;
+        let task = NewTask { job: Some(job), ..task };
+        let submitted = self.submit(&task, patience).await?;
+        stored(&submitted);
+        loop {
+            let (subject, pack) = reader.next().await;
+            if subject.queue != task.queue {
+                continue;
+            }
+            let ours = pack.outcomes.iter().find(|o| o.id == submitted.id);
+            if let Some(end) = ours.and_then(|o| o.ends().find_map(|(_, end)| final_end(end))) {
+                return Ok((submitted, end));
+            }
+        }
+    }
+}
+
+/// How an item ended for good; none while a later attempt waits.
+pub(super) fn final_end(end: Result<&serde_json::value::RawValue, &crate::outcome::NotDone>) -> Option<TaskEnd> {
+    match end {
+        Ok(value) => Some(Ok(value.to_owned())),
+        Err(not_done) => match not_done.end {
+            End::Dead => {
+                let failure = not_done.failure.clone();
+                Some(Err(NoResult::Dead(failure.unwrap_or_else(|| Failure::new("error", "no reason given")))))
+            }
+            End::Cancelled => Some(Err(NoResult::Cancelled)),
+            End::Retry | End::Rest => None,
+        },
+    }
+}
+
+/// The index in its job of each item of an outcome that ended for good.
+pub(super) fn final_ends(outcome: &Outcome) -> impl Iterator<Item = (u64, TaskEnd)> {
+    let first = outcome.first_item();
+    outcome.ends().filter_map(move |(item, end)| {
+        let index = outcome.index? + u64::from(item - first);
+        Some((index, final_end(end)?))
+    })
+}

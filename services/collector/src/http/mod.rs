@@ -1,0 +1,99 @@
+//! The HTTP API: what the console and the CLI read. All under /api/v1 needs the token; health and metrics do not.
+
+mod api;
+
+use std::sync::{Arc, OnceLock};
+
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use millpond::bus::Bus;
+use serde_json::json;
+use subtle::ConstantTimeEq;
+
+use crate::records::Workers;
+use crate::store::Store;
+
+/// What every request may use.
+pub(crate) struct App {
+    pub(crate) store: Store,
+    pub(crate) workers: Workers,
+    pub(crate) bus: Bus,
+    pub(crate) token: Arc<str>,
+    pub(crate) metrics: PrometheusHandle,
+}
+
+/// All routes.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let api = Router::new()
+        .route("/tasks", get(api::tasks))
+        .route("/task", get(api::task))
+        .route("/jobs", get(api::jobs))
+        .route("/jobs/{job}", get(api::job))
+        .route("/jobs/{job}/results", get(api::job_results))
+        .route("/workers", get(api::workers))
+        .route("/dead", get(api::dead))
+        .route("/dead_letter", get(api::dead_letter))
+        .layer(from_fn_with_state(app.clone(), with_token));
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(show_metrics))
+        .nest("/api/v1", api)
+        .fallback(async || error(StatusCode::NOT_FOUND, "no such path; docs/protocol.md and the README list them"))
+        .with_state(app)
+}
+
+/// An error as every caller gets it.
+pub(crate) fn error(status: StatusCode, text: &str) -> Response {
+    (status, Json(json!({ "error": text }))).into_response()
+}
+
+async fn with_token(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    let given = given.and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default();
+    if bool::from(given.as_bytes().ct_eq(app.token.as_bytes())) {
+        next.run(request).await
+    } else {
+        error(
+            StatusCode::UNAUTHORIZED,
+            "send the header `Authorization: Bearer TOKEN` with the collector's token (MILLPOND_TOKEN)",
+        )
+    }
+}
+
+async fn ready(State(app): State<Arc<App>>) -> Response {
+    if !app.bus.is_connected() {
+        return error(StatusCode::SERVICE_UNAVAILABLE, "not connected to NATS");
+    }
+    if !app.store.is_usable().await {
+        return error(StatusCode::SERVICE_UNAVAILABLE, "the store cannot be read");
+    }
+    "ready\n".into_response()
+}
+
+async fn show_metrics(State(app): State<Arc<App>>) -> Response {
+    if let Ok((retrying, dead)) = app.store.unfinished().await {
+        for (status, count) in [("retrying", retrying), ("dead", dead)] {
+            metrics::gauge!("millpond_tasks", "status" => status).set(u32::try_from(count).unwrap_or(u32::MAX));
+        }
+    }
+    app.metrics.render().into_response()
+}
+
+/// The process's metrics; the first call installs them.
+pub(crate) fn metrics() -> PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    let handle = HANDLE.get_or_init(|| {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        // Another recorder of this process stays; then ours counts nothing.
+        let _ = metrics::set_global_recorder(recorder);
+        handle
+    });
+    handle.clone()
+}

@@ -1,0 +1,161 @@
+//! `POST /v1/tasks/{queue}/{kind}`: one task, its arguments the body. Answered only after the server has stored it.
+//! Health and metrics need no token.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use millpond::bus::Bus;
+use millpond::bus::publish::{Patience, PublishError};
+use millpond::client::{Client, ClientError, NewTask};
+use millpond::limits::{ATTEMPTS_MAX_MAX, TASK_BYTES_MAX, TASK_ID_BYTES_MAX};
+use millpond::task::{HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_TIMEOUT, HEADER_TRACEPARENT};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use subtle::ConstantTimeEq;
+
+/// How long a publish may wait for room or for the server before the caller is told to come again.
+const STORE_WITHIN: Duration = Duration::from_secs(10);
+/// When the caller should come again, in seconds.
+const RETRY_AFTER_S: &str = "1";
+
+/// What every request may use.
+pub(crate) struct App {
+    pub(crate) client: Client,
+    pub(crate) bus: Bus,
+    pub(crate) token: Arc<str>,
+    pub(crate) metrics: PrometheusHandle,
+}
+
+/// All routes.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let tasks = Router::new()
+        .route("/tasks/{queue}/{kind}", post(publish))
+        .layer(DefaultBodyLimit::max(TASK_BYTES_MAX))
+        .layer(from_fn_with_state(app.clone(), with_token));
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(async |State(app): State<Arc<App>>| app.metrics.render()))
+        .nest("/v1", tasks)
+        .fallback(async || error(StatusCode::NOT_FOUND, "no such path; publish with POST /v1/tasks/{queue}/{kind}"))
+        .with_state(app)
+}
+
+fn error(status: StatusCode, text: &str) -> Response {
+    (status, Json(json!({ "error": text }))).into_response()
+}
+
+async fn with_token(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    let given = given.and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default();
+    if bool::from(given.as_bytes().ct_eq(app.token.as_bytes())) {
+        next.run(request).await
+    } else {
+        error(
+            StatusCode::UNAUTHORIZED,
+            "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)",
+        )
+    }
+}
+
+async fn ready(State(app): State<Arc<App>>) -> Response {
+    if app.bus.is_connected() {
+        "ready\n".into_response()
+    } else {
+        error(StatusCode::SERVICE_UNAVAILABLE, "not connected to NATS")
+    }
+}
+
+/// What may be said in the query.
+#[derive(Deserialize)]
+struct Asked {
+    job: Option<String>,
+}
+
+async fn publish(
+    State(app): State<Arc<App>>,
+    Path((queue, kind)): Path<(String, String)>,
+    Query(asked): Query<Asked>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let task = match read(queue, kind, asked.job, &headers, body) {
+        Ok(task) => task,
+        Err(text) => return error(StatusCode::BAD_REQUEST, &text),
+    };
+    let stored = tokio::time::timeout(STORE_WITHIN, app.client.submit(&task, Patience::Within(STORE_WITHIN))).await;
+    metrics::counter!("millpond_tasks_published_total", "stored" => if matches!(stored, Ok(Ok(_))) { "yes" } else { "no" })
+        .increment(1);
+    match stored {
+        Ok(Ok(stored)) => {
+            let answer = json!({ "id": stored.id, "queue": task.queue, "kind": task.kind, "job": task.job, "duplicate": stored.duplicate });
+            (StatusCode::ACCEPTED, Json(answer)).into_response()
+        }
+        Ok(Err(refused)) => answer_error(&refused),
+        Err(_) if app.bus.is_connected() => {
+            let text = "no room for more tasks now: come again, with the same Idempotency-Key";
+            (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, RETRY_AFTER_S)], Json(json!({ "error": text })))
+                .into_response()
+        }
+        Err(_) => {
+            error(StatusCode::SERVICE_UNAVAILABLE, "NATS does not answer: come again, with the same Idempotency-Key")
+        }
+    }
+}
+
+fn answer_error(refused: &ClientError) -> Response {
+    let status = match refused {
+        ClientError::Subject(_) => StatusCode::BAD_REQUEST,
+        ClientError::Publish(PublishError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    error(status, &refused.to_string())
+}
+
+fn read(queue: String, kind: String, job: Option<String>, headers: &HeaderMap, body: Bytes) -> Result<NewTask, String> {
+    serde_json::from_slice::<&RawValue>(&body)
+        .map_err(|e| format!("the body is the task's arguments, one JSON value: {e}"))?;
+    let get = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let id = get("Idempotency-Key");
+    if id.as_ref().is_some_and(|id| id.is_empty() || id.len() > TASK_ID_BYTES_MAX) {
+        return Err(format!("Idempotency-Key must have 1 to {TASK_ID_BYTES_MAX} bytes"));
+    }
+    let timeout = get(HEADER_TIMEOUT).map(|text| millpond::config::duration(&text)).transpose();
+    let attempts_max = get(HEADER_ATTEMPTS_MAX).map(|text| text.parse::<u32>()).transpose();
+    let attempts_max = attempts_max.ok().filter(|n| n.is_none_or(|n| (1..=ATTEMPTS_MAX_MAX).contains(&n)));
+    Ok(NewTask {
+        queue,
+        kind,
+        payload: body,
+        id,
+        job,
+        timeout: timeout.map_err(|e| format!("{HEADER_TIMEOUT}: {e}"))?,
+        attempts_max: attempts_max
+            .ok_or_else(|| format!("{HEADER_ATTEMPTS_MAX} must be from 1 to {ATTEMPTS_MAX_MAX}"))?,
+        expires: get(HEADER_EXPIRES),
+        traceparent: get(HEADER_TRACEPARENT),
+        ..Default::default()
+    })
+}
+
+/// The process's metrics; the first call installs them.
+pub(crate) fn metrics() -> PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    let handle = HANDLE.get_or_init(|| {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        // Another recorder of this process stays; then ours counts nothing.
+        let _ = metrics::set_global_recorder(recorder);
+        handle
+    });
+    handle.clone()
+}
