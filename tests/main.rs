@@ -1,1 +1,13 @@
-fn x() {}
+//! The integration tests: one binary, a real nats-server per test on a free port, real processes that are really
+//! killed. `harness` starts them; each file tries one promise of the README.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+mod bad_input;
+mod failpoints;
+mod faults;
+mod harness;
+mod main_job;
+mod roles;
+mod tidy;
+mod up;

@@ -6,15 +6,21 @@ use std::sync::{Arc, PoisonError, RwLock};
 use millpond::bus::Bus;
 use millpond::bus::records::{BucketWatch, tombstone_key};
 use millpond::bus::subject::TaskSubject;
-use millpond::bus::topology::BUCKET_CANCELS;
+use millpond::bus::topology::{BUCKET_CANCELS, TopologyError};
 
 /// The tombstones. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Cancels {
     keys: Arc<RwLock<HashSet<String>>>,
 }
 
 impl Cancels {
+    /// Those that are there now: a worker takes no task before it knows them.
+    pub(crate) async fn load(bus: &Bus) -> Result<Self, TopologyError> {
+        let keys = bus.tombstones().await?.into_iter().collect();
+        Ok(Self { keys: Arc::new(RwLock::new(keys)) })
+    }
+
     /// Whether the task, its root, or its job is cancelled.
     pub(crate) fn contains(&self, subject: &TaskSubject, root: &str, id: &str) -> bool {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);

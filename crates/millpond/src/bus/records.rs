@@ -156,6 +156,16 @@ impl Bus {
         Ok(value.and_then(|v| decode(&v)))
     }
 
+    /// The keys of all tombstones.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the bucket cannot be read.
+    pub async fn tombstones(&self) -> Result<Vec<String>, TopologyError> {
+        let store = open(self, BUCKET_CANCELS).await?;
+        let keys = store.keys().await.map_err(|e| TopologyError::new(BUCKET_CANCELS, &e))?;
+        Ok(keys.filter_map(async |key| key.ok()).collect().await)
+    }
+
     /// Marks a task as cancelled: workers end it at the door.
     ///
     /// # Errors

@@ -1,0 +1,237 @@
+//! Processes and the server are killed, paused and restarted under work.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use millpond::bus::Role;
+use millpond::bus::publish::Patience;
+use millpond::bus::results::{Ended, EndedReader};
+use millpond::bus::topology::{STREAM_RESULTS, stream_state};
+use millpond_cli::api::text;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, PATIENCE, Process, statuses, task, until};
+
+async fn submit(cluster: &Cluster, kind: &str, arguments: &str) -> String {
+    cluster.client.submit(&task(kind, arguments), Patience::Endless).await.unwrap().id
+}
+
+fn busy(worker: &Value) -> bool {
+    worker["running"] == 1
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_of_a_killed_worker_restarts_within_five_seconds() {
+    let cluster = Cluster::start().await;
+    let mut first = cluster.worker("w1", &[], None);
+    let id = submit(&cluster, "sleep", "2").await;
+    cluster.worker_is("w1", busy).await;
+    let _second = cluster.worker("w2", &[], None);
+    cluster.worker_is("w2", |w| w["state"] == "live").await;
+    let killed_ms = millpond::now_ms();
+    first.kill9();
+    let ended = cluster.ended(&id).await;
+    assert_eq!((&ended["status"], &ended["worker"]), (&json!("done"), &json!("w2")));
+    let restarted_after = ended["started_ms"].as_i64().unwrap() - killed_ms;
+    assert!(restarted_after < 5000, "restarted after {restarted_after} ms");
+    cluster.worker_is("w1", |w| w["state"] == "lost").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_task_runs_once_also_over_a_restart_of_the_server() {
+    let mut cluster = Cluster::start().await;
+    let _workers = [cluster.worker("w1", &[], None), cluster.worker("w2", &[], None)];
+    let id = submit(&cluster, "sleep", "60").await;
+    until("a busy worker", PATIENCE, async || {
+        let workers = cluster.get("/api/v1/workers", &[]).await?;
+        workers["rows"].as_array()?.iter().any(busy).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    cluster.nats.kill9();
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    cluster.nats.restart();
+    let ended = until("end of the long task", Duration::from_secs(120), async || {
+        let task = cluster.get("/api/v1/task", &[("id", id.clone())]).await?;
+        (task["status"] == "done").then_some(task)
+    })
+    .await;
+    assert_eq!(ended["result"], 60.0);
+    // A second start anywhere would be an attempt row of its own, once it ended: wait for every lease to be over.
+    for worker in ["w1", "w2"] {
+        cluster.worker_is(worker, |w| w["held"] == 0 && w["state"] == "live").await;
+    }
+    assert_eq!(cluster.attempts(&id).await.len(), 1, "{:?}", cluster.attempts(&id).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_worker_cannot_store_a_second_result() {
+    let cluster = Cluster::start().await;
+    let paused = cluster.worker("w1", &[], None);
+    let id = submit(&cluster, "sleep", "3").await;
+    cluster.worker_is("w1", busy).await;
+    paused.signal(Signal::SIGSTOP);
+    let _second = cluster.worker("w2", &[], None);
+    let first_end = cluster.ended(&id).await;
+    assert_eq!((&first_end["worker"], &first_end["status"]), (&json!("w2"), &json!("done")));
+    paused.signal(Signal::SIGCONT);
+    // Its late outcome arrives as an attempt; the stored end stays as it was.
+    until("late attempt", PATIENCE, async || (cluster.attempts(&id).await.len() == 2).then_some(())).await;
+    let end = cluster.get("/api/v1/task", &[("id", id.clone())]).await.unwrap();
+    for field in ["worker", "result", "ended_ms", "stored_ms"] {
+        assert_eq!(end[field], first_end[field], "{field}");
+    }
+    let next = submit(&cluster, "square", "3").await;
+    assert_eq!(cluster.ended(&next).await["result"], 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_delivered_twice_changes_nothing() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let arguments = ["map", "fail", "-", "--batch", "7", "--job", "twice", "--attempts-max", "2"];
+    let mut child = cluster.command(&arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let hows = [r#"{"how":"never"}"#, r#"{"until":2}"#, r#"{"how":"fatal"}"#];
+    let input: String = (0..60).map(|i| format!("{}\n", hows[i % 3])).collect();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+    let before = cluster.job_ends("twice", 60, PATIENCE).await;
+    child.wait().unwrap();
+    let url = cluster.nats.url("setup");
+    let options = async_nats::ConnectOptions::new().user_and_password("setup".into(), cluster.nats.secrets.passwords["setup"].clone());
+    let worker = async_nats::ConnectOptions::new()
+        .user_and_password("worker".into(), cluster.nats.secrets.passwords["worker"].clone())
+        .custom_inbox_prefix("_INBOX_worker");
+    let address = url.rsplit('@').next().unwrap().to_owned();
+    let reading = async_nats::jetstream::new(options.custom_inbox_prefix("_INBOX_setup").connect(&address).await.unwrap());
+    let writing = async_nats::jetstream::new(worker.connect(&address).await.unwrap());
+    for name in ["RESULTS", "DEAD"] {
+        let stream = reading.get_stream(name).await.unwrap();
+        for seq in 1..=stream.cached_info().state.last_sequence {
+            let message = stream.get_raw_message(seq).await.unwrap();
+            let mut headers = message.headers.clone();
+            headers.insert("Nats-Msg-Id", format!("again-{seq}").as_str());
+            writing.publish_with_headers(message.subject, headers, message.payload).await.unwrap().await.unwrap();
+        }
+    }
+    let bus = cluster.nats.bus(Role::Setup).await;
+    for ended in [Ended::Results, Ended::Dead] {
+        let reader = EndedReader::new(bus.clone(), ended);
+        until("everything stored", PATIENCE, async || {
+            let state = reader.state().await.ok()?;
+            (state.pending + state.ack_pending == 0).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(cluster.job_ends("twice", 60, PATIENCE).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_is_killed_under_load() {
+    let mut cluster = Cluster::start().await;
+    let _workers = [cluster.worker("w1", &[], None), cluster.worker("w2", &[], None)];
+    let mut command = cluster.command(&["map", "square", "--range", "0..20000", "--job", "load"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+    for done in [1000, 8000] {
+        until("some progress", PATIENCE, async || {
+            let found = cluster.get("/api/v1/jobs/load", &[]).await?;
+            (found["done"].as_u64()? > done).then_some(())
+        })
+        .await;
+        cluster.nats.restart();
+    }
+    let output = tokio::time::timeout(PATIENCE * 2, output).await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert!(lines.lines().eq((0..20_000u64).map(|n| (n * n).to_string())), "every result once, in order");
+    let ends = cluster.job_ends("load", 20_000, PATIENCE * 2).await;
+    assert!(statuses(&ends).iter().all(|s| s == "done"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_told_to_stop_loses_and_repeats_nothing() {
+    let cluster = Cluster::start().await;
+    let mut first = cluster.worker("w1", &["--drain-time", "10s"], None);
+    let mut command = cluster.command(&["map", "sleep", "-", "--job", "drain"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), "0.05\n".repeat(200).as_bytes()).unwrap();
+    let _second = cluster.worker("w2", &[], None);
+    cluster.worker_is("w1", |w| w["done"].as_u64() > Some(10)).await;
+    first.signal(Signal::SIGTERM);
+    assert!(first.end(Duration::from_secs(10)).await.success(), "{}", cluster.log("w1"));
+    let ends = cluster.job_ends("drain", 200, PATIENCE).await;
+    assert!(statuses(&ends).iter().all(|s| s == "done"));
+    for end in &ends {
+        assert_eq!(cluster.attempts(&text(end, "id")).await.len(), 1, "nothing ran twice: {end}");
+    }
+    assert!(child.wait().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_end_within_the_drain_time_is_handed_on() {
+    let cluster = Cluster::start().await;
+    let mut first = cluster.worker("w1", &["--drain-time", "500ms", "--slots", "2"], None);
+    let alone = submit(&cluster, "sleep", "4").await;
+    let batch = millpond::client::NewTask {
+        job: Some("rest".into()),
+        index: Some(0),
+        batch: Some(4),
+        payload: "[0.1, 3, 0.1, 0.1]".into(),
+        ..task("sleep", "")
+    };
+    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    cluster.worker_is("w1", |w| w["running"] == 2).await;
+    first.signal(Signal::SIGTERM);
+    assert!(first.end(Duration::from_secs(10)).await.success(), "{}", cluster.log("w1"));
+    let _second = cluster.worker("w2", &[], None);
+    let ends = cluster.job_ends("rest", 4, PATIENCE).await;
+    assert_eq!(statuses(&ends), ["done"; 4]);
+    let ended = cluster.ended(&alone).await;
+    assert_eq!((&ended["worker"], &ended["attempt"]), (&json!("w2"), &json!(1)));
+}
+
+/// Half an hour of restarts in a minute or two: each time the task was delivered, never started.
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_do_not_bury_a_task_that_never_ran() {
+    let cluster = Cluster::start().await;
+    let id = submit(&cluster, "square", "7").await;
+    for cycle in 0..30 {
+        let mut worker = cluster.worker(&format!("w{cycle}"), &[], Some("door.delivered"));
+        worker.end(PATIENCE).await;
+    }
+    let _worker = cluster.worker("survivor", &[], None);
+    let ended = cluster.ended(&id).await;
+    assert_eq!((&ended["status"], &ended["result"], &ended["attempt"]), (&json!("done"), &json!(49), &json!(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_kills_workers_is_buried_and_its_neighbours_are_not() {
+    let cluster = Cluster::start().await;
+    let mut workers: Vec<Process> = Vec::new();
+    let batch = millpond::client::NewTask {
+        job: Some("poison".into()),
+        index: Some(0),
+        batch: Some(4),
+        payload: r#"[{"how":"never"},{"how":"exit"},{"how":"never"},{"how":"never"}]"#.into(),
+        ..task("fail", "")
+    };
+    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    let mut started = 0;
+    let ends = until("end of the poisoned job", PATIENCE * 3, async || {
+        workers.retain_mut(|w| w.ended().is_none());
+        if workers.is_empty() {
+            started += 1;
+            workers.push(cluster.worker(&format!("w{started}"), &[], None));
+        }
+        let job = cluster.get("/api/v1/jobs/poison", &[]).await?;
+        (job["done"] == 3 && job["dead"] == 1).then_some(())
+    });
+    ends.await;
+    let ends = cluster.job_ends("poison", 4, PATIENCE).await;
+    assert_eq!(statuses(&ends), ["done", "dead", "done", "done"]);
+    let dead = cluster.get("/api/v1/dead", &[("job", "poison".into())]).await.unwrap();
+    assert_eq!(dead["rows"][0]["reason"], "kills_workers");
+    let bus = cluster.nats.bus(Role::Setup).await;
+    assert!(stream_state(&bus, STREAM_RESULTS).await.unwrap().last_seq > 0);
+}

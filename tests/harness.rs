@@ -1,0 +1,256 @@
+//! A nats-server with the roles, a collector, workers: real processes, ended by their id when dropped.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use millpond::bus::topology::{Limits, setup};
+use millpond::bus::{Bus, Role};
+use millpond::client::{Client, NewTask};
+use millpond_cli::api::{Api, text};
+use millpond_cli::nats_server;
+use millpond_cli::state::Secrets;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The binary under test.
+pub const MILLPOND: &str = env!("CARGO_BIN_EXE_millpond");
+/// Longer than any lease, door or back-off that a test waits for.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A child process.
+pub struct Process {
+    child: Child,
+}
+
+impl Process {
+    pub fn start(command: &mut Command) -> Self {
+        Self { child: command.stdin(Stdio::null()).spawn().unwrap() }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    pub fn kill9(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits for its end.
+    pub async fn end(&mut self, limit: Duration) -> ExitStatus {
+        until("the end of a process", limit, async || self.child.try_wait().unwrap()).await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+/// Asks again and again until there is an answer.
+pub async fn until<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(started.elapsed() < limit, "no {what} within {limit:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A nats-server with the roles of deploy/nats, its data in a folder of its own.
+pub struct NatsServer {
+    process: Process,
+    dir: TempDir,
+    pub port: u16,
+    pub secrets: Secrets,
+}
+
+impl NatsServer {
+    pub fn start() -> Self {
+        let (dir, port, secrets) = (tempfile::tempdir().unwrap(), free_port(), Secrets::generate());
+        let process = Self::spawn(dir.path(), port, &secrets);
+        Self { process, dir, port, secrets }
+    }
+
+    fn spawn(dir: &Path, port: u16, secrets: &Secrets) -> Process {
+        let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/nats/millpond.conf");
+        let log = File::options().create(true).append(true).open(dir.join("nats.log")).unwrap();
+        let mut command = Command::new(nats_server::find(None).unwrap());
+        command.arg("-c").arg(conf).arg("-sd").arg(dir.join("data")).args(["-a", "127.0.0.1", "-p", &port.to_string()]);
+        Process::start(command.envs(secrets.server_environment()).stdout(Stdio::null()).stderr(log))
+    }
+
+    pub fn url(&self, role: &str) -> String {
+        self.secrets.nats_url(role, self.port)
+    }
+
+    pub fn kill9(&mut self) {
+        self.process.kill9();
+    }
+
+    /// Starts it again on the same port and data.
+    pub fn restart(&mut self) {
+        self.process.kill9();
+        self.process = Self::spawn(self.dir.path(), self.port, &self.secrets);
+    }
+
+    pub async fn bus(&self, role: Role) -> Bus {
+        Bus::connect(&self.url(role.name()), role, "test", PATIENCE).await.unwrap()
+    }
+}
+
+/// A server with everything set up, and a collector; workers as a test starts them.
+pub struct Cluster {
+    pub nats: NatsServer,
+    pub collector: Process,
+    pub client: Client,
+    pub api: Api,
+    dir: TempDir,
+    http: u16,
+}
+
+impl Cluster {
+    pub async fn start() -> Self {
+        Self::start_with(&Limits::default()).await
+    }
+
+    pub async fn start_with(limits: &Limits) -> Self {
+        let nats = NatsServer::start();
+        setup(&nats.bus(Role::Setup).await, limits).await.unwrap();
+        let (dir, http) = (tempfile::tempdir().unwrap(), free_port());
+        let collector = Self::spawn_collector(&nats, dir.path(), http, None);
+        let client = Client::connect(&nats.url("client"), "test", PATIENCE).await.unwrap();
+        let api = Api::at(format!("http://127.0.0.1:{http}"), nats.secrets.token.clone()).unwrap();
+        Self { nats, collector, client, api, dir, http }
+    }
+
+    fn spawn_collector(nats: &NatsServer, dir: &Path, http: u16, failpoint: Option<&str>) -> Process {
+        let mut command = Command::new(MILLPOND);
+        command.args(["--state", "none", "collector", "run"]);
+        command.env("MILLPOND_COLLECTOR_NATS_URL", nats.url("collector"));
+        command.env("MILLPOND_COLLECTOR_LISTEN", format!("127.0.0.1:{http}"));
+        command.env("MILLPOND_COLLECTOR_STORE", dir.join("store.sqlite"));
+        command.env("MILLPOND_TOKEN", &nats.secrets.token);
+        command.envs(failpoint.map(|f| ("MILLPOND_FAILPOINT", f)));
+        Process::start(command.stdout(Stdio::null()).stderr(log(dir, "collector")))
+    }
+
+    /// Ends the collector as `kill -9` does, and starts another on the same store.
+    pub fn restart_collector(&mut self, failpoint: Option<&str>) {
+        self.collector.kill9();
+        self.collector = Self::spawn_collector(&self.nats, self.dir.path(), self.http, failpoint);
+    }
+
+    /// Starts a worker process with short delays between attempts.
+    pub fn worker(&self, name: &str, arguments: &[&str], failpoint: Option<&str>) -> Process {
+        let mut command = Command::new(MILLPOND);
+        command.args(["--state", "none", "worker", "run", "--name", name, "--retry-delay", "100ms"]).args(arguments);
+        command.env("MILLPOND_WORKER_NATS_URL", self.nats.url("worker"));
+        command.envs(failpoint.map(|f| ("MILLPOND_FAILPOINT", f)));
+        Process::start(command.stdout(Stdio::null()).stderr(log(self.dir.path(), name)))
+    }
+
+    /// The `millpond` command on this cluster.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(MILLPOND);
+        command.args(["--state", "none"]).args(arguments);
+        command.env("MILLPOND_NATS_URL", self.nats.url("client"));
+        command.env("MILLPOND_COLLECTOR_URL", self.collector_url());
+        command.env("MILLPOND_TOKEN", &self.nats.secrets.token);
+        command
+    }
+
+    pub fn collector_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.http)
+    }
+
+    /// What a log says; for the message of a failed assertion.
+    pub fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    pub async fn get(&self, path: &str, query: &[(&str, String)]) -> Option<Value> {
+        self.api.get(path, query).await.ok().flatten()
+    }
+
+    /// The task once it has ended one way or another.
+    pub async fn ended(&self, id: &str) -> Value {
+        until(&format!("end of task {id}"), PATIENCE, async || {
+            let task = self.get("/api/v1/task", &[("id", id.to_owned())]).await?;
+            matches!(text(&task, "status").as_str(), "done" | "dead" | "cancelled").then_some(task)
+        })
+        .await
+    }
+
+    /// The worker's record once `wanted` is true of it.
+    pub async fn worker_is(&self, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        until(&format!("wanted state of worker {name}"), PATIENCE, async || {
+            let workers = self.get("/api/v1/workers", &[]).await?;
+            workers["rows"].as_array()?.iter().find(|w| w["name"] == name && wanted(w)).cloned()
+        })
+        .await
+    }
+
+    /// The end of each task of a job, by index, once there are `count`; each index exactly once, nothing left open.
+    pub async fn job_ends(&self, job: &str, count: u64, limit: Duration) -> Vec<Value> {
+        until(&format!("end of job {job}"), limit, async || {
+            let found = self.get(&format!("/api/v1/jobs/{job}"), &[]).await?;
+            let ended = ["done", "dead", "cancelled"].iter().filter_map(|f| found[*f].as_u64()).sum::<u64>();
+            (ended == count && found["retrying"] == 0).then_some(())
+        })
+        .await;
+        let mut ends = Vec::new();
+        let path = format!("/api/v1/jobs/{job}/results");
+        let limit = [("limit", "1000".to_owned())];
+        self.api.each(&path, &limit, |row| {
+            ends.push(row.clone());
+            Ok(true)
+        })
+        .await
+        .unwrap();
+        let indexes: Vec<u64> = ends.iter().filter_map(|e| e["index"].as_u64()).collect();
+        assert_eq!(indexes, (0..count).collect::<Vec<_>>(), "each index of job {job} ends exactly once, in order");
+        ends
+    }
+
+    /// The attempts of a task: its worker and status.
+    pub async fn attempts(&self, id: &str) -> Vec<(String, String)> {
+        let task = self.get("/api/v1/task", &[("id", id.to_owned())]).await.unwrap();
+        let attempts = task["attempts"].as_array().unwrap();
+        attempts.iter().map(|a| (text(a, "worker"), text(a, "status"))).collect()
+    }
+}
+
+/// A task of the default queue.
+pub fn task(kind: &str, arguments: &str) -> NewTask {
+    NewTask {
+        queue: "default".into(),
+        kind: kind.into(),
+        payload: arguments.to_owned().into(),
+        ..Default::default()
+    }
+}
+
+pub fn statuses(ends: &[Value]) -> Vec<String> {
+    ends.iter().map(|e| text(e, "status")).collect()
+}
+
+fn log(dir: &Path, name: &str) -> File {
+    File::options().create(true).append(true).open(dir.join(format!("{name}.log"))).unwrap()
+}

@@ -1,0 +1,178 @@
+//! Each role against what it may not do, with a real client: the server refuses. What roles must do is tried by all the
+//! other tests, which run under these permissions.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use async_nats::{Client, ConnectOptions, Event};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::harness::{Cluster, NatsServer};
+
+/// A connection as a role, and what the server refuses it.
+struct Intruder {
+    client: Client,
+    refused: mpsc::Receiver<String>,
+}
+
+impl Intruder {
+    async fn connect(nats: &NatsServer, role: &str) -> Self {
+        let (sender, refused) = mpsc::channel(64);
+        let inbox = if role == "client" { "_INBOX".to_owned() } else { format!("_INBOX_{role}") };
+        let client = ConnectOptions::new()
+            .user_and_password(role.into(), nats.secrets.passwords[role].clone())
+            .custom_inbox_prefix(inbox)
+            .request_timeout(Some(Duration::from_secs(5)))
+            .event_callback(move |event| {
+                let sender = sender.clone();
+                async move {
+                    if let Event::ServerError(error) = event {
+                        let _ = sender.send(error.to_string().to_lowercase()).await;
+                    }
+                }
+            })
+            .connect(format!("127.0.0.1:{}", nats.port))
+            .await
+            .unwrap();
+        Self { client, refused }
+    }
+
+    /// The server's refusal names the subject.
+    async fn is_refused(&mut self, what: &str) {
+        self.client.flush().await.unwrap();
+        let said = tokio::time::timeout(Duration::from_secs(5), self.refused.recv()).await;
+        let said = said.unwrap_or_else(|_| panic!("{what} was not refused")).unwrap();
+        assert!(said.contains("permissions violation") && said.contains(&what.to_lowercase()), "{what}: {said}");
+    }
+
+    async fn may_not_publish(&mut self, subject: &str) {
+        self.client.publish(subject.to_owned(), "{}".into()).await.unwrap();
+        self.is_refused(subject).await;
+    }
+
+    async fn may_not_subscribe(&mut self, subject: &str) {
+        let _messages = self.client.subscribe(subject.to_owned()).await.unwrap();
+        self.is_refused(subject).await;
+    }
+
+    async fn asks(&self, subject: &str, body: Value) -> Value {
+        let answer = self.client.request(subject.to_owned(), body.to_string().into()).await.unwrap();
+        serde_json::from_slice(&answer.payload).unwrap()
+    }
+}
+
+/// Nobody but setup changes streams, and nobody reads another's inbox.
+const FOR_NOBODY: [&str; 5] = [
+    "$JS.API.STREAM.CREATE.EVIL",
+    "$JS.API.STREAM.UPDATE.TASKS",
+    "$JS.API.STREAM.DELETE.TASKS",
+    "$JS.API.STREAM.MSG.DELETE.TASKS",
+    "$SYS.REQ.SERVER.PING",
+];
+
+async fn check(role: &str, publish: &[&str], subscribe: &[&str]) {
+    let cluster = Cluster::start().await;
+    let mut intruder = Intruder::connect(&cluster.nats, role).await;
+    for subject in FOR_NOBODY.iter().chain(publish) {
+        intruder.may_not_publish(subject).await;
+    }
+    for other in ["setup", "publisher", "producer", "worker", "collector"].iter().filter(|other| **other != role) {
+        intruder.may_not_subscribe(&format!("_INBOX_{other}.>")).await;
+    }
+    for subject in subscribe {
+        intruder.may_not_subscribe(subject).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publisher_only_publishes_tasks() {
+    let publish = ["results.-.default.square", "dead.default.square", "due.default.square", "sched.a.b.c.d",
+        "$JS.API.STREAM.INFO.TASKS", "$JS.API.STREAM.PURGE.TASKS", "$KV.millpond_jobs.x", "lease.who.default.x"];
+    check("publisher", &publish, &["_INBOX.>", "results.>", "tasks.>", ">"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_takes_no_tasks_and_purges_nothing() {
+    let publish = ["results.-.default.square", "dead.default.square", "due.default.square",
+        "$JS.API.STREAM.PURGE.TASKS", "$JS.API.STREAM.PURGE.RESULTS", "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
+        "$JS.API.CONSUMER.CREATE.TASKS.x.tasks.default.>", "$JS.API.CONSUMER.DELETE.RESULTS.collector",
+        "$JS.API.CONSUMER.MSG.NEXT.RESULTS.collector", "$JS.ACK.TASKS.q-default.1.1.1.1.1", "$KV.millpond_workers.w1",
+        "$KV.millpond_starts.x", "$KV.millpond_cancels.x"];
+    check("client", &publish, &["tasks.>", "dead.>", "lease.who.>", "$KV.>", ">"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn producer_takes_no_tasks_and_reads_no_results() {
+    let publish = ["results.-.default.square", "dead.default.square", "$JS.API.STREAM.PURGE.TASKS",
+        "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default", "$KV.millpond_workers.w1"];
+    check("producer", &publish, &["_INBOX.>", "tasks.>", "results.>", ">"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_publishes_no_tasks() {
+    let publish = ["tasks.default.square", "$JS.API.STREAM.PURGE.TASKS", "$JS.API.STREAM.PURGE.DUE",
+        "$JS.API.CONSUMER.CREATE.RESULTS.x.results.>", "$JS.API.CONSUMER.MSG.NEXT.RESULTS.collector",
+        "$JS.API.CONSUMER.DELETE.TASKS.q-default", "$JS.ACK.RESULTS.collector.1.1.1.1.1", "$KV.millpond_jobs.x",
+        "$KV.millpond_cancels.x", "ctl.cancel"];
+    check("worker", &publish, &["_INBOX.>", "tasks.>", "results.>", "dead.>", ">"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn collector_publishes_no_tasks() {
+    let publish = ["tasks.default.square", "due.default.square", "sched.a.b.c.d", "dead.default.square",
+        "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default", "$JS.ACK.TASKS.q-default.1.1.1.1.1", "$KV.millpond_workers.w1"];
+    check("collector", &publish, &["_INBOX.>", "tasks.>", ">"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_makes_only_its_queues_consumers() {
+    let cluster = Cluster::start().await;
+    let mut worker = Intruder::connect(&cluster.nats, "worker").await;
+    let config = |filter: &str| {
+        json!({ "stream_name": "TASKS", "action": "create",
+            "config": { "durable_name": "q-x", "name": "q-x", "ack_policy": "explicit", "filter_subject": filter } })
+    };
+    // The server holds the filter against the one in the subject, which the permissions allow.
+    let answer = worker.asks("$JS.API.CONSUMER.CREATE.TASKS.q-x.tasks.x.>", config("tasks.>")).await;
+    assert_eq!(answer["error"]["err_code"], 10131, "{answer}");
+    let answer = worker.asks("$JS.API.CONSUMER.CREATE.TASKS.q-x.tasks.x.>", config("tasks.x.>")).await;
+    assert_eq!(answer["error"], Value::Null, "{answer}");
+    worker.may_not_publish("$JS.API.CONSUMER.CREATE.TASKS.all.tasks.>").await;
+    worker.may_not_publish("$JS.API.CONSUMER.CREATE.TASKS").await;
+    worker.may_not_publish("$JS.API.CONSUMER.DURABLE.CREATE.TASKS.all").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_refused_with_words() {
+    let cluster = Cluster::start().await;
+    let url = format!("nats://client:wrong@127.0.0.1:{}", cluster.nats.port);
+    let mut command = cluster.command(&["submit", "square", "1"]);
+    let output = command.env("MILLPOND_NATS_URL", url).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(69), "{said}");
+    assert!(said.contains("authorization violation") && !said.contains("wrong@"), "{said}");
+    let none = cluster.command(&["submit", "square", "1", "--connect-timeout", "300ms"]);
+    let mut none = none;
+    let output = none.env("MILLPOND_NATS_URL", "nats://127.0.0.1:1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(69) && said.contains("is the server up"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn setup_may_be_repeated_and_keeps_the_epochs() {
+    let cluster = Cluster::start().await;
+    let bus = cluster.nats.bus(millpond::bus::Role::Setup).await;
+    let state = async || millpond::bus::topology::stream_state(&bus, "TASKS").await.unwrap();
+    let before = state().await.epoch;
+    for _ in 0..2 {
+        let output = cluster.command(&["setup", "--tasks-max", "500"]).env("MILLPOND_SETUP_NATS_URL", cluster.nats.url("setup")).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!((state().await.epoch, state().await.messages_max), (before, Some(500)));
+    let js = jetstream::new(Intruder::connect(&cluster.nats, "setup").await.client);
+    let names: Vec<String> = js.stream_names().filter_map(async |n| n.ok()).collect().await;
+    assert_eq!(names.len(), 4 + 7 + 1, "{names:?}");
+}

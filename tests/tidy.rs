@@ -1,0 +1,147 @@
+//! The rules of the house that a program can check.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Longest source file, in lines.
+const FILE_LINES_MAX: usize = 500;
+/// Longest function, in lines.
+const FUNCTION_LINES_MAX: usize = 70;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn files(dir: &Path, extension: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        let name = entry.file_name().into_string().unwrap();
+        if path.is_dir() && !name.starts_with('.') && name != "target" {
+            found.extend(files(&path, extension));
+        } else if path.extension().is_some_and(|e| e == extension) {
+            found.push((path.strip_prefix(root()).unwrap().to_owned(), fs::read_to_string(&path).unwrap()));
+        }
+    }
+    found
+}
+
+fn sources() -> Vec<(PathBuf, String)> {
+    let found = files(&root(), "rs");
+    assert!(found.len() > 40, "the sources are found");
+    found
+}
+
+#[test]
+fn files_are_short_and_say_what_they_are_for() {
+    for (path, text) in sources() {
+        let lines = text.lines().count();
+        assert!(lines <= FILE_LINES_MAX, "{} has {lines} lines, at most {FILE_LINES_MAX}", path.display());
+        let header = text.lines().take_while(|l| l.starts_with("//!")).count();
+        assert!((1..=10).contains(&header), "{} opens with 1 to 10 lines of //!", path.display());
+    }
+}
+
+#[test]
+fn functions_are_short() {
+    for (path, text) in sources().into_iter().filter(|(path, _)| !path.starts_with("tests")) {
+        let lines: Vec<&str> = text.lines().collect();
+        for (start, line) in lines.iter().enumerate() {
+            let code = line.trim_start();
+            let indent = &line[..line.len() - code.len()];
+            let words = code.split('(').next().unwrap_or_default();
+            let is_function = words.split(' ').any(|w| w == "fn") && !code.starts_with("//") && !code.ends_with(';');
+            if !is_function || code.ends_with('}') {
+                continue;
+            }
+            let end = lines[start..].iter().position(|l| *l == format!("{indent}}}")).unwrap_or(0);
+            let place = format!("{}:{}", path.display(), start + 1);
+            assert!(end < FUNCTION_LINES_MAX, "{place}: a function of {} lines, at most {FUNCTION_LINES_MAX}", end + 1);
+        }
+    }
+}
+
+#[test]
+fn only_the_bus_names_the_nats_client() {
+    for (path, text) in sources() {
+        let allowed = path.starts_with("crates/millpond/src/bus") || path.starts_with("tests");
+        assert!(allowed || !text.contains("async_nats::"), "{} names async_nats", path.display());
+    }
+}
+
+#[test]
+fn words_have_no_io_no_clock_and_no_dice() {
+    for word in ["task", "batch", "outcome", "dead_letter", "job", "worker_record", "retry", "limits"] {
+        let path = root().join(format!("crates/millpond/src/{word}.rs"));
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for banned in ["tokio::", "Instant::now", "SystemTime", "Timestamp::now", "rand::", "std::env", "std::fs", "async fn"] {
+            assert!(!code.contains(banned), "{word}.rs uses {banned}");
+        }
+    }
+}
+
+#[test]
+fn services_do_not_know_each_other() {
+    for (service, others) in [
+        ("producer", ["millpond_worker", "millpond_collector"]),
+        ("worker", ["millpond_producer", "millpond_collector"]),
+        ("collector", ["millpond_producer", "millpond_worker"]),
+    ] {
+        for (path, text) in files(&root().join("services").join(service), "rs") {
+            assert!(others.iter().all(|o| !text.contains(o)), "{} names another service", path.display());
+        }
+    }
+    let execute = fs::read_to_string(root().join("services/worker/src/execute.rs")).unwrap();
+    let settle = fs::read_to_string(root().join("services/worker/src/settle.rs")).unwrap();
+    assert!(!execute.contains("settle::") && !execute.contains("millpond::bus"), "execute knows nothing of settling");
+    assert!(!settle.contains("handlers::"), "settle knows nothing of handlers");
+}
+
+#[test]
+fn no_grpc_comes_in() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    for banned in ["tonic", "grpcio", "openssl-sys"] {
+        assert!(!lock.contains(&format!("name = \"{banned}\"")), "{banned} is in Cargo.lock");
+    }
+}
+
+#[test]
+fn every_environment_variable_is_documented() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let develop = fs::read_to_string(root().join("docs/develop.md")).unwrap();
+    let mut seen = 0;
+    for (path, text) in sources().into_iter().filter(|(path, _)| !path.starts_with("tests")) {
+        for part in text.split('"').skip(1).step_by(2) {
+            let is_variable = part.starts_with("MILLPOND_")
+                && part.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+                && !part.ends_with('_');
+            if is_variable {
+                seen += 1;
+                let told = readme.contains(part) || develop.contains(part);
+                assert!(told, "{part} of {} is not in README.md or docs/develop.md", path.display());
+            }
+        }
+    }
+    assert!(seen > 15, "the variables are found");
+}
+
+#[test]
+fn every_failpoint_is_listed() {
+    let develop = fs::read_to_string(root().join("docs/develop.md")).unwrap();
+    for (path, text) in sources().into_iter().filter(|(path, _)| !path.starts_with("tests")) {
+        for part in text.split("failpoint::hit(\"").skip(1) {
+            let name = part.split('"').next().unwrap();
+            assert!(develop.contains(&format!("`{name}`")), "{name} of {} is not in docs/develop.md", path.display());
+        }
+    }
+}
+
+#[test]
+fn architecture_is_short_and_its_paths_exist() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    assert!(text.lines().count() <= 150);
+    for name in text.split('`').skip(1).step_by(2).filter(|n| n.contains('/') && !n.contains([' ', '<', '{', '*', ':', '$'])) {
+        assert!(root().join(name).exists(), "ARCHITECTURE.md names {name}, which is not there");
+    }
+}

@@ -1,0 +1,138 @@
+//! `up`: one command runs a whole cluster, its exit code is the command's, nothing is left behind.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::{MILLPOND, PATIENCE, Process, until};
+
+fn up(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(MILLPOND);
+    command.arg("--state").arg(dir).args(["up", "--ports", "auto"]).args(arguments);
+    command
+}
+
+async fn output(mut command: Command) -> Output {
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_a_command_and_ends_with_its_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = output(up(dir.path(), &["--", "submit", "square", "12", "--wait", "--id", "first"])).await;
+    assert_eq!((text(&first.stdout).as_str(), first.status.code()), ("144\n", Some(0)), "{}", text(&first.stderr));
+    let failed = output(up(dir.path(), &["--", "submit", "fail", "\"no\"", "--attempts-max", "1", "--wait"])).await;
+    assert_eq!(failed.status.code(), Some(1), "{}", text(&failed.stderr));
+    // The second one continued where the first stopped; so does the third.
+    let shown = output(up(dir.path(), &["--workers", "2", "--", "task", "show", "first", "--json"])).await;
+    let task: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!((&task["result"], &task["attempts"][0]["worker"]), (&144.into(), &"w1".into()));
+    assert!(!dir.path().join("env").exists(), "nobody answers there any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stays_up_is_found_by_other_commands_and_drains_at_the_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = up(dir.path(), &[]);
+    let mut cluster = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    let env = dir.path().join("env");
+    until("env file", PATIENCE, async || env.exists().then_some(())).await;
+    let here = |arguments: &[&str]| {
+        let mut command = Command::new(MILLPOND);
+        command.arg("--state").arg(dir.path()).args(arguments);
+        command
+    };
+    let result = output(here(&["submit", "square", "9", "--wait"])).await;
+    assert_eq!(text(&result.stdout), "81\n", "{}", text(&result.stderr));
+    let more = here(&["worker", "run", "--name", "by-hand"]).stderr(Stdio::null()).stdin(Stdio::null()).spawn();
+    let _more = scopeguard(more.unwrap());
+    until("worker that joined by hand", PATIENCE, async || {
+        text(&output(here(&["worker", "ls"])).await.stdout).contains("by-hand").then_some(())
+    })
+    .await;
+    let second = output(up(dir.path(), &[])).await;
+    assert!(!second.status.success() && text(&second.stderr).contains("another `millpond up` runs"));
+    cluster.signal(Signal::SIGTERM);
+    assert!(cluster.end(Duration::from_secs(30)).await.success());
+    let after = output(here(&["submit", "square", "9"])).await;
+    assert!(text(&after.stderr).contains("start `millpond up` first"), "{}", text(&after.stderr));
+}
+
+/// Ends a child when the test does.
+fn scopeguard(child: std::process::Child) -> impl Drop {
+    struct Ended(std::process::Child);
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+    Ended(child)
+}
+
+/// All processes whose command line or environment names the folder.
+fn processes_of(dir: &Path) -> Vec<i32> {
+    let wanted = dir.to_str().unwrap().as_bytes();
+    let names = |path: &Path| {
+        let holds = |file: &str| {
+            let text = std::fs::read(path.join(file)).unwrap_or_default();
+            text.windows(wanted.len()).any(|part| part == wanted)
+        };
+        holds("cmdline") || holds("environ")
+    };
+    let entries = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok().map(|pid| (pid, e.path())));
+    pids.filter(|(_, path)| names(path)).map(|(pid, _)| pid).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaves_no_orphan_when_it_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = up(dir.path(), &["--workers", "2"]);
+    let mut cluster = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    let env = dir.path().join("env");
+    until("env file", PATIENCE, async || env.exists().then_some(())).await;
+    // up, guard, nats-server, producer, collector, two workers.
+    assert_eq!(processes_of(dir.path()).len(), 7);
+    cluster.kill9();
+    until("end of everything", PATIENCE, async || processes_of(dir.path()).is_empty().then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_dies_is_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = up(dir.path(), &[]);
+    let mut cluster = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    let env = dir.path().join("env");
+    until("env file", PATIENCE, async || env.exists().then_some(())).await;
+    let mut here = Command::new(MILLPOND);
+    here.arg("--state").arg(dir.path()).args(["worker", "ls", "--json"]);
+    let listed = output(here).await;
+    let worker: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let pid = i32::try_from(worker["pid"].as_i64().unwrap()).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    let mut submit = Command::new(MILLPOND);
+    submit.arg("--state").arg(dir.path()).args(["submit", "square", "5", "--wait"]);
+    assert_eq!(text(&output(submit).await.stdout), "25\n");
+    cluster.signal(Signal::SIGTERM);
+    assert!(cluster.end(Duration::from_secs(30)).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taken_port_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:7611");
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(MILLPOND);
+    command.arg("--state").arg(dir.path()).args(["up", "--", "worker", "ls"]);
+    let refused = output(command).await;
+    drop(taken);
+    assert!(!refused.status.success());
+    assert!(text(&refused.stderr).contains("--ports auto"), "{}", text(&refused.stderr));
+}
