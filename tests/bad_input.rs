@@ -16,7 +16,16 @@ use crate::harness::{Cluster, PATIENCE, statuses, task, until};
 
 const SHORT: Patience = Patience::Within(Duration::from_secs(5));
 
-async fn publish(cluster: &Cluster, subject: &str, headers: &[(&str, &str)], payload: &[u8]) -> Result<u64, PublishError> {
+/// Id, subject, headers and payload; then the reason, and a part of the message.
+type Case =
+    (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static [u8], &'static str, &'static str);
+
+async fn publish(
+    cluster: &Cluster,
+    subject: &str,
+    headers: &[(&str, &str)],
+    payload: &[u8],
+) -> Result<u64, PublishError> {
     let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
     let bus = cluster.nats.bus(Role::Client).await;
     bus.store(subject, &headers, Bytes::copy_from_slice(payload), SHORT).await.map(|stored| stored.seq)
@@ -26,15 +35,36 @@ async fn publish(cluster: &Cluster, subject: &str, headers: &[(&str, &str)], pay
 async fn each_ends_as_a_dead_letter_with_its_reason() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &[], None);
-    let cases: [(&str, &str, &[(&str, &str)], &[u8], &str, &str); 8] = [
+    let cases: [Case; 8] = [
         ("not-json", "tasks.default.square", &[], b"twelve", "fatal", "do not fit"),
         ("not-text", "tasks.default.square", &[], &[0xff, 0xfe, 0], "fatal", "do not fit"),
-        ("count", "tasks.default.square", &[("Millpond-Batch", "3")], b"[1,2]", "bad_batch", "says 3 values, the array has 2"),
+        (
+            "count",
+            "tasks.default.square",
+            &[("Millpond-Batch", "3")],
+            b"[1,2]",
+            "bad_batch",
+            "says 3 values, the array has 2",
+        ),
         ("no-array", "tasks.default.square", &[("Millpond-Batch", "2")], b"{}", "bad_batch", "JSON array"),
-        ("expired", "tasks.default.square", &[("Millpond-Expires", "2020-01-01T00:00:00Z")], b"1", "expired", "expired"),
+        (
+            "expired",
+            "tasks.default.square",
+            &[("Millpond-Expires", "2020-01-01T00:00:00Z")],
+            b"1",
+            "expired",
+            "expired",
+        ),
         ("timeout", "tasks.default.square", &[("Millpond-Timeout", "soon")], b"1", "bad_header", "Millpond-Timeout"),
         ("shape", "tasks.default.square.what", &[], b"1", "bad_subject", "j-<job>"),
-        ("too-long", "tasks.default.sleep", &[("Millpond-Timeout", "100ms"), ("Millpond-Attempts-Max", "1")], b"9", "exhausted", "100ms"),
+        (
+            "too-long",
+            "tasks.default.sleep",
+            &[("Millpond-Timeout", "100ms"), ("Millpond-Attempts-Max", "1")],
+            b"9",
+            "exhausted",
+            "100ms",
+        ),
     ];
     for (id, subject, headers, payload, _, _) in cases {
         let headers: Vec<_> = headers.iter().copied().chain([("Nats-Msg-Id", id)]).collect();
@@ -72,7 +102,8 @@ async fn a_task_of_an_unknown_kind_waits_is_shown_and_is_buried_when_nobody_know
         config: millpond_worker::Config,
     }
     let url = cluster.nats.url("worker");
-    let flags = <Flags as clap::Parser>::parse_from(["w", "--nats-url", &url, "--name", "w2", "--unknown-kind-after", "6s"]);
+    let flags =
+        <Flags as clap::Parser>::parse_from(["w", "--nats-url", &url, "--name", "w2", "--unknown-kind-after", "6s"]);
     let shutdown = CancellationToken::new();
     let worker = millpond_worker::Worker::new(flags.config.check().unwrap()).handle("special", special);
     let mut running = tokio::task::JoinSet::new();
@@ -167,7 +198,9 @@ async fn the_http_services_say_what_is_wrong() {
     assert_eq!((status, &answer["id"]), (202, &json!("http-1")));
     assert_eq!(post("/v1/tasks/default/square", &token, "12").await.1["duplicate"], true);
     assert_eq!(cluster.ended("http-1").await["result"], 144);
-    assert!(cluster.api.get("/api/v1/tasks", &[("limit", "0".into())]).await.unwrap_err().to_string().contains("limit"));
+    assert!(
+        cluster.api.get("/api/v1/tasks", &[("limit", "0".into())]).await.unwrap_err().to_string().contains("limit")
+    );
     let anonymous = http.get(format!("{}/api/v1/tasks", cluster.collector_url())).send().await.unwrap();
     assert_eq!(anonymous.status().as_u16(), 401);
     let metrics = http.get(format!("{}/metrics", cluster.collector_url())).send().await.unwrap().text().await.unwrap();

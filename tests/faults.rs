@@ -25,7 +25,7 @@ fn busy(worker: &Value) -> bool {
 async fn work_of_a_killed_worker_restarts_within_five_seconds() {
     let cluster = Cluster::start().await;
     let mut first = cluster.worker("w1", &[], None);
-    let id = submit(&cluster, "sleep", "2").await;
+    let id = submit(&cluster, "sleep", "5").await;
     cluster.worker_is("w1", busy).await;
     let _second = cluster.worker("w2", &[], None);
     cluster.worker_is("w2", |w| w["state"] == "live").await;
@@ -91,19 +91,22 @@ async fn everything_delivered_twice_changes_nothing() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &[], None);
     let arguments = ["map", "fail", "-", "--batch", "7", "--job", "twice", "--attempts-max", "2"];
-    let mut child = cluster.command(&arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child =
+        cluster.command(&arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let hows = [r#"{"how":"never"}"#, r#"{"until":2}"#, r#"{"how":"fatal"}"#];
     let input: String = (0..60).map(|i| format!("{}\n", hows[i % 3])).collect();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
     let before = cluster.job_ends("twice", 60, PATIENCE).await;
     child.wait().unwrap();
     let url = cluster.nats.url("setup");
-    let options = async_nats::ConnectOptions::new().user_and_password("setup".into(), cluster.nats.secrets.passwords["setup"].clone());
+    let options = async_nats::ConnectOptions::new()
+        .user_and_password("setup".into(), cluster.nats.secrets.passwords["setup"].clone());
     let worker = async_nats::ConnectOptions::new()
         .user_and_password("worker".into(), cluster.nats.secrets.passwords["worker"].clone())
         .custom_inbox_prefix("_INBOX_worker");
     let address = url.rsplit('@').next().unwrap().to_owned();
-    let reading = async_nats::jetstream::new(options.custom_inbox_prefix("_INBOX_setup").connect(&address).await.unwrap());
+    let reading =
+        async_nats::jetstream::new(options.custom_inbox_prefix("_INBOX_setup").connect(&address).await.unwrap());
     let writing = async_nats::jetstream::new(worker.connect(&address).await.unwrap());
     for name in ["RESULTS", "DEAD"] {
         let stream = reading.get_stream(name).await.unwrap();

@@ -218,12 +218,13 @@ impl Cluster {
         let mut ends = Vec::new();
         let path = format!("/api/v1/jobs/{job}/results");
         let limit = [("limit", "1000".to_owned())];
-        self.api.each(&path, &limit, |row| {
-            ends.push(row.clone());
-            Ok(true)
-        })
-        .await
-        .unwrap();
+        self.api
+            .each(&path, &limit, |row| {
+                ends.push(row.clone());
+                Ok(true)
+            })
+            .await
+            .unwrap();
         let indexes: Vec<u64> = ends.iter().filter_map(|e| e["index"].as_u64()).collect();
         assert_eq!(indexes, (0..count).collect::<Vec<_>>(), "each index of job {job} ends exactly once, in order");
         ends
@@ -239,12 +240,7 @@ impl Cluster {
 
 /// A task of the default queue.
 pub fn task(kind: &str, arguments: &str) -> NewTask {
-    NewTask {
-        queue: "default".into(),
-        kind: kind.into(),
-        payload: arguments.to_owned().into(),
-        ..Default::default()
-    }
+    NewTask { queue: "default".into(), kind: kind.into(), payload: arguments.to_owned().into(), ..Default::default() }
 }
 
 pub fn statuses(ends: &[Value]) -> Vec<String> {

@@ -88,41 +88,79 @@ async fn check(role: &str, publish: &[&str], subscribe: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn publisher_only_publishes_tasks() {
-    let publish = ["results.-.default.square", "dead.default.square", "due.default.square", "sched.a.b.c.d",
-        "$JS.API.STREAM.INFO.TASKS", "$JS.API.STREAM.PURGE.TASKS", "$KV.millpond_jobs.x", "lease.who.default.x"];
+    let publish = [
+        "results.-.default.square",
+        "dead.default.square",
+        "due.default.square",
+        "sched.a.b.c.d",
+        "$JS.API.STREAM.INFO.TASKS",
+        "$JS.API.STREAM.PURGE.TASKS",
+        "$KV.millpond_jobs.x",
+        "lease.who.default.x",
+    ];
     check("publisher", &publish, &["_INBOX.>", "results.>", "tasks.>", ">"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn client_takes_no_tasks_and_purges_nothing() {
-    let publish = ["results.-.default.square", "dead.default.square", "due.default.square",
-        "$JS.API.STREAM.PURGE.TASKS", "$JS.API.STREAM.PURGE.RESULTS", "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
-        "$JS.API.CONSUMER.CREATE.TASKS.x.tasks.default.>", "$JS.API.CONSUMER.DELETE.RESULTS.collector",
-        "$JS.API.CONSUMER.MSG.NEXT.RESULTS.collector", "$JS.ACK.TASKS.q-default.1.1.1.1.1", "$KV.millpond_workers.w1",
-        "$KV.millpond_starts.x", "$KV.millpond_cancels.x"];
+    let publish = [
+        "results.-.default.square",
+        "dead.default.square",
+        "due.default.square",
+        "$JS.API.STREAM.PURGE.TASKS",
+        "$JS.API.STREAM.PURGE.RESULTS",
+        "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
+        "$JS.API.CONSUMER.CREATE.TASKS.x.tasks.default.>",
+        "$JS.API.CONSUMER.DELETE.RESULTS.collector",
+        "$JS.API.CONSUMER.MSG.NEXT.RESULTS.collector",
+        "$JS.ACK.TASKS.q-default.1.1.1.1.1",
+        "$KV.millpond_workers.w1",
+        "$KV.millpond_starts.x",
+        "$KV.millpond_cancels.x",
+    ];
     check("client", &publish, &["tasks.>", "dead.>", "lease.who.>", "$KV.>", ">"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn producer_takes_no_tasks_and_reads_no_results() {
-    let publish = ["results.-.default.square", "dead.default.square", "$JS.API.STREAM.PURGE.TASKS",
-        "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default", "$KV.millpond_workers.w1"];
+    let publish = [
+        "results.-.default.square",
+        "dead.default.square",
+        "$JS.API.STREAM.PURGE.TASKS",
+        "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
+        "$KV.millpond_workers.w1",
+    ];
     check("producer", &publish, &["_INBOX.>", "tasks.>", "results.>", ">"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_publishes_no_tasks() {
-    let publish = ["tasks.default.square", "$JS.API.STREAM.PURGE.TASKS", "$JS.API.STREAM.PURGE.DUE",
-        "$JS.API.CONSUMER.CREATE.RESULTS.x.results.>", "$JS.API.CONSUMER.MSG.NEXT.RESULTS.collector",
-        "$JS.API.CONSUMER.DELETE.TASKS.q-default", "$JS.ACK.RESULTS.collector.1.1.1.1.1", "$KV.millpond_jobs.x",
-        "$KV.millpond_cancels.x", "ctl.cancel"];
+    let publish = [
+        "tasks.default.square",
+        "$JS.API.STREAM.PURGE.TASKS",
+        "$JS.API.STREAM.PURGE.DUE",
+        "$JS.API.CONSUMER.CREATE.RESULTS.x.results.>",
+        "$JS.API.CONSUMER.MSG.NEXT.RESULTS.collector",
+        "$JS.API.CONSUMER.DELETE.TASKS.q-default",
+        "$JS.ACK.RESULTS.collector.1.1.1.1.1",
+        "$KV.millpond_jobs.x",
+        "$KV.millpond_cancels.x",
+        "ctl.cancel",
+    ];
     check("worker", &publish, &["_INBOX.>", "tasks.>", "results.>", "dead.>", ">"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn collector_publishes_no_tasks() {
-    let publish = ["tasks.default.square", "due.default.square", "sched.a.b.c.d", "dead.default.square",
-        "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default", "$JS.ACK.TASKS.q-default.1.1.1.1.1", "$KV.millpond_workers.w1"];
+    let publish = [
+        "tasks.default.square",
+        "due.default.square",
+        "sched.a.b.c.d",
+        "dead.default.square",
+        "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
+        "$JS.ACK.TASKS.q-default.1.1.1.1.1",
+        "$KV.millpond_workers.w1",
+    ];
     check("collector", &publish, &["_INBOX.>", "tasks.>", ">"]).await;
 }
 
@@ -167,7 +205,10 @@ async fn setup_may_be_repeated_and_keeps_the_epochs() {
     let state = async || millpond::bus::topology::stream_state(&bus, "TASKS").await.unwrap();
     let before = state().await.epoch;
     for _ in 0..2 {
-        let output = cluster.command(&["setup", "--tasks-max", "500"]).env("MILLPOND_SETUP_NATS_URL", cluster.nats.url("setup")).output();
+        let output = cluster
+            .command(&["setup", "--tasks-max", "500"])
+            .env("MILLPOND_SETUP_NATS_URL", cluster.nats.url("setup"))
+            .output();
         let output = output.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }

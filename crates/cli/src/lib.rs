@@ -63,7 +63,7 @@ enum Command {
     Dead(dead::DeadCommand),
     /// List workers, or run one.
     #[command(subcommand)]
-    Worker(Box<worker::WorkerCommand>),
+    Worker(worker::WorkerCommand),
     /// The producer service.
     #[command(subcommand)]
     Producer(Box<service::ProducerCommand>),
@@ -112,7 +112,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Job(command) => job::run(command, &env).await,
         Command::Task(command) => task::run(command, &env).await,
         Command::Dead(command) => dead::run(command, &env).await,
-        Command::Worker(command) => worker::run(*command, &env).await,
+        Command::Worker(command) => worker::run(command, &env).await,
         Command::Producer(command) => service::run_producer(*command, &env).await,
         Command::Collector(command) => service::run_collector(*command, &env).await,
         Command::Setup(args) => service::run_setup(args, &env).await,
@@ -124,10 +124,7 @@ impl Command {
     /// The name under which this process logs, and how: services as they are told, verbs only what is unexpected.
     fn logs(&self) -> (&'static str, LogArgs) {
         match self {
-            Self::Worker(command) => match command.as_ref() {
-                worker::WorkerCommand::Run(args) => ("millpond-worker", args.config.log.clone()),
-                worker::WorkerCommand::Ls(_) => ("millpond", quiet()),
-            },
+            Self::Worker(worker::WorkerCommand::Run(args)) => ("millpond-worker", args.config.log.clone()),
             Self::Producer(command) => ("millpond-producer", command.log()),
             Self::Collector(command) => ("millpond-collector", command.log()),
             _ => ("millpond", quiet()),

@@ -16,7 +16,7 @@ pub enum WorkerCommand {
     /// List workers with what they do now.
     Ls(LsArgs),
     /// Run a worker in the foreground; it joins the cluster of --state, or of --nats-url.
-    Run(WorkerRunArgs),
+    Run(Box<WorkerRunArgs>),
 }
 
 /// `worker ls`.
@@ -33,7 +33,7 @@ pub struct LsArgs {
 /// When the collector or NATS cannot be reached.
 pub async fn run(command: WorkerCommand, env: &Env) -> anyhow::Result<ExitCode> {
     match command {
-        WorkerCommand::Run(args) => run_worker(args, env).await,
+        WorkerCommand::Run(args) => run_worker(*args, env).await,
         WorkerCommand::Ls(args) => ls(&Api::new(env)?, args.json).await,
     }
 }

@@ -1,7 +1,7 @@
 //! Leases: the right to run one attempt, kept alive while this process lives and reaches the server, and ended once.
 //! [`Leases`] extends what is held, notices pauses and reconnects, and remembers what was settled; [`Lease`] is one
 //! held message: `admit` (the door), `start`, then exactly one of the methods that take `self`.
-//! The order of effects is docs/protocol.md's; the messages come from bus/pull.rs.
+//! The order of effects is docs/protocol.md's; the messages come from bus/pull.rs; bus/keep.rs extends them.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -16,11 +16,9 @@ use tokio::task::JoinSet;
 use super::records::{ServerRecord, StartEntry, Starts};
 use super::topology::{STREAM_DUE, STREAM_TASKS, TopologyError, stream_state};
 use super::who::{Answer, Listeners, Question, ask};
-use super::{Bus, subject};
+use super::{Bus, keep};
 use crate::failpoint;
-use crate::limits::{
-    LEASE_EXTEND_EVERY, LEASE_SETTLED_KEEP, PAUSE_MIN, PAUSE_TICK, SETTLED_IDS_MAX, START_SWEEP_EVERY, STARTS_MAX,
-};
+use crate::limits::{LEASE_SETTLED_KEEP, PAUSE_MIN, SETTLED_IDS_MAX, STARTS_MAX};
 use crate::task::{HEADER_ATTEMPT, Origin, Task};
 
 /// How long a confirmed ack waits for its answer before it is left to the next extension.
@@ -36,45 +34,45 @@ pub(super) struct Shared {
     pub(super) bus: Bus,
     worker: String,
     nonce: String,
-    starts: Starts,
+    pub(super) starts: Starts,
     pub(super) epoch_tasks: String,
     pub(super) epoch_due: String,
     clock: Instant,
     /// When the keeper last looked, in milliseconds of `clock`: far behind means that this process was paused.
     looked_ms: AtomicU64,
     /// Grows with every loss, return and pause: what was delivered in an older era lets go before its start.
-    era: AtomicU64,
+    pub(super) era: AtomicU64,
     /// Whether the server record of this connection is read; without it nothing is pulled.
-    known: AtomicBool,
+    pub(super) known: AtomicBool,
     /// Messages up to these sequences may have been delivered before by a server that forgot it.
     old_tasks: AtomicU64,
     old_due: AtomicU64,
     state: Mutex<State>,
-    listeners: Listeners,
+    pub(super) listeners: Listeners,
 }
 
-struct State {
+pub(super) struct State {
     next: u64,
-    held: HashMap<u64, Held>,
+    pub(super) held: HashMap<u64, Held>,
     settled: LruCache<(String, String, u32), ()>,
-    unanswered: Vec<Unanswered>,
+    pub(super) unanswered: Vec<Unanswered>,
 }
 
-struct Held {
-    queue: String,
-    root: String,
+pub(super) struct Held {
+    pub(super) queue: String,
+    pub(super) root: String,
     items: Option<crate::outcome::Items>,
-    reply: String,
+    pub(super) reply: String,
     since: Instant,
     era: u64,
 }
 
 /// An ack that the server did not answer: sent again with each extension, for a while.
-struct Unanswered {
-    queue: String,
-    root: String,
-    reply: String,
-    until: Instant,
+pub(super) struct Unanswered {
+    pub(super) queue: String,
+    pub(super) root: String,
+    pub(super) reply: String,
+    pub(super) until: Instant,
 }
 
 /// One held message. Dropped without an end, it is simply no longer extended: the server gives it to somebody else.
@@ -130,8 +128,8 @@ impl Leases {
             listeners: Listeners::default(),
         });
         shared.learn(bus.server_record().await?);
-        tasks.spawn(keep(shared.clone()));
-        tasks.spawn(sweep(shared.clone()));
+        tasks.spawn(keep::keep(shared.clone()));
+        tasks.spawn(keep::sweep(shared.clone()));
         Ok(Self { shared })
     }
 
@@ -155,7 +153,7 @@ impl Leases {
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -172,23 +170,23 @@ impl Shared {
         self.bus.connection.borrow().up
     }
 
-    fn was_paused(&self) -> bool {
+    pub(super) fn was_paused(&self) -> bool {
         let now = u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX);
         u128::from(now.saturating_sub(self.looked_ms.load(Ordering::SeqCst))) > PAUSE_MIN.as_millis()
     }
 
-    fn look(&self) {
+    pub(super) fn look(&self) {
         let now = u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.looked_ms.store(now, Ordering::SeqCst);
     }
 
-    fn forget_server(&self) {
+    pub(super) fn forget_server(&self) {
         self.known.store(false, Ordering::SeqCst);
         self.old_tasks.store(u64::MAX, Ordering::SeqCst);
         self.old_due.store(u64::MAX, Ordering::SeqCst);
     }
 
-    fn learn(&self, record: ServerRecord) {
+    pub(super) fn learn(&self, record: ServerRecord) {
         self.old_tasks.store(record.tasks, Ordering::SeqCst);
         self.old_due.store(record.due, Ordering::SeqCst);
         self.known.store(true, Ordering::SeqCst);
@@ -425,85 +423,5 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.shared.state().held.remove(&self.number);
-    }
-}
-
-/// The keeper: extends every lease whatever the handlers do, first thing after a reconnect or a pause.
-async fn keep(shared: Arc<Shared>) {
-    let mut connection = shared.bus.connection();
-    let mut tick = tokio::time::interval(PAUSE_TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut extended = Instant::now();
-    loop {
-        let changed = tokio::select! {
-            _ = tick.tick() => false,
-            changed = connection.changed() => changed.is_ok(),
-        };
-        let paused = shared.was_paused();
-        if paused || changed {
-            shared.era.fetch_add(1, Ordering::SeqCst);
-            if changed {
-                shared.forget_server();
-            }
-        }
-        shared.look();
-        if !connection.borrow_and_update().up {
-            continue;
-        }
-        if paused || changed || extended.elapsed() >= LEASE_EXTEND_EVERY {
-            extended = Instant::now();
-            extend(&shared).await;
-        }
-        if !shared.known.load(Ordering::SeqCst) {
-            match tokio::time::timeout(PAUSE_MIN / 2, shared.bus.server_record()).await {
-                Ok(Ok(record)) => shared.learn(record),
-                Ok(Err(error)) => tracing::debug!(%error, "the server does not answer yet"),
-                Err(_) => {}
-            }
-        }
-    }
-}
-
-async fn extend(shared: &Arc<Shared>) {
-    let (held, again) = {
-        let mut state = shared.state();
-        let now = Instant::now();
-        state.unanswered.retain(|u| u.until > now);
-        let held: Vec<_> = state.held.values().map(|h| (h.queue.clone(), h.root.clone(), h.reply.clone())).collect();
-        let again: Vec<_> =
-            state.unanswered.iter().map(|u| (u.queue.clone(), u.root.clone(), u.reply.clone())).collect();
-        (held, again)
-    };
-    for (_, _, reply) in &held {
-        let _ = shared.bus.client.publish(reply.clone(), Bytes::from_static(b"+WPI")).await;
-    }
-    for (queue, root, _) in held.iter().chain(&again) {
-        shared.listeners.listen(shared, queue, root).await;
-    }
-    let wanted: std::collections::HashSet<String> =
-        held.iter().chain(&again).map(|(queue, root, _)| subject::lease_who(queue, root)).collect();
-    shared.listeners.retain(|subject| wanted.contains(subject));
-    // All at once: the keeper must be back before it would take itself for paused.
-    let acks = again.into_iter().map(|(_, _, reply)| async move {
-        let answer = shared.bus.client.request(reply.clone(), Bytes::new());
-        if let Ok(Ok(_)) = tokio::time::timeout(PAUSE_TICK, answer).await {
-            shared.state().unanswered.retain(|u| u.reply != reply);
-        }
-    });
-    futures_util::future::join_all(acks).await;
-}
-
-/// Removes start records of messages that are gone.
-async fn sweep(shared: Arc<Shared>) {
-    loop {
-        tokio::time::sleep(START_SWEEP_EVERY).await;
-        for stream in [STREAM_TASKS, STREAM_DUE] {
-            let Ok(state) = stream_state(&shared.bus, stream).await else { continue };
-            match shared.starts.sweep(stream, &state.epoch, state.first_seq).await {
-                Ok(0) => {}
-                Ok(swept) => tracing::debug!(stream, swept, "start records of tasks that are gone removed"),
-                Err(error) => tracing::debug!(%error, "sweep of start records failed, will try again"),
-            }
-        }
     }
 }

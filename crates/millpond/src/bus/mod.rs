@@ -2,6 +2,7 @@
 //! `subject` names things, `topology` makes them, `publish` stores messages, `lease` takes and ends tasks,
 //! `results` reads what workers said, `records` holds the buckets.
 
+mod keep;
 pub mod lease;
 pub mod pack;
 pub mod publish;

@@ -344,7 +344,7 @@ impl MapRun {
 }
 
 fn bytes_of(end: &TaskEnd) -> usize {
-    end.as_ref().map_or(0, |value: &Box<RawValue>| value.get().len())
+    end.as_deref().map_or(0, |value: &RawValue| value.get().len())
 }
 
 async fn next_value(input: &mut Option<Input>) -> Option<Result<Bytes, String>> {

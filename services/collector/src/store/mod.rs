@@ -1,6 +1,7 @@
 //! The store: SQLite in one file. `merge` takes what ended, `read` answers the API. One writer at a time; readers see
 //! the last commit (WAL). Commits are synced to disk, because an acknowledgement follows: what is acknowledged is kept.
 
+mod batch;
 mod merge;
 mod read;
 

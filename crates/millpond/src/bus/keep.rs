@@ -1,0 +1,94 @@
+//! The keeper of a worker's leases: extends them each second whatever the handlers do, notices pauses and reconnects,
+//! sends unanswered acks again, and sweeps start records of messages that are gone.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::lease::Shared;
+use super::subject;
+use super::topology::{STREAM_DUE, STREAM_TASKS, stream_state};
+use crate::limits::{LEASE_EXTEND_EVERY, PAUSE_MIN, PAUSE_TICK, START_SWEEP_EVERY};
+
+/// The keeper: extends every lease whatever the handlers do, first thing after a reconnect or a pause.
+pub(super) async fn keep(shared: Arc<Shared>) {
+    let mut connection = shared.bus.connection();
+    let mut tick = tokio::time::interval(PAUSE_TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut extended = Instant::now();
+    loop {
+        let changed = tokio::select! {
+            _ = tick.tick() => false,
+            changed = connection.changed() => changed.is_ok(),
+        };
+        let paused = shared.was_paused();
+        if paused || changed {
+            shared.era.fetch_add(1, Ordering::SeqCst);
+            if changed {
+                shared.forget_server();
+            }
+        }
+        shared.look();
+        if !connection.borrow_and_update().up {
+            continue;
+        }
+        if paused || changed || extended.elapsed() >= LEASE_EXTEND_EVERY {
+            extended = Instant::now();
+            extend(&shared).await;
+        }
+        if !shared.known.load(Ordering::SeqCst) {
+            match tokio::time::timeout(PAUSE_MIN / 2, shared.bus.server_record()).await {
+                Ok(Ok(record)) => shared.learn(record),
+                Ok(Err(error)) => tracing::debug!(%error, "the server does not answer yet"),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+async fn extend(shared: &Arc<Shared>) {
+    let (held, again) = {
+        let mut state = shared.state();
+        let now = Instant::now();
+        state.unanswered.retain(|u| u.until > now);
+        let held: Vec<_> = state.held.values().map(|h| (h.queue.clone(), h.root.clone(), h.reply.clone())).collect();
+        let again: Vec<_> =
+            state.unanswered.iter().map(|u| (u.queue.clone(), u.root.clone(), u.reply.clone())).collect();
+        (held, again)
+    };
+    for (_, _, reply) in &held {
+        let _ = shared.bus.client.publish(reply.clone(), Bytes::from_static(b"+WPI")).await;
+    }
+    for (queue, root, _) in held.iter().chain(&again) {
+        shared.listeners.listen(shared, queue, root).await;
+    }
+    let wanted: HashSet<String> =
+        held.iter().chain(&again).map(|(queue, root, _)| subject::lease_who(queue, root)).collect();
+    shared.listeners.retain(|subject| wanted.contains(subject));
+    // All at once: the keeper must be back before it would take itself for paused.
+    let acks = again.into_iter().map(|(_, _, reply)| async move {
+        let answer = shared.bus.client.request(reply.clone(), Bytes::new());
+        if let Ok(Ok(_)) = tokio::time::timeout(PAUSE_TICK, answer).await {
+            shared.state().unanswered.retain(|u| u.reply != reply);
+        }
+    });
+    futures_util::future::join_all(acks).await;
+}
+
+/// Removes start records of messages that are gone.
+pub(super) async fn sweep(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(START_SWEEP_EVERY).await;
+        for stream in [STREAM_TASKS, STREAM_DUE] {
+            let Ok(state) = stream_state(&shared.bus, stream).await else { continue };
+            match shared.starts.sweep(stream, &state.epoch, state.first_seq).await {
+                Ok(0) => {}
+                Ok(swept) => tracing::debug!(stream, swept, "start records of tasks that are gone removed"),
+                Err(error) => tracing::debug!(%error, "sweep of start records failed, will try again"),
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The row of a root batch: a bitmap of the items that have a result, and the results. Merged under the store's one
+//! writer. A bit that is set wins over anything that is said of its item later, unless it was cancelled before.
+
+use std::collections::HashSet;
+
+use millpond::outcome::{Items, id_of};
+use serde_json::value::RawValue;
+use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
+
+use super::merge::{Ending, Rows, status_of};
+use super::{CANCELLED, DONE, PARTIAL};
+
+/// The id of an item: of a batch of one too, where [`id_of`] means the batch itself.
+pub(super) fn id_of_item(root: &str, items: Items, item: u32) -> String {
+    match id_of(root, Some(Items { of: items.of, from: item, len: 1 })) {
+        id if id == root => format!("{root}/{item}"),
+        id => id,
+    }
+}
+
+/// The row of a root batch.
+#[derive(Default)]
+pub(super) struct Batch {
+    bitmap: Vec<u8>,
+    results: Vec<Box<RawValue>>,
+}
+
+impl Batch {
+    pub(super) fn has(&self, item: u32) -> bool {
+        self.bitmap.get(item as usize / 8).is_some_and(|byte| byte & (1 << (item % 8)) != 0)
+    }
+
+    fn set(&mut self, item: u32, result: &RawValue) {
+        if let (Some(byte), Some(place)) = (self.bitmap.get_mut(item as usize / 8), self.results.get_mut(item as usize))
+        {
+            *byte |= 1 << (item % 8);
+            *place = result.to_owned();
+        }
+    }
+
+    fn done(&self) -> u32 {
+        self.bitmap.iter().map(|byte| byte.count_ones()).sum()
+    }
+}
+
+pub(super) async fn read_batch(
+    connection: &mut SqliteConnection,
+    queue: &str,
+    root: &str,
+    of: u32,
+) -> anyhow::Result<Batch> {
+    let found = sqlx::query("SELECT bitmap, result FROM tasks WHERE queue = ? AND id = ? AND items IS NOT NULL")
+        .bind(queue)
+        .bind(root)
+        .fetch_optional(connection)
+        .await?;
+    let mut batch = match found {
+        Some(row) => {
+            Batch { bitmap: row.try_get("bitmap")?, results: serde_json::from_str(row.try_get::<&str, _>("result")?)? }
+        }
+        None => Batch::default(),
+    };
+    batch.bitmap.resize((of as usize).div_ceil(8), 0);
+    batch.results.resize_with(of as usize, || RawValue::NULL.to_owned());
+    Ok(batch)
+}
+
+/// Merges an outcome of some items into the row of their batch, and those that did not succeed into rows of their own.
+pub(super) async fn merge_items<'a>(
+    transaction: &mut Transaction<'_, Sqlite>,
+    rows: &mut Rows<'a>,
+    ending: &Ending<'a>,
+    items: Items,
+) -> anyhow::Result<()> {
+    // Rows of items that wait to be written must be seen by the look at what was cancelled.
+    rows.flush(transaction).await?;
+    let (queue, root) = (ending.subject.queue.as_str(), ending.outcome.root());
+    let mut batch = read_batch(transaction, queue, root, items.of).await?;
+    let cancelled = items_with(transaction, queue, root, CANCELLED).await?;
+    let mut finished: Vec<String> = Vec::new();
+    for (item, end) in ending.outcome.ends() {
+        let id = id_of_item(root, items, item);
+        match end {
+            Ok(result) if !batch.has(item) && !cancelled.contains(&id) => {
+                batch.set(item, result);
+                finished.push(id);
+            }
+            Err(not_done) if !batch.has(item) => {
+                if let Some(status) = status_of(not_done.end) {
+                    let index = ending.outcome.index.map(|i| i + u64::from(item - items.from));
+                    rows.push(ending, id, index, Some(root), status, None);
+                }
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    write_batch(transaction, ending, items, &batch).await?;
+    finish_items(transaction, ending, &finished, &batch).await?;
+    rows.flush(transaction).await?;
+    Ok(())
+}
+
+async fn items_with(
+    connection: &mut SqliteConnection,
+    queue: &str,
+    root: &str,
+    status: i64,
+) -> sqlx::Result<HashSet<String>> {
+    sqlx::query_scalar("SELECT id FROM tasks WHERE queue = ? AND root = ? AND status = ?")
+        .bind(queue)
+        .bind(root)
+        .bind(status)
+        .fetch_all(connection)
+        .await
+        .map(|ids| ids.into_iter().collect())
+}
+
+async fn write_batch(
+    connection: &mut SqliteConnection,
+    ending: &Ending<'_>,
+    items: Items,
+    batch: &Batch,
+) -> anyhow::Result<()> {
+    let outcome = ending.outcome;
+    let done = batch.done();
+    let status = if done == items.of { DONE } else { PARTIAL };
+    let first_index = outcome.index.and_then(|i| i64::try_from(i).ok()).map(|i| i - i64::from(items.from));
+    sqlx::query(
+        "INSERT INTO tasks (queue, id, kind, job, idx, items, done, bitmap, status, attempt, result, worker,
+            published_ms, started_ms, ended_ms, stored_ms, trace) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+         ON CONFLICT (queue, id) DO UPDATE SET
+            items = excluded.items, done = excluded.done, bitmap = excluded.bitmap, status = excluded.status,
+            attempt = max(tasks.attempt, excluded.attempt), result = excluded.result,
+            worker = excluded.worker, started_ms = min(tasks.started_ms, excluded.started_ms),
+            ended_ms = excluded.ended_ms, stored_ms = excluded.stored_ms, trace = coalesce(tasks.trace, excluded.trace)
+         WHERE tasks.done < excluded.done OR tasks.items IS NULL",
+    )
+    .bind(&ending.subject.queue)
+    .bind(outcome.root())
+    .bind(&ending.subject.kind)
+    .bind(ending.subject.job.as_deref())
+    .bind(first_index)
+    .bind(i64::from(items.of))
+    .bind(i64::from(done))
+    .bind(batch.bitmap.as_slice())
+    .bind(status)
+    .bind(i64::from(outcome.attempt))
+    .bind(serde_json::to_string(&batch.results)?)
+    .bind(ending.worker)
+    .bind(outcome.published_ms)
+    .bind(outcome.started_ms)
+    .bind(outcome.ended_ms)
+    .bind(ending.stored_ms)
+    .bind(outcome.trace.as_deref())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Items that had a row of their own, because they did not succeed at first, and now have a result.
+async fn finish_items(
+    connection: &mut SqliteConnection,
+    ending: &Ending<'_>,
+    finished: &[String],
+    batch: &Batch,
+) -> sqlx::Result<()> {
+    if finished.is_empty() {
+        return Ok(());
+    }
+    let root = ending.outcome.root();
+    let rows: Vec<String> = sqlx::query_scalar("SELECT id FROM tasks WHERE queue = ? AND root = ? AND status < 3")
+        .bind(&ending.subject.queue)
+        .bind(root)
+        .fetch_all(&mut *connection)
+        .await?;
+    let finished: HashSet<&String> = finished.iter().collect();
+    for id in rows.iter().filter(|id| finished.contains(id)) {
+        let item = id.rsplit('/').next().and_then(|i| i.parse::<usize>().ok());
+        let result = item.and_then(|i| batch.results.get(i)).map(|r| r.get());
+        sqlx::query(
+            "UPDATE tasks SET status = ?, done = 1, result = ?, attempt = max(attempt, ?), worker = ?, started_ms = ?,
+             ended_ms = ?, stored_ms = ? WHERE queue = ? AND id = ? AND status < 3",
+        )
+        .bind(DONE)
+        .bind(result)
+        .bind(i64::from(ending.outcome.attempt))
+        .bind(ending.worker)
+        .bind(ending.outcome.started_ms)
+        .bind(ending.outcome.ended_ms)
+        .bind(ending.stored_ms)
+        .bind(&ending.subject.queue)
+        .bind(id)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
