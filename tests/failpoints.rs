@@ -108,7 +108,7 @@ async fn collector_killed_between_any_two_steps() {
     let mut cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &["--queues", "c1,c2,c3,c4,c5,c6"], None);
     let failpoints = ["collector.merged", "collector.committed", "collector.acked"];
-    for (number, failpoint) in (1..).zip(failpoints.iter().flat_map(|f| [format!("{f}:1"), format!("{f}:3")])) {
+    for (number, failpoint) in (1..).zip(failpoints.iter().flat_map(|f| [format!("{f}:1"), format!("{f}:2")])) {
         cluster.restart_collector(Some(&failpoint));
         let name = format!("c{number}");
         let expected = submit_mixed_job(&cluster, &name).await;

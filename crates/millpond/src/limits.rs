@@ -98,6 +98,8 @@ pub const MAP_WINDOW_BYTES: usize = 16 * 1024 * 1024;
 
 /// How long RESULTS and DEAD keep what the collector has stored, for clients that read late.
 pub const RESULTS_KEEP: Duration = Duration::from_secs(600);
+/// How long the server waits for the collector's acks before it delivers again; longer than any commit.
+pub const COLLECT_ACK_WAIT: Duration = Duration::from_secs(10);
 /// Messages in one transaction of the collector.
 pub const COLLECT_BATCH_MAX: usize = 500;
 /// Rows of one page of the collector's API, at the most and when nothing is asked.

@@ -9,8 +9,8 @@ use async_nats::jetstream::{kv, object_store, stream};
 
 use super::{Bus, describe};
 use crate::limits::{
-    ACK_PENDING_MAX, DUPLICATE_WINDOW, LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PULL_BYTES_MAX, START_RECORD_KEEP,
-    TASK_BYTES_MAX,
+    ACK_PENDING_MAX, COLLECT_ACK_WAIT, DUPLICATE_WINDOW, LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PULL_BYTES_MAX,
+    START_RECORD_KEEP, TASK_BYTES_MAX,
 };
 
 /// Tasks as published.
@@ -111,7 +111,7 @@ pub async fn setup(bus: &Bus, limits: &Limits) -> Result<(), TopologyError> {
             durable_name: Some(DURABLE_COLLECTOR.to_owned()),
             deliver_policy: DeliverPolicy::All,
             ack_policy: AckPolicy::Explicit,
-            ack_wait: Duration::from_secs(30),
+            ack_wait: COLLECT_ACK_WAIT,
             max_ack_pending: ACK_PENDING_MAX,
             filter_subject: filter.to_owned(),
             num_replicas: limits.replicas,
