@@ -34,6 +34,10 @@ pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(300);
 pub const FAILURES_BYTES_MAX: usize = 4 * 1024;
 /// A failure's message, in bytes; what is longer is cut.
 pub const FAILURE_MESSAGE_BYTES_MAX: usize = 2 * 1024;
+/// A failure's traceback, in bytes; what is longer is cut.
+pub const FAILURE_TRACEBACK_BYTES_MAX: usize = 8 * 1024;
+/// A failure's type, in bytes; what is longer is cut.
+pub const FAILURE_TYPE_BYTES_MAX: usize = 64;
 
 /// How long the server waits for an ack or an extension before it gives a task to somebody else.
 pub const LEASE_ACK_WAIT: Duration = Duration::from_secs(3);

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::limits::FAILURE_MESSAGE_BYTES_MAX;
+use crate::limits::{FAILURE_MESSAGE_BYTES_MAX, FAILURE_TRACEBACK_BYTES_MAX, FAILURE_TYPE_BYTES_MAX};
 
 /// Which items of a batch a message or an outcome covers; a task published alone has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -62,20 +62,30 @@ fn yes() -> bool {
     true
 }
 
+/// The text up to a character that ends within the limit, with a mark where it was longer.
+fn cut(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max));
+        text.push('…');
+    }
+    text
+}
+
 impl Failure {
     /// A failure that may be tried again.
     #[must_use]
     pub fn new(kind: impl Into<String>, message: impl Into<String>) -> Self {
-        let mut message: String = message.into();
-        if message.len() > FAILURE_MESSAGE_BYTES_MAX {
-            let mut end = FAILURE_MESSAGE_BYTES_MAX;
-            while !message.is_char_boundary(end) {
-                end -= 1;
-            }
-            message.truncate(end);
-            message.push('…');
-        }
+        let message = cut(message.into(), FAILURE_MESSAGE_BYTES_MAX);
         Self { kind: kind.into(), message, traceback: None, retry: true }
+    }
+
+    /// The same within the bounds of what travels in a header.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        let kind = cut(self.kind, FAILURE_TYPE_BYTES_MAX);
+        let message = cut(self.message, FAILURE_MESSAGE_BYTES_MAX);
+        let traceback = self.traceback.map(|t| cut(t, FAILURE_TRACEBACK_BYTES_MAX));
+        Self { kind, message, traceback, ..self }
     }
 
     /// A failure that trying again cannot mend.

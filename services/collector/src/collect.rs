@@ -34,7 +34,7 @@ impl Collect {
     pub(crate) async fn collect(self, shutdown: CancellationToken) {
         let mut reader = EndedReader::new(self.bus.clone(), self.from);
         loop {
-            let messages = tokio::select! {
+            let (messages, receipts) = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 messages = reader.next() => messages,
@@ -53,8 +53,8 @@ impl Collect {
             }
             failpoint::hit("collector.committed");
             let count = messages.len() as u64;
-            for message in messages {
-                reader.ack(message.receipt).await;
+            for receipt in receipts {
+                reader.ack(receipt).await;
             }
             failpoint::hit("collector.acked");
             metrics::counter!("millpond_messages_collected_total", "stream" => self.from.stream()).increment(count);

@@ -128,8 +128,8 @@ fn judge(answer: Option<Result<Reply, Failure>>, timeout: Duration) -> CallEnd {
         None => {
             CallEnd::Failed(Failure::new("timeout", format!("no end within {}", humantime::format_duration(timeout))))
         }
-        Some(Err(panic)) => CallEnd::Failed(panic),
-        Some(Ok(Err(failure))) => CallEnd::Failed(failure),
+        Some(Err(panic)) => CallEnd::Failed(panic.bounded()),
+        Some(Ok(Err(failure))) => CallEnd::Failed(failure.bounded()),
         Some(Ok(Ok(value))) if value.get().len() > RESULT_BYTES_MAX => CallEnd::Failed(Failure::fatal(
             "result_too_large",
             format!("the result has {} bytes, at most {RESULT_BYTES_MAX} are kept", value.get().len()),

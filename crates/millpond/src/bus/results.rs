@@ -35,7 +35,7 @@ impl Ended {
     }
 }
 
-/// One message of RESULTS or DEAD. It comes again until its `receipt` is given back.
+/// One message of RESULTS or DEAD.
 #[derive(Debug)]
 pub struct EndedMessage {
     /// Sequence in its stream.
@@ -48,8 +48,6 @@ pub struct EndedMessage {
     pub payload: bytes::Bytes,
     /// The headers as they came.
     pub headers: Headers,
-    /// The right to acknowledge it.
-    pub receipt: Receipt,
 }
 
 /// What an [`EndedMessage`] says.
@@ -61,7 +59,7 @@ pub enum EndedBody {
     Dead(TaskSubject, Box<Evidence>),
 }
 
-/// The right to acknowledge one message, once its effect is stored.
+/// The right to acknowledge one message, once its effect is stored. Without it the message comes again.
 pub struct Receipt(jetstream::message::Acker);
 
 impl std::fmt::Debug for Receipt {
@@ -102,7 +100,7 @@ impl EndedReader {
     ///
     /// # Cancel safety
     /// Safe: what was received and not returned is delivered again.
-    pub async fn next(&mut self) -> Vec<EndedMessage> {
+    pub async fn next(&mut self) -> (Vec<EndedMessage>, Vec<Receipt>) {
         loop {
             let pull = match &mut self.pull {
                 Some(pull) => pull,
@@ -123,8 +121,8 @@ impl EndedReader {
                 tracing::debug!(stream = self.from.stream(), %error, "pull ended, making it anew");
                 self.pull = None;
             }
-            let messages: Vec<_> = chunk.into_iter().flatten().filter_map(|m| self.read(m)).collect();
-            if messages.is_empty() {
+            let messages: (Vec<_>, Vec<_>) = chunk.into_iter().flatten().filter_map(|m| self.read(m)).unzip();
+            if messages.0.is_empty() {
                 tokio::time::sleep(READ_AGAIN_AFTER).await;
             } else {
                 return messages;
@@ -132,7 +130,7 @@ impl EndedReader {
         }
     }
 
-    fn read(&self, message: jetstream::Message) -> Option<EndedMessage> {
+    fn read(&self, message: jetstream::Message) -> Option<(EndedMessage, Receipt)> {
         let (seq, stored_ms) = {
             let info = message.info().ok()?;
             (info.stream_sequence, unix_ms(info.published))
@@ -143,7 +141,7 @@ impl EndedReader {
             Ended::Results => read_pack(&message.subject, &message.payload),
             Ended::Dead => read_dead(&message.subject, &headers),
         };
-        Some(EndedMessage { seq, stored_ms, body, payload: message.payload, headers, receipt: Receipt(acker) })
+        Some((EndedMessage { seq, stored_ms, body, payload: message.payload, headers }, Receipt(acker)))
     }
 
     /// Gives a receipt back: the server forgets the message for this durable. A lost ack only means that it comes again.

@@ -4,6 +4,8 @@
 mod batch;
 mod merge;
 mod read;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::sync::Arc;

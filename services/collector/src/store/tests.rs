@@ -1,0 +1,233 @@
+//! The merge rules against a real SQLite file: every order and any repetition of what ended gives the same ends.
+
+use bytes::Bytes;
+use millpond::bus::results::{Ended, EndedBody, EndedMessage};
+use millpond::bus::subject::TaskSubject;
+use millpond::dead_letter::Evidence;
+use millpond::outcome::{End, Failure, Items, NotDone, Outcome, Pack, id_of};
+use proptest::prelude::*;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::{Page, Store};
+
+const PAGE: Page = Page { limit: 1000, after: None };
+
+async fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("store.sqlite")).await.unwrap();
+    (dir, store)
+}
+
+fn subject() -> TaskSubject {
+    TaskSubject::new("q", "k", Some("j".into())).unwrap()
+}
+
+fn message(body: EndedBody, payload: &'static [u8]) -> EndedMessage {
+    EndedMessage { seq: 1, stored_ms: 9, body: Ok(body), payload: Bytes::from_static(payload), headers: Vec::new() }
+}
+
+/// An outcome of `root`: per covered item a result, or how it ended without one.
+fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, End>]) -> EndedMessage {
+    let first = items.map_or(0, |i| i.from);
+    let id = id_of(root, items);
+    let not_done = (first..).zip(ends).filter_map(|(item, end)| {
+        let end = end.err()?;
+        let failure = (end != End::Cancelled).then(|| Failure::new("error", format!("attempt {attempt}")));
+        Some(NotDone { item, end, failure, due_ms: None })
+    });
+    let result = |end: &Result<i32, End>| {
+        let text = end.map_or_else(|_| "null".to_owned(), |n| n.to_string());
+        RawValue::from_string(text).unwrap()
+    };
+    let outcome = Outcome {
+        root: (id != root).then(|| root.to_owned()),
+        id,
+        items,
+        index: Some(u64::from(first)),
+        attempt,
+        published_ms: 1,
+        started_ms: i64::from(attempt),
+        ended_ms: i64::from(attempt) + 1,
+        trace: None,
+        results: ends.iter().map(result).collect(),
+        not_done: not_done.collect(),
+        failures: Vec::new(),
+    };
+    message(EndedBody::Pack(subject(), Pack { v: 1, worker: "w".into(), outcomes: vec![outcome] }), b"")
+}
+
+fn dead(root: &str, items: Option<Items>, attempt: u32) -> EndedMessage {
+    let id = id_of(root, items);
+    let evidence = Evidence {
+        v: 1,
+        root: (id != root).then(|| root.to_owned()),
+        id,
+        items,
+        job: Some("j".into()),
+        index: Some(items.map_or(0, |i| u64::from(i.from))),
+        attempt,
+        reason: "exhausted".into(),
+        failure: Failure::new("error", format!("attempt {attempt}")),
+        failures: Vec::new(),
+        worker: "w".into(),
+        published_ms: 1,
+        started_ms: Some(2),
+        buried_ms: 3,
+        trace: None,
+    };
+    let subject = TaskSubject::new("q", "k", None).unwrap();
+    message(EndedBody::Dead(subject, Box::new(evidence)), b"[1]")
+}
+
+async fn merge(store: &Store, messages: &[EndedMessage]) {
+    for one in messages {
+        store.merge(Ended::Results, std::slice::from_ref(one)).await.unwrap();
+    }
+}
+
+async fn status(store: &Store, id: &str) -> Value {
+    let found = store.task(id, None).await.unwrap();
+    found.first().map_or(Value::Null, |task| task["status"].clone())
+}
+
+const fn item(of: u32, from: u32) -> Option<Items> {
+    Some(Items { of, from, len: 1 })
+}
+
+async fn check(messages: &[EndedMessage], id: &str, expected: &str) {
+    let (_dir, store) = store().await;
+    merge(&store, messages).await;
+    assert_eq!(status(&store, id).await, expected);
+    merge(&store, messages).await;
+    assert_eq!(status(&store, id).await, expected, "a second delivery changes nothing");
+}
+
+#[tokio::test]
+async fn which_end_wins() {
+    let done = || outcome("t", None, 1, &[Ok(1)]);
+    let cancelled = || outcome("t", None, 1, &[Err(End::Cancelled)]);
+    let retry = || outcome("t", None, 1, &[Err(End::Retry)]);
+    check(&[retry(), done()], "t", "done").await;
+    check(&[done(), retry()], "t", "done").await;
+    check(&[dead("t", None, 3), done()], "t", "done").await;
+    check(&[done(), dead("t", None, 3)], "t", "done").await;
+    check(&[dead("t", None, 3), retry()], "t", "dead").await;
+    check(&[cancelled(), done()], "t", "cancelled").await;
+    check(&[done(), cancelled()], "t", "done").await;
+    check(&[dead("t", None, 3), cancelled()], "t", "cancelled").await;
+}
+
+#[tokio::test]
+async fn a_batch_is_one_row_until_an_item_fails() {
+    let (_dir, store) = store().await;
+    merge(&store, &[outcome("b", Some(Items::whole(3)), 1, &[Ok(0), Ok(1), Ok(2)])]).await;
+    let (rows, _) = store.tasks(&super::TaskFilter::default(), PAGE).await.unwrap();
+    assert_eq!((rows.len(), &rows[0]["result"], &rows[0]["status"]), (1, &json!([0, 1, 2]), &json!("done")));
+    assert_eq!(store.task("b/2", None).await.unwrap()[0]["result"], 2);
+    assert!(store.task("b/3", None).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_item_may_come_before_its_batch() {
+    let retried = || outcome("b", item(3, 1), 2, &[Ok(11)]);
+    let batch = || outcome("b", Some(Items::whole(3)), 1, &[Ok(0), Err(End::Retry), Ok(2)]);
+    check(&[batch(), retried()], "b", "done").await;
+    check(&[retried(), batch()], "b", "done").await;
+    check(&[batch(), retried()], "b/1", "done").await;
+    check(&[retried(), batch()], "b/1", "done").await;
+    check(&[retried(), dead("b", item(3, 1), 3)], "b/1", "done").await;
+    check(&[dead("b", item(3, 1), 3), retried()], "b/1", "done").await;
+    check(&[batch(), dead("b", item(3, 1), 2)], "b/1", "dead").await;
+    check(&[dead("b", item(3, 1), 2), batch()], "b/1", "dead").await;
+}
+
+#[tokio::test]
+async fn a_later_dead_letter_replaces_an_earlier_one() {
+    for order in [[2, 5], [5, 2]] {
+        let (_dir, store) = store().await;
+        merge(&store, &order.map(|attempt| dead("t", None, attempt))).await;
+        let letter = store.dead_letter("t", None).await.unwrap().remove(0);
+        assert_eq!((&letter["attempt"], &letter["failure"]["message"]), (&json!(5), &json!("attempt 5")));
+        assert_eq!(letter["job"], "j");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_kept() {
+    let (_dir, store) = store().await;
+    let unreadable = EndedMessage { body: Err("no".into()), ..message(EndedBody::Pack(subject(), pack()), b"\xff") };
+    merge(&store, &[unreadable]).await;
+    let kept: Vec<u8> = sqlx::query_scalar("SELECT payload FROM unreadable").fetch_one(&store.readers).await.unwrap();
+    assert_eq!(kept, b"\xff");
+}
+
+fn pack() -> Pack {
+    Pack { v: 1, worker: "w".into(), outcomes: Vec::new() }
+}
+
+#[tokio::test]
+async fn results_come_page_by_page_in_order() {
+    let (_dir, store) = store().await;
+    merge(
+        &store,
+        &[
+            outcome("b", Some(Items::whole(4)), 1, &[Ok(0), Err(End::Dead), Ok(2), Err(End::Retry)]),
+            dead("b", item(4, 1), 1),
+        ],
+    )
+    .await;
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let (rows, next) = store.job_results("j", Page { limit: 2, after }).await.unwrap();
+        seen.extend(rows.iter().map(|r| (r["index"].as_u64().unwrap(), r["status"].as_str().unwrap().to_owned())));
+        after = next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let expected = [(0, "done"), (1, "dead"), (2, "done"), (3, "retrying")].map(|(i, s)| (i, s.to_owned()));
+    assert_eq!(seen, expected);
+    let job = store.job("j").await.unwrap().unwrap();
+    assert_eq!((&job["done"], &job["dead"], &job["retrying"]), (&json!(2), &json!(1), &json!(1)));
+}
+
+/// A history of one task and of one batch of three, as workers can produce it.
+fn history() -> Vec<fn() -> EndedMessage> {
+    vec![
+        || outcome("t", None, 1, &[Err(End::Retry)]),
+        || dead("t", None, 2),
+        || outcome("t", None, 2, &[Err(End::Dead)]),
+        || outcome("t", None, 3, &[Ok(7)]),
+        || outcome("b", Some(Items::whole(3)), 1, &[Ok(0), Err(End::Retry), Err(End::Dead)]),
+        || dead("b", item(3, 2), 1),
+        || outcome("b", item(3, 1), 2, &[Ok(1)]),
+        || outcome("b", Some(Items { of: 3, from: 1, len: 2 }), 1, &[Err(End::Rest), Err(End::Rest)]),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn any_order_and_any_repetition_give_the_same_ends(
+        order in Just((0..8usize).collect::<Vec<_>>()).prop_shuffle(),
+        again in prop::collection::vec(0..8usize, 0..8),
+        together in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (_dir, store) = store().await;
+            let messages: Vec<EndedMessage> = order.iter().chain(&again).map(|i| history()[*i]()).collect();
+            if together {
+                store.merge(Ended::Results, &messages).await.unwrap();
+            } else {
+                merge(&store, &messages).await;
+            }
+            for (id, expected) in [("t", "done"), ("b", "partial"), ("b/0", "done"), ("b/1", "done"), ("b/2", "dead")] {
+                assert_eq!(status(&store, id).await, expected, "{id} after {order:?} {again:?}");
+            }
+            let job = store.job("j").await.unwrap().unwrap();
+            assert_eq!((&job["done"], &job["dead"], &job["retrying"]), (&json!(3), &json!(1), &json!(0)));
+        });
+    }
+}
