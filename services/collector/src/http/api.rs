@@ -7,11 +7,10 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use millpond::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use super::{App, error};
-use crate::store::{Page, TaskFilter};
+use crate::store::{Ends, Page, Place, Rows, Shown, TaskFilter};
 
 /// What may be asked of a list.
 #[derive(Deserialize, Debug, Default)]
@@ -29,32 +28,59 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    fn page(&self) -> Result<Page, Box<Response>> {
-        let bad = |text: &str| Box::new(error(StatusCode::BAD_REQUEST, text));
+    fn limit(&self) -> Result<u32, Box<Response>> {
         let limit = self.limit.as_ref().map_or(Ok(PAGE_ROWS_DEFAULT), |text| text.parse());
         let limit = limit.ok().filter(|n| (1..=PAGE_ROWS_MAX).contains(n));
-        let limit = limit.ok_or_else(|| bad(&format!("limit must be a number from 1 to {PAGE_ROWS_MAX}")))?;
-        let after = self.after.as_ref().map(|text| text.parse::<i64>()).transpose();
-        let after = after.map_err(|_| bad("after must be the `next` of the page before, unchanged"))?;
-        Ok(Page { limit, after })
+        limit.ok_or_else(|| bad(&format!("limit must be a number from 1 to {PAGE_ROWS_MAX}")))
     }
 
-    fn filter(&self) -> TaskFilter {
-        TaskFilter {
+    fn after<T>(&self, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Box<Response>> {
+        let Some(text) = &self.after else { return Ok(None) };
+        parse(text).map(Some).ok_or_else(|| bad("after must be the `next` of the page before, unchanged"))
+    }
+
+    fn page(&self) -> Result<Page, Box<Response>> {
+        Ok(Page { limit: self.limit()?, after: self.after(|text| text.parse().ok())? })
+    }
+
+    fn filter(&self) -> Result<TaskFilter, Box<Response>> {
+        let names = crate::store::STATUS_NAMES;
+        if self.status.as_ref().is_some_and(|status| !names.contains(&status.as_str())) {
+            return Err(bad(&format!("status must be one of {}", names.join(", "))));
+        }
+        Ok(TaskFilter {
             job: self.job.clone(),
             queue: self.queue.clone(),
             kind: self.kind.clone(),
             status: self.status.clone(),
             worker: self.worker.clone(),
-        }
+        })
     }
+}
+
+fn bad(text: &str) -> Box<Response> {
+    Box::new(error(StatusCode::BAD_REQUEST, text))
 }
 
 type AppState = State<Arc<App>>;
 
-fn rows(found: anyhow::Result<(Vec<Value>, Option<i64>)>) -> Response {
+/// One page of a list.
+#[derive(Serialize)]
+struct Listed<T> {
+    rows: Vec<T>,
+    next: Option<String>,
+}
+
+fn rows(found: anyhow::Result<Rows>) -> Response {
     match found {
-        Ok((rows, next)) => Json(json!({ "rows": rows, "next": next.map(|n| n.to_string()) })).into_response(),
+        Ok((rows, next)) => Json(Listed { rows, next: next.map(|n| n.to_string()) }).into_response(),
+        Err(fault) => failed(&fault),
+    }
+}
+
+fn ends(found: anyhow::Result<Ends>) -> Response {
+    match found {
+        Ok((rows, next)) => Json(Listed { rows, next: next.map(Place::cursor) }).into_response(),
         Err(fault) => failed(&fault),
     }
 }
@@ -64,14 +90,14 @@ fn failed(fault: &anyhow::Error) -> Response {
     error(StatusCode::INTERNAL_SERVER_ERROR, "the store cannot be read; the collector's log has the reason")
 }
 
-fn one(found: anyhow::Result<Vec<Value>>, what: &str) -> Response {
+fn one(found: anyhow::Result<Vec<Shown>>, what: &str) -> Response {
     match found {
         Err(fault) => failed(&fault),
         Ok(found) => match found.as_slice() {
             [] => error(StatusCode::NOT_FOUND, &format!("no such {what} is stored (yet)")),
             [only] => Json(only).into_response(),
             several => {
-                let queues: Vec<&str> = several.iter().filter_map(|t| t.get("queue")?.as_str()).collect();
+                let queues: Vec<&str> = several.iter().filter_map(|t| t.text("queue")).collect();
                 let text = format!("several queues have this id, name one with &queue=: {}", queues.join(", "));
                 error(StatusCode::CONFLICT, &text)
             }
@@ -80,9 +106,9 @@ fn one(found: anyhow::Result<Vec<Value>>, what: &str) -> Response {
 }
 
 pub(super) async fn tasks(State(app): AppState, Query(asked): Query<Asked>) -> Response {
-    match asked.page() {
-        Ok(page) => rows(app.store.tasks(&asked.filter(), page).await),
-        Err(response) => *response,
+    match (asked.page(), asked.filter()) {
+        (Ok(page), Ok(filter)) => rows(app.store.tasks(&filter, page).await),
+        (Err(response), _) | (_, Err(response)) => *response,
     }
 }
 
@@ -103,20 +129,20 @@ pub(super) async fn job(State(app): AppState, Path(job): Path<String>) -> Respon
 }
 
 pub(super) async fn job_results(State(app): AppState, Path(job): Path<String>, Query(asked): Query<Asked>) -> Response {
-    match asked.page() {
-        Ok(page) => rows(app.store.job_results(&job, page).await),
-        Err(response) => *response,
+    match (asked.limit(), asked.after(Place::parse)) {
+        (Ok(limit), Ok(after)) => ends(app.store.job_results(&job, limit, after).await),
+        (Err(response), _) | (_, Err(response)) => *response,
     }
 }
 
 pub(super) async fn workers(State(app): AppState) -> Response {
-    rows(Ok((app.workers.rows(), None)))
+    Json(Listed { rows: app.workers.rows(), next: None }).into_response()
 }
 
 pub(super) async fn dead(State(app): AppState, Query(asked): Query<Asked>) -> Response {
-    match asked.page() {
-        Ok(page) => rows(app.store.dead(&asked.filter(), asked.reason.as_deref(), page).await),
-        Err(response) => *response,
+    match (asked.page(), asked.filter()) {
+        (Ok(page), Ok(filter)) => rows(app.store.dead(&filter, asked.reason.as_deref(), page).await),
+        (Err(response), _) | (_, Err(response)) => *response,
     }
 }
 

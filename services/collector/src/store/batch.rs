@@ -43,26 +43,33 @@ impl Batch {
     }
 }
 
+/// The batch as stored so far. None when its id stands for something else that may not change any more: a task that
+/// has ended, or a batch of another size (somebody published two things under one id; the first stays).
 pub(super) async fn read_batch(
     connection: &mut SqliteConnection,
     queue: &str,
     root: &str,
     of: u32,
-) -> anyhow::Result<Batch> {
-    let found = sqlx::query("SELECT bitmap, result FROM tasks WHERE queue = ? AND id = ? AND items IS NOT NULL")
+) -> anyhow::Result<Option<Batch>> {
+    let found = sqlx::query("SELECT items, bitmap, result, status FROM tasks WHERE queue = ? AND id = ?")
         .bind(queue)
         .bind(root)
         .fetch_optional(connection)
         .await?;
-    let mut batch = match found {
-        Some(row) => {
-            Batch { bitmap: row.try_get("bitmap")?, results: serde_json::from_str(row.try_get::<&str, _>("result")?)? }
+    let mut batch = Batch::default();
+    if let Some(row) = found {
+        match row.try_get::<Option<i64>, _>("items")? {
+            Some(items) if items == i64::from(of) => {
+                batch.bitmap = row.try_get("bitmap")?;
+                batch.results = serde_json::from_str(row.try_get::<&str, _>("result")?)?;
+            }
+            None if row.try_get::<i64, _>("status")? < DONE => {}
+            _ => return Ok(None),
         }
-        None => Batch::default(),
-    };
+    }
     batch.bitmap.resize((of as usize).div_ceil(8), 0);
     batch.results.resize_with(of as usize, || RawValue::NULL.to_owned());
-    Ok(batch)
+    Ok(Some(batch))
 }
 
 /// Merges an outcome of some items into the row of their batch, and those that did not succeed into rows of their own.
@@ -75,7 +82,10 @@ pub(super) async fn merge_items<'a>(
     // Rows of items that wait to be written must be seen by the look at what was cancelled.
     rows.flush(transaction).await?;
     let (queue, root) = (ending.subject.queue.as_str(), ending.outcome.root());
-    let mut batch = read_batch(transaction, queue, root, items.of).await?;
+    let Some(mut batch) = read_batch(transaction, queue, root, items.of).await? else {
+        tracing::warn!(task_id = root, queue, "an id was used for two tasks or batches; the later one changes nothing");
+        return Ok(());
+    };
     let cancelled = items_with(transaction, queue, root, CANCELLED).await?;
     let mut finished: Vec<String> = Vec::new();
     for (item, end) in ending.outcome.ends() {

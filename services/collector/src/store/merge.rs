@@ -5,6 +5,7 @@
 use millpond::bus::results::{Ended, EndedBody, EndedMessage};
 use millpond::bus::subject::TaskSubject;
 use millpond::dead_letter::Evidence;
+use millpond::limits::BATCH_ITEMS_MAX;
 use millpond::outcome::{End, FailedAttempt, NotDone, Outcome};
 use sqlx::{Connection, QueryBuilder, Sqlite, SqliteConnection, Transaction};
 
@@ -70,6 +71,10 @@ impl Store {
             match &message.body {
                 Ok(EndedBody::Pack(subject, pack)) => {
                     for outcome in &pack.outcomes {
+                        if let Err(reason) = fits(outcome) {
+                            keep_unreadable(&mut transaction, from, message, &reason).await?;
+                            continue;
+                        }
                         let ending = Ending { subject, worker: &pack.worker, outcome, stored_ms: message.stored_ms };
                         rows.attempt(&ending);
                         match outcome.items {
@@ -93,6 +98,25 @@ impl Store {
         millpond::failpoint::hit("collector.merged");
         transaction.commit().await?;
         Ok(())
+    }
+}
+
+/// Whether an outcome keeps its promises: one that does not must neither end this process nor stay for ever.
+fn fits(outcome: &Outcome) -> Result<(), String> {
+    let len = match outcome.items {
+        None => 1,
+        Some(items) => {
+            let inside = items.from.checked_add(items.len).is_some_and(|end| end <= items.of);
+            if items.len == 0 || items.of > BATCH_ITEMS_MAX || !inside {
+                return Err(format!("outcome of {}: {items:?} is not a part of a batch", outcome.id));
+            }
+            items.len
+        }
+    };
+    if outcome.results.len() == len as usize {
+        Ok(())
+    } else {
+        Err(format!("outcome of {}: {} results for {len} items", outcome.id, outcome.results.len()))
     }
 }
 
@@ -302,7 +326,7 @@ async fn merge_dead<'a>(
     .await?;
     rows.failures(&subject.queue, &id, &evidence.failures);
     if let Some(items) = item
-        && read_batch(transaction, &subject.queue, batch, items.of).await?.has(items.from)
+        && read_batch(transaction, &subject.queue, batch, items.of).await?.is_some_and(|b| b.has(items.from))
     {
         return Ok(());
     }
@@ -338,9 +362,7 @@ async fn keep_unreadable(
     message: &EndedMessage,
     reason: &str,
 ) -> anyhow::Result<()> {
-    tracing::warn!(stream = from.stream(), seq = message.seq, reason, "a message cannot be read; it is kept as it is");
-    metrics::counter!("millpond_messages_unreadable_total", "stream" => from.stream()).increment(1);
-    sqlx::query(
+    let kept = sqlx::query(
         "INSERT INTO unreadable (stream, seq, stored_ms, reason, headers, payload) VALUES (?,?,?,?,?,?)
          ON CONFLICT DO NOTHING",
     )
@@ -352,5 +374,15 @@ async fn keep_unreadable(
     .bind(message.payload.as_ref())
     .execute(connection)
     .await?;
+    // Said once, however often it comes.
+    if kept.rows_affected() > 0 {
+        tracing::warn!(
+            stream = from.stream(),
+            seq = message.seq,
+            reason,
+            "a message cannot be read; it is kept as it is"
+        );
+        metrics::counter!("millpond_messages_unreadable_total", "stream" => from.stream()).increment(1);
+    }
     Ok(())
 }

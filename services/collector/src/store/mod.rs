@@ -2,8 +2,10 @@
 //! the last commit (WAL). Commits are synced to disk, because an acknowledgement follows: what is acknowledged is kept.
 
 mod batch;
+mod jobs;
 mod merge;
 mod read;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +18,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tokio::sync::Mutex;
 
-pub(crate) use read::{Page, TaskFilter};
+pub(crate) use jobs::{Ends, Place};
+pub(crate) use read::{Page, Rows, TaskFilter};
+pub(crate) use shown::Shown;
 
 /// Connections that read at once.
 const READERS_MAX: u32 = 4;
@@ -33,7 +37,7 @@ const DONE: i64 = 3;
 const CANCELLED: i64 = 4;
 
 /// Names of the statuses, by number.
-const STATUS_NAMES: [&str; 5] = ["partial", "retrying", "dead", "done", "cancelled"];
+pub(crate) const STATUS_NAMES: [&str; 5] = ["partial", "retrying", "dead", "done", "cancelled"];
 
 /// The store. Cheap to clone.
 #[derive(Clone)]
@@ -69,6 +73,7 @@ impl Store {
     pub(crate) async fn put_job(&self, record: &JobRecord) -> anyhow::Result<()> {
         let text = serde_json::to_string(record)?;
         let mut writer = self.writer.lock().await;
+        let mut transaction = writer.begin().await?;
         sqlx::query(
             "INSERT INTO jobs (job, record, created_ms) VALUES (?, ?, ?)
              ON CONFLICT (job) DO UPDATE SET record = excluded.record, created_ms = excluded.created_ms",
@@ -76,8 +81,19 @@ impl Store {
         .bind(&record.job)
         .bind(text)
         .bind(record.created_ms)
-        .execute(&mut *writer)
+        .execute(&mut *transaction)
         .await?;
+        // The list of jobs is read from there.
+        sqlx::query(
+            "INSERT INTO job_counts (job, queue, kind, created_ms) VALUES (?, ?, ?, ?) ON CONFLICT (job) DO NOTHING",
+        )
+        .bind(&record.job)
+        .bind(&record.queue)
+        .bind(&record.kind)
+        .bind(record.created_ms)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
         Ok(())
     }
 

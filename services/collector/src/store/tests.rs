@@ -9,7 +9,10 @@ use proptest::prelude::*;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{Page, Store};
+use super::{Page, Place, Shown, Store};
+
+mod edges;
+mod speed;
 
 const PAGE: Page = Page { limit: 1000, after: None };
 
@@ -86,8 +89,35 @@ async fn merge(store: &Store, messages: &[EndedMessage]) {
     }
 }
 
+/// A row as a client parses it.
+fn value(shown: &Shown) -> Value {
+    serde_json::to_value(shown).unwrap()
+}
+
+async fn task(store: &Store, id: &str) -> Vec<Value> {
+    store.task(id, None).await.unwrap().iter().map(value).collect()
+}
+
+async fn job(store: &Store) -> Value {
+    value(&store.job("j").await.unwrap().unwrap())
+}
+
+/// All ends of the job, page by page.
+async fn ends(store: &Store, limit: u32) -> Vec<Value> {
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let (rows, next) = store.job_results("j", limit, after).await.unwrap();
+        assert!(rows.len() <= limit as usize);
+        seen.extend(rows.iter().map(value));
+        after = next.map(|place| Place::parse(&place.cursor()).unwrap());
+        if after.is_none() {
+            return seen;
+        }
+    }
+}
+
 async fn status(store: &Store, id: &str) -> Value {
-    let found = store.task(id, None).await.unwrap();
+    let found = task(store, id).await;
     found.first().map_or(Value::Null, |task| task["status"].clone())
 }
 
@@ -123,9 +153,10 @@ async fn a_batch_is_one_row_until_an_item_fails() {
     let (_dir, store) = store().await;
     merge(&store, &[outcome("b", Some(Items::whole(3)), 1, &[Ok(0), Ok(1), Ok(2)])]).await;
     let (rows, _) = store.tasks(&super::TaskFilter::default(), PAGE).await.unwrap();
-    assert_eq!((rows.len(), &rows[0]["result"], &rows[0]["status"]), (1, &json!([0, 1, 2]), &json!("done")));
-    assert_eq!(store.task("b/2", None).await.unwrap()[0]["result"], 2);
-    assert!(store.task("b/3", None).await.unwrap().is_empty());
+    let row = value(&rows[0]);
+    assert_eq!((rows.len(), &row["result"], &row["status"]), (1, &json!([0, 1, 2]), &json!("done")));
+    assert_eq!(task(&store, "b/2").await[0]["result"], 2);
+    assert!(task(&store, "b/3").await.is_empty());
 }
 
 #[tokio::test]
@@ -147,7 +178,7 @@ async fn a_later_dead_letter_replaces_an_earlier_one() {
     for order in [[2, 5], [5, 2]] {
         let (_dir, store) = store().await;
         merge(&store, &order.map(|attempt| dead("t", None, attempt))).await;
-        let letter = store.dead_letter("t", None).await.unwrap().remove(0);
+        let letter = value(&store.dead_letter("t", None).await.unwrap()[0]);
         assert_eq!((&letter["attempt"], &letter["failure"]["message"]), (&json!(5), &json!("attempt 5")));
         assert_eq!(letter["job"], "j");
     }
@@ -177,18 +208,12 @@ async fn results_come_page_by_page_in_order() {
         ],
     )
     .await;
-    let (mut seen, mut after) = (Vec::new(), None);
-    loop {
-        let (rows, next) = store.job_results("j", Page { limit: 2, after }).await.unwrap();
-        seen.extend(rows.iter().map(|r| (r["index"].as_u64().unwrap(), r["status"].as_str().unwrap().to_owned())));
-        after = next;
-        if after.is_none() {
-            break;
-        }
-    }
+    let seen = ends(&store, 2).await;
+    let seen: Vec<_> =
+        seen.iter().map(|r| (r["index"].as_u64().unwrap(), r["status"].as_str().unwrap().to_owned())).collect();
     let expected = [(0, "done"), (1, "dead"), (2, "done"), (3, "retrying")].map(|(i, s)| (i, s.to_owned()));
     assert_eq!(seen, expected);
-    let job = store.job("j").await.unwrap().unwrap();
+    let job = job(&store).await;
     assert_eq!((&job["done"], &job["dead"], &job["retrying"]), (&json!(2), &json!(1), &json!(1)));
 }
 
@@ -226,8 +251,15 @@ proptest! {
             for (id, expected) in [("t", "done"), ("b", "partial"), ("b/0", "done"), ("b/1", "done"), ("b/2", "dead")] {
                 assert_eq!(status(&store, id).await, expected, "{id} after {order:?} {again:?}");
             }
-            let job = store.job("j").await.unwrap().unwrap();
+            let job = job(&store).await;
             assert_eq!((&job["done"], &job["dead"], &job["retrying"]), (&json!(3), &json!(1), &json!(0)));
+            let counted: (i64, i64, i64) = sqlx::query_as(
+                "SELECT sum(iif(root IS NULL, done, 0)), sum(status = 2), sum(status = 1) FROM tasks WHERE job = 'j'",
+            )
+            .fetch_one(&store.readers)
+            .await
+            .unwrap();
+            assert_eq!(counted, (3, 1, 0), "the kept counts are the counts");
         });
     }
 }

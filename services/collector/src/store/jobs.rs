@@ -1,0 +1,261 @@
+//! Jobs as the API shows them: their progress, and the ends of their tasks in order.
+
+use futures_util::TryStreamExt;
+use millpond::job::{JobRecord, JobState};
+use millpond::limits::{BATCH_ITEMS_MAX, HEARTBEAT_LOST_AFTER};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use sqlx::sqlite::SqliteRow;
+
+use super::read::{Page, Rows, paged};
+use super::shown::{Shown, column, has_bit, status_name, text};
+use super::{DONE, Store};
+
+/// Results of one page, in bytes, at the most; the row that goes beyond it is still shown.
+const PAGE_BYTES_MAX: i64 = 8 * 1024 * 1024;
+/// Stands for the index of a task that has no place in its job: those come last.
+const NO_INDEX: i64 = i64::MAX;
+
+const JOB_COLUMNS: &str = "SELECT job_counts.n, job_counts.job, queue, kind, job_counts.created_ms, done, retrying,
+    dead, cancelled, record FROM job_counts LEFT JOIN jobs ON jobs.job = job_counts.job";
+
+/// Where a row stands in the order of its job: by index, then by age. Two tasks may claim one index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    index: i64,
+    n: i64,
+    item: i64,
+}
+
+impl Place {
+    const START: Self = Self { index: i64::MIN, n: 0, item: 0 };
+
+    /// Reads a cursor; none when it is not one.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split('.').map(str::parse::<i64>);
+        let place = Self { index: numbers.next()?.ok()?, n: numbers.next()?.ok()?, item: numbers.next()?.ok()? };
+        numbers.next().is_none().then_some(place)
+    }
+
+    /// As a cursor.
+    pub(crate) fn cursor(self) -> String {
+        format!("{}.{}.{}", self.index, self.n, self.item)
+    }
+}
+
+/// Some rows in their order, and where to go on when there may be more.
+pub(crate) type Ends = (Vec<Shown>, Option<Place>);
+
+impl Store {
+    /// Jobs with their progress, the newest first, and sessions: jobs without a record, known from their tasks.
+    pub(crate) async fn jobs(&self, page: Page) -> anyhow::Result<Rows> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{JOB_COLUMNS} WHERE job_counts.n < ? ORDER BY job_counts.n DESC LIMIT ?"
+        )))
+        .bind(page.after.unwrap_or(i64::MAX))
+        .bind(i64::from(page.limit) + 1)
+        .fetch_all(&self.readers)
+        .await?;
+        Ok(paged(&rows, page.limit, shown_job))
+    }
+
+    /// One job with its progress; none when nothing is known of it.
+    pub(crate) async fn job(&self, job: &str) -> anyhow::Result<Option<Shown>> {
+        let found = sqlx::query(sqlx::AssertSqlSafe(format!("{JOB_COLUMNS} WHERE job_counts.job = ?")))
+            .bind(job)
+            .fetch_optional(&self.readers)
+            .await?;
+        Ok(found.as_ref().map(shown_job))
+    }
+
+    /// The ends of a job's tasks by index, batches item by item; then of those without an index, by age. Items that
+    /// have not ended are left out, so a page may be short.
+    pub(crate) async fn job_results(&self, job: &str, limit: u32, after: Option<Place>) -> anyhow::Result<Ends> {
+        let (limit, after) = (limit as usize, after.unwrap_or(Place::START));
+        let (mut rows, mut horizon) = (Vec::new(), None);
+        if after.index < NO_INDEX {
+            (rows, horizon) = self.placed(job, limit, after).await?;
+        }
+        let mut ends = self.ends_of(&rows, after, horizon).await?;
+        let mut more = horizon.map(|index| Place { index: index - 1, n: i64::MAX, item: i64::MAX });
+        if more.is_none() && ends.len() <= limit {
+            let (rows, left) = self.unplaced(job, limit - ends.len(), after).await?;
+            ends.extend(self.ends_of(&rows, after, None).await?);
+            // The next page starts behind the last batch or task that was read.
+            let last = rows.last().and_then(|row| column(row, "n"));
+            more = last.filter(|_| left).map(|n| Place { index: NO_INDEX, n, item: i64::MAX });
+        }
+        if ends.len() > limit {
+            ends.truncate(limit);
+            more = ends.last().map(|(place, _)| *place);
+        }
+        Ok((ends.into_iter().map(|(_, end)| end).collect(), more))
+    }
+
+    /// Tasks and batches with an index, enough of them for a page; and the first index that was not read, if any.
+    async fn placed(&self, job: &str, limit: usize, after: Place) -> sqlx::Result<(Vec<SqliteRow>, Option<i64>)> {
+        let mut found = sqlx::query(
+            "SELECT n, queue, id, idx, items, bitmap, status, result, octet_length(result) AS bytes FROM tasks
+             WHERE job = ? AND root IS NULL AND idx >= ? AND idx + coalesce(items, 1) > ? ORDER BY idx, n",
+        )
+        .bind(job)
+        .bind(after.index.saturating_sub(i64::from(BATCH_ITEMS_MAX)))
+        .bind(after.index)
+        .fetch(&self.readers);
+        let (mut rows, mut items, mut bytes, mut last) = (Vec::new(), 0, 0, i64::MIN);
+        while let Some(row) = found.try_next().await? {
+            let index = column::<i64>(&row, "idx").unwrap_or(0);
+            let behind = index + column::<i64>(&row, "items").unwrap_or(1);
+            // What starts before the page's first row, or where another row starts, overlaps: it must be read too.
+            if (items > limit || bytes > PAGE_BYTES_MAX) && index > last && index > after.index.saturating_add(1) {
+                return Ok((rows, Some(index)));
+            }
+            items += usize::try_from(behind - index.max(after.index)).unwrap_or(0);
+            bytes += column::<i64>(&row, "bytes").unwrap_or(0);
+            last = index;
+            rows.push(row);
+        }
+        Ok((rows, None))
+    }
+
+    /// Tasks and batches without an index, by age; and whether there are more.
+    async fn unplaced(&self, job: &str, limit: usize, after: Place) -> sqlx::Result<(Vec<SqliteRow>, bool)> {
+        let mut found = sqlx::query(
+            "SELECT n, queue, id, idx, items, bitmap, status, result, octet_length(result) AS bytes FROM tasks
+             WHERE job = ? AND root IS NULL AND idx IS NULL AND n >= ? ORDER BY n",
+        )
+        .bind(job)
+        .bind(if after.index == NO_INDEX { after.n } else { 0 })
+        .fetch(&self.readers);
+        let (mut rows, mut items, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(row) = found.try_next().await? {
+            if items > limit || bytes > PAGE_BYTES_MAX {
+                return Ok((rows, true));
+            }
+            items += usize::try_from(column::<i64>(&row, "items").unwrap_or(1)).unwrap_or(0);
+            bytes += column::<i64>(&row, "bytes").unwrap_or(0);
+            rows.push(row);
+        }
+        Ok((rows, false))
+    }
+
+    /// The ends of these tasks and batches behind `after` and before the index `horizon`, in their order.
+    async fn ends_of(
+        &self,
+        rows: &[SqliteRow],
+        after: Place,
+        horizon: Option<i64>,
+    ) -> anyhow::Result<Vec<(Place, Shown)>> {
+        let mut ends = Vec::new();
+        for row in rows {
+            let all =
+                if column::<i64>(row, "items").is_some() { self.items(row).await? } else { self.task_end(row).await? };
+            ends.extend(all.into_iter().filter(|(at, _)| *at > after && horizon.is_none_or(|h| at.index < h)));
+        }
+        ends.sort_by_key(|(at, _)| *at);
+        Ok(ends)
+    }
+
+    async fn task_end(&self, row: &SqliteRow) -> anyhow::Result<Vec<(Place, Shown)>> {
+        let index = column::<i64>(row, "idx");
+        let (queue, id) = (text(row, "queue").unwrap_or_default(), text(row, "id").unwrap_or_default());
+        let status = column::<i64>(row, "status").unwrap_or(0);
+        let mut shown = end(index, &id, &queue, status);
+        match text(row, "result").filter(|_| status == DONE) {
+            Some(result) => shown.set_result(&result),
+            None => self.add_failure(&mut shown, &queue, &id).await?,
+        }
+        Ok(vec![(place(row, index, 0), shown)])
+    }
+
+    /// The end of each item of a batch that has ended one way or another.
+    async fn items(&self, row: &SqliteRow) -> anyhow::Result<Vec<(Place, Shown)>> {
+        let first = column::<i64>(row, "idx");
+        let (queue, id) = (text(row, "queue").unwrap_or_default(), text(row, "id").unwrap_or_default());
+        let result = text(row, "result").unwrap_or_else(|| "[]".to_owned());
+        let results: Vec<&RawValue> = serde_json::from_str(&result)?;
+        let bitmap: Vec<u8> = column(row, "bitmap").unwrap_or_default();
+        let mut ends = Vec::new();
+        for (item, result) in results.iter().enumerate().filter(|(item, _)| has_bit(&bitmap, *item)) {
+            let number = i64::try_from(item)?;
+            let index = first.map(|first| first + number);
+            let mut shown = end(index, &format!("{id}/{item}"), &queue, DONE);
+            shown.set_result(result.get());
+            ends.push((place(row, index, number), shown));
+        }
+        if column::<i64>(row, "status") == Some(DONE) {
+            return Ok(ends);
+        }
+        let others: Vec<(String, i64)> =
+            sqlx::query_as("SELECT id, status FROM tasks WHERE queue = ? AND root = ? AND status <> ?")
+                .bind(&queue)
+                .bind(&id)
+                .bind(DONE)
+                .fetch_all(&self.readers)
+                .await?;
+        for (item_id, status) in others {
+            let Some(number) = item_id.rsplit('/').next().and_then(|i| i.parse::<i64>().ok()) else { continue };
+            let index = first.map(|first| first + number);
+            let mut shown = end(index, &item_id, &queue, status);
+            self.add_failure(&mut shown, &queue, &item_id).await?;
+            ends.push((place(row, index, number), shown));
+        }
+        Ok(ends)
+    }
+
+    async fn add_failure(&self, shown: &mut Shown, queue: &str, id: &str) -> anyhow::Result<()> {
+        let found: Option<String> = sqlx::query_scalar(
+            "SELECT failure FROM attempts WHERE queue = ? AND id = ? AND failure IS NOT NULL
+             ORDER BY attempt DESC LIMIT 1",
+        )
+        .bind(queue)
+        .bind(id)
+        .fetch_optional(&self.readers)
+        .await?;
+        if let Some(failure) = found.and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
+            shown.set("failure", failure);
+        }
+        Ok(())
+    }
+}
+
+fn end(index: Option<i64>, id: &str, queue: &str, status: i64) -> Shown {
+    Shown::new(json!({ "index": index, "id": id, "queue": queue, "status": status_name(status) }))
+}
+
+fn place(row: &SqliteRow, index: Option<i64>, item: i64) -> Place {
+    Place { index: index.unwrap_or(NO_INDEX), n: column(row, "n").unwrap_or(0), item }
+}
+
+fn shown_job(row: &SqliteRow) -> Shown {
+    let record = text(row, "record").and_then(|text| serde_json::from_str::<JobRecord>(&text).ok());
+    let count = |name: &str| column::<i64>(row, name).unwrap_or(0);
+    let ended = u64::try_from(count("done") + count("dead") + count("cancelled")).unwrap_or(0);
+    let mut job = Shown::new(json!({
+        "job": text(row, "job"), "state": record.as_ref().map_or("session", |record| state_of(record, ended)),
+        "done": count("done"), "retrying": count("retrying"), "dead": count("dead"), "cancelled": count("cancelled"),
+        "queue": text(row, "queue"), "kind": text(row, "kind"), "created_ms": count("created_ms"),
+        "total": Value::Null,
+    }));
+    if let Some(record) = record {
+        job.set("queue", json!(record.queue));
+        job.set("kind", json!(record.kind));
+        job.set("epoch", json!(record.epoch));
+        job.set("total", json!(record.total));
+        job.set("published", json!(record.published));
+        job.set("created_ms", json!(record.created_ms));
+        job.set("heartbeat_ms", json!(record.heartbeat_ms));
+    }
+    job
+}
+
+fn state_of(record: &JobRecord, ended: u64) -> &'static str {
+    let age_ms = millpond::now_ms().saturating_sub(record.heartbeat_ms);
+    let stalled = u128::try_from(age_ms).unwrap_or(0) > HEARTBEAT_LOST_AFTER.as_millis();
+    match (record.state, record.total) {
+        (JobState::Closed, Some(total)) if ended >= total => "finished",
+        (JobState::Closed, _) => "closed",
+        (JobState::Open, _) if stalled => "stalled",
+        (JobState::Open, _) => "open",
+    }
+}

@@ -1,0 +1,160 @@
+//! Rows as the API shows them. Results are passed on as the text that came: parsing and printing them again would
+//! round large numbers, sort keys and drop double ones. No queries here.
+
+use data_encoding::BASE64;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite};
+
+use super::{DONE, PARTIAL, STATUS_NAMES};
+
+/// Results up to this many bytes are shown in lists.
+const RESULT_BYTES_LISTED: usize = 4096;
+
+/// One row: a JSON object, and its `result` as it came.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shown {
+    fields: Map<String, Value>,
+    result: Option<Box<RawValue>>,
+}
+
+impl Shown {
+    /// A row of these fields; `fields` must be an object.
+    pub(super) fn new(fields: Value) -> Self {
+        let fields = if let Value::Object(fields) = fields { fields } else { Map::new() };
+        Self { fields, result: None }
+    }
+
+    /// Adds or replaces a field.
+    pub(super) fn set(&mut self, name: &str, value: Value) {
+        self.fields.insert(name.to_owned(), value);
+    }
+
+    /// A field that is text.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.fields.get(name)?.as_str()
+    }
+
+    /// Adds its result: as `result`, or as the string `result_text` where common parsers would refuse it (a lone
+    /// surrogate, a number out of range) and with it the whole page.
+    pub(super) fn set_result(&mut self, result: &str) {
+        match RawValue::from_string(result.to_owned()) {
+            Ok(raw) if serde_json::from_str::<Value>(result).is_ok() => self.result = Some(raw),
+            _ => self.set("result_text", json!(result)),
+        }
+    }
+}
+
+impl Serialize for Shown {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (name, value) in &self.fields {
+            map.serialize_entry(name, value)?;
+        }
+        if let Some(result) = &self.result {
+            map.serialize_entry("result", result)?;
+        }
+        map.end()
+    }
+}
+
+/// A column; none when it is null.
+pub(super) fn column<T: for<'r> sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>>(
+    row: &SqliteRow,
+    name: &str,
+) -> Option<T> {
+    row.try_get::<Option<T>, _>(name).ok().flatten()
+}
+
+/// A column of text.
+pub(super) fn text(row: &SqliteRow, name: &str) -> Option<String> {
+    column::<String>(row, name)
+}
+
+/// The name of a status.
+pub(super) fn status_name(status: i64) -> &'static str {
+    usize::try_from(status).ok().and_then(|s| STATUS_NAMES.get(s)).copied().unwrap_or("unknown")
+}
+
+/// Whether a bitmap has the bit of this item.
+pub(super) fn has_bit(bitmap: &[u8], item: usize) -> bool {
+    bitmap.get(item / 8).is_some_and(|byte| byte & (1 << (item % 8)) != 0)
+}
+
+/// A task without its result.
+fn bare_task(row: &SqliteRow) -> Shown {
+    Shown::new(json!({
+        "queue": text(row, "queue"), "id": text(row, "id"), "kind": text(row, "kind"), "job": text(row, "job"),
+        "index": column::<i64>(row, "idx"), "root": text(row, "root"), "items": column::<i64>(row, "items"),
+        "done": column::<i64>(row, "done"), "status": status_name(column(row, "status").unwrap_or(-1)),
+        "attempt": column::<i64>(row, "attempt"), "worker": text(row, "worker"),
+        "published_ms": column::<i64>(row, "published_ms"), "started_ms": column::<i64>(row, "started_ms"),
+        "ended_ms": column::<i64>(row, "ended_ms"), "stored_ms": column::<i64>(row, "stored_ms"),
+        "trace": text(row, "trace"),
+    }))
+}
+
+/// A task as a list shows it: a large result only by its size.
+pub(super) fn listed_task(row: &SqliteRow) -> Shown {
+    let mut task = bare_task(row);
+    match text(row, "result") {
+        Some(result) if result.len() <= RESULT_BYTES_LISTED => task.set_result(&result),
+        Some(result) => task.set("result_bytes", json!(result.len())),
+        None => {}
+    }
+    task
+}
+
+/// A task with its result.
+pub(super) fn whole_task(row: &SqliteRow) -> Shown {
+    let mut task = bare_task(row);
+    if let Some(result) = text(row, "result") {
+        task.set_result(&result);
+    }
+    task
+}
+
+/// One item of a batch that has no row of its own; none when the row is no batch, or has no such item.
+pub(super) fn item_of(batch: &SqliteRow, id: &str, item: u32) -> Option<Shown> {
+    let items = column::<i64>(batch, "items").filter(|items| i64::from(item) < *items)?;
+    let bitmap: Vec<u8> = column(batch, "bitmap").unwrap_or_default();
+    // An item that failed has a row of its own: one that has none and no result has not ended an attempt.
+    let done = items > 0 && has_bit(&bitmap, item as usize);
+    let mut shown = bare_task(batch);
+    shown.set("id", json!(id));
+    shown.set("root", json!(text(batch, "id")));
+    shown.set("items", Value::Null);
+    shown.set("index", json!(column::<i64>(batch, "idx").map(|index| index + i64::from(item))));
+    shown.set("status", json!(status_name(if done { DONE } else { PARTIAL })));
+    shown.set("done", json!(u8::from(done)));
+    if done {
+        let result = text(batch, "result")?;
+        let results: Vec<&RawValue> = serde_json::from_str(&result).ok()?;
+        shown.set_result(results.get(item as usize)?.get());
+    }
+    Some(shown)
+}
+
+/// A dead letter; `whole` with its evidence, headers and payload.
+pub(super) fn dead_letter(row: &SqliteRow, whole: bool) -> Shown {
+    let evidence = text(row, "evidence").and_then(|e| serde_json::from_str::<Value>(&e).ok()).unwrap_or(Value::Null);
+    let mut dead = Shown::new(json!({
+        "queue": text(row, "queue"), "id": text(row, "id"), "kind": text(row, "kind"), "job": text(row, "job"),
+        "index": column::<i64>(row, "idx"), "attempt": column::<i64>(row, "attempt"), "reason": text(row, "reason"),
+        "failure": evidence.get("failure"), "worker": evidence.get("worker"), "trace": evidence.get("trace"),
+        "buried_ms": column::<i64>(row, "buried_ms"),
+    }));
+    if whole {
+        let payload: Vec<u8> = column(row, "payload").unwrap_or_default();
+        dead.set("failures", evidence.get("failures").cloned().unwrap_or_else(|| json!([])));
+        dead.set("evidence", evidence);
+        dead.set("headers", json!(text(row, "headers").and_then(|h| serde_json::from_str::<Value>(&h).ok())));
+        match serde_json::from_slice::<Value>(&payload) {
+            Ok(json) => dead.set("payload", json),
+            Err(_) => dead.set("payload_base64", json!(BASE64.encode(&payload))),
+        }
+    }
+    dead
+}

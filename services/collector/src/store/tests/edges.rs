@@ -1,0 +1,135 @@
+//! What no well-behaved worker sends often, and must not hurt: results of any JSON, ids used twice, packs that lie.
+
+use super::*;
+use crate::store::TaskFilter;
+
+/// An outcome of `root` whose results are these JSON texts.
+fn texts(root: &str, items: Option<Items>, results: &[&str]) -> EndedMessage {
+    let ends: Vec<Result<i32, End>> = results.iter().map(|_| Ok(0)).collect();
+    let mut message = outcome(root, items, 1, &ends);
+    if let Ok(EndedBody::Pack(_, pack)) = &mut message.body {
+        pack.outcomes[0].results = results.iter().map(|r| RawValue::from_string((*r).to_owned()).unwrap()).collect();
+    }
+    message
+}
+
+/// As a client reads it: the text of the API's answer.
+fn shown(rows: &[impl serde::Serialize]) -> String {
+    serde_json::to_string(rows).unwrap()
+}
+
+#[tokio::test]
+async fn results_are_shown_as_they_came() {
+    let results = [
+        ("123456789012345678901234567890", r#""result":123456789012345678901234567890"#),
+        (r#"{"b":1,"a":2,"b":3}"#, r#""result":{"b":1,"a":2,"b":3}"#),
+        ("1.10", r#""result":1.10"#),
+        // What common parsers refuse must not make the rest of the page unreadable.
+        ("1e999", r#""result_text":"1e999""#),
+        (r#""\ud800""#, r#""result_text":"\"\\ud800\"""#),
+    ];
+    for (at, (result, wanted)) in results.into_iter().enumerate() {
+        let (_dir, store) = store().await;
+        let batch = Some(Items::whole(2));
+        merge(&store, &[texts("t", None, &[result]), texts("b", batch, &["null", result])]).await;
+        assert!(shown(&store.task("t", None).await.unwrap()).contains(wanted), "task {at}");
+        assert!(shown(&store.task("b/1", None).await.unwrap()).contains(wanted), "item {at}");
+        assert!(shown(&store.tasks(&TaskFilter::default(), PAGE).await.unwrap().0).contains(wanted), "list {at}");
+        assert!(shown(&store.job_results("j", 1000, None).await.unwrap().0).contains(wanted), "job {at}");
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_is_null_is_a_result() {
+    let mut half = texts("b", Some(Items::whole(2)), &["null", "null"]);
+    if let Ok(EndedBody::Pack(_, pack)) = &mut half.body {
+        pack.outcomes[0].not_done = vec![NotDone { item: 1, end: End::Rest, failure: None, due_ms: None }];
+    }
+    check(std::slice::from_ref(&half), "b/0", "done").await;
+    check(&[half], "b/1", "partial").await;
+}
+
+#[tokio::test]
+async fn an_id_used_again_in_another_form_changes_nothing() {
+    let (_dir, store) = store().await;
+    merge(&store, &[outcome("t", None, 1, &[Ok(7)]), outcome("t", Some(Items::whole(2)), 1, &[Ok(1), Ok(2)])]).await;
+    assert_eq!(task(&store, "t").await[0]["result"], 7);
+    merge(&store, &[outcome("b", Some(Items::whole(3)), 1, &[Ok(1), Ok(2), Err(End::Retry)])]).await;
+    merge(&store, &[outcome("b", Some(Items::whole(2)), 1, &[Ok(8), Ok(9)])]).await;
+    assert_eq!(task(&store, "b").await[0]["result"], json!([1, 2, null]));
+    assert_eq!(status(&store, "b").await, "partial");
+}
+
+#[tokio::test]
+async fn an_outcome_that_does_not_fit_is_kept_aside() {
+    for (items, results) in [
+        (Items { of: u32::MAX, from: 0, len: 1 }, 1),
+        (Items { of: 3, from: 2, len: 2 }, 2),
+        (Items { of: 3, from: u32::MAX, len: 1 }, 1),
+        (Items { of: 3, from: 0, len: 3 }, 2),
+        (Items { of: 0, from: 0, len: 0 }, 0),
+    ] {
+        let (_dir, store) = store().await;
+        let mut bad = outcome("x", None, 1, &[]);
+        if let Ok(EndedBody::Pack(_, pack)) = &mut bad.body {
+            pack.outcomes[0].items = Some(items);
+            pack.outcomes[0].results = vec![RawValue::NULL.to_owned(); results];
+            let Ok(EndedBody::Pack(_, good)) = outcome("good", None, 1, &[Ok(1)]).body else { unreachable!() };
+            pack.outcomes.extend(good.outcomes);
+        }
+        merge(&store, &[bad]).await;
+        assert_eq!(status(&store, "good").await, "done", "{items:?}");
+        let kept: i64 = sqlx::query_scalar("SELECT count(*) FROM unreadable").fetch_one(&store.readers).await.unwrap();
+        assert_eq!(kept, 1, "{items:?}");
+    }
+}
+
+#[tokio::test]
+async fn tasks_of_a_job_without_a_place_in_it_come_last() {
+    let (_dir, store) = store().await;
+    let mut messages: Vec<EndedMessage> = (0..3).map(|n| outcome(&format!("bare-{n}"), None, 1, &[Ok(n)])).collect();
+    for message in &mut messages {
+        if let Ok(EndedBody::Pack(_, pack)) = &mut message.body {
+            pack.outcomes[0].index = None;
+        }
+    }
+    messages.push(outcome("placed", None, 1, &[Ok(9)]));
+    // Two tasks may claim one place: both are shown, whatever the size of the page.
+    messages.push(outcome("placed-too", None, 1, &[Ok(9)]));
+    merge(&store, &messages).await;
+    for limit in 1..6 {
+        let seen = ends(&store, limit).await;
+        let seen: Vec<&str> = seen.iter().map(|r| r["id"].as_str().unwrap()).collect();
+        assert_eq!(seen, ["placed", "placed-too", "bare-0", "bare-1", "bare-2"], "pages of {limit}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_listed_with_the_jobs() {
+    let (_dir, store) = store().await;
+    merge(&store, &[outcome("t", None, 1, &[Ok(1)])]).await;
+    let (rows, _) = store.jobs(PAGE).await.unwrap();
+    let row = value(&rows[0]);
+    assert_eq!((rows.len(), &row["state"], &row["done"]), (1, &json!("session"), &json!(1)));
+}
+
+#[tokio::test]
+async fn counts_of_jobs_are_made_for_a_store_of_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.sqlite");
+    let store = Store::open(&path).await.unwrap();
+    merge(&store, &[outcome("b", Some(Items::whole(3)), 1, &[Ok(1), Ok(2), Err(End::Retry)])]).await;
+    let after = job(&store).await;
+    let mut writer = store.writer.lock().await;
+    for undo in [
+        "DROP TABLE job_counts",
+        "DROP TRIGGER tasks_count_new",
+        "DROP TRIGGER tasks_count_changed",
+        "DELETE FROM _sqlx_migrations WHERE version = 2",
+    ] {
+        sqlx::query(undo).execute(&mut *writer).await.unwrap();
+    }
+    drop(writer);
+    store.close().await;
+    assert_eq!(job(&Store::open(&path).await.unwrap()).await, after);
+}
