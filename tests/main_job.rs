@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use millpond::bus::publish::Patience;
+use millpond::client::MapSpec;
 use millpond_cli::api::text;
 use serde_json::json;
 
@@ -29,6 +30,10 @@ async fn primes_are_counted_in_order() {
     assert_eq!(first, ["false", "true", "true", "false", "true", "false", "true"]);
     let ends = cluster.job_ends("primes", 10_000, PATIENCE).await;
     assert_eq!(ends.iter().filter(|e| e["result"] == true).count(), 1229);
+    until("finished job", PATIENCE, async || {
+        (cluster.get("/api/v1/jobs/primes", &[]).await?["state"] == "finished").then_some(())
+    })
+    .await;
     // One row per batch, not per item.
     let rows = cluster.get("/api/v1/tasks", &[("job", "primes".into()), ("limit", "1000".into())]).await.unwrap();
     assert_eq!(rows["rows"].as_array().unwrap().len(), 100);
@@ -47,6 +52,41 @@ async fn lines_from_standard_input_are_squared_in_order() {
     let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
     let squares: Vec<u64> = output.stdout.lines().map(|l| l.unwrap().parse().unwrap()).collect();
     assert_eq!(squares, (1..=100).map(|n| n * n).collect::<Vec<u64>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_map_whose_next_is_dropped_again_and_again_loses_nothing() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let spec = MapSpec {
+        queue: "default".into(),
+        kind: "square".into(),
+        job: Some("dropped".into()),
+        batch: 3,
+        ordered: false,
+        timeout: None,
+        attempts_max: None,
+    };
+    let input = futures_util::stream::iter((0..500u64).map(|n| Ok(n.to_string().into())));
+    let mut run = cluster.client.map(spec, input).await.unwrap();
+    let mut seen = Vec::new();
+    loop {
+        match tokio::time::timeout(Duration::from_micros(200), run.next()).await {
+            Err(_) => {}
+            Ok(None) => break,
+            Ok(Some(item)) => {
+                let item = item.unwrap();
+                assert_eq!(item.end.unwrap().get(), (item.index * item.index).to_string());
+                seen.push(item.index);
+            }
+        }
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..500).collect::<Vec<u64>>());
+    until("finished job", PATIENCE, async || {
+        (cluster.get("/api/v1/jobs/dropped", &[]).await?["state"] == "finished").then_some(())
+    })
+    .await;
 }
 
 /// A NATS client of twenty lines: no SDK, no headers, no envelope.

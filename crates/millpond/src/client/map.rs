@@ -82,7 +82,23 @@ pub struct MapRun {
     handed_out: u64,
     /// Renews the job's record; ends when this is dropped.
     heartbeat: JoinSet<()>,
-    closed: bool,
+    closing: Closing,
+}
+
+/// The last write of the job's record. Kept here while it is under way, so that a dropped `next` does not drop it.
+enum Closing {
+    NotYet,
+    Writing(BoxFuture<'static, Result<(), ClientError>>),
+    Written,
+}
+
+impl Closing {
+    async fn written(&mut self) -> Result<(), ClientError> {
+        match self {
+            Self::Writing(write) => write.await,
+            Self::NotYet | Self::Written => std::future::pending().await,
+        }
+    }
 }
 
 impl Client {
@@ -132,7 +148,7 @@ impl Client {
             held_bytes: 0,
             handed_out: 0,
             heartbeat,
-            closed: false,
+            closing: Closing::NotYet,
         })
     }
 }
@@ -188,13 +204,10 @@ impl MapRun {
             if let Some(item) = self.ready() {
                 return Some(Ok(item));
             }
-            if self.is_published() && !self.closed {
-                self.closed = true;
-                if let Err(error) = self.close().await {
-                    return Some(Err(error));
-                }
+            if self.is_published() && matches!(self.closing, Closing::NotYet) {
+                self.closing = Closing::Writing(self.close());
             }
-            if self.closed && self.handed_out == self.next_index {
+            if self.handed_out == self.next_index && matches!(self.closing, Closing::Written) {
                 return None;
             }
             let may_read = self.may_read();
@@ -210,6 +223,12 @@ impl MapRun {
                     Ok((from, to)) => self.note_published(from, to),
                     Err(error) => return Some(Err(error)),
                 },
+                written = self.closing.written() => {
+                    self.closing = Closing::Written;
+                    if let Err(error) = written {
+                        return Some(Err(error));
+                    }
+                }
                 value = next_value(&mut self.input), if may_read => {
                     if let Err(error) = self.take(value) {
                         return Some(Err(error));
@@ -299,7 +318,7 @@ impl MapRun {
         }
     }
 
-    async fn close(&mut self) -> Result<(), ClientError> {
+    fn close(&mut self) -> BoxFuture<'static, Result<(), ClientError>> {
         self.heartbeat.abort_all();
         let record = {
             let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
@@ -308,8 +327,8 @@ impl MapRun {
             record.heartbeat_ms = crate::now_ms();
             record.clone()
         };
-        self.client.bus.put_job(&record).await?;
-        Ok(())
+        let bus = self.client.bus.clone();
+        Box::pin(async move { Ok(bus.put_job(&record).await?) })
     }
 
     /// Takes an end; one that came before changes nothing.
