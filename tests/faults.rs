@@ -233,8 +233,7 @@ async fn a_task_that_kills_workers_is_buried_and_its_neighbours_are_not() {
     ends.await;
     let ends = cluster.job_ends("poison", 4, PATIENCE).await;
     assert_eq!(statuses(&ends), ["done", "dead", "done", "done"]);
-    let dead = cluster.get("/api/v1/dead", &[("job", "poison".into())]).await.unwrap();
-    assert_eq!(dead["rows"][0]["reason"], "kills_workers");
+    assert_eq!(cluster.ended(&text(&ends[1], "id")).await["dead"]["reason"], "kills_workers");
     let bus = cluster.nats.bus(Role::Setup).await;
     assert!(stream_state(&bus, STREAM_RESULTS).await.unwrap().last_seq > 0);
 }

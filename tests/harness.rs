@@ -189,11 +189,16 @@ impl Cluster {
         self.api.get(path, query).await.ok().flatten()
     }
 
-    /// The task once it has ended one way or another.
+    /// The task once it has ended one way or another; a dead one with its letter, which comes by another stream.
     pub async fn ended(&self, id: &str) -> Value {
         until(&format!("end of task {id}"), PATIENCE, async || {
             let task = self.get("/api/v1/task", &[("id", id.to_owned())]).await?;
-            matches!(text(&task, "status").as_str(), "done" | "dead" | "cancelled").then_some(task)
+            let whole = match text(&task, "status").as_str() {
+                "done" | "cancelled" => true,
+                "dead" => task["dead"].is_object(),
+                _ => false,
+            };
+            whole.then_some(task)
         })
         .await
     }

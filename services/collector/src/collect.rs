@@ -1,6 +1,8 @@
 //! The one loop that moves what ended into the store: pull, merge, commit, acknowledge. Never acknowledges first.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use millpond::bus::Bus;
@@ -13,6 +15,8 @@ use crate::store::Store;
 
 /// How long to wait before a merge that failed is tried again.
 const MERGE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How often the loop looks whether its pull still brings what waits at the server.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How often the streams are purged of what is stored for long enough.
 const PURGE_EVERY: Duration = Duration::from_secs(30);
 
@@ -23,22 +27,59 @@ pub(crate) struct Collect {
     store: Store,
     from: Ended,
     keep: Duration,
+    health: Arc<Health>,
+}
+
+/// How one loop fares, for `/readyz`.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    /// The server answered about the durable, or sent messages, when last looked.
+    pulling: AtomicBool,
+    /// The last merge failed.
+    store_fails: AtomicBool,
+}
+
+impl Health {
+    /// What is wrong, for a person; none when all is well.
+    pub(crate) fn complaint(&self) -> Option<&'static str> {
+        if self.store_fails.load(Ordering::Relaxed) {
+            Some("the store cannot be written; the collector's log has the reason")
+        } else if self.pulling.load(Ordering::Relaxed) {
+            None
+        } else {
+            Some("the collector's consumers do not answer; has `setup` run?")
+        }
+    }
 }
 
 impl Collect {
     pub(crate) fn new(bus: &Bus, store: &Store, from: Ended, keep: Duration) -> Self {
-        Self { bus: bus.clone(), store: store.clone(), from, keep }
+        Self { bus: bus.clone(), store: store.clone(), from, keep, health: Arc::default() }
+    }
+
+    /// How it fares, from now on.
+    pub(crate) fn health(&self) -> Arc<Health> {
+        self.health.clone()
     }
 
     /// Collects until `shutdown`; what was pulled by then is stored and acknowledged.
     pub(crate) async fn collect(self, shutdown: CancellationToken) {
         let mut reader = EndedReader::new(self.bus.clone(), self.from);
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut idle = false;
         loop {
             let (messages, receipts) = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 messages = reader.next() => messages,
+                _ = look.tick() => {
+                    idle = self.look(&mut reader, idle).await;
+                    continue;
+                }
             };
+            idle = false;
+            self.health.pulling.store(true, Ordering::Relaxed);
             let span = tracing::info_span!(
                 "store",
                 otel.name = "store",
@@ -61,12 +102,30 @@ impl Collect {
         }
     }
 
+    /// Asks the server where the durable stands. When messages wait there and none came since the last look (`idle`),
+    /// the pull is dead without knowing it: it is made anew. True from a look to the next, until something comes.
+    async fn look(&self, reader: &mut EndedReader, idle: bool) -> bool {
+        let state = reader.state().await;
+        self.health.pulling.store(state.is_ok(), Ordering::Relaxed);
+        let Ok(state) = state else { return false };
+        if idle && state.pending > 0 {
+            tracing::warn!(stream = self.from.stream(), pending = state.pending, "nothing comes, making the pull anew");
+            reader.restart();
+            return false;
+        }
+        true
+    }
+
     /// Stores them, and tries again while the store cannot; false when stopped meanwhile (they come again).
     async fn keep_all(&self, messages: &[EndedMessage], shutdown: &CancellationToken) -> bool {
         loop {
             match self.store.merge(self.from, messages).await {
-                Ok(()) => return true,
+                Ok(()) => {
+                    self.health.store_fails.store(false, Ordering::Relaxed);
+                    return true;
+                }
                 Err(error) => {
+                    self.health.store_fails.store(true, Ordering::Relaxed);
                     metrics::counter!("millpond_store_errors_total").increment(1);
                     tracing::error!(%error, "the store cannot be written; nothing is acknowledged, trying again");
                 }

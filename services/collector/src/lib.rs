@@ -7,9 +7,11 @@ mod http;
 mod records;
 mod store;
 
+use std::future::IntoFuture;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use millpond::bus::results::Ended;
 use millpond::bus::{Bus, Role};
 use tokio::net::TcpListener;
@@ -22,10 +24,14 @@ use collect::Collect;
 use records::Workers;
 use store::Store;
 
-/// Collects and serves until `shutdown`.
+/// How long open requests may take after `shutdown`.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Collects and serves until `shutdown`; what was pulled by then is stored and acknowledged.
 ///
 /// # Errors
-/// When NATS cannot be reached at the start, the store cannot be opened, or the address is taken.
+/// When NATS cannot be reached at the start, the store cannot be opened, the address is taken, or collecting or serving
+/// ends by itself: a collector that only answers must not look alive.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = http::metrics();
     let store = Store::open(&settings.store).await?;
@@ -36,14 +42,16 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let mut background = JoinSet::new();
     background.spawn(workers.clone().follow(bus.clone()));
     background.spawn(records::follow_jobs(bus.clone(), store.clone()));
-    let mut collecting = JoinSet::new();
+    let (mut collecting, mut health) = (JoinSet::new(), Vec::new());
     for ended in [Ended::Results, Ended::Dead] {
         let collect = Collect::new(&bus, &store, ended, settings.results_keep);
+        health.push(collect.health());
         background.spawn(collect.clone().purge_for_ever());
         collecting.spawn(collect.collect(shutdown.clone()));
     }
     let address = listener.local_addr()?;
-    let app = http::App { store: store.clone(), workers, bus: bus.clone(), token: settings.token.into(), metrics };
+    let app =
+        http::App { store: store.clone(), workers, bus: bus.clone(), token: settings.token.into(), metrics, health };
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),
         listen = %address,
@@ -52,13 +60,22 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         "collector ready"
     );
     let serving = axum::serve(listener, http::router(Arc::new(app)));
-    let served = serving.with_graceful_shutdown(shutdown.clone().cancelled_owned()).await;
-    // Ends even when the server failed: what was pulled is still stored and acknowledged.
+    let serving = serving.with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let mut serving = JoinSet::from_iter([serving.into_future()]);
+    let ended = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => Ok(()),
+        Some(ended) = serving.join_next() => Err(anyhow!("the HTTP server ended by itself: {ended:?}")),
+        Some(ended) = collecting.join_next() => Err(anyhow!("collecting ended by itself: {ended:?}")),
+    };
     shutdown.cancel();
     while collecting.join_next().await.is_some() {}
+    // A client that holds a request open must not keep the process.
+    let _ = tokio::time::timeout(CLOSE_WITHIN, serving.join_next()).await;
+    serving.shutdown().await;
     background.shutdown().await;
     bus.close().await;
     store.close().await;
     tracing::info!("collector stopped");
-    served.context("the HTTP server failed")
+    ended
 }

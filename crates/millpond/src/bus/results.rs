@@ -11,7 +11,7 @@ use super::topology::{DURABLE_COLLECTOR, STREAM_DEAD, STREAM_RESULTS, TopologyEr
 use super::{Bus, from_nats};
 use crate::bus::subject::TaskSubject;
 use crate::dead_letter::{Evidence, HEADER_DEAD};
-use crate::limits::COLLECT_BATCH_MAX;
+use crate::limits::{COLLECT_BATCH_MAX, SERVER_PAYLOAD_BYTES_MAX};
 use crate::outcome::Pack;
 use crate::task::Headers;
 
@@ -86,6 +86,8 @@ pub struct EndedState {
     pub ack_pending: u64,
 }
 
+/// Bytes that one pull of the collector asks for at the most: packs of large results must not fill its memory.
+const READ_BYTES_MAX: usize = 8 * SERVER_PAYLOAD_BYTES_MAX;
 /// How long a reader waits before it makes a failed pull anew.
 const READ_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
@@ -144,6 +146,12 @@ impl EndedReader {
         Some((EndedMessage { seq, stored_ms, body, payload: message.payload, headers }, Receipt(acker)))
     }
 
+    /// Drops the pull; the next [`EndedReader::next`] makes it anew. For a watchdog that sees messages wait at the
+    /// server and none come. What was received and not returned comes again.
+    pub fn restart(&mut self) {
+        self.pull = None;
+    }
+
     /// Gives a receipt back: the server forgets the message for this durable. A lost ack only means that it comes again.
     pub async fn ack(&self, receipt: Receipt) {
         if let Err(error) = receipt.0.ack().await {
@@ -188,6 +196,7 @@ async fn start_pull(bus: &Bus, from: Ended) -> Result<pull::Stream, TopologyErro
     let stream = consumer
         .stream()
         .max_messages_per_batch(COLLECT_BATCH_MAX)
+        .max_bytes_per_batch(READ_BYTES_MAX)
         .expires(Duration::from_secs(10))
         .heartbeat(Duration::from_secs(2))
         .messages()

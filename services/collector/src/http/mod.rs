@@ -15,6 +15,7 @@ use millpond::bus::Bus;
 use serde_json::json;
 use subtle::ConstantTimeEq;
 
+use crate::collect::Health;
 use crate::records::Workers;
 use crate::store::Store;
 
@@ -25,6 +26,7 @@ pub(crate) struct App {
     pub(crate) bus: Bus,
     pub(crate) token: Arc<str>,
     pub(crate) metrics: PrometheusHandle,
+    pub(crate) health: Vec<Arc<Health>>,
 }
 
 /// All routes.
@@ -72,6 +74,9 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
     }
     if !app.store.is_usable().await {
         return error(StatusCode::SERVICE_UNAVAILABLE, "the store cannot be read");
+    }
+    if let Some(complaint) = app.health.iter().find_map(|health| health.complaint()) {
+        return error(StatusCode::SERVICE_UNAVAILABLE, complaint);
     }
     "ready\n".into_response()
 }
