@@ -203,6 +203,9 @@ async fn the_http_services_say_what_is_wrong() {
     );
     let anonymous = http.get(format!("{}/api/v1/tasks", cluster.collector_url())).send().await.unwrap();
     assert_eq!(anonymous.status().as_u16(), 401);
-    let metrics = http.get(format!("{}/metrics", cluster.collector_url())).send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains("millpond_messages_collected_total"), "{metrics}");
+    until("counted messages", PATIENCE, async || {
+        let metrics = http.get(format!("{}/metrics", cluster.collector_url())).send().await.ok()?;
+        metrics.text().await.ok()?.contains("millpond_messages_collected_total").then_some(())
+    })
+    .await;
 }
