@@ -146,8 +146,11 @@ impl Settler {
         let mut plan = Plan::new(task, &attempt, self.worker.clone());
         let arguments = arguments(task);
         let half = items.len.div_ceil(2);
+        // No time in these ids: a half may kill this worker before the ack, and the batch is split once more. The
+        // server drops the second halves then, instead of handing out more and more of them.
+        let why = format!("s{}", task.attempt);
         for (from, len) in [(items.from, half), (items.from + half, items.len - half)] {
-            plan.republish(task, Items { of: items.of, from, len }, &arguments, "s");
+            plan.republish(task, Items { of: items.of, from, len }, &arguments, &why);
         }
         for item in items.from..items.from + items.len {
             plan.without(NotDone { item, end: End::Rest, failure: None, due_ms: None });
@@ -319,7 +322,8 @@ impl Plan {
         for run in rest.chunk_by(|a, b| a + 1 == *b) {
             if let Some(&from) = run.first() {
                 let len = u32::try_from(run.len()).unwrap_or(u32::MAX);
-                self.republish(task, Items { of, from, len }, arguments, "x");
+                let why = format!("x{}-{}", task.attempt, self.outcome.started_ms);
+                self.republish(task, Items { of, from, len }, arguments, &why);
             }
         }
     }
@@ -333,7 +337,7 @@ impl Plan {
             many => Bytes::from(batch::join(many.iter().map(|v| &**v))),
         };
         let id = id_of(&task.root, Some(items));
-        let message_id = format!("{}/{id}/{why}{}-{}", task.subject.queue, task.attempt, self.outcome.started_ms);
+        let message_id = format!("{}/{id}/{why}", task.subject.queue);
         let headers = task.republish_headers(Some(items), task.attempt, &task.failures, message_id);
         self.effects.push(Effect { subject: task.subject.due(), headers, payload });
     }
