@@ -16,12 +16,13 @@ use millpond_cli::api::text;
 use crate::harness::{Cluster, PATIENCE, Process, statuses, until};
 
 /// The worker's failpoints, in the order of effects.
-const WORKER: [&str; 10] = [
+const WORKER: [&str; 11] = [
     "door.delivered",
     "door.before_ask",
     "door.asked",
     "door.recorded",
     "work.started",
+    "work.handed_on",
     "settle.executed",
     "settle.one_effect_stored",
     "settle.effects_stored",
@@ -43,6 +44,8 @@ const SINGLES: [(&str, &str, &str); 5] = [
 ];
 const BATCH: &str = r#"[{"how": "never"}, {"until": 2}, {"how": "fatal"}, {"how": "never"}, {"how": "error"}]"#;
 const BATCH_ENDS: [&str; 5] = ["done", "done", "dead", "done", "dead"];
+/// Seconds: long enough to be handed on, in halves of halves.
+const SLOW_BATCH: &str = "[0.15, 0.15, 0.15, 0.15, 0.15, 0.15, 0.15, 0.15]";
 
 async fn submit_mixed_job(cluster: &Cluster, name: &str) -> Vec<&'static str> {
     let base = NewTask { queue: name.into(), job: Some(name.into()), attempts_max: Some(2), ..Default::default() };
@@ -60,10 +63,18 @@ async fn submit_mixed_job(cluster: &Cluster, name: &str) -> Vec<&'static str> {
         payload: Bytes::from_static(BATCH.as_bytes()),
         batch: Some(5),
         index: Some(SINGLES.len() as u64),
-        ..base
+        ..base.clone()
     };
     cluster.client.submit(&batch, Patience::Endless).await.unwrap();
-    SINGLES.iter().map(|(_, _, end)| *end).chain(BATCH_ENDS).collect()
+    let slow = NewTask {
+        kind: "sleep".into(),
+        payload: Bytes::from_static(SLOW_BATCH.as_bytes()),
+        batch: Some(8),
+        index: Some((SINGLES.len() + BATCH_ENDS.len()) as u64),
+        ..base
+    };
+    cluster.client.submit(&slow, Patience::Endless).await.unwrap();
+    SINGLES.iter().map(|(_, _, end)| *end).chain(BATCH_ENDS).chain(["done"; 8]).collect()
 }
 
 fn was_killed(process: &mut Process) -> Option<bool> {
@@ -125,9 +136,9 @@ async fn collector_killed_between_any_two_steps() {
 async fn publisher_killed_between_any_two_steps() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &[], None);
-    for failpoint in ["publish.acked", "publish.noted"] {
-        let job = failpoint.replace('.', "-");
-        let mut command = cluster.command(&["map", "square", "--range", "0..200", "--job", &job]);
+    for (failpoint, batch) in [("publish.acked", "1"), ("publish.noted", "1"), ("publish.acked", "auto")] {
+        let job = format!("{}-{batch}", failpoint.replace('.', "-"));
+        let mut command = cluster.command(&["map", "square", "--range", "0..200", "--job", &job, "--batch", batch]);
         command.env("MILLPOND_FAILPOINT", format!("{failpoint}:20")).stdout(Stdio::null()).stderr(Stdio::null());
         let mut publisher = Process::start(&mut command);
         let killed = until(&format!("death at {failpoint}"), PATIENCE, async || was_killed(&mut publisher)).await;
@@ -146,7 +157,8 @@ async fn publisher_killed_between_any_two_steps() {
         let rows = cluster.get("/api/v1/tasks", &[("job", job.clone()), ("limit", "1000".into())]).await.unwrap();
         let rows = rows["rows"].as_array().unwrap();
         assert!(rows.iter().all(|row| text(row, "status") == "done"));
-        assert!(rows.len() as u64 >= found["done"].as_u64().unwrap());
+        let done: u64 = rows.iter().filter_map(|row| row["done"].as_u64()).sum();
+        assert!(done >= found["done"].as_u64().unwrap());
         until("stalled job", PATIENCE, async || {
             let found = cluster.get(&format!("/api/v1/jobs/{job}"), &[]).await?;
             (found["state"] == "stalled").then_some(())

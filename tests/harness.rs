@@ -166,6 +166,20 @@ impl Cluster {
         Process::start(command.stdout(Stdio::null()).stderr(log(self.dir.path(), name)))
     }
 
+    /// Starts a producer service; its process and address, once it answers.
+    pub async fn producer(&self) -> (Process, String) {
+        let url = format!("http://127.0.0.1:{}", free_port());
+        let mut command = Command::new(MILLPOND);
+        command.args(["--state", "none", "producer", "run", "--listen", url.trim_start_matches("http://")]);
+        command.env("MILLPOND_PRODUCER_NATS_URL", self.nats.url("producer"));
+        command.env("MILLPOND_TOKEN", &self.nats.secrets.token);
+        let process = Process::start(command.stdout(Stdio::null()).stderr(log(self.dir.path(), "producer")));
+        let ready = format!("{url}/readyz");
+        until("producer", PATIENCE, async || reqwest::get(&ready).await.ok()?.status().is_success().then_some(()))
+            .await;
+        (process, url)
+    }
+
     /// The `millpond` command on this cluster.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(MILLPOND);

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use millpond::client::{Client, MapItem, MapRun, MapSpec};
+use millpond::client::{Batch, Client, MapItem, MapRun, MapSpec};
 use millpond::config::{ConnectArgs, duration};
 use millpond::limits::BATCH_ITEMS_MAX;
 use serde_json::json;
@@ -35,9 +35,9 @@ pub struct MapArgs {
     /// Whole numbers instead of a file: 1..10 without the 10, 1..=10 with it.
     #[arg(long, value_parser = range, allow_hyphen_values = true)]
     range: Option<Range>,
-    /// Tasks in one message; more is faster for tiny tasks, and they run one after the other.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(BATCH_ITEMS_MAX)))]
-    batch: u32,
+    /// Tasks in one message: a number, or `auto` for as many as take about 50 ms together.
+    #[arg(long, default_value = "auto", value_parser = batch)]
+    batch: Batch,
     /// Print results as they come instead of in the order of the input.
     #[arg(long)]
     unordered: bool,
@@ -65,6 +65,14 @@ pub struct MapArgs {
 struct Range {
     from: i64,
     to: i64,
+}
+
+fn batch(text: &str) -> Result<Batch, String> {
+    match text.parse() {
+        _ if text == "auto" => Ok(Batch::Auto),
+        Ok(items) if (1..=BATCH_ITEMS_MAX).contains(&items) => Ok(Batch::Fixed(items)),
+        _ => Err(format!("must be `auto` or a number from 1 to {BATCH_ITEMS_MAX}")),
+    }
 }
 
 fn range(text: &str) -> Result<Range, String> {
@@ -191,8 +199,7 @@ impl Report {
             }
         }
         if self.json {
-            let id = format!("{}.1/{index}", run.job());
-            let row = if run.is_batched() { json!({ "index": index }) } else { json!({ "index": index, "id": id }) };
+            let row = json!({ "index": index, "id": format!("{}.1/{index}", run.job()) });
             writeln!(self.out, "{}", end_json(row, &end))?;
         } else {
             writeln!(self.out, "{}", end.as_ref().map_or("null", |value| value.get()))?;

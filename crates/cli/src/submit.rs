@@ -48,11 +48,19 @@ pub struct SubmitArgs {
     /// It must not start later than this from now, such as 5m.
     #[arg(long, value_parser = duration)]
     expires: Option<Duration>,
+    /// Tell its end on this subject too, reply.<x>: `nats sub reply.<x>` hears it.
+    #[arg(long, value_parser = reply_subject)]
+    reply_to: Option<String>,
     /// Print a JSON object with the id and how it ended.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     connect: ConnectArgs,
+}
+
+fn reply_subject(text: &str) -> Result<String, String> {
+    let fits = millpond::task::is_reply_subject(text);
+    fits.then(|| text.to_owned()).ok_or_else(|| "must be reply.<x> without wildcards, such as reply.job1".to_owned())
 }
 
 /// Publishes the task.
@@ -78,6 +86,7 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         timeout: args.timeout,
         attempts_max: args.attempts_max,
         expires: expires.map(|at| at.to_string()),
+        reply_to: args.reply_to,
         ..Default::default()
     };
     let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "submit", args.connect.connect_timeout).await?;

@@ -20,6 +20,19 @@ pub const PACK_OUTCOMES_MAX: usize = 512;
 /// Tasks in one batch at the most.
 pub const BATCH_ITEMS_MAX: u32 = 1000;
 
+/// Work that a batch that forms by itself aims at, as time.
+pub const BATCH_AIM: Duration = Duration::from_millis(50);
+/// Tasks in a batch that forms by itself, at the most.
+pub const BATCH_AUTO_ITEMS_MAX: u32 = 256;
+/// Bytes of arguments in a batch that forms by itself; a larger argument goes alone.
+pub const BATCH_AUTO_BYTES_MAX: usize = 64 * 1024;
+/// Messages that are published at each size of batch before results have shown that the next size is right.
+pub const BATCH_PROBES_MAX: u64 = 64;
+/// How many times larger the next batches may be than the largest that came back.
+pub const BATCH_GROWTH: u32 = 4;
+/// A batch that runs for longer hands on the items that have not started.
+pub const BATCH_HAND_ON_AFTER: Duration = Duration::from_millis(100);
+
 /// Attempts of a task that says nothing else.
 pub const ATTEMPTS_MAX_DEFAULT: u32 = 3;
 /// Most attempts that a task may ask for.
@@ -89,6 +102,8 @@ pub const START_SWEEP_EVERY: Duration = Duration::from_secs(600);
 pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 /// Publishes of one program that wait for their ack at once.
 pub const PUBLISH_WINDOW: usize = 1000;
+/// Bytes of arguments that one `map` has published and that wait for their ack.
+pub const PUBLISH_WINDOW_BYTES: usize = 8 * 1024 * 1024;
 /// How long a publish waits for its ack before it is sent again with the same id.
 pub const PUBLISH_ACK_WAIT: Duration = Duration::from_secs(5);
 /// How long a publisher waits when the stream is full.
@@ -106,6 +121,8 @@ pub const RESULTS_KEEP: Duration = Duration::from_secs(600);
 pub const COLLECT_ACK_WAIT: Duration = Duration::from_secs(10);
 /// Messages in one transaction of the collector.
 pub const COLLECT_BATCH_MAX: usize = 500;
+/// Bytes that one pull of the collector, or of a waiting client, asks for; and that one transaction takes before it ends.
+pub const COLLECT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Rows of one page of the collector's API, at the most and when nothing is asked.
 pub const PAGE_ROWS_MAX: u32 = 1000;
 /// Rows of one page when the caller does not say.
@@ -115,4 +132,5 @@ const _: () = assert!(LEASE_EXTEND_EVERY.as_millis() * 3 <= LEASE_ACK_WAIT.as_mi
 const _: () = assert!(PAUSE_MIN.as_millis() + LEASE_EXTEND_EVERY.as_millis() < LEASE_ACK_WAIT.as_millis());
 const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 3 <= HEARTBEAT_LOST_AFTER.as_millis());
 const _: () = assert!(TASK_BYTES_MAX * 2 <= SERVER_PAYLOAD_BYTES_MAX);
+const _: () = assert!(SERVER_PAYLOAD_BYTES_MAX <= COLLECT_BYTES_MAX);
 const _: () = assert!(RESULT_BYTES_MAX + PACK_BYTES_MAX <= SERVER_PAYLOAD_BYTES_MAX);

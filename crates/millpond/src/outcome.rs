@@ -58,6 +58,11 @@ pub struct Failure {
     pub retry: bool,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
 fn yes() -> bool {
     true
 }
@@ -179,12 +184,15 @@ pub struct Outcome {
     pub started_ms: i64,
     /// End of this attempt, Unix time in milliseconds.
     pub ended_ms: i64,
+    /// How long its handler ran for the items that have a result or a failure, in microseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub busy_us: u64,
     /// W3C trace id, 32 hex digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
     /// One JSON value per covered item.
     pub results: Vec<Box<RawValue>>,
-    /// Items without a result.
+    /// Items without a result, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_done: Vec<NotDone>,
     /// The attempts before this one.
@@ -210,10 +218,62 @@ impl Outcome {
         let first = self.first_item();
         self.results.iter().enumerate().map(move |(k, result)| {
             let item = first + u32::try_from(k).unwrap_or(u32::MAX);
-            match self.not_done.iter().find(|n| n.item == item) {
+            match self.not_done.binary_search_by_key(&item, |n| n.item).ok().and_then(|at| self.not_done.get(at)) {
                 Some(not_done) => (item, Err(not_done)),
                 None => (item, Ok(&**result)),
             }
+        })
+    }
+
+    /// How many of the covered items this attempt ran.
+    #[must_use]
+    pub fn items_run(&self) -> usize {
+        let left = self.not_done.iter().filter(|n| matches!(n.end, End::Rest | End::Cancelled)).count();
+        self.results.len().saturating_sub(left)
+    }
+}
+
+/// What is told of an item that ended, on the subject of its `Millpond-Reply-To`.
+#[derive(Debug, Serialize)]
+pub struct Told<'a> {
+    /// Version of this form; 1.
+    pub v: u8,
+    /// Id of the item.
+    pub id: String,
+    /// Its place in its job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<u64>,
+    /// `done`, `dead` or `cancelled`.
+    pub status: &'static str,
+    /// The attempt that ended it.
+    pub attempt: u32,
+    /// The worker that ran it.
+    pub worker: &'a str,
+    /// Its result, when done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<&'a RawValue>,
+    /// Why it has none, when dead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<&'a Failure>,
+}
+
+impl Outcome {
+    /// What there is to tell: one for each item that ended for good.
+    pub fn told<'a>(&'a self, worker: &'a str) -> impl Iterator<Item = Told<'a>> {
+        let first = self.first_item();
+        self.ends().filter_map(move |(item, end)| {
+            let (status, result, failure) = match end {
+                Ok(result) => ("done", Some(result), None),
+                Err(n) if n.end == End::Dead => ("dead", None, n.failure.as_ref()),
+                Err(n) if n.end == End::Cancelled => ("cancelled", None, None),
+                Err(_) => return None,
+            };
+            let id = match self.items {
+                Some(items) if items.of == 1 => format!("{}/0", self.root()),
+                items => id_of(self.root(), items.map(|i| Items { of: i.of, from: item, len: 1 })),
+            };
+            let index = self.index.map(|index| index + u64::from(item - first));
+            Some(Told { v: 1, id, index, status, attempt: self.attempt, worker, result, failure })
         })
     }
 }

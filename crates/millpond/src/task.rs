@@ -21,6 +21,8 @@ pub const HEADER_TIMEOUT: &str = "Millpond-Timeout";
 pub const HEADER_ATTEMPTS_MAX: &str = "Millpond-Attempts-Max";
 /// RFC 3339 time after which the task must not start.
 pub const HEADER_EXPIRES: &str = "Millpond-Expires";
+/// Subject `reply.<x>` on which each end of the task is told too, once it is stored.
+pub const HEADER_REPLY_TO: &str = "Millpond-Reply-To";
 /// Number of this attempt, from 1; honoured only in DUE.
 pub const HEADER_ATTEMPT: &str = "Millpond-Attempt";
 /// Id of what is published again; honoured only in DUE.
@@ -95,6 +97,8 @@ pub struct Task {
     pub expires_ms: Option<i64>,
     /// Place in the job of the first covered item.
     pub index: Option<u64>,
+    /// Where its end is told too.
+    pub reply_to: Option<String>,
     /// When the root was stored, Unix time in milliseconds.
     pub published_ms: i64,
     /// The attempts before this one, oldest first.
@@ -133,6 +137,7 @@ impl Task {
             timeout: None,
             expires_ms: None,
             index: None,
+            reply_to: None,
             published_ms: arrival.stored_ms,
             failures: own(HEADER_FAILURES).and_then(|v| serde_json::from_str(v).ok()).unwrap_or_default(),
             republished: own(HEADER_ID).is_some(),
@@ -173,6 +178,13 @@ impl Task {
             match text.parse::<u64>() {
                 Ok(n) if i64::try_from(n).is_ok() => self.index = Some(n),
                 _ => self.bad_header(HEADER_INDEX, text, "a number from 0"),
+            }
+        }
+        if let Some(subject) = get(HEADER_REPLY_TO) {
+            if is_reply_subject(subject) {
+                self.reply_to = Some(subject.to_owned());
+            } else {
+                self.bad_header(HEADER_REPLY_TO, subject, "a subject reply.<x> without wildcards, such as reply.job1");
             }
         }
         self.attempt = own(HEADER_ATTEMPT).and_then(|v| v.parse().ok()).filter(|&n| n > 0).unwrap_or(1);
@@ -290,6 +302,14 @@ fn read_subject(subject: &str, defect: &mut Option<Defect>) -> TaskSubject {
     })
 }
 
+/// Whether a task's end may be told on this subject: `reply.` and tokens of visible characters.
+#[must_use]
+pub fn is_reply_subject(subject: &str) -> bool {
+    let visible =
+        |token: &str| !token.is_empty() && token.chars().all(|c| c.is_ascii_graphic() && c != '*' && c != '>');
+    subject.len() <= TASK_ID_BYTES_MAX && subject.strip_prefix("reply.").is_some_and(|x| x.split('.').all(visible))
+}
+
 fn is_forwarded(name: &str) -> bool {
     (name.starts_with("Millpond-") && !REPUBLISHED.contains(&name))
         || name == HEADER_TRACEPARENT
@@ -353,6 +373,9 @@ mod tests {
             (HEADER_EXPIRES, "tomorrow"),
             (HEADER_ATTEMPTS_MAX, "0"),
             (HEADER_INDEX, "-1"),
+            (HEADER_REPLY_TO, "results.x"),
+            (HEADER_REPLY_TO, "reply.>"),
+            (HEADER_REPLY_TO, "reply."),
         ] {
             let defect = read("tasks.q.k", &[(name, value)], Origin::Tasks).defect.unwrap();
             assert!(defect.reason == "bad_header" && defect.message.contains(name), "{defect:?}");

@@ -1,11 +1,11 @@
-//! `POST /v1/tasks/{queue}/{kind}`: one task, its arguments the body. Answered only after the server has stored it.
-//! Health and metrics need no token.
+//! `POST /v1/tasks/{queue}/{kind}`: one task, its arguments the body; or many, a line each (`ndjson`). Answered only
+//! after the server has stored them. Health and metrics need no token.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -14,13 +14,17 @@ use axum::{Json, Router};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use millpond::bus::Bus;
 use millpond::bus::publish::{Patience, PublishError};
-use millpond::client::{Client, ClientError, NewTask};
+use millpond::client::{Batch, Client, ClientError, MapSpec, NewTask};
 use millpond::limits::{ATTEMPTS_MAX_MAX, TASK_BYTES_MAX, TASK_ID_BYTES_MAX};
-use millpond::task::{HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_TIMEOUT, HEADER_TRACEPARENT};
+use millpond::task::{
+    HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, is_reply_subject,
+};
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 use subtle::ConstantTimeEq;
+
+use crate::ndjson;
 
 /// How long a publish may wait for room or for the server before the caller is told to come again.
 const STORE_WITHIN: Duration = Duration::from_secs(10);
@@ -37,10 +41,8 @@ pub(crate) struct App {
 
 /// All routes.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let tasks = Router::new()
-        .route("/tasks/{queue}/{kind}", post(publish))
-        .layer(DefaultBodyLimit::max(TASK_BYTES_MAX))
-        .layer(from_fn_with_state(app.clone(), with_token));
+    let tasks =
+        Router::new().route("/tasks/{queue}/{kind}", post(publish)).layer(from_fn_with_state(app.clone(), with_token));
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -50,7 +52,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-fn error(status: StatusCode, text: &str) -> Response {
+/// An error as every caller gets it.
+pub(crate) fn error(status: StatusCode, text: &str) -> Response {
     (status, Json(json!({ "error": text }))).into_response()
 }
 
@@ -85,13 +88,47 @@ async fn publish(
     State(app): State<Arc<App>>,
     Path((queue, kind)): Path<(String, String)>,
     Query(asked): Query<Asked>,
-    headers: HeaderMap,
-    body: Bytes,
+    request: Request,
 ) -> Response {
-    let task = match read(queue, kind, asked.job, &headers, body) {
+    let (parts, body) = request.into_parts();
+    let task = match read(queue, kind, asked.job, &parts.headers) {
         Ok(task) => task,
         Err(text) => return error(StatusCode::BAD_REQUEST, &text),
     };
+    if ndjson::is_ndjson(&parts.headers) {
+        return many(&app, task, &parts.headers, body).await;
+    }
+    let Ok(body) = axum::body::to_bytes(body, TASK_BYTES_MAX).await else {
+        let text = format!("the body could not be read to its end, or has more than {TASK_BYTES_MAX} bytes");
+        return error(StatusCode::PAYLOAD_TOO_LARGE, &text);
+    };
+    if let Err(wrong) = serde_json::from_slice::<&RawValue>(&body) {
+        let text = format!(
+            "the body is the task's arguments, one JSON value: {wrong}; many tasks are a line each, with Content-Type: application/x-ndjson"
+        );
+        return error(StatusCode::BAD_REQUEST, &text);
+    }
+    one(&app, NewTask { payload: body, ..task }).await
+}
+
+async fn many(app: &App, task: NewTask, headers: &HeaderMap, body: Body) -> Response {
+    if task.expires.is_some() || task.reply_to.is_some() {
+        let text = format!("{HEADER_EXPIRES} and {HEADER_REPLY_TO} are for one task; many tasks cannot have them");
+        return error(StatusCode::BAD_REQUEST, &text);
+    }
+    let spec = MapSpec {
+        queue: task.queue,
+        kind: task.kind,
+        job: task.job,
+        batch: Batch::Auto,
+        ordered: false,
+        timeout: task.timeout,
+        attempts_max: task.attempts_max,
+    };
+    ndjson::publish(app, spec, task.id, headers, body).await
+}
+
+async fn one(app: &App, task: NewTask) -> Response {
     let stored = tokio::time::timeout(STORE_WITHIN, app.client.submit(&task, Patience::Within(STORE_WITHIN))).await;
     metrics::counter!("millpond_tasks_published_total", "stored" => if matches!(stored, Ok(Ok(_))) { "yes" } else { "no" })
         .increment(1);
@@ -121,9 +158,7 @@ fn answer_error(refused: &ClientError) -> Response {
     error(status, &refused.to_string())
 }
 
-fn read(queue: String, kind: String, job: Option<String>, headers: &HeaderMap, body: Bytes) -> Result<NewTask, String> {
-    serde_json::from_slice::<&RawValue>(&body)
-        .map_err(|e| format!("the body is the task's arguments, one JSON value: {e}"))?;
+fn read(queue: String, kind: String, job: Option<String>, headers: &HeaderMap) -> Result<NewTask, String> {
     let get = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let id = get("Idempotency-Key");
     if id.as_ref().is_some_and(|id| id.is_empty() || id.len() > TASK_ID_BYTES_MAX) {
@@ -132,10 +167,13 @@ fn read(queue: String, kind: String, job: Option<String>, headers: &HeaderMap, b
     let timeout = get(HEADER_TIMEOUT).map(|text| millpond::config::duration(&text)).transpose();
     let attempts_max = get(HEADER_ATTEMPTS_MAX).map(|text| text.parse::<u32>()).transpose();
     let attempts_max = attempts_max.ok().filter(|n| n.is_none_or(|n| (1..=ATTEMPTS_MAX_MAX).contains(&n)));
+    let reply_to = get(HEADER_REPLY_TO);
+    if reply_to.as_ref().is_some_and(|subject| !is_reply_subject(subject)) {
+        return Err(format!("{HEADER_REPLY_TO} must be a subject reply.<x> without wildcards"));
+    }
     Ok(NewTask {
         queue,
         kind,
-        payload: body,
         id,
         job,
         timeout: timeout.map_err(|e| format!("{HEADER_TIMEOUT}: {e}"))?,
@@ -143,6 +181,7 @@ fn read(queue: String, kind: String, job: Option<String>, headers: &HeaderMap, b
             .ok_or_else(|| format!("{HEADER_ATTEMPTS_MAX} must be from 1 to {ATTEMPTS_MAX_MAX}"))?,
         expires: get(HEADER_EXPIRES),
         traceparent: get(HEADER_TRACEPARENT),
+        reply_to,
         ..Default::default()
     })
 }

@@ -3,6 +3,7 @@
 
 mod config;
 mod http;
+mod ndjson;
 
 use std::sync::Arc;
 

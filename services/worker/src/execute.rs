@@ -1,11 +1,13 @@
 //! Runs a message's calls in one slot: deadline, panic, drain. Knows handlers, not NATS, and nothing of settling.
+//! [`Share`] says which of the calls are this slot's; the others can be taken out of it while it runs.
 
 use std::any::Any;
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use millpond::limits::RESULT_BYTES_MAX;
@@ -27,10 +29,64 @@ pub(crate) enum CallEnd {
     NotRun,
 }
 
-/// Runs the calls one after the other; the ends come in the order of the calls. `stop` ends it early.
+/// Which calls of a message this slot runs: those from the next one on, unless they were taken out.
+pub(crate) struct Share {
+    inner: Mutex<Claims>,
+}
+
+struct Claims {
+    next: usize,
+    end: usize,
+    /// Counts the threads of a slot: one that was left to itself claims nothing more.
+    thread: usize,
+}
+
+impl Share {
+    pub(crate) fn new(calls: usize) -> Self {
+        Self { inner: Mutex::new(Claims { next: 0, end: calls, thread: 0 }) }
+    }
+
+    fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next call to run; none when all are claimed or were taken out.
+    fn claim(&self, thread: usize) -> Option<usize> {
+        let mut claims = self.claims();
+        if claims.thread != thread || claims.next >= claims.end {
+            return None;
+        }
+        claims.next += 1;
+        Some(claims.next - 1)
+    }
+
+    /// A new thread claims from here on, whatever an older one still does.
+    fn next_thread(&self) -> usize {
+        let mut claims = self.claims();
+        claims.thread += 1;
+        claims.thread
+    }
+
+    /// Takes out all calls that are not claimed yet.
+    pub(crate) fn take_rest(&self) -> Range<usize> {
+        let mut claims = self.claims();
+        let rest = claims.next..claims.end;
+        claims.end = claims.next;
+        rest
+    }
+
+    fn is_empty(&self) -> bool {
+        let claims = self.claims();
+        claims.next >= claims.end
+    }
+}
+
+/// Runs the calls of its share one after the other; the ends come in the order of the calls, [`CallEnd::NotRun`] for
+/// those that were taken out. `stop` ends it early.
 pub(crate) async fn execute(
     handler: &Handler,
     calls: Vec<Call>,
+    share: Arc<Share>,
     timeout: Duration,
     stop: &CancellationToken,
 ) -> Vec<CallEnd> {
@@ -39,7 +95,7 @@ pub(crate) async fn execute(
         Handler::Async(handler) => {
             let mut ends = Vec::with_capacity(count);
             for call in calls {
-                if stop.is_cancelled() && !ends.is_empty() {
+                if (stop.is_cancelled() && !ends.is_empty()) || share.claim(0).is_none() {
                     break;
                 }
                 let abandon = call.stop.clone();
@@ -54,7 +110,7 @@ pub(crate) async fn execute(
             }
             ends
         }
-        Handler::Blocking(handler) => on_threads(handler, Arc::new(calls), timeout, stop).await,
+        Handler::Blocking(handler) => on_threads(handler, Arc::new(calls), &share, timeout, stop).await,
     };
     ends.resize_with(count, || CallEnd::NotRun);
     ends
@@ -67,13 +123,13 @@ type Blocking = Arc<dyn Fn(&Call) -> Reply + Send + Sync>;
 async fn on_threads(
     handler: &Blocking,
     calls: Arc<Vec<Call>>,
+    share: &Arc<Share>,
     timeout: Duration,
     stop: &CancellationToken,
 ) -> Vec<CallEnd> {
     let mut ends = Vec::with_capacity(calls.len());
-    while ends.len() < calls.len() && (ends.is_empty() || !stop.is_cancelled()) {
-        let abandoned = CancellationToken::new();
-        let mut replies = start_thread(handler.clone(), calls.clone(), ends.len(), abandoned.clone());
+    while !share.is_empty() && (ends.is_empty() || !stop.is_cancelled()) {
+        let mut replies = start_thread(handler.clone(), calls.clone(), share.clone());
         loop {
             let answer = tokio::select! {
                 biased;
@@ -85,6 +141,13 @@ async fn on_threads(
                 // All were answered, or the drain's time is over.
                 Ok(None) => break,
                 Err(_) => {
+                    // Before anything else: the late thread must not go on with the next call.
+                    share.next_thread();
+                    if let Ok(reply) = replies.try_recv() {
+                        // It came at the last moment; a call that was claimed by then is still awaited.
+                        ends.push(judge(Some(reply), timeout));
+                        continue;
+                    }
                     if let Some(late) = calls.get(ends.len()) {
                         late.stop.cancel();
                         ends.push(judge(None, timeout));
@@ -93,8 +156,8 @@ async fn on_threads(
                 }
             }
         }
-        abandoned.cancel();
         if stop.is_cancelled() {
+            share.take_rest();
             calls.iter().for_each(|call| call.stop.cancel());
             break;
         }
@@ -102,18 +165,11 @@ async fn on_threads(
     ends
 }
 
-fn start_thread(
-    handler: Blocking,
-    calls: Arc<Vec<Call>>,
-    from: usize,
-    abandoned: CancellationToken,
-) -> mpsc::Receiver<Result<Reply, Failure>> {
+fn start_thread(handler: Blocking, calls: Arc<Vec<Call>>, share: Arc<Share>) -> mpsc::Receiver<Result<Reply, Failure>> {
     let (sender, receiver) = mpsc::channel(64);
+    let thread = share.next_thread();
     tokio::task::spawn_blocking(move || {
-        for call in calls.iter().skip(from) {
-            if abandoned.is_cancelled() {
-                return;
-            }
+        while let Some(call) = share.claim(thread).and_then(|next| calls.get(next)) {
             let reply = in_handler(|| handler(call));
             if sender.blocking_send(reply).is_err() {
                 return;
@@ -198,7 +254,8 @@ mod tests {
     async fn run(kind: &str, payloads: &[&str], timeout: Duration, stop: &CancellationToken) -> Vec<CallEnd> {
         note_panics();
         let handlers = crate::handlers::built_in();
-        execute(&handlers[kind], payloads.iter().map(|p| call(p)).collect(), timeout, stop).await
+        let share = Arc::new(Share::new(payloads.len()));
+        execute(&handlers[kind], payloads.iter().map(|p| call(p)).collect(), share, timeout, stop).await
     }
 
     fn kind(end: &CallEnd) -> &str {
@@ -237,6 +294,22 @@ mod tests {
         for handler in ["sleep", "spin"] {
             let ends = run(handler, &["30", "0"], LONG, &stop).await;
             assert_eq!(ends.iter().map(kind).collect::<Vec<_>>(), ["not_run", "not_run"], "{handler}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_out_is_not_run() {
+        for handler in ["sleep", "spin"] {
+            let calls: Vec<Call> = ["0.2", "0", "0"].into_iter().map(call).collect();
+            let (share, stop) = (Arc::new(Share::new(3)), CancellationToken::new());
+            let handlers = crate::handlers::built_in();
+            let running = execute(&handlers[handler], calls, share.clone(), LONG, &stop);
+            let taking = async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                share.take_rest()
+            };
+            let (ends, rest) = tokio::join!(running, taking);
+            assert_eq!((ends.iter().map(kind).collect::<Vec<_>>(), rest), (vec!["done", "not_run", "not_run"], 1..3));
         }
     }
 

@@ -111,11 +111,12 @@ impl Worker {
             kinds,
             task_timeout: settings.task_timeout,
             unknown_kind_after: settings.unknown_kind_after,
+            draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             stats: Stats::default(),
         });
         let slots = Arc::new(Semaphore::new(settings.slots));
-        let draining = CancellationToken::new();
+        let draining = shop.draining.clone();
         let heartbeat = Heartbeat::new(&bus, &settings, &nonce, &shop, &leases, &slots, &draining);
         heartbeat.beat().await?;
         background.spawn(heartbeat.clone().beat_for_ever());

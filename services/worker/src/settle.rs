@@ -40,9 +40,22 @@ pub(crate) struct Settler {
 pub(crate) struct Attempt {
     pub(crate) started_ms: i64,
     pub(crate) ended_ms: i64,
+    /// How long its handler ran.
+    pub(crate) busy: Duration,
     pub(crate) trace: TraceContext,
     /// One end per covered item.
     pub(crate) ends: Vec<CallEnd>,
+    /// Items that were published again while it ran; others are to run them.
+    pub(crate) handed_on: Option<Items>,
+}
+
+impl Attempt {
+    /// One that did not run.
+    fn without_run(task: &Task) -> Self {
+        let now = millpond::now_ms();
+        let trace = trace_of(task);
+        Self { started_ms: now, ended_ms: now, busy: Duration::ZERO, trace, ends: Vec::new(), handed_on: None }
+    }
 }
 
 /// How many items ended how, for the statistics.
@@ -72,6 +85,7 @@ impl Settler {
             match end {
                 CallEnd::Done(value) => plan.done(value),
                 CallEnd::Failed(failure) => self.failed(&mut plan, task, item, failure, payload),
+                CallEnd::NotRun if attempt.handed_on.is_some_and(|on| item >= on.from) => plan.left(item),
                 CallEnd::NotRun => plan.not_run(item),
             }
         }
@@ -99,8 +113,7 @@ impl Settler {
     /// Buries a message that never ran: one dead letter per item where it can be taken apart, else one for all.
     pub(crate) async fn bury(&self, lease: Lease, reason: &str, message: String) -> Tally {
         let task = &lease.task;
-        let now = millpond::now_ms();
-        let attempt = Attempt { started_ms: now, ended_ms: now, trace: trace_of(task), ends: Vec::new() };
+        let attempt = Attempt::without_run(task);
         let mut plan = Plan::new(task, &attempt, self.worker.clone());
         plan.started = None;
         let failure = Failure::fatal(reason, message);
@@ -128,8 +141,7 @@ impl Settler {
 
     /// Ends a message that was cancelled before it ran.
     pub(crate) async fn cancel(&self, lease: Lease) {
-        let now = millpond::now_ms();
-        let attempt = Attempt { started_ms: now, ended_ms: now, trace: trace_of(&lease.task), ends: Vec::new() };
+        let attempt = Attempt::without_run(&lease.task);
         let mut plan = Plan::new(&lease.task, &attempt, self.worker.clone());
         let first = lease.task.items.map_or(0, |i| i.from);
         for item in first..first.saturating_add(lease.task.items_len()) {
@@ -141,25 +153,38 @@ impl Settler {
     /// Publishes a batch that kills workers again, as two halves.
     pub(crate) async fn split(&self, lease: Lease, items: Items) {
         let task = &lease.task;
-        let now = millpond::now_ms();
-        let attempt = Attempt { started_ms: now, ended_ms: now, trace: trace_of(task), ends: Vec::new() };
+        let attempt = Attempt::without_run(task);
         let mut plan = Plan::new(task, &attempt, self.worker.clone());
-        let arguments = arguments(task);
-        let half = items.len.div_ceil(2);
         // No time in these ids: a half may kill this worker before the ack, and the batch is split once more. The
         // server drops the second halves then, instead of handing out more and more of them.
-        let why = format!("s{}", task.attempt);
-        for (from, len) in [(items.from, half), (items.from + half, items.len - half)] {
-            plan.republish(task, Items { of: items.of, from, len }, &arguments, &why);
-        }
+        plan.halves(task, items, &format!("s{}", task.attempt));
         for item in items.from..items.from + items.len {
-            plan.without(NotDone { item, end: End::Rest, failure: None, due_ms: None });
+            plan.left(item);
         }
         self.finish(lease, plan).await;
     }
 
+    /// Publishes items that have not started again, as two halves; true once they are stored. Else they are still this
+    /// message's own, and the settlement tries again.
+    pub(crate) async fn hand_on(&self, task: &Task, rest: Items, started_ms: i64) -> bool {
+        let mut plan = Plan::new(task, &Attempt::without_run(task), self.worker.clone());
+        plan.halves(task, rest, &format!("h{}-{started_ms}", task.attempt));
+        let stored = self.store(&plan.effects).await;
+        failpoint::hit("work.handed_on");
+        if let Err(error) = &stored {
+            tracing::error!(task_id = %task.id(), %error, "the rest of a batch cannot be handed on");
+        }
+        stored.is_ok()
+    }
+
     /// The order of effects.
     async fn finish(&self, lease: Lease, plan: Plan) {
+        let told: Vec<Bytes> = match lease.task.reply_to {
+            Some(_) => {
+                plan.outcome.told(&self.worker).filter_map(|t| serde_json::to_vec(&t).ok()).map(Bytes::from).collect()
+            }
+            None => Vec::new(),
+        };
         if let Err(error) = self.publish(&lease, plan).await {
             // Nothing is acknowledged: the lease runs out and the task comes again.
             tracing::error!(task_id = %lease.task.id(), %error, "what came of a task cannot be stored; it will run again");
@@ -169,18 +194,26 @@ impl Settler {
         }
         lease.mark_settled();
         failpoint::hit("settle.outcome_stored");
+        // Before the ack: a death in between tells it twice rather than never.
+        for (subject, text) in std::iter::repeat(lease.task.reply_to.as_deref()).zip(told) {
+            self.bus.tell(subject.unwrap_or_default(), text).await;
+        }
         lease.complete().await;
         failpoint::hit("settle.complete");
     }
 
-    async fn publish(&self, lease: &Lease, plan: Plan) -> Result<(), PublishError> {
-        let stored = plan.effects.iter().map(|effect| async {
+    async fn store(&self, effects: &[Effect]) -> Result<(), PublishError> {
+        let stored = effects.iter().map(|effect| async {
             let (subject, headers) = (&effect.subject, &effect.headers);
             let stored = self.bus.store(subject, headers, effect.payload.clone(), Patience::Endless).await;
             failpoint::hit("settle.one_effect_stored");
             stored
         });
-        try_join_all(stored).await?;
+        try_join_all(stored).await.map(drop)
+    }
+
+    async fn publish(&self, lease: &Lease, plan: Plan) -> Result<(), PublishError> {
+        self.store(&plan.effects).await?;
         failpoint::hit("settle.effects_stored");
         let subject = lease.task.subject.results();
         for outcome in plan.into_outcomes() {
@@ -228,6 +261,7 @@ impl Plan {
             published_ms: task.published_ms,
             started_ms: attempt.started_ms,
             ended_ms: attempt.ended_ms,
+            busy_us: u64::try_from(attempt.busy.as_micros()).unwrap_or(u64::MAX),
             trace: Some(attempt.trace.trace_id()),
             results: Vec::with_capacity(attempt.ends.len()),
             not_done: Vec::new(),
@@ -249,6 +283,11 @@ impl Plan {
 
     fn not_run(&mut self, item: u32) {
         self.rest.push(item);
+        self.left(item);
+    }
+
+    /// Another message has this item now.
+    fn left(&mut self, item: u32) {
         self.without(NotDone { item, end: End::Rest, failure: None, due_ms: None });
     }
 
@@ -324,6 +363,17 @@ impl Plan {
                 let len = u32::try_from(run.len()).unwrap_or(u32::MAX);
                 let why = format!("x{}-{}", task.attempt, self.outcome.started_ms);
                 self.republish(task, Items { of, from, len }, arguments, &why);
+            }
+        }
+    }
+
+    /// These items in two messages, in one when there is only one.
+    fn halves(&mut self, task: &Task, items: Items, why: &str) {
+        let arguments = arguments(task);
+        let half = items.len.div_ceil(2);
+        for (from, len) in [(items.from, half), (items.from + half, items.len - half)] {
+            if len > 0 {
+                self.republish(task, Items { of: items.of, from, len }, &arguments, why);
             }
         }
     }

@@ -8,14 +8,14 @@ use millpond::batch;
 use millpond::bus::lease::{Admission, Lease};
 use millpond::bus::records::StartEntry;
 use millpond::failpoint;
-use millpond::limits::UNKNOWN_KIND_DELAY;
+use millpond::limits::{BATCH_HAND_ON_AFTER, UNKNOWN_KIND_DELAY};
 use millpond::outcome::{Items, id_of};
 use millpond::task::Task;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::execute::execute;
+use crate::execute::{Share, execute};
 use crate::handlers::{Call, Handler, Handlers};
 use crate::kinds::Kinds;
 use crate::settle::{Attempt, Settler, Tally, arguments, trace_of};
@@ -27,6 +27,8 @@ pub(crate) struct Shop {
     pub(crate) kinds: Kinds,
     pub(crate) task_timeout: Duration,
     pub(crate) unknown_kind_after: Duration,
+    /// Cancelled when the drain begins.
+    pub(crate) draining: CancellationToken,
     /// Cancelled when the drain's time is over.
     pub(crate) stop: CancellationToken,
     pub(crate) stats: Stats,
@@ -104,11 +106,46 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: OwnedSemaphore
     trace.adopt(&span);
     let timeout = task.timeout.unwrap_or(shop.task_timeout);
     let (started, started_ms) = (Instant::now(), millpond::now_ms());
-    let ends = execute(&handler, calls, timeout, &shop.stop).instrument(span).await;
-    shop.stats.note(started.elapsed());
-    let attempt = Attempt { started_ms, ended_ms: millpond::now_ms(), trace, ends };
+    let share = Arc::new(Share::new(calls.len()));
+    let over = CancellationToken::new();
+    let running = async {
+        let ends = execute(&handler, calls, share.clone(), timeout, &shop.stop).instrument(span).await;
+        over.cancel();
+        (ends, started.elapsed())
+    };
+    let ((ends, busy), handed_on) = tokio::join!(running, hand_on(&shop, &lease, &share, &over, started_ms));
+    shop.stats.note(busy);
+    let attempt = Attempt { started_ms, ended_ms: millpond::now_ms(), busy, trace, ends, handed_on };
     drop(slot);
     shop.stats.count(shop.settler.settle(lease, attempt).await);
+}
+
+/// The items of a batch that were handed on while an earlier one of them ran: after [`BATCH_HAND_ON_AFTER`], and when
+/// the worker drains. So no item waits behind a slow one while there are free slots. `over` ends the wait.
+async fn hand_on(
+    shop: &Shop,
+    lease: &Lease,
+    share: &Share,
+    over: &CancellationToken,
+    started_ms: i64,
+) -> Option<Items> {
+    let items = lease.task.items.filter(|items| items.len > 1)?;
+    tokio::select! {
+        biased;
+        () = over.cancelled() => return None,
+        () = tokio::time::sleep(BATCH_HAND_ON_AFTER) => {}
+        () = shop.draining.cancelled() => {}
+    }
+    // What comes again may have been handed on before, by a worker that died since.
+    if !lease.is_first_delivery() || lease.was_cut_off() {
+        return None;
+    }
+    let rest = share.take_rest();
+    let (from, len) = (u32::try_from(rest.start).ok()?, u32::try_from(rest.len()).ok().filter(|len| *len > 0)?);
+    // First: whoever is given the rest asks who holds it.
+    lease.shrink(Items { len: from, ..items });
+    let rest = Items { of: items.of, from: items.from + from, len };
+    shop.settler.hand_on(&lease.task, rest, started_ms).await.then_some(rest)
 }
 
 async fn door(shop: &Shop, lease: &mut Lease) -> Verdict {

@@ -19,6 +19,7 @@ use super::who::{Answer, Listeners, Question, ask};
 use super::{Bus, keep};
 use crate::failpoint;
 use crate::limits::{LEASE_SETTLED_KEEP, PAUSE_MIN, SETTLED_IDS_MAX, STARTS_MAX};
+use crate::outcome::Items;
 use crate::task::{HEADER_ATTEMPT, Origin, Task};
 
 /// How long a confirmed ack waits for its answer before it is left to the next extension.
@@ -61,7 +62,7 @@ pub(super) struct State {
 pub(super) struct Held {
     pub(super) queue: String,
     pub(super) root: String,
-    items: Option<crate::outcome::Items>,
+    items: Option<Items>,
     pub(super) reply: String,
     since: Instant,
     era: u64,
@@ -258,6 +259,19 @@ impl Lease {
     #[must_use]
     pub fn since(&self) -> Instant {
         self.shared.state().held.get(&self.number).map_or_else(Instant::now, |h| h.since)
+    }
+
+    /// Whether it was delivered for the first time, as far as the server knows.
+    #[must_use]
+    pub fn is_first_delivery(&self) -> bool {
+        self.deliveries == 1
+    }
+
+    /// Holds only these items of it from now on: the others are about to be published again.
+    pub fn shrink(&self, items: Items) {
+        if let Some(held) = self.shared.state().held.get_mut(&self.number) {
+            held.items = Some(items);
+        }
     }
 
     /// Whether it came from DUE.

@@ -180,6 +180,13 @@ impl Bus {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    /// Publishes a message that is not stored: who listens now hears it.
+    pub async fn tell(&self, subject: &str, payload: bytes::Bytes) {
+        if let Err(error) = self.client.publish(subject.to_owned(), payload).await {
+            tracing::debug!(subject, %error, "not told");
+        }
+    }
+
     /// Waits until the server has read all that was sent so far; gives up quietly after a second.
     pub async fn flush(&self) {
         let _ = tokio::time::timeout(Duration::from_secs(1), self.client.flush()).await;

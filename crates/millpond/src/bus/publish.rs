@@ -79,6 +79,8 @@ enum Failed {
     Final(PublishError),
 }
 
+/// Error codes of a server that is busy: no leader or no quorum now (10008, 10118), too many requests (10167).
+const BUSY: [u64; 3] = [10008, 10118, 10167];
 /// A "no stream" that lasts this long is believed.
 const NO_STREAM_FOR: Duration = Duration::from_secs(1);
 
@@ -167,7 +169,7 @@ fn judge(error: &NatsPublishError, subject: &str, bytes: usize) -> Failed {
             Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM) => {
                 Failed::Final(PublishError::TooLarge { subject, bytes, reason: reason() })
             }
-            Some(code) if code.0 == 10008 || code.0 == 10118 => Failed::Again(STREAM_FULL_WAIT),
+            Some(code) if BUSY.contains(&code.0) => Failed::Again(STREAM_FULL_WAIT),
             _ => Failed::Final(PublishError::Refused { subject, reason: reason() }),
         },
     }

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 
 use super::subject::{parse_dead, parse_results, results_of_job};
 use super::topology::{DURABLE_COLLECTOR, STREAM_DEAD, STREAM_RESULTS, TopologyError};
 use super::{Bus, from_nats};
 use crate::bus::subject::TaskSubject;
 use crate::dead_letter::{Evidence, HEADER_DEAD};
-use crate::limits::{COLLECT_BATCH_MAX, SERVER_PAYLOAD_BYTES_MAX};
+use crate::limits::{COLLECT_BATCH_MAX, COLLECT_BYTES_MAX};
 use crate::outcome::Pack;
 use crate::task::Headers;
 
@@ -72,7 +72,7 @@ impl std::fmt::Debug for Receipt {
 pub struct EndedReader {
     bus: Bus,
     from: Ended,
-    pull: Option<futures_util::stream::ReadyChunks<pull::Stream>>,
+    pull: Option<pull::Stream>,
 }
 
 /// State of a durable of the collector.
@@ -86,8 +86,6 @@ pub struct EndedState {
     pub ack_pending: u64,
 }
 
-/// Bytes that one pull of the collector asks for at the most: packs of large results must not fill its memory.
-const READ_BYTES_MAX: usize = 8 * SERVER_PAYLOAD_BYTES_MAX;
 /// How long a reader waits before it makes a failed pull anew.
 const READ_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
@@ -98,52 +96,57 @@ impl EndedReader {
         Self { bus, from, pull: None }
     }
 
-    /// What has come, at least one message and at most [`COLLECT_BATCH_MAX`], in the order of the stream.
+    /// What has come, in the order of the stream: at least one message, at most [`COLLECT_BATCH_MAX`], and no more after
+    /// [`COLLECT_BYTES_MAX`] bytes.
     ///
     /// # Cancel safety
     /// Safe: what was received and not returned is delivered again.
     pub async fn next(&mut self) -> (Vec<EndedMessage>, Vec<Receipt>) {
         loop {
-            let pull = match &mut self.pull {
-                Some(pull) => pull,
-                none => match start_pull(&self.bus, self.from).await {
-                    Ok(pull) => none.insert(pull.ready_chunks(COLLECT_BATCH_MAX)),
+            let Some(pull) = &mut self.pull else {
+                match start_pull(&self.bus, self.from).await {
+                    Ok(pull) => self.pull = Some(pull),
                     Err(error) => {
                         tracing::warn!(stream = self.from.stream(), %error, "cannot pull, will try again");
                         tokio::time::sleep(READ_AGAIN_AFTER).await;
-                        continue;
                     }
-                },
-            };
-            let Some(chunk) = pull.next().await else {
-                self.pull = None;
+                }
                 continue;
             };
-            if let Some(error) = chunk.iter().find_map(|m| m.as_ref().err()) {
-                tracing::debug!(stream = self.from.stream(), %error, "pull ended, making it anew");
+            let (mut messages, mut receipts, mut bytes) = (Vec::new(), Vec::new(), 0);
+            let mut next = pull.next().await;
+            let ended = loop {
+                match next {
+                    None => break true,
+                    Some(Err(error)) => {
+                        tracing::debug!(stream = self.from.stream(), %error, "pull ended, making it anew");
+                        break true;
+                    }
+                    Some(Ok(message)) => {
+                        bytes += message.payload.len();
+                        if let Some((message, receipt)) = read(self.from, message) {
+                            messages.push(message);
+                            receipts.push(receipt);
+                        }
+                    }
+                }
+                if messages.len() >= COLLECT_BATCH_MAX || bytes >= COLLECT_BYTES_MAX {
+                    break false;
+                }
+                match pull.next().now_or_never() {
+                    Some(ready) => next = ready,
+                    None => break false,
+                }
+            };
+            if ended {
                 self.pull = None;
             }
-            let messages: (Vec<_>, Vec<_>) = chunk.into_iter().flatten().filter_map(|m| self.read(m)).unzip();
-            if messages.0.is_empty() {
+            if messages.is_empty() {
                 tokio::time::sleep(READ_AGAIN_AFTER).await;
             } else {
-                return messages;
+                return (messages, receipts);
             }
         }
-    }
-
-    fn read(&self, message: jetstream::Message) -> Option<(EndedMessage, Receipt)> {
-        let (seq, stored_ms) = {
-            let info = message.info().ok()?;
-            (info.stream_sequence, unix_ms(info.published))
-        };
-        let headers = from_nats(message.headers.as_ref());
-        let (message, acker) = message.split();
-        let body = match self.from {
-            Ended::Results => read_pack(&message.subject, &message.payload),
-            Ended::Dead => read_dead(&message.subject, &headers),
-        };
-        Some((EndedMessage { seq, stored_ms, body, payload: message.payload, headers }, Receipt(acker)))
     }
 
     /// Drops the pull; the next [`EndedReader::next`] makes it anew. For a watchdog that sees messages wait at the
@@ -196,12 +199,26 @@ async fn start_pull(bus: &Bus, from: Ended) -> Result<pull::Stream, TopologyErro
     let stream = consumer
         .stream()
         .max_messages_per_batch(COLLECT_BATCH_MAX)
-        .max_bytes_per_batch(READ_BYTES_MAX)
+        .max_bytes_per_batch(COLLECT_BYTES_MAX)
         .expires(Duration::from_secs(10))
         .heartbeat(Duration::from_secs(2))
         .messages()
         .await;
     stream.map_err(|e| TopologyError::new(from.stream(), &e))
+}
+
+fn read(from: Ended, message: jetstream::Message) -> Option<(EndedMessage, Receipt)> {
+    let (seq, stored_ms) = {
+        let info = message.info().ok()?;
+        (info.stream_sequence, unix_ms(info.published))
+    };
+    let headers = from_nats(message.headers.as_ref());
+    let (message, acker) = message.split();
+    let body = match from {
+        Ended::Results => read_pack(&message.subject, &message.payload),
+        Ended::Dead => read_dead(&message.subject, &headers),
+    };
+    Some((EndedMessage { seq, stored_ms, body, payload: message.payload, headers }, Receipt(acker)))
 }
 
 fn read_pack(subject: &str, payload: &[u8]) -> Result<EndedBody, String> {
@@ -278,6 +295,7 @@ impl JobReader {
         let stream = consumer
             .stream()
             .max_messages_per_batch(COLLECT_BATCH_MAX)
+            .max_bytes_per_batch(COLLECT_BYTES_MAX)
             .expires(Duration::from_secs(10))
             .heartbeat(Duration::from_secs(2))
             .messages()

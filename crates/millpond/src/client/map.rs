@@ -5,14 +5,16 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
 use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 
+use super::sizer::{Batch, Sizer};
 use super::submit::final_ends;
 use super::{Client, ClientError, NewTask, TaskEnd};
 use crate::batch;
@@ -23,8 +25,10 @@ use crate::bus::subject::{TaskSubject, check_token};
 use crate::failpoint;
 use crate::job::{JobRecord, JobState};
 use crate::limits::{
-    BATCH_ITEMS_MAX, HEARTBEAT_EVERY, MAP_WINDOW_BYTES, MAP_WINDOW_ITEMS, PUBLISH_WINDOW, TASK_BYTES_MAX,
+    BATCH_AUTO_BYTES_MAX, BATCH_ITEMS_MAX, HEARTBEAT_EVERY, MAP_WINDOW_BYTES, MAP_WINDOW_ITEMS, PUBLISH_WINDOW,
+    PUBLISH_WINDOW_BYTES, TASK_BYTES_MAX,
 };
+use crate::outcome::Pack;
 
 /// Room that the headers of a batch take of [`TASK_BYTES_MAX`], in bytes.
 const HEADER_BYTES_RESERVED: usize = 4096;
@@ -38,8 +42,8 @@ pub struct MapSpec {
     pub kind: String,
     /// Name of the job, new; drawn at random when none.
     pub job: Option<String>,
-    /// Tasks in one message, 1 to [`BATCH_ITEMS_MAX`].
-    pub batch: u32,
+    /// How many tasks share a message.
+    pub batch: Batch,
     /// Results in the order of the input; else as they come.
     pub ordered: bool,
     /// Timeout of one attempt; none means the worker's.
@@ -63,13 +67,17 @@ type Input = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
 pub struct MapRun {
     client: Client,
     spec: MapSpec,
+    /// Results are read for their durations only.
+    publish_only: bool,
     record: Arc<Mutex<JobRecord>>,
     reader: JobReader,
     input: Option<Input>,
     /// The batch that is being filled.
     filling: Vec<Bytes>,
     filling_bytes: usize,
-    publishing: FuturesUnordered<BoxFuture<'static, Result<(u64, u64), ClientError>>>,
+    sizer: Sizer,
+    publishing: FuturesUnordered<BoxFuture<'static, Result<Published, ClientError>>>,
+    publishing_bytes: usize,
     /// Acknowledged ranges beyond the watermark: first index -> one past the last.
     acknowledged: BTreeMap<u64, u64>,
     next_index: u64,
@@ -83,6 +91,13 @@ pub struct MapRun {
     /// Renews the job's record; ends when this is dropped.
     heartbeat: JoinSet<()>,
     closing: Closing,
+}
+
+/// Items that the server has stored.
+struct Published {
+    from: u64,
+    to: u64,
+    bytes: usize,
 }
 
 /// The last write of the job's record. Kept here while it is under way, so that a dropped `next` does not drop it.
@@ -111,42 +126,69 @@ impl Client {
         spec: MapSpec,
         input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
     ) -> Result<MapRun, ClientError> {
+        self.start_run(spec, None, false, input).await
+    }
+
+    /// A run of a new job, or of one that is open and goes on (`before`); with `publish_only` it hands out nothing.
+    pub(super) async fn start_run(
+        &self,
+        spec: MapSpec,
+        before: Option<JobRecord>,
+        publish_only: bool,
+        input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
+    ) -> Result<MapRun, ClientError> {
         let job = spec.job.clone().unwrap_or_else(crate::random_token);
         check_token("job", &job)?;
         TaskSubject::new(&spec.queue, &spec.kind, None)?;
-        let now = crate::now_ms();
-        let record = JobRecord {
-            job: job.clone(),
-            queue: spec.queue.clone(),
-            kind: spec.kind.clone(),
-            epoch: 1,
-            state: JobState::Open,
-            total: None,
-            published: 0,
-            created_ms: now,
-            heartbeat_ms: now,
+        let batch = match spec.batch {
+            Batch::Fixed(items) => Batch::Fixed(items.clamp(1, BATCH_ITEMS_MAX)),
+            Batch::Auto => Batch::Auto,
         };
+        let spec = MapSpec { batch, ..spec };
+        let now = crate::now_ms();
         let reader = JobReader::start(&self.bus, &job).await?;
-        self.bus.create_job(&record).await?;
+        let record = match before {
+            Some(record) => record,
+            None => {
+                let record = JobRecord {
+                    job,
+                    queue: spec.queue.clone(),
+                    kind: spec.kind.clone(),
+                    epoch: 1,
+                    state: JobState::Open,
+                    total: None,
+                    published: 0,
+                    created_ms: now,
+                    heartbeat_ms: now,
+                };
+                self.bus.create_job(&record).await?;
+                record
+            }
+        };
+        let first = record.published;
+        let skipped = usize::try_from(first).unwrap_or(usize::MAX);
         let record = Arc::new(Mutex::new(record));
         let mut heartbeat = JoinSet::new();
         heartbeat.spawn(beat(self.bus.clone(), record.clone()));
         Ok(MapRun {
             client: self.clone(),
-            spec: MapSpec { batch: spec.batch.clamp(1, BATCH_ITEMS_MAX), ..spec },
+            sizer: Sizer::new(spec.batch, self.pace(&spec.queue, &spec.kind)),
+            spec,
+            publish_only,
             record,
             reader,
-            input: Some(Box::pin(input)),
+            input: Some(Box::pin(input.skip(skipped))),
             filling: Vec::new(),
             filling_bytes: 0,
             publishing: FuturesUnordered::new(),
+            publishing_bytes: 0,
             acknowledged: BTreeMap::new(),
-            next_index: 0,
-            floor: 0,
+            next_index: first,
+            floor: first,
             ended: BTreeMap::new(),
             fresh: Vec::new(),
             held_bytes: 0,
-            handed_out: 0,
+            handed_out: first,
             heartbeat,
             closing: Closing::NotYet,
         })
@@ -174,16 +216,16 @@ impl MapRun {
         self.record.lock().unwrap_or_else(PoisonError::into_inner).job.clone()
     }
 
-    /// Whether several items share a message, so that an item's id is its batch's with its place in it.
-    #[must_use]
-    pub fn is_batched(&self) -> bool {
-        self.spec.batch > 1
-    }
-
     /// Items read from the input so far.
     #[must_use]
     pub fn read(&self) -> u64 {
         self.next_index
+    }
+
+    /// Items from the start of the input that the server has stored, without a gap.
+    #[must_use]
+    pub fn stored(&self) -> u64 {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).published
     }
 
     /// Items in all, once the input has ended.
@@ -207,20 +249,19 @@ impl MapRun {
             if self.is_published() && matches!(self.closing, Closing::NotYet) {
                 self.closing = Closing::Writing(self.close());
             }
-            if self.handed_out == self.next_index && matches!(self.closing, Closing::Written) {
+            let all_out = self.publish_only || self.handed_out == self.next_index;
+            if all_out && matches!(self.closing, Closing::Written) {
                 return None;
             }
+            if let Err(error) = self.read_what_is_there() {
+                return Some(Err(error));
+            }
             let may_read = self.may_read();
+            let probes_over = self.sizer.wait_until(Instant::now());
             tokio::select! {
-                (_, pack) = self.reader.next() => {
-                    for outcome in &pack.outcomes {
-                        for (index, end) in final_ends(outcome) {
-                            self.note(index, end);
-                        }
-                    }
-                }
+                (_, pack) = self.reader.next() => self.note_pack(&pack),
                 Some(published) = self.publishing.next(), if !self.publishing.is_empty() => match published {
-                    Ok((from, to)) => self.note_published(from, to),
+                    Ok(published) => self.note_published(&published),
                     Err(error) => return Some(Err(error)),
                 },
                 written = self.closing.written() => {
@@ -234,19 +275,37 @@ impl MapRun {
                         return Some(Err(error));
                     }
                 }
+                () = sleep_until(probes_over), if probes_over.is_some() => {}
             }
         }
+    }
+
+    /// Takes what the input has at hand. What it has not must not hold up what was read: when nothing is under way,
+    /// that leaves at once; else it waits for company until an ack comes, at the most.
+    fn read_what_is_there(&mut self) -> Result<(), ClientError> {
+        while self.may_read() {
+            match next_value(&mut self.input).now_or_never() {
+                Some(value) => self.take(value)?,
+                None => break,
+            }
+        }
+        if self.publishing.is_empty() && self.spec.batch == Batch::Auto {
+            self.publish_filling();
+        }
+        Ok(())
     }
 
     fn is_published(&self) -> bool {
         self.input.is_none() && self.filling.is_empty() && self.publishing.is_empty()
     }
 
-    fn may_read(&self) -> bool {
+    fn may_read(&mut self) -> bool {
         self.input.is_some()
-            && self.next_index - self.floor < MAP_WINDOW_ITEMS
+            && (self.publish_only || self.next_index - self.floor < MAP_WINDOW_ITEMS)
             && self.held_bytes < MAP_WINDOW_BYTES
             && self.publishing.len() < PUBLISH_WINDOW
+            && self.publishing_bytes < PUBLISH_WINDOW_BYTES
+            && self.sizer.wait_until(Instant::now()).is_none()
     }
 
     fn take(&mut self, value: Option<Result<Bytes, String>>) -> Result<(), ClientError> {
@@ -262,16 +321,23 @@ impl MapRun {
         if value.len() > limit {
             return Err(refused(format!("has {} bytes, at most {limit} fit a task", value.len())));
         }
-        if self.filling_bytes + value.len() + 2 > limit {
+        if self.filling_bytes + value.len() + 2 > self.batch_bytes_max() {
             self.publish_filling();
         }
         self.next_index += 1;
         self.filling_bytes += value.len() + 1;
         self.filling.push(value);
-        if self.filling.len() >= self.spec.batch as usize {
+        if self.filling.len() >= self.sizer.size() as usize {
             self.publish_filling();
         }
         Ok(())
+    }
+
+    fn batch_bytes_max(&self) -> usize {
+        match self.spec.batch {
+            Batch::Auto => BATCH_AUTO_BYTES_MAX,
+            Batch::Fixed(_) => TASK_BYTES_MAX - HEADER_BYTES_RESERVED,
+        }
     }
 
     fn publish_filling(&mut self) {
@@ -279,7 +345,11 @@ impl MapRun {
         self.filling_bytes = 0;
         let Ok(count) = u32::try_from(values.len()) else { return };
         let from = self.next_index - u64::from(count);
-        let batch = (self.spec.batch > 1).then_some(count);
+        let batch = match self.spec.batch {
+            Batch::Auto => count > 1,
+            Batch::Fixed(items) => items > 1,
+        };
+        let batch = batch.then_some(count);
         let payload = match (values.first(), batch) {
             (None, _) => return,
             (Some(one), None) => one.clone(),
@@ -301,17 +371,21 @@ impl MapRun {
             attempts_max: self.spec.attempts_max,
             ..Default::default()
         };
-        let (client, to) = (self.client.clone(), self.next_index);
+        self.sizer.published(Instant::now());
+        let (client, published) =
+            (self.client.clone(), Published { from, to: self.next_index, bytes: task.payload.len() });
+        self.publishing_bytes += published.bytes;
         self.publishing.push(Box::pin(async move {
             client.submit(&task, Patience::Endless).await?;
-            Ok((from, to))
+            Ok(published)
         }));
     }
 
     /// Moves the watermark: tasks acknowledged without a gap.
-    fn note_published(&mut self, from: u64, to: u64) {
+    fn note_published(&mut self, published: &Published) {
         failpoint::hit("publish.noted");
-        self.acknowledged.insert(from, to);
+        self.publishing_bytes -= published.bytes.min(self.publishing_bytes);
+        self.acknowledged.insert(published.from, published.to);
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(to) = self.acknowledged.remove(&record.published) {
             record.published = to;
@@ -329,6 +403,15 @@ impl MapRun {
         };
         let bus = self.client.bus.clone();
         Box::pin(async move { Ok(bus.put_job(&record).await?) })
+    }
+
+    fn note_pack(&mut self, pack: &Pack) {
+        for outcome in &pack.outcomes {
+            self.sizer.note(outcome.items_run(), Duration::from_micros(outcome.busy_us));
+            if !self.publish_only {
+                final_ends(outcome).for_each(|(index, end)| self.note(index, end));
+            }
+        }
     }
 
     /// Takes an end; one that came before changes nothing.
@@ -362,8 +445,21 @@ impl MapRun {
     }
 }
 
+impl Drop for MapRun {
+    fn drop(&mut self) {
+        self.client.learn(&self.spec.queue, &self.spec.kind, self.sizer.pace());
+    }
+}
+
 fn bytes_of(end: &TaskEnd) -> usize {
     end.as_deref().map_or(0, |value: &RawValue| value.get().len())
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn next_value(input: &mut Option<Input>) -> Option<Result<Bytes, String>> {

@@ -2,11 +2,19 @@
 //! No HTTP, no command line.
 
 mod map;
+mod publish_all;
+mod sizer;
 mod submit;
 
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use lru::LruCache;
+
 pub use map::{MapItem, MapRun, MapSpec};
+pub use publish_all::{PublishAllError, PublishedAll};
+pub use sizer::Batch;
 pub use submit::{NewTask, Submitted};
 
 use crate::bus::publish::{PublishError, Room};
@@ -14,6 +22,10 @@ use crate::bus::subject::SubjectError;
 use crate::bus::topology::TopologyError;
 use crate::bus::{Bus, ConnectError, Role};
 use crate::outcome::Failure;
+use sizer::Pace;
+
+/// Queues and kinds whose durations a client remembers.
+const PACES_MAX: usize = 1000;
 
 /// Why something could not be submitted or awaited.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +68,9 @@ pub type TaskEnd = Result<Box<serde_json::value::RawValue>, NoResult>;
 #[derive(Clone)]
 pub struct Client {
     bus: Bus,
-    room: std::sync::Arc<Room>,
+    room: Arc<Room>,
+    /// How long the tasks of a queue and kind took lately.
+    paces: Arc<Mutex<LruCache<(String, String), Pace>>>,
 }
 
 impl Client {
@@ -71,8 +85,19 @@ impl Client {
     /// A client over a connection in a role that may publish tasks.
     #[must_use]
     pub fn over(bus: Bus) -> Self {
-        let room = std::sync::Arc::new(Room::new(&bus));
-        Self { bus, room }
+        let room = Arc::new(Room::new(&bus));
+        let kinds = NonZeroUsize::new(PACES_MAX).unwrap_or(NonZeroUsize::MIN);
+        Self { bus, room, paces: Arc::new(Mutex::new(LruCache::new(kinds))) }
+    }
+
+    fn pace(&self, queue: &str, kind: &str) -> Pace {
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        paces.get(&(queue.to_owned(), kind.to_owned())).copied().unwrap_or_default()
+    }
+
+    fn learn(&self, queue: &str, kind: &str, pace: Pace) {
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        paces.put((queue.to_owned(), kind.to_owned()), pace);
     }
 
     /// Sends what is buffered and closes the connection.

@@ -11,8 +11,8 @@ use crate::bus::subject::TaskSubject;
 use crate::failpoint;
 use crate::outcome::{End, Failure, Outcome};
 use crate::task::{
-    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_INDEX, HEADER_MSG_ID, HEADER_TIMEOUT, HEADER_TRACEPARENT,
-    Headers,
+    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_INDEX, HEADER_MSG_ID, HEADER_REPLY_TO, HEADER_TIMEOUT,
+    HEADER_TRACEPARENT, Headers,
 };
 use crate::telemetry::TraceContext;
 
@@ -39,6 +39,8 @@ pub struct NewTask {
     pub attempts_max: Option<u32>,
     /// RFC 3339 time after which it must not start.
     pub expires: Option<String>,
+    /// Subject `reply.<x>` on which its end is told too.
+    pub reply_to: Option<String>,
     /// The trace it continues, as a `traceparent`; none starts a new one.
     pub traceparent: Option<String>,
 }
@@ -62,6 +64,7 @@ impl NewTask {
         put(HEADER_TIMEOUT, self.timeout.map(|t| humantime::format_duration(t).to_string()));
         put(HEADER_ATTEMPTS_MAX, self.attempts_max.map(|n| n.to_string()));
         put(HEADER_EXPIRES, self.expires.clone());
+        put(HEADER_REPLY_TO, self.reply_to.clone());
         headers
     }
 }

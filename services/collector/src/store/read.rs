@@ -1,5 +1,6 @@
 //! What the API asks of the store. Rows are JSON as the API gives them; lists come in pages.
 
+use millpond::limits::BATCH_ITEMS_MAX;
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Sqlite};
@@ -79,10 +80,35 @@ impl Store {
         {
             found.extend(self.task_rows(root, queue).await?.iter().filter_map(|batch| item_of(batch, id, item)));
         }
+        if found.is_empty()
+            && let Some(place) = self.place_in_job(id, queue).await?
+        {
+            return Box::pin(self.task(&place, queue)).await;
+        }
         for task in &mut found {
             self.add_evidence(task).await?;
         }
         Ok(found)
+    }
+
+    /// The id under which the store knows the item `<job>.<epoch>/<index>` of a job, where it came in a batch.
+    async fn place_in_job(&self, id: &str, queue: Option<&str>) -> sqlx::Result<Option<String>> {
+        let Some((root, index)) = id.rsplit_once('/') else { return Ok(None) };
+        let (Some((job, _)), Ok(index)) = (root.rsplit_once('.'), index.parse::<i64>()) else { return Ok(None) };
+        let batch: Option<(String, i64)> = sqlx::query_as(
+            "SELECT id, idx FROM tasks WHERE job = ? AND root IS NULL AND items IS NOT NULL AND idx <= ?
+             AND idx > ? AND idx + items > ? AND queue = coalesce(?, queue) ORDER BY idx DESC LIMIT 1",
+        )
+        .bind(job)
+        .bind(index)
+        .bind(index - i64::from(BATCH_ITEMS_MAX))
+        .bind(index)
+        .bind(queue)
+        .fetch_optional(&self.readers)
+        .await?;
+        Ok(batch
+            .filter(|(batch, _)| batch.starts_with(&format!("{root}/")))
+            .map(|(id, first)| format!("{id}/{}", index - first)))
     }
 
     async fn task_rows(&self, id: &str, queue: Option<&str>) -> sqlx::Result<Vec<SqliteRow>> {

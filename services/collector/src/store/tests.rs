@@ -52,6 +52,7 @@ fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, E
         published_ms: 1,
         started_ms: i64::from(attempt),
         ended_ms: i64::from(attempt) + 1,
+        busy_us: 0,
         trace: None,
         results: ends.iter().map(result).collect(),
         not_done: not_done.collect(),

@@ -1,0 +1,63 @@
+//! `publish_all`: the publishing half of `map`: a whole input as one job, stored and not awaited. Its results are read
+//! only for their durations, so that batches form as in a `map`.
+
+use bytes::Bytes;
+use futures_util::Stream;
+
+use super::{Client, ClientError, MapSpec};
+
+/// A job whose tasks are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedAll {
+    /// Its name; task `i` is known as `<job>.<epoch>/<i>`.
+    pub job: String,
+    /// Part of its tasks' ids.
+    pub epoch: u32,
+    /// How many tasks it has.
+    pub tasks: u64,
+    /// It was closed before: nothing was published.
+    pub duplicate: bool,
+}
+
+/// Why not all was stored.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}; the first {stored} of the input are stored")]
+pub struct PublishAllError {
+    /// So many values from the start of the input are stored without a gap.
+    pub stored: u64,
+    /// What happened.
+    #[source]
+    pub error: ClientError,
+}
+
+impl Client {
+    /// Publishes an input of JSON values as one job and waits until the server has stored all of it.
+    /// With `resume`, a job of that name that is open goes on behind what is known to be stored (the input is the
+    /// same, from its start; batches are of a fixed size, so that a task has the same id each time), and nothing
+    /// happens when it is closed.
+    ///
+    /// # Errors
+    /// [`PublishAllError`] tells how far it came.
+    pub async fn publish_all(
+        &self,
+        spec: MapSpec,
+        resume: bool,
+        input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
+    ) -> Result<PublishedAll, PublishAllError> {
+        let failed = |stored: u64, error: ClientError| PublishAllError { stored, error };
+        let before = match &spec.job {
+            Some(job) if resume => self.bus.job(job).await.map_err(|e| failed(0, e.into()))?,
+            _ => None,
+        };
+        if let Some((job, tasks)) = before.as_ref().and_then(|b| Some((b.job.clone(), b.total?))) {
+            return Ok(PublishedAll { job, epoch: 1, tasks, duplicate: true });
+        }
+        let mut run = self.start_run(spec, before, true, input).await.map_err(|e| failed(0, e))?;
+        while let Some(item) = run.next().await {
+            if let Err(error) = item {
+                return Err(failed(run.stored(), error));
+            }
+        }
+        Ok(PublishedAll { job: run.job(), epoch: 1, tasks: run.read(), duplicate: false })
+    }
+}
