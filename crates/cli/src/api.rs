@@ -40,7 +40,20 @@ impl Api {
     /// # Errors
     /// When the collector does not answer, or answers with an error.
     pub async fn get(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Option<Value>> {
-        let request = self.http.get(format!("{}{path}", self.url)).query(query).bearer_auth(&self.token);
+        self.send(self.http.get(format!("{}{path}", self.url)).query(query)).await
+    }
+
+    /// Asks for something to be done; what was answered.
+    ///
+    /// # Errors
+    /// As [`Api::get`].
+    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let answer = self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await?;
+        answer.with_context(|| format!("the collector at {} does not know {path}; is it of this version?", self.url))
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Option<Value>> {
+        let request = request.bearer_auth(&self.token);
         let response = request.send().await.with_context(|| {
             format!("the collector at {} does not answer; what is stored can only be read through it", self.url)
         })?;

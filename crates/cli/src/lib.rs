@@ -8,18 +8,21 @@ mod job;
 mod map;
 pub mod nats_server;
 mod output;
+mod queue;
 mod service;
+mod shared;
 pub mod state;
 mod submit;
 mod task;
 mod up;
+mod why;
 mod worker;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use millpond::bus::ConnectError;
 use millpond::client::ClientError;
 use millpond::config::LogArgs;
@@ -61,6 +64,18 @@ enum Command {
     /// Dead letters: tasks that wait for a person.
     #[command(subcommand)]
     Dead(dead::DeadCommand),
+    /// Queues: what waits; pause, resume, purge.
+    #[command(subcommand)]
+    Queue(queue::QueueCommand),
+    /// Why has this task no result? One sentence, and an exit code for each answer.
+    Why(why::WhyArgs),
+    /// State that programs share: keys with compare-and-set.
+    Shared(shared::SharedArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: clap_complete::Shell,
+    },
     /// List workers, or run one.
     #[command(subcommand)]
     Worker(worker::WorkerCommand),
@@ -112,6 +127,13 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Job(command) => job::run(command, &env).await,
         Command::Task(command) => task::run(command, &env).await,
         Command::Dead(command) => dead::run(command, &env).await,
+        Command::Queue(command) => queue::run(command, &env).await,
+        Command::Why(args) => why::run(args, &env).await,
+        Command::Shared(args) => shared::run(args, &env).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "millpond", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Worker(command) => worker::run(command, &env).await,
         Command::Producer(command) => service::run_producer(*command, &env).await,
         Command::Collector(command) => service::run_collector(*command, &env).await,
@@ -158,7 +180,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -4,7 +4,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::{ATTEMPTS_MAX_DEFAULT, ATTEMPTS_MAX_MAX};
 use crate::outcome::{FailedAttempt, Failure, Items};
+use crate::task::{
+    HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_FAILURES, HEADER_ID, HEADER_INDEX,
+    HEADER_ITEMS, HEADER_MSG_ID, HEADER_PUBLISHED, HEADER_ROOT, Headers, compact, is_forwarded,
+};
 
 /// Header that carries [`Evidence`] on DEAD.
 pub const HEADER_DEAD: &str = "Millpond-Dead";
@@ -55,4 +60,72 @@ pub struct Evidence {
     /// W3C trace id, 32 hex digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
+}
+
+impl Evidence {
+    /// The headers under which its task runs again, as the next attempt; it gets as many attempts as it first had.
+    /// `headers` are those that it had on DEAD.
+    ///
+    /// # Errors
+    /// When it has had all the attempts that there can be.
+    pub fn replay_headers(&self, queue: &str, headers: &Headers) -> Result<Headers, String> {
+        let attempt = self.attempt.max(1) + 1;
+        if attempt > ATTEMPTS_MAX_MAX {
+            return Err(format!("it has had {} attempts, and there are {ATTEMPTS_MAX_MAX} at the most", self.attempt));
+        }
+        let had = headers.iter().find(|(n, _)| n == HEADER_ATTEMPTS_MAX).and_then(|(_, v)| v.parse::<u32>().ok());
+        // What was replayed before carries the sum.
+        let first = had.map_or(ATTEMPTS_MAX_DEFAULT, |had| if had > self.attempt { had - self.attempt } else { had });
+        let attempts_max = (self.attempt + first.clamp(1, ATTEMPTS_MAX_MAX)).min(ATTEMPTS_MAX_MAX);
+        let mut failures = self.failures.clone();
+        failures.push(FailedAttempt {
+            attempt: self.attempt,
+            worker: self.worker.clone(),
+            started_ms: self.started_ms.unwrap_or(self.buried_ms),
+            ended_ms: self.buried_ms,
+            failure: self.failure.clone(),
+        });
+        let replaced = [HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_INDEX, HEADER_BATCH, HEADER_DEAD];
+        let kept = headers.iter().filter(|(n, _)| is_forwarded(n) && !replaced.contains(&n.as_str()));
+        let mut replay: Headers = kept.cloned().collect();
+        let mut put = |name: &str, value: String| replay.push((name.to_owned(), value));
+        put(HEADER_MSG_ID, format!("{queue}/{}/r{attempt}", self.id));
+        put(HEADER_ID, self.id.clone());
+        put(HEADER_ROOT, self.root.clone().unwrap_or_else(|| self.id.clone()));
+        put(HEADER_ATTEMPT, attempt.to_string());
+        put(HEADER_ATTEMPTS_MAX, attempts_max.to_string());
+        put(HEADER_PUBLISHED, self.published_ms.to_string());
+        put(HEADER_FAILURES, compact(&failures));
+        if let Some(i) = self.items {
+            put(HEADER_ITEMS, format!("{}+{}/{}", i.from, i.len, i.of));
+        }
+        if let Some(index) = self.index {
+            put(HEADER_INDEX, index.to_string());
+        }
+        Ok(replay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replay_is_the_next_attempt_and_has_as_many_as_before() {
+        let text = r#"{"v":1,"id":"b/3","root":"b","items":{"of":5,"from":3,"len":1},"index":8,"attempt":2,"reason":"exhausted",
+            "failure":{"type":"error","message":"no","retry":true},"worker":"w1","published_ms":1,"buried_ms":9}"#;
+        let evidence: Evidence = serde_json::from_str(text).unwrap();
+        let had = [(HEADER_ATTEMPTS_MAX, "2"), (HEADER_EXPIRES, "2020-01-01T00:00:00Z"), ("Millpond-Timeout", "5s")];
+        let had: Headers = had.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let replay = evidence.replay_headers("q", &had).unwrap();
+        let get = |name: &str| replay.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        assert_eq!((get(HEADER_ATTEMPT), get(HEADER_ATTEMPTS_MAX)), (Some("3"), Some("4")));
+        assert_eq!((get(HEADER_ID), get(HEADER_ROOT), get(HEADER_ITEMS)), (Some("b/3"), Some("b"), Some("3+1/5")));
+        assert_eq!((get(HEADER_MSG_ID), get(HEADER_EXPIRES)), (Some("q/b/3/r3"), None));
+        assert_eq!((get(HEADER_INDEX), get("Millpond-Timeout")), (Some("8"), Some("5s")));
+        let failures: Vec<FailedAttempt> = serde_json::from_str(get(HEADER_FAILURES).unwrap()).unwrap();
+        assert_eq!((failures.len(), failures[0].attempt), (1, 2));
+        let worn = Evidence { attempt: ATTEMPTS_MAX_MAX, ..evidence };
+        assert!(worn.replay_headers("q", &had).unwrap_err().contains("attempts"));
+    }
 }

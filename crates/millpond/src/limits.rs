@@ -115,6 +115,9 @@ pub const MAP_WINDOW_ITEMS: u64 = 65_536;
 /// Bytes of results that an ordered `map` holds back at the most before it stops publishing.
 pub const MAP_WINDOW_BYTES: usize = 16 * 1024 * 1024;
 
+/// Largest value of a shared key, in bytes.
+pub const SHARED_VALUE_BYTES_MAX: usize = 512 * 1024;
+
 /// How long RESULTS and DEAD keep what the collector has stored, for clients that read late.
 pub const RESULTS_KEEP: Duration = Duration::from_secs(600);
 /// How long the server waits for the collector's acks before it delivers again; longer than any commit.

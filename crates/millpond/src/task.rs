@@ -310,7 +310,7 @@ pub fn is_reply_subject(subject: &str) -> bool {
     subject.len() <= TASK_ID_BYTES_MAX && subject.strip_prefix("reply.").is_some_and(|x| x.split('.').all(visible))
 }
 
-fn is_forwarded(name: &str) -> bool {
+pub(crate) fn is_forwarded(name: &str) -> bool {
     (name.starts_with("Millpond-") && !REPUBLISHED.contains(&name))
         || name == HEADER_TRACEPARENT
         || name == HEADER_TRACESTATE
@@ -324,7 +324,7 @@ fn parse_items(text: &str) -> Option<Items> {
 }
 
 /// The failures as JSON of at most [`FAILURES_BYTES_MAX`]: the oldest go first when it is too long.
-fn compact(failures: &[FailedAttempt]) -> String {
+pub(crate) fn compact(failures: &[FailedAttempt]) -> String {
     let mut rest = failures;
     loop {
         let text = serde_json::to_string(rest).unwrap_or_else(|_| "[]".to_owned());

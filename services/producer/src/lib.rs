@@ -1,9 +1,11 @@
 //! The producer service: tasks over HTTP, for programs that do not speak NATS. `http` -> `millpond::client`.
+//! `replay` publishes what an operator wants run again.
 //! Not here: results, retry rules.
 
 mod config;
 mod http;
 mod ndjson;
+mod replay;
 
 use std::sync::Arc;
 
@@ -11,6 +13,7 @@ use anyhow::Context;
 use millpond::bus::{Bus, Role};
 use millpond::client::Client;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Settings};
@@ -25,6 +28,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;
     let bus = Bus::connect(&settings.nats_url, Role::Producer, "producer", settings.connect_timeout).await?;
     let client = Client::over(bus.clone());
+    let mut background = JoinSet::new();
+    background.spawn(replay::serve(bus.clone(), replay::listen(&bus).await?));
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),
         listen = %listener.local_addr()?,
@@ -33,6 +38,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let app = http::App { client, bus: bus.clone(), token: settings.token.into(), metrics };
     let serving = axum::serve(listener, http::router(Arc::new(app)));
     let served = serving.with_graceful_shutdown(shutdown.cancelled_owned()).await;
+    background.shutdown().await;
     bus.close().await;
     tracing::info!("producer stopped");
     served.context("the HTTP server failed")

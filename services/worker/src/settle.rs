@@ -27,6 +27,9 @@ const HEADER_SCHEDULE: &str = "Nats-Schedule";
 /// Where it is delivered then.
 const HEADER_SCHEDULE_TARGET: &str = "Nats-Schedule-Target";
 
+/// When the halves of a batch that kills workers may start.
+const SPLIT_DELAY: Duration = Duration::from_secs(1);
+
 /// What settling needs.
 pub(crate) struct Settler {
     pub(crate) bus: Bus,
@@ -155,9 +158,9 @@ impl Settler {
         let task = &lease.task;
         let attempt = Attempt::without_run(task);
         let mut plan = Plan::new(task, &attempt, self.worker.clone());
-        // No time in these ids: a half may kill this worker before the ack, and the batch is split once more. The
-        // server drops the second halves then, instead of handing out more and more of them.
-        plan.halves(task, items, &format!("s{}", task.attempt));
+        // As schedules: this message is acknowledged before a half can kill this worker too, and a second split replaces
+        // the schedules of the first instead of handing out more and more halves.
+        plan.halves(task, items, &format!("s{}", task.attempt), Some(SPLIT_DELAY));
         for item in items.from..items.from + items.len {
             plan.left(item);
         }
@@ -168,7 +171,7 @@ impl Settler {
     /// message's own, and the settlement tries again.
     pub(crate) async fn hand_on(&self, task: &Task, rest: Items, started_ms: i64) -> bool {
         let mut plan = Plan::new(task, &Attempt::without_run(task), self.worker.clone());
-        plan.halves(task, rest, &format!("h{}-{started_ms}", task.attempt));
+        plan.halves(task, rest, &format!("h{}-{started_ms}", task.attempt), None);
         let stored = self.store(&plan.effects).await;
         failpoint::hit("work.handed_on");
         if let Err(error) = &stored {
@@ -239,6 +242,16 @@ pub(crate) fn arguments(task: &Task) -> Vec<Bytes> {
     }
 }
 
+/// Makes it wait for its time; when that is, Unix time in milliseconds.
+fn schedule(effect: &mut Effect, task: &Task, id: &str, delay: Duration) -> i64 {
+    let due_ms = millpond::now_ms().saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
+    let at = jiff::Timestamp::from_millisecond(due_ms).unwrap_or_else(|_| jiff::Timestamp::now());
+    effect.headers.push((HEADER_SCHEDULE.to_owned(), format!("@at {at}")));
+    effect.headers.push((HEADER_SCHEDULE_TARGET.to_owned(), task.subject.due()));
+    effect.subject = task.subject.sched(id);
+    due_ms
+}
+
 /// Everything that one settlement will store, collected before anything is sent.
 struct Plan {
     worker: String,
@@ -302,8 +315,6 @@ impl Plan {
     ) {
         let id = id_of(&task.root, items);
         let attempt = task.attempt + 1;
-        let due_ms = millpond::now_ms().saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
-        let at = jiff::Timestamp::from_millisecond(due_ms).unwrap_or_else(|_| jiff::Timestamp::now());
         let mut failures = task.failures.clone();
         failures.push(FailedAttempt {
             attempt: task.attempt,
@@ -313,10 +324,10 @@ impl Plan {
             failure: failure.clone(),
         });
         let message_id = format!("{}/{id}/r{attempt}", task.subject.queue);
-        let mut headers = task.republish_headers(items, attempt, &failures, message_id);
-        headers.push((HEADER_SCHEDULE.to_owned(), format!("@at {at}")));
-        headers.push((HEADER_SCHEDULE_TARGET.to_owned(), task.subject.due()));
-        self.effects.push(Effect { subject: task.subject.sched(&id), headers, payload });
+        let headers = task.republish_headers(items, attempt, &failures, message_id);
+        let mut effect = Effect { subject: task.subject.due(), headers, payload };
+        let due_ms = schedule(&mut effect, task, &id, delay);
+        self.effects.push(effect);
         self.without(NotDone { item, end: End::Retry, failure: Some(failure), due_ms: Some(due_ms) });
     }
 
@@ -368,12 +379,15 @@ impl Plan {
     }
 
     /// These items in two messages, in one when there is only one.
-    fn halves(&mut self, task: &Task, items: Items, why: &str) {
+    fn halves(&mut self, task: &Task, items: Items, why: &str, delay: Option<Duration>) {
         let arguments = arguments(task);
         let half = items.len.div_ceil(2);
         for (from, len) in [(items.from, half), (items.from + half, items.len - half)] {
             if len > 0 {
                 self.republish(task, Items { of: items.of, from, len }, &arguments, why);
+                if let (Some(delay), Some(effect)) = (delay, self.effects.last_mut()) {
+                    schedule(effect, task, &id_of(&task.root, Some(Items { of: items.of, from, len })), delay);
+                }
             }
         }
     }

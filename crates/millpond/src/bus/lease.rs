@@ -158,6 +158,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn worker(&self) -> &str {
+        &self.worker
+    }
+
     pub(super) fn era(&self) -> u64 {
         self.era.load(Ordering::SeqCst)
     }

@@ -2,13 +2,17 @@
 //! `subject` names things, `topology` makes them, `publish` stores messages, `lease` takes and ends tasks,
 //! `results` reads what workers said, `records` holds the buckets.
 
+pub mod ctl;
+pub mod find;
 mod keep;
 pub mod lease;
 pub mod pack;
 pub mod publish;
 pub mod pull;
+pub mod queues;
 pub mod records;
 pub mod results;
+pub mod shared;
 pub mod subject;
 pub mod topology;
 mod who;

@@ -89,7 +89,7 @@ async fn open_watch(bus: &Bus, bucket: &str) -> Result<kv::Watch, TopologyError>
     store.watch_with_history(">").await.map_err(|e| TopologyError::new(bucket, &e))
 }
 
-async fn open(bus: &Bus, bucket: &str) -> Result<kv::Store, TopologyError> {
+pub(super) async fn open(bus: &Bus, bucket: &str) -> Result<kv::Store, TopologyError> {
     let what = format!("use of bucket {bucket} (has `setup` run?)");
     bus.js.get_key_value(bucket).await.map_err(|e| TopologyError::new(&what, &e))
 }

@@ -41,6 +41,8 @@ pub const BUCKET_SHARED: &str = "millpond_shared";
 /// Payloads above the claim-check size.
 pub const BUCKET_PAYLOADS: &str = "millpond_payloads";
 
+/// Error code of a server that has a consumer of this name with other settings (paused, say).
+const CONSUMER_IS_THERE: u64 = 10148;
 /// Key of a stream's epoch in its metadata: sequences repeat when a stream is made anew, epochs do not.
 const METADATA_EPOCH: &str = "millpond-epoch";
 
@@ -155,6 +157,8 @@ fn streams(limits: &Limits) -> [stream::Config; 4] {
             max_messages: limits.tasks_max,
             max_bytes: limits.tasks_bytes_max,
             max_message_size: i32::try_from(TASK_BYTES_MAX).unwrap_or(i32::MAX),
+            // For `why`: a look at what waits, without a consumer.
+            allow_direct: true,
             ..base()
         },
         // No limits, so that a full TASKS never blocks a retry.
@@ -230,9 +234,22 @@ pub async fn make_queue(bus: &Bus, queue: &str) -> Result<(), TopologyError> {
             ..Default::default()
         };
         let what = format!("the consumer of queue {queue} on {stream} (has `setup` run?)");
-        bus.js.create_consumer_on_stream(config, stream).await.map_err(|e| TopologyError::new(&what, &e))?;
+        // Only made, never updated: that would end a pause.
+        match bus.js.create_consumer_strict_on_stream(config, stream).await {
+            Err(error) if !is_there(&error) => return Err(TopologyError::new(&what, &error)),
+            _ => {}
+        }
     }
     Ok(())
+}
+
+fn is_there(error: &stream::ConsumerCreateStrictError) -> bool {
+    use stream::ConsumerCreateStrictErrorKind::{AlreadyExists, JetStream};
+    match error.kind() {
+        AlreadyExists => true,
+        JetStream(reason) => reason.error_code().0 == CONSUMER_IS_THERE,
+        _ => false,
+    }
 }
 
 /// Name of the durable of a queue, the same on TASKS and DUE.

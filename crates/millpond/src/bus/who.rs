@@ -16,6 +16,9 @@ use super::{Bus, subject};
 use crate::limits::LEASE_WHO_WAIT;
 use crate::outcome::Items;
 
+/// Name of the worker that answers.
+const HEADER_WORKER: &str = "Millpond-Worker";
+
 /// Which message an asker was given.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Question {
@@ -97,7 +100,20 @@ async fn answer(shared: &Weak<Shared>, message: &async_nats::Message) {
     let Ok(question) = serde_json::from_slice::<Question>(&message.payload) else { return };
     let answer = shared.answer_for(&question, None);
     let text = serde_json::to_vec(&answer).unwrap_or_default();
-    let _ = shared.bus.client.publish(reply, Bytes::from(text)).await;
+    // Who it is, for a person who asks.
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert(HEADER_WORKER, shared.worker());
+    let _ = shared.bus.client.publish_with_headers(reply, headers, Bytes::from(text)).await;
+}
+
+/// Who holds it: the worker's name. Not how a worker asks: this one does not listen.
+pub(super) async fn holder(bus: &Bus, question: &Question) -> Option<String> {
+    let subject = subject::lease_who(&question.queue, &question.root);
+    let text = Bytes::from(serde_json::to_vec(question).unwrap_or_default());
+    let asked = tokio::time::timeout(LEASE_WHO_WAIT, bus.client.request(subject, text)).await;
+    let message = asked.ok()?.ok()?;
+    let held = matches!(serde_json::from_slice(&message.payload), Ok(Answer::Held));
+    message.headers.as_ref()?.get(HEADER_WORKER).map(ToString::to_string).filter(|_| held)
 }
 
 /// Asks everybody else. The caller listens already.

@@ -18,6 +18,7 @@ pub use sizer::Batch;
 pub use submit::{NewTask, Submitted};
 
 use crate::bus::publish::{PublishError, Room};
+use crate::bus::shared::{Shared, SharedError};
 use crate::bus::subject::SubjectError;
 use crate::bus::topology::TopologyError;
 use crate::bus::{Bus, ConnectError, Role};
@@ -98,6 +99,14 @@ impl Client {
     fn learn(&self, queue: &str, kind: &str, pace: Pace) {
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         paces.put((queue.to_owned(), kind.to_owned()), pace);
+    }
+
+    /// The keys that programs share.
+    ///
+    /// # Errors
+    /// [`SharedError`]; most likely setup has not run yet.
+    pub async fn shared(&self) -> Result<Shared, SharedError> {
+        Shared::open(&self.bus).await
     }
 
     /// Sends what is buffered and closes the connection.

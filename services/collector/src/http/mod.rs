@@ -1,6 +1,8 @@
 //! The HTTP API: what the console and the CLI read. All under /api/v1 needs the token; health and metrics do not.
 
 mod api;
+mod operate;
+mod why;
 
 use std::sync::{Arc, OnceLock};
 
@@ -8,7 +10,7 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use millpond::bus::Bus;
@@ -40,6 +42,13 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/workers", get(api::workers))
         .route("/dead", get(api::dead))
         .route("/dead_letter", get(api::dead_letter))
+        .route("/dead/retry", post(operate::retry))
+        .route("/dead/purge", post(operate::purge_letters))
+        .route("/queues", get(operate::queues))
+        .route("/queues/{queue}/pause", post(operate::pause))
+        .route("/queues/{queue}/resume", post(operate::resume))
+        .route("/queues/{queue}/purge", post(operate::purge))
+        .route("/why", get(why::why))
         .layer(from_fn_with_state(app.clone(), with_token));
     Router::new()
         .route("/healthz", get(async || "ok\n"))

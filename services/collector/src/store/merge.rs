@@ -261,15 +261,16 @@ async fn upsert_tasks(connection: &mut SqliteConnection, rows: &[TaskRow<'_>]) -
             .push_bind(task.stored_ms)
             .push_bind(task.trace);
     });
-    // The order of the statuses is the rule: retrying < dead < {done, cancelled}, and those two never change.
+    // Done and cancelled never change. Of the others the later attempt counts (a replay is one), and of one attempt the
+    // dead letter.
     query.push(
         " ON CONFLICT (queue, id) DO UPDATE SET
             kind = excluded.kind, job = coalesce(tasks.job, excluded.job), idx = coalesce(tasks.idx, excluded.idx),
             done = excluded.done, status = excluded.status, attempt = excluded.attempt, result = excluded.result,
             worker = excluded.worker, started_ms = excluded.started_ms, ended_ms = excluded.ended_ms,
             stored_ms = excluded.stored_ms, trace = coalesce(excluded.trace, tasks.trace)
-          WHERE tasks.status < 3 AND tasks.items IS NULL AND (excluded.status > tasks.status
-            OR (excluded.status = tasks.status AND excluded.attempt > tasks.attempt))",
+          WHERE tasks.status < 3 AND tasks.items IS NULL AND (excluded.status >= 3 OR excluded.attempt > tasks.attempt
+            OR (excluded.attempt = tasks.attempt AND excluded.status > tasks.status))",
     );
     query.build().execute(connection).await?;
     Ok(())
@@ -311,7 +312,7 @@ async fn merge_dead<'a>(
         "INSERT INTO dead (queue, id, attempt, reason, evidence, headers, payload, buried_ms) VALUES (?,?,?,?,?,?,?,?)
          ON CONFLICT (queue, id) DO UPDATE SET attempt = excluded.attempt, reason = excluded.reason,
             evidence = excluded.evidence, headers = excluded.headers, payload = excluded.payload,
-            buried_ms = excluded.buried_ms
+            buried_ms = excluded.buried_ms, purged_ms = NULL
          WHERE excluded.attempt > dead.attempt",
     )
     .bind(&subject.queue)

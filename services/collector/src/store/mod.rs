@@ -4,6 +4,7 @@
 mod batch;
 mod jobs;
 mod merge;
+mod operate;
 mod read;
 mod shown;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tokio::sync::Mutex;
 
 pub(crate) use jobs::{Ends, Place};
+pub(crate) use operate::Letter;
 pub(crate) use read::{Page, Rows, TaskFilter};
 pub(crate) use shown::Shown;
 

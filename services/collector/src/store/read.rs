@@ -36,7 +36,8 @@ const TASK_COLUMNS: &str =
 
 const DEAD_COLUMNS: &str = "SELECT tasks.n, dead.queue, dead.id, tasks.kind, tasks.job, tasks.idx, dead.attempt,
     dead.reason, dead.evidence, dead.headers, dead.payload, dead.buried_ms
-    FROM dead JOIN tasks ON tasks.queue = dead.queue AND tasks.id = dead.id WHERE tasks.status = 2";
+    FROM dead JOIN tasks ON tasks.queue = dead.queue AND tasks.id = dead.id WHERE tasks.status = 2
+    AND dead.purged_ms IS NULL";
 
 /// The page's rows, and the number after which the next one starts when there is more.
 pub(super) fn paged(rows: &[SqliteRow], limit: u32, shown: impl Fn(&SqliteRow) -> Shown) -> Rows {
@@ -164,6 +165,7 @@ impl Store {
             (" AND dead.queue = ", filter.queue.as_deref()),
             (" AND tasks.kind = ", filter.kind.as_deref()),
             (" AND dead.reason = ", reason),
+            (" AND json_extract(dead.evidence, '$.worker') = ", filter.worker.as_deref()),
         ] {
             if let Some(value) = value {
                 query.push(condition).push_bind(value.to_owned());

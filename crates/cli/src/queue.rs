@@ -1,0 +1,132 @@
+//! `queue ls|pause|resume|purge`, over the collector's API.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Subcommand;
+use millpond::config::duration;
+use serde_json::{Value, json};
+
+use crate::api::{Api, text};
+use crate::output::{Table, json_line, milliseconds};
+use crate::state::Env;
+
+/// What to do with queues.
+#[derive(Subcommand, Debug)]
+pub enum QueueCommand {
+    /// List queues: what waits, what workers hold, what waits for its time.
+    Ls {
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hand out nothing of a queue; what runs goes on.
+    Pause {
+        /// Its name.
+        queue: String,
+        /// Resume by itself after this long, such as 10m; else when told to.
+        #[arg(long = "for", value_parser = duration)]
+        how_long: Option<Duration>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a pause.
+    Resume {
+        /// Its name.
+        queue: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what waits in a queue, for good; what runs goes on. A purge record covers what is removed.
+    Purge {
+        /// Its name.
+        queue: String,
+        /// Of this kind only.
+        #[arg(long)]
+        kind: Option<String>,
+        /// Do it without asking.
+        #[arg(long)]
+        yes: bool,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When the collector does not answer, or there is no such queue.
+pub async fn run(command: QueueCommand, env: &Env) -> anyhow::Result<ExitCode> {
+    let api = Api::new(env)?;
+    match command {
+        QueueCommand::Ls { json } => ls(&api, json).await?,
+        QueueCommand::Pause { queue, how_long, json } => {
+            let body = json!({ "for_ms": how_long.map(|d| d.as_millis()) });
+            let answer = api.post(&format!("/api/v1/queues/{queue}/pause"), &body).await?;
+            say(&answer, json, &format!("queue {queue} is paused"))?;
+        }
+        QueueCommand::Resume { queue, json } => {
+            let answer = api.post(&format!("/api/v1/queues/{queue}/resume"), &json!({})).await?;
+            say(&answer, json, &format!("queue {queue} goes on"))?;
+        }
+        QueueCommand::Purge { queue, kind, yes, json } => {
+            if !yes && !confirmed(&queue, kind.as_deref())? {
+                bail!("nothing was removed; add --yes to remove without being asked");
+            }
+            let answer = api.post(&format!("/api/v1/queues/{queue}/purge"), &json!({ "kind": kind })).await?;
+            say(&answer, json, &format!("{} messages removed", text(&answer, "count")))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say(answer: &Value, json: bool, sentence: &str) -> std::io::Result<()> {
+    if json {
+        return json_line(answer);
+    }
+    eprintln!("{sentence}");
+    Ok(())
+}
+
+fn confirmed(queue: &str, kind: Option<&str>) -> std::io::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    let what = kind.map_or_else(String::new, |kind| format!(" of kind {kind}"));
+    eprint!("Remove all tasks{what} that wait in queue {queue}, for good? Type the queue's name: ");
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    Ok(line.trim() == queue)
+}
+
+async fn ls(api: &Api, json: bool) -> anyhow::Result<()> {
+    let mut table = Table::new(&["QUEUE", "WAITING", "HELD", "SCHEDULED", "STATE"]);
+    api.each("/api/v1/queues", &[], |queue| {
+        if json {
+            json_line(queue)?;
+            return Ok(true);
+        }
+        let mut cells: Vec<String> = ["queue", "waiting", "held", "scheduled"].iter().map(|f| text(queue, f)).collect();
+        let left = queue.get("paused_for_ms").and_then(Value::as_i64);
+        cells.push(match left {
+            Some(ms) if ms < FOR_EVER_MS => format!("paused for {}", milliseconds(ms)),
+            Some(_) => "paused".to_owned(),
+            None => "open".to_owned(),
+        });
+        table.row(cells);
+        Ok(true)
+    })
+    .await?;
+    if !json {
+        table.print("no queues yet; a worker makes those that it serves")?;
+    }
+    Ok(())
+}
+
+/// A pause that lasts longer has no end that anybody chose, in milliseconds: ten years.
+const FOR_EVER_MS: i64 = 10 * 365 * 24 * 3600 * 1000;

@@ -1,0 +1,192 @@
+//! Where is this task now? For a person who asks: nothing of the flow of tasks depends on it. In the collector's role.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::topology::{STREAM_DUE, STREAM_TASKS, TopologyError, stream_state};
+use super::who::{self, Question};
+use super::{Bus, from_nats, subject};
+use crate::bus::subject::TaskSubject;
+use crate::task::{Arrival, HEADER_ATTEMPT, Origin, Task};
+
+/// Messages of TASKS that are looked at, at the most.
+const LOOKED_AT_MAX: u64 = 200_000;
+/// Messages in one answer of the server.
+const PAGE: u64 = 2000;
+/// How long one answer may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// When the server delivers a scheduled message.
+const HEADER_SCHEDULE: &str = "Nats-Schedule";
+
+/// Where a task is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "place")]
+pub enum Whereabouts {
+    /// A worker holds it for longer than a second.
+    Held {
+        /// Its name.
+        worker: String,
+    },
+    /// It waits for its time.
+    Scheduled {
+        /// Its queue.
+        queue: String,
+        /// Its kind.
+        kind: String,
+        /// The attempt that it waits for.
+        attempt: u32,
+        /// When: RFC 3339, or another schedule as it was given.
+        at: String,
+    },
+    /// It lies in TASKS.
+    Stored {
+        /// Its queue.
+        queue: String,
+        /// Its kind.
+        kind: String,
+        /// Messages of its queue before it that are not taken yet; none when it was handed out already.
+        ahead: Option<u64>,
+    },
+    /// Neither held nor waiting, as far as was looked.
+    Nowhere {
+        /// Not all that waits was looked at.
+        looked_at_all: bool,
+    },
+}
+
+impl Bus {
+    /// Looks for a task by its id: `queue` where it is known, and of which root it is a part.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn find(&self, id: &str, queue: Option<&str>) -> Result<Whereabouts, TopologyError> {
+        let root = id.split_once('/').filter(|(_, item)| item.parse::<u32>().is_ok()).map_or(id, |(root, _)| root);
+        let any = queue.unwrap_or("*");
+        for key in [id, root] {
+            if let Some(found) = self.scheduled(&format!("sched.{any}.*.*.{}", subject::key(key))).await? {
+                return Ok(found);
+            }
+        }
+        let mut queues: Vec<String> = self.queues().await?.into_iter().map(|q| q.queue).collect();
+        queues.retain(|q| queue.is_none_or(|asked| asked == q));
+        for queue in &queues {
+            for root in [id, root] {
+                let question = Question {
+                    queue: queue.clone(),
+                    root: root.to_owned(),
+                    id: id.to_owned(),
+                    items: None,
+                    attempt: 1,
+                };
+                if let Some(worker) = who::holder(self, &question).await {
+                    return Ok(Whereabouts::Held { worker });
+                }
+            }
+        }
+        self.stored(id, root, queue).await
+    }
+
+    async fn scheduled(&self, filter: &str) -> Result<Option<Whereabouts>, TopologyError> {
+        let asked = json!({ "last_by_subj": filter }).to_string();
+        let answer = self.client.request(format!("$JS.API.DIRECT.GET.{STREAM_DUE}"), Bytes::from(asked)).await;
+        let message = answer.map_err(|e| TopologyError::new("a look at what waits for its time", &e))?;
+        let headers: HashMap<String, String> = from_nats(message.headers.as_ref()).into_iter().collect();
+        let (Some(at), Some(subject)) = (headers.get(HEADER_SCHEDULE), headers.get("Nats-Subject")) else {
+            return Ok(None);
+        };
+        let mut tokens = subject.split('.').skip(1).map(str::to_owned);
+        Ok(Some(Whereabouts::Scheduled {
+            queue: tokens.next().unwrap_or_default(),
+            kind: tokens.next().unwrap_or_default(),
+            attempt: headers.get(HEADER_ATTEMPT).and_then(|a| a.parse().ok()).unwrap_or(1),
+            at: at.trim_start_matches("@at ").to_owned(),
+        }))
+    }
+
+    /// Looks through TASKS; from the id's own place where it names it, and only at its job where it has one.
+    async fn stored(&self, id: &str, root: &str, queue: Option<&str>) -> Result<Whereabouts, TopologyError> {
+        let state = stream_state(self, STREAM_TASKS).await?;
+        let own = root.strip_prefix(&format!("{}-", state.epoch)).and_then(|seq| seq.parse::<u64>().ok());
+        let job =
+            id.rsplit_once('/').and_then(|(root, _)| root.split('/').next()?.rsplit_once('.')).map(|(job, _)| job);
+        let any = queue.unwrap_or("*");
+        let filters = match job.filter(|_| own.is_none()) {
+            Some(job) => vec![format!("tasks.{any}.*.j-{job}"), format!("tasks.{any}.>")],
+            None => vec![format!("tasks.{any}.>")],
+        };
+        for filter in filters {
+            let (mut from, mut looked_at) = (own.unwrap_or(state.first_seq), 0);
+            while from <= state.last_seq && looked_at < LOOKED_AT_MAX {
+                let page = self.page(&filter, from).await?;
+                let Some((last, _, _)) = page.last() else { break };
+                (from, looked_at) = (last + 1, looked_at + page.len() as u64);
+                for (seq, subject, headers) in page {
+                    let arrival = Arrival { origin: Origin::Tasks, epoch: &state.epoch, seq, stored_ms: 0 };
+                    let task = Task::read(&subject, &headers, Bytes::new(), arrival);
+                    if task.root == id || task.root == root || covers(&task, id) {
+                        return self.placed(task.subject, seq).await;
+                    }
+                }
+                if own.is_some() {
+                    break;
+                }
+            }
+            if looked_at >= LOOKED_AT_MAX {
+                return Ok(Whereabouts::Nowhere { looked_at_all: false });
+            }
+        }
+        Ok(Whereabouts::Nowhere { looked_at_all: true })
+    }
+
+    async fn placed(&self, subject: TaskSubject, seq: u64) -> Result<Whereabouts, TopologyError> {
+        let name = super::topology::durable(&subject.queue);
+        let consumer = self
+            .js
+            .get_consumer_from_stream::<async_nats::jetstream::consumer::pull::Config, _, _>(name, STREAM_TASKS)
+            .await;
+        // Without a consumer no worker has ever served the queue: all of it waits.
+        let ahead = match consumer {
+            Err(_) => Some(0),
+            Ok(consumer) => {
+                let info = consumer.cached_info();
+                let delivered = info.delivered.stream_sequence;
+                (seq > delivered).then(|| (seq - delivered - 1).min(info.num_pending.saturating_sub(1)))
+            }
+        };
+        Ok(Whereabouts::Stored { queue: subject.queue, kind: subject.kind, ahead })
+    }
+
+    /// Messages of TASKS from a sequence on: their sequence, subject and headers.
+    async fn page(&self, filter: &str, from: u64) -> Result<Vec<(u64, String, crate::task::Headers)>, TopologyError> {
+        let failed = |e: &dyn std::error::Error| TopologyError::new("a look at TASKS", e);
+        let inbox = self.client.new_inbox();
+        let mut answers = self.client.subscribe(inbox.clone()).await.map_err(|e| failed(&e))?;
+        let asked = json!({ "seq": from, "next_by_subj": filter, "batch": PAGE, "max_bytes": 8 * 1024 * 1024 });
+        let asked = Bytes::from(Value::to_string(&asked));
+        let subject = format!("$JS.API.DIRECT.GET.{STREAM_TASKS}");
+        self.client.publish_with_reply(subject, inbox, asked).await.map_err(|e| failed(&e))?;
+        let mut page = Vec::new();
+        while let Ok(Some(message)) = tokio::time::timeout(ANSWER_WITHIN, answers.next()).await {
+            let headers = from_nats(message.headers.as_ref());
+            let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+            let (Some(seq), Some(subject)) = (get("Nats-Sequence").and_then(|s| s.parse().ok()), get("Nats-Subject"))
+            else {
+                break;
+            };
+            page.push((seq, subject, headers));
+        }
+        Ok(page)
+    }
+}
+
+/// Whether a batch of a job has the item that is addressed as `<job>.<epoch>/<index>`.
+fn covers(task: &Task, id: &str) -> bool {
+    let Some((root, index)) = id.rsplit_once('/') else { return false };
+    let (Ok(index), Some(first)) = (index.parse::<u64>(), task.index) else { return false };
+    task.root.starts_with(&format!("{root}/")) && (first..first + u64::from(task.items_len())).contains(&index)
+}

@@ -1,0 +1,156 @@
+//! Queues as an operator sees them: how much waits, pause and resume, purge. In the collector's role.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+
+use super::topology::{BUCKET_PURGES, STREAM_DUE, STREAM_TASKS, TopologyError, durable, stream_state};
+use super::{Bus, records};
+
+/// How long a pause without an end lasts: the server wants a time.
+const PAUSE_FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Subjects of waiting retries that are counted at the most.
+const SCHEDULED_COUNTED_MAX: usize = 100_000;
+
+/// How a queue stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct QueueState {
+    /// Its name.
+    pub queue: String,
+    /// Messages that no worker has taken yet.
+    pub waiting: u64,
+    /// Messages that workers hold.
+    pub held: u64,
+    /// Messages that wait for their time: retries and delayed tasks; counted up to 100 000 in all queues together.
+    pub scheduled: u64,
+    /// Nothing is handed out.
+    pub paused: bool,
+    /// The server hands out again by itself after this long, in milliseconds; none when it is not paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_for_ms: Option<u64>,
+}
+
+/// What a purge removed, for good: those tasks have no end in the store, they are covered by this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PurgeRecord {
+    /// Subjects without their first token: `<queue>.>` or `<queue>.<kind>[.>]`.
+    pub filter: String,
+    /// All of TASKS up to this sequence.
+    pub tasks_up_to: u64,
+    /// All of DUE up to this sequence.
+    pub due_up_to: u64,
+    /// Messages that were removed; none while it is under way.
+    pub count: Option<u64>,
+    /// Who asked for it.
+    pub by: String,
+    /// When, Unix time in milliseconds.
+    pub at_ms: i64,
+}
+
+impl Bus {
+    /// All queues that have a consumer, by name.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn queues(&self) -> Result<Vec<QueueState>, TopologyError> {
+        let mut queues: BTreeMap<String, QueueState> = BTreeMap::new();
+        for name in [STREAM_TASKS, STREAM_DUE] {
+            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+            let mut consumers = stream.consumers();
+            while let Some(info) = consumers.next().await {
+                let info = info.map_err(|e| TopologyError::new(name, &e))?;
+                let Some(queue) = info.name.strip_prefix("q-") else { continue };
+                let state = queues.entry(queue.to_owned()).or_default();
+                queue.clone_into(&mut state.queue);
+                state.waiting += info.num_pending;
+                state.held += info.num_ack_pending as u64;
+                state.paused |= info.paused;
+                let left = info.pause_remaining.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+                state.paused_for_ms = state.paused_for_ms.max(left.filter(|_| info.paused));
+            }
+        }
+        let due = self.js.get_stream(STREAM_DUE).await.map_err(|e| TopologyError::new(STREAM_DUE, &e))?;
+        let subjects = due.info_with_subjects("sched.>").await.map_err(|e| TopologyError::new(STREAM_DUE, &e))?;
+        let mut subjects = subjects.take(SCHEDULED_COUNTED_MAX);
+        while let Some(Ok((subject, count))) = subjects.next().await {
+            if let Some(state) = subject.split('.').nth(1).and_then(|queue| queues.get_mut(queue)) {
+                state.scheduled += count as u64;
+            }
+        }
+        Ok(queues.into_values().collect())
+    }
+
+    /// Hands out nothing of a queue until `resume`, or for this long. What workers hold goes on.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when there is no such queue, or the server does not answer.
+    pub async fn pause_queue(&self, queue: &str, how_long: Option<Duration>) -> Result<(), TopologyError> {
+        let what = format!("the pause of queue {queue} (do its workers run? they make it)");
+        let until = std::time::SystemTime::now() + how_long.unwrap_or(PAUSE_FOR_EVER);
+        for name in [STREAM_TASKS, STREAM_DUE] {
+            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+            let paused = stream.pause_consumer(&durable(queue), until.into()).await;
+            paused.map_err(|e| TopologyError::new(&what, &e))?;
+        }
+        Ok(())
+    }
+
+    /// Ends a pause.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when there is no such queue, or the server does not answer.
+    pub async fn resume_queue(&self, queue: &str) -> Result<(), TopologyError> {
+        let what = format!("the end of the pause of queue {queue} (do its workers run? they make it)");
+        for name in [STREAM_TASKS, STREAM_DUE] {
+            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+            stream.resume_consumer(&durable(queue)).await.map_err(|e| TopologyError::new(&what, &e))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what waits in a queue, of one kind or of all; what is running goes on to its end. First the record is
+    /// written that covers it, then the streams are purged up to where they were then.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the record cannot be written or the server does not answer.
+    pub async fn purge_queue(&self, queue: &str, kind: Option<&str>, by: &str) -> Result<PurgeRecord, TopologyError> {
+        let mut record = PurgeRecord {
+            filter: kind.map_or_else(|| format!("{queue}.>"), |kind| format!("{queue}.{kind}[.>]")),
+            tasks_up_to: stream_state(self, STREAM_TASKS).await?.last_seq,
+            due_up_to: stream_state(self, STREAM_DUE).await?.last_seq,
+            count: None,
+            by: by.to_owned(),
+            at_ms: crate::now_ms(),
+        };
+        let key = format!("{queue}.{}-{}", record.at_ms, crate::random_token());
+        let store = records::open(self, BUCKET_PURGES).await?;
+        let put = async |record: &PurgeRecord| {
+            let text = Bytes::from(serde_json::to_vec(record).unwrap_or_default());
+            store.put(&key, text).await.map_err(|e| TopologyError::new(BUCKET_PURGES, &e))
+        };
+        put(&record).await?;
+        let tails: &[&str] = if kind.is_some() { &["", ".>"] } else { &[".>"] };
+        let mut count = 0;
+        for (name, prefix, up_to) in [
+            (STREAM_TASKS, "tasks", record.tasks_up_to),
+            (STREAM_DUE, "sched", record.due_up_to),
+            (STREAM_DUE, "due", record.due_up_to),
+        ] {
+            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+            for tail in tails {
+                let subject = match kind {
+                    Some(kind) => format!("{prefix}.{queue}.{kind}{tail}"),
+                    None => format!("{prefix}.{queue}{tail}"),
+                };
+                let purged = stream.purge().filter(subject).sequence(up_to + 1).await;
+                count += purged.map_err(|e| TopologyError::new(name, &e))?.purged;
+            }
+        }
+        record.count = Some(count);
+        put(&record).await?;
+        Ok(record)
+    }
+}
