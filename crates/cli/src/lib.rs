@@ -2,6 +2,7 @@
 //! is for the integration tests. `up` is the only verb that starts other processes.
 
 pub mod api;
+mod bench;
 mod dead;
 mod guard;
 mod job;
@@ -71,6 +72,8 @@ enum Command {
     Why(why::WhyArgs),
     /// State that programs share: keys with compare-and-set.
     Shared(shared::SharedArgs),
+    /// Measure the distance to what the server can do at all, on a cluster of its own.
+    Bench(bench::BenchArgs),
     /// Print a completion script for a shell.
     Completions {
         /// bash, zsh, fish, elvish or powershell.
@@ -130,6 +133,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Queue(command) => queue::run(command, &env).await,
         Command::Why(args) => why::run(args, &env).await,
         Command::Shared(args) => shared::run(args, &env).await,
+        Command::Bench(args) => bench::run(args, &env).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "millpond", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -20,6 +20,7 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, text};
+use crate::bench::BENCH_NATS_URL;
 use crate::nats_server;
 use crate::state::{self, Lock, Secrets};
 use child::{Child, Spec};
@@ -39,6 +40,10 @@ const CONFIG_FILES: [(&str, &str); 2] = [
     ("millpond.conf", include_str!("../../../../deploy/nats/millpond.conf")),
     ("roles.conf", include_str!("../../../../deploy/nats/roles.conf")),
 ];
+
+/// An account of its own, next to that of millpond.
+const BENCH_ACCOUNT: &str =
+    "  BENCH { jetstream: enabled, users: [ { user: bench, password: $MILLPOND_SETUP_PASSWORD } ] }\n";
 
 /// What to start.
 #[derive(Args, Debug)]
@@ -61,6 +66,9 @@ pub struct UpArgs {
     /// The nats-server program to start. Default: the one on PATH, else one that is fetched once.
     #[arg(long, env = "MILLPOND_NATS_SERVER")]
     nats_server: Option<PathBuf>,
+    /// Give the server an account for the raw rounds of `bench` too.
+    #[arg(long, hide = true)]
+    bench_account: bool,
     /// At the end: how long running tasks may take before they are handed back.
     #[arg(long, default_value = "25s", value_parser = duration)]
     drain_time: Duration,
@@ -154,7 +162,7 @@ impl Cluster {
 
     fn env(&self, args: &UpArgs) -> Vec<(&'static str, String)> {
         let url = |role: &str| args.nats_url.clone().unwrap_or_else(|| self.secrets.nats_url(role, self.ports.nats));
-        vec![
+        let mut env = vec![
             (state::CLIENT_NATS_URL, url("client")),
             (state::WORKER_NATS_URL, url("worker")),
             (state::PRODUCER_NATS_URL, url("producer")),
@@ -163,7 +171,11 @@ impl Cluster {
             (state::PRODUCER_URL, format!("http://127.0.0.1:{}", self.ports.producer)),
             (state::COLLECTOR_URL, format!("http://127.0.0.1:{}", self.ports.collector)),
             (state::TOKEN, self.secrets.token.clone()),
-        ]
+        ];
+        if args.bench_account {
+            env.push((BENCH_NATS_URL, url("setup").replacen("setup:", "bench:", 1)));
+        }
+        env
     }
 
     /// From the first child to the last moment before the drain.
@@ -317,6 +329,12 @@ async fn start_server(args: &UpArgs, dir: &Path, secrets: &Secrets, ports: &Port
     std::fs::create_dir_all(&folder)?;
     for (name, text) in CONFIG_FILES {
         std::fs::write(folder.join(name), text)?;
+    }
+    if args.bench_account {
+        let roles = folder.join("roles.conf");
+        let text = std::fs::read_to_string(&roles)?;
+        let text = text.trim_end().strip_suffix('}').unwrap_or_default();
+        std::fs::write(&roles, format!("{text}{BENCH_ACCOUNT}}}\n"))?;
     }
     let mut guard: Vec<OsString> = vec!["guard".into(), "--".into(), program.into()];
     guard.extend(["-c".into(), folder.join("millpond.conf").into(), "-sd".into(), folder.join("data").into()]);

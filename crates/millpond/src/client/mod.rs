@@ -3,6 +3,7 @@
 
 mod map;
 mod publish_all;
+mod session;
 mod sizer;
 mod submit;
 
@@ -14,6 +15,7 @@ use lru::LruCache;
 
 pub use map::{MapItem, MapRun, MapSpec};
 pub use publish_all::{PublishAllError, PublishedAll};
+pub use session::Session;
 pub use sizer::Batch;
 pub use submit::{NewTask, Submitted};
 

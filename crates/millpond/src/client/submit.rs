@@ -6,7 +6,6 @@ use bytes::Bytes;
 
 use super::{Client, ClientError, NoResult, TaskEnd};
 use crate::bus::publish::Patience;
-use crate::bus::results::JobReader;
 use crate::bus::subject::TaskSubject;
 use crate::failpoint;
 use crate::outcome::{End, Failure, Outcome};
@@ -110,22 +109,7 @@ impl Client {
         patience: Patience,
         stored: impl FnOnce(&Submitted),
     ) -> Result<(Submitted, TaskEnd), ClientError> {
-        let job = task.job.clone().unwrap_or_else(|| format!("s-{}", crate::random_token()));
-        // First the reader: what ends before we listen would not be heard.
-        let mut reader = JobReader::start(&self.bus, &job).await?;
-        let task = NewTask { job: Some(job), ..task };
-        let submitted = self.submit(&task, patience).await?;
-        stored(&submitted);
-        loop {
-            let (subject, pack) = reader.next().await;
-            if subject.queue != task.queue {
-                continue;
-            }
-            let ours = pack.outcomes.iter().find(|o| o.id == submitted.id);
-            if let Some(end) = ours.and_then(|o| o.ends().find_map(|(_, end)| final_end(end))) {
-                return Ok((submitted, end));
-            }
-        }
+        self.session(task.job.clone()).await?.run(task, patience, stored).await
     }
 }
 

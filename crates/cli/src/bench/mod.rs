@@ -1,0 +1,188 @@
+//! `bench`: how far millpond is from what the server and its client can do at all. One run, one server, rounds of each
+//! kind in turn, every result checked. It starts a cluster of its own in a temporary folder (`up -- bench`).
+
+mod process;
+mod raw;
+mod report;
+
+use std::process::{ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use millpond::bus::publish::Patience;
+use millpond::client::{Batch, Client, MapSpec, NewTask};
+
+use crate::state::{CLIENT_NATS_URL, Env};
+use process::snapshot;
+use raw::Raw;
+use report::{Report, Round};
+
+/// Where the inner process finds the account of the raw rounds.
+pub const BENCH_NATS_URL: &str = "MILLPOND_BENCH_NATS_URL";
+/// How long the idle cluster is watched.
+const IDLE_FOR: Duration = Duration::from_secs(10);
+/// What the cluster is left alone for before that.
+const SETTLE_FOR: Duration = Duration::from_secs(3);
+/// Tasks of a round with batches, for each task of one without: so that it lasts.
+const BATCHED_FACTOR: u64 = 20;
+
+/// How much to measure.
+#[derive(clap::Args, Debug, Clone)]
+pub struct BenchArgs {
+    /// Rounds of each kind; their order is reversed each time.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Tasks of a round with one task per message; a round with batches has twenty times as many.
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
+    tasks: u64,
+    /// Lone round trips of a round.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=1_000_000))]
+    lone: u64,
+    /// Slots of the worker. Default: the number of cores.
+    #[arg(long)]
+    slots: Option<usize>,
+    /// All figures as one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// On the cluster of `up --bench-account`, which this process is the command of.
+    #[arg(long, hide = true)]
+    inside: bool,
+}
+
+/// Measures.
+///
+/// # Errors
+/// When a result is wrong, or the cluster cannot be started.
+pub async fn run(args: BenchArgs, env: &Env) -> anyhow::Result<ExitCode> {
+    if args.inside { inside(&args, env).await } else { outside(&args).await }
+}
+
+/// Starts a cluster and runs this command in it.
+async fn outside(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    let dir = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let program = std::env::current_exe().context("this program cannot be found again")?;
+    let mut command = tokio::process::Command::new(program);
+    command.arg("--state").arg(dir.path()).args(["up", "--ports", "auto", "--bench-account"]);
+    command.args(args.slots.map(|slots| format!("--slots={slots}"))).env_remove("NATS_URL");
+    command.args(["--", "bench", "--inside", "--rounds", &args.rounds.to_string()]);
+    command.args(["--tasks", &args.tasks.to_string(), "--lone", &args.lone.to_string()]);
+    if args.json {
+        command.arg("--json");
+    }
+    let status = command.stdin(Stdio::null()).status().await.context("cannot start the cluster")?;
+    Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(crate::EXIT_ERROR)))
+}
+
+/// The kinds of rounds, in their first order.
+const KINDS: [&str; 5] = ["raw", "single", "auto", "raw_lone", "lone"];
+
+async fn inside(args: &BenchArgs, env: &Env) -> anyhow::Result<ExitCode> {
+    eprintln!("idle for {} s …", (SETTLE_FOR + IDLE_FOR).as_secs());
+    tokio::time::sleep(SETTLE_FOR).await;
+    let before = snapshot();
+    tokio::time::sleep(IDLE_FOR).await;
+    let mut report = Report::new(&before, &snapshot(), IDLE_FOR);
+    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "bench", Duration::from_secs(10)).await?;
+    let slots = args.slots.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let mut raw = Raw::start(&env.need(BENCH_NATS_URL)?, slots).await?;
+    // Outside the clock: connections, caches, and what is learnt of durations.
+    raw.round(1000).await?;
+    map(&client, Batch::Auto, 20_000).await?;
+    lone(&client, 20).await?;
+    for round in 0..args.rounds {
+        let mut kinds = KINDS;
+        if round % 2 == 1 {
+            kinds.reverse();
+        }
+        for kind in kinds {
+            eprintln!("round {} of {}: {kind} …", round + 1, args.rounds);
+            let before = snapshot();
+            let (tasks, took, trips) = match kind {
+                "raw" => (args.tasks, raw.round(args.tasks).await?, Vec::new()),
+                "single" => (args.tasks, map(&client, Batch::Fixed(1), args.tasks).await?, Vec::new()),
+                "auto" => {
+                    let tasks = args.tasks * BATCHED_FACTOR;
+                    (tasks, map(&client, Batch::Auto, tasks).await?, Vec::new())
+                }
+                "raw_lone" => lone_round(raw.lone(args.lone).await?),
+                _ => lone_round(lone(&client, args.lone).await?),
+            };
+            let all_stored = settled(env).await;
+            report.add(Round { kind, tasks, took, trips, all_stored }, &before, &snapshot());
+        }
+    }
+    client.close().await;
+    report.print(args.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn lone_round(trips: Vec<Duration>) -> (u64, Duration, Vec<Duration>) {
+    (trips.len() as u64, trips.iter().sum(), trips)
+}
+
+/// How long the collector needed to store the rest: its CPU time belongs to the round, and it must not burden the next.
+async fn settled(env: &Env) -> Duration {
+    let started = Instant::now();
+    let Ok(api) = crate::api::Api::new(env) else { return Duration::ZERO };
+    let mut last = None;
+    loop {
+        let jobs = api.get("/api/v1/jobs", &[("limit", "1".to_owned())]).await.ok().flatten();
+        let done = jobs.as_ref().and_then(|jobs| jobs.pointer("/rows/0")).cloned();
+        let finished = done.as_ref().is_some_and(|job| crate::api::text(job, "state") != "closed");
+        if finished && done == last || started.elapsed() > Duration::from_secs(60) {
+            return started.elapsed();
+        }
+        last = done;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Squares `count` numbers and checks them; how long it took from the first publish to the last result.
+async fn map(client: &Client, batch: Batch, count: u64) -> anyhow::Result<Duration> {
+    let spec = MapSpec {
+        queue: "default".to_owned(),
+        kind: "square".to_owned(),
+        job: None,
+        batch,
+        ordered: true,
+        timeout: None,
+        attempts_max: None,
+    };
+    let numbers = futures_util::stream::iter((0..count).map(|n| Ok(Bytes::from(n.to_string()))));
+    let started = Instant::now();
+    let mut run = client.map(spec, numbers).await?;
+    for n in 0..count {
+        let item = run.next().await.context("a map ended early")??;
+        let right = item.end.as_ref().is_ok_and(|end| end.get().parse() == Ok(n * n));
+        if item.index != n || !right {
+            bail!("item {n} of a map ended as {item:?}");
+        }
+    }
+    let took = started.elapsed();
+    if run.next().await.is_some() {
+        bail!("a map gave more than was asked");
+    }
+    Ok(took)
+}
+
+/// Lone tasks, one after the other, each checked.
+async fn lone(client: &Client, count: u64) -> anyhow::Result<Vec<Duration>> {
+    let mut session = client.session(None).await?;
+    let mut took = Vec::new();
+    for n in 0..count {
+        let task = NewTask {
+            queue: "default".to_owned(),
+            kind: "square".to_owned(),
+            payload: Bytes::from(n.to_string()),
+            ..Default::default()
+        };
+        let started = Instant::now();
+        let (_, end) = session.run(task, Patience::Endless, |_| {}).await?;
+        took.push(started.elapsed());
+        if !end.as_ref().is_ok_and(|end| end.get().parse() == Ok(n * n)) {
+            bail!("lone task {n} ended as {end:?}");
+        }
+    }
+    Ok(took)
+}

@@ -1,0 +1,65 @@
+//! A session: lone tasks whose ends are awaited, under one job of its own, so that waiting costs nothing to set up.
+
+use std::collections::HashMap;
+
+use super::submit::final_end;
+use super::{Client, ClientError, NewTask, Submitted, TaskEnd};
+use crate::bus::publish::Patience;
+use crate::bus::results::JobReader;
+
+/// Submits tasks one at a time and waits for each. Make it once, use it often.
+pub struct Session {
+    client: Client,
+    job: String,
+    reader: JobReader,
+    /// Ends that came before anybody asked for them: of tasks whose wait was dropped.
+    early: HashMap<(String, String), TaskEnd>,
+}
+
+/// Ends of abandoned waits that a session keeps.
+const EARLY_MAX: usize = 1000;
+
+impl Client {
+    /// Starts a session; what it submits belongs to the job `s-<random>`, or to `job`.
+    ///
+    /// # Errors
+    /// [`ClientError`] when results cannot be read.
+    pub async fn session(&self, job: Option<String>) -> Result<Session, ClientError> {
+        let job = job.unwrap_or_else(|| format!("s-{}", crate::random_token()));
+        // First the reader: what ends before we listen would not be heard.
+        let reader = JobReader::start(&self.bus, &job).await?;
+        Ok(Session { client: self.clone(), job, reader, early: HashMap::new() })
+    }
+}
+
+impl Session {
+    /// Publishes a task and waits for its end, however long that takes. `stored` is called once the server has it.
+    ///
+    /// # Errors
+    /// [`ClientError`] when it cannot be published.
+    pub async fn run(
+        &mut self,
+        task: NewTask,
+        patience: Patience,
+        stored: impl FnOnce(&Submitted),
+    ) -> Result<(Submitted, TaskEnd), ClientError> {
+        let task = NewTask { job: Some(self.job.clone()), ..task };
+        let submitted = self.client.submit(&task, patience).await?;
+        stored(&submitted);
+        let ours = (task.queue, submitted.id.clone());
+        loop {
+            if let Some(end) = self.early.remove(&ours) {
+                return Ok((submitted, end));
+            }
+            let (subject, pack) = self.reader.next().await;
+            if self.early.len() > EARLY_MAX {
+                self.early.clear();
+            }
+            for outcome in &pack.outcomes {
+                if let Some(end) = outcome.ends().find_map(|(_, end)| final_end(end)) {
+                    self.early.insert((subject.queue.clone(), outcome.id.clone()), end);
+                }
+            }
+        }
+    }
+}
