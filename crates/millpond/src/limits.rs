@@ -126,6 +126,8 @@ pub const COLLECT_ACK_WAIT: Duration = Duration::from_secs(10);
 pub const COLLECT_BATCH_MAX: usize = 500;
 /// Bytes that one pull of the collector, or of a waiting client, asks for; and that one transaction takes before it ends.
 pub const COLLECT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long the collector waits for more before it commits.
+pub const COLLECT_GATHER: Duration = Duration::from_millis(50);
 /// Rows of one page of the collector's API, at the most and when nothing is asked.
 pub const PAGE_ROWS_MAX: u32 = 1000;
 /// Rows of one page when the caller does not say.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use millpond::bus::Bus;
 use millpond::bus::results::{Ended, EndedMessage, EndedReader};
 use millpond::failpoint;
+use millpond::limits::{COLLECT_BATCH_MAX, COLLECT_BYTES_MAX, COLLECT_GATHER};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -52,6 +53,10 @@ impl Health {
     }
 }
 
+fn bytes(messages: &[EndedMessage]) -> usize {
+    messages.iter().map(|message| message.payload.len()).sum()
+}
+
 impl Collect {
     pub(crate) fn new(bus: &Bus, store: &Store, from: Ended, keep: Duration) -> Self {
         Self { bus: bus.clone(), store: store.clone(), from, keep, health: Arc::default() }
@@ -69,7 +74,7 @@ impl Collect {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut idle = false;
         loop {
-            let (messages, receipts) = tokio::select! {
+            let (mut messages, mut receipts) = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 messages = reader.next() => messages,
@@ -78,6 +83,20 @@ impl Collect {
                     continue;
                 }
             };
+            // A commit is synced to disk: what comes in the next moment shares it.
+            let gathering = tokio::time::sleep(COLLECT_GATHER);
+            let mut gathering = std::pin::pin!(gathering);
+            while messages.len() < COLLECT_BATCH_MAX && bytes(&messages) < COLLECT_BYTES_MAX {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => break,
+                    () = &mut gathering => break,
+                    (more, theirs) = reader.next() => {
+                        messages.extend(more);
+                        receipts.extend(theirs);
+                    }
+                }
+            }
             idle = false;
             self.health.pulling.store(true, Ordering::Relaxed);
             let span = tracing::info_span!(

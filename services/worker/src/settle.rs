@@ -216,7 +216,9 @@ impl Settler {
     }
 
     async fn publish(&self, lease: &Lease, plan: Plan) -> Result<(), PublishError> {
-        self.store(&plan.effects).await?;
+        if !plan.effects.is_empty() {
+            Box::pin(self.store(&plan.effects)).await?;
+        }
         failpoint::hit("settle.effects_stored");
         let subject = lease.task.subject.results();
         for outcome in plan.into_outcomes() {

@@ -76,13 +76,14 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: OwnedSemaphore
     let verdict = door(&shop, &mut lease).await;
     let Verdict::Run(handler) = verdict else {
         drop(slot);
-        return turn_away(&shop, lease, verdict).await;
+        return Box::pin(turn_away(&shop, lease, verdict)).await;
     };
     let calls = match calls(&lease.task, &shop.stop) {
         Ok(calls) => calls,
         Err(error) => {
             drop(slot);
-            return shop.stats.count(shop.settler.bury(lease, "bad_batch", error.to_string()).await);
+            let buried = Box::pin(shop.settler.bury(lease, "bad_batch", error.to_string())).await;
+            return shop.stats.count(buried);
         }
     };
     if !lease.start() {
@@ -113,7 +114,11 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: OwnedSemaphore
         over.cancel();
         (ends, started.elapsed())
     };
-    let ((ends, busy), handed_on) = tokio::join!(running, hand_on(&shop, &lease, &share, &over, started_ms));
+    // Rare things are boxed here and above: each task moves its whole future, and most need none of them.
+    let ((ends, busy), handed_on) = match lease.task.items.filter(|items| items.len > 1) {
+        Some(items) => tokio::join!(running, Box::pin(hand_on(&shop, &lease, items, &share, &over, started_ms))),
+        None => (running.await, None),
+    };
     shop.stats.note(busy);
     let attempt = Attempt { started_ms, ended_ms: millpond::now_ms(), busy, trace, ends, handed_on };
     drop(slot);
@@ -125,11 +130,11 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: OwnedSemaphore
 async fn hand_on(
     shop: &Shop,
     lease: &Lease,
+    items: Items,
     share: &Share,
     over: &CancellationToken,
     started_ms: i64,
 ) -> Option<Items> {
-    let items = lease.task.items.filter(|items| items.len > 1)?;
     tokio::select! {
         biased;
         () = over.cancelled() => return None,
@@ -166,7 +171,7 @@ async fn door(shop: &Shop, lease: &mut Lease) -> Verdict {
         return Verdict::Cancel;
     }
     let Some(handler) = shop.handlers.get(&task.subject.kind).cloned() else { return Verdict::UnknownKind };
-    match lease.admit().await {
+    match Box::pin(lease.admit()).await {
         Ok(Admission::Start) => Verdict::Run(handler),
         Ok(Admission::Stop) => Verdict::Stop,
         Ok(Admission::LeaveAlone) => Verdict::LeaveAlone,

@@ -9,8 +9,9 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::{self, stream};
 use futures_util::StreamExt;
-use futures_util::stream::{self as streams, FuturesUnordered};
+use futures_util::stream as streams;
 use millpond::limits::{DUPLICATE_WINDOW, PUBLISH_WINDOW};
+use tokio::task::JoinSet;
 
 const TASKS: &str = "RAW_TASKS";
 const RESULTS: &str = "RAW_RESULTS";
@@ -21,7 +22,8 @@ const MSG_ID: &str = "Nats-Msg-Id";
 pub(super) struct Raw {
     publisher: jetstream::Context,
     results: PullConsumer,
-    worker: tokio::task::JoinHandle<()>,
+    /// Ends when this is dropped.
+    _worker: JoinSet<()>,
     rounds: u64,
 }
 
@@ -69,12 +71,13 @@ impl Raw {
         let working = context(connect(url).await?);
         let tasks: PullConsumer =
             working.create_consumer_on_stream(consumer("worker", AckPolicy::Explicit), TASKS).await?;
-        let worker = tokio::spawn(async move {
+        let mut worker = JoinSet::new();
+        worker.spawn(async move {
             if let Err(error) = work(working, tasks, slots).await {
                 eprintln!("millpond: the raw worker ended: {error:#}");
             }
         });
-        Ok(Self { publisher, results, worker, rounds: 0 })
+        Ok(Self { publisher, results, _worker: worker, rounds: 0 })
     }
 
     /// Publishes `count` numbers, reads their squares back, checks them; how long it took.
@@ -83,7 +86,8 @@ impl Raw {
         let (round, publisher) = (self.rounds, self.publisher.clone());
         let mut results = self.results.stream().max_messages_per_batch(500).messages().await?;
         let started = Instant::now();
-        let publishing = tokio::spawn(async move {
+        let mut publishing = JoinSet::new();
+        publishing.spawn(async move {
             let sent = streams::iter(0..count).map(|n| {
                 let publisher = publisher.clone();
                 async move {
@@ -112,7 +116,9 @@ impl Raw {
             left -= 1;
         }
         let took = started.elapsed();
-        publishing.await??;
+        while let Some(published) = publishing.join_next().await {
+            published??;
+        }
         Ok(took)
     }
 
@@ -142,12 +148,6 @@ impl Raw {
     }
 }
 
-impl Drop for Raw {
-    fn drop(&mut self) {
-        self.worker.abort();
-    }
-}
-
 fn read(payload: &[u8]) -> anyhow::Result<(u64, u64)> {
     let (n, square) = std::str::from_utf8(payload)?.split_once(' ').context("a raw result of another form")?;
     Ok((n.parse()?, square.parse()?))
@@ -156,15 +156,15 @@ fn read(payload: &[u8]) -> anyhow::Result<(u64, u64)> {
 /// Takes a task, stores its result, then acknowledges the task and waits for the answer, many at once.
 async fn work(context: jetstream::Context, tasks: PullConsumer, slots: usize) -> anyhow::Result<()> {
     let mut tasks = tasks.stream().max_messages_per_batch(512 + slots).messages().await?;
-    let mut working = FuturesUnordered::new();
+    let mut working = JoinSet::new();
     loop {
         tokio::select! {
             task = tasks.next(), if working.len() < 2048 => {
                 let task = task.context("the raw tasks ended")??;
                 let context = context.clone();
-                working.push(tokio::spawn(async move { one(&context, task).await }));
+                working.spawn(async move { one(&context, task).await });
             }
-            Some(done) = working.next(), if !working.is_empty() => done??,
+            Some(done) = working.join_next() => done??,
         }
     }
 }

@@ -39,7 +39,8 @@ fn spread(values: impl IntoIterator<Item = f64>) -> Spread {
     values.sort_by(f64::total_cmp);
     let at = |n: usize| values.get(n).copied().unwrap_or(f64::NAN);
     let half = values.len() / 2;
-    let median = if values.len() % 2 == 0 && half > 0 { f64::midpoint(at(half - 1), at(half)) } else { at(half) };
+    let median =
+        if values.len().is_multiple_of(2) && half > 0 { f64::midpoint(at(half - 1), at(half)) } else { at(half) };
     Spread { median, min: at(0), max: at(values.len().saturating_sub(1)) }
 }
 

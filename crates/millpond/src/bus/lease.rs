@@ -375,26 +375,31 @@ impl Lease {
     pub async fn complete(self) {
         let answered = self.ack().await;
         failpoint::hit("settle.acked");
+        // Boxed, because most leases need neither.
         if self.wrote_start || self.deliveries > 1 {
-            let key = self.start_key();
-            let removed = if self.was_cut_off() {
-                self.shared.starts.take_back(&key, &self.started_by()).await
-            } else {
-                self.shared.starts.remove(&key).await
-            };
-            if let Err(error) = removed {
-                tracing::debug!(%error, "start record stays until it is swept");
-            }
+            Box::pin(self.remove_start()).await;
         }
         if !answered {
-            self.keep_unanswered().await;
+            Box::pin(self.keep_unanswered()).await;
+        }
+    }
+
+    async fn remove_start(&self) {
+        let key = self.start_key();
+        let removed = if self.was_cut_off() {
+            self.shared.starts.take_back(&key, &self.started_by()).await
+        } else {
+            self.shared.starts.remove(&key).await
+        };
+        if let Err(error) = removed {
+            tracing::debug!(%error, "start record stays until it is swept");
         }
     }
 
     async fn ack(&self) -> bool {
         let Some(reply) = self.shared.state().held.get(&self.number).map(|h| h.reply.clone()) else { return true };
-        let answer = self.shared.bus.client.request(reply, Bytes::new());
-        matches!(tokio::time::timeout(ACK_ANSWER_WAIT, answer).await, Ok(Ok(_)))
+        let request = async_nats::Request::new().timeout(Some(ACK_ANSWER_WAIT));
+        self.shared.bus.client.send_request(reply, request).await.is_ok()
     }
 
     async fn keep_unanswered(&self) {

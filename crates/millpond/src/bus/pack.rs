@@ -1,6 +1,7 @@
 //! Result packs: outcomes of one subject share a message. One pack per subject is under way at a time; what ends
 //! meanwhile goes into the next one. So a lone outcome leaves at once, and packs grow by themselves under load.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,27 +62,61 @@ impl Packer {
     /// [`PublishError`] when the server refuses it for good.
     pub async fn store(&self, subject: String, outcome: &Outcome) -> Result<(), PublishError> {
         let refused = |reason: String| PublishError::Refused { subject: subject.clone(), reason };
-        let json = serde_json::to_vec(outcome).map_err(|e| refused(e.to_string()))?;
-        let (sender, receiver) = oneshot::channel();
-        {
-            let mut state = self.inner.state();
-            let waiting = Waiting { json, stored: sender };
-            match state.waiting.get_mut(&subject) {
-                Some(queue) => queue.push_back(waiting),
-                None => {
-                    state.waiting.insert(subject.clone(), VecDeque::from([waiting]));
-                    while state.drivers.try_join_next().is_some() {}
-                    state.drivers.spawn(drive(self.inner.clone(), subject.clone()));
-                }
+        let mut json = serde_json::to_vec(outcome).map_err(|e| refused(e.to_string()))?;
+        let waits = match self.inner.state().waiting.entry(subject.clone()) {
+            Entry::Occupied(mut queue) => {
+                let (sender, receiver) = oneshot::channel();
+                queue.get_mut().push_back(Waiting { json: std::mem::take(&mut json), stored: sender });
+                Some(receiver)
             }
+            Entry::Vacant(place) => {
+                place.insert(VecDeque::new());
+                None
+            }
+        };
+        if let Some(receiver) = waits {
+            return receiver.await.unwrap_or_else(|_| Err(refused("the packer was stopped".to_owned())));
         }
-        receiver.await.unwrap_or_else(|_| Err(refused("the packer was stopped".to_owned())))
+        // Nothing is under way: it leaves from here, without a detour over another thread.
+        let under_way = UnderWay { inner: &self.inner, subject: &subject };
+        let stored = self.inner.send(&subject, &[json]).await;
+        drop(under_way);
+        stored
+    }
+}
+
+/// A pack that a caller sends itself. When that is over, or given up, what came meanwhile goes on its way.
+struct UnderWay<'a> {
+    inner: &'a Arc<Inner>,
+    subject: &'a str,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut state = self.inner.state();
+        while state.drivers.try_join_next().is_some() {}
+        if state.waiting.get(self.subject).is_some_and(|queue| !queue.is_empty()) {
+            state.drivers.spawn(drive(self.inner.clone(), self.subject.to_owned()));
+        } else {
+            state.waiting.remove(self.subject);
+        }
     }
 }
 
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores one pack.
+    async fn send(&self, subject: &str, outcomes: &[Vec<u8>]) -> Result<(), PublishError> {
+        let number = self.packs.fetch_add(1, Ordering::Relaxed);
+        let headers = vec![(HEADER_MSG_ID.to_owned(), format!("{}-{number}", self.nonce))];
+        let worker = serde_json::to_string(&self.worker).unwrap_or_default();
+        let mut payload = format!("{{\"v\":1,\"worker\":{worker},\"outcomes\":").into_bytes();
+        payload.extend(crate::batch::join(outcomes.iter().map(Vec::as_slice)));
+        payload.push(b'}');
+        self.bus.store(subject, &headers, Bytes::from(payload), Patience::Endless).await.map(drop)
     }
 
     /// Takes the next pack of a subject; none (and no driver any more) when nothing waits.
@@ -106,15 +141,10 @@ impl Inner {
 
 async fn drive(inner: Arc<Inner>, subject: String) {
     while let Some(pack) = inner.take(&subject) {
-        let number = inner.packs.fetch_add(1, Ordering::Relaxed);
-        let headers = vec![(HEADER_MSG_ID.to_owned(), format!("{}-{number}", inner.nonce))];
-        let worker = serde_json::to_string(&inner.worker).unwrap_or_default();
-        let mut payload = format!("{{\"v\":1,\"worker\":{worker},\"outcomes\":").into_bytes();
-        payload.extend(crate::batch::join(pack.iter().map(|w| w.json.as_slice())));
-        payload.push(b'}');
-        let stored = inner.bus.store(&subject, &headers, Bytes::from(payload), Patience::Endless).await;
-        for waiting in pack {
-            let _ = waiting.stored.send(stored.clone().map(|_| ()));
+        let (outcomes, waiting): (Vec<Vec<u8>>, Vec<_>) = pack.into_iter().map(|w| (w.json, w.stored)).unzip();
+        let stored = inner.send(&subject, &outcomes).await;
+        for one in waiting {
+            let _ = one.send(stored.clone());
         }
     }
 }

@@ -334,3 +334,73 @@ impl JobReader {
         }
     }
 }
+
+/// The outcomes of one job as they are published, by a plain subscription: the fastest way to hear of them. After a
+/// reconnect, or when this client was too slow, it reads the stream as well, from where it began: nothing is missed,
+/// some come twice.
+pub struct LiveReader {
+    bus: Bus,
+    job: String,
+    /// RESULTS had this much when it began.
+    from_seq: u64,
+    messages: async_nats::Subscriber,
+    connection: tokio::sync::watch::Receiver<super::Connection>,
+    dropped: u64,
+    catch_up: Option<JobReader>,
+}
+
+impl LiveReader {
+    /// Starts to listen; what is published after this returns is heard.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn start(bus: &Bus, job: &str) -> Result<Self, TopologyError> {
+        let mut connection = bus.connection();
+        connection.mark_unchanged();
+        let dropped = bus.dropped_messages();
+        let subscribed = bus.client.subscribe(results_of_job(job)).await;
+        let messages = subscribed.map_err(|e| TopologyError::new("the results of a job", &e))?;
+        // Its answer comes after the subscription is in place.
+        let from_seq = super::topology::stream_state(bus, STREAM_RESULTS).await?.last_seq + 1;
+        Ok(Self { bus: bus.clone(), job: job.to_owned(), from_seq, messages, connection, dropped, catch_up: None })
+    }
+
+    /// The next pack, with its subject.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is lost when it is dropped.
+    pub async fn next(&mut self) -> (TaskSubject, Pack) {
+        loop {
+            let dropped = self.bus.dropped_messages();
+            if dropped != self.dropped {
+                self.dropped = dropped;
+                self.read_again();
+            }
+            tokio::select! {
+                Some(message) = self.messages.next() => match read_pack(&message.subject, &message.payload) {
+                    Ok(EndedBody::Pack(subject, pack)) => return (subject, pack),
+                    Ok(EndedBody::Dead(..)) => {}
+                    Err(error) => tracing::warn!(%error, subject = %message.subject, "a result pack cannot be read"),
+                },
+                changed = self.connection.changed() => {
+                    if changed.is_ok() && self.connection.borrow_and_update().up {
+                        self.read_again();
+                    }
+                }
+                pack = caught_up(&mut self.catch_up) => return pack,
+            }
+        }
+    }
+
+    fn read_again(&mut self) {
+        let (bus, job) = (self.bus.clone(), self.job.clone());
+        self.catch_up = Some(JobReader { bus, job, next_seq: Some(self.from_seq), pull: None });
+    }
+}
+
+async fn caught_up(reader: &mut Option<JobReader>) -> (TaskSubject, Pack) {
+    match reader {
+        Some(reader) => reader.next().await,
+        None => std::future::pending().await,
+    }
+}

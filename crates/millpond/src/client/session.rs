@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use super::submit::final_end;
 use super::{Client, ClientError, NewTask, Submitted, TaskEnd};
 use crate::bus::publish::Patience;
-use crate::bus::results::JobReader;
+use crate::bus::results::LiveReader;
 
 /// Submits tasks one at a time and waits for each. Make it once, use it often.
 pub struct Session {
     client: Client,
     job: String,
-    reader: JobReader,
+    reader: LiveReader,
     /// Ends that came before anybody asked for them: of tasks whose wait was dropped.
     early: HashMap<(String, String), TaskEnd>,
 }
@@ -27,7 +27,7 @@ impl Client {
     pub async fn session(&self, job: Option<String>) -> Result<Session, ClientError> {
         let job = job.unwrap_or_else(|| format!("s-{}", crate::random_token()));
         // First the reader: what ends before we listen would not be heard.
-        let reader = JobReader::start(&self.bus, &job).await?;
+        let reader = LiveReader::start(&self.bus, &job).await?;
         Ok(Session { client: self.clone(), job, reader, early: HashMap::new() })
     }
 }
