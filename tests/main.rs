@@ -9,6 +9,7 @@ mod failpoints;
 mod faults;
 mod harness;
 mod main_job;
+mod operate;
 mod roles;
 mod tidy;
 mod up;

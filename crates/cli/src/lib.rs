@@ -4,6 +4,7 @@
 pub mod api;
 mod bench;
 mod dead;
+mod doctor;
 mod guard;
 mod job;
 mod map;
@@ -72,6 +73,8 @@ enum Command {
     Why(why::WhyArgs),
     /// State that programs share: keys with compare-and-set.
     Shared(shared::SharedArgs),
+    /// Look whether everything is well, and say what to do where it is not.
+    Doctor(doctor::DoctorArgs),
     /// Measure the distance to what the server can do at all, on a cluster of its own.
     Bench(bench::BenchArgs),
     /// Print a completion script for a shell.
@@ -133,6 +136,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Queue(command) => queue::run(command, &env).await,
         Command::Why(args) => why::run(args, &env).await,
         Command::Shared(args) => shared::run(args, &env).await,
+        Command::Doctor(args) => doctor::run(args, &env).await,
         Command::Bench(args) => bench::run(args, &env).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "millpond", &mut std::io::stdout());

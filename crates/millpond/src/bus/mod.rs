@@ -4,6 +4,7 @@
 
 pub mod ctl;
 pub mod find;
+pub mod inspect;
 mod keep;
 pub mod lease;
 pub mod pack;
