@@ -136,7 +136,8 @@ async fn a_retry_that_waits_says_until_when() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &[], None);
     // The delays double: soon one is long enough to be asked about.
-    let failing = NewTask { id: Some("later".into()), attempts_max: Some(20), ..task("fail", r#"{"message": "not today"}"#) };
+    let failing =
+        NewTask { id: Some("later".into()), attempts_max: Some(20), ..task("fail", r#"{"message": "not today"}"#) };
     cluster.client.submit(&failing, Patience::Endless).await.unwrap();
     why_is(&cluster, "later", 11, "not today").await;
 }

@@ -114,8 +114,10 @@ impl Worker {
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             stats: Stats::default(),
+            slots: Arc::new(Semaphore::new(settings.slots)),
+            asking: Arc::new(Semaphore::new(settings.slots)),
         });
-        let slots = Arc::new(Semaphore::new(settings.slots));
+        let slots = shop.slots.clone();
         let draining = shop.draining.clone();
         let heartbeat = Heartbeat::new(&bus, &settings, &nonce, &shop, &leases, &slots, &draining);
         heartbeat.beat().await?;

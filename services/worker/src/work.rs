@@ -8,10 +8,10 @@ use millpond::batch;
 use millpond::bus::lease::{Admission, Lease};
 use millpond::bus::records::StartEntry;
 use millpond::failpoint;
-use millpond::limits::{BATCH_HAND_ON_AFTER, UNKNOWN_KIND_DELAY};
+use millpond::limits::{BATCH_HAND_ON_AFTER, HAND_BACK_AFTER, UNKNOWN_KIND_DELAY};
 use millpond::outcome::{Items, id_of};
 use millpond::task::Task;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -32,6 +32,10 @@ pub(crate) struct Shop {
     /// Cancelled when the drain's time is over.
     pub(crate) stop: CancellationToken,
     pub(crate) stats: Stats,
+    /// Room for running tasks.
+    pub(crate) slots: Arc<Semaphore>,
+    /// Leases whose door may take its time without a slot.
+    pub(crate) asking: Arc<Semaphore>,
 }
 
 /// What this worker has done since it started.
@@ -73,11 +77,22 @@ enum Verdict {
 /// Works on one lease; the slot is free again when its handler is done, before the settlement.
 pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: OwnedSemaphorePermit) {
     failpoint::hit("door.delivered");
+    // To ask the others takes time in which another task can have the slot; not so often that leases are hoarded.
+    let asking = if lease.must_ask() { shop.asking.clone().try_acquire_owned().ok() } else { None };
+    let mut slot = Some(slot);
+    if asking.is_some() {
+        slot = None;
+    }
     let verdict = door(&shop, &mut lease).await;
     let Verdict::Run(handler) = verdict else {
         drop(slot);
         return Box::pin(turn_away(&shop, lease, verdict)).await;
     };
+    if slot.is_none() {
+        slot = Box::pin(slot_again(&shop)).await;
+    }
+    drop(asking);
+    let Some(slot) = slot else { return Box::pin(lease.hand_back(Duration::ZERO)).await };
     let calls = match calls(&lease.task, &shop.stop) {
         Ok(calls) => calls,
         Err(error) => {
@@ -151,6 +166,15 @@ async fn hand_on(
     lease.shrink(Items { len: from, ..items });
     let rest = Items { of: items.of, from: items.from + from, len };
     shop.settler.hand_on(&lease.task, rest, started_ms).await.then_some(rest)
+}
+
+/// A slot for what was admitted without one; none when there is none for long, or the worker drains.
+async fn slot_again(shop: &Shop) -> Option<OwnedSemaphorePermit> {
+    tokio::select! {
+        biased;
+        () = shop.draining.cancelled() => None,
+        slot = tokio::time::timeout(HAND_BACK_AFTER, shop.slots.clone().acquire_owned()) => slot.ok()?.ok(),
+    }
 }
 
 async fn door(shop: &Shop, lease: &mut Lease) -> Verdict {

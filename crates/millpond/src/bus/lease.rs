@@ -288,7 +288,9 @@ impl Lease {
         (self.task.subject.queue.clone(), self.task.id(), self.task.attempt)
     }
 
-    fn must_ask(&self) -> bool {
+    /// Whether others must be asked before it may start: it may be a copy of what somebody holds.
+    #[must_use]
+    pub fn must_ask(&self) -> bool {
         let old = match self.origin {
             Origin::Tasks => &self.shared.old_tasks,
             Origin::Due => &self.shared.old_due,

@@ -113,7 +113,11 @@ async fn waits(app: &App, queue: &str, kind: &str, ahead: Option<u64>) -> Result
             format!("none of the {} live workers of queue {queue} knows kind {kind}", serving.len()),
         ));
     }
+    let free = serving.iter().any(|w| w["running"].as_u64() < w["slots"].as_u64());
     Ok(match ahead {
+        None if !free => {
+            ("waiting", format!("it waits in queue {queue} for a slot; all of {} live workers are busy", serving.len()))
+        }
         None => ("running", "it was given to a worker a moment ago".to_owned()),
         Some(ahead) => {
             let text =
