@@ -215,25 +215,25 @@ async fn a_task_that_kills_workers_is_buried_and_its_neighbours_are_not() {
     let batch = millpond::client::NewTask {
         job: Some("poison".into()),
         index: Some(0),
-        batch: Some(4),
-        payload: r#"[{"how":"never"},{"how":"exit"},{"how":"never"},{"how":"never"}]"#.into(),
+        batch: Some(3),
+        payload: r#"[{"how":"never"},{"how":"never"},{"how":"exit"}]"#.into(),
         ..task("fail", "")
     };
     cluster.client.submit(&batch, Patience::Endless).await.unwrap();
     let mut started = 0;
-    let ends = until("end of the poisoned job", PATIENCE * 3, async || {
+    let ends = until("end of the poisoned job", PATIENCE * 6, async || {
         workers.retain_mut(|w| w.ended().is_none());
         if workers.is_empty() {
             started += 1;
             workers.push(cluster.worker(&format!("w{started}"), &[], None));
         }
         let job = cluster.get("/api/v1/jobs/poison", &[]).await?;
-        (job["done"] == 3 && job["dead"] == 1).then_some(())
+        (job["done"] == 2 && job["dead"] == 1).then_some(())
     });
     ends.await;
-    let ends = cluster.job_ends("poison", 4, PATIENCE).await;
-    assert_eq!(statuses(&ends), ["done", "dead", "done", "done"]);
-    assert_eq!(cluster.ended(&text(&ends[1], "id")).await["dead"]["reason"], "kills_workers");
+    let ends = cluster.job_ends("poison", 3, PATIENCE).await;
+    assert_eq!(statuses(&ends), ["done", "done", "dead"]);
+    assert_eq!(cluster.ended(&text(&ends[2], "id")).await["dead"]["reason"], "kills_workers");
     let bus = cluster.nats.bus(Role::Setup).await;
     assert!(stream_state(&bus, STREAM_RESULTS).await.unwrap().last_seq > 0);
 }
