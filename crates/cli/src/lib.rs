@@ -101,6 +101,7 @@ enum Command {
 /// Runs the command line.
 #[must_use]
 pub fn main() -> ExitCode {
+    millpond_worker::child_main();
     let cli = Cli::parse();
     // The process's choice of cryptography for HTTPS.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -163,7 +164,11 @@ impl Command {
 }
 
 fn quiet() -> LogArgs {
-    LogArgs { log: std::env::var("MILLPOND_LOG").unwrap_or_else(|_| "error".to_owned()), log_json: false }
+    LogArgs {
+        log: std::env::var("MILLPOND_LOG").unwrap_or_else(|_| "error".to_owned()),
+        log_json: false,
+        log_file: None,
+    }
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

@@ -1,5 +1,6 @@
 //! Command-line groups shared by the services and the CLI. What is typed here is checked once, at the start.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -47,6 +48,9 @@ pub struct LogArgs {
     /// Log lines as JSON (one object a line) instead of text, always on standard error.
     #[arg(long, env = "MILLPOND_LOG_JSON", default_value_t = false, global = true)]
     pub log_json: bool,
+    /// Also write the log lines to this file; at 64 MiB it is put aside as FILE.1, and five such are kept.
+    #[arg(long, env = "MILLPOND_LOG_FILE", global = true)]
+    pub log_file: Option<PathBuf>,
 }
 
 #[cfg(test)]

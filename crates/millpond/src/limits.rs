@@ -89,6 +89,37 @@ pub const UNKNOWN_KIND_DELAY: Duration = Duration::from_secs(1);
 /// A task is buried when no live worker has announced its kind for this long.
 pub const UNKNOWN_KIND_BURY_AFTER: Duration = Duration::from_secs(60);
 
+/// Tasks that wait on the I/O slots of a worker at once, when it is not told otherwise.
+pub const IO_SLOTS_DEFAULT: usize = 64;
+/// Longest line that a child may write to standard output, in bytes: a result and its frame.
+pub const CHILD_LINE_BYTES_MAX: usize = RESULT_BYTES_MAX + 64 * 1024;
+/// Longest log line of a child, in bytes; what is longer comes as several.
+pub const CHILD_LOG_LINE_BYTES_MAX: usize = 16 * 1024;
+/// Log lines of a child that are kept for the evidence of a failure.
+pub const EVIDENCE_LINES_MAX: usize = 50;
+/// Bytes of such lines in one evidence; the oldest go first.
+pub const EVIDENCE_LOG_BYTES_MAX: usize = 8 * 1024;
+/// Work that is written to a warm child ahead of its answers, as time: it hides the hop, and little waits behind a slow task.
+pub const CHILD_AHEAD: Duration = Duration::from_millis(2);
+/// Tasks that are written ahead at the most.
+pub const CHILD_AHEAD_TASKS_MAX: u32 = 256;
+/// How long a child may take after it was told to shut down before it gets SIGTERM, and after that before it is killed.
+pub const CHILD_GRACE: Duration = Duration::from_secs(2);
+/// How long a child that has closed its output may take to end before it is killed.
+pub const CHILD_END_WITHIN: Duration = Duration::from_secs(1);
+/// First delay before a child that failed at its start is started again; it doubles.
+pub const CHILD_BACKOFF_BASE: Duration = Duration::from_millis(500);
+/// Longest such delay.
+pub const CHILD_BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// How often the CPU time and memory of children are read.
+pub const CHILD_SAMPLE_EVERY: Duration = Duration::from_secs(2);
+/// How often the memory of a busy child with a limit is read.
+pub const CHILD_MEMORY_LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Children that a worker's record lists, at the most.
+pub const CHILDREN_LISTED_MAX: usize = 256;
+/// Longest note that a child may send with its progress, in bytes; what is longer is cut.
+pub const PROGRESS_NOTE_BYTES_MAX: usize = 200;
+
 /// How often a worker renews its record, and a producer program the record of its job.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// A worker whose record is older is gone.

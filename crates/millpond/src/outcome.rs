@@ -56,6 +56,44 @@ pub struct Failure {
     /// False when trying again cannot help: the task is buried at once.
     #[serde(default = "yes")]
     pub retry: bool,
+    /// What is known of the child process that ran it, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child: Option<Box<ChildEvidence>>,
+}
+
+/// What is known of a child process whose task failed.
+///
+/// ```
+/// let text = r#"{"name":"w1/resize-2","signal":9,"oom":true,"rss_bytes":536870912,"log":["loading"]}"#;
+/// let evidence: millpond::outcome::ChildEvidence = serde_json::from_str(text).unwrap();
+/// assert_eq!(serde_json::to_string(&evidence).unwrap(), text);
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChildEvidence {
+    /// `<worker>/<kind>-<n>`.
+    pub name: String,
+    /// Its exit code; none while it lives, or when a signal ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The signal that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// Whether it was killed for its memory, by its limit or by the kernel.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub oom: bool,
+    /// Resident memory of it and all below it when it was last looked at, in bytes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rss_bytes: u64,
+    /// The last lines that it wrote to standard error during this task, oldest first; bounded by
+    /// [`EVIDENCE_LINES_MAX`](crate::limits::EVIDENCE_LINES_MAX) and
+    /// [`EVIDENCE_LOG_BYTES_MAX`](crate::limits::EVIDENCE_LOG_BYTES_MAX).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
@@ -68,7 +106,8 @@ fn yes() -> bool {
 }
 
 /// The text up to a character that ends within the limit, with a mark where it was longer.
-fn cut(mut text: String, bytes_max: usize) -> String {
+#[must_use]
+pub fn cut(mut text: String, bytes_max: usize) -> String {
     if text.len() > bytes_max {
         text.truncate(text.floor_char_boundary(bytes_max));
         text.push('…');
@@ -81,7 +120,7 @@ impl Failure {
     #[must_use]
     pub fn new(kind: impl Into<String>, message: impl Into<String>) -> Self {
         let message = cut(message.into(), FAILURE_MESSAGE_BYTES_MAX);
-        Self { kind: kind.into(), message, traceback: None, retry: true }
+        Self { kind: kind.into(), message, traceback: None, retry: true, child: None }
     }
 
     /// The same within the bounds of what travels in a header.
@@ -91,6 +130,13 @@ impl Failure {
         let message = cut(self.message, FAILURE_MESSAGE_BYTES_MAX);
         let traceback = self.traceback.map(|t| cut(t, FAILURE_TRACEBACK_BYTES_MAX));
         Self { kind, message, traceback, ..self }
+    }
+
+    /// The same as later attempts carry it along: without the log lines, which stay with their own attempt.
+    #[must_use]
+    pub fn carried(&self) -> Self {
+        let child = self.child.as_ref().map(|child| Box::new(ChildEvidence { log: Vec::new(), ..(**child).clone() }));
+        Self { child, ..self.clone() }
     }
 
     /// A failure that trying again cannot mend.

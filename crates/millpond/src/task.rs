@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::bus::subject::{SubjectError, TaskSubject};
-use crate::limits::{ATTEMPTS_MAX_DEFAULT, ATTEMPTS_MAX_MAX, BATCH_ITEMS_MAX, FAILURES_BYTES_MAX, TASK_ID_BYTES_MAX};
+use crate::limits::{ATTEMPTS_MAX_MAX, BATCH_ITEMS_MAX, FAILURES_BYTES_MAX, TASK_ID_BYTES_MAX};
 use crate::outcome::{FailedAttempt, Items, id_of};
 
 /// The publisher's id of a message; the server dedupes by it for a while.
@@ -89,8 +89,8 @@ pub struct Task {
     pub items: Option<Items>,
     /// From 1.
     pub attempt: u32,
-    /// Attempts before the task is buried.
-    pub attempts_max: u32,
+    /// Attempts before the task is buried; none means the worker's default.
+    pub attempts_max: Option<u32>,
     /// Timeout of one attempt; none means the worker's default.
     pub timeout: Option<Duration>,
     /// Must not start after this, Unix time in milliseconds.
@@ -133,7 +133,7 @@ impl Task {
             root,
             items: None,
             attempt: 1,
-            attempts_max: ATTEMPTS_MAX_DEFAULT,
+            attempts_max: None,
             timeout: None,
             expires_ms: None,
             index: None,
@@ -158,7 +158,7 @@ impl Task {
     fn read_numbers<'h>(&mut self, get: &dyn Fn(&str) -> Option<&'h str>, own: &dyn Fn(&str) -> Option<&'h str>) {
         if let Some(text) = get(HEADER_ATTEMPTS_MAX) {
             match text.parse() {
-                Ok(n) if (1..=ATTEMPTS_MAX_MAX).contains(&n) => self.attempts_max = n,
+                Ok(n) if (1..=ATTEMPTS_MAX_MAX).contains(&n) => self.attempts_max = Some(n),
                 _ => self.bad_header(HEADER_ATTEMPTS_MAX, text, &format!("a number from 1 to {ATTEMPTS_MAX_MAX}")),
             }
         }

@@ -3,6 +3,15 @@
 //! message, whether or not anything is exported.
 
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use file_rotate::compression::Compression;
+use file_rotate::suffix::AppendCount;
+use file_rotate::{ContentLimit, FileRotate};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider};
 use opentelemetry_otlp::SpanExporter;
@@ -29,6 +38,13 @@ pub const FIELD_WORKER: &str = "worker";
 /// W3C trace id.
 pub const FIELD_TRACE_ID: &str = "trace_id";
 
+/// A log file that is larger is put aside as `<file>.1`, in bytes.
+const LOG_FILE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Log files that are kept beside the newest.
+const LOG_FILES_KEPT: usize = 5;
+/// A gauge that was not set for so long is not shown.
+const GAUGE_IDLE: Duration = Duration::from_secs(10);
+
 /// Keeps the exporter alive; flushes it when dropped.
 pub struct Telemetry {
     provider: Option<SdkTracerProvider>,
@@ -43,6 +59,14 @@ pub enum TelemetryError {
         /// As typed.
         filter: String,
         /// What the parser says.
+        reason: String,
+    },
+    /// The log file cannot be written.
+    #[error("cannot write the log file {path} (--log-file): {reason}", path = path.display())]
+    File {
+        /// As typed.
+        path: PathBuf,
+        /// What the system says.
         reason: String,
     },
     /// The endpoint is not one.
@@ -66,6 +90,10 @@ pub fn start(service: &'static str, args: &LogArgs) -> Result<Telemetry, Telemet
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     let lines = if args.log_json { lines.json().boxed() } else { lines.compact().boxed() };
+    let file = args.log_file.as_deref().map(open).transpose()?.map(|file| {
+        let lines = tracing_subscriber::fmt::layer().with_writer(file).with_ansi(false).with_target(false);
+        if args.log_json { lines.json().boxed() } else { lines.compact().boxed() }
+    });
     let provider = provider(service)?;
     // The exporter's own HTTP client must not trace itself.
     let spans = provider.as_ref().map(|p| {
@@ -78,8 +106,42 @@ pub fn start(service: &'static str, args: &LogArgs) -> Result<Telemetry, Telemet
             .with_target(false)
             .with_filter(quiet)
     });
+    let lines = lines.and_then(file);
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).try_init();
     Ok(Telemetry { provider })
+}
+
+/// A log file that is put aside when it is large; written line by line, so that none is lost.
+fn open(path: &Path) -> Result<Mutex<FileRotate<AppendCount>>, TelemetryError> {
+    // The file is opened for good below, and not told when that fails.
+    let tried = std::fs::File::options().create(true).append(true).open(path);
+    tried.map_err(|e| TelemetryError::File { path: path.to_owned(), reason: e.to_string() })?;
+    let limit = ContentLimit::BytesSurpassed(LOG_FILE_BYTES_MAX);
+    let old = AppendCount::new(LOG_FILES_KEPT);
+    Ok(Mutex::new(FileRotate::new(path, old, limit, Compression::None, None)))
+}
+
+/// Starts logs in a child process of a worker, as lines that the worker reads.
+pub fn start_in_child() {
+    let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_from_env("MILLPOND_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+}
+
+/// The metrics of this process as text for Prometheus; the first call starts them.
+#[must_use]
+pub fn metrics() -> PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    let handle = HANDLE.get_or_init(|| {
+        // A gauge of something that is gone (a child) is not shown for ever.
+        let builder = PrometheusBuilder::new().idle_timeout(MetricKindMask::GAUGE, Some(GAUGE_IDLE));
+        let recorder = builder.build_recorder();
+        let handle = recorder.handle();
+        // Another recorder of this process stays; then ours counts nothing.
+        let _ = metrics::set_global_recorder(recorder);
+        handle
+    });
+    handle.clone()
 }
 
 fn provider(service: &'static str) -> Result<Option<SdkTracerProvider>, TelemetryError> {
@@ -96,7 +158,7 @@ impl Telemetry {
     /// Sends what is still queued; waits for it, five seconds at the most. Call it before the process ends.
     pub fn flush(&self) {
         if let Some(provider) = &self.provider {
-            let _ = provider.shutdown_with_timeout(std::time::Duration::from_secs(5));
+            let _ = provider.shutdown_with_timeout(Duration::from_secs(5));
         }
     }
 }

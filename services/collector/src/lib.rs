@@ -33,7 +33,7 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// When NATS cannot be reached at the start, the store cannot be opened, the address is taken, or collecting or serving
 /// ends by itself: a collector that only answers must not look alive.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let metrics = http::metrics();
+    let metrics = millpond::telemetry::metrics();
     let store = Store::open(&settings.store).await?;
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;

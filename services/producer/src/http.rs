@@ -1,7 +1,7 @@
 //! `POST /v1/tasks/{queue}/{kind}`: one task, its arguments the body; or many, a line each (`ndjson`). Answered only
 //! after the server has stored them. Health and metrics need no token.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,7 +11,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use millpond::bus::Bus;
 use millpond::bus::publish::{Patience, PublishError};
 use millpond::client::{Batch, Client, ClientError, MapSpec, NewTask};
@@ -184,17 +184,4 @@ fn read(queue: String, kind: String, job: Option<String>, headers: &HeaderMap) -
         reply_to,
         ..Default::default()
     })
-}
-
-/// The process's metrics; the first call installs them.
-pub(crate) fn metrics() -> PrometheusHandle {
-    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
-    let handle = HANDLE.get_or_init(|| {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        // Another recorder of this process stays; then ours counts nothing.
-        let _ = metrics::set_global_recorder(recorder);
-        handle
-    });
-    handle.clone()
 }

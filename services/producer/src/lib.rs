@@ -23,7 +23,7 @@ pub use config::{Config, Settings};
 /// # Errors
 /// When NATS cannot be reached at the start, or the address is taken.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let metrics = http::metrics();
+    let metrics = millpond::telemetry::metrics();
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;
     let bus = Bus::connect(&settings.nats_url, Role::Producer, "producer", settings.connect_timeout).await?;

@@ -1,12 +1,16 @@
 //! What is typed ([`Config`]) becomes what the worker uses ([`Settings`]). Nothing else reads the environment.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use millpond::bus::subject::check_token;
 use millpond::config::{ConnectArgs, LogArgs, duration};
-use millpond::limits::{RETRY_DELAY_BASE, RETRY_DELAY_MAX, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER};
+use millpond::limits::{
+    IO_SLOTS_DEFAULT, RETRY_DELAY_BASE, RETRY_DELAY_MAX, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER,
+};
 use millpond::retry::Backoff;
 
 /// Most slots of one worker process.
@@ -24,9 +28,23 @@ pub struct Config {
     /// Queues to serve, separated by commas.
     #[arg(long, env = "MILLPOND_WORKER_QUEUES", default_value = "default", value_delimiter = ',')]
     pub queues: Vec<String>,
-    /// Tasks that run at once. Default: the number of cores. Raise it for work that waits more than it computes.
+    /// Tasks that compute and that run at once, on threads or in child processes. Default: the number of cores. Kinds of
+    /// --handlers with `slots` of their own come on top.
     #[arg(long, env = "MILLPOND_WORKER_SLOTS")]
     pub slots: Option<usize>,
+    /// Tasks that wait for something else (`fetch`, `sleep`, async handlers) and that run at once. Raise it for more waiting.
+    #[arg(long, env = "MILLPOND_WORKER_IO_SLOTS", default_value_t = IO_SLOTS_DEFAULT)]
+    pub io_slots: usize,
+    /// A file `handlers.toml`: kinds that run as commands in child processes (docs/handlers.md).
+    #[arg(long, env = "MILLPOND_WORKER_HANDLERS")]
+    pub handlers: Option<PathBuf>,
+    /// Commands that tasks of the kind `xargs` may run here, separated by commas; `*` allows every command. Whoever may
+    /// publish tasks can then run them on this machine.
+    #[arg(long, env = "MILLPOND_WORKER_ALLOW_XARGS", value_delimiter = ',')]
+    pub allow_xargs: Vec<String>,
+    /// Where health and metrics are served over HTTP, such as 127.0.0.1:7612; nowhere, when not set.
+    #[arg(long, env = "MILLPOND_WORKER_LISTEN")]
+    pub listen: Option<SocketAddr>,
     /// After SIGTERM or SIGINT: how long running tasks may take before the rest is handed back. Raise it for long
     /// tasks, together with the grace period of whatever stops the process.
     #[arg(long, env = "MILLPOND_WORKER_DRAIN_TIME", default_value = "25s", value_parser = duration)]
@@ -63,8 +81,16 @@ pub struct Settings {
     pub name: String,
     /// Queues, at least one, each a token.
     pub queues: Vec<String>,
-    /// Tasks that run at once, at least one.
+    /// Tasks that compute and run at once, at least one.
     pub slots: usize,
+    /// Tasks that wait and run at once, at least one.
+    pub io_slots: usize,
+    /// File of the kinds that run as commands.
+    pub handlers: Option<PathBuf>,
+    /// Commands that tasks of the kind `xargs` may run.
+    pub xargs: Vec<String>,
+    /// Where health and metrics are served.
+    pub listen: Option<SocketAddr>,
     /// How long running tasks may take after the stop signal.
     pub drain_time: Duration,
     /// Leave after this long without work.
@@ -98,8 +124,10 @@ impl Config {
         }
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let slots = self.slots.unwrap_or(cores);
-        if !(1..=SLOTS_MAX).contains(&slots) {
-            bail!("--slots {slots} must be a number from 1 to {SLOTS_MAX}");
+        for (flag, slots) in [("--slots", slots), ("--io-slots", self.io_slots)] {
+            if !(1..=SLOTS_MAX).contains(&slots) {
+                bail!("{flag} {slots} must be a number from 1 to {SLOTS_MAX}");
+            }
         }
         let backoff = Backoff { base: self.retry_delay.into(), max: self.retry_delay_max.into() };
         Ok(Settings {
@@ -107,6 +135,10 @@ impl Config {
             name,
             queues: self.queues,
             slots,
+            io_slots: self.io_slots,
+            handlers: self.handlers,
+            xargs: self.allow_xargs,
+            listen: self.listen,
             drain_time: self.drain_time,
             idle_exit: self.idle_exit,
             task_timeout: self.task_timeout.into(),

@@ -1,98 +1,29 @@
 //! Runs a message's calls in one slot: deadline, panic, drain. Knows handlers, not NATS, and nothing of settling.
-//! [`Share`] says which of the calls are this slot's; the others can be taken out of it while it runs.
 
-use std::any::Any;
-use std::cell::RefCell;
-use std::future::poll_fn;
-use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use millpond::limits::RESULT_BYTES_MAX;
-use millpond::outcome::Failure;
-use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::handlers::{Call, Handler, Reply};
-
-/// How one call ended.
-#[derive(Debug)]
-pub(crate) enum CallEnd {
-    /// With a value.
-    Done(Box<RawValue>),
-    /// Without one.
-    Failed(Failure),
-    /// It was not run to its end: the drain's time was over.
-    NotRun,
-}
-
-/// Which calls of a message this slot runs: those from the next one on, unless they were taken out.
-pub(crate) struct Share {
-    inner: Mutex<Claims>,
-}
-
-struct Claims {
-    next: usize,
-    end: usize,
-    /// Counts the threads of a slot: one that was left to itself claims nothing more.
-    thread: usize,
-}
-
-impl Share {
-    pub(crate) fn new(calls: usize) -> Self {
-        Self { inner: Mutex::new(Claims { next: 0, end: calls, thread: 0 }) }
-    }
-
-    fn claims(&self) -> MutexGuard<'_, Claims> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next call to run; none when all are claimed or were taken out.
-    fn claim(&self, thread: usize) -> Option<usize> {
-        let mut claims = self.claims();
-        if claims.thread != thread || claims.next >= claims.end {
-            return None;
-        }
-        claims.next += 1;
-        Some(claims.next - 1)
-    }
-
-    /// A new thread claims from here on, whatever an older one still does.
-    fn next_thread(&self) -> usize {
-        let mut claims = self.claims();
-        claims.thread += 1;
-        claims.thread
-    }
-
-    /// Takes out all calls that are not claimed yet.
-    pub(crate) fn take_rest(&self) -> Range<usize> {
-        let mut claims = self.claims();
-        let rest = claims.next..claims.end;
-        claims.end = claims.next;
-        rest
-    }
-
-    fn is_empty(&self) -> bool {
-        let claims = self.claims();
-        claims.next >= claims.end
-    }
-}
+use crate::call::{Call, Reply};
+use crate::handlers::Ready;
+use crate::panics::{caught, in_handler};
+use crate::share::{CallEnd, Share, too_late};
+use crate::supervisor::Timeouts;
 
 /// Runs the calls of its share one after the other; the ends come in the order of the calls, [`CallEnd::NotRun`] for
 /// those that were taken out. `stop` ends it early.
 pub(crate) async fn execute(
-    handler: &Handler,
+    handler: Ready,
     calls: Vec<Call>,
     share: Arc<Share>,
-    timeout: Duration,
+    timeouts: Timeouts,
     stop: &CancellationToken,
 ) -> Vec<CallEnd> {
-    let count = calls.len();
+    let (count, timeout) = (calls.len(), timeouts.hard);
     let mut ends = match handler {
-        Handler::Async(handler) => {
+        Ready::Async(handler) => {
             let mut ends = Vec::with_capacity(count);
             for call in calls {
                 if (stop.is_cancelled() && !ends.is_empty()) || share.claim(0).is_none() {
@@ -110,7 +41,8 @@ pub(crate) async fn execute(
             }
             ends
         }
-        Handler::Blocking(handler) => on_threads(handler, Arc::new(calls), &share, timeout, stop).await,
+        Ready::Blocking(handler) => on_threads(&handler, Arc::new(calls), &share, timeout, stop).await,
+        Ready::Child(pool, ticket) => pool.run(ticket, calls, share, timeouts, stop).await,
     };
     ends.resize_with(count, || CallEnd::NotRun);
     ends
@@ -165,12 +97,12 @@ async fn on_threads(
     ends
 }
 
-fn start_thread(handler: Blocking, calls: Arc<Vec<Call>>, share: Arc<Share>) -> mpsc::Receiver<Result<Reply, Failure>> {
+fn start_thread(handler: Blocking, calls: Arc<Vec<Call>>, share: Arc<Share>) -> mpsc::Receiver<Reply> {
     let (sender, receiver) = mpsc::channel(64);
     let thread = share.next_thread();
     tokio::task::spawn_blocking(move || {
         while let Some(call) = share.claim(thread).and_then(|next| calls.get(next)) {
-            let reply = in_handler(|| handler(call));
+            let reply = in_handler(|| handler(call)).unwrap_or_else(Err);
             if sender.blocking_send(reply).is_err() {
                 return;
             }
@@ -179,83 +111,30 @@ fn start_thread(handler: Blocking, calls: Arc<Vec<Call>>, share: Arc<Share>) -> 
     receiver
 }
 
-fn judge(answer: Option<Result<Reply, Failure>>, timeout: Duration) -> CallEnd {
-    match answer {
-        None => {
-            CallEnd::Failed(Failure::new("timeout", format!("no end within {}", humantime::format_duration(timeout))))
-        }
-        Some(Err(panic)) => CallEnd::Failed(panic.bounded()),
-        Some(Ok(Err(failure))) => CallEnd::Failed(failure.bounded()),
-        Some(Ok(Ok(value))) if value.get().len() > RESULT_BYTES_MAX => CallEnd::Failed(Failure::fatal(
-            "result_too_large",
-            format!("the result has {} bytes, at most {RESULT_BYTES_MAX} are kept", value.get().len()),
-        )),
-        Some(Ok(Ok(value))) => CallEnd::Done(value),
-    }
-}
-
-/// Polls a handler's future; a panic is its end.
-async fn caught(future: impl Future<Output = Reply>) -> Result<Reply, Failure> {
-    let mut future = pin!(future);
-    poll_fn(move |context| match in_handler(|| future.as_mut().poll(context)) {
-        Ok(poll) => poll.map(Ok),
-        Err(panic) => std::task::Poll::Ready(Err(panic)),
-    })
-    .await
-}
-
-thread_local! {
-    /// Where the last panic inside a handler happened on this thread; none outside of handlers.
-    static PANIC_AT: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-fn in_handler<T>(run: impl FnOnce() -> T) -> Result<T, Failure> {
-    PANIC_AT.with_borrow_mut(|at| *at = Some(String::new()));
-    let result = catch_unwind(AssertUnwindSafe(run));
-    let at = PANIC_AT.with_borrow_mut(Option::take);
-    result.map_err(|payload| {
-        let mut failure = Failure::new("panic", text_of(payload.as_ref()));
-        failure.traceback = at.filter(|at| !at.is_empty());
-        failure
-    })
-}
-
-fn text_of(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<String>().cloned();
-    text.or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_owned()))
-        .unwrap_or_else(|| "a panic without a text".to_owned())
-}
-
-/// Keeps the place of a handler's panic for its failure, instead of writing it to standard error.
-pub(crate) fn note_panics() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            let noted = PANIC_AT.with_borrow_mut(|at| {
-                at.as_mut().map(|at| *at = info.location().map(ToString::to_string).unwrap_or_default()).is_some()
-            });
-            if !noted {
-                before(info);
-            }
-        }));
-    });
+fn judge(answer: Option<Reply>, timeout: Duration) -> CallEnd {
+    CallEnd::of(answer.unwrap_or_else(|| Err(too_late(timeout))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
 
     fn call(payload: &str) -> Call {
-        Call { id: "t".into(), attempt: 1, payload: Bytes::from(payload.to_owned()), stop: CancellationToken::new() }
+        Call::for_test("t", payload)
+    }
+
+    async fn ready(kind: &str) -> Ready {
+        crate::panics::note_panics();
+        crate::handlers::built_in()[kind].ready().await.unwrap_or_else(|_| panic!("built-in kinds are always ready"))
+    }
+
+    fn within(hard: Duration) -> Timeouts {
+        Timeouts { soft: None, hard }
     }
 
     async fn run(kind: &str, payloads: &[&str], timeout: Duration, stop: &CancellationToken) -> Vec<CallEnd> {
-        note_panics();
-        let handlers = crate::handlers::built_in();
         let share = Arc::new(Share::new(payloads.len()));
-        execute(&handlers[kind], payloads.iter().map(|p| call(p)).collect(), share, timeout, stop).await
+        execute(ready(kind).await, payloads.iter().map(|p| call(p)).collect(), share, within(timeout), stop).await
     }
 
     fn kind(end: &CallEnd) -> &str {
@@ -302,8 +181,7 @@ mod tests {
         for handler in ["sleep", "spin"] {
             let calls: Vec<Call> = ["0.2", "0", "0"].into_iter().map(call).collect();
             let (share, stop) = (Arc::new(Share::new(3)), CancellationToken::new());
-            let handlers = crate::handlers::built_in();
-            let running = execute(&handlers[handler], calls, share.clone(), LONG, &stop);
+            let running = execute(ready(handler).await, calls, share.clone(), within(LONG), &stop);
             let taking = async {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 share.take_rest()

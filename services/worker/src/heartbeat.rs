@@ -1,17 +1,20 @@
 //! The worker's record: written every few seconds, and at once when it starts to drain; removed when it leaves.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use millpond::bus::Bus;
 use millpond::bus::lease::Leases;
+use millpond::bus::subject::worker_event;
 use millpond::bus::topology::TopologyError;
 use millpond::limits::HEARTBEAT_EVERY;
 use millpond::worker_record::WorkerRecord;
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 use crate::config::{Settings, host};
+use crate::supervisor::{Usage, usage};
 use crate::work::Shop;
 
 /// Writes the record. Cheap to clone.
@@ -21,8 +24,8 @@ pub(crate) struct Heartbeat {
     first: WorkerRecord,
     shop: Arc<Shop>,
     leases: Leases,
-    slots: Arc<Semaphore>,
-    draining: CancellationToken,
+    /// CPU time when the record before was written, and when that was.
+    before: Arc<Mutex<(Instant, Duration)>>,
 }
 
 impl Heartbeat {
@@ -32,10 +35,10 @@ impl Heartbeat {
         nonce: &str,
         shop: &Arc<Shop>,
         leases: &Leases,
-        slots: &Arc<Semaphore>,
-        draining: &CancellationToken,
+        http: Option<SocketAddr>,
     ) -> Self {
         let now = millpond::now_ms();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let first = WorkerRecord {
             name: settings.name.clone(),
             nonce: nonce.to_owned(),
@@ -43,37 +46,62 @@ impl Heartbeat {
             pid: std::process::id(),
             queues: settings.queues.clone(),
             kinds: shop.handlers.keys().cloned().collect(),
-            slots: u32::try_from(settings.slots).unwrap_or(u32::MAX),
+            slots: count(settings.slots),
+            io_slots: count(settings.io_slots),
             running: 0,
             held: 0,
             draining: false,
             done: 0,
             failed: 0,
+            by_kind: BTreeMap::new(),
+            cpu_percent: 0.0,
+            rss_bytes: 0,
+            children: Vec::new(),
+            troubles: BTreeMap::new(),
+            http: http.map(|address| address.to_string()),
             unknown_kinds: Vec::new(),
             started_ms: now,
             heartbeat_ms: now,
         };
-        let (shop, leases, slots) = (shop.clone(), leases.clone(), slots.clone());
-        Self { bus: bus.clone(), first, shop, leases, slots, draining: draining.clone() }
+        let before = Arc::new(Mutex::new((Instant::now(), Duration::ZERO)));
+        Self { bus: bus.clone(), first, shop: shop.clone(), leases: leases.clone(), before }
     }
 
-    /// Writes the record as it is now.
+    fn record(&self) -> WorkerRecord {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let (total, usage) = (self.shop.stats.total(), usage(&[self.first.pid]));
+        WorkerRecord {
+            running: count(self.shop.lanes.running()),
+            held: count(self.leases.held()),
+            draining: self.shop.draining.is_cancelled(),
+            done: total.done,
+            failed: total.failed,
+            by_kind: self.shop.stats.kinds(),
+            cpu_percent: self.cpu_percent(usage),
+            rss_bytes: usage.rss_bytes,
+            children: self.shop.supervisor.records(),
+            troubles: self.shop.supervisor.troubles(),
+            unknown_kinds: self.shop.kinds.unknown(),
+            heartbeat_ms: millpond::now_ms(),
+            ..self.first.clone()
+        }
+    }
+
+    fn cpu_percent(&self, usage: Usage) -> f64 {
+        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, cpu) = std::mem::replace(&mut *before, (Instant::now(), usage.cpu));
+        let share = usage.cpu.saturating_sub(cpu).as_secs_f64() / at.elapsed().as_secs_f64().max(1e-3);
+        (share * 1000.0).round() / 10.0
+    }
+
+    /// Writes the record as it is now, and tells it to whoever listens.
     ///
     /// # Errors
     /// [`TopologyError`] when the bucket cannot be written.
     pub(crate) async fn beat(&self) -> Result<(), TopologyError> {
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let free = count(self.slots.available_permits());
-        let record = WorkerRecord {
-            running: self.first.slots.saturating_sub(free),
-            held: count(self.leases.held()),
-            draining: self.draining.is_cancelled(),
-            done: self.shop.stats.done.load(Ordering::Relaxed),
-            failed: self.shop.stats.failed.load(Ordering::Relaxed),
-            unknown_kinds: self.shop.kinds.unknown(),
-            heartbeat_ms: millpond::now_ms(),
-            ..self.first.clone()
-        };
+        let record = self.record();
+        let event = Bytes::from(serde_json::to_vec(&record).unwrap_or_default());
+        self.bus.tell(&worker_event(&record.name), event).await;
         self.bus.put_worker(&record).await
     }
 

@@ -2,38 +2,50 @@
 //! your own. This file holds the loop: lease -> `work` (door, execute, settle); the parts do not know each other.
 //! Not here: storage, any API but the tasks themselves.
 
+mod call;
 mod cancels;
 pub mod config;
 mod execute;
 mod handlers;
 mod heartbeat;
+mod http;
+mod isolated;
 mod kinds;
+mod lanes;
+mod panics;
+mod requests;
 mod settle;
+mod share;
+mod stats;
+mod supervisor;
 mod work;
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use millpond::bus::lease::{Lease, Leases};
+use millpond::bus::lease::Leases;
 use millpond::bus::pack::Packer;
 use millpond::bus::pull::Puller;
 use millpond::bus::{Bus, Role};
-use millpond::limits::{HAND_BACK_AFTER, LOOKAHEAD, LOOKAHEAD_TASKS_MAX, SETTLING_MAX};
+use millpond::limits::{ATTEMPTS_MAX_DEFAULT, HAND_BACK_AFTER, SETTLING_MAX};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use call::{Call, Reply, reply};
 pub use config::{Config, Settings};
-pub use handlers::{Call, Reply, reply};
+pub use isolated::child_main;
 
 use cancels::Cancels;
 use handlers::{Handler, Handlers};
 use heartbeat::Heartbeat;
 use kinds::Kinds;
-use settle::Settler;
-use work::{Shop, Stats, work};
+use lanes::{Lanes, Ready};
+use settle::{Policies, Policy, Settler};
+use stats::Stats;
+use supervisor::{Pool, Program, Spec, Supervisor, xargs};
+use work::{Shop, work};
 
 /// How long settlements may take after the drain's time is over.
 const SETTLE_AFTER_DRAIN: Duration = Duration::from_secs(5);
@@ -54,17 +66,30 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 ///     let shutdown = millpond::shutdown::on_signal()?;
 ///     Worker::new(settings).handle("greet", greet).run(shutdown).await
 /// }
+///
+/// // A handler of one of these, made safe: a crash, a leak or a hang is its own child's only.
+/// fn resize(call: &Call) -> Reply {
+///     let width: u32 = call.args()?;
+///     reply(&(width / 2))
+/// }
+///
+/// async fn start_isolated(settings: Settings) -> anyhow::Result<()> {
+///     millpond_worker::child_main(); // the first line of `main`
+///     let shutdown = millpond::shutdown::on_signal()?;
+///     Worker::new(settings).handle_blocking("resize", resize).isolate("resize").run(shutdown).await
+/// }
 /// ```
 pub struct Worker {
     settings: Settings,
     handlers: Handlers,
+    isolated: Vec<String>,
 }
 
 impl Worker {
     /// A worker that knows the built-in kinds.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, handlers: handlers::built_in() }
+        Self { settings, handlers: handlers::built_in(), isolated: Vec::new() }
     }
 
     /// Adds a handler for work that waits; it must not compute for long.
@@ -88,13 +113,26 @@ impl Worker {
         self
     }
 
+    /// Runs a kind that has a handler in child processes: the worker starts itself as them, and `main` must begin with
+    /// [`child_main`]. Limits are those of its table in `handlers.toml`, where it has one (with `isolate = true`).
+    #[must_use]
+    pub fn isolate(mut self, kind: impl Into<String>) -> Self {
+        self.isolated.push(kind.into());
+        self
+    }
+
     /// Takes and runs tasks until `shutdown`, or until it was idle for as long as it was told; then drains.
     ///
     /// # Errors
-    /// When NATS cannot be reached at the start, or setup has not run.
+    /// When a kind has no handler, NATS cannot be reached at the start, or setup has not run.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { settings, handlers } = self;
-        execute::note_panics();
+        panics::note_panics();
+        if let Some(kind) = isolated::asked_for() {
+            // This process is a child of a worker.
+            return isolated::serve(&kind, &self.handlers).await;
+        }
+        let Self { settings, mut handlers, isolated } = self;
+        let pools = pools(&settings, &mut handlers, isolated)?;
         let bus = Bus::connect(&settings.nats_url, Role::Worker, &settings.name, settings.connect_timeout).await?;
         let nonce = millpond::random_token();
         let mut background = JoinSet::new();
@@ -104,9 +142,12 @@ impl Worker {
         background.spawn(cancels.clone().follow(bus.clone()));
         background.spawn(kinds.clone().follow(bus.clone()));
         let packer = Packer::new(&bus, &settings.name, &nonce);
-        let (worker, backoff) = (settings.name.clone(), settings.backoff);
+        let policies = policies(&settings, &pools);
+        let lanes = Lanes::new(settings.slots, settings.io_slots, handlers.iter());
+        let supervisor = Supervisor::start(pools);
+        background.spawn(supervisor.clone().watch());
         let shop = Arc::new(Shop {
-            settler: Settler { bus: bus.clone(), packer, worker, backoff, cancels },
+            settler: Settler { bus: bus.clone(), packer, worker: settings.name.clone(), policies, cancels },
             handlers,
             kinds,
             task_timeout: settings.task_timeout,
@@ -114,37 +155,90 @@ impl Worker {
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             stats: Stats::default(),
-            slots: Arc::new(Semaphore::new(settings.slots)),
-            asking: Arc::new(Semaphore::new(settings.slots)),
+            asking: Arc::new(Semaphore::new(lanes.size())),
+            lanes,
+            supervisor,
         });
-        let slots = shop.slots.clone();
-        let draining = shop.draining.clone();
-        let heartbeat = Heartbeat::new(&bus, &settings, &nonce, &shop, &leases, &slots, &draining);
+        let http = http::start(settings.listen, &bus, &shop, &mut background).await?;
+        let shutdown = requests::drained_on_request(&bus, &settings.name, &shutdown, &mut background).await?;
+        let heartbeat = Heartbeat::new(&bus, &settings, &nonce, &shop, &leases, http);
         heartbeat.beat().await?;
         background.spawn(heartbeat.clone().beat_for_ever());
-        tracing::info!(
-            worker = %settings.name,
-            nats = %millpond::bus::without_password(&settings.nats_url),
-            queues = ?settings.queues,
-            slots = settings.slots,
-            drain_time = ?settings.drain_time,
-            task_timeout = ?settings.task_timeout,
-            idle_exit = ?settings.idle_exit,
-            retry_delay = ?settings.backoff.base,
-            kinds = ?shop.handlers.keys().collect::<Vec<_>>(),
-            "worker ready"
-        );
-        let mut floor = Floor { settings, shop, leases, slots, ready: Ready::default(), running: JoinSet::new() };
+        log_start(&settings, &shop);
+        let ready = Ready::new(&shop.lanes);
+        let mut floor = Floor { settings, shop: shop.clone(), leases, ready, running: JoinSet::new() };
         let puller = floor.take_tasks(puller, &shutdown).await;
-        draining.cancel();
+        shop.draining.cancel();
         heartbeat.beat().await.ok();
         floor.drain(puller).await;
+        shop.supervisor.close().await;
         heartbeat.leave().await;
         background.shutdown().await;
         bus.close().await;
         tracing::info!("worker drained");
         Ok(())
     }
+}
+
+/// Makes the kinds that run in children: those of `handlers.toml`, and those that the program itself isolates.
+fn pools(settings: &Settings, handlers: &mut Handlers, isolated: Vec<String>) -> anyhow::Result<Vec<Arc<Pool>>> {
+    let mut specs: BTreeMap<String, Spec> = match &settings.handlers {
+        Some(path) => {
+            supervisor::read_specs(path, settings.backoff)?.into_iter().map(|s| (s.kind.clone(), s)).collect()
+        }
+        None => BTreeMap::new(),
+    };
+    for kind in isolated {
+        let spec = specs.entry(kind.clone()).or_insert_with(|| Spec::own(&kind));
+        if let Program::Own { built_in } = &mut spec.program {
+            *built_in = false;
+        }
+    }
+    if !settings.xargs.is_empty() {
+        specs.insert(xargs::KIND.to_owned(), Spec::xargs(&settings.xargs));
+    }
+    let pools = specs.into_values().map(|spec| {
+        if matches!(spec.program, Program::Own { .. }) && !handlers.contains_key(&spec.kind) {
+            let known: Vec<&str> = handlers.keys().map(String::as_str).collect();
+            anyhow::bail!(
+                "handler [{}]: `isolate` is for kinds that this worker knows: {}",
+                spec.kind,
+                known.join(", ")
+            );
+        }
+        let pool = Pool::new(spec, &settings.name);
+        handlers.insert(pool.spec.kind.clone(), Handler::Child(pool.clone()));
+        Ok(pool)
+    });
+    pools.collect()
+}
+
+/// How often and how soon each kind is tried again, where that is not the worker's default.
+fn policies(settings: &Settings, pools: &[Arc<Pool>]) -> Policies {
+    let by_kind = pools.iter().map(|pool| {
+        let attempts_max = pool.spec.attempts_max.unwrap_or(ATTEMPTS_MAX_DEFAULT);
+        let backoff = pool.spec.backoff.unwrap_or(settings.backoff);
+        (pool.spec.kind.clone(), Policy { attempts_max, backoff })
+    });
+    let default = Policy { attempts_max: ATTEMPTS_MAX_DEFAULT, backoff: settings.backoff };
+    Policies { default, by_kind: by_kind.collect() }
+}
+
+fn log_start(settings: &Settings, shop: &Shop) {
+    tracing::info!(
+        worker = %settings.name,
+        nats = %millpond::bus::without_password(&settings.nats_url),
+        queues = ?settings.queues,
+        slots = settings.slots,
+        io_slots = settings.io_slots,
+        handlers = ?settings.handlers,
+        drain_time = ?settings.drain_time,
+        task_timeout = ?settings.task_timeout,
+        idle_exit = ?settings.idle_exit,
+        retry_delay = ?settings.backoff.base,
+        kinds = ?shop.handlers.keys().collect::<Vec<_>>(),
+        "worker ready"
+    );
 }
 
 /// Runs a worker with the built-in kinds until `shutdown`.
@@ -155,44 +249,11 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     Worker::new(settings).run(shutdown).await
 }
 
-/// What was delivered and waits for a slot; DUE goes first.
-#[derive(Default)]
-struct Ready {
-    due: VecDeque<Lease>,
-    tasks: VecDeque<Lease>,
-}
-
-impl Ready {
-    fn push(&mut self, lease: Lease) {
-        if lease.is_due() { self.due.push_back(lease) } else { self.tasks.push_back(lease) }
-    }
-
-    fn pop(&mut self) -> Option<Lease> {
-        self.due.pop_front().or_else(|| self.tasks.pop_front())
-    }
-
-    fn len(&self) -> usize {
-        self.due.len() + self.tasks.len()
-    }
-
-    /// Takes out what has waited for longer than `limit`.
-    fn waited(&mut self, limit: Duration) -> Vec<Lease> {
-        let mut late = Vec::new();
-        for queue in [&mut self.due, &mut self.tasks] {
-            while queue.front().is_some_and(|lease| lease.since().elapsed() > limit) {
-                late.extend(queue.pop_front());
-            }
-        }
-        late
-    }
-}
-
 /// The shop floor: what waits, what runs.
 struct Floor {
     settings: Settings,
     shop: Arc<Shop>,
     leases: Leases,
-    slots: Arc<Semaphore>,
     ready: Ready,
     running: JoinSet<()>,
 }
@@ -201,25 +262,19 @@ impl Floor {
     /// The loop. Ends at the shutdown, or when idle for as long as it was told.
     async fn take_tasks(&mut self, mut puller: Puller, shutdown: &CancellationToken) -> Puller {
         let settling = Arc::new(Semaphore::new(SETTLING_MAX));
+        let lanes = self.shop.lanes.clone();
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut busy_at = Instant::now();
         loop {
-            puller.ask(self.room()).await;
+            self.start_ready(&settling);
+            puller.ask(self.ready.room()).await;
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return puller,
-                Ok(slot) = self.slots.clone().acquire_owned(), if self.ready.len() > 0 => {
-                    // Few wait here: it bounds what is executed and not yet acknowledged.
-                    let Ok(permit) = settling.clone().acquire_owned().await else { return puller };
-                    if let Some(lease) = self.ready.pop() {
-                        let shop = self.shop.clone();
-                        self.running.spawn(async move {
-                            work(shop, lease, slot).await;
-                            drop(permit);
-                        });
-                    }
-                }
-                lease = puller.next() => self.ready.push(lease),
+                () = lanes.freed(), if self.ready.len() > 0 => {}
+                lease = puller.next() => if let Some(misfit) = self.ready.push(lease) {
+                    misfit.hand_back(Duration::ZERO).await;
+                },
                 Some(_) = self.running.join_next() => {}
                 _ = look.tick() => {
                     for lease in self.ready.waited(HAND_BACK_AFTER) {
@@ -236,27 +291,22 @@ impl Floor {
         }
     }
 
-    /// How many more tasks may be held: one per free slot, and a little work ahead when tasks are tiny.
-    fn room(&self) -> usize {
-        let pace_ns = u128::from(self.shop.stats.pace_ns.load(Ordering::Relaxed));
-        let ahead = match pace_ns {
-            0 => 0,
-            pace => (LOOKAHEAD.as_nanos() * self.settings.slots as u128 / pace).min(LOOKAHEAD_TASKS_MAX as u128),
-        };
-        // Less than a task per slot ahead is nothing ahead: long tasks are not hoarded.
-        let ahead = usize::try_from(ahead).unwrap_or(0);
-        let ahead = if ahead < self.settings.slots { 0 } else { ahead };
-        let running = self.settings.slots.saturating_sub(self.slots.available_permits());
-        (self.settings.slots + ahead).saturating_sub(running + self.ready.len())
+    /// Starts what has a slot. Few are between "executed" and "acknowledged" at once: the permits bound it.
+    fn start_ready(&mut self, settling: &Arc<Semaphore>) {
+        while let Ok(permit) = settling.clone().try_acquire_owned() {
+            let Some((lease, slot, lane)) = self.ready.pop() else { return };
+            let shop = self.shop.clone();
+            self.running.spawn(async move {
+                work(shop, lease, slot, lane).await;
+                drop(permit);
+            });
+        }
     }
 
     /// Hands back what has not started, lets what runs end, and after the drain's time hands back the rest of it.
     async fn drain(mut self, puller: Puller) {
         tracing::info!(running = self.running.len(), waiting = self.ready.len(), "draining");
-        for lease in puller.stop().await {
-            self.ready.push(lease);
-        }
-        while let Some(lease) = self.ready.pop() {
+        for lease in self.ready.drain().into_iter().chain(puller.stop().await) {
             lease.hand_back(Duration::ZERO).await;
         }
         let all_ended = async { while self.running.join_next().await.is_some() {} };

@@ -15,6 +15,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    millpond_worker::child_main();
     match start(Cli::parse().config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,6 +1,7 @@
 //! Ends a lease with what came of it, in the one order that loses nothing: retries and dead letters (awaited), then
 //! the outcome (awaited), then the ack. Never the other way round. Knows outcomes, not handlers.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use millpond::telemetry::TraceContext;
 use serde_json::value::RawValue;
 
 use crate::cancels::Cancels;
-use crate::execute::CallEnd;
+use crate::share::CallEnd;
 
 /// When a message is published to be delivered, instead of at once.
 const HEADER_SCHEDULE: &str = "Nats-Schedule";
@@ -35,8 +36,28 @@ pub(crate) struct Settler {
     pub(crate) bus: Bus,
     pub(crate) packer: Packer,
     pub(crate) worker: String,
-    pub(crate) backoff: Backoff,
+    pub(crate) policies: Policies,
     pub(crate) cancels: Cancels,
+}
+
+/// How often a kind is tried, and when again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Policy {
+    pub(crate) attempts_max: u32,
+    pub(crate) backoff: Backoff,
+}
+
+/// The policy of each kind that has one of its own.
+#[derive(Debug)]
+pub(crate) struct Policies {
+    pub(crate) default: Policy,
+    pub(crate) by_kind: BTreeMap<String, Policy>,
+}
+
+impl Policies {
+    fn of(&self, kind: &str) -> Policy {
+        self.by_kind.get(kind).copied().unwrap_or(self.default)
+    }
 }
 
 /// One attempt that ended.
@@ -103,12 +124,13 @@ impl Settler {
         let items = task.items.map(|i| Items { of: i.of, from: item, len: 1 });
         // A batch of one keeps its array: it covers the whole root.
         let payload = if items.is_some_and(|i| i.of == 1) { task.payload.clone() } else { payload };
-        if !failure.retry || task.attempt >= task.attempts_max {
+        let policy = self.policies.of(&task.subject.kind);
+        if !failure.retry || task.attempt >= task.attempts_max.unwrap_or(policy.attempts_max) {
             plan.bury(task, items, item, if failure.retry { "exhausted" } else { "fatal" }, failure, payload);
         } else if self.cancels.contains(&task.subject, &task.root, &id_of(&task.root, items)) {
             plan.without(NotDone { item, end: End::Cancelled, failure: None, due_ms: None });
         } else {
-            let delay = self.backoff.delay(task.attempt, rand::random::<f64>());
+            let delay = policy.backoff.delay(task.attempt, rand::random::<f64>());
             plan.retry(task, items, item, failure, payload, delay);
         }
     }
@@ -323,7 +345,7 @@ impl Plan {
             worker: self.worker.clone(),
             started_ms: self.outcome.started_ms,
             ended_ms: self.outcome.ended_ms,
-            failure: failure.clone(),
+            failure: failure.carried(),
         });
         let message_id = format!("{}/{id}/r{attempt}", task.subject.queue);
         let headers = task.republish_headers(items, attempt, &failures, message_id);

@@ -1,7 +1,6 @@
 //! One lease from the door to its end: may it run, run it, settle it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use millpond::batch;
@@ -11,14 +10,20 @@ use millpond::failpoint;
 use millpond::limits::{BATCH_HAND_ON_AFTER, HAND_BACK_AFTER, UNKNOWN_KIND_DELAY};
 use millpond::outcome::{Items, id_of};
 use millpond::task::Task;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use millpond::telemetry::TraceContext;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::execute::{Share, execute};
-use crate::handlers::{Call, Handler, Handlers};
+use crate::call::Call;
+use crate::execute::execute;
+use crate::handlers::{Handler, Handlers};
 use crate::kinds::Kinds;
-use crate::settle::{Attempt, Settler, Tally, arguments, trace_of};
+use crate::lanes::{LaneId, Lanes, Slot};
+use crate::settle::{Attempt, Settler, arguments, trace_of};
+use crate::share::Share;
+use crate::stats::Stats;
+use crate::supervisor::{NotNow, Supervisor};
 
 /// What every task of this worker shares.
 pub(crate) struct Shop {
@@ -33,33 +38,11 @@ pub(crate) struct Shop {
     pub(crate) stop: CancellationToken,
     pub(crate) stats: Stats,
     /// Room for running tasks.
-    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) lanes: Lanes,
     /// Leases whose door may take its time without a slot.
     pub(crate) asking: Arc<Semaphore>,
-}
-
-/// What this worker has done since it started.
-#[derive(Default)]
-pub(crate) struct Stats {
-    pub(crate) done: AtomicU64,
-    pub(crate) failed: AtomicU64,
-    /// Mean time that a message keeps its slot, in nanoseconds, of late; 0 when unknown.
-    pub(crate) pace_ns: AtomicU64,
-}
-
-impl Stats {
-    fn count(&self, tally: Tally) {
-        self.done.fetch_add(tally.done, Ordering::Relaxed);
-        self.failed.fetch_add(tally.failed, Ordering::Relaxed);
-    }
-
-    fn note(&self, took: Duration) {
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
-        let before = self.pace_ns.load(Ordering::Relaxed);
-        // Slower counts at once, faster by and by: one long task ends the hoarding of short ones.
-        let after = if before == 0 || took > before { took } else { before - (before - took) / 8 };
-        self.pace_ns.store(after, Ordering::Relaxed);
-    }
+    /// Handlers in processes of their own.
+    pub(crate) supervisor: Supervisor,
 }
 
 /// What the door decides.
@@ -75,7 +58,7 @@ enum Verdict {
 }
 
 /// Works on one lease; the slot is free again when its handler is done, before the settlement.
-pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: OwnedSemaphorePermit) {
+pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: Slot, lane: LaneId) {
     failpoint::hit("door.delivered");
     // To ask the others takes time in which another task can have the slot; not so often that leases are hoarded.
     let asking = if lease.must_ask() { shop.asking.clone().try_acquire_owned().ok() } else { None };
@@ -89,24 +72,34 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: OwnedSemaphore
         return Box::pin(turn_away(&shop, lease, verdict)).await;
     };
     if slot.is_none() {
-        slot = Box::pin(slot_again(&shop)).await;
+        slot = Box::pin(slot_again(&shop, lane)).await;
     }
     drop(asking);
     let Some(slot) = slot else { return Box::pin(lease.hand_back(Duration::ZERO)).await };
-    let calls = match calls(&lease.task, &shop.stop) {
+    let trace = trace_of(&lease.task);
+    let calls = match calls(&lease.task, trace, &shop.stop) {
         Ok(calls) => calls,
         Err(error) => {
             drop(slot);
+            let kind = lease.task.subject.kind.clone();
             let buried = Box::pin(shop.settler.bury(lease, "bad_batch", error.to_string())).await;
-            return shop.stats.count(buried);
+            return shop.stats.count(&kind, buried);
         }
     };
+    let ready = match handler.ready().await {
+        Ok(ready) => ready,
+        Err(NotNow(delay)) => {
+            drop(slot);
+            return Box::pin(lease.hand_back(delay)).await;
+        }
+    };
+    // The last thing before the start: it may have been paused while it waited.
     if !lease.start() {
+        ready.give_back();
         return lease.let_go().await;
     }
     failpoint::hit("work.started");
     let task = &lease.task;
-    let trace = trace_of(task);
     let span = tracing::info_span!(
         "process",
         otel.name = %format!("process tasks.{}.{}", task.subject.queue, task.subject.kind),
@@ -120,12 +113,12 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: OwnedSemaphore
         trace_id = %trace.trace_id(),
     );
     trace.adopt(&span);
-    let timeout = task.timeout.unwrap_or(shop.task_timeout);
+    let timeouts = handler.timeouts(task.timeout, shop.task_timeout);
     let (started, started_ms) = (Instant::now(), millpond::now_ms());
     let share = Arc::new(Share::new(calls.len()));
     let over = CancellationToken::new();
     let running = async {
-        let ends = execute(&handler, calls, share.clone(), timeout, &shop.stop).instrument(span).await;
+        let ends = execute(ready, calls, share.clone(), timeouts, &shop.stop).instrument(span).await;
         over.cancel();
         (ends, started.elapsed())
     };
@@ -134,10 +127,12 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: OwnedSemaphore
         Some(items) => tokio::join!(running, Box::pin(hand_on(&shop, &lease, items, &share, &over, started_ms))),
         None => (running.await, None),
     };
-    shop.stats.note(busy);
+    shop.lanes.note(lane, busy);
     let attempt = Attempt { started_ms, ended_ms: millpond::now_ms(), busy, trace, ends, handed_on };
     drop(slot);
-    shop.stats.count(shop.settler.settle(lease, attempt).await);
+    let kind = lease.task.subject.kind.clone();
+    shop.stats.ran(&kind, busy);
+    shop.stats.count(&kind, shop.settler.settle(lease, attempt).await);
 }
 
 /// The items of a batch that were handed on while an earlier one of them ran: after [`BATCH_HAND_ON_AFTER`], and when
@@ -169,11 +164,11 @@ async fn hand_on(
 }
 
 /// A slot for what was admitted without one; none when there is none for long, or the worker drains.
-async fn slot_again(shop: &Shop) -> Option<OwnedSemaphorePermit> {
+async fn slot_again(shop: &Shop, lane: LaneId) -> Option<Slot> {
     tokio::select! {
         biased;
         () = shop.draining.cancelled() => None,
-        slot = tokio::time::timeout(HAND_BACK_AFTER, shop.slots.clone().acquire_owned()) => slot.ok()?.ok(),
+        slot = tokio::time::timeout(HAND_BACK_AFTER, shop.lanes.slot(lane)) => slot.ok()?,
     }
 }
 
@@ -226,7 +221,10 @@ fn killer(task: &Task, starts: &[StartEntry]) -> Verdict {
 
 async fn turn_away(shop: &Shop, lease: Lease, verdict: Verdict) {
     match verdict {
-        Verdict::Bury(reason, message) => shop.stats.count(shop.settler.bury(lease, reason, message).await),
+        Verdict::Bury(reason, message) => {
+            let kind = lease.task.subject.kind.clone();
+            shop.stats.count(&kind, shop.settler.bury(lease, reason, message).await);
+        }
         Verdict::Split(items) => shop.settler.split(lease, items).await,
         Verdict::Cancel => shop.settler.cancel(lease).await,
         Verdict::UnknownKind => unknown_kind(shop, lease).await,
@@ -250,13 +248,13 @@ async fn unknown_kind(shop: &Shop, lease: Lease) {
         let known: Vec<&str> = shop.handlers.keys().map(String::as_str).collect();
         let known = known.join(", ");
         let message = format!("no live worker has known kind {kind} for {after}; this one knows {known}");
-        shop.stats.count(shop.settler.bury(lease, "unknown_kind", message).await);
+        shop.stats.count(&kind, shop.settler.bury(lease, "unknown_kind", message).await);
     } else {
         lease.hand_back(UNKNOWN_KIND_DELAY).await;
     }
 }
 
-fn calls(task: &Task, stop: &CancellationToken) -> Result<Vec<Call>, batch::BatchError> {
+fn calls(task: &Task, trace: TraceContext, stop: &CancellationToken) -> Result<Vec<Call>, batch::BatchError> {
     if task.is_batch() {
         // Told apart from an empty array, so that the reason is a good one.
         batch::split(&task.payload, task.items_len())?;
@@ -268,7 +266,7 @@ fn calls(task: &Task, stop: &CancellationToken) -> Result<Vec<Call>, batch::Batc
             Some(i) if i.of == 1 => format!("{}/0", task.root),
             items => id_of(&task.root, items),
         };
-        Call { id, attempt: task.attempt, payload, stop: stop.child_token() }
+        Call { id, attempt: task.attempt, payload, trace: Some(trace), stop: stop.child_token() }
     });
     Ok(calls.collect())
 }

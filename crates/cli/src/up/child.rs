@@ -75,9 +75,10 @@ impl Child {
         Ok(self.process.try_wait()?)
     }
 
-    /// Starts it again when it has died and its delay is over.
+    /// Starts it again when it has died and its delay is over. One that left in good order (an operator drained it) stays
+    /// away.
     pub(super) fn revive(&mut self) -> anyhow::Result<()> {
-        let Some(status) = self.ended()? else { return Ok(()) };
+        let Some(status) = self.ended()?.filter(|status| !status.success()) else { return Ok(()) };
         let died = *self.died.get_or_insert_with(|| {
             eprintln!(
                 "millpond: {} ended ({status}), starting it again; log: {}",

@@ -51,9 +51,18 @@ pub struct UpArgs {
     /// Worker processes.
     #[arg(long, default_value_t = 1)]
     workers: usize,
-    /// Tasks that each worker runs at once. Default: the number of cores.
+    /// Tasks that compute and that each worker runs at once. Default: the number of cores.
     #[arg(long)]
     slots: Option<usize>,
+    /// Tasks that wait for something else and that each worker runs at once. Default: 64.
+    #[arg(long)]
+    io_slots: Option<usize>,
+    /// A file `handlers.toml`: kinds that run as commands in child processes (docs/handlers.md).
+    #[arg(long)]
+    handlers: Option<PathBuf>,
+    /// Commands that `millpond xargs` may run on the workers, separated by commas; `*` allows every command.
+    #[arg(long)]
+    allow_xargs: Option<String>,
     /// Queues that the workers serve, separated by commas.
     #[arg(long, default_value = "default")]
     queues: String,
@@ -145,15 +154,23 @@ impl Cluster {
                 token,
             ],
         ))?;
+        let handlers = args.handlers.as_ref().map(|path| {
+            path.canonicalize().with_context(|| format!("cannot read handlers from {} (--handlers)", path.display()))
+        });
+        let handlers = handlers.transpose()?;
         let workers = (1..=args.workers).map(|n| {
             let name = format!("w{n}");
             let mut env = vec![
                 (state::WORKER_NATS_URL, url("worker")),
                 ("MILLPOND_WORKER_NAME", name.clone()),
                 ("MILLPOND_WORKER_QUEUES", args.queues.clone()),
+                ("MILLPOND_WORKER_LISTEN", "127.0.0.1:0".to_owned()),
                 ("MILLPOND_WORKER_DRAIN_TIME", humantime::format_duration(args.drain_time).to_string()),
             ];
             env.extend(args.slots.map(|slots| ("MILLPOND_WORKER_SLOTS", slots.to_string())));
+            env.extend(args.io_slots.map(|slots| ("MILLPOND_WORKER_IO_SLOTS", slots.to_string())));
+            env.extend(handlers.as_ref().map(|path| ("MILLPOND_WORKER_HANDLERS", path.display().to_string())));
+            env.extend(args.allow_xargs.as_ref().map(|list| ("MILLPOND_WORKER_ALLOW_XARGS", list.clone())));
             Child::start(service(&name, "worker", env))
         });
         let workers = workers.collect::<anyhow::Result<Vec<_>>>()?;

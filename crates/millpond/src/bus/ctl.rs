@@ -16,6 +16,12 @@ use crate::task::Headers;
 /// Asked of a producer service: publish the next attempt of a dead letter.
 pub const CTL_REPLAY: &str = "ctl.replay";
 
+/// Asked of one worker: drain.
+#[must_use]
+pub fn drain_subject(worker: &str) -> String {
+    format!("ctl.drain.{worker}")
+}
+
 /// A dead letter whose task is to run again.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Replay {
@@ -45,7 +51,7 @@ pub enum Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// No service listens.
-    #[error("no service listens on {0}; is a producer running (`millpond producer run`)?")]
+    #[error("no service listens on {0}")]
     Nobody(String),
     /// The answer did not come, or cannot be read.
     #[error("no answer on {0}: {1}")]
@@ -89,8 +95,8 @@ impl Bus {
     ///
     /// # Errors
     /// [`TopologyError`] when the connection is closed.
-    pub async fn serve(&self, subject: &'static str, group: &str) -> Result<Requests, TopologyError> {
-        let messages = self.client.queue_subscribe(subject, group.to_owned()).await;
+    pub async fn serve(&self, subject: &str, group: &str) -> Result<Requests, TopologyError> {
+        let messages = self.client.queue_subscribe(subject.to_owned(), group.to_owned()).await;
         Ok(Requests { bus: self.clone(), messages: messages.map_err(|e| TopologyError::new(subject, &e))? })
     }
 

@@ -42,6 +42,12 @@ pub fn check_token(what: &'static str, token: &str) -> Result<(), SubjectError> 
     if ok { Ok(()) } else { Err(SubjectError::Token { what, token: token.to_owned() }) }
 }
 
+/// Where a worker tells what it and its children do, live.
+#[must_use]
+pub fn worker_event(worker: &str) -> String {
+    format!("events.worker.{worker}")
+}
+
 /// Who runs a task (queue), which handler (kind), and the job or unique key it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TaskSubject {

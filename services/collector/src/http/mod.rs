@@ -4,7 +4,7 @@ mod api;
 mod operate;
 mod why;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -12,7 +12,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use millpond::bus::Bus;
 use serde_json::json;
 use subtle::ConstantTimeEq;
@@ -40,6 +40,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/jobs/{job}", get(api::job))
         .route("/jobs/{job}/results", get(api::job_results))
         .route("/workers", get(api::workers))
+        .route("/workers/{worker}/drain", post(operate::drain))
         .route("/dead", get(api::dead))
         .route("/dead_letter", get(api::dead_letter))
         .route("/dead/retry", post(operate::retry))
@@ -97,17 +98,4 @@ async fn show_metrics(State(app): State<Arc<App>>) -> Response {
         }
     }
     app.metrics.render().into_response()
-}
-
-/// The process's metrics; the first call installs them.
-pub(crate) fn metrics() -> PrometheusHandle {
-    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
-    let handle = HANDLE.get_or_init(|| {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        // Another recorder of this process stays; then ours counts nothing.
-        let _ = metrics::set_global_recorder(recorder);
-        handle
-    });
-    handle.clone()
 }

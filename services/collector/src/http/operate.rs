@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use millpond::bus::ctl::{Answer, CTL_REPLAY};
+use millpond::bus::ctl::{Answer, AskError, CTL_REPLAY, drain_subject};
 use millpond::bus::subject::check_token;
 use millpond::bus::topology::TopologyError;
 use serde::Deserialize;
@@ -18,6 +18,8 @@ use crate::store::Letter;
 
 /// Letters of one request at the most.
 const LETTERS_MAX: usize = 1000;
+/// How long a worker may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long one replay may take.
 const REPLAY_WITHIN: Duration = Duration::from_secs(10);
 
@@ -61,6 +63,9 @@ async fn replay(app: &App, letter: &Letter) -> Result<(), String> {
     match app.bus.ask(CTL_REPLAY, &replay, REPLAY_WITHIN).await {
         Ok(Answer::Ok(_)) => {}
         Ok(Answer::Error(text)) => return Err(text),
+        Err(fault @ AskError::Nobody(_)) => {
+            return Err(format!("{fault}; is a producer running (`millpond producer run`)?"));
+        }
         Err(fault) => return Err(fault.to_string()),
     }
     app.store.replayed(letter).await.map_err(|e| format!("it runs again, but the store cannot be written: {e:#}"))
@@ -111,6 +116,21 @@ pub(super) async fn resume(State(app): AppState, Path(queue): Path<String>) -> R
     match app.bus.resume_queue(&queue).await {
         Ok(()) => Json(json!({ "queue": queue, "paused": false })).into_response(),
         Err(fault) => refused(&fault),
+    }
+}
+
+/// Asks a worker to drain: it takes nothing more, finishes what runs, and leaves.
+pub(super) async fn drain(State(app): AppState, Path(worker): Path<String>) -> Response {
+    if let Err(wrong) = check_token("worker", &worker) {
+        return error(StatusCode::BAD_REQUEST, &wrong.to_string());
+    }
+    match app.bus.ask(&drain_subject(&worker), &json!({}), ANSWER_WITHIN).await {
+        Ok(Answer::Ok(_)) => Json(json!({ "worker": worker, "draining": true })).into_response(),
+        Ok(Answer::Error(text)) => error(StatusCode::BAD_GATEWAY, &text),
+        Err(AskError::Nobody(_)) => {
+            error(StatusCode::NOT_FOUND, &format!("no worker of the name {worker} is connected"))
+        }
+        Err(fault) => error(StatusCode::BAD_GATEWAY, &fault.to_string()),
     }
 }
 

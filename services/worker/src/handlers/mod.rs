@@ -8,51 +8,12 @@ mod simple;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use millpond::outcome::Failure;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
-use tokio_util::sync::CancellationToken;
 
-/// What a handler returns: a JSON value, or why there is none.
-pub type Reply = Result<Box<RawValue>, Failure>;
-
-/// One task as its handler sees it.
-#[derive(Debug, Clone)]
-pub struct Call {
-    /// Id of the task, or `<root>/<i>` of an item of a batch.
-    pub id: String,
-    /// From 1.
-    pub attempt: u32,
-    /// The arguments as published; use [`Call::args`] where they are JSON.
-    pub payload: Bytes,
-    /// Cancelled when nobody waits for the answer any more: after the timeout, or at the end of the drain.
-    pub stop: CancellationToken,
-}
-
-impl Call {
-    /// The arguments, decoded from JSON.
-    ///
-    /// # Errors
-    /// A failure `bad_arguments` that is not tried again.
-    pub fn args<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        serde_json::from_slice(&self.payload).map_err(|error| {
-            let start: String = String::from_utf8_lossy(self.payload.get(..80).unwrap_or(&self.payload)).into();
-            Failure::fatal("bad_arguments", format!("arguments {start:?} do not fit: {error}"))
-        })
-    }
-}
-
-/// A value as a handler's reply.
-///
-/// # Errors
-/// A failure `bad_result` when the value cannot be JSON.
-pub fn reply<T: Serialize>(value: &T) -> Reply {
-    serde_json::value::to_raw_value(value).map_err(|e| Failure::fatal("bad_result", e.to_string()))
-}
+use crate::call::{Call, Reply, reply};
+use crate::supervisor::{NotNow, Pool, Ticket, Timeouts};
 
 /// How a handler runs.
 #[derive(Clone)]
@@ -61,6 +22,45 @@ pub(crate) enum Handler {
     Async(Arc<dyn Fn(Call) -> BoxFuture<'static, Reply> + Send + Sync>),
     /// On a thread of its own: for work that computes.
     Blocking(Arc<dyn Fn(&Call) -> Reply + Send + Sync>),
+    /// In a process of its own.
+    Child(Arc<Pool>),
+}
+
+/// A handler with all it needs to start.
+pub(crate) enum Ready {
+    Async(Arc<dyn Fn(Call) -> BoxFuture<'static, Reply> + Send + Sync>),
+    Blocking(Arc<dyn Fn(&Call) -> Reply + Send + Sync>),
+    Child(Arc<Pool>, Ticket),
+}
+
+impl Handler {
+    /// When an attempt is asked to stop and when it is ended; what the task says goes first, then what its kind does.
+    pub(crate) fn timeouts(&self, of_task: Option<Duration>, default: Duration) -> Timeouts {
+        let Self::Child(pool) = self else { return Timeouts { soft: None, hard: of_task.unwrap_or(default) } };
+        let hard = of_task.or(pool.spec.timeout).unwrap_or(default);
+        Timeouts { soft: pool.spec.soft_timeout.filter(|soft| *soft < hard), hard }
+    }
+
+    /// Waits for a child where it takes one.
+    ///
+    /// # Errors
+    /// [`NotNow`] when none can be had for a while.
+    pub(crate) async fn ready(&self) -> Result<Ready, NotNow> {
+        Ok(match self {
+            Self::Async(handler) => Ready::Async(handler.clone()),
+            Self::Blocking(handler) => Ready::Blocking(handler.clone()),
+            Self::Child(pool) => Ready::Child(pool.clone(), Box::pin(pool.ticket()).await?),
+        })
+    }
+}
+
+impl Ready {
+    /// It is not needed after all.
+    pub(crate) fn give_back(self) {
+        if let Self::Child(pool, ticket) = self {
+            pool.give_back(ticket);
+        }
+    }
 }
 
 /// Handlers by kind.

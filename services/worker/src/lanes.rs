@@ -1,0 +1,272 @@
+//! Lanes: which slots a kind takes. One for work that computes, one for work that waits, and one for each kind with
+//! slots of its own; a task takes one slot of its lane. Here too: what was delivered and waits for a slot, and how much
+//! may be pulled when tasks of several lanes come from one queue.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use millpond::bus::lease::Lease;
+use millpond::limits::{LOOKAHEAD, LOOKAHEAD_TASKS_MAX};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use crate::handlers::Handler;
+
+/// Arrivals after which a lane counts as unused, when none of them was for it.
+const MIX_ARRIVALS: u64 = 64;
+/// For how long a lane that was used is worth pulling for while another is full.
+const MIX_FOR: Duration = Duration::from_secs(60);
+/// How long nothing is pulled on trust after it brought a task of a full lane.
+const MISFIT_PAUSE: Duration = Duration::from_secs(1);
+/// Tasks that are pulled on trust at once, at the most.
+const TRUST_MAX: usize = 64;
+
+/// Which lane: its place in [`Lanes`].
+pub(crate) type LaneId = usize;
+
+/// For work that computes.
+const CPU: LaneId = 0;
+/// For work that waits, and for kinds that nobody here knows: those are turned away at the door.
+const IO: LaneId = 1;
+
+/// The slots of one lane.
+pub(crate) struct Lane {
+    slots: Arc<Semaphore>,
+    size: usize,
+    /// Mean time that a message keeps its slot, in nanoseconds, of late; 0 when unknown.
+    pace_ns: AtomicU64,
+}
+
+impl Lane {
+    fn new(size: usize) -> Self {
+        Self { slots: Arc::new(Semaphore::new(size)), size, pace_ns: AtomicU64::new(0) }
+    }
+
+    fn running(&self) -> usize {
+        self.size.saturating_sub(self.slots.available_permits())
+    }
+
+    /// Tasks worth holding beyond the slots: a little work ahead when tasks are tiny.
+    fn ahead(&self) -> usize {
+        let ahead = match u128::from(self.pace_ns.load(Ordering::Relaxed)) {
+            0 => 0,
+            pace => (LOOKAHEAD.as_nanos() * self.size as u128 / pace).min(LOOKAHEAD_TASKS_MAX as u128),
+        };
+        // Less than a task per slot ahead is nothing ahead: long tasks are not hoarded.
+        let ahead = usize::try_from(ahead).unwrap_or(0);
+        if ahead < self.size { 0 } else { ahead }
+    }
+}
+
+/// A slot; whoever waits for one is woken when it is free again.
+pub(crate) struct Slot {
+    permit: Option<OwnedSemaphorePermit>,
+    freed: Arc<Notify>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        self.freed.notify_one();
+    }
+}
+
+/// All lanes of a worker. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Lanes {
+    all: Arc<[Lane]>,
+    by_kind: Arc<BTreeMap<String, LaneId>>,
+    freed: Arc<Notify>,
+}
+
+impl Lanes {
+    pub(crate) fn new<'a>(
+        slots: usize,
+        io_slots: usize,
+        handlers: impl Iterator<Item = (&'a String, &'a Handler)>,
+    ) -> Self {
+        let mut all = vec![Lane::new(slots), Lane::new(io_slots)];
+        let by_kind = handlers.map(|(kind, handler)| {
+            let lane = match handler {
+                Handler::Async(_) => IO,
+                Handler::Blocking(_) => CPU,
+                Handler::Child(pool) => match pool.spec.slots {
+                    Some(own) => {
+                        all.push(Lane::new(own));
+                        all.len() - 1
+                    }
+                    None if pool.spec.io => IO,
+                    None => CPU,
+                },
+            };
+            (kind.clone(), lane)
+        });
+        let by_kind = Arc::new(by_kind.collect());
+        Self { all: all.into(), by_kind, freed: Arc::new(Notify::new()) }
+    }
+
+    pub(crate) fn of(&self, kind: &str) -> LaneId {
+        self.by_kind.get(kind).copied().unwrap_or(IO)
+    }
+
+    fn lane(&self, id: LaneId) -> Option<&Lane> {
+        self.all.get(id)
+    }
+
+    /// A slot, when one is free.
+    pub(crate) fn try_slot(&self, id: LaneId) -> Option<Slot> {
+        let permit = self.lane(id)?.slots.clone().try_acquire_owned().ok()?;
+        Some(Slot { permit: Some(permit), freed: self.freed.clone() })
+    }
+
+    /// A slot, once one is free.
+    pub(crate) async fn slot(&self, id: LaneId) -> Option<Slot> {
+        let permit = self.lane(id)?.slots.clone().acquire_owned().await.ok()?;
+        Some(Slot { permit: Some(permit), freed: self.freed.clone() })
+    }
+
+    /// A slot was freed since it was last asked.
+    pub(crate) async fn freed(&self) {
+        self.freed.notified().await;
+    }
+
+    /// A message kept its slot for this long.
+    pub(crate) fn note(&self, id: LaneId, took: Duration) {
+        let Some(lane) = self.lane(id) else { return };
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let before = lane.pace_ns.load(Ordering::Relaxed);
+        // Slower counts at once, faster by and by: one long task ends the hoarding of short ones.
+        let after = if before == 0 || took > before { took } else { before - (before - took) / 8 };
+        lane.pace_ns.store(after, Ordering::Relaxed);
+    }
+
+    /// Messages that run now.
+    pub(crate) fn running(&self) -> usize {
+        self.all.iter().map(Lane::running).sum()
+    }
+
+    /// Slots of all lanes.
+    pub(crate) fn size(&self) -> usize {
+        self.all.iter().map(|lane| lane.size).sum()
+    }
+}
+
+/// What was delivered and waits for a slot of one lane; DUE goes first.
+#[derive(Default)]
+struct Waiting {
+    due: VecDeque<Lease>,
+    tasks: VecDeque<Lease>,
+    /// Number of the last arrival, and its time.
+    arrived: Option<(u64, Instant)>,
+}
+
+impl Waiting {
+    fn len(&self) -> usize {
+        self.due.len() + self.tasks.len()
+    }
+}
+
+/// What was delivered and waits for a slot.
+pub(crate) struct Ready {
+    lanes: Lanes,
+    waiting: Vec<Waiting>,
+    arrivals: u64,
+    /// Tasks that are pulled for free lanes while another is full, without knowing whose they will be.
+    trust: usize,
+    trust_from: Instant,
+}
+
+impl Ready {
+    pub(crate) fn new(lanes: &Lanes) -> Self {
+        let waiting = lanes.all.iter().map(|_| Waiting::default()).collect();
+        Self { lanes: lanes.clone(), waiting, arrivals: 0, trust: 1, trust_from: Instant::now() }
+    }
+
+    /// Takes in what was delivered; gives back what is of a full lane, although it was pulled for another.
+    pub(crate) fn push(&mut self, lease: Lease) -> Option<Lease> {
+        let id = self.lanes.of(&lease.task.subject.kind);
+        let on_trust = self.lowest_room() == 0;
+        let fits = self.room_of(id) > 0;
+        self.arrivals += 1;
+        let arrived = Some((self.arrivals, Instant::now()));
+        let Some(waiting) = self.waiting.get_mut(id) else { return Some(lease) };
+        waiting.arrived = arrived;
+        if on_trust && !fits {
+            (self.trust, self.trust_from) = (1, Instant::now() + MISFIT_PAUSE);
+            return Some(lease);
+        }
+        if on_trust {
+            self.trust = (self.trust * 2).min(TRUST_MAX);
+        }
+        if lease.is_due() {
+            waiting.due.push_back(lease)
+        } else {
+            waiting.tasks.push_back(lease)
+        }
+        None
+    }
+
+    /// The next that has a slot.
+    pub(crate) fn pop(&mut self) -> Option<(Lease, Slot, LaneId)> {
+        for (id, waiting) in self.waiting.iter_mut().enumerate().filter(|(_, waiting)| waiting.len() > 0) {
+            if let Some(slot) = self.lanes.try_slot(id) {
+                let lease = waiting.due.pop_front().or_else(|| waiting.tasks.pop_front())?;
+                return Some((lease, slot, id));
+            }
+        }
+        None
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.iter().map(Waiting::len).sum()
+    }
+
+    /// Everything that waits.
+    pub(crate) fn drain(&mut self) -> Vec<Lease> {
+        self.waiting.iter_mut().flat_map(|w| w.due.drain(..).chain(w.tasks.drain(..))).collect()
+    }
+
+    /// Takes out what has waited for longer than `limit`.
+    pub(crate) fn waited(&mut self, limit: Duration) -> Vec<Lease> {
+        let mut late = Vec::new();
+        for (id, waiting) in self.waiting.iter_mut().enumerate() {
+            let before = late.len();
+            for queue in [&mut waiting.due, &mut waiting.tasks] {
+                while queue.front().is_some_and(|lease| lease.since().elapsed() > limit) {
+                    late.extend(queue.pop_front());
+                }
+            }
+            if late.len() > before {
+                // What runs is that slow: without this the same tasks would be pulled again at once.
+                self.lanes.note(id, limit);
+            }
+        }
+        late
+    }
+
+    /// How many more tasks may be pulled. Whose they are is known when they come: as many as the fullest lane in use
+    /// takes; when that is none, a few for the others, more while they turn out to be theirs.
+    pub(crate) fn room(&self) -> usize {
+        let lowest = self.lowest_room();
+        if lowest > 0 || self.trust_from > Instant::now() {
+            return lowest;
+        }
+        let used = |w: &Waiting| w.arrived.is_some_and(|(_, at)| at.elapsed() < MIX_FOR);
+        let others = self.waiting.iter().enumerate().filter(|(_, w)| used(w)).map(|(id, _)| self.room_of(id));
+        others.max().unwrap_or(0).min(self.trust)
+    }
+
+    /// The room of the fullest lane in use; of the smallest one before any is.
+    fn lowest_room(&self) -> usize {
+        let used = |w: &Waiting| w.len() > 0 || w.arrived.is_some_and(|(n, _)| self.arrivals - n < MIX_ARRIVALS);
+        let all = || self.waiting.iter().enumerate();
+        let rooms = all().filter(|(_, w)| used(w)).map(|(id, _)| self.room_of(id));
+        rooms.min().unwrap_or_else(|| all().map(|(id, _)| self.room_of(id)).min().unwrap_or(0))
+    }
+
+    fn room_of(&self, id: LaneId) -> usize {
+        let (Some(lane), Some(waiting)) = (self.lanes.lane(id), self.waiting.get(id)) else { return 0 };
+        (lane.size + lane.ahead()).saturating_sub(lane.running() + waiting.len())
+    }
+}

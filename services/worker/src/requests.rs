@@ -1,0 +1,30 @@
+//! What an operator asks of this worker on `ctl`: to drain.
+
+use millpond::bus::Bus;
+use millpond::bus::ctl::{Answer, drain_subject};
+use serde_json::value::RawValue;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// A token that is cancelled by `shutdown`, or when somebody asks this worker to drain.
+///
+/// # Errors
+/// When the connection is closed.
+pub(crate) async fn drained_on_request(
+    bus: &Bus,
+    worker: &str,
+    shutdown: &CancellationToken,
+    background: &mut JoinSet<()>,
+) -> anyhow::Result<CancellationToken> {
+    let mut requests = bus.serve(&drain_subject(worker), "worker").await?;
+    let either = shutdown.child_token();
+    let drain = either.clone();
+    background.spawn(async move {
+        while let Some(asked) = requests.next().await {
+            tracing::info!("an operator asks this worker to drain");
+            asked.answer(&Answer::Ok(RawValue::TRUE.to_owned())).await;
+            drain.cancel();
+        }
+    });
+    Ok(either)
+}

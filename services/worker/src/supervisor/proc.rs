@@ -1,0 +1,106 @@
+//! What the kernel says of processes: who is below whom, memory, processor time, and whether the kernel killed for
+//! want of memory. Linux only; elsewhere nothing is known, and no limit of memory can be kept.
+
+use std::time::Duration;
+
+/// What a process and all below it use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Resident memory, in bytes.
+    pub(crate) rss_bytes: u64,
+    /// User and system time of those that live, since their start.
+    pub(crate) cpu: Duration,
+    /// Processes.
+    pub(crate) processes: u32,
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::time::Duration;
+
+    use procfs::process::Process;
+
+    use super::Usage;
+
+    /// Every process below `root`, not itself, parents first.
+    pub(crate) fn descendants(root: u32) -> Vec<u32> {
+        let mut found = children(root);
+        let mut next = 0;
+        while let Some(&pid) = found.get(next) {
+            next += 1;
+            found.extend(children(pid));
+        }
+        found
+    }
+
+    /// Each thread of a process has children of its own.
+    fn children(pid: u32) -> Vec<u32> {
+        let Ok(threads) = Process::new(pid.cast_signed()).and_then(|process| process.tasks()) else {
+            return Vec::new();
+        };
+        threads.flatten().filter_map(|thread| thread.children().ok()).flatten().collect()
+    }
+
+    /// What `pids` use together; those that are gone use nothing.
+    pub(crate) fn usage(pids: &[u32]) -> Usage {
+        let (page, tick) = (procfs::page_size(), procfs::ticks_per_second());
+        let stats = pids.iter().filter_map(|pid| Process::new(pid.cast_signed()).ok()?.stat().ok());
+        stats.fold(Usage::default(), |sum, stat| Usage {
+            rss_bytes: sum.rss_bytes + stat.rss * page,
+            cpu: sum.cpu + Duration::from_micros((stat.utime + stat.stime) * 1_000_000 / tick.max(1)),
+            processes: sum.processes + 1,
+        })
+    }
+
+    /// How often the kernel has killed for want of memory in this control group, v2 or v1; none outside of one.
+    pub(crate) fn oom_kills() -> Option<u64> {
+        let groups = Process::myself().ok()?.cgroups().ok()?;
+        groups.into_iter().find_map(|group| {
+            let path = group.pathname.trim_start_matches('/');
+            let file = match group.controllers.as_slice() {
+                [] => format!("/sys/fs/cgroup/{path}/memory.events"),
+                some if some.iter().any(|c| c == "memory") => {
+                    format!("/sys/fs/cgroup/memory/{path}/memory.oom_control")
+                }
+                _ => return None,
+            };
+            let text = std::fs::read_to_string(file).ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "))?;
+            line.trim().parse().ok()
+        })
+    }
+}
+
+#[cfg(target_os = "linux")]
+pub(crate) use linux::{descendants, oom_kills, usage};
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn usage(_: &[u32]) -> Usage {
+    Usage::default()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn descendants(_: u32) -> Vec<u32> {
+    Vec::new()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn oom_kills() -> Option<u64> {
+    None
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_uses_something_and_its_children_are_found() {
+        let me = std::process::id();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(descendants(me).contains(&child.id()));
+        assert!(usage(&[me]).rss_bytes > 1 << 20 && usage(&[me]).processes == 1);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!descendants(me).contains(&child.id()));
+    }
+}
