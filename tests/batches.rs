@@ -40,7 +40,7 @@ async fn sizes(cluster: &Cluster, job: &str) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn tiny_tasks_share_messages_and_long_ones_do_not() {
     let cluster = Cluster::start().await;
-    let _worker = cluster.worker("w1", &["--slots", "4"], None);
+    let _worker = cluster.worker("w1", &["--slots", "4", "--io-slots", "4"], None);
     for (kind, job, arguments) in [("square", "tiny", vec!["7"; 20_000]), ("sleep", "long", vec!["0.2"; 24])] {
         let count = arguments.len();
         let input = futures_util::stream::iter(arguments.into_iter().map(|a| Ok(a.into())));
@@ -79,7 +79,7 @@ async fn mixed_work_is_in_order_and_keeps_the_slots_busy() {
     const TASKS: u64 = 6000;
     const SLOTS: u64 = 4;
     let cluster = Cluster::start().await;
-    let _workers = ["w1", "w2"].map(|name| cluster.worker(name, &["--slots", "2"], None));
+    let _workers = ["w1", "w2"].map(|name| cluster.worker(name, &["--slots", "2", "--io-slots", "2"], None));
     cluster.worker_is("w2", |w| w["state"] == "live").await;
     let input = futures_util::stream::iter((0..TASKS).map(|n| Ok(mixed(n).0.into())));
     let mut run = cluster.client.map(spec("sleep", "mixed"), input).await.unwrap();
@@ -110,7 +110,7 @@ async fn mixed_work_is_in_order_and_keeps_the_slots_busy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_behind_a_slow_item_is_handed_on() {
     let cluster = Cluster::start().await;
-    let _workers = ["w1", "w2"].map(|name| cluster.worker(name, &["--slots", "1"], None));
+    let _workers = ["w1", "w2"].map(|name| cluster.worker(name, &["--slots", "1", "--io-slots", "1"], None));
     cluster.worker_is("w1", |w| w["state"] == "live").await;
     cluster.worker_is("w2", |w| w["state"] == "live").await;
     let batch = NewTask {
@@ -135,7 +135,7 @@ async fn what_waits_behind_a_slow_item_is_handed_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_draining_worker_keeps_no_item_that_has_not_started() {
     let cluster = Cluster::start().await;
-    let mut leaving = cluster.worker("w1", &["--slots", "1"], None);
+    let mut leaving = cluster.worker("w1", &["--slots", "1", "--io-slots", "1"], None);
     cluster.worker_is("w1", |w| w["state"] == "live").await;
     let batch = NewTask {
         queue: "default".into(),

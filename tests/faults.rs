@@ -174,7 +174,7 @@ async fn a_worker_that_is_told_to_stop_loses_and_repeats_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_end_within_the_drain_time_is_handed_on() {
     let cluster = Cluster::start().await;
-    let mut first = cluster.worker("w1", &["--drain-time", "500ms", "--slots", "2"], None);
+    let mut first = cluster.worker("w1", &["--drain-time", "500ms", "--slots", "2", "--io-slots", "2"], None);
     let alone = submit(&cluster, "sleep", "4").await;
     let batch = millpond::client::NewTask {
         job: Some("rest".into()),

@@ -5,11 +5,15 @@
 
 mod bad_input;
 mod batches;
+mod children;
+mod examples;
 mod failpoints;
 mod faults;
+mod handlers_docs;
 mod harness;
 mod main_job;
 mod operate;
 mod roles;
 mod tidy;
 mod up;
+mod verbs;

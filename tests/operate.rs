@@ -100,7 +100,7 @@ async fn why_tells_each_state_and_queues_pause_and_purge() {
     submit("square", "12", "early").await;
     why_is(&cluster, "early", 13, "no live worker").await;
     why_is(&cluster, "never", 4, "never accepted").await;
-    let worker = cluster.worker("w1", &["--slots", "1"], None);
+    let worker = cluster.worker("w1", &["--slots", "1", "--io-slots", "1"], None);
     why_is(&cluster, "early", 0, "done").await;
     submit("sleep", "600", "long").await;
     why_is(&cluster, "long", 10, "w1").await;
@@ -111,7 +111,7 @@ async fn why_tells_each_state_and_queues_pause_and_purge() {
     assert!(paused.status.success(), "{}", said(&paused));
     why_is(&cluster, "behind", 14, "paused").await;
     // Another worker of the queue does not end the pause.
-    let _second = cluster.worker("w2", &["--slots", "2"], None);
+    let _second = cluster.worker("w2", &["--slots", "2", "--io-slots", "2"], None);
     cluster.worker_is("w2", |w| w["state"] == "live").await;
     let listed: Value = serde_json::from_str(&lines(&cli(&cluster, &["queue", "ls", "--json"]).await)[0]).unwrap();
     assert_eq!((&listed["queue"], &listed["paused"]), (&json!("default"), &json!(true)));

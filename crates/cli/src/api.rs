@@ -40,7 +40,8 @@ impl Api {
     /// # Errors
     /// When the collector does not answer, or answers with an error.
     pub async fn get(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Option<Value>> {
-        self.send(self.http.get(format!("{}{path}", self.url)).query(query)).await
+        let (status, body) = self.send(self.http.get(format!("{}{path}", self.url)).query(query)).await?;
+        Ok((status == 200).then_some(body))
     }
 
     /// Asks for something to be done; what was answered.
@@ -48,11 +49,14 @@ impl Api {
     /// # Errors
     /// As [`Api::get`].
     pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        let answer = self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await?;
-        answer.with_context(|| format!("the collector at {} does not know {path}; is it of this version?", self.url))
+        match self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await? {
+            (404, body) => bail!("{}", text(&body, "error")),
+            (_, body) => Ok(body),
+        }
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Option<Value>> {
+    /// The answer, and its status: 200 or 404.
+    async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<(u16, Value)> {
         let request = request.bearer_auth(&self.token);
         let response = request.send().await.with_context(|| {
             format!("the collector at {} does not answer; what is stored can only be read through it", self.url)
@@ -60,8 +64,7 @@ impl Api {
         let status = response.status();
         let body: Value = response.json().await.context("the collector's answer is not JSON")?;
         match status.as_u16() {
-            200 => Ok(Some(body)),
-            404 => Ok(None),
+            code @ (200 | 404) => Ok((code, body)),
             code => bail!("the collector answered {code}: {}", text(&body, "error")),
         }
     }

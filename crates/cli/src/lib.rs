@@ -16,9 +16,11 @@ mod shared;
 pub mod state;
 mod submit;
 mod task;
+mod top;
 mod up;
 mod why;
 mod worker;
+mod xargs;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,6 +59,8 @@ enum Command {
     Submit(submit::SubmitArgs),
     /// Run a kind over many arguments and print the results, in order, one JSON value a line.
     Map(map::MapArgs),
+    /// Run a command for each line, on the workers: GNU parallel over the cluster.
+    Xargs(xargs::XargsArgs),
     /// List jobs, show one, wait for one, print its results.
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -71,6 +75,8 @@ enum Command {
     Queue(queue::QueueCommand),
     /// Why has this task no result? One sentence, and an exit code for each answer.
     Why(why::WhyArgs),
+    /// Watch queues, workers with their children, and jobs.
+    Top(top::TopArgs),
     /// State that programs share: keys with compare-and-set.
     Shared(shared::SharedArgs),
     /// Look whether everything is well, and say what to do where it is not.
@@ -82,7 +88,7 @@ enum Command {
         /// bash, zsh, fish, elvish or powershell.
         shell: clap_complete::Shell,
     },
-    /// List workers, or run one.
+    /// List workers, drain them, or run one.
     #[command(subcommand)]
     Worker(worker::WorkerCommand),
     /// The producer service.
@@ -131,11 +137,13 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::run(args, &cli.state).await,
         Command::Submit(args) => submit::run(args, &env).await,
         Command::Map(args) => map::run(args, &env).await,
+        Command::Xargs(args) => xargs::run(args, &env).await,
         Command::Job(command) => job::run(command, &env).await,
         Command::Task(command) => task::run(command, &env).await,
         Command::Dead(command) => dead::run(command, &env).await,
         Command::Queue(command) => queue::run(command, &env).await,
         Command::Why(args) => why::run(args, &env).await,
+        Command::Top(args) => top::run(args, &env).await,
         Command::Shared(args) => shared::run(args, &env).await,
         Command::Doctor(args) => doctor::run(args, &env).await,
         Command::Bench(args) => bench::run(args, &env).await,

@@ -89,5 +89,29 @@ pub fn print_failure(out: &mut impl Write, failure: Option<&Value>) -> std::io::
     for line in text(failure, "traceback").lines() {
         writeln!(out, "           {line}")?;
     }
+    match failure.get("child").filter(|child| child.is_object()) {
+        Some(child) => print_child(out, child),
+        None => Ok(()),
+    }
+}
+
+/// What is known of the process that it ran in, and the last lines of its log.
+fn print_child(out: &mut impl Write, child: &Value) -> std::io::Result<()> {
+    let mut known = vec![format!("child {}", text(child, "name"))];
+    let fields = [("exit code", "exit_code"), ("signal", "signal")];
+    known.extend(
+        fields
+            .iter()
+            .filter(|(_, f)| child.get(*f).is_some_and(|value| !value.is_null()))
+            .map(|(what, f)| format!("{what} {}", text(child, f))),
+    );
+    if child.get("oom") == Some(&Value::Bool(true)) {
+        known.push("out of memory".to_owned());
+    }
+    known.extend(child.get("rss_bytes").and_then(Value::as_u64).map(|bytes| format!("{} MiB resident", bytes >> 20)));
+    writeln!(out, "           {}", known.join(", "))?;
+    for line in child.get("log").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        writeln!(out, "           | {line}")?;
+    }
     Ok(())
 }

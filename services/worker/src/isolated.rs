@@ -1,7 +1,7 @@
 //! The other side of isolation in Rust: this program, started again as a child, runs one of its handlers on the lines
 //! of standard input. Also where a guard begins.
 
-use std::io::{BufRead, Write};
+use std::io::Write;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -76,7 +76,8 @@ struct Given<'a> {
 /// When there is no such handler, or the worker cannot be heard or told any more.
 pub(crate) async fn serve(kind: &str, handlers: &Handlers) -> anyhow::Result<()> {
     let handler = handlers.get(kind).with_context(|| format!("no handler for kind {kind} in this program"))?;
-    let (mut input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
+    // Not locked for good: a lock cannot be held while a handler waits.
+    let (input, mut output) = (std::io::stdin(), std::io::stdout());
     let mut line = String::new();
     loop {
         line.clear();

@@ -210,6 +210,7 @@ impl Settler {
             }
             None => Vec::new(),
         };
+        let published_whole = plan.published_whole;
         if let Err(error) = self.publish(&lease, plan).await {
             // Nothing is acknowledged: the lease runs out and the task comes again.
             tracing::error!(task_id = %lease.task.id(), %error, "what came of a task cannot be stored; it will run again");
@@ -217,7 +218,10 @@ impl Settler {
             lease.let_go().await;
             return;
         }
-        lease.mark_settled();
+        // What was published again as it was is not settled: it may come to this very worker.
+        if !published_whole {
+            lease.mark_settled();
+        }
         failpoint::hit("settle.outcome_stored");
         // Before the ack: a death in between tells it twice rather than never.
         for (subject, text) in std::iter::repeat(lease.task.reply_to.as_deref()).zip(told) {
@@ -283,6 +287,8 @@ struct Plan {
     effects: Vec<Effect>,
     outcome: Outcome,
     rest: Vec<u32>,
+    /// The same attempt of the same id was published again.
+    published_whole: bool,
     tally: Tally,
 }
 
@@ -305,7 +311,7 @@ impl Plan {
             failures: task.failures.clone(),
         };
         let started = Some(attempt.started_ms);
-        Self { worker, started, effects: Vec::new(), outcome, rest: Vec::new(), tally: Tally::default() }
+        Self { worker, started, effects: Vec::new(), outcome, rest: Vec::new(), published_whole: false, tally: Tally::default() }
     }
 
     fn done(&mut self, value: Box<RawValue>) {
@@ -385,6 +391,7 @@ impl Plan {
     /// What was not run is published again, the same attempt, each run of neighbours as one message.
     fn republish_rest(&mut self, task: &Task, arguments: &[Bytes]) {
         let rest = std::mem::take(&mut self.rest);
+        self.published_whole = rest.len() == self.outcome.results.len();
         let Some(of) = task.items.map(|i| i.of) else {
             if !rest.is_empty() {
                 let message_id = format!("{}/{}/x{}", task.subject.queue, task.root, self.outcome.started_ms);

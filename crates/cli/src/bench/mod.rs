@@ -1,6 +1,7 @@
 //! `bench`: how far millpond is from what the server and its client can do at all. One run, one server, rounds of each
 //! kind in turn, every result checked. It starts a cluster of its own in a temporary folder (`up -- bench`).
 
+mod isolate;
 mod process;
 mod raw;
 mod report;
@@ -42,6 +43,9 @@ pub struct BenchArgs {
     /// Slots of the worker. Default: the number of cores.
     #[arg(long)]
     slots: Option<usize>,
+    /// Measure handlers in child processes instead, beside Python's multiprocessing.Pool.
+    #[arg(long)]
+    isolate: bool,
     /// All figures as one JSON object.
     #[arg(long)]
     json: bool,
@@ -65,30 +69,41 @@ async fn outside(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let mut command = tokio::process::Command::new(program);
     command.arg("--state").arg(dir.path()).args(["up", "--ports", "auto", "--bench-account"]);
     command.args(args.slots.map(|slots| format!("--slots={slots}"))).env_remove("NATS_URL");
+    if args.isolate {
+        command.arg("--handlers").arg(isolate::handlers(dir.path(), slots(args))?);
+    }
     command.args(["--", "bench", "--inside", "--rounds", &args.rounds.to_string()]);
     command.args(["--tasks", &args.tasks.to_string(), "--lone", &args.lone.to_string()]);
-    if args.json {
-        command.arg("--json");
+    for (flag, given) in [("--json", args.json), ("--isolate", args.isolate)] {
+        command.args(given.then_some(flag));
     }
     let status = command.stdin(Stdio::null()).status().await.context("cannot start the cluster")?;
     Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(crate::EXIT_ERROR)))
+}
+
+fn slots(args: &BenchArgs) -> usize {
+    args.slots.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// The kinds of rounds, in their first order.
 const KINDS: [&str; 5] = ["raw", "single", "auto", "raw_lone", "lone"];
 
 async fn inside(args: &BenchArgs, env: &Env) -> anyhow::Result<ExitCode> {
+    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "bench", Duration::from_secs(10)).await?;
+    if args.isolate {
+        isolate::run(args, &client, slots(args)).await?;
+        client.close().await;
+        return Ok(ExitCode::SUCCESS);
+    }
     eprintln!("idle for {} s …", (SETTLE_FOR + IDLE_FOR).as_secs());
     tokio::time::sleep(SETTLE_FOR).await;
     let before = snapshot();
     tokio::time::sleep(IDLE_FOR).await;
     let mut report = Report::new(&before, &snapshot(), IDLE_FOR);
-    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "bench", Duration::from_secs(10)).await?;
-    let slots = args.slots.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let mut raw = Raw::start(&env.need(BENCH_NATS_URL)?, slots).await?;
+    let mut raw = Raw::start(&env.need(BENCH_NATS_URL)?, slots(args)).await?;
     // Outside the clock: connections, caches, and what is learnt of durations.
     raw.round(1000).await?;
-    map(&client, Batch::Auto, 20_000).await?;
+    map(&client, "square", Batch::Auto, 20_000, square).await?;
     lone(&client, 20).await?;
     for round in 0..args.rounds {
         let mut kinds = KINDS;
@@ -100,10 +115,12 @@ async fn inside(args: &BenchArgs, env: &Env) -> anyhow::Result<ExitCode> {
             let before = snapshot();
             let (tasks, took, trips) = match kind {
                 "raw" => (args.tasks, raw.round(args.tasks).await?, Vec::new()),
-                "single" => (args.tasks, map(&client, Batch::Fixed(1), args.tasks).await?, Vec::new()),
+                "single" => {
+                    (args.tasks, map(&client, "square", Batch::Fixed(1), args.tasks, square).await?, Vec::new())
+                }
                 "auto" => {
                     let tasks = args.tasks * BATCHED_FACTOR;
-                    (tasks, map(&client, Batch::Auto, tasks).await?, Vec::new())
+                    (tasks, map(&client, "square", Batch::Auto, tasks, square).await?, Vec::new())
                 }
                 "raw_lone" => lone_round(raw.lone(args.lone).await?),
                 _ => lone_round(lone(&client, args.lone).await?),
@@ -138,11 +155,21 @@ async fn settled(env: &Env) -> Duration {
     }
 }
 
-/// Squares `count` numbers and checks them; how long it took from the first publish to the last result.
-async fn map(client: &Client, batch: Batch, count: u64) -> anyhow::Result<Duration> {
+fn square(n: u64) -> u64 {
+    n * n
+}
+
+/// Runs `kind` over `count` numbers and checks its results; how long it took from the first publish to the last result.
+async fn map(
+    client: &Client,
+    kind: &str,
+    batch: Batch,
+    count: u64,
+    expected: impl Fn(u64) -> u64,
+) -> anyhow::Result<Duration> {
     let spec = MapSpec {
         queue: "default".to_owned(),
-        kind: "square".to_owned(),
+        kind: kind.to_owned(),
         job: None,
         batch,
         ordered: true,
@@ -154,7 +181,7 @@ async fn map(client: &Client, batch: Batch, count: u64) -> anyhow::Result<Durati
     let mut run = client.map(spec, numbers).await?;
     for n in 0..count {
         let item = run.next().await.context("a map ended early")??;
-        let right = item.end.as_ref().is_ok_and(|end| end.get().parse() == Ok(n * n));
+        let right = item.end.as_ref().is_ok_and(|end| end.get().parse() == Ok(expected(n)));
         if item.index != n || !right {
             bail!("item {n} of a map ended as {item:?}");
         }

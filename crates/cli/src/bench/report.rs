@@ -28,13 +28,13 @@ pub(super) struct Report {
 
 /// Median, least and most.
 #[derive(Clone, Copy)]
-struct Spread {
+pub(super) struct Spread {
     median: f64,
     min: f64,
     max: f64,
 }
 
-fn spread(values: impl IntoIterator<Item = f64>) -> Spread {
+pub(super) fn spread(values: impl IntoIterator<Item = f64>) -> Spread {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     let at = |n: usize| values.get(n).copied().unwrap_or(f64::NAN);
@@ -45,17 +45,17 @@ fn spread(values: impl IntoIterator<Item = f64>) -> Spread {
 }
 
 impl Spread {
-    fn json(self) -> Value {
+    pub(super) fn json(self) -> Value {
         json!({ "median": self.median, "min": self.min, "max": self.max })
     }
 
-    fn text(self, digits: usize) -> String {
+    pub(super) fn text(self, digits: usize) -> String {
         format!("{:.digits$} ({:.digits$}-{:.digits$})", self.median, self.min, self.max)
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn float(n: u64) -> f64 {
+pub(super) fn float(n: u64) -> f64 {
     n as f64
 }
 

@@ -48,14 +48,14 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> ! {
 
 fn start(program: &OsString, arguments: impl Iterator<Item = OsString>) -> io::Result<(SignalFd, Child)> {
     nix::sys::prctl::set_child_subreaper(true)?;
+    // Before the signals are blocked: it would inherit that. What happens in between is looked at first thing in `watch`.
+    let child = Command::new(program).args(arguments).spawn()?;
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, END_ALL] {
         signals.add(signal);
     }
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    // The standard library starts it with no signal blocked.
-    let child = Command::new(program).args(arguments).spawn()?;
     // From here on only the child holds the pipes of its tasks and results: their ends are its ends.
     let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
@@ -69,6 +69,11 @@ fn watch(signals: &SignalFd, child: Child) -> ExitStatus {
     let stderr = io::stderr();
     let mut ended = None;
     loop {
+        reap(child, &mut ended);
+        if ended.is_some() {
+            end_all(child, &mut ended);
+            return ended.unwrap_or_default();
+        }
         let mut fds =
             [PollFd::new(stderr.as_fd(), PollFlags::empty()), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut fds, PollTimeout::NONE);
@@ -87,11 +92,6 @@ fn watch(signals: &SignalFd, child: Child) -> ExitStatus {
                 Some(other) => drop(kill(child, other)),
                 None => {}
             }
-        }
-        reap(child, &mut ended);
-        if ended.is_some() {
-            end_all(child, &mut ended);
-            return ended.unwrap_or_default();
         }
     }
 }

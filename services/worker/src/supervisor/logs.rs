@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_line_becomes_evidence() {
-        let view = View::new("w/k-1".into(), "k".into(), 0);
+        let view = View::new("w/k-1".into(), "k".into(), 0, 0);
         line(&view, &Bytes::from_static(b"one\r"));
         line(&view, &Bytes::from_static(b""));
         line(&view, &Bytes::from_static(b"\xff two"));

@@ -6,6 +6,7 @@ pub(crate) mod guard;
 mod lines;
 mod logs;
 mod once;
+mod order;
 mod pool;
 mod proc;
 mod process;
@@ -23,10 +24,11 @@ use millpond::worker_record::ChildRecord;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
+pub(crate) use order::Timeouts;
 pub(crate) use pool::{NotNow, Pool, Ticket};
 pub(crate) use proc::{Usage, usage};
 pub(crate) use spec::{Program, Spec, read as read_specs};
-pub(crate) use stream::Timeouts;
+
 use view::View;
 
 /// In a child: its kind.

@@ -19,7 +19,7 @@ use super::lines::Found;
 use super::logs;
 use super::process::Process;
 use super::spec::{Program, Spec};
-use super::stream::Timeouts;
+use super::order::Timeouts;
 use super::view::{Running, View};
 use super::xargs::{self, Written};
 use crate::call::{Call, reply};

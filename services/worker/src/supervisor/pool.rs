@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::once;
 use super::process::Process;
 use super::spec::{Mode, Spec};
-use super::stream::{Life, Order, Report, Stream, Timeouts};
+use super::order::{Order, Report, Timeouts};
+use super::stream::{Life, Stream};
 use super::view::View;
 use crate::call::Call;
 use crate::share::{CallEnd, Share};
@@ -225,9 +226,11 @@ impl Pool {
     fn number(&self) -> (u32, Arc<View>) {
         let mut state = self.state();
         let number = (1..=u32::MAX).find(|n| !state.views.contains_key(n)).unwrap_or(u32::MAX);
-        let restarts = state.ended.get(&number).copied().unwrap_or(0);
+        let before = state.ended.get(&number).copied().unwrap_or(0);
+        // A process for each task ends with it: that is no restart.
+        let (restarts, done) = if self.spec.mode == Mode::Once { (0, before) } else { (before, 0) };
         let name = format!("{}/{}-{number}", self.worker, self.spec.kind);
-        let view = Arc::new(View::new(name, self.spec.kind.clone(), restarts));
+        let view = Arc::new(View::new(name, self.spec.kind.clone(), restarts, done.into()));
         state.views.insert(number, view.clone());
         (number, view)
     }

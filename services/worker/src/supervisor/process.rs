@@ -79,10 +79,8 @@ impl Handle {
     /// Safe.
     pub(crate) async fn wait(&mut self) -> ExitStatus {
         let status = self.child.wait().await.unwrap_or_default();
-        if status.signal() == Some(Signal::SIGKILL as i32)
-            && let Some(group) = self.group
-        {
-            // If it was the guard that was killed: what it guarded is in its group.
+        if let Some(group) = self.group.take() {
+            // If the guard itself was ended: what it guarded is in its group.
             let _ = killpg(Pid::from_raw(group.cast_signed()), Signal::SIGKILL);
         }
         status

@@ -51,12 +51,12 @@ struct Now {
 }
 
 impl View {
-    pub(crate) fn new(name: String, kind: String, restarts: u32) -> Self {
+    pub(crate) fn new(name: String, kind: String, restarts: u32, done: u64) -> Self {
         let now = Now {
             pid: None,
             state: ChildState::Starting,
             running: None,
-            done: 0,
+            done,
             usage: Usage::default(),
             cpu_share: 0.0,
             sampled: None,
