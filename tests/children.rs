@@ -21,7 +21,8 @@ struct Handlers {
 
 impl Handlers {
     fn new(arguments: &str, fields: &str) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/handlers/child.py").canonicalize().unwrap();
+        let script =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/handlers/child.py").canonicalize().unwrap();
         Self::of(&format!("[child]\ncommand = [\"python3\", {script:?} {arguments}]\n{fields}"))
     }
 
@@ -97,7 +98,10 @@ async fn a_crash_is_blamed_on_its_task_with_its_evidence() {
     assert!(text(exit, "message").contains("leaving with 3"), "{exit}");
     let raised = run(&cluster, json!({"how": "raise"})).await;
     let told = failure(&raised);
-    assert_eq!((&told["type"], &told["traceback"], &told["retry"]), (&json!("ValueError"), &json!("line 1"), &json!(false)));
+    assert_eq!(
+        (&told["type"], &told["traceback"], &told["retry"]),
+        (&json!("ValueError"), &json!("line 1"), &json!(false))
+    );
     // Others go on, in another process of the same name.
     assert_eq!(run(&cluster, json!("next")).await["result"], "next");
 }
@@ -218,7 +222,8 @@ async fn nothing_outlives_its_task_or_its_worker() {
         let long = task("child", r#"{"how": "progress", "seconds": 600}"#);
         ids.push(cluster.client.submit(&long, Patience::Endless).await.unwrap().id);
     }
-    let busy = |w: &Value| w["children"].as_array().is_some_and(|c| c.iter().filter(|c| c["progress"] == 0.4).count() == 2);
+    let busy =
+        |w: &Value| w["children"].as_array().is_some_and(|c| c.iter().filter(|c| c["progress"] == 0.4).count() == 2);
     let record = cluster.worker_is("w1", busy).await;
     assert_eq!(record["children"][0]["note"], "nearly half");
     let all = below(worker.pid());

@@ -15,6 +15,8 @@ pub const SERVER_PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const RESULT_BYTES_MAX: usize = 1024 * 1024;
 /// A result pack is sent when it holds this many bytes; more go into the next one.
 pub const PACK_BYTES_MAX: usize = 512 * 1024;
+/// How long a pack gathers under load; a lone outcome does not wait.
+pub const PACK_GATHER: Duration = Duration::from_millis(1);
 /// Outcomes in one pack at the most.
 pub const PACK_OUTCOMES_MAX: usize = 512;
 /// Tasks in one batch at the most.

@@ -17,8 +17,11 @@ use crate::handlers::Handler;
 const MIX_ARRIVALS: u64 = 64;
 /// For how long a lane that was used is worth pulling for while another is full.
 const MIX_FOR: Duration = Duration::from_secs(60);
-/// How long nothing is pulled on trust after it brought a task of a full lane.
-const MISFIT_PAUSE: Duration = Duration::from_secs(1);
+/// How long nothing is pulled on trust after it brought a task of a full lane; it doubles with each such task in a row.
+const MISFIT_PAUSE_MIN: Duration = Duration::from_millis(5);
+const MISFIT_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// When a task of a full lane may come again, to whoever has room.
+pub(crate) const MISFIT_DELAY: Duration = Duration::from_millis(500);
 /// Tasks that are pulled on trust at once, at the most.
 const TRUST_MAX: usize = 64;
 
@@ -175,12 +178,20 @@ pub(crate) struct Ready {
     /// Tasks that are pulled for free lanes while another is full, without knowing whose they will be.
     trust: usize,
     trust_from: Instant,
+    misfit_pause: Duration,
 }
 
 impl Ready {
     pub(crate) fn new(lanes: &Lanes) -> Self {
         let waiting = lanes.all.iter().map(|_| Waiting::default()).collect();
-        Self { lanes: lanes.clone(), waiting, arrivals: 0, trust: 1, trust_from: Instant::now() }
+        Self {
+            lanes: lanes.clone(),
+            waiting,
+            arrivals: 0,
+            trust: 1,
+            trust_from: Instant::now(),
+            misfit_pause: MISFIT_PAUSE_MIN,
+        }
     }
 
     /// Takes in what was delivered; gives back what is of a full lane, although it was pulled for another.
@@ -193,11 +204,13 @@ impl Ready {
         let Some(waiting) = self.waiting.get_mut(id) else { return Some(lease) };
         waiting.arrived = arrived;
         if on_trust && !fits {
-            (self.trust, self.trust_from) = (1, Instant::now() + MISFIT_PAUSE);
+            (self.trust, self.trust_from) = (1, Instant::now() + self.misfit_pause);
+            self.misfit_pause = (self.misfit_pause * 2).min(MISFIT_PAUSE_MAX);
             return Some(lease);
         }
         if on_trust {
             self.trust = (self.trust * 2).min(TRUST_MAX);
+            self.misfit_pause = MISFIT_PAUSE_MIN;
         }
         if lease.is_due() {
             waiting.due.push_back(lease)

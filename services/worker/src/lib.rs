@@ -41,7 +41,7 @@ use cancels::Cancels;
 use handlers::{Handler, Handlers};
 use heartbeat::Heartbeat;
 use kinds::Kinds;
-use lanes::{Lanes, Ready};
+use lanes::{Lanes, MISFIT_DELAY, Ready};
 use settle::{Policies, Policy, Settler};
 use stats::Stats;
 use supervisor::{Pool, Program, Spec, Supervisor, xargs};
@@ -231,7 +231,7 @@ fn log_start(settings: &Settings, shop: &Shop) {
         queues = ?settings.queues,
         slots = settings.slots,
         io_slots = settings.io_slots,
-        handlers = ?settings.handlers,
+        handlers = settings.handlers.as_ref().map(|path| path.display().to_string()),
         drain_time = ?settings.drain_time,
         task_timeout = ?settings.task_timeout,
         idle_exit = ?settings.idle_exit,
@@ -273,7 +273,7 @@ impl Floor {
                 () = shutdown.cancelled() => return puller,
                 () = lanes.freed(), if self.ready.len() > 0 => {}
                 lease = puller.next() => if let Some(misfit) = self.ready.push(lease) {
-                    misfit.hand_back(Duration::ZERO).await;
+                    misfit.hand_back(MISFIT_DELAY).await;
                 },
                 Some(_) = self.running.join_next() => {}
                 _ = look.tick() => {

@@ -215,7 +215,7 @@ impl Settler {
             // Nothing is acknowledged: the lease runs out and the task comes again.
             tracing::error!(task_id = %lease.task.id(), %error, "what came of a task cannot be stored; it will run again");
             tokio::time::sleep(Duration::from_secs(1)).await;
-            lease.let_go().await;
+            Box::pin(lease.let_go()).await;
             return;
         }
         // What was published again as it was is not settled: it may come to this very worker.
@@ -311,7 +311,15 @@ impl Plan {
             failures: task.failures.clone(),
         };
         let started = Some(attempt.started_ms);
-        Self { worker, started, effects: Vec::new(), outcome, rest: Vec::new(), published_whole: false, tally: Tally::default() }
+        Self {
+            worker,
+            started,
+            effects: Vec::new(),
+            outcome,
+            rest: Vec::new(),
+            published_whole: false,
+            tally: Tally::default(),
+        }
     }
 
     fn done(&mut self, value: Box<RawValue>) {

@@ -86,7 +86,13 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: Slot, lane: La
             return shop.stats.count(&kind, buried);
         }
     };
-    let ready = match handler.ready().await {
+    let ready = tokio::select! {
+        biased;
+        // Boxed within, where it waits for a child.
+        ready = handler.ready() => ready,
+        () = shop.draining.cancelled() => Err(NotNow(Duration::ZERO)),
+    };
+    let ready = match ready {
         Ok(ready) => ready,
         Err(NotNow(delay)) => {
             drop(slot);
@@ -96,7 +102,7 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: Slot, lane: La
     // The last thing before the start: it may have been paused while it waited.
     if !lease.start() {
         ready.give_back();
-        return lease.let_go().await;
+        return Box::pin(lease.let_go()).await;
     }
     failpoint::hit("work.started");
     let task = &lease.task;

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::Bus;
 use super::publish::{Patience, PublishError};
-use crate::limits::{PACK_BYTES_MAX, PACK_OUTCOMES_MAX};
+use crate::limits::{PACK_BYTES_MAX, PACK_GATHER, PACK_OUTCOMES_MAX};
 use crate::outcome::Outcome;
 use crate::task::HEADER_MSG_ID;
 
@@ -79,7 +79,8 @@ impl Packer {
         }
         // Nothing is under way: it leaves from here, without a detour over another thread.
         let under_way = UnderWay { inner: &self.inner, subject: &subject };
-        let stored = self.inner.send(&subject, &[json]).await;
+        // Boxed: under load most outcomes wait above instead, and every task moves its whole future.
+        let stored = Box::pin(self.inner.send(&subject, &[json])).await;
         drop(under_way);
         stored
     }
@@ -119,6 +120,11 @@ impl Inner {
         self.bus.store(subject, &headers, Bytes::from(payload), Patience::Endless).await.map(drop)
     }
 
+    /// Outcomes of a subject that wait for the next pack.
+    fn waits(&self, subject: &str) -> usize {
+        self.state().waiting.get(subject).map_or(0, VecDeque::len)
+    }
+
     /// Takes the next pack of a subject; none (and no driver any more) when nothing waits.
     fn take(&self, subject: &str) -> Option<Vec<Waiting>> {
         let mut state = self.state();
@@ -140,7 +146,13 @@ impl Inner {
 }
 
 async fn drive(inner: Arc<Inner>, subject: String) {
-    while let Some(pack) = inner.take(&subject) {
+    loop {
+        // More than one waits: there is load, and what ends in the next moment saves a message of its own. A lone outcome
+        // does not wait.
+        if inner.waits(&subject) > 1 {
+            tokio::time::sleep(PACK_GATHER).await;
+        }
+        let Some(pack) = inner.take(&subject) else { return };
         let (outcomes, waiting): (Vec<Vec<u8>>, Vec<_>) = pack.into_iter().map(|w| (w.json, w.stored)).unzip();
         let stored = inner.send(&subject, &outcomes).await;
         for one in waiting {

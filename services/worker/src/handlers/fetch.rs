@@ -60,7 +60,8 @@ pub(super) async fn fetch(client: Option<reqwest::Client>, call: Call) -> Reply 
             Err(error) if error.is_builder() => {
                 return Err(Failure::fatal("bad_arguments", format!("{url:?} is not a URL: {error}")));
             }
-            Err(error) => last = error.without_url().to_string(),
+            // Its own text says only that it failed; the causes say why.
+            Err(error) => last = format!("{:#}", anyhow::Error::from(error.without_url())),
         }
     }
     Err(Failure::new(

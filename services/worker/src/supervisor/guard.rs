@@ -18,13 +18,12 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stdin, dup2_stdout};
 
 use super::proc::descendants;
+use super::{CANNOT_START, EXIT_CANNOT_START};
 
 /// Name under which this program is a guard: `argv[0]`. `ps` shows it with the child's name.
 pub(crate) const GUARD_NAME: &str = "millpond-guard";
 /// The signal that ends everything below a guard.
 pub(crate) const END_ALL: Signal = Signal::SIGUSR1;
-/// How a shell says that a command is not there; a child that ends so was never started.
-pub(crate) const CANNOT_START: i32 = 127;
 /// How long a guard waits between two looks at what it has killed, in milliseconds.
 const LOOK_EVERY_MS: u16 = 2;
 
@@ -32,15 +31,15 @@ const LOOK_EVERY_MS: u16 = 2;
 pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> ! {
     let name = arguments.next().unwrap_or_default();
     let Some(program) = arguments.next() else {
-        eprintln!("{GUARD_NAME} {}: no command", name.display());
-        std::process::exit(CANNOT_START);
+        eprintln!("{CANNOT_START}{}: no command", name.display());
+        std::process::exit(EXIT_CANNOT_START);
     };
     let started = start(&program, arguments);
     let (signals, child) = match started {
         Ok(started) => started,
         Err(error) => {
-            eprintln!("cannot start {}: {error}", program.display());
-            std::process::exit(CANNOT_START);
+            eprintln!("{CANNOT_START}{}: {error}", program.display());
+            std::process::exit(EXIT_CANNOT_START);
         }
     };
     end_as(watch(&signals, child))

@@ -140,8 +140,10 @@ enum SpokenError {
 /// Reads a line of a child; an error says what is wrong with it.
 pub(crate) fn read(line: &[u8]) -> Result<Said, String> {
     let start = || String::from_utf8_lossy(line.get(..200).unwrap_or(line)).into_owned();
-    let spoken: Spoken<'_> =
-        serde_json::from_slice(line).map_err(|_| format!("{:?} is not a line of JSON", start()))?;
+    let spoken: Spoken<'_> = serde_json::from_slice(line).map_err(|error| {
+        let what = if error.is_data() { "not an answer" } else { "no line of JSON" };
+        format!("{:?} is {what} ({error})", start())
+    })?;
     if let Some(value) = spoken.ok {
         return Ok(Said::Answer(Ok(value.to_owned())));
     }
@@ -227,7 +229,8 @@ mod tests {
         check(r#"{"error": "m"}"#, "error error m true");
         check(r#"{"progress": 0.5, "note": "half\n"}"#, r#"Progress(Some(0.5), Some("half\n"))"#);
         check(r#"{"ready": true}"#, "Ready");
-        check("hello", "wrong \"hello\" is not a line of JSON");
+        check("hello", "wrong \"hello\" is no line of JSON");
+        check(r#"{"progress": "half"}"#, "wrong \"{\\\"progress\\\": \\\"half\\\"}\" is not an answer (invalid type");
         check("{}", "wrong");
         check("\u{0}", "wrong");
     }

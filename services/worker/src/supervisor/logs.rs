@@ -52,14 +52,14 @@ pub(crate) fn line(view: &View, line: &Bytes) {
     let task_id = running.as_ref().map(|r| r.id.as_str());
     let attempt = running.as_ref().map(|r| r.attempt);
     let trace_id = running.as_ref().and_then(|r| r.trace.as_deref());
-    let (child, kind) = (view.name.as_str(), view.kind.as_str());
+    let (worker, child, kind) = (view.worker.as_str(), view.name.as_str(), view.kind.as_str());
     // The level of an event is part of its place in the code.
     match level {
-        b't' => trace!(child, kind, task_id, attempt, trace_id, "{message}"),
-        b'd' => debug!(child, kind, task_id, attempt, trace_id, "{message}"),
-        b'w' => warn!(child, kind, task_id, attempt, trace_id, "{message}"),
-        b'e' | b'f' | b'c' | b'p' => error!(child, kind, task_id, attempt, trace_id, "{message}"),
-        _ => info!(child, kind, task_id, attempt, trace_id, "{message}"),
+        b't' => trace!(worker, child, kind, task_id, attempt, trace_id, "{message}"),
+        b'd' => debug!(worker, child, kind, task_id, attempt, trace_id, "{message}"),
+        b'w' => warn!(worker, child, kind, task_id, attempt, trace_id, "{message}"),
+        b'e' | b'f' | b'c' | b'p' => error!(worker, child, kind, task_id, attempt, trace_id, "{message}"),
+        _ => info!(worker, child, kind, task_id, attempt, trace_id, "{message}"),
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_line_becomes_evidence() {
-        let view = View::new("w/k-1".into(), "k".into(), 0, 0);
+        let view = View::new("w", "k", 1, 0, 0);
         line(&view, &Bytes::from_static(b"one\r"));
         line(&view, &Bytes::from_static(b""));
         line(&view, &Bytes::from_static(b"\xff two"));

@@ -35,8 +35,9 @@ use view::View;
 pub(crate) const ENV_KIND: &str = "MILLPOND_KIND";
 /// In a child that is this program again: whether the kind is one that every worker knows.
 pub(crate) const ENV_BUILT_IN: &str = "MILLPOND_CHILD_BUILT_IN";
-/// How a shell, and a guard, say that a command cannot be started: its task has not run.
-const CANNOT_START: i32 = 127;
+/// How a guard ends, and how its last line begins, when the command cannot be started: its task has not run.
+const EXIT_CANNOT_START: i32 = 127;
+const CANNOT_START: &str = "cannot start ";
 
 /// All pools of a worker. Cheap to clone.
 #[derive(Clone, Default)]

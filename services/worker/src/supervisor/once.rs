@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::lines::Found;
 use super::logs;
+use super::order::Timeouts;
 use super::process::Process;
 use super::spec::{Program, Spec};
-use super::order::Timeouts;
 use super::view::{Running, View};
 use super::xargs::{self, Written};
 use crate::call::{Call, reply};
@@ -58,24 +58,25 @@ pub(crate) async fn run(
     let input = args.as_ref().map_or_else(|| call.payload.clone(), |args| Bytes::from(args.stdin.clone()));
     let process = Process::start(spec, worker, view.clone(), argv, &environment(call));
     let mut process = process.map_err(|e| e.to_string())?;
-    view.runs(Running {
-        id: call.id.clone(),
-        attempt: call.attempt,
-        trace: call.trace.map(TraceContext::trace_id),
-        since: Instant::now(),
-    });
+    view.runs(
+        Running {
+            id: call.id.clone(),
+            attempt: call.attempt,
+            trace: call.trace.map(TraceContext::trace_id),
+            since: Instant::now(),
+        },
+        true,
+    );
     let left = wait(&mut process, input, timeouts, spec.grace, stop).await;
     if stop.is_cancelled() {
         return Ok(CallEnd::NotRun);
     }
-    let cannot_start = left.status.code() == Some(super::CANNOT_START) && left.killed.is_none();
+    let never_started = process.never_started(left.status);
     Ok(match &args {
         Some(args) if left.killed.is_none() && process.view.over_memory().is_none() => {
             CallEnd::of(xargs::answer(args, call.attempt, left.status, left.written))
         }
-        None if cannot_start => {
-            return Err(view.last_line().unwrap_or_else(|| "it ended with exit code 127".to_owned()));
-        }
+        None if never_started => return Err(view.last_line().unwrap_or_default()),
         _ => judge(&process, left, spec.memory_max),
     })
 }
@@ -131,8 +132,8 @@ async fn wait(
         let Process { handle, stderr, view, .. } = &mut *process;
         let (at, end) = step.unwrap_or((start, true));
         let log_ended = stderr.has_ended();
+        // Not in this order: nothing that it writes puts off its end.
         tokio::select! {
-            biased;
             found = stderr.next(), if !log_ended => if let Found::Line(line) | Found::TooLong(line) = found {
                 logs::line(view, &line);
                 if kept.len() < STDERR_BYTES_MAX {

@@ -2,17 +2,20 @@
 //! the one task that was next to be answered.
 
 use std::collections::VecDeque;
-use std::future::pending;
+use std::future::{pending, poll_fn};
+use std::pin::pin;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use millpond::limits::{CHILD_AHEAD, CHILD_AHEAD_TASKS_MAX, CHILD_END_WITHIN, CHILD_LINE_BYTES_MAX, RESULT_BYTES_MAX};
 use millpond::outcome::Failure;
+use millpond::telemetry::TraceContext;
 use millpond::worker_record::ChildState;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
-use tokio::time::Instant as Clock;
+use tokio::time::{Instant as Clock, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::lines::{Found, SHUTDOWN_LINE, Said, read, write};
@@ -29,6 +32,11 @@ const WRITE_AHEAD_BYTES: usize = 64 * 1024;
 
 /// What the grace is at the most when the worker itself must leave: all of it fits into the time to settle.
 const STOP_GRACE_MAX: Duration = Duration::from_secs(1);
+
+/// Answers without a log line after which tasks are written ahead.
+const QUIET_ANSWERS: u32 = 16;
+/// Log lines in a row after which answers have a turn.
+const LOG_ROW_MAX: u32 = 64;
 
 /// When a task is asked to stop, and when it is killed.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +90,8 @@ struct Work<'a> {
     out: Vec<u8>,
     written: usize,
     /// When the oldest open call became that.
+    began: Clock,
+    /// When the last step against it was taken, or it closed one of its ends.
     since: Clock,
     pressed: Pressed,
     /// Nobody wants the answers any more.
@@ -91,6 +101,12 @@ struct Work<'a> {
     output_ended: bool,
     /// Whether the child was given anything of this order.
     wrote: bool,
+    /// An earlier call is the reason why it is told to end.
+    excused: bool,
+    /// Which of its ends the child has closed.
+    closed: Option<&'static str>,
+    /// Log lines in a row.
+    log_row: u32,
 }
 
 impl Stream {
@@ -103,16 +119,23 @@ impl Stream {
                 break;
             }
             let event = self.next_event(&work).await;
+            work.log_row = if matches!(event, Event::Log(_)) { work.log_row + 1 } else { 0 };
             match event {
-                Event::Log(Found::Line(line) | Found::TooLong(line)) => logs::line(&self.process.view, &line),
+                Event::Log(Found::Line(line) | Found::TooLong(line)) => {
+                    self.quiet_for = 0;
+                    logs::line(&self.process.view, &line);
+                }
                 Event::Log(Found::End) => {}
                 Event::Output(found) => self.output(&mut work, found),
                 Event::Written(Ok(bytes)) => {
                     work.written += bytes;
                     work.wrote = true;
                 }
-                // It does not read: it is about to end, or its timeout ends it.
-                Event::Written(Err(_)) => self.process.stdin = None,
+                Event::Written(Err(_)) => {
+                    // It reads no more: most likely it is about to end.
+                    self.process.stdin = None;
+                    work.closes("standard input");
+                }
                 Event::Time => self.press(&mut work),
                 Event::Stop => {
                     work.stopped = true;
@@ -136,6 +159,8 @@ impl Stream {
     fn fill(&mut self, work: &mut Work<'_>) {
         let ahead = match self.pace_ns {
             0 => 1,
+            // The log lines of one that writes some are told apart only when it has one task at a time.
+            _ if self.quiet_for < QUIET_ANSWERS => 1,
             pace => u32::try_from(CHILD_AHEAD.as_nanos() / u128::from(pace)).unwrap_or(u32::MAX),
         };
         let ahead = ahead.clamp(1, CHILD_AHEAD_TASKS_MAX) as usize;
@@ -167,41 +192,67 @@ impl Stream {
             work.open.pop_front();
             work.ends.push(CallEnd::of(Err(refused)));
         }
-        work.since = Clock::now();
+        work.began = Clock::now();
+        // Told to end because of an earlier one: this one is not to blame for what follows.
+        work.excused = work.pressed > Pressed::No;
+        if !work.excused {
+            work.since = work.began;
+        }
         if !work.open.is_empty()
             && let Some(call) = work.order.calls.get(work.order.from + work.ends.len())
         {
-            self.process.view.runs(Running {
-                id: call.id.clone(),
-                attempt: call.attempt,
-                trace: call.trace.map(millpond::telemetry::TraceContext::trace_id),
-                since: Instant::now(),
-            });
+            // What was written ahead may have logged already: those lines stay.
+            let alone = work.open.len() == 1;
+            let trace = call.trace.map(TraceContext::trace_id);
+            let (id, attempt) = (call.id.clone(), call.attempt);
+            self.process.view.runs(Running { id, attempt, trace, since: Instant::now() }, alone);
         }
     }
 
+    /// Time and stop first, so that nothing a child writes puts them off. Then its log lines: what a task wrote before its
+    /// answer is then known with it; when there are many in a row, answers have a turn.
     async fn next_event(&mut self, work: &Work<'_>) -> Event {
         let unwritten = work.out.get(work.written..).unwrap_or_default();
-        let Process { handle, stderr, stdin, .. } = &mut self.process;
+        let due = work.due(&self.spec);
+        let Self { process: Process { handle, stderr, stdin, .. }, stdout, .. } = self;
+        let (logs, outputs, logs_first) = (!stderr.has_ended(), !work.output_ended, work.log_row < LOG_ROW_MAX);
         let stdin = stdin.as_mut().filter(|_| !unwritten.is_empty());
-        let writing = async {
+        let mut writing = pin!(async {
             match stdin {
                 Some(stdin) => stdin.write(unwritten).await,
                 None => pending().await,
             }
-        };
-        let due = work.due(&self.spec);
-        let log_ended = stderr.has_ended();
-        // Log lines first: what a task wrote before its answer is then known with it.
-        tokio::select! {
-            biased;
-            found = stderr.next(), if !log_ended => Event::Log(found),
-            found = self.stdout.next(), if !work.output_ended => Event::Output(found),
-            result = writing => Event::Written(result),
-            status = handle.wait() => Event::Ended(status),
-            () = work.order.stop.cancelled(), if !work.stopped => Event::Stop,
-            () = tokio::time::sleep_until(due) => Event::Time,
-        }
+        });
+        let (mut time, mut stop) = (pin!(sleep_until(due)), pin!(work.order.stop.cancelled()));
+        let (mut log, mut output, mut ended) = (pin!(stderr.next()), pin!(stdout.next()), pin!(handle.wait()));
+        poll_fn(|context| {
+            if time.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Event::Time);
+            }
+            if !work.stopped && stop.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Event::Stop);
+            }
+            if logs
+                && logs_first
+                && let Poll::Ready(found) = log.as_mut().poll(context)
+            {
+                return Poll::Ready(Event::Log(found));
+            }
+            if outputs && let Poll::Ready(found) = output.as_mut().poll(context) {
+                return Poll::Ready(Event::Output(found));
+            }
+            if let Poll::Ready(written) = writing.as_mut().poll(context) {
+                return Poll::Ready(Event::Written(written));
+            }
+            if logs
+                && !logs_first
+                && let Poll::Ready(found) = log.as_mut().poll(context)
+            {
+                return Poll::Ready(Event::Log(found));
+            }
+            ended.as_mut().poll(context).map(Event::Ended)
+        })
+        .await
     }
 
     fn output(&mut self, work: &mut Work<'_>, found: Found) {
@@ -216,9 +267,7 @@ impl Stream {
             }
             Found::End => {
                 work.output_ended = true;
-                // An end by itself follows, or its timeout.
-                work.since = Clock::now();
-                return;
+                return work.closes("standard output");
             }
         };
         match read(&line) {
@@ -247,7 +296,8 @@ impl Stream {
     fn answered(&mut self, work: &Work<'_>) {
         self.total += 1;
         self.process.view.answered();
-        let took = u64::try_from(work.since.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1);
+        self.quiet_for = self.quiet_for.saturating_add(1);
+        let took = u64::try_from(work.began.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1);
         // Slower counts at once, faster by and by.
         self.pace_ns = match self.pace_ns {
             0 => took,
@@ -267,11 +317,16 @@ impl Stream {
     /// The next step against a task that takes too long or is not wanted any more.
     fn press(&mut self, work: &mut Work<'_>) {
         work.since = Clock::now();
-        if work.output_ended && work.pressed == Pressed::No && !work.stopped {
-            return self.kill(work, Failure::new("bad_output", "it closed its standard output and went on"));
+        let hard = work.order.timeouts.hard;
+        if let Some(what) = work.closed
+            && work.pressed == Pressed::No
+            && !work.stopped
+        {
+            return self.kill(work, Failure::new("bad_output", format!("it closed its {what} and went on")));
         }
         match work.pressed {
-            Pressed::No if work.stopped || work.order.timeouts.soft.is_some() => {
+            _ if work.began.elapsed() >= hard && !work.stopped => self.kill(work, too_late(hard)),
+            Pressed::No => {
                 // The line first, then the signal: it can close what it holds.
                 work.out.extend_from_slice(SHUTDOWN_LINE);
                 work.pressed = Pressed::Told;
@@ -281,9 +336,7 @@ impl Stream {
                 work.pressed = Pressed::Terminated;
                 self.process.handle.terminate();
             }
-            Pressed::No | Pressed::Terminated | Pressed::Killed => {
-                self.kill(work, too_late(work.order.timeouts.hard));
-            }
+            Pressed::Terminated | Pressed::Killed => self.kill(work, too_late(hard)),
         }
     }
 
@@ -297,9 +350,10 @@ impl Stream {
             }
         }
         self.process.last_lines().await;
-        let never_started = self.total == 0 && status.code() == Some(super::CANNOT_START);
-        let left_in_order = status.success() && !work.ends.is_empty() && work.pressed == Pressed::No;
-        if work.stopped || left_in_order {
+        let never_started = self.total == 0 && self.process.never_started(status);
+        // It may leave after a task; the next child runs the others. One that leaves at its first has not run it.
+        let left_in_order = status.success() && self.total > 0 && work.pressed == Pressed::No;
+        if work.stopped || left_in_order || work.excused {
             return;
         }
         let killed = work.killed.take().or_else(|| (work.pressed > Pressed::No).then(|| work.soft_failure()));
@@ -324,27 +378,38 @@ impl<'a> Work<'a> {
             next: order.from,
             out: Vec::new(),
             written: 0,
+            began: Clock::now(),
             since: Clock::now(),
             pressed: Pressed::No,
             stopped: false,
             killed: None,
             output_ended: false,
             wrote: false,
+            excused: false,
+            closed: None,
+            log_row: 0,
         }
     }
 
-    /// When the next step against the oldest open call is due.
+    /// It closed one of its ends.
+    fn closes(&mut self, what: &'static str) {
+        self.closed.get_or_insert(what);
+        self.since = Clock::now();
+    }
+
+    /// When the next step against the oldest open call is due; none is later than its hard timeout.
     fn due(&self, spec: &Spec) -> Clock {
         let Timeouts { soft, hard } = self.order.timeouts;
-        let after = match self.pressed {
-            Pressed::No if self.output_ended => CHILD_END_WITHIN,
-            Pressed::No => soft.unwrap_or(hard),
-            Pressed::Told | Pressed::Terminated if self.stopped => spec.grace.min(STOP_GRACE_MAX),
-            Pressed::Told => spec.grace,
-            Pressed::Terminated => hard.saturating_sub(soft.unwrap_or_default()).saturating_sub(spec.grace),
-            Pressed::Killed => CHILD_END_WITHIN,
-        };
-        self.since + after
+        let end = self.began + hard;
+        match self.pressed {
+            Pressed::Told | Pressed::Terminated if self.stopped => self.since + spec.grace.min(STOP_GRACE_MAX),
+            Pressed::Killed => self.since + CHILD_END_WITHIN,
+            Pressed::No if self.closed.is_some() => (self.since + CHILD_END_WITHIN).min(end),
+            Pressed::No => self.began + soft.unwrap_or(hard),
+            Pressed::Told => (self.since + spec.grace).min(end),
+            Pressed::Terminated if self.excused => (self.since + spec.grace).min(end),
+            Pressed::Terminated => end,
+        }
     }
 
     fn soft_failure(&self) -> Failure {

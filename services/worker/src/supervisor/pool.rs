@@ -11,14 +11,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::once;
+use super::order::{Order, Report, Timeouts};
 use super::process::Process;
 use super::spec::{Mode, Spec};
-use super::order::{Order, Report, Timeouts};
 use super::stream::{Life, Stream};
 use super::view::View;
 use crate::call::Call;
 use crate::share::{CallEnd, Share};
 
+/// How long children may take to end when the worker leaves.
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 /// Children in a row that may end on their first task before their handler is taken for broken.
 const STRIKES_FREE: u32 = 3;
 
@@ -99,10 +101,11 @@ impl Pool {
                 return Ok(Ticket::Warm(child));
             }
             if let Some(at) = not_before.filter(|at| *at > Instant::now()) {
-                tokio::time::sleep_until(at.min(patience).into()).await;
+                // Its slot is worth more than a long wait.
                 if at > patience {
                     return Err(NotNow(at.saturating_duration_since(Instant::now())));
                 }
+                tokio::time::sleep_until(at.into()).await;
             }
             if self.spec.mode == Mode::Once {
                 return Ok(Ticket::Cold);
@@ -212,7 +215,12 @@ impl Pool {
             state.idle.clear();
             std::mem::take(&mut state.actors)
         };
-        while actors.join_next().await.is_some() {}
+        let all = async { while actors.join_next().await.is_some() {} };
+        // What is left then is dropped, and its guards end it.
+        if tokio::time::timeout(CLOSE_WITHIN, all).await.is_err() {
+            tracing::warn!(kind = %self.spec.kind, "children did not end when they were asked, and are killed");
+            actors.shutdown().await;
+        }
     }
 
     fn put_back(&self, child: Child) {
@@ -229,8 +237,7 @@ impl Pool {
         let before = state.ended.get(&number).copied().unwrap_or(0);
         // A process for each task ends with it: that is no restart.
         let (restarts, done) = if self.spec.mode == Mode::Once { (0, before) } else { (before, 0) };
-        let name = format!("{}/{}-{number}", self.worker, self.spec.kind);
-        let view = Arc::new(View::new(name, self.spec.kind.clone(), restarts, done.into()));
+        let view = Arc::new(View::new(&self.worker, &self.spec.kind, number, restarts, done.into()));
         state.views.insert(number, view.clone());
         (number, view)
     }

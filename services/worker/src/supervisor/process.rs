@@ -17,7 +17,7 @@ use super::lines::{Found, Lines};
 use super::proc::oom_kills;
 use super::spec::{Program, Spec};
 use super::view::View;
-use super::{ENV_BUILT_IN, ENV_KIND, logs};
+use super::{CANNOT_START, ENV_BUILT_IN, ENV_KIND, EXIT_CANNOT_START, logs};
 
 /// How long the log lines of a process that has ended may take to be read.
 const LAST_LINES_WITHIN: Duration = Duration::from_secs(1);
@@ -43,16 +43,16 @@ fn command_line(spec: &Spec, name: &str, argv: Option<&[String]>) -> Vec<OsStrin
     let command: Vec<OsString> = match &spec.program {
         Program::Command(words) => words.iter().map(OsString::from).collect(),
         Program::Xargs { .. } => argv.unwrap_or_default().iter().map(OsString::from).collect(),
-        // This very program, even when its file was replaced meanwhile.
         Program::Own { built_in: true } => vec![own_program(), name.into()],
         Program::Own { built_in: false } => std::iter::once(own_program()).chain(std::env::args_os().skip(1)).collect(),
     };
     spec.wrap.iter().map(OsString::from).chain(command).collect()
 }
 
+/// Also when the file was replaced meanwhile, and for whatever program opens it.
 fn own_program() -> OsString {
     if cfg!(target_os = "linux") {
-        return "/proc/self/exe".into();
+        return format!("/proc/{}/exe", std::process::id()).into();
     }
     std::env::current_exe().map_or_else(|_| "millpond-worker".into(), Into::into)
 }
@@ -150,6 +150,12 @@ impl Process {
             }
         };
         let _ = tokio::time::timeout(LAST_LINES_WITHIN, all).await;
+    }
+
+    /// Whether its guard could not start it.
+    pub(crate) fn never_started(&self, status: ExitStatus) -> bool {
+        let said = || self.view.last_line().is_some_and(|line| line.starts_with(CANNOT_START));
+        status.code() == Some(EXIT_CANNOT_START) && said()
     }
 
     /// Why its task failed, from how it ended; `killed`: by us, for this reason.

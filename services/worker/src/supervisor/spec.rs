@@ -168,6 +168,10 @@ impl Typed {
         if self.attempts.is_some_and(|n| !(1..=ATTEMPTS_MAX_MAX).contains(&n)) {
             bail!("`attempts` must be a number from 1 to {ATTEMPTS_MAX_MAX}");
         }
+        let directory = self.directory.map_or_else(|| folder.to_owned(), |d| folder.join(d));
+        if !directory.is_dir() {
+            bail!("`directory` {} is not a folder", directory.display());
+        }
         let delays = self.retry_delay.is_some() || self.retry_delay_max.is_some();
         let backoff = delays.then(|| Backoff {
             base: self.retry_delay.unwrap_or(backoff.base),
@@ -189,7 +193,7 @@ impl Typed {
             backoff,
             wrap: self.wrap,
             env: self.env,
-            directory: Some(self.directory.map_or_else(|| folder.to_owned(), |d| folder.join(d))),
+            directory: Some(directory),
         })
     }
 }
@@ -220,7 +224,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> anyhow::Result<Vec<Spec>> {
-        parse(text, Path::new("/srv"), Backoff { base: Duration::from_secs(1), max: Duration::from_secs(300) })
+        parse(text, Path::new("/"), Backoff { base: Duration::from_secs(1), max: Duration::from_secs(300) })
     }
 
     #[test]
@@ -237,7 +241,7 @@ mod tests {
             retry_delay = "2s"
             wrap = ["nice"]
             env = { MODE = "fast" }
-            directory = "images"
+            directory = "tmp"
 
             [spin]
             isolate = true"#;
@@ -251,7 +255,7 @@ mod tests {
         );
         let backoff = resize.backoff.unwrap();
         assert_eq!((backoff.base, backoff.max), (Duration::from_secs(2), Duration::from_secs(300)));
-        assert_eq!(resize.directory.as_deref(), Some(Path::new("/srv/images")));
+        assert_eq!(resize.directory.as_deref(), Some(Path::new("/tmp")));
         assert_eq!(spin.program, Program::Own { built_in: true });
         assert_eq!((spin.slots, spin.mode, spin.attempts_max), (None, Mode::Stream, None));
     }

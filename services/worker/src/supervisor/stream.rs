@@ -52,6 +52,10 @@ pub(crate) struct Stream {
     /// Why it ended, when nobody told it to, and whether a task has paid for that.
     pub(super) fault: Option<String>,
     pub(super) blamed: bool,
+    /// Answers since the last log line.
+    pub(super) quiet_for: u32,
+    /// An order that came before it was ready.
+    early: Option<Order>,
 }
 
 /// What comes first.
@@ -78,6 +82,8 @@ impl Stream {
             leaving: false,
             fault: None,
             blamed: false,
+            quiet_for: 0,
+            early: None,
         })
     }
 
@@ -90,10 +96,10 @@ impl Stream {
         let mut last = None;
         let started = match self.spec.start_within {
             None => Ok(()),
-            Some(within) => self.starts(within).await,
+            Some(within) => self.starts(within, &mut orders).await,
         };
         if let Err(why) = &started {
-            self.fault = Some(why.clone());
+            self.fault = Some(why.clone()).filter(|_| !orders.is_closed() || self.ended.is_some());
             self.leaving = true;
             self.process.handle.end_all();
         } else {
@@ -121,15 +127,22 @@ impl Stream {
     }
 
     /// Waits for the line that says that it is ready.
-    async fn starts(&mut self, within: Duration) -> Result<(), String> {
+    async fn starts(&mut self, within: Duration, orders: &mut mpsc::Receiver<Order>) -> Result<(), String> {
         let deadline = Clock::now() + within;
         loop {
             let found = tokio::select! {
                 biased;
+                () = tokio::time::sleep_until(deadline) => Event::Time,
+                order = orders.recv(), if self.early.is_none() => match order {
+                    Some(order) => {
+                        self.early = Some(order);
+                        continue;
+                    }
+                    None => return Err("it is not wanted any more".to_owned()),
+                },
                 found = self.process.stderr.next(), if !self.process.stderr.has_ended() => Event::Log(found),
                 found = self.stdout.next(), if !self.stdout.has_ended() => Event::Output(found),
                 status = self.process.handle.wait() => Event::Ended(status),
-                () = tokio::time::sleep_until(deadline) => Event::Time,
             };
             match found {
                 Event::Log(Found::Line(line) | Found::TooLong(line)) => logs::line(&self.process.view, &line),
@@ -153,13 +166,16 @@ impl Stream {
 
     /// The next order; none when it is not wanted any more; an error when it has ended, or is out of step.
     async fn idle(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Option<Order>, String> {
+        if let Some(order) = self.early.take() {
+            return Ok(Some(order));
+        }
         loop {
             let event = tokio::select! {
                 biased;
-                found = self.process.stderr.next(), if !self.process.stderr.has_ended() => Event::Log(found),
-                found = self.stdout.next(), if !self.stdout.has_ended() => Event::Output(found),
                 status = self.process.handle.wait() => Event::Ended(status),
                 order = orders.recv() => return Ok(order),
+                found = self.process.stderr.next(), if !self.process.stderr.has_ended() => Event::Log(found),
+                found = self.stdout.next(), if !self.stdout.has_ended() => Event::Output(found),
             };
             match event {
                 Event::Log(Found::Line(line) | Found::TooLong(line)) => logs::line(&self.process.view, &line),
@@ -215,6 +231,7 @@ impl Stream {
         while self.ended.is_none() {
             tokio::select! {
                 biased;
+                () = tokio::time::sleep_until(deadline) => return,
                 found = self.process.stderr.next(), if !self.process.stderr.has_ended() => {
                     if let Found::Line(line) | Found::TooLong(line) = found {
                         logs::line(&self.process.view, &line);
@@ -222,9 +239,7 @@ impl Stream {
                 }
                 _ = self.stdout.next(), if !self.stdout.has_ended() => {}
                 status = self.process.handle.wait() => self.ended = Some(status),
-                () = tokio::time::sleep_until(deadline) => return,
             }
         }
     }
 }
-

@@ -26,6 +26,7 @@ pub(crate) struct Running {
 pub(crate) struct View {
     /// `<worker>/<kind>-<n>`.
     pub(crate) name: String,
+    pub(crate) worker: String,
     pub(crate) kind: String,
     started_ms: i64,
     /// Times that a child of this name was started before it.
@@ -51,7 +52,7 @@ struct Now {
 }
 
 impl View {
-    pub(crate) fn new(name: String, kind: String, restarts: u32, done: u64) -> Self {
+    pub(crate) fn new(worker: &str, kind: &str, number: u32, restarts: u32, done: u64) -> Self {
         let now = Now {
             pid: None,
             state: ChildState::Starting,
@@ -66,7 +67,14 @@ impl View {
             log_bytes: 0,
             over_memory: None,
         };
-        Self { name, kind, started_ms: millpond::now_ms(), restarts, now: Mutex::new(now) }
+        Self {
+            name: format!("{worker}/{kind}-{number}"),
+            worker: worker.to_owned(),
+            kind: kind.to_owned(),
+            started_ms: millpond::now_ms(),
+            restarts,
+            now: Mutex::new(now),
+        }
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -89,12 +97,15 @@ impl View {
         self.now().state = state;
     }
 
-    /// It works on this task now. `fresh`: the lines of the task before are not this one's evidence.
-    pub(crate) fn runs(&self, running: Running) {
+    /// It works on this task now. `alone`: nothing was written ahead, and the lines so far are not its own.
+    pub(crate) fn runs(&self, running: Running, alone: bool) {
         let mut now = self.now();
         (now.state, now.running) = (ChildState::Busy, Some(running));
-        (now.progress, now.note, now.log_bytes) = (None, None, 0);
-        now.log.clear();
+        (now.progress, now.note) = (None, None);
+        if alone {
+            now.log_bytes = 0;
+            now.log.clear();
+        }
     }
 
     /// It has answered, and waits.
