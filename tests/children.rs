@@ -352,3 +352,125 @@ async fn waiting_tasks_do_not_wait_for_computing_ones() {
         assert_eq!(cluster.ended(&id).await["attempt"], 1);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_children_do_is_told_live_and_in_metrics() {
+    let cluster = Cluster::start().await;
+    let handlers = Handlers::new("", "slots = 1");
+    let password = cluster.nats.secrets.passwords["collector"].clone();
+    let options = async_nats::ConnectOptions::with_user_and_password("collector".into(), password);
+    let options = options.custom_inbox_prefix("_INBOX_collector");
+    let listening = options.connect(format!("127.0.0.1:{}", cluster.nats.port)).await.unwrap();
+    let mut events = listening.subscribe("events.worker.w1").await.unwrap();
+    listening.flush().await.unwrap();
+    let _worker = handlers.worker(&cluster, "w1", &["--listen", "127.0.0.1:0"]);
+    assert_eq!(run(&cluster, json!(5)).await["result"], 5);
+    let told = async {
+        loop {
+            let event = futures_util::StreamExt::next(&mut events).await.unwrap();
+            let record: Value = serde_json::from_slice(&event.payload).unwrap();
+            if record["children"][0]["done"] == 1 {
+                return record;
+            }
+        }
+    };
+    let record = tokio::time::timeout(PATIENCE, told).await.unwrap();
+    assert_eq!(
+        (&record["children"][0]["name"], &record["by_kind"]["child"]["done"]),
+        (&json!("w1/child-1"), &json!(1))
+    );
+    let sampled = |w: &Value| w["children"][0]["rss_bytes"].as_u64().is_some_and(|rss| rss > 1 << 20);
+    let record = cluster.worker_is("w1", sampled).await;
+    let metrics =
+        reqwest::get(format!("http://{}/metrics", text(&record, "http"))).await.unwrap().text().await.unwrap();
+    for wanted in [
+        r#"millpond_child_resident_memory_bytes{child="w1/child-1",kind="child"}"#,
+        r#"millpond_child_cpu_ratio{child="w1/child-1",kind="child"}"#,
+        r#"millpond_attempts_total{kind="child",status="done"} 1"#,
+    ] {
+        assert!(metrics.contains(wanted), "{wanted}: {metrics}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_floods_its_log_is_ended_in_time() {
+    let cluster = Cluster::start().await;
+    let handlers = Handlers::of(
+        r#"
+        [stream]
+        command = ["sh", "-c", "read task; exec yes >&2"]
+        timeout = "1s"
+        attempts = 1
+        [once]
+        command = ["sh", "-c", "exec yes >&2"]
+        mode = "once"
+        timeout = "1s"
+        attempts = 1
+        "#,
+    );
+    let mut worker = handlers.worker(&cluster, "w1", &["--log", "warn"]);
+    for kind in ["stream", "once"] {
+        let id = cluster.client.submit(&task(kind, "1"), Patience::Endless).await.unwrap().id;
+        let ended = cluster.ended(&id).await;
+        assert_eq!(failure(&ended)["type"], "timeout", "{kind}: {ended}");
+        assert_eq!(log(failure(&ended)).len(), 50, "{kind}: the last lines are kept");
+    }
+    worker.signal(Signal::SIGTERM);
+    assert!(worker.end(PATIENCE).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_failure_has_its_own_log_lines() {
+    let cluster = Cluster::start().await;
+    let handlers = Handlers::of(
+        r#"
+        [negative]
+        command = ["sh", "-c", '''
+            while read -r line; do
+                n=${line##*\"args\":}; n=${n%%,*}
+                echo "looking at $n" >&2
+                if [ "$n" -lt 0 ]; then echo "{\"error\": \"no\"}"; else echo "{\"ok\": $n}"; fi
+            done''']
+        slots = 1
+        attempts = 1
+        "#,
+    );
+    let _worker = handlers.worker(&cluster, "w1", &[]);
+    let numbers: Vec<String> = (0..60).map(|n| if n % 3 == 2 { format!("-{n}") } else { n.to_string() }).collect();
+    let batch = NewTask {
+        job: Some("logs".into()),
+        index: Some(0),
+        batch: Some(60),
+        payload: format!("[{}]", numbers.join(",")).into(),
+        ..task("negative", "")
+    };
+    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    let ends = cluster.job_ends("logs", 60, PATIENCE).await;
+    for (n, end) in ends.iter().enumerate().filter(|(n, _)| n % 3 == 2) {
+        let ended = cluster.ended(&text(end, "id")).await;
+        assert_eq!(log(failure(&ended)), [format!("looking at -{n}")]);
+    }
+}
+
+/// An hour in short: nothing but liveness keeps the lease. By itself, because it takes all cores: `.ci/run` does that.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "burns all cores for 90 s; `.ci/run` runs it alone"]
+async fn a_long_task_keeps_its_lease_while_all_slots_compute() {
+    let cluster = Cluster::start().await;
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let _worker = cluster.worker("w1", &["--slots", &cores.to_string()], None);
+    let mut ids = Vec::new();
+    for _ in 0..cores {
+        ids.push(cluster.client.submit(&task("spin", "90"), Patience::Endless).await.unwrap().id);
+    }
+    for id in ids {
+        let ended = until("end of a long task", PATIENCE * 3, async || {
+            let task = cluster.get("/api/v1/task", &[("id", id.clone())]).await?;
+            (task["status"] == "done").then_some(task)
+        });
+        assert_eq!(ended.await["result"], 90.0);
+        assert_eq!(cluster.attempts(&id).await, [("w1".to_owned(), "done".to_owned())]);
+    }
+    let starts = cluster.log("w1");
+    assert!(!starts.contains("WARN"), "no lease was late: {starts}");
+}

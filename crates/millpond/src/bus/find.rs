@@ -14,7 +14,7 @@ use super::{Bus, from_nats, subject};
 use crate::bus::subject::TaskSubject;
 use crate::task::{Arrival, HEADER_ATTEMPT, Origin, Task};
 
-/// Messages of TASKS that are looked at, at the most.
+/// Messages of a stream that are looked at, at the most.
 const LOOKED_AT_MAX: u64 = 200_000;
 /// Messages in one answer of the server.
 const PAGE: u64 = 2000;
@@ -43,7 +43,7 @@ pub enum Whereabouts {
         /// When: RFC 3339, or another schedule as it was given.
         at: String,
     },
-    /// It lies in TASKS.
+    /// It lies in TASKS, or was published again into DUE.
     Stored {
         /// Its queue.
         queue: String,
@@ -88,7 +88,14 @@ impl Bus {
                 }
             }
         }
-        self.stored(id, root, queue).await
+        let mut looked_at_all = true;
+        for origin in [Origin::Due, Origin::Tasks] {
+            match self.stored(origin, id, root, queue).await? {
+                Whereabouts::Nowhere { looked_at_all: all } => looked_at_all &= all,
+                found => return Ok(found),
+            }
+        }
+        Ok(Whereabouts::Nowhere { looked_at_all })
     }
 
     async fn scheduled(&self, filter: &str) -> Result<Option<Whereabouts>, TopologyError> {
@@ -108,28 +115,44 @@ impl Bus {
         }))
     }
 
-    /// Looks through TASKS; from the id's own place where it names it, and only at its job where it has one.
-    async fn stored(&self, id: &str, root: &str, queue: Option<&str>) -> Result<Whereabouts, TopologyError> {
-        let state = stream_state(self, STREAM_TASKS).await?;
+    /// Looks through a stream; from the id's own place where it names it, and only at its job where it has one.
+    async fn stored(
+        &self,
+        origin: Origin,
+        id: &str,
+        root: &str,
+        queue: Option<&str>,
+    ) -> Result<Whereabouts, TopologyError> {
+        let (stream, prefix) = match origin {
+            Origin::Due => (STREAM_DUE, "due"),
+            Origin::Tasks => (STREAM_TASKS, "tasks"),
+        };
+        let state = stream_state(self, stream).await?;
         let own = root.strip_prefix(&format!("{}-", state.epoch)).and_then(|seq| seq.parse::<u64>().ok());
         let job =
             id.rsplit_once('/').and_then(|(root, _)| root.split('/').next()?.rsplit_once('.')).map(|(job, _)| job);
         let any = queue.unwrap_or("*");
         let filters = match job.filter(|_| own.is_none()) {
-            Some(job) => vec![format!("tasks.{any}.*.j-{job}"), format!("tasks.{any}.>")],
-            None => vec![format!("tasks.{any}.>")],
+            Some(job) => vec![format!("{prefix}.{any}.*.j-{job}"), format!("{prefix}.{any}.>")],
+            None => vec![format!("{prefix}.{any}.>")],
         };
         for filter in filters {
             let (mut from, mut looked_at) = (own.unwrap_or(state.first_seq), 0);
             while from <= state.last_seq && looked_at < LOOKED_AT_MAX {
-                let page = self.page(&filter, from).await?;
+                let page = self.page(stream, &filter, from).await?;
                 let Some((last, _, _)) = page.last() else { break };
                 (from, looked_at) = (last + 1, looked_at + page.len() as u64);
                 for (seq, subject, headers) in page {
-                    let arrival = Arrival { origin: Origin::Tasks, epoch: &state.epoch, seq, stored_ms: 0 };
+                    let arrival = Arrival { origin, epoch: &state.epoch, seq, stored_ms: 0 };
                     let task = Task::read(&subject, &headers, Bytes::new(), arrival);
                     if task.root == id || task.root == root || covers(&task, id) {
-                        return self.placed(task.subject, seq).await;
+                        return match origin {
+                            Origin::Tasks => self.placed(task.subject, seq).await,
+                            Origin::Due => {
+                                let TaskSubject { queue, kind, .. } = task.subject;
+                                Ok(Whereabouts::Stored { queue, kind, ahead: None })
+                            }
+                        };
                     }
                 }
                 if own.is_some() {
@@ -161,14 +184,19 @@ impl Bus {
         Ok(Whereabouts::Stored { queue: subject.queue, kind: subject.kind, ahead })
     }
 
-    /// Messages of TASKS from a sequence on: their sequence, subject and headers.
-    async fn page(&self, filter: &str, from: u64) -> Result<Vec<(u64, String, crate::task::Headers)>, TopologyError> {
-        let failed = |e: &dyn std::error::Error| TopologyError::new("a look at TASKS", e);
+    /// Messages of a stream from a sequence on: their sequence, subject and headers.
+    async fn page(
+        &self,
+        stream: &str,
+        filter: &str,
+        from: u64,
+    ) -> Result<Vec<(u64, String, crate::task::Headers)>, TopologyError> {
+        let failed = |e: &dyn std::error::Error| TopologyError::new("a look at what waits", e);
         let inbox = self.client.new_inbox();
         let mut answers = self.client.subscribe(inbox.clone()).await.map_err(|e| failed(&e))?;
         let asked = json!({ "seq": from, "next_by_subj": filter, "batch": PAGE, "max_bytes": 8 * 1024 * 1024 });
         let asked = Bytes::from(Value::to_string(&asked));
-        let subject = format!("$JS.API.DIRECT.GET.{STREAM_TASKS}");
+        let subject = format!("$JS.API.DIRECT.GET.{stream}");
         self.client.publish_with_reply(subject, inbox, asked).await.map_err(|e| failed(&e))?;
         let mut page = Vec::new();
         while let Ok(Some(message)) = tokio::time::timeout(ANSWER_WITHIN, answers.next()).await {

@@ -113,7 +113,17 @@ async fn waits(app: &App, queue: &str, kind: &str, ahead: Option<u64>) -> Result
             format!("none of the {} live workers of queue {queue} knows kind {kind}", serving.len()),
         ));
     }
-    let free = serving.iter().any(|w| w["running"].as_u64() < w["slots"].as_u64());
+    let trouble = |w: &&&Value| w["troubles"].get(kind).is_some();
+    let known = serving.iter().filter(|w| has(w, "kinds", kind));
+    if known.clone().all(|w| trouble(&w))
+        && let Some(worker) = known.clone().next()
+    {
+        let (name, why) = (text(worker, "name"), text(&worker["troubles"], kind));
+        return Ok(("no_worker", format!("it waits: the handler of kind {kind} cannot start on {name}: {why}")));
+    }
+    // Which slots its kind takes is the worker's to know: with as many running as the fewer ones it may have to wait.
+    let slots = |w: &Value| w["slots"].as_u64().min(w["io_slots"].as_u64());
+    let free = serving.iter().any(|w| w["running"].as_u64() < slots(w));
     Ok(match ahead {
         None if !free => {
             ("waiting", format!("it waits in queue {queue} for a slot; all of {} live workers are busy", serving.len()))

@@ -136,10 +136,7 @@ async fn wait(
         tokio::select! {
             found = stderr.next(), if !log_ended => if let Found::Line(line) | Found::TooLong(line) = found {
                 logs::line(view, &line);
-                if kept.len() < STDERR_BYTES_MAX {
-                    kept.extend_from_slice(&line);
-                    kept.push(b'\n');
-                }
+                keep(&mut kept, &line);
             },
             read = &mut reading, if output.is_none() => output = Some(read),
             () = &mut feeding, if !fed => fed = true,
@@ -165,9 +162,16 @@ async fn wait(
             }
         }
     }
-    process.last_lines().await;
+    process.last_lines(|line| keep(&mut kept, line)).await;
     let (stdout, cut) = output.unwrap_or_default();
     Left { status: status.unwrap_or_default(), written: Written { stdout, stderr: kept, cut }, killed }
+}
+
+fn keep(kept: &mut Vec<u8>, line: &[u8]) {
+    if kept.len() < STDERR_BYTES_MAX {
+        kept.extend_from_slice(line);
+        kept.push(b'\n');
+    }
 }
 
 /// When it is asked to end, and when it and all below it are ended.

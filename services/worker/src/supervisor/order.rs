@@ -35,8 +35,8 @@ const STOP_GRACE_MAX: Duration = Duration::from_secs(1);
 
 /// Answers without a log line after which tasks are written ahead.
 const QUIET_ANSWERS: u32 = 16;
-/// Log lines in a row after which answers have a turn.
-const LOG_ROW_MAX: u32 = 64;
+/// How long log lines without a pause go before answers; then answers have a turn.
+const LOGS_FIRST_FOR: Duration = Duration::from_millis(250);
 
 /// When a task is asked to stop, and when it is killed.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +67,8 @@ pub(crate) struct Report {
     pub(crate) claimed: usize,
     /// Whether the child takes another order.
     pub(crate) alive: bool,
+    /// Whether it has answered a task, of this order or before.
+    pub(crate) answered: bool,
 }
 
 /// How far a task that takes too long, or that nobody wants any more, has been pressed.
@@ -105,8 +107,8 @@ struct Work<'a> {
     excused: bool,
     /// Which of its ends the child has closed.
     closed: Option<&'static str>,
-    /// Log lines in a row.
-    log_row: u32,
+    /// Since when log lines come without a pause.
+    logging: Option<Clock>,
 }
 
 impl Stream {
@@ -119,10 +121,11 @@ impl Stream {
                 break;
             }
             let event = self.next_event(&work).await;
-            work.log_row = if matches!(event, Event::Log(_)) { work.log_row + 1 } else { 0 };
+            work.logging = work.logging.filter(|_| matches!(event, Event::Log(_)));
             match event {
                 Event::Log(Found::Line(line) | Found::TooLong(line)) => {
                     self.quiet_for = 0;
+                    work.logging.get_or_insert_with(Clock::now);
                     logs::line(&self.process.view, &line);
                 }
                 Event::Log(Found::End) => {}
@@ -152,7 +155,8 @@ impl Stream {
         if self.ended.is_none() {
             self.process.view.waits();
         }
-        Report { ends: work.ends, claimed: work.claimed, alive: !self.leaving && self.ended.is_none() }
+        let (alive, answered) = (!self.leaving && self.ended.is_none(), self.total > 0);
+        Report { ends: work.ends, claimed: work.claimed, alive, answered }
     }
 
     /// Claims and writes as many calls as hide the hop, and no more: what is written cannot be given to others.
@@ -210,12 +214,13 @@ impl Stream {
     }
 
     /// Time and stop first, so that nothing a child writes puts them off. Then its log lines: what a task wrote before its
-    /// answer is then known with it; when there are many in a row, answers have a turn.
+    /// answer is then known with it; when they do not end, answers have a turn.
     async fn next_event(&mut self, work: &Work<'_>) -> Event {
         let unwritten = work.out.get(work.written..).unwrap_or_default();
         let due = work.due(&self.spec);
         let Self { process: Process { handle, stderr, stdin, .. }, stdout, .. } = self;
-        let (logs, outputs, logs_first) = (!stderr.has_ended(), !work.output_ended, work.log_row < LOG_ROW_MAX);
+        let logs_first = work.logging.is_none_or(|since| since.elapsed() < LOGS_FIRST_FOR);
+        let (logs, outputs) = (!stderr.has_ended(), !work.output_ended);
         let stdin = stdin.as_mut().filter(|_| !unwritten.is_empty());
         let mut writing = pin!(async {
             match stdin {
@@ -349,7 +354,7 @@ impl Stream {
                 Err(_) => work.output_ended = true,
             }
         }
-        self.process.last_lines().await;
+        self.process.last_lines(|_| {}).await;
         let never_started = self.total == 0 && self.process.never_started(status);
         // It may leave after a task; the next child runs the others. One that leaves at its first has not run it.
         let left_in_order = status.success() && self.total > 0 && work.pressed == Pressed::No;
@@ -387,7 +392,7 @@ impl<'a> Work<'a> {
             wrote: false,
             excused: false,
             closed: None,
-            log_row: 0,
+            logging: None,
         }
     }
 

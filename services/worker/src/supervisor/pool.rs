@@ -46,6 +46,13 @@ struct State {
     closed: bool,
 }
 
+impl State {
+    /// A child has answered: the handler is not broken.
+    fn works(&mut self) {
+        (self.strikes, self.not_before, self.trouble) = (0, None, None);
+    }
+}
+
 /// A warm child that waits for an order.
 pub(crate) struct Child {
     orders: mpsc::Sender<Order>,
@@ -112,7 +119,7 @@ impl Pool {
             }
             let Some((child, ready)) = self.start() else { continue };
             // One that fails at its start has moved the time of the next.
-            if self.spec.start_within.is_none() || matches!(ready.await, Ok(Ok(()))) {
+            if self.spec.start_within.is_none() || ready.await.is_ok() {
                 return Ok(Ticket::Warm(child));
             }
         }
@@ -151,8 +158,11 @@ impl Pool {
             };
             let sent = child.orders.send(order).await.is_ok();
             // A child that ended before it took the order has claimed nothing.
-            let none = Report { ends: Vec::new(), claimed, alive: false };
+            let none = Report { ends: Vec::new(), claimed, alive: false, answered: false };
             let report = if sent { reported.await.unwrap_or(none) } else { none };
+            if report.answered {
+                self.state().works();
+            }
             ends.extend(report.ends);
             claimed = claimed.max(report.claimed);
             if report.alive {
@@ -203,8 +213,7 @@ impl Pool {
 
     /// Why its children cannot be started, if so.
     pub(crate) fn trouble(&self) -> Option<String> {
-        let state = self.state();
-        state.trouble.clone().filter(|_| state.strikes > 0)
+        self.state().trouble.clone()
     }
 
     /// Ends all children, and waits for it.
@@ -243,7 +252,7 @@ impl Pool {
     }
 
     /// Starts a child; the second hears when it is ready, or why not.
-    fn start(self: &Arc<Self>) -> Option<(Child, oneshot::Receiver<Result<(), String>>)> {
+    fn start(self: &Arc<Self>) -> Option<(Child, oneshot::Receiver<()>)> {
         let (number, view) = self.number();
         let process = Process::start(&self.spec, &self.worker, view, None, &[]);
         let stream = process.map(|process| Stream::new(process, self.spec.clone()));
@@ -279,7 +288,7 @@ impl Pool {
         let name = state.views.remove(&number).map_or_else(String::new, |view| view.name.clone());
         *state.ended.entry(number).or_default() += 1;
         if life.answered {
-            (state.strikes, state.not_before, state.trouble) = (0, None, None);
+            state.works();
         }
         let (Some(fault), false) = (&life.fault, state.closed) else { return };
         if !life.answered {

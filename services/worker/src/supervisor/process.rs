@@ -142,11 +142,12 @@ impl Process {
         Ok(Self { handle, stdin, stdout, stderr, view, oom_kills_before: oom_kills() })
     }
 
-    /// Makes what it still says a part of the log. It must have ended.
-    pub(crate) async fn last_lines(&mut self) {
+    /// Makes what it still says a part of the log, and gives it to `keep`. It must have ended.
+    pub(crate) async fn last_lines(&mut self, mut keep: impl FnMut(&[u8])) {
         let all = async {
             while let Found::Line(line) | Found::TooLong(line) = self.stderr.next().await {
                 logs::line(&self.view, &line);
+                keep(&line);
             }
         };
         let _ = tokio::time::timeout(LAST_LINES_WITHIN, all).await;

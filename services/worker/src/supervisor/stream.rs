@@ -29,6 +29,8 @@ pub(crate) struct Life {
     pub(crate) blamed: bool,
     /// What is to be told of its last order once its end is noted: whoever hears it looks for another child.
     pub(crate) last: Option<(oneshot::Sender<Report>, Report)>,
+    /// Held until its end is noted, when it never was ready.
+    pub(crate) unready: Option<oneshot::Sender<()>>,
 }
 
 impl Life {
@@ -88,11 +90,7 @@ impl Stream {
     }
 
     /// Lives until it is not wanted any more, or ends by itself. `ready` hears when it may be given an order.
-    pub(crate) async fn live(
-        mut self,
-        mut orders: mpsc::Receiver<Order>,
-        ready: oneshot::Sender<Result<(), String>>,
-    ) -> Life {
+    pub(crate) async fn live(mut self, mut orders: mpsc::Receiver<Order>, ready: oneshot::Sender<()>) -> Life {
         let mut last = None;
         let started = match self.spec.start_within {
             None => Ok(()),
@@ -105,7 +103,14 @@ impl Stream {
         } else {
             self.process.view.waits();
         }
-        let _ = ready.send(started);
+        // Of one that cannot start its end is heard first: whoever waits for it then looks for another in time.
+        let unready = match started {
+            Ok(()) => {
+                let _ = ready.send(());
+                None
+            }
+            Err(_) => Some(ready),
+        };
         while !self.leaving && self.ended.is_none() {
             match self.idle(&mut orders).await {
                 Ok(Some(order)) => {
@@ -123,7 +128,7 @@ impl Stream {
         // Whoever holds its other end must not wait for an order that nobody takes.
         drop(orders);
         self.leave().await;
-        Life { answered: self.total > 0, fault: self.fault, blamed: self.blamed, last }
+        Life { answered: self.total > 0, fault: self.fault, blamed: self.blamed, last, unready }
     }
 
     /// Waits for the line that says that it is ready.
@@ -152,7 +157,7 @@ impl Stream {
                 },
                 Event::Ended(status) => {
                     self.ended = Some(status);
-                    self.process.last_lines().await;
+                    self.process.last_lines(|_| {}).await;
                     return Err(self.process.failure(status, None, None).message);
                 }
                 Event::Time => {
@@ -195,7 +200,7 @@ impl Stream {
                 }
                 Event::Ended(status) => {
                     self.ended = Some(status);
-                    self.process.last_lines().await;
+                    self.process.last_lines(|_| {}).await;
                     return Err(self.process.failure(status, None, None).message);
                 }
                 _ => {}
@@ -222,7 +227,7 @@ impl Stream {
             }
             self.ends_within(grace).await;
         }
-        self.process.last_lines().await;
+        self.process.last_lines(|_| {}).await;
     }
 
     /// Waits for its end, and reads meanwhile, so that it can end.
