@@ -398,7 +398,7 @@ async fn a_child_that_floods_its_log_is_ended_in_time() {
     let handlers = Handlers::of(
         r#"
         [stream]
-        command = ["sh", "-c", "read task; exec yes >&2"]
+        command = ["sh", "-c", "read task; yes >&2"]
         timeout = "1s"
         attempts = 1
         [once]

@@ -120,8 +120,7 @@ impl Stream {
             if work.open.is_empty() && work.out.len() == work.written {
                 break;
             }
-            let event = self.next_event(&work).await;
-            work.logging = work.logging.filter(|_| matches!(event, Event::Log(_)));
+            let event = self.next_event(&mut work).await;
             match event {
                 Event::Log(Found::Line(line) | Found::TooLong(line)) => {
                     self.quiet_for = 0;
@@ -215,11 +214,16 @@ impl Stream {
 
     /// Time and stop first, so that nothing a child writes puts them off. Then its log lines: what a task wrote before its
     /// answer is then known with it; when they do not end, answers have a turn.
-    async fn next_event(&mut self, work: &Work<'_>) -> Event {
+    async fn next_event(&mut self, work: &mut Work<'_>) -> Event {
         let unwritten = work.out.get(work.written..).unwrap_or_default();
         let due = work.due(&self.spec);
+        // The timer may lag behind while lines flood in.
+        if Clock::now() >= due {
+            return Event::Time;
+        }
         let Self { process: Process { handle, stderr, stdin, .. }, stdout, .. } = self;
-        let logs_first = work.logging.is_none_or(|since| since.elapsed() < LOGS_FIRST_FOR);
+        let logging = &mut work.logging;
+        let logs_first = logging.is_none_or(|since| since.elapsed() < LOGS_FIRST_FOR);
         let (logs, outputs) = (!stderr.has_ended(), !work.output_ended);
         let stdin = stdin.as_mut().filter(|_| !unwritten.is_empty());
         let mut writing = pin!(async {
@@ -237,11 +241,11 @@ impl Stream {
             if !work.stopped && stop.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Event::Stop);
             }
-            if logs
-                && logs_first
-                && let Poll::Ready(found) = log.as_mut().poll(context)
-            {
-                return Poll::Ready(Event::Log(found));
+            if logs && logs_first {
+                match log.as_mut().poll(context) {
+                    Poll::Ready(found) => return Poll::Ready(Event::Log(found)),
+                    Poll::Pending => *logging = None,
+                }
             }
             if outputs && let Poll::Ready(found) = output.as_mut().poll(context) {
                 return Poll::Ready(Event::Output(found));

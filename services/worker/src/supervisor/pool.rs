@@ -275,6 +275,7 @@ impl Pool {
         state.actors.spawn(async move {
             let life = stream.live(taken, told).await;
             pool.ended(number, &life);
+            drop(life.unready);
             if let Some((whom, report)) = life.last {
                 let _ = whom.send(report);
             }

@@ -233,7 +233,8 @@ impl Stream {
     /// Waits for its end, and reads meanwhile, so that it can end.
     async fn ends_within(&mut self, limit: Duration) {
         let deadline = Clock::now() + limit;
-        while self.ended.is_none() {
+        // The timer may lag behind while lines flood in.
+        while self.ended.is_none() && Clock::now() < deadline {
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(deadline) => return,
