@@ -177,6 +177,8 @@ pub(crate) struct Ready {
     arrivals: u64,
     /// Tasks that are pulled for free lanes while another is full, without knowing whose they will be.
     trust: usize,
+    /// Such were asked for, and no lane has had room for all since.
+    on_trust: bool,
     trust_from: Instant,
     misfit_pause: Duration,
 }
@@ -189,6 +191,7 @@ impl Ready {
             waiting,
             arrivals: 0,
             trust: 1,
+            on_trust: false,
             trust_from: Instant::now(),
             misfit_pause: MISFIT_PAUSE_MIN,
         }
@@ -197,7 +200,7 @@ impl Ready {
     /// Takes in what was delivered; gives back what is of a full lane, although it was pulled for another.
     pub(crate) fn push(&mut self, lease: Lease) -> Option<Lease> {
         let id = self.lanes.of(&lease.task.subject.kind);
-        let on_trust = self.lowest_room() == 0;
+        let on_trust = self.on_trust;
         let fits = self.room_of(id) > 0;
         self.arrivals += 1;
         let arrived = Some((self.arrivals, Instant::now()));
@@ -206,9 +209,11 @@ impl Ready {
         if on_trust && !fits {
             (self.trust, self.trust_from) = (1, Instant::now() + self.misfit_pause);
             self.misfit_pause = (self.misfit_pause * 2).min(MISFIT_PAUSE_MAX);
-            return Some(lease);
-        }
-        if on_trust {
+            // Where tasks are tiny its turn comes soon.
+            if self.lanes.lane(id).is_none_or(|lane| lane.ahead() == 0) {
+                return Some(lease);
+            }
+        } else if on_trust {
             self.trust = (self.trust * 2).min(TRUST_MAX);
             self.misfit_pause = MISFIT_PAUSE_MIN;
         }
@@ -260,14 +265,20 @@ impl Ready {
 
     /// How many more tasks may be pulled. Whose they are is known when they come: as many as the fullest lane in use
     /// takes; when that is none, a few for the others, more while they turn out to be theirs.
-    pub(crate) fn room(&self) -> usize {
+    pub(crate) fn room(&mut self) -> usize {
         let lowest = self.lowest_room();
-        if lowest > 0 || self.trust_from > Instant::now() {
+        if lowest > 0 {
+            self.on_trust = false;
             return lowest;
+        }
+        if self.trust_from > Instant::now() {
+            return 0;
         }
         let used = |w: &Waiting| w.arrived.is_some_and(|(_, at)| at.elapsed() < MIX_FOR);
         let others = self.waiting.iter().enumerate().filter(|(_, w)| used(w)).map(|(id, _)| self.room_of(id));
-        others.max().unwrap_or(0).min(self.trust)
+        let room = others.max().unwrap_or(0).min(self.trust);
+        self.on_trust |= room > 0;
+        room
     }
 
     /// The room of the fullest lane in use; of the smallest one before any is.

@@ -164,7 +164,12 @@ impl Stream {
             0 => 1,
             // The log lines of one that writes some are told apart only when it has one task at a time.
             _ if self.quiet_for < QUIET_ANSWERS => 1,
-            pace => u32::try_from(CHILD_AHEAD.as_nanos() / u128::from(pace)).unwrap_or(u32::MAX),
+            // One beside the one that runs, and more while they are tiny.
+            pace => match u32::try_from(CHILD_AHEAD.as_nanos() / u128::from(pace)) {
+                Ok(0) => 1,
+                Ok(fit) => fit.saturating_add(1),
+                Err(_) => u32::MAX,
+            },
         };
         let ahead = ahead.clamp(1, CHILD_AHEAD_TASKS_MAX) as usize;
         while work.open.len() < ahead && work.out.len() - work.written <= WRITE_AHEAD_BYTES {
