@@ -276,7 +276,7 @@ impl Floor {
                     misfit.hand_back(MISFIT_DELAY).await;
                 },
                 Some(_) = self.running.join_next() => {}
-                _ = look.tick() => {
+                _ = look.tick(), if self.ready.len() > 0 || self.settings.idle_exit.is_some() => {
                     for lease in self.ready.waited(HAND_BACK_AFTER) {
                         lease.hand_back(Duration::ZERO).await;
                     }

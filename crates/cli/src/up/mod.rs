@@ -29,7 +29,7 @@ use ports::{Ports, PortsArg};
 /// How long the server, then the services, may take to become ready.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// How often `up` looks at its children.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long the collector may take to store what is left at the end.
 const STORE_WITHIN: Duration = Duration::from_secs(15);
 /// How long a service may take to end beyond its drain time.
@@ -246,7 +246,7 @@ impl Cluster {
                     dir.join("log").display()
                 );
             }
-            tokio::time::sleep(LOOK_EVERY / 2).await;
+            tokio::time::sleep(LOOK_EVERY / 4).await;
         }
     }
 
