@@ -7,6 +7,7 @@ use millpond::bus::Role;
 use millpond::bus::publish::Patience;
 use millpond::bus::results::{Ended, EndedReader};
 use millpond::bus::topology::{STREAM_RESULTS, stream_state};
+use millpond::limits::{PULL_EXPIRES, PULL_WATCHDOG};
 use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -236,4 +237,16 @@ async fn a_task_that_kills_workers_is_buried_and_its_neighbours_are_not() {
     assert_eq!(cluster.ended(&text(&ends[2], "id")).await["dead"]["reason"], "kills_workers");
     let bus = cluster.nats.bus(Role::Setup).await;
     assert!(stream_state(&bus, STREAM_RESULTS).await.unwrap().last_seq > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_idle_for_long_still_takes_tasks() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    // Longer than a pull waits at the server, and than the watchdog waits for that.
+    let idle_ms = i64::try_from((PULL_EXPIRES + PULL_WATCHDOG).as_millis()).unwrap() + 2000;
+    let age = |w: &serde_json::Value| w["heartbeat_ms"].as_i64().unwrap() - w["started_ms"].as_i64().unwrap();
+    cluster.worker_is("w1", |w| age(w) > idle_ms).await;
+    let id = cluster.client.submit(&task("square", "12"), Patience::Endless).await.unwrap().id;
+    assert_eq!(cluster.ended(&id).await["result"], 144);
 }

@@ -15,5 +15,6 @@ mod main_job;
 mod operate;
 mod roles;
 mod tidy;
+mod time;
 mod up;
 mod verbs;

@@ -45,6 +45,12 @@ pub struct SubmitArgs {
     /// Attempts before it is a dead letter.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     attempts_max: Option<u32>,
+    /// It must not start earlier than this from now, such as 10s; it waits at the server.
+    #[arg(long, value_parser = duration)]
+    delay: Option<Duration>,
+    /// The same, as a time: RFC 3339, such as 2030-01-31T09:00:00Z or 2030-01-31T09:00:00+01:00.
+    #[arg(long, value_parser = time, conflicts_with = "delay")]
+    at: Option<jiff::Timestamp>,
     /// It must not start later than this from now, such as 5m.
     #[arg(long, value_parser = duration)]
     expires: Option<Duration>,
@@ -56,6 +62,10 @@ pub struct SubmitArgs {
     json: bool,
     #[command(flatten)]
     connect: ConnectArgs,
+}
+
+fn time(text: &str) -> Result<jiff::Timestamp, String> {
+    text.parse().map_err(|e| format!("{e}; write a time such as 2030-01-31T09:00:00Z"))
 }
 
 fn reply_subject(text: &str) -> Result<String, String> {
@@ -77,7 +87,17 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         text => text.to_owned(),
     };
     check_json(&payload)?;
-    let expires = args.expires.and_then(|after| jiff::Timestamp::now().checked_add(after).ok());
+    let after = |time: Duration| {
+        let at = jiff::Timestamp::now().checked_add(time);
+        at.with_context(|| format!("{} from now is too far away", humantime::format_duration(time)))
+    };
+    let expires = args.expires.map(after).transpose()?;
+    let at = args.delay.map(after).transpose()?.or(args.at);
+    if let (Some(at), Some(expires)) = (at, expires)
+        && expires <= at
+    {
+        bail!("it would expire before its time has come: make --expires longer than --delay");
+    }
     let task = NewTask {
         queue: args.queue,
         kind: args.kind,
@@ -86,6 +106,7 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         timeout: args.timeout,
         attempts_max: args.attempts_max,
         expires: expires.map(|at| at.to_string()),
+        at_ms: at.map(jiff::Timestamp::as_millisecond),
         reply_to: args.reply_to,
         ..Default::default()
     };

@@ -11,6 +11,10 @@ use crate::outcome::{FailedAttempt, Items, id_of};
 
 /// The publisher's id of a message; the server dedupes by it for a while.
 pub const HEADER_MSG_ID: &str = "Nats-Msg-Id";
+/// When the server delivers a message that waits in DUE.
+pub const HEADER_SCHEDULE: &str = "Nats-Schedule";
+/// Where it delivers it then.
+pub const HEADER_SCHEDULE_TARGET: &str = "Nats-Schedule-Target";
 /// The payload is a JSON array of this many argument values.
 pub const HEADER_BATCH: &str = "Millpond-Batch";
 /// Place in its job (of the first item, for a batch), from 0.
@@ -300,6 +304,14 @@ fn read_subject(subject: &str, defect: &mut Option<Defect>) -> TaskSubject {
         };
         TaskSubject { queue: token(), kind: token(), job: None, unique: None }
     })
+}
+
+/// The headers under which the server keeps a message of DUE until `at_ms` (Unix time in milliseconds), and then delivers
+/// it to `target`; none when there is no such time.
+#[must_use]
+pub fn schedule_headers(at_ms: i64, target: String) -> Option<[(String, String); 2]> {
+    let at = jiff::Timestamp::from_millisecond(at_ms).ok()?;
+    Some([(HEADER_SCHEDULE.to_owned(), format!("@at {at}")), (HEADER_SCHEDULE_TARGET.to_owned(), target)])
 }
 
 /// Whether a task's end may be told on this subject: `reply.` and tokens of visible characters.

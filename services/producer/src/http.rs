@@ -26,6 +26,8 @@ use subtle::ConstantTimeEq;
 
 use crate::ndjson;
 
+/// On a request: how long its task waits at the server before it may start.
+const HEADER_DELAY: &str = "Millpond-Delay";
 /// How long a publish may wait for room or for the server before the caller is told to come again.
 const STORE_WITHIN: Duration = Duration::from_secs(10);
 /// When the caller should come again, in seconds.
@@ -112,8 +114,10 @@ async fn publish(
 }
 
 async fn many(app: &App, task: NewTask, headers: &HeaderMap, body: Body) -> Response {
-    if task.expires.is_some() || task.reply_to.is_some() {
-        let text = format!("{HEADER_EXPIRES} and {HEADER_REPLY_TO} are for one task; many tasks cannot have them");
+    if task.expires.is_some() || task.reply_to.is_some() || task.at_ms.is_some() {
+        let text = format!(
+            "{HEADER_EXPIRES}, {HEADER_DELAY} and {HEADER_REPLY_TO} are for one task; many tasks cannot have them"
+        );
         return error(StatusCode::BAD_REQUEST, &text);
     }
     let spec = MapSpec {
@@ -151,7 +155,7 @@ async fn one(app: &App, task: NewTask) -> Response {
 
 fn answer_error(refused: &ClientError) -> Response {
     let status = match refused {
-        ClientError::Subject(_) => StatusCode::BAD_REQUEST,
+        ClientError::Subject(_) | ClientError::NoSuchTime { .. } => StatusCode::BAD_REQUEST,
         ClientError::Publish(PublishError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
@@ -167,6 +171,10 @@ fn read(queue: String, kind: String, job: Option<String>, headers: &HeaderMap) -
     let timeout = get(HEADER_TIMEOUT).map(|text| millpond::config::duration(&text)).transpose();
     let attempts_max = get(HEADER_ATTEMPTS_MAX).map(|text| text.parse::<u32>()).transpose();
     let attempts_max = attempts_max.ok().filter(|n| n.is_none_or(|n| (1..=ATTEMPTS_MAX_MAX).contains(&n)));
+    let delay = get(HEADER_DELAY).map(|text| millpond::config::duration(&text)).transpose();
+    let delay_ms = delay.map_err(|e| format!("{HEADER_DELAY}: {e}"))?.map(|delay| delay.as_millis());
+    let after = |ms: u128| i64::try_from(ms).ok().and_then(|ms| millpond::now_ms().checked_add(ms));
+    let at_ms = delay_ms.map(|ms| after(ms).ok_or_else(|| format!("{HEADER_DELAY}: too far away"))).transpose()?;
     let reply_to = get(HEADER_REPLY_TO);
     if reply_to.as_ref().is_some_and(|subject| !is_reply_subject(subject)) {
         return Err(format!("{HEADER_REPLY_TO} must be a subject reply.<x> without wildcards"));
@@ -180,6 +188,7 @@ fn read(queue: String, kind: String, job: Option<String>, headers: &HeaderMap) -
         attempts_max: attempts_max
             .ok_or_else(|| format!("{HEADER_ATTEMPTS_MAX} must be from 1 to {ATTEMPTS_MAX_MAX}"))?,
         expires: get(HEADER_EXPIRES),
+        at_ms,
         traceparent: get(HEADER_TRACEPARENT),
         reply_to,
         ..Default::default()

@@ -137,7 +137,7 @@ impl Config {
             slots,
             io_slots: self.io_slots,
             handlers: self.handlers,
-            xargs: self.allow_xargs,
+            xargs: self.allow_xargs.into_iter().filter(|command| !command.is_empty()).collect(),
             listen: self.listen,
             drain_time: self.drain_time,
             idle_exit: self.idle_exit,

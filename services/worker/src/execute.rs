@@ -74,7 +74,11 @@ async fn on_threads(
                 Ok(None) => break,
                 Err(_) => {
                     // Before anything else: the late thread must not go on with the next call.
-                    share.next_thread();
+                    let thread = share.next_thread();
+                    if share.claimed() == ends.len() {
+                        // The late thread never came to start it: the call fails, and is not run later either.
+                        share.claim(thread);
+                    }
                     if let Ok(reply) = replies.try_recv() {
                         // It came at the last moment; a call that was claimed by then is still awaited.
                         ends.push(judge(Some(reply), timeout));

@@ -16,7 +16,7 @@ use crate::panics::{caught, in_handler, note_panics};
 use crate::supervisor::{ENV_BUILT_IN, ENV_KIND};
 
 /// The first line of `main` in a program that runs a worker: when this process was started as the guard or as the child of
-/// one, it does that, and never comes back. Without it, isolated handlers do not start.
+/// one, it does that, and never comes back. Without it, no child starts.
 ///
 /// A program with handlers of its own ([`crate::Worker::isolate`]) comes back from here and goes on to
 /// [`crate::Worker::run`], which then runs the one handler that is asked for; its `main` should do nothing costly before.
@@ -41,6 +41,16 @@ pub fn child_main() {
         eprintln!("{error:#}");
     }
     std::process::exit(i32::from(result.is_err()));
+}
+
+/// # Errors
+/// When this process was started as a guard, and `main` did not begin as it must.
+pub(crate) fn check_child_main() -> anyhow::Result<()> {
+    #[cfg(target_os = "linux")]
+    if std::env::args_os().next().is_some_and(|name| name == crate::supervisor::guard::GUARD_NAME) {
+        bail!("the `main` of a program that runs a worker must begin with millpond_worker::child_main()");
+    }
+    Ok(())
 }
 
 /// The kind that this process is to run with a handler of the program's own.

@@ -41,7 +41,7 @@ use cancels::Cancels;
 use handlers::{Handler, Handlers};
 use heartbeat::Heartbeat;
 use kinds::Kinds;
-use lanes::{Lanes, MISFIT_DELAY, Ready};
+use lanes::{Lanes, Ready};
 use settle::{Policies, Policy, Settler};
 use stats::Stats;
 use supervisor::{Pool, Program, Spec, Supervisor, xargs};
@@ -127,6 +127,7 @@ impl Worker {
     /// When a kind has no handler, NATS cannot be reached at the start, or setup has not run.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         panics::note_panics();
+        isolated::check_child_main()?;
         if let Some(kind) = isolated::asked_for() {
             // This process is a child of a worker.
             return isolated::serve(&kind, &self.handlers).await;
@@ -172,8 +173,9 @@ impl Worker {
         heartbeat.beat().await.ok();
         floor.drain(puller).await;
         shop.supervisor.close().await;
-        heartbeat.leave().await;
+        // A beat under way must not come after the end of the record.
         background.shutdown().await;
+        heartbeat.leave().await;
         bus.close().await;
         tracing::info!("worker drained");
         Ok(())
@@ -261,7 +263,8 @@ struct Floor {
 impl Floor {
     /// The loop. Ends at the shutdown, or when idle for as long as it was told.
     async fn take_tasks(&mut self, mut puller: Puller, shutdown: &CancellationToken) -> Puller {
-        let settling = Arc::new(Semaphore::new(SETTLING_MAX));
+        // Beside what runs.
+        let settling = Arc::new(Semaphore::new(SETTLING_MAX + self.shop.lanes.size()));
         let lanes = self.shop.lanes.clone();
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut busy_at = Instant::now();
@@ -272,13 +275,14 @@ impl Floor {
                 biased;
                 () = shutdown.cancelled() => return puller,
                 () = lanes.freed(), if self.ready.len() > 0 => {}
-                lease = puller.next() => if let Some(misfit) = self.ready.push(lease) {
-                    misfit.hand_back(MISFIT_DELAY).await;
+                lease = puller.next() => if let Some(misfit) = lease.and_then(|lease| self.ready.push(lease)) {
+                    misfit.hand_back(self.ready.stays_away()).await;
                 },
                 Some(_) = self.running.join_next() => {}
-                _ = look.tick(), if self.ready.len() > 0 || self.settings.idle_exit.is_some() => {
+                // Always: also a worker without work must ask again when its pulls have run out.
+                _ = look.tick() => {
                     for lease in self.ready.waited(HAND_BACK_AFTER) {
-                        lease.hand_back(Duration::ZERO).await;
+                        lease.hand_back(self.ready.stays_away()).await;
                     }
                     if self.leases.held() > 0 {
                         busy_at = Instant::now();

@@ -16,17 +16,12 @@ use millpond::failpoint;
 use millpond::limits::PACK_BYTES_MAX;
 use millpond::outcome::{End, FailedAttempt, Failure, Items, NotDone, Outcome, id_of};
 use millpond::retry::Backoff;
-use millpond::task::{HEADER_MSG_ID, Headers, Task};
+use millpond::task::{HEADER_MSG_ID, Headers, Task, schedule_headers};
 use millpond::telemetry::TraceContext;
 use serde_json::value::RawValue;
 
 use crate::cancels::Cancels;
 use crate::share::CallEnd;
-
-/// When a message is published to be delivered, instead of at once.
-const HEADER_SCHEDULE: &str = "Nats-Schedule";
-/// Where it is delivered then.
-const HEADER_SCHEDULE_TARGET: &str = "Nats-Schedule-Target";
 
 /// When the halves of a batch that kills workers may start.
 const SPLIT_DELAY: Duration = Duration::from_secs(1);
@@ -273,9 +268,7 @@ pub(crate) fn arguments(task: &Task) -> Vec<Bytes> {
 /// Makes it wait for its time; when that is, Unix time in milliseconds.
 fn schedule(effect: &mut Effect, task: &Task, id: &str, delay: Duration) -> i64 {
     let due_ms = millpond::now_ms().saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
-    let at = jiff::Timestamp::from_millisecond(due_ms).unwrap_or_else(|_| jiff::Timestamp::now());
-    effect.headers.push((HEADER_SCHEDULE.to_owned(), format!("@at {at}")));
-    effect.headers.push((HEADER_SCHEDULE_TARGET.to_owned(), task.subject.due()));
+    effect.headers.extend(schedule_headers(due_ms, task.subject.due()).into_iter().flatten());
     effect.subject = task.subject.sched(id);
     due_ms
 }

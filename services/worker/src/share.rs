@@ -71,6 +71,11 @@ impl Share {
         Some(claims.next - 1)
     }
 
+    /// Calls that are claimed so far.
+    pub(crate) fn claimed(&self) -> usize {
+        self.claims().next
+    }
+
     /// A new thread claims from here on, whatever an older one still does.
     pub(crate) fn next_thread(&self) -> usize {
         let mut claims = self.claims();

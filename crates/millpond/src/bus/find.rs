@@ -12,7 +12,7 @@ use super::topology::{STREAM_DUE, STREAM_TASKS, TopologyError, stream_state};
 use super::who::{self, Question};
 use super::{Bus, from_nats, subject};
 use crate::bus::subject::TaskSubject;
-use crate::task::{Arrival, HEADER_ATTEMPT, Origin, Task};
+use crate::task::{Arrival, HEADER_ATTEMPT, HEADER_SCHEDULE, Origin, Task};
 
 /// Messages of a stream that are looked at, at the most.
 const LOOKED_AT_MAX: u64 = 200_000;
@@ -20,8 +20,6 @@ const LOOKED_AT_MAX: u64 = 200_000;
 const PAGE: u64 = 2000;
 /// How long one answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// When the server delivers a scheduled message.
-const HEADER_SCHEDULE: &str = "Nats-Schedule";
 
 /// Where a task is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -124,20 +124,16 @@ impl Puller {
         }
     }
 
-    /// The next delivered task.
+    /// The next delivered task; none when a pull has ended: time to [`Puller::ask`] again.
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn next(&mut self) -> Lease {
-        loop {
-            let Some(message) = self.messages.next().await else {
-                // The connection is closed for good; whoever waits is about to stop.
-                return std::future::pending().await;
-            };
-            if let Some(lease) = self.take(message) {
-                return lease;
-            }
-        }
+    pub async fn next(&mut self) -> Option<Lease> {
+        let Some(message) = self.messages.next().await else {
+            // The connection is closed for good; whoever waits is about to stop.
+            return std::future::pending().await;
+        };
+        self.take(message)
     }
 
     /// What was delivered already, without waiting: for the drain.

@@ -45,6 +45,12 @@ pub enum ClientError {
     /// The streams or buckets are missing, or may not be used.
     #[error(transparent)]
     Topology(#[from] TopologyError),
+    /// A task that is to wait for a time that does not exist.
+    #[error("{at_ms} ms is no time that a task can wait for; it must lie between the years -9999 and 9999")]
+    NoSuchTime {
+        /// Unix time in milliseconds.
+        at_ms: i64,
+    },
     /// An argument of a `map` that cannot be one.
     #[error("item {index} of the input: {reason}")]
     Input {

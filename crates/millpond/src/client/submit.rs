@@ -10,8 +10,8 @@ use crate::bus::subject::TaskSubject;
 use crate::failpoint;
 use crate::outcome::{End, Failure, Outcome};
 use crate::task::{
-    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_INDEX, HEADER_MSG_ID, HEADER_REPLY_TO, HEADER_TIMEOUT,
-    HEADER_TRACEPARENT, Headers,
+    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_ID, HEADER_INDEX, HEADER_MSG_ID, HEADER_REPLY_TO,
+    HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers, schedule_headers,
 };
 use crate::telemetry::TraceContext;
 
@@ -38,6 +38,8 @@ pub struct NewTask {
     pub attempts_max: Option<u32>,
     /// RFC 3339 time after which it must not start.
     pub expires: Option<String>,
+    /// It must not start earlier, Unix time in milliseconds; it waits at the server. None: at once.
+    pub at_ms: Option<i64>,
     /// Subject `reply.<x>` on which its end is told too.
     pub reply_to: Option<String>,
     /// The trace it continues, as a `traceparent`; none starts a new one.
@@ -74,7 +76,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; on [`crate::bus::publish::PublishError::NoAnswer`] submit again with the same id.
     pub async fn submit(&self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
-        let subject = TaskSubject::new(&task.queue, &task.kind, task.job.clone())?.task();
+        let subject = TaskSubject::new(&task.queue, &task.kind, task.job.clone())?;
         let id = task.id.clone().unwrap_or_else(crate::random_token);
         let span = tracing::info_span!(
             "publish",
@@ -92,8 +94,18 @@ impl Client {
         }
         let trace = TraceContext::of(&span).or(parent).unwrap_or_else(TraceContext::random);
         self.room.wait().await;
-        let headers = task.headers(&id, trace);
-        let stored = self.bus.store(&subject, &headers, task.payload.clone(), patience).await?;
+        let mut headers = task.headers(&id, trace);
+        // In DUE it carries its id itself: the server drops its own header when it delivers.
+        let place = match task.at_ms {
+            Some(at_ms) => {
+                let schedule = schedule_headers(at_ms, subject.due()).ok_or(ClientError::NoSuchTime { at_ms })?;
+                headers.extend(schedule);
+                headers.push((HEADER_ID.to_owned(), id.clone()));
+                subject.sched(&id)
+            }
+            None => subject.task(),
+        };
+        let stored = self.bus.store(&place, &headers, task.payload.clone(), patience).await?;
         failpoint::hit("publish.acked");
         Ok(Submitted { id, duplicate: stored.duplicate })
     }

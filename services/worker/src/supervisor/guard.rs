@@ -26,6 +26,8 @@ pub(crate) const GUARD_NAME: &str = "millpond-guard";
 pub(crate) const END_ALL: Signal = Signal::SIGUSR1;
 /// How long a guard waits between two looks at what it has killed, in milliseconds.
 const LOOK_EVERY_MS: u16 = 2;
+/// The same when it may kill nothing of it; then it gives up.
+const LOOK_EVERY_MS_MAX: u16 = 1000;
 
 /// Guards `command` (after the child's name); never comes back.
 pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> ! {
@@ -103,6 +105,10 @@ fn reap(child: Pid, ended: &mut Option<ExitStatus>) {
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => {
                 *ended = Some(ExitStatus::from_raw(signal as i32));
             }
+            // A signal that has no name here (a real-time one) ended somebody; if it was the child, it is gone now.
+            Err(Errno::EINVAL) if kill(child, None) == Err(Errno::ESRCH) => {
+                *ended = Some(ExitStatus::from_raw(Signal::SIGKILL as i32));
+            }
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
             Ok(_) | Err(_) => {}
         }
@@ -111,16 +117,18 @@ fn reap(child: Pid, ended: &mut Option<ExitStatus>) {
 
 /// Kills what is below until there is nothing: what loses its parent meanwhile becomes a child of this process.
 fn end_all(child: Pid, ended: &mut Option<ExitStatus>) {
+    let mut pause_ms = LOOK_EVERY_MS;
     loop {
         let below = descendants(std::process::id());
         reap(child, ended);
-        if below.is_empty() {
+        let kills = below.iter().map(|pid| kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL));
+        let refused = kills.filter(|killed| *killed == Err(Errno::EPERM)).count();
+        // What has taken another user's rights (sudo) is not ours to end.
+        if below.is_empty() || (refused == below.len() && pause_ms > LOOK_EVERY_MS_MAX) {
             return;
         }
-        for pid in below {
-            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
-        }
-        let _ = poll(&mut [], PollTimeout::from(LOOK_EVERY_MS));
+        let _ = poll(&mut [], PollTimeout::from(pause_ms));
+        pause_ms = if refused == below.len() { pause_ms * 2 } else { LOOK_EVERY_MS };
     }
 }
 

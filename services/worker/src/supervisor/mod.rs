@@ -98,7 +98,8 @@ fn look(view: &View, memory_max: Option<u64>, sample: bool) {
     } else {
         view.weighed(usage.rss_bytes);
     }
-    if memory_max.is_some_and(|max| usage.rss_bytes > max) && view.over_memory().is_none() {
+    let over = weigh && memory_max.is_some_and(|max| usage.rss_bytes > max);
+    if over && view.over_memory().is_none() {
         view.went_over_memory(usage.rss_bytes);
         // Its own actor sees it end, and blames the task.
         #[cfg(target_os = "linux")]

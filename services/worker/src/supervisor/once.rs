@@ -1,5 +1,6 @@
 //! A process for one task: arguments on standard input, result on standard output, the exit code decides.
 
+use std::io::ErrorKind;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,14 +22,12 @@ use super::order::Timeouts;
 use super::process::Process;
 use super::spec::{Program, Spec};
 use super::view::{Running, View};
-use super::xargs::{self, Written};
+use super::xargs::{self, STDERR_BYTES_MAX, Written};
 use crate::call::{Call, reply};
 use crate::share::{CallEnd, too_late};
 
 /// The exit code that says that the arguments are at fault, and trying again is of no use (`EX_DATAERR` of sysexits.h).
 const EXIT_DATA: i32 = 65;
-/// Standard error that is kept for a result, in bytes.
-const STDERR_BYTES_MAX: usize = 64 * 1024;
 
 /// What a process that has ended left behind.
 struct Left {
@@ -36,6 +35,8 @@ struct Left {
     written: Written,
     /// Why we ended it.
     killed: Option<Failure>,
+    /// The worker had to leave before it ended.
+    stopped: bool,
 }
 
 /// Runs one task. An error when its command cannot be started: the task has not run.
@@ -57,7 +58,15 @@ pub(crate) async fn run(
     let argv = args.as_ref().map(|args| args.argv.as_slice());
     let input = args.as_ref().map_or_else(|| call.payload.clone(), |args| Bytes::from(args.stdin.clone()));
     let process = Process::start(spec, worker, view.clone(), argv, &environment(call));
-    let mut process = process.map_err(|e| e.to_string())?;
+    let mut process = match process {
+        Ok(process) => process,
+        // What the task brings does not fit into a command line.
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::ArgumentListTooLong) => {
+            let failure = Failure::fatal("bad_arguments", format!("no command can be made of it: {error}"));
+            return Ok(CallEnd::of(Err(failure)));
+        }
+        Err(error) => return Err(error.to_string()),
+    };
     view.runs(
         Running {
             id: call.id.clone(),
@@ -68,7 +77,7 @@ pub(crate) async fn run(
         true,
     );
     let left = wait(&mut process, input, timeouts, spec.grace, stop).await;
-    if stop.is_cancelled() {
+    if left.stopped {
         return Ok(CallEnd::NotRun);
     }
     let never_started = process.never_started(left.status);
@@ -89,12 +98,11 @@ fn environment(call: &Call) -> Vec<(&'static str, String)> {
 }
 
 fn judge(process: &Process, left: Left, memory_max: Option<u64>) -> CallEnd {
-    if left.written.cut {
-        let text =
-            format!("it wrote more than {RESULT_BYTES_MAX} bytes to standard output, which are kept at the most");
-        return CallEnd::of(Err(Failure::fatal("result_too_large", text)));
-    }
     if left.status.success() && left.killed.is_none() {
+        if left.written.cut {
+            let text = format!("it wrote more than {RESULT_BYTES_MAX} bytes to standard output");
+            return CallEnd::of(Err(Failure::fatal("result_too_large", text)));
+        }
         return CallEnd::of(value(&left.written.stdout));
     }
     let mut failure = process.failure(left.status, memory_max, left.killed);
@@ -145,7 +153,7 @@ async fn wait(
                 // Nothing below it is left that could write more; a moment for what it has written.
                 step = Some((Clock::now() + CHILD_END_WITHIN, true));
             }
-            () = stop.cancelled(), if !stopped => {
+            () = stop.cancelled(), if !stopped && status.is_none() => {
                 stopped = true;
                 view.be(ChildState::Stopping);
                 handle.terminate();
@@ -153,6 +161,8 @@ async fn wait(
             }
             () = tokio::time::sleep_until(at) => {
                 if status.is_some() {
+                    let text = "its standard output did not end with it";
+                    killed.get_or_insert_with(|| Failure::new("bad_output", text));
                     break;
                 }
                 view.be(ChildState::Stopping);
@@ -164,11 +174,11 @@ async fn wait(
     }
     process.last_lines(|line| keep(&mut kept, line)).await;
     let (stdout, cut) = output.unwrap_or_default();
-    Left { status: status.unwrap_or_default(), written: Written { stdout, stderr: kept, cut }, killed }
+    Left { status: status.unwrap_or_default(), written: Written { stdout, stderr: kept, cut }, killed, stopped }
 }
 
 fn keep(kept: &mut Vec<u8>, line: &[u8]) {
-    if kept.len() < STDERR_BYTES_MAX {
+    if kept.len() <= STDERR_BYTES_MAX {
         kept.extend_from_slice(line);
         kept.push(b'\n');
     }

@@ -107,6 +107,8 @@ struct Work<'a> {
     excused: bool,
     /// Which of its ends the child has closed.
     closed: Option<&'static str>,
+    /// It wrote what is no answer: what it writes from then on counts for nothing.
+    deaf: bool,
     /// Since when log lines come without a pause.
     logging: Option<Clock>,
 }
@@ -271,17 +273,19 @@ impl Stream {
 
     fn output(&mut self, work: &mut Work<'_>, found: Found) {
         let line = match found {
+            Found::End => {
+                work.output_ended = true;
+                return work.closes("standard output");
+            }
+            // After a line that is no answer nothing that follows can be told apart.
+            _ if work.deaf => return,
             Found::Line(line) => line,
-            Found::TooLong(_) if work.pressed == Pressed::Killed => return,
             Found::TooLong(_) => {
                 let max = RESULT_BYTES_MAX;
                 let text =
                     format!("a line of more than {CHILD_LINE_BYTES_MAX} bytes; at most {max} of a result are kept");
+                work.deaf = true;
                 return self.kill(work, Failure::fatal("result_too_large", text));
-            }
-            Found::End => {
-                work.output_ended = true;
-                return work.closes("standard output");
             }
         };
         match read(&line) {
@@ -297,10 +301,11 @@ impl Stream {
                 self.next_open(work);
             }
             Ok(Said::Answer(_)) => {
+                work.deaf = true;
                 self.kill(work, Failure::new("bad_output", "it answered more often than it was asked"))
             }
-            Err(_) if work.pressed == Pressed::Killed => {}
             Err(wrong) => {
+                work.deaf = true;
                 let text = format!("{wrong}; results go to standard output, everything else to standard error");
                 self.kill(work, Failure::new("bad_output", text));
             }
@@ -401,6 +406,7 @@ impl<'a> Work<'a> {
             wrote: false,
             excused: false,
             closed: None,
+            deaf: false,
             logging: None,
         }
     }

@@ -19,7 +19,7 @@ use super::view::View;
 use crate::call::Call;
 use crate::share::{CallEnd, Share};
 
-/// How long children may take to end when the worker leaves.
+/// How long children may take to end when the worker leaves, or three times their grace.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 /// Children in a row that may end on their first task before their handler is taken for broken.
 const STRIKES_FREE: u32 = 3;
@@ -226,7 +226,8 @@ impl Pool {
         };
         let all = async { while actors.join_next().await.is_some() {} };
         // What is left then is dropped, and its guards end it.
-        if tokio::time::timeout(CLOSE_WITHIN, all).await.is_err() {
+        let limit = CLOSE_WITHIN.max(self.spec.grace * 3);
+        if tokio::time::timeout(limit, all).await.is_err() {
             tracing::warn!(kind = %self.spec.kind, "children did not end when they were asked, and are killed");
             actors.shutdown().await;
         }

@@ -118,7 +118,8 @@ impl Process {
         env: &[(&str, String)],
     ) -> io::Result<Self> {
         let mut command = guarded(&view.name, command_line(spec, &view.name, argv));
-        if !matches!(spec.program, Program::Own { .. }) {
+        // A program's own handlers may read their settings there.
+        if spec.program != (Program::Own { built_in: false }) {
             // A handler has no business with the worker's own settings and passwords.
             for (name, _) in std::env::vars_os().filter(|(name, _)| is_own_setting(name)) {
                 command.env_remove(name);

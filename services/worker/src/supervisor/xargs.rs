@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use data_encoding::BASE64;
+use millpond::limits::RESULT_BYTES_MAX;
 use millpond::outcome::Failure;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,8 @@ use crate::call::{Call, Reply, reply};
 
 /// The kind.
 pub(crate) const KIND: &str = "xargs";
+/// Standard error that a result has at the most, in bytes.
+pub(super) const STDERR_BYTES_MAX: usize = 64 * 1024;
 /// Allows every command.
 const ANY: &str = "*";
 
@@ -72,15 +75,30 @@ pub(super) fn read(call: &Call, allowed: &[String]) -> Result<Args, Failure> {
 
 /// The result; a failure while there are tries left.
 pub(super) fn answer(args: &Args, attempt: u32, status: ExitStatus, written: Written) -> Reply {
-    let (stdout, stdout_base64) = text_or_base64(written.stdout);
-    let (stderr, stderr_base64) = text_or_base64(written.stderr);
+    let Written { stdout, mut stderr, mut cut } = written;
+    cut |= stderr.len() > STDERR_BYTES_MAX;
+    stderr.truncate(STDERR_BYTES_MAX);
+    let (stdout, stdout_base64) = text_or_base64(stdout);
+    let (stderr, stderr_base64) = text_or_base64(stderr);
     if !status.success() && attempt < args.tries {
         let last = stderr.as_deref().and_then(|text| text.lines().last()).unwrap_or_default();
         let program = args.argv.first().map_or("", String::as_str);
         return Err(Failure::new("exit", format!("{program} ended with {status}: {last}")));
     }
-    let (exit_code, signal, cut) = (status.code(), status.signal(), written.cut);
-    reply(&Output { exit_code, signal, stdout, stdout_base64, stderr, stderr_base64, cut })
+    let (exit_code, signal) = (status.code(), status.signal());
+    let mut output = Output { exit_code, signal, stdout, stdout_base64, stderr, stderr_base64, cut };
+    loop {
+        let value = reply(&output)?;
+        if value.get().len() <= RESULT_BYTES_MAX {
+            return Ok(value);
+        }
+        // As JSON it is longer than it was: the first half is kept, and the first half of that.
+        output.cut = true;
+        for text in [&mut output.stdout, &mut output.stdout_base64].into_iter().flatten() {
+            // Four characters of base64 are three bytes.
+            text.truncate(text.floor_char_boundary(text.len() / 2 / 4 * 4));
+        }
+    }
 }
 
 fn text_or_base64(bytes: Vec<u8>) -> (Option<String>, Option<String>) {
@@ -109,6 +127,16 @@ mod tests {
         let written = Written { stdout: b"a\n".to_vec(), stderr: vec![0xff], cut: false };
         let value = answer(&args, 1, ExitStatus::from_raw(3 << 8), written).unwrap();
         assert_eq!(value.get(), r#"{"exit_code":3,"stdout":"a\n","stderr_base64":"/w=="}"#);
+    }
+
+    #[test]
+    fn what_is_too_long_is_cut_and_says_so() {
+        let args = Args { argv: vec!["x".into()], stdin: String::new(), tries: 0 };
+        for line in [&b"a\n"[..], &[0xff]] {
+            let written = Written { stdout: line.repeat(700_000), stderr: b"\x01".repeat(70_000), cut: false };
+            let value = answer(&args, 1, ExitStatus::from_raw(0), written).unwrap();
+            assert!(value.get().len() <= RESULT_BYTES_MAX && value.get().ends_with(r#""cut":true}"#));
+        }
     }
 
     #[test]
