@@ -245,7 +245,7 @@ async fn a_worker_that_was_idle_for_long_still_takes_tasks() {
     let _worker = cluster.worker("w1", &[], None);
     // Longer than a pull waits at the server, and than the watchdog waits for that.
     let idle_ms = i64::try_from((PULL_EXPIRES + PULL_WATCHDOG).as_millis()).unwrap() + 2000;
-    let age = |w: &serde_json::Value| w["heartbeat_ms"].as_i64().unwrap() - w["started_ms"].as_i64().unwrap();
+    let age = |w: &Value| w["heartbeat_ms"].as_i64().unwrap() - w["started_ms"].as_i64().unwrap();
     cluster.worker_is("w1", |w| age(w) > idle_ms).await;
     let id = cluster.client.submit(&task("square", "12"), Patience::Endless).await.unwrap().id;
     assert_eq!(cluster.ended(&id).await["result"], 144);

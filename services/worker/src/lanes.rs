@@ -19,11 +19,9 @@ const MIX_ARRIVALS: u64 = 64;
 const MIX_FOR: Duration = Duration::from_secs(60);
 /// How long nothing is pulled on trust after it brought a task of a full lane; it doubles with each such task in a row.
 const MISFIT_PAUSE_MIN: Duration = Duration::from_millis(5);
-const MISFIT_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// When a task of a full lane may come again, to whoever has room: until then others of its queue have their turn.
+const MISFIT_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// When a task that waited for a full lane may come again: until then others of its queue have their turn.
 const MISFIT_DELAY: Duration = Duration::from_secs(1);
-/// Tasks of a full lane that are kept all the same, beside as many as it has slots: its turn may come soon.
-const MISFITS_KEPT_MIN: usize = 2;
 /// Tasks that are pulled on trust at once, at the most.
 const TRUST_MAX: usize = 64;
 
@@ -199,41 +197,27 @@ impl Ready {
         }
     }
 
-    /// Takes in what was delivered; gives back what is of a full lane, although it was pulled for another.
-    pub(crate) fn push(&mut self, lease: Lease) -> Option<Lease> {
+    /// Takes in what was delivered.
+    pub(crate) fn push(&mut self, lease: Lease) {
         let id = self.lanes.of(&lease.task.subject.kind);
-        let on_trust = self.on_trust;
         let fits = self.room_of(id) > 0;
         self.arrivals += 1;
         let arrived = Some((self.arrivals, Instant::now()));
-        if let Some(waiting) = self.waiting.get_mut(id) {
-            waiting.arrived = arrived;
-        }
-        if on_trust && !fits {
-            self.trust = 1;
-            if self.beyond(id) >= self.lanes.lane(id).map_or(0, |lane| lane.size.max(MISFITS_KEPT_MIN)) {
-                self.trust_from = Instant::now() + self.misfit_pause;
-                self.misfit_pause = (self.misfit_pause * 2).min(MISFIT_PAUSE_MAX);
-                return Some(lease);
-            }
-            self.trust_from = Instant::now() + MISFIT_PAUSE_MIN;
-        } else if on_trust {
-            self.trust = (self.trust * 2).min(TRUST_MAX);
-            self.misfit_pause = MISFIT_PAUSE_MIN;
-        }
-        let Some(waiting) = self.waiting.get_mut(id) else { return Some(lease) };
+        let Some(waiting) = self.waiting.get_mut(id) else { return };
+        waiting.arrived = arrived;
         if lease.is_due() {
             waiting.due.push_back(lease);
         } else {
             waiting.tasks.push_back(lease);
         }
-        None
-    }
-
-    /// Tasks of a lane beyond what it takes.
-    fn beyond(&self, id: LaneId) -> usize {
-        let (Some(lane), Some(waiting)) = (self.lanes.lane(id), self.waiting.get(id)) else { return 0 };
-        (lane.running() + waiting.len()).saturating_sub(lane.size + lane.ahead())
+        if self.on_trust && fits {
+            self.trust = (self.trust * 2).min(TRUST_MAX);
+            self.misfit_pause = MISFIT_PAUSE_MIN;
+        } else if self.on_trust {
+            // It waits for a slot like any other, and is handed back when that takes too long.
+            (self.trust, self.trust_from) = (1, Instant::now() + self.misfit_pause);
+            self.misfit_pause = (self.misfit_pause * 2).min(MISFIT_PAUSE_MAX);
+        }
     }
 
     /// How long what is given back stays away: where other lanes are in use it must not come again at once in their place.

@@ -275,8 +275,8 @@ impl Floor {
                 biased;
                 () = shutdown.cancelled() => return puller,
                 () = lanes.freed(), if self.ready.len() > 0 => {}
-                lease = puller.next() => if let Some(misfit) = lease.and_then(|lease| self.ready.push(lease)) {
-                    misfit.hand_back(self.ready.stays_away()).await;
+                lease = puller.next() => if let Some(lease) = lease {
+                    self.ready.push(lease);
                 },
                 Some(_) = self.running.join_next() => {}
                 // Always: also a worker without work must ask again when its pulls have run out.
