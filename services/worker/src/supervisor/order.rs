@@ -377,7 +377,7 @@ impl Stream {
         }
         let killed = work.killed.take().or_else(|| (work.pressed > Pressed::No).then(|| work.soft_failure()));
         let failure = self.process.failure(status, self.spec.memory_max, killed);
-        self.fault = Some(failure.message.clone());
+        self.fault = Some(if never_started { self.process.fault(status) } else { failure.message.clone() });
         if work.open.is_empty() || never_started || !work.wrote {
             return;
         }

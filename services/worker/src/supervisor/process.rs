@@ -160,6 +160,12 @@ impl Process {
         status.code() == Some(EXIT_CANNOT_START) && said()
     }
 
+    /// Why it ended, when it had no task.
+    pub(crate) fn fault(&self, status: ExitStatus) -> String {
+        let never_started = self.never_started(status).then(|| self.view.last_line()).flatten();
+        never_started.unwrap_or_else(|| self.failure(status, None, None).message)
+    }
+
     /// Why its task failed, from how it ended; `killed`: by us, for this reason.
     pub(crate) fn failure(&self, status: ExitStatus, memory_max: Option<u64>, killed: Option<Failure>) -> Failure {
         let over = self.view.over_memory();

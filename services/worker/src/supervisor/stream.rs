@@ -158,7 +158,7 @@ impl Stream {
                 Event::Ended(status) => {
                     self.ended = Some(status);
                     self.process.last_lines(|_| {}).await;
-                    return Err(self.process.failure(status, None, None).message);
+                    return Err(self.process.fault(status));
                 }
                 Event::Time => {
                     let within = humantime::format_duration(within);
@@ -196,12 +196,12 @@ impl Stream {
                     self.ends_within(CHILD_END_WITHIN).await;
                     self.leaving = true;
                     let Some(status) = self.ended else { return Err("it closed its standard output".to_owned()) };
-                    return Err(self.process.failure(status, None, None).message);
+                    return Err(self.process.fault(status));
                 }
                 Event::Ended(status) => {
                     self.ended = Some(status);
                     self.process.last_lines(|_| {}).await;
-                    return Err(self.process.failure(status, None, None).message);
+                    return Err(self.process.fault(status));
                 }
                 _ => {}
             }
