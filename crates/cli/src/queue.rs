@@ -112,12 +112,7 @@ async fn ls(api: &Api, json: bool) -> anyhow::Result<()> {
             return Ok(true);
         }
         let mut cells: Vec<String> = ["queue", "waiting", "held", "scheduled"].iter().map(|f| text(queue, f)).collect();
-        let left = queue.get("paused_for_ms").and_then(Value::as_i64);
-        cells.push(match left {
-            Some(ms) if ms < FOR_EVER_MS => format!("paused for {}", milliseconds(ms)),
-            Some(_) => "paused".to_owned(),
-            None => "open".to_owned(),
-        });
+        cells.push(state(queue));
         table.row(cells);
         Ok(true)
     })
@@ -126,6 +121,15 @@ async fn ls(api: &Api, json: bool) -> anyhow::Result<()> {
         table.print("no queues yet; a worker makes those that it serves")?;
     }
     Ok(())
+}
+
+/// Whether a queue is open or paused, and for how long.
+pub fn state(queue: &Value) -> String {
+    match queue.get("paused_for_ms").and_then(Value::as_i64) {
+        Some(ms) if ms < FOR_EVER_MS => format!("paused for {}", milliseconds(ms)),
+        Some(_) => "paused".to_owned(),
+        None => "open".to_owned(),
+    }
 }
 
 /// A pause that lasts longer has no end that anybody chose, in milliseconds: ten years.

@@ -196,7 +196,8 @@ pub async fn hint(env: &Env, queue: &str, kind: &str) {
     std::future::pending::<()>().await;
 }
 
-async fn nobody(env: &Env, queue: &str, kind: &str) -> Option<String> {
+/// What is missing when no live worker runs a kind; none when one does, or the collector does not say.
+pub async fn nobody(env: &Env, queue: &str, kind: &str) -> Option<String> {
     let workers = Api::new(env).ok()?.get("/api/v1/workers", &[]).await.ok()??;
     let rows = workers.get("rows")?.as_array()?;
     let has = |row: &Value, field: &str, wanted: &str| {

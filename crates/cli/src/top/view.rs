@@ -4,13 +4,10 @@ use serde_json::Value;
 
 use super::sample::History;
 use crate::api::text as field;
-use crate::output::milliseconds;
 use crate::worker;
 
 /// Cells of a progress bar.
 const BAR_CELLS: usize = 20;
-/// A pause that lasts longer has no end that anybody chose, in milliseconds: ten years.
-const FOR_EVER_MS: i64 = 10 * 365 * 24 * 3600 * 1000;
 
 /// Aligned lines, the heading first.
 pub type Lines = Vec<String>;
@@ -44,11 +41,7 @@ pub fn queues(history: &History) -> Lines {
     for queue in history.seen().into_iter().flat_map(|seen| &seen.queues) {
         let mut cells: Vec<String> =
             ["queue", "waiting", "held", "scheduled"].iter().map(|f| field(queue, f)).collect();
-        cells.push(match queue.get("paused_for_ms").and_then(Value::as_i64) {
-            Some(ms) if ms < FOR_EVER_MS => format!("paused for {}", milliseconds(ms)),
-            Some(_) => "paused".to_owned(),
-            None => "open".to_owned(),
-        });
+        cells.push(crate::queue::state(queue));
         rows.push(cells);
     }
     aligned(&rows)

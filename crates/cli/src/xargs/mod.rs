@@ -19,10 +19,9 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use millpond::client::{Batch, Client, MapSpec};
 use millpond::config::{ConnectArgs, duration};
 use millpond::limits::ATTEMPTS_MAX_MAX;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 
-use crate::api::{Api, text};
 use crate::state::{CLIENT_NATS_URL, Env};
 use report::Report;
 use template::{Template, quoted};
@@ -231,21 +230,11 @@ async fn dry_run(template: &Template, mut lines: Lines) -> anyhow::Result<ExitCo
 
 /// Says at once, where the collector knows it, that nobody runs commands; then never ends.
 async fn warn(env: &Env, queue: &str, program: &str) {
-    if nobody(env, queue).await == Some(true) {
+    if crate::submit::nobody(env, queue, KIND).await.is_some() {
         eprintln!(
             "millpond: no live worker of queue {queue} runs commands; start one with `millpond worker run --queues \
              {queue} --allow-xargs {program}`; waiting"
         );
     }
     std::future::pending::<()>().await;
-}
-
-/// Whether no live worker of a queue knows the kind; none when the collector does not say.
-async fn nobody(env: &Env, queue: &str) -> Option<bool> {
-    let workers = crate::worker::list(&Api::new(env).ok()?).await.ok()?;
-    let has = |worker: &Value, field: &str, wanted: &str| {
-        worker.get(field).and_then(Value::as_array).is_some_and(|list| list.iter().any(|v| v == wanted))
-    };
-    let serves = |w: &Value| text(w, "state") == "live" && has(w, "queues", queue) && has(w, "kinds", KIND);
-    Some(!workers.iter().any(serves))
 }
