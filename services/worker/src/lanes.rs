@@ -168,6 +168,11 @@ impl Waiting {
     fn len(&self) -> usize {
         self.due.len() + self.tasks.len()
     }
+
+    /// Whether its lane is in use: worth pulling for while another is full.
+    fn is_used(&self) -> bool {
+        self.arrived.is_some_and(|(_, at)| at.elapsed() < MIX_FOR)
+    }
 }
 
 /// What was delivered and waits for a slot.
@@ -222,8 +227,7 @@ impl Ready {
 
     /// How long what is given back stays away: where other lanes are in use it must not come again at once in their place.
     pub(crate) fn stays_away(&self) -> Duration {
-        let used = |w: &&Waiting| w.arrived.is_some_and(|(_, at)| at.elapsed() < MIX_FOR);
-        if self.waiting.iter().filter(used).count() > 1 { MISFIT_DELAY } else { Duration::ZERO }
+        if self.waiting.iter().filter(|w| w.is_used()).count() > 1 { MISFIT_DELAY } else { Duration::ZERO }
     }
 
     /// The next that has a slot.
@@ -275,8 +279,7 @@ impl Ready {
         if self.trust_from > Instant::now() {
             return 0;
         }
-        let used = |w: &Waiting| w.arrived.is_some_and(|(_, at)| at.elapsed() < MIX_FOR);
-        let others = self.waiting.iter().enumerate().filter(|(_, w)| used(w)).map(|(id, _)| self.room_of(id));
+        let others = self.waiting.iter().enumerate().filter(|(_, w)| w.is_used()).map(|(id, _)| self.room_of(id));
         let room = others.max().unwrap_or(0).min(self.trust);
         self.on_trust |= room > 0;
         room

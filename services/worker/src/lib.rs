@@ -149,13 +149,13 @@ impl Worker {
         background.spawn(supervisor.clone().watch());
         let shop = Arc::new(Shop {
             settler: Settler { bus: bus.clone(), packer, worker: settings.name.clone(), policies, cancels },
+            stats: Stats::new(handlers.keys()),
             handlers,
             kinds,
             task_timeout: settings.task_timeout,
             unknown_kind_after: settings.unknown_kind_after,
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
-            stats: Stats::default(),
             asking: Arc::new(Semaphore::new(lanes.size())),
             lanes,
             supervisor,

@@ -9,24 +9,31 @@ use millpond::worker_record::KindCount;
 use crate::settle::Tally;
 
 /// Counts. Cheap: one short lock for each message.
-#[derive(Default)]
 pub(crate) struct Stats {
-    by_kind: Mutex<BTreeMap<String, KindCount>>,
+    counts: Mutex<Counts>,
+}
+
+struct Counts {
+    /// The kinds that this worker knows, and no others: anybody may publish under any name.
+    by_kind: BTreeMap<String, KindCount>,
+    total: KindCount,
 }
 
 impl Stats {
-    fn by_kind(&self) -> MutexGuard<'_, BTreeMap<String, KindCount>> {
-        self.by_kind.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn new<'a>(kinds: impl Iterator<Item = &'a String>) -> Self {
+        let by_kind = kinds.map(|kind| (kind.clone(), KindCount::default())).collect();
+        Self { counts: Mutex::new(Counts { by_kind, total: KindCount::default() }) }
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Items that ended, and were settled.
     pub(crate) fn count(&self, kind: &str, tally: Tally) {
-        let mut by_kind = self.by_kind();
-        // Not `entry`: it would need the name anew for each message.
-        if !by_kind.contains_key(kind) {
-            by_kind.insert(kind.to_owned(), KindCount::default());
-        }
-        if let Some(count) = by_kind.get_mut(kind) {
+        let mut counts = self.counts();
+        let Counts { by_kind, total } = &mut *counts;
+        for count in by_kind.get_mut(kind).into_iter().chain([total]) {
             count.done += tally.done;
             count.failed += tally.failed;
         }
@@ -37,16 +44,30 @@ impl Stats {
         metrics::histogram!("millpond_message_run_seconds", "kind" => kind.to_owned()).record(took.as_secs_f64());
     }
 
-    /// Done and failed by kind.
+    /// Done and failed by kind, those with any.
     pub(crate) fn kinds(&self) -> BTreeMap<String, KindCount> {
-        self.by_kind().clone()
+        let counts = self.counts();
+        let any = counts.by_kind.iter().filter(|(_, count)| **count != KindCount::default());
+        any.map(|(kind, count)| (kind.clone(), *count)).collect()
     }
 
     /// Done and failed, all kinds together.
     pub(crate) fn total(&self) -> KindCount {
-        self.by_kind().values().fold(KindCount::default(), |sum, count| KindCount {
-            done: sum.done + count.done,
-            failed: sum.failed + count.failed,
-        })
+        self.counts().total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_others_make_up_are_counted_together_only() {
+        let stats = Stats::new(["square".to_owned()].iter());
+        for kind in ["square", "made_up_1", "made_up_2"] {
+            stats.count(kind, Tally { done: 1, failed: 2 });
+        }
+        assert_eq!(stats.kinds().into_keys().collect::<Vec<_>>(), ["square"]);
+        assert_eq!(stats.total(), KindCount { done: 3, failed: 6 });
     }
 }
