@@ -161,19 +161,6 @@ async fn a_full_stream_makes_publishers_wait_and_retries_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_task_ends_at_the_door() {
-    let cluster = Cluster::start().await;
-    let operator = cluster.nats.bus(Role::Collector).await;
-    operator.put_tombstone("default", "cancelled").await.unwrap();
-    let named = |id: &str| NewTask { id: Some(id.into()), ..task("square", "4") };
-    cluster.client.submit(&named("cancelled"), SHORT).await.unwrap();
-    let _worker = cluster.worker("w1", &[], None);
-    assert_eq!(cluster.ended("cancelled").await["status"], "cancelled");
-    cluster.client.submit(&named("not-cancelled"), SHORT).await.unwrap();
-    assert_eq!(cluster.ended("not-cancelled").await["result"], 16);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn the_http_services_say_what_is_wrong() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &[], None);

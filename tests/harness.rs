@@ -138,33 +138,42 @@ impl Cluster {
         let nats = NatsServer::start();
         setup(&nats.bus(Role::Setup).await, limits).await.unwrap();
         let (dir, http) = (tempfile::tempdir().unwrap(), free_port());
-        let collector = Self::spawn_collector(&nats, dir.path(), http, None);
+        let collector = Self::spawn_collector(&nats, dir.path(), http, &[]);
         let client = Client::connect(&nats.url("client"), "test", PATIENCE).await.unwrap();
         let api = Api::at(format!("http://127.0.0.1:{http}"), nats.secrets.token.clone()).unwrap();
         Self { nats, collector, client, api, dir, http }
     }
 
-    fn spawn_collector(nats: &NatsServer, dir: &Path, http: u16, failpoint: Option<&str>) -> Process {
+    fn spawn_collector(nats: &NatsServer, dir: &Path, http: u16, more: &[(&str, &str)]) -> Process {
         let mut command = Command::new(MILLPOND);
         command.args(["--state", "none", "collector", "run"]);
         command.env("MILLPOND_COLLECTOR_NATS_URL", nats.url("collector"));
         command.env("MILLPOND_COLLECTOR_LISTEN", format!("127.0.0.1:{http}"));
         command.env("MILLPOND_COLLECTOR_STORE", dir.join("store.sqlite"));
         command.env("MILLPOND_TOKEN", &nats.secrets.token);
-        command.envs(failpoint.map(|f| ("MILLPOND_FAILPOINT", f)));
+        command.envs(more.iter().copied());
         Process::start(command.stdout(Stdio::null()).stderr(log(dir, "collector")))
     }
 
     /// Ends the collector as `kill -9` does, and starts another on the same store.
     pub fn restart_collector(&mut self, failpoint: Option<&str>) {
+        let failpoint: Vec<_> = failpoint.into_iter().map(|f| ("MILLPOND_FAILPOINT", f)).collect();
+        self.restart_collector_with(&failpoint);
+    }
+
+    /// The same, with more in its environment.
+    pub fn restart_collector_with(&mut self, more: &[(&str, &str)]) {
         self.collector.kill9();
-        self.collector = Self::spawn_collector(&self.nats, self.dir.path(), self.http, failpoint);
+        self.collector = Self::spawn_collector(&self.nats, self.dir.path(), self.http, more);
     }
 
     /// Starts a worker process with short delays between attempts.
     pub fn worker(&self, name: &str, arguments: &[&str], failpoint: Option<&str>) -> Process {
         let mut command = Command::new(MILLPOND);
-        command.args(["--state", "none", "worker", "run", "--name", name, "--retry-delay", "100ms"]).args(arguments);
+        command.args(["--state", "none", "worker", "run", "--name", name]).args(arguments);
+        if !arguments.contains(&"--retry-delay") {
+            command.args(["--retry-delay", "100ms"]);
+        }
         command.env("MILLPOND_WORKER_NATS_URL", self.nats.url("worker"));
         command.envs(failpoint.map(|f| ("MILLPOND_FAILPOINT", f)));
         Process::start(command.stdout(Stdio::null()).stderr(log(self.dir.path(), name)))

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod batches;
+mod cancel;
 mod children;
 mod examples;
 mod failpoints;
@@ -13,6 +14,7 @@ mod handlers_docs;
 mod harness;
 mod main_job;
 mod operate;
+mod resume;
 mod roles;
 mod tidy;
 mod time;

@@ -1,4 +1,4 @@
-//! `job ls|show|wait|results`, over the collector's API.
+//! `job ls|show|wait|results|cancel`, over the collector's API.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::Subcommand;
 use millpond::config::duration;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::EXIT_TASK_FAILED;
 use crate::api::{Api, text};
@@ -42,6 +42,14 @@ pub enum JobCommand {
         #[arg(long, value_parser = duration)]
         timeout: Option<Duration>,
     },
+    /// Cancel a job: what waits of it is removed, what runs is ended. Its name can be used again after.
+    Cancel {
+        /// Its name.
+        job: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the results of a job in the order of its tasks, one JSON value a line.
     Results {
         /// Its name.
@@ -62,6 +70,15 @@ pub async fn run(command: JobCommand, env: &Env) -> anyhow::Result<ExitCode> {
         JobCommand::Ls { json } => ls(&api, json).await,
         JobCommand::Show { job, json } => show(&api, &job, json).await,
         JobCommand::Wait { job, timeout } => wait(&api, &job, timeout).await,
+        JobCommand::Cancel { job, json } => {
+            let answer = api.post(&format!("/api/v1/jobs/{job}/cancel"), &json!({})).await?;
+            if json {
+                json_line(&answer)?;
+            } else {
+                eprintln!("job {job} is cancelled; {} messages that waited were removed", text(&answer, "removed"));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         JobCommand::Results { job, json } => results(&api, &job, json).await,
     }
 }
@@ -115,11 +132,11 @@ async fn wait(api: &Api, job: &str, timeout: Option<Duration>) -> anyhow::Result
     loop {
         let found = api.get(&format!("/api/v1/jobs/{job}"), &[]).await?;
         if let Some(found) = &found
-            && text(found, "state") == "finished"
+            && ["finished", "cancelled"].contains(&text(found, "state").as_str())
         {
             let failed = |field| found.get(field).and_then(Value::as_u64).unwrap_or(0);
             let (dead, cancelled) = (failed("dead"), failed("cancelled"));
-            if dead + cancelled == 0 {
+            if dead + cancelled == 0 && text(found, "state") == "finished" {
                 return Ok(ExitCode::SUCCESS);
             }
             eprintln!("millpond: job {job}: {dead} dead, {cancelled} cancelled");

@@ -41,9 +41,13 @@ pub struct MapArgs {
     /// Print results as they come instead of in the order of the input.
     #[arg(long)]
     unordered: bool,
-    /// Name of the job, new; drawn at random when absent.
+    /// Name of the job; drawn at random when absent. One that was begun before goes on where it was, with the same
+    /// input: killed and started again, it prints the whole list all the same.
     #[arg(long)]
     job: Option<String>,
+    /// Start anew under the name of a job that there is already.
+    #[arg(long, requires = "job")]
+    again: bool,
     /// Who runs it.
     #[arg(long, default_value = "default")]
     queue: String,
@@ -96,6 +100,7 @@ pub async fn run(args: MapArgs, env: &Env) -> anyhow::Result<ExitCode> {
         queue: args.queue.clone(),
         kind: args.kind.clone(),
         job: args.job.clone(),
+        again: args.again,
         batch: args.batch,
         ordered: !args.unordered,
         timeout: args.timeout,
@@ -193,13 +198,14 @@ impl Report {
         self.ended += 1;
         if let Err(no_result) = &end {
             self.failed += 1;
-            if self.failed <= FAILURES_TOLD {
+            // That a whole job was cancelled is told once, at the end.
+            if self.failed <= FAILURES_TOLD && !run.was_cancelled() {
                 let told = format!("millpond: item {index} {}", describe(no_result));
                 self.bar.suspend(|| eprintln!("{told}"));
             }
         }
         if self.json {
-            let row = json!({ "index": index, "id": format!("{}.1/{index}", run.job()) });
+            let row = json!({ "index": index, "id": run.task_id(index) });
             writeln!(self.out, "{}", end_json(row, &end))?;
         } else {
             writeln!(self.out, "{}", end.as_ref().map_or("null", |value| value.get()))?;
@@ -227,7 +233,8 @@ impl Report {
         #[expect(clippy::cast_precision_loss, reason = "a rate for a person")]
         let rate = self.ended as f64 / seconds;
         let (ended, failed, job) = (self.ended, self.failed, run.job());
-        eprintln!("{ended} tasks in {seconds:.2} s, {rate:.0}/s, {failed} failed, job {job}");
+        let cancelled = if run.was_cancelled() { ", which was cancelled" } else { "" };
+        eprintln!("{ended} tasks in {seconds:.2} s, {rate:.0}/s, {failed} failed, job {job}{cancelled}");
         failed
     }
 }

@@ -41,13 +41,16 @@ pub enum QueueCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Remove what waits in a queue, for good; what runs goes on. A purge record covers what is removed.
+    /// Remove what waits in a queue, for good, and end what runs of it. A purge record covers what is removed.
     Purge {
         /// Its name.
         queue: String,
         /// Of this kind only.
         #[arg(long)]
         kind: Option<String>,
+        /// Let what runs go on to its end.
+        #[arg(long)]
+        keep_running: bool,
         /// Do it without asking.
         #[arg(long)]
         yes: bool,
@@ -74,11 +77,12 @@ pub async fn run(command: QueueCommand, env: &Env) -> anyhow::Result<ExitCode> {
             let answer = api.post(&format!("/api/v1/queues/{queue}/resume"), &json!({})).await?;
             say(&answer, json, &format!("queue {queue} goes on"))?;
         }
-        QueueCommand::Purge { queue, kind, yes, json } => {
-            if !yes && !confirmed(&queue, kind.as_deref())? {
+        QueueCommand::Purge { queue, kind, keep_running, yes, json } => {
+            if !yes && !confirmed(&queue, kind.as_deref(), keep_running)? {
                 bail!("nothing was removed; add --yes to remove without being asked");
             }
-            let answer = api.post(&format!("/api/v1/queues/{queue}/purge"), &json!({ "kind": kind })).await?;
+            let body = json!({ "kind": kind, "keep_running": keep_running });
+            let answer = api.post(&format!("/api/v1/queues/{queue}/purge"), &body).await?;
             say(&answer, json, &format!("{} messages removed", text(&answer, "count")))?;
         }
     }
@@ -93,12 +97,13 @@ fn say(answer: &Value, json: bool, sentence: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-fn confirmed(queue: &str, kind: Option<&str>) -> std::io::Result<bool> {
+fn confirmed(queue: &str, kind: Option<&str>, keep_running: bool) -> std::io::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Ok(false);
     }
     let what = kind.map_or_else(String::new, |kind| format!(" of kind {kind}"));
-    eprint!("Remove all tasks{what} that wait in queue {queue}, for good? Type the queue's name: ");
+    let running = if keep_running { "" } else { " or run" };
+    eprint!("Remove all tasks{what} that wait{running} in queue {queue}, for good? Type the queue's name: ");
     let mut line = String::new();
     std::io::stdin().read_line(&mut line)?;
     Ok(line.trim() == queue)

@@ -1,11 +1,11 @@
-//! `task show`: what became of a task, each attempt with worker and times.
+//! `task show|cancel`: what became of a task, each attempt with worker and times; and its end before its time.
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Subcommand;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::api::{Api, text};
 use crate::output::{json_line, time, took};
@@ -25,6 +25,17 @@ pub enum TaskCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Cancel a task: what waits for its time is removed, what runs is ended, what waits for a worker ends at its door.
+    Cancel {
+        /// Its id; `<id>/<i>` for an item of a batch.
+        id: String,
+        /// Its queue, where several have this id, or where it is still to come.
+        #[arg(long)]
+        queue: Option<String>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs it.
@@ -32,18 +43,33 @@ pub enum TaskCommand {
 /// # Errors
 /// When the collector does not answer, or does not know the task.
 pub async fn run(command: TaskCommand, env: &Env) -> anyhow::Result<ExitCode> {
-    let TaskCommand::Show { id, queue, json } = command;
-    let mut query = vec![("id", id.clone())];
-    query.extend(queue.map(|queue| ("queue", queue)));
-    let Some(task) = Api::new(env)?.get("/api/v1/task", &query).await? else {
-        bail!("no task {id} has ended an attempt yet: it waits, runs, or never was (ids are printed by `submit`)");
-    };
-    if json {
-        json_line(&task)?;
-    } else {
-        print(&task)?;
+    let api = Api::new(env)?;
+    match command {
+        TaskCommand::Show { id, queue, json } => show(&api, &id, queue, json).await?,
+        TaskCommand::Cancel { id, queue, json } => cancel(&api, &id, queue, json).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn show(api: &Api, id: &str, queue: Option<String>, json: bool) -> anyhow::Result<()> {
+    let mut query = vec![("id", id.to_owned())];
+    query.extend(queue.map(|queue| ("queue", queue)));
+    let Some(task) = api.get("/api/v1/task", &query).await? else {
+        bail!("no task {id} has ended an attempt yet: it waits, runs, or never was (ids are printed by `submit`)");
+    };
+    if json { Ok(json_line(&task)?) } else { print(&task) }
+}
+
+async fn cancel(api: &Api, id: &str, queue: Option<String>, json: bool) -> anyhow::Result<()> {
+    let answer = api.post("/api/v1/task/cancel", &json!({ "id": id, "queue": queue })).await?;
+    if json {
+        return Ok(json_line(&answer)?);
+    }
+    match answer.get("ended") {
+        Some(Value::Bool(true)) => eprintln!("task {id} is cancelled"),
+        _ => eprintln!("task {id} is cancelled: where it runs it is ended now, where it waits it will not start"),
+    }
+    Ok(())
 }
 
 /// A task for a person.

@@ -11,12 +11,14 @@ pub enum JobState {
     Open,
     /// All its tasks are published; `total` is known.
     Closed,
+    /// An operator has cancelled it: what had not ended by then is cancelled, and nothing more is published.
+    Cancelled,
 }
 
 /// The record of a job.
 ///
 /// ```
-/// let text = r#"{"job":"j1","queue":"default","kind":"square","epoch":1,"state":"closed","total":100,"published":100,"created_ms":1,"heartbeat_ms":2}"#;
+/// let text = r#"{"job":"j1","queue":"default","kind":"square","epoch":1,"state":"closed","total":100,"published":100,"results_after":0,"producer":"p","created_ms":1,"heartbeat_ms":2}"#;
 /// let record: millpond::job::JobRecord = serde_json::from_str(text).unwrap();
 /// assert_eq!(serde_json::to_string(&record).unwrap(), text);
 /// ```
@@ -28,15 +30,25 @@ pub struct JobRecord {
     pub queue: String,
     /// The kind of its tasks.
     pub kind: String,
-    /// From 1; a new one after an intended re-run, part of its tasks' ids.
+    /// From 1; a new one after a cancellation or an intended re-run, part of its tasks' ids.
     pub epoch: u32,
-    /// Open or closed.
+    /// Open, closed or cancelled.
     pub state: JobState,
     /// How many tasks it has, once that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
     /// Tasks acknowledged by the server without a gap, from index 0.
     pub published: u64,
+    /// SHA-256 of the first `published` values of its input, each with a line break behind it: whoever resumes it must
+    /// bring the same ones. None while nothing is published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    /// The last sequence of RESULTS when it was made: its results come after it.
+    #[serde(default)]
+    pub results_after: u64,
+    /// The process that publishes it, a random word: another one that finds its job taken over stops.
+    #[serde(default)]
+    pub producer: String,
     /// When it was made, Unix time in milliseconds.
     pub created_ms: i64,
     /// When its producer last said that it lives, Unix time in milliseconds.
@@ -52,4 +64,23 @@ impl JobRecord {
             Some(len) => format!("{}.{}/{index}+{len}", self.job, self.epoch),
         }
     }
+
+    /// Whether a message of this root was published by this epoch of the job.
+    #[must_use]
+    pub fn owns(&self, root: &str) -> bool {
+        epoch_of(&self.job, root) == Some(self.epoch)
+    }
+}
+
+/// The epoch of a job that an id belongs to: `<job>.<epoch>/…`. None for ids that a client did not make for it.
+///
+/// ```
+/// use millpond::job::epoch_of;
+/// assert_eq!(epoch_of("j1", "j1.2/7+3"), Some(2));
+/// assert_eq!(epoch_of("j1", "a1"), None);
+/// ```
+#[must_use]
+pub fn epoch_of(job: &str, id: &str) -> Option<u32> {
+    let rest = id.strip_prefix(job)?.strip_prefix('.')?;
+    rest.split_once('/')?.0.parse().ok()
 }

@@ -122,6 +122,8 @@ pub const CHILDREN_LISTED_MAX: usize = 256;
 /// Longest note that a child may send with its progress, in bytes; what is longer is cut.
 pub const PROGRESS_NOTE_BYTES_MAX: usize = 200;
 
+/// How long the server may take to store that something was cancelled.
+pub const CANCEL_STORE_WITHIN: Duration = Duration::from_secs(5);
 /// How often a worker renews its record, and a producer program the record of its job.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// A worker whose record is older is gone.
@@ -143,6 +145,15 @@ pub const PUBLISH_ACK_WAIT: Duration = Duration::from_secs(5);
 pub const STREAM_FULL_WAIT: Duration = Duration::from_millis(200);
 /// Our clients stop at this share of the TASKS limit, in percent, so that others have room.
 pub const STREAM_FILL_PERCENT_MAX: u64 = 90;
+/// How often the record of a job is written at the most while its tasks are published.
+pub const WATERMARK_EVERY: Duration = Duration::from_millis(500);
+/// Whoever resumes a job that was alive a moment ago looks again until nothing new was stored for this long: what its
+/// killed producer had sent may still be on its way.
+pub const RESUME_QUIET: Duration = Duration::from_millis(250);
+/// How long a collector may take to answer who resumes a job.
+pub const HISTORY_WITHIN: Duration = Duration::from_secs(30);
+/// Results that a collector hands to who resumes a job in one answer, in bytes, at the most (one is always handed).
+pub const HISTORY_BYTES_MAX: usize = 512 * 1024;
 /// Items between the oldest unprinted and the newest published one of an ordered `map`.
 pub const MAP_WINDOW_ITEMS: u64 = 65_536;
 /// Bytes of results that an ordered `map` holds back at the most before it stops publishing.

@@ -333,6 +333,30 @@ pub struct Pack {
     pub worker: String,
     /// In the order in which they ended.
     pub outcomes: Vec<Outcome>,
+    /// A job that was cancelled: all of its tasks that have no end before this in the stream end by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelled: Option<CancelledJob>,
+}
+
+/// One record that ends what is left of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelledJob {
+    /// Its name.
+    pub job: String,
+    /// The epochs up to this one; 0 for a job without a record.
+    pub epoch: u32,
+    /// Who asked for it.
+    pub by: String,
+    /// When, Unix time in milliseconds.
+    pub at_ms: i64,
+}
+
+impl CancelledJob {
+    /// Whether it ends a task of the job with this root.
+    #[must_use]
+    pub fn covers(&self, root: &str) -> bool {
+        crate::job::epoch_of(&self.job, root).is_none_or(|epoch| epoch <= self.epoch)
+    }
 }
 
 #[cfg(test)]

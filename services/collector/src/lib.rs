@@ -3,6 +3,7 @@
 
 mod collect;
 mod config;
+mod history;
 mod http;
 mod records;
 mod store;
@@ -42,6 +43,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let mut background = JoinSet::new();
     background.spawn(workers.clone().follow(bus.clone()));
     background.spawn(records::follow_jobs(bus.clone(), store.clone()));
+    background.spawn(history::serve(store.clone(), history::listen(&bus).await?));
     let (mut collecting, mut health) = (JoinSet::new(), Vec::new());
     for ended in [Ended::Results, Ended::Dead] {
         let collect = Collect::new(&bus, &store, ended, settings.results_keep);

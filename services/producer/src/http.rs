@@ -128,6 +128,7 @@ async fn many(app: &App, task: NewTask, headers: &HeaderMap, body: Body) -> Resp
         ordered: false,
         timeout: task.timeout,
         attempts_max: task.attempts_max,
+        ..MapSpec::default()
     };
     ndjson::publish(app, spec, task.id, headers, body).await
 }

@@ -1,47 +1,197 @@
-//! What was cancelled: the tombstones of the cancels bucket, and those of whole jobs, kept in memory.
+//! What was cancelled, kept in memory: the tombstones of tasks and jobs, and the purges of queues. Whoever works on a
+//! lease asks at the door, hears of news while it runs, and asks again before a retry is published.
 
-use std::collections::HashSet;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use millpond::bus::Bus;
-use millpond::bus::records::{BucketWatch, tombstone_key};
-use millpond::bus::subject::TaskSubject;
-use millpond::bus::topology::{BUCKET_CANCELS, TopologyError};
+use millpond::bus::cancel::{Tombstone, read_tombstone};
+use millpond::bus::lease::Lease;
+use millpond::bus::queues::PurgeRecord;
+use millpond::bus::records::{BucketWatch, Change, decode};
+use millpond::bus::topology::{BUCKET_CANCELS, BUCKET_PURGES, TopologyError};
+use millpond::job::epoch_of;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
-/// The tombstones. Cheap to clone.
+/// What of a message is cancelled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Cancelled {
+    /// All of it.
+    Whole,
+    /// These items of a batch, by their place in it.
+    Items(BTreeSet<u32>),
+}
+
+impl Cancelled {
+    pub(crate) fn covers(&self, item: u32) -> bool {
+        match self {
+            Self::Whole => true,
+            Self::Items(items) => items.contains(&item),
+        }
+    }
+}
+
+/// What is known. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Cancels {
-    keys: Arc<RwLock<HashSet<String>>>,
+    known: Arc<RwLock<Known>>,
+    news: Arc<watch::Sender<()>>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// By key, so that one that runs out can be forgotten.
+    tombstones: HashMap<String, Tombstone>,
+    /// Queue and id.
+    ids: HashSet<(String, String)>,
+    /// Queue and root of items that are named alone: their numbers.
+    items: HashMap<(String, String), BTreeSet<u64>>,
+    /// Epoch, and when it was stored, Unix time in milliseconds.
+    jobs: HashMap<String, (u32, i64)>,
+    purges: HashMap<String, (PurgeRecord, i64)>,
 }
 
 impl Cancels {
-    /// Those that are there now: a worker takes no task before it knows them.
-    pub(crate) async fn load(bus: &Bus) -> Result<Self, TopologyError> {
-        let keys = bus.tombstones().await?.into_iter().collect();
-        Ok(Self { keys: Arc::new(RwLock::new(keys)) })
+    /// Those that are there now, and from then on all that come: a worker takes no task before it knows them.
+    pub(crate) async fn load(bus: &Bus, background: &mut JoinSet<()>) -> Result<Self, TopologyError> {
+        let cancels = Self { known: Arc::default(), news: Arc::new(watch::Sender::new(())) };
+        for bucket in [BUCKET_CANCELS, BUCKET_PURGES] {
+            let mut watch = BucketWatch::new(bus, bucket);
+            for change in watch.current().await? {
+                cancels.note(bucket, change);
+            }
+            let cancels = cancels.clone();
+            background.spawn(async move {
+                loop {
+                    cancels.note(bucket, watch.next().await);
+                }
+            });
+        }
+        Ok(cancels)
     }
 
-    /// Whether the task, its root, or its job is cancelled.
-    pub(crate) fn contains(&self, subject: &TaskSubject, root: &str, id: &str) -> bool {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        if keys.is_empty() {
-            return false;
-        }
-        let named = |id: &str| keys.contains(&tombstone_key(&subject.queue, id));
-        let job = subject.job.as_ref().is_some_and(|job| keys.contains(&format!("job.{job}")));
-        job || named(root) || (id != root && named(id))
+    fn known(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows the bucket for ever.
-    pub(crate) async fn follow(self, bus: Bus) {
-        let mut watch = BucketWatch::new(&bus, BUCKET_CANCELS);
-        loop {
-            let change = watch.next().await;
-            let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-            match change.value {
-                Some(_) => keys.insert(change.key),
-                None => keys.remove(&change.key),
-            };
+    fn note(&self, bucket: &str, change: Change) {
+        let mut known: RwLockWriteGuard<'_, Known> = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if bucket == BUCKET_CANCELS {
+            known.note_tombstone(change);
+        } else {
+            match change.value.as_deref().and_then(decode::<PurgeRecord>) {
+                // What runs is to go on to its end.
+                Some(purge) if !purge.running => {}
+                Some(purge) => drop(known.purges.insert(change.key, (purge, change.stored_ms))),
+                None => drop(known.purges.remove(&change.key)),
+            }
+        }
+        drop(known);
+        self.news.send_replace(());
+    }
+
+    /// Hears when something is cancelled from now on. Get it before [`Cancels::of`] is asked.
+    pub(crate) fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
+    }
+
+    /// What of this message is cancelled, if anything.
+    pub(crate) fn of(&self, lease: &Lease) -> Option<Cancelled> {
+        self.known().of(lease)
+    }
+}
+
+impl Known {
+    fn note_tombstone(&mut self, change: Change) {
+        match change.value.as_deref().and_then(read_tombstone) {
+            Some(tombstone) => {
+                self.add(&tombstone, change.stored_ms);
+                self.tombstones.insert(change.key, tombstone);
+            }
+            None => {
+                let Some(gone) = self.tombstones.remove(&change.key) else { return };
+                match gone {
+                    Tombstone::Job { job, .. } => drop(self.jobs.remove(&job)),
+                    Tombstone::Task { queue, id, .. } => {
+                        if let Some((root, item)) = item_of(&id)
+                            && let Some(items) = self.items.get_mut(&(queue.clone(), root.to_owned()))
+                        {
+                            items.remove(&item);
+                        }
+                        self.ids.remove(&(queue, id));
+                    }
+                }
+            }
         }
     }
+
+    fn add(&mut self, tombstone: &Tombstone, stored_ms: i64) {
+        match tombstone {
+            Tombstone::Job { job, epoch, .. } => drop(self.jobs.insert(job.clone(), (*epoch, stored_ms))),
+            Tombstone::Task { queue, id, .. } => {
+                if let Some((root, item)) = item_of(id) {
+                    self.items.entry((queue.clone(), root.to_owned())).or_default().insert(item);
+                }
+                self.ids.insert((queue.clone(), id.clone()));
+            }
+        }
+    }
+
+    fn of(&self, lease: &Lease) -> Option<Cancelled> {
+        if self.ids.is_empty() && self.jobs.is_empty() && self.purges.is_empty() {
+            return None;
+        }
+        let task = &lease.task;
+        let named = |id: String| self.ids.contains(&(task.subject.queue.clone(), id));
+        let job = || {
+            let job = task.subject.job.as_ref()?;
+            let (epoch, stored_ms) = self.jobs.get(job)?;
+            Some(match epoch_of(job, &task.root) {
+                Some(its_epoch) => its_epoch <= *epoch,
+                // Published without a record of the job: what was there before is meant.
+                None => task.published_ms <= *stored_ms,
+            })
+        };
+        let purged = || self.purges.values().any(|(purge, stored_ms)| covers(purge, *stored_ms, lease));
+        if job() == Some(true) || named(task.root.clone()) || (task.id() != task.root && named(task.id())) || purged() {
+            return Some(Cancelled::Whole);
+        }
+        let items = self.items_of(lease)?;
+        Some(if items.len() == task.items_len() as usize { Cancelled::Whole } else { Cancelled::Items(items) })
+    }
+
+    /// The items of a batch that are cancelled alone: named by the batch and their place in it, or by the job and their
+    /// index.
+    fn items_of(&self, lease: &Lease) -> Option<BTreeSet<u32>> {
+        let task = &lease.task;
+        let range = task.items?;
+        let of = |root: &str| self.items.get(&(task.subject.queue.clone(), root.to_owned()));
+        let (by_place, by_index) = (of(&task.root), task.root.rsplit_once('/').and_then(|(job, _)| of(job)));
+        if by_place.is_none() && by_index.is_none() {
+            return None;
+        }
+        let has = |items: Option<&BTreeSet<u64>>, number: Option<u64>| {
+            items.zip(number).is_some_and(|(items, number)| items.contains(&number))
+        };
+        let items = (range.from..range.from + range.len)
+            .filter(|item| has(by_place, Some(u64::from(*item))) || has(by_index, task.index_of(*item)));
+        Some(items.collect()).filter(|items: &BTreeSet<u32>| !items.is_empty())
+    }
+}
+
+/// Root and number of an id that may be that of an item.
+fn item_of(id: &str) -> Option<(&str, u64)> {
+    let (root, item) = id.rsplit_once('/')?;
+    Some((root, item.parse().ok()?))
+}
+
+/// Whether a message was there when its queue was purged. The time tells apart streams that were made anew.
+fn covers(purge: &PurgeRecord, stored_ms: i64, lease: &Lease) -> bool {
+    let subject = &lease.task.subject;
+    let up_to = if lease.is_due() { purge.due_up_to } else { purge.tasks_up_to };
+    purge.queue == subject.queue
+        && purge.kind.as_ref().is_none_or(|kind| *kind == subject.kind)
+        && lease.seq() <= up_to
+        && lease.stored_ms() <= stored_ms
 }

@@ -139,8 +139,7 @@ impl Worker {
         let mut background = JoinSet::new();
         let leases = Leases::start(&bus, &settings.name, &nonce, &mut background).await?;
         let puller = Puller::start(&bus, &leases, &settings.queues).await?;
-        let (cancels, kinds) = (Cancels::load(&bus).await?, Kinds::new());
-        background.spawn(cancels.clone().follow(bus.clone()));
+        let (cancels, kinds) = (Cancels::load(&bus, &mut background).await?, Kinds::new());
         background.spawn(kinds.clone().follow(bus.clone()));
         let packer = Packer::new(&bus, &settings.name, &nonce);
         let policies = policies(&settings, &pools);

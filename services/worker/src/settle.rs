@@ -20,7 +20,7 @@ use millpond::task::{HEADER_MSG_ID, Headers, Task, schedule_headers};
 use millpond::telemetry::TraceContext;
 use serde_json::value::RawValue;
 
-use crate::cancels::Cancels;
+use crate::cancels::{Cancelled, Cancels};
 use crate::share::CallEnd;
 
 /// When the halves of a batch that kills workers may start.
@@ -99,10 +99,12 @@ impl Settler {
         let mut plan = Plan::new(task, &attempt, self.worker.clone());
         let arguments = arguments(task);
         let first = task.items.map_or(0, |i| i.from);
+        let cancelled = self.cancels.of(&lease);
         for (item, end) in (first..).zip(attempt.ends) {
             let payload = arguments.get((item - first) as usize).cloned().unwrap_or_default();
             match end {
                 CallEnd::Done(value) => plan.done(value),
+                _ if cancelled.as_ref().is_some_and(|c| c.covers(item)) => plan.cancelled(item),
                 CallEnd::Failed(failure) => self.failed(&mut plan, task, item, failure, payload),
                 CallEnd::NotRun if attempt.handed_on.is_some_and(|on| item >= on.from) => plan.left(item),
                 CallEnd::NotRun => plan.not_run(item),
@@ -122,8 +124,6 @@ impl Settler {
         let policy = self.policies.of(&task.subject.kind);
         if !failure.retry || task.attempt >= task.attempts_max.unwrap_or(policy.attempts_max) {
             plan.bury(task, items, item, if failure.retry { "exhausted" } else { "fatal" }, failure, payload);
-        } else if self.cancels.contains(&task.subject, &task.root, &id_of(&task.root, items)) {
-            plan.without(NotDone { item, end: End::Cancelled, failure: None, due_ms: None });
         } else {
             let delay = policy.backoff.delay(task.attempt, rand::random::<f64>());
             plan.retry(task, items, item, failure, payload, delay);
@@ -159,14 +159,16 @@ impl Settler {
         tally
     }
 
-    /// Ends a message that was cancelled before it ran.
-    pub(crate) async fn cancel(&self, lease: Lease) {
-        let attempt = Attempt::without_run(&lease.task);
-        let mut plan = Plan::new(&lease.task, &attempt, self.worker.clone());
-        let first = lease.task.items.map_or(0, |i| i.from);
-        for item in first..first.saturating_add(lease.task.items_len()) {
-            plan.without(NotDone { item, end: End::Cancelled, failure: None, due_ms: None });
+    /// Ends a message that was cancelled before it ran; items that were not are published again.
+    pub(crate) async fn cancel(&self, lease: Lease, cancelled: &Cancelled) {
+        let task = &lease.task;
+        let mut plan = Plan::new(task, &Attempt::without_run(task), self.worker.clone());
+        let first = task.items.map_or(0, |i| i.from);
+        for item in first..first.saturating_add(task.items_len()) {
+            if cancelled.covers(item) { plan.cancelled(item) } else { plan.not_run(item) }
         }
+        let arguments = arguments(task);
+        plan.republish_rest(task, &arguments);
         self.finish(lease, plan).await;
     }
 
@@ -323,6 +325,10 @@ impl Plan {
     fn without(&mut self, not_done: NotDone) {
         self.outcome.results.push(RawValue::NULL.to_owned());
         self.outcome.not_done.push(not_done);
+    }
+
+    fn cancelled(&mut self, item: u32) {
+        self.without(NotDone { item, end: End::Cancelled, failure: None, due_ms: None });
     }
 
     fn not_run(&mut self, item: u32) {

@@ -1,5 +1,6 @@
 //! One lease from the door to its end: may it run, run it, settle it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,11 +12,12 @@ use millpond::limits::{BATCH_HAND_ON_AFTER, HAND_BACK_AFTER, UNKNOWN_KIND_DELAY}
 use millpond::outcome::{Items, id_of};
 use millpond::task::Task;
 use millpond::telemetry::TraceContext;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::call::Call;
+use crate::cancels::Cancelled;
 use crate::execute::execute;
 use crate::handlers::{Handler, Handlers};
 use crate::kinds::Kinds;
@@ -50,7 +52,7 @@ enum Verdict {
     Run(Handler),
     Bury(&'static str, String),
     Split(Items),
-    Cancel,
+    Cancel(Cancelled),
     UnknownKind,
     Stop,
     LeaveAlone,
@@ -60,6 +62,8 @@ enum Verdict {
 /// Works on one lease; the slot is free again when its handler is done, before the settlement.
 pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: Slot, lane: LaneId) {
     failpoint::hit("door.delivered");
+    // Before the door looks: what is cancelled from now on is heard of.
+    let mut news = shop.settler.cancels.news();
     // To ask the others takes time in which another task can have the slot; not so often that leases are hoarded.
     let asking = if lease.must_ask() { shop.asking.clone().try_acquire_owned().ok() } else { None };
     let mut slot = Some(slot);
@@ -77,7 +81,8 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: Slot, lane: La
     drop(asking);
     let Some(slot) = slot else { return Box::pin(lease.hand_back(Duration::ZERO)).await };
     let trace = trace_of(&lease.task);
-    let calls = match calls(&lease.task, trace, &shop.stop) {
+    let stop = shop.stop.child_token();
+    let calls = match calls(&lease.task, trace, &stop) {
         Ok(calls) => calls,
         Err(error) => {
             drop(slot);
@@ -99,6 +104,15 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: Slot, lane: La
             return Box::pin(lease.hand_back(delay)).await;
         }
     };
+    // It may have been cancelled while it waited.
+    if news.has_changed().unwrap_or(false) {
+        news.mark_unchanged();
+        if let Some(cancelled) = shop.settler.cancels.of(&lease) {
+            ready.give_back();
+            drop(slot);
+            return Box::pin(shop.settler.cancel(lease, &cancelled)).await;
+        }
+    }
     // The last thing before the start: it may have been paused while it waited.
     if !lease.start() {
         ready.give_back();
@@ -124,7 +138,12 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: Slot, lane: La
     let share = Arc::new(Share::new(calls.len()));
     let over = CancellationToken::new();
     let running = async {
-        let ends = execute(ready, calls, share.clone(), timeouts, &shop.stop).instrument(span).await;
+        let executing = execute(ready, calls, share.clone(), timeouts, &stop).instrument(span);
+        let ends = tokio::select! {
+            biased;
+            ends = executing => ends,
+            never = ended_by_news(&shop, &lease, &mut news, &share, &stop) => match never {},
+        };
         over.cancel();
         (ends, started.elapsed())
     };
@@ -169,6 +188,32 @@ async fn hand_on(
     shop.settler.hand_on(&lease.task, rest, started_ms).await.then_some(rest)
 }
 
+/// Stops what runs when it is cancelled meanwhile. It never ends: whoever runs does, once it is stopped.
+async fn ended_by_news(
+    shop: &Shop,
+    lease: &Lease,
+    news: &mut watch::Receiver<()>,
+    share: &Share,
+    stop: &CancellationToken,
+) -> Infallible {
+    while news.changed().await.is_ok() {
+        match shop.settler.cancels.of(lease) {
+            None => {}
+            Some(Cancelled::Whole) => stop.cancel(),
+            Some(items) => {
+                share.take_rest();
+                // What runs is the last that was claimed; the others of it are published again.
+                let first = lease.task.items.map_or(0, |i| i.from);
+                let runs = u32::try_from(share.claimed()).ok().and_then(|n| n.checked_sub(1)).map(|n| first + n);
+                if runs.is_some_and(|item| items.covers(item)) {
+                    stop.cancel();
+                }
+            }
+        }
+    }
+    std::future::pending().await
+}
+
 /// A slot for what was admitted without one; none when there is none for long, or the worker drains.
 async fn slot_again(shop: &Shop, lane: LaneId) -> Option<Slot> {
     tokio::select! {
@@ -192,8 +237,11 @@ async fn door(shop: &Shop, lease: &mut Lease) -> Verdict {
     if task.expires_ms.is_some_and(|at| at < millpond::now_ms()) {
         return Verdict::Bury("expired", "it had not started when it expired (header Millpond-Expires)".to_owned());
     }
-    if shop.settler.cancels.contains(&task.subject, &task.root, &task.id()) {
-        return Verdict::Cancel;
+    match shop.settler.cancels.of(lease) {
+        // A batch that cannot be taken apart is buried as one.
+        Some(Cancelled::Items(_)) if arguments(task).len() != task.items_len() as usize => {}
+        Some(cancelled) => return Verdict::Cancel(cancelled),
+        None => {}
     }
     let Some(handler) = shop.handlers.get(&task.subject.kind).cloned() else { return Verdict::UnknownKind };
     match Box::pin(lease.admit()).await {
@@ -232,7 +280,7 @@ async fn turn_away(shop: &Shop, lease: Lease, verdict: Verdict) {
             shop.stats.count(&kind, shop.settler.bury(lease, reason, message).await);
         }
         Verdict::Split(items) => shop.settler.split(lease, items).await,
-        Verdict::Cancel => shop.settler.cancel(lease).await,
+        Verdict::Cancel(cancelled) => shop.settler.cancel(lease, &cancelled).await,
         Verdict::UnknownKind => unknown_kind(shop, lease).await,
         Verdict::Stop => lease.complete().await,
         Verdict::LeaveAlone => lease.leave_alone(),

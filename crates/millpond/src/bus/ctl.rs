@@ -16,6 +16,9 @@ use crate::task::Headers;
 /// Asked of a producer service: publish the next attempt of a dead letter.
 pub const CTL_REPLAY: &str = "ctl.replay";
 
+/// Asked of a collector by a client: what it has kept of a job.
+pub const CTL_RESULTS: &str = "ctl.request.results";
+
 /// Asked of one worker: drain.
 #[must_use]
 pub fn drain_subject(worker: &str) -> String {

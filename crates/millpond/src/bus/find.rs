@@ -1,6 +1,5 @@
 //! Where is this task now? For a person who asks: nothing of the flow of tasks depends on it. In the collector's role.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,7 +26,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 pub enum Whereabouts {
     /// A worker holds it for longer than a second.
     Held {
-        /// Its name.
+        /// Its queue.
+        queue: String,
+        /// The worker's name.
         worker: String,
     },
     /// It waits for its time.
@@ -57,6 +58,24 @@ pub enum Whereabouts {
     },
 }
 
+impl Whereabouts {
+    /// Its queue, where it was found.
+    #[must_use]
+    pub fn queue(&self) -> Option<&str> {
+        match self {
+            Self::Held { queue, .. } | Self::Scheduled { queue, .. } | Self::Stored { queue, .. } => Some(queue),
+            Self::Nowhere { .. } => None,
+        }
+    }
+}
+
+/// A message of DUE, without its payload.
+pub(super) struct Found {
+    pub(super) seq: u64,
+    pub(super) subject: String,
+    pub(super) headers: crate::task::Headers,
+}
+
 impl Bus {
     /// Looks for a task by its id: `queue` where it is known, and of which root it is a part.
     ///
@@ -82,7 +101,7 @@ impl Bus {
                     attempt: 1,
                 };
                 if let Some(worker) = who::holder(self, &question).await {
-                    return Ok(Whereabouts::Held { worker });
+                    return Ok(Whereabouts::Held { queue: queue.clone(), worker });
                 }
             }
         }
@@ -97,20 +116,28 @@ impl Bus {
     }
 
     async fn scheduled(&self, filter: &str) -> Result<Option<Whereabouts>, TopologyError> {
+        let Some(found) = self.last_of_due(filter).await? else { return Ok(None) };
+        let get = |name: &str| found.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        let (Some(at), Some(subject)) = (get(HEADER_SCHEDULE), TaskSubject::parse_sched(&found.subject)) else {
+            return Ok(None);
+        };
+        Ok(Some(Whereabouts::Scheduled {
+            queue: subject.queue,
+            kind: subject.kind,
+            attempt: get(HEADER_ATTEMPT).and_then(|a| a.parse().ok()).unwrap_or(1),
+            at: at.trim_start_matches("@at ").to_owned(),
+        }))
+    }
+
+    /// The newest message of DUE on a subject, which may have wildcards.
+    pub(super) async fn last_of_due(&self, filter: &str) -> Result<Option<Found>, TopologyError> {
         let asked = json!({ "last_by_subj": filter }).to_string();
         let answer = self.client.request(format!("$JS.API.DIRECT.GET.{STREAM_DUE}"), Bytes::from(asked)).await;
         let message = answer.map_err(|e| TopologyError::new("a look at what waits for its time", &e))?;
-        let headers: HashMap<String, String> = from_nats(message.headers.as_ref()).into_iter().collect();
-        let (Some(at), Some(subject)) = (headers.get(HEADER_SCHEDULE), headers.get("Nats-Subject")) else {
-            return Ok(None);
-        };
-        let mut tokens = subject.split('.').skip(1).map(str::to_owned);
-        Ok(Some(Whereabouts::Scheduled {
-            queue: tokens.next().unwrap_or_default(),
-            kind: tokens.next().unwrap_or_default(),
-            attempt: headers.get(HEADER_ATTEMPT).and_then(|a| a.parse().ok()).unwrap_or(1),
-            at: at.trim_start_matches("@at ").to_owned(),
-        }))
+        let headers = from_nats(message.headers.as_ref());
+        let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+        let seq = get("Nats-Sequence").and_then(|s| s.parse().ok());
+        Ok(seq.zip(get("Nats-Subject")).map(|(seq, subject)| Found { seq, subject, headers }))
     }
 
     /// Looks through a stream; from the id's own place where it names it, and only at its job where it has one.
@@ -183,7 +210,7 @@ impl Bus {
     }
 
     /// Messages of a stream from a sequence on: their sequence, subject and headers.
-    async fn page(
+    pub(super) async fn page(
         &self,
         stream: &str,
         filter: &str,

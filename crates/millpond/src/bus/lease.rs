@@ -82,6 +82,7 @@ pub struct Lease {
     number: u64,
     origin: Origin,
     seq: u64,
+    stored_ms: i64,
     deliveries: i64,
     wrote_start: bool,
     /// What is to be done.
@@ -231,8 +232,8 @@ impl Shared {
         };
         state.held.insert(number, held);
         drop(state);
-        let (origin, seq, deliveries) = (place.origin, place.seq, place.deliveries);
-        Lease { shared: self.clone(), number, origin, seq, deliveries, wrote_start: false, task }
+        let Place { origin, seq, stored_ms, deliveries, .. } = place;
+        Lease { shared: self.clone(), number, origin, seq, stored_ms, deliveries, wrote_start: false, task }
     }
 }
 
@@ -240,6 +241,7 @@ impl Shared {
 pub(super) struct Place {
     pub(super) origin: Origin,
     pub(super) seq: u64,
+    pub(super) stored_ms: i64,
     pub(super) deliveries: i64,
     pub(super) reply: String,
 }
@@ -276,6 +278,18 @@ impl Lease {
         if let Some(held) = self.shared.state().held.get_mut(&self.number) {
             held.items = Some(items);
         }
+    }
+
+    /// Its sequence in TASKS or DUE.
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// When the server stored this message (not its root), Unix time in milliseconds.
+    #[must_use]
+    pub fn stored_ms(&self) -> i64 {
+        self.stored_ms
     }
 
     /// Whether it came from DUE.

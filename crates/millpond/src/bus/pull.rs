@@ -196,7 +196,7 @@ impl Puller {
         let headers = from_nats(message.headers.as_ref());
         let arrival = Arrival { origin, epoch, seq, stored_ms };
         let task = Task::read(&message.subject, &headers, message.payload.clone(), arrival);
-        Some(shared.hold(task, Place { origin, seq, deliveries, reply }, self.era))
+        Some(shared.hold(task, Place { origin, seq, stored_ms, deliveries, reply }, self.era))
     }
 }
 

@@ -36,8 +36,13 @@ pub struct QueueState {
 /// What a purge removed, for good: those tasks have no end in the store, they are covered by this.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PurgeRecord {
-    /// Subjects without their first token: `<queue>.>` or `<queue>.<kind>[.>]`.
-    pub filter: String,
+    /// The queue.
+    pub queue: String,
+    /// The kind; none for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// What runs is ended too, as cancelled.
+    pub running: bool,
     /// All of TASKS up to this sequence.
     pub tasks_up_to: u64,
     /// All of DUE up to this sequence.
@@ -111,14 +116,22 @@ impl Bus {
         Ok(())
     }
 
-    /// Removes what waits in a queue, of one kind or of all; what is running goes on to its end. First the record is
-    /// written that covers it, then the streams are purged up to where they were then.
+    /// Removes what waits in a queue, of one kind or of all; with `running` the workers end what they hold of it, as
+    /// cancelled. First the record is written that covers it, then the streams are purged up to where they were then.
     ///
     /// # Errors
     /// [`TopologyError`] when the record cannot be written or the server does not answer.
-    pub async fn purge_queue(&self, queue: &str, kind: Option<&str>, by: &str) -> Result<PurgeRecord, TopologyError> {
+    pub async fn purge_queue(
+        &self,
+        queue: &str,
+        kind: Option<&str>,
+        running: bool,
+        by: &str,
+    ) -> Result<PurgeRecord, TopologyError> {
         let mut record = PurgeRecord {
-            filter: kind.map_or_else(|| format!("{queue}.>"), |kind| format!("{queue}.{kind}[.>]")),
+            queue: queue.to_owned(),
+            kind: kind.map(str::to_owned),
+            running,
             tasks_up_to: stream_state(self, STREAM_TASKS).await?.last_seq,
             due_up_to: stream_state(self, STREAM_DUE).await?.last_seq,
             count: None,
@@ -134,23 +147,31 @@ impl Bus {
         put(&record).await?;
         let tails: &[&str] = if kind.is_some() { &["", ".>"] } else { &[".>"] };
         let mut count = 0;
-        for (name, prefix, up_to) in [
-            (STREAM_TASKS, "tasks", record.tasks_up_to),
-            (STREAM_DUE, "sched", record.due_up_to),
-            (STREAM_DUE, "due", record.due_up_to),
-        ] {
-            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
-            for tail in tails {
-                let subject = match kind {
-                    Some(kind) => format!("{prefix}.{queue}.{kind}{tail}"),
-                    None => format!("{prefix}.{queue}{tail}"),
-                };
-                let purged = stream.purge().filter(subject).sequence(up_to + 1).await;
-                count += purged.map_err(|e| TopologyError::new(name, &e))?.purged;
+        for tail in tails {
+            let tail = kind.map_or_else(|| format!("{queue}{tail}"), |kind| format!("{queue}.{kind}{tail}"));
+            count += self.purge_tasks(&format!("tasks.{tail}"), record.tasks_up_to).await?;
+            for prefix in ["sched", "due"] {
+                count += self.purge_due(&format!("{prefix}.{tail}"), record.due_up_to).await?;
             }
         }
         record.count = Some(count);
         put(&record).await?;
         Ok(record)
+    }
+
+    /// Removes what TASKS holds on a subject up to a sequence; how many that were.
+    pub(super) async fn purge_tasks(&self, subject: &str, up_to: u64) -> Result<u64, TopologyError> {
+        self.purge(STREAM_TASKS, subject, up_to).await
+    }
+
+    /// The same of DUE.
+    pub(super) async fn purge_due(&self, subject: &str, up_to: u64) -> Result<u64, TopologyError> {
+        self.purge(STREAM_DUE, subject, up_to).await
+    }
+
+    async fn purge(&self, name: &str, subject: &str, up_to: u64) -> Result<u64, TopologyError> {
+        let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+        let purged = stream.purge().filter(subject.to_owned()).sequence(up_to + 1).await;
+        Ok(purged.map_err(|e| TopologyError::new(name, &e))?.purged)
     }
 }

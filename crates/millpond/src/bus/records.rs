@@ -7,12 +7,11 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::Bus;
+use super::results::unix_ms;
 use super::topology::{
-    BUCKET_CANCELS, BUCKET_JOBS, BUCKET_SERVERS, BUCKET_STARTS, BUCKET_WORKERS, STREAM_DUE, STREAM_TASKS,
-    TopologyError, stream_state,
+    BUCKET_SERVERS, BUCKET_STARTS, BUCKET_WORKERS, STREAM_DUE, STREAM_TASKS, TopologyError, stream_state,
 };
-use super::{Bus, subject};
-use crate::job::JobRecord;
 use crate::limits::LEASE_SETTLED_KEEP;
 use crate::worker_record::WorkerRecord;
 
@@ -33,6 +32,8 @@ pub struct Change {
     pub key: String,
     /// The value; none when the key was removed.
     pub value: Option<Bytes>,
+    /// When the server stored it, Unix time in milliseconds.
+    pub stored_ms: i64,
 }
 
 /// All keys of a bucket, then their changes, for ever. After a fault it starts again with all keys.
@@ -41,13 +42,29 @@ pub struct BucketWatch {
     bucket: &'static str,
     watch: Option<kv::Watch>,
     ready: VecDeque<Change>,
+    /// All keys that were there when the watch began have been read.
+    is_current: bool,
 }
 
 impl BucketWatch {
     /// Watches one of the buckets of `topology`.
     #[must_use]
     pub fn new(bus: &Bus, bucket: &'static str) -> Self {
-        Self { bus: bus.clone(), bucket, watch: None, ready: VecDeque::new() }
+        Self { bus: bus.clone(), bucket, watch: None, ready: VecDeque::new(), is_current: false }
+    }
+
+    /// All keys that are there now; [`BucketWatch::next`] goes on behind them.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the bucket cannot be read.
+    pub async fn current(&mut self) -> Result<Vec<Change>, TopologyError> {
+        let (watch, is_empty) = open_watch(&self.bus, self.bucket).await?;
+        (self.watch, self.is_current) = (Some(watch), is_empty);
+        let mut changes = Vec::new();
+        while !self.is_current {
+            changes.push(self.next().await);
+        }
+        Ok(changes)
     }
 
     /// The next key or change.
@@ -61,7 +78,7 @@ impl BucketWatch {
             }
             let Some(watch) = &mut self.watch else {
                 match open_watch(&self.bus, self.bucket).await {
-                    Ok(watch) => self.watch = Some(watch),
+                    Ok((watch, is_empty)) => (self.watch, self.is_current) = (Some(watch), is_empty),
                     Err(error) => {
                         tracing::debug!(bucket = self.bucket, %error, "cannot watch yet, will try again");
                         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
@@ -71,8 +88,10 @@ impl BucketWatch {
             };
             match watch.next().await {
                 Some(Ok(entry)) => {
+                    self.is_current |= entry.seen_current;
                     let value = (entry.operation == kv::Operation::Put).then_some(entry.value);
-                    self.ready.push_back(Change { key: entry.key, value });
+                    let stored_ms = unix_ms(entry.created);
+                    self.ready.push_back(Change { key: entry.key, value, stored_ms });
                 }
                 Some(Err(error)) => {
                     tracing::debug!(bucket = self.bucket, %error, "watch ended, making it anew");
@@ -84,9 +103,13 @@ impl BucketWatch {
     }
 }
 
-async fn open_watch(bus: &Bus, bucket: &str) -> Result<kv::Watch, TopologyError> {
+/// A watch, and whether the bucket is empty.
+async fn open_watch(bus: &Bus, bucket: &str) -> Result<(kv::Watch, bool), TopologyError> {
     let store = open(bus, bucket).await?;
-    store.watch_with_history(">").await.map_err(|e| TopologyError::new(bucket, &e))
+    let watch = store.watch_with_history(">").await.map_err(|e| TopologyError::new(bucket, &e))?;
+    // Asked after the watch was made: a key that comes in between is only told twice.
+    let held = stream_state(bus, &format!("KV_{bucket}")).await?.messages;
+    Ok((watch, held == 0))
 }
 
 pub(super) async fn open(bus: &Bus, bucket: &str) -> Result<kv::Store, TopologyError> {
@@ -94,7 +117,7 @@ pub(super) async fn open(bus: &Bus, bucket: &str) -> Result<kv::Store, TopologyE
     bus.js.get_key_value(bucket).await.map_err(|e| TopologyError::new(&what, &e))
 }
 
-fn encode<T: Serialize>(value: &T) -> Bytes {
+pub(super) fn encode<T: Serialize>(value: &T) -> Bytes {
     Bytes::from(serde_json::to_vec(value).unwrap_or_default())
 }
 
@@ -125,58 +148,6 @@ impl Bus {
         removed.map_err(|e| TopologyError::new(BUCKET_WORKERS, &e))
     }
 
-    /// Writes a job's record.
-    ///
-    /// # Errors
-    /// [`TopologyError`] when the bucket cannot be written.
-    pub async fn put_job(&self, record: &JobRecord) -> Result<(), TopologyError> {
-        let store = open(self, BUCKET_JOBS).await?;
-        store.put(&record.job, encode(record)).await.map_err(|e| TopologyError::new(BUCKET_JOBS, &e))?;
-        Ok(())
-    }
-
-    /// Writes a job's record if there is none of that name.
-    ///
-    /// # Errors
-    /// [`TopologyError`] when there is one, or the bucket cannot be written.
-    pub async fn create_job(&self, record: &JobRecord) -> Result<(), TopologyError> {
-        let store = open(self, BUCKET_JOBS).await?;
-        let created = store.create(&record.job, encode(record)).await;
-        created.map_err(|e| TopologyError::new(&format!("a new job {} (is the name taken?)", record.job), &e))?;
-        Ok(())
-    }
-
-    /// Reads a job's record.
-    ///
-    /// # Errors
-    /// [`TopologyError`] when the bucket cannot be read.
-    pub async fn job(&self, job: &str) -> Result<Option<JobRecord>, TopologyError> {
-        let store = open(self, BUCKET_JOBS).await?;
-        let value = store.get(job).await.map_err(|e| TopologyError::new(BUCKET_JOBS, &e))?;
-        Ok(value.and_then(|v| decode(&v)))
-    }
-
-    /// The keys of all tombstones.
-    ///
-    /// # Errors
-    /// [`TopologyError`] when the bucket cannot be read.
-    pub async fn tombstones(&self) -> Result<Vec<String>, TopologyError> {
-        let store = open(self, BUCKET_CANCELS).await?;
-        let keys = store.keys().await.map_err(|e| TopologyError::new(BUCKET_CANCELS, &e))?;
-        Ok(keys.filter_map(async |key| key.ok()).collect().await)
-    }
-
-    /// Marks a task as cancelled: workers end it at the door.
-    ///
-    /// # Errors
-    /// [`TopologyError`] when the bucket cannot be written.
-    pub async fn put_tombstone(&self, queue: &str, id: &str) -> Result<(), TopologyError> {
-        let store = open(self, BUCKET_CANCELS).await?;
-        let put = store.put(tombstone_key(queue, id), Bytes::from(id.to_owned())).await;
-        put.map_err(|e| TopologyError::new(BUCKET_CANCELS, &e))?;
-        Ok(())
-    }
-
     /// What the streams had stored when this server process was first seen; written now if nobody did before.
     ///
     /// # Errors
@@ -199,12 +170,6 @@ impl Bus {
         }
         Ok(record)
     }
-}
-
-/// Key of a tombstone in the cancels bucket.
-#[must_use]
-pub fn tombstone_key(queue: &str, id: &str) -> String {
-    format!("{queue}.{}", subject::key(id))
 }
 
 /// One start of a redelivered message that has not ended yet.

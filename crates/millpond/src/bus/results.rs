@@ -247,6 +247,8 @@ pub struct JobReader {
     job: String,
     /// The next sequence to read; none before the first message: from now on.
     next_seq: Option<u64>,
+    /// Messages that were there when the reader was made, or made anew, and are not read yet.
+    backlog: u64,
     pull: Option<pull::Stream>,
 }
 
@@ -269,13 +271,23 @@ impl JobReader {
         Self::start_from(bus, job, 1).await
     }
 
-    async fn start_from(bus: &Bus, job: &str, seq: u64) -> Result<Self, TopologyError> {
-        let mut reader = Self { bus: bus.clone(), job: job.to_owned(), next_seq: Some(seq), pull: None };
-        reader.pull = Some(reader.open().await?);
+    /// Starts to read from this sequence of RESULTS.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer or refuses.
+    pub async fn start_from(bus: &Bus, job: &str, seq: u64) -> Result<Self, TopologyError> {
+        let mut reader = Self { bus: bus.clone(), job: job.to_owned(), next_seq: Some(seq), backlog: 0, pull: None };
+        reader.open().await?;
         Ok(reader)
     }
 
-    async fn open(&self) -> Result<pull::Stream, TopologyError> {
+    /// Messages that were there when reading began and are not read yet.
+    #[must_use]
+    pub fn backlog(&self) -> u64 {
+        self.backlog
+    }
+
+    async fn open(&mut self) -> Result<(), TopologyError> {
         let what = format!("a reader of the results of job {}", self.job);
         let config = pull::Config {
             deliver_policy: self
@@ -292,6 +304,7 @@ impl JobReader {
         };
         let created = self.bus.js.create_consumer_on_stream(config, STREAM_RESULTS).await;
         let consumer: PullConsumer = created.map_err(|e| TopologyError::new(&what, &e))?;
+        let backlog = consumer.cached_info().num_pending;
         let stream = consumer
             .stream()
             .max_messages_per_batch(COLLECT_BATCH_MAX)
@@ -300,7 +313,9 @@ impl JobReader {
             .heartbeat(Duration::from_secs(2))
             .messages()
             .await;
-        stream.map_err(|e| TopologyError::new(&what, &e))
+        self.pull = Some(stream.map_err(|e| TopologyError::new(&what, &e))?);
+        self.backlog = backlog;
+        Ok(())
     }
 
     /// The next pack, with its subject.
@@ -310,12 +325,9 @@ impl JobReader {
     pub async fn next(&mut self) -> (TaskSubject, Pack) {
         loop {
             let Some(pull) = &mut self.pull else {
-                match self.open().await {
-                    Ok(pull) => self.pull = Some(pull),
-                    Err(error) => {
-                        tracing::debug!(%error, "cannot read results yet, will try again");
-                        tokio::time::sleep(READ_AGAIN_AFTER).await;
-                    }
+                if let Err(error) = self.open().await {
+                    tracing::debug!(%error, "cannot read results yet, will try again");
+                    tokio::time::sleep(READ_AGAIN_AFTER).await;
                 }
                 continue;
             };
@@ -326,6 +338,7 @@ impl JobReader {
             if let Ok(info) = message.info() {
                 self.next_seq = Some(info.stream_sequence + 1);
             }
+            self.backlog = self.backlog.saturating_sub(1);
             match read_pack(&message.subject, &message.payload) {
                 Ok(EndedBody::Pack(subject, pack)) => return (subject, pack),
                 Ok(EndedBody::Dead(..)) => {}
@@ -394,7 +407,7 @@ impl LiveReader {
 
     fn read_again(&mut self) {
         let (bus, job) = (self.bus.clone(), self.job.clone());
-        self.catch_up = Some(JobReader { bus, job, next_seq: Some(self.from_seq), pull: None });
+        self.catch_up = Some(JobReader { bus, job, next_seq: Some(self.from_seq), backlog: 0, pull: None });
     }
 }
 

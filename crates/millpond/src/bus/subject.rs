@@ -128,6 +128,20 @@ impl TaskSubject {
         format!("sched.{}.{}.{}.{}", self.queue, self.kind, self.job_token(), key(id))
     }
 
+    /// Where all tasks of its kind and job wait for their time.
+    #[must_use]
+    pub fn all_sched(&self) -> String {
+        format!("sched.{}.{}.{}.*", self.queue, self.kind, self.job_token())
+    }
+
+    /// Reads `sched.<queue>.<kind>.<job or ->.<key>`; none when it is of another form.
+    #[must_use]
+    pub fn parse_sched(subject: &str) -> Option<Self> {
+        let tokens: Vec<&str> = subject.split('.').collect();
+        let ["sched", queue, kind, job, _] = tokens.as_slice() else { return None };
+        Self::new(*queue, *kind, (*job != NO_JOB).then(|| (*job).to_owned())).ok()
+    }
+
     /// Where its outcomes go.
     #[must_use]
     pub fn results(&self) -> String {

@@ -1,32 +1,30 @@
 //! `map`: a job of many tasks of one kind, published in a window and read back as they end, in bounded memory.
 //! At most [`MAP_WINDOW_ITEMS`] items and [`MAP_WINDOW_BYTES`] of results lie between the oldest item that was not
-//! handed out and the newest that was published; the input waits meanwhile.
+//! handed out and the newest that was published; the input waits meanwhile. How a job that was begun before goes on is
+//! in `resume`, its record in `keeper`.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
+use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt};
 use serde_json::value::RawValue;
-use tokio::task::JoinSet;
+use sha2::Sha256;
 
+use super::keeper::{Keeper, Lost, add_value};
+use super::resume::{CatchUp, Row};
 use super::sizer::{Batch, Sizer};
 use super::submit::final_ends;
-use super::{Client, ClientError, NewTask, TaskEnd};
+use super::{Client, ClientError, NewTask, NoResult, TaskEnd};
 use crate::batch;
-use crate::bus::Bus;
 use crate::bus::publish::Patience;
 use crate::bus::results::JobReader;
-use crate::bus::subject::{TaskSubject, check_token};
 use crate::failpoint;
-use crate::job::{JobRecord, JobState};
 use crate::limits::{
-    BATCH_AUTO_BYTES_MAX, BATCH_ITEMS_MAX, HEARTBEAT_EVERY, MAP_WINDOW_BYTES, MAP_WINDOW_ITEMS, PUBLISH_WINDOW,
-    PUBLISH_WINDOW_BYTES, TASK_BYTES_MAX,
+    BATCH_AUTO_BYTES_MAX, MAP_WINDOW_BYTES, MAP_WINDOW_ITEMS, PUBLISH_WINDOW, PUBLISH_WINDOW_BYTES, TASK_BYTES_MAX,
 };
 use crate::outcome::Pack;
 
@@ -34,14 +32,17 @@ use crate::outcome::Pack;
 const HEADER_BYTES_RESERVED: usize = 4096;
 
 /// What to run over the input.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct MapSpec {
     /// Who runs it.
     pub queue: String,
     /// Which handler runs it.
     pub kind: String,
-    /// Name of the job, new; drawn at random when none.
+    /// Name of the job; drawn at random when none. One that was begun before goes on where it was, with the same input
+    /// from its start; one that was cancelled starts anew.
     pub job: Option<String>,
+    /// Start anew under the name of a job that there is already: its tasks get new ids.
+    pub again: bool,
     /// How many tasks share a message.
     pub batch: Batch,
     /// Results in the order of the input; else as they come.
@@ -61,35 +62,38 @@ pub struct MapItem {
     pub end: TaskEnd,
 }
 
-type Input = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
+pub(super) type Input = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
 
 /// A `map` under way; [`MapRun::next`] drives it.
 pub struct MapRun {
-    client: Client,
-    spec: MapSpec,
+    pub(super) client: Client,
+    pub(super) spec: MapSpec,
     /// Results are read for their durations only.
-    publish_only: bool,
-    record: Arc<Mutex<JobRecord>>,
-    reader: JobReader,
-    input: Option<Input>,
+    pub(super) publish_only: bool,
+    pub(super) keeper: Keeper,
+    pub(super) reader: JobReader,
+    pub(super) input: Option<Input>,
+    /// What is left to do before anything is published, for a job that was begun before.
+    pub(super) catch_up: CatchUp,
+    /// Of the input as far as it was read.
+    pub(super) fingerprint: Sha256,
     /// The batch that is being filled.
     filling: Vec<Bytes>,
     filling_bytes: usize,
     sizer: Sizer,
     publishing: FuturesUnordered<BoxFuture<'static, Result<Published, ClientError>>>,
     publishing_bytes: usize,
-    /// Acknowledged ranges beyond the watermark: first index -> one past the last.
-    acknowledged: BTreeMap<u64, u64>,
-    next_index: u64,
+    /// The next item of the input.
+    pub(super) next_index: u64,
     /// All items below it were handed out.
-    floor: u64,
+    pub(super) floor: u64,
     /// Items at or above the floor that ended: held back (ordered), or handed out already (none).
     ended: BTreeMap<u64, Option<TaskEnd>>,
     fresh: Vec<MapItem>,
     held_bytes: usize,
     handed_out: u64,
-    /// Renews the job's record; ends when this is dropped.
-    heartbeat: JoinSet<()>,
+    /// The job was cancelled: what has no end by now has none.
+    cancelled: bool,
     closing: Closing,
 }
 
@@ -98,6 +102,7 @@ struct Published {
     from: u64,
     to: u64,
     bytes: usize,
+    fingerprint: Sha256,
 }
 
 /// The last write of the job's record. Kept here while it is under way, so that a dropped `next` does not drop it.
@@ -126,94 +131,76 @@ impl Client {
         spec: MapSpec,
         input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
     ) -> Result<MapRun, ClientError> {
-        self.start_run(spec, None, false, input).await
+        self.start_run(spec, true, false, Box::pin(input)).await
     }
 
-    /// A run of a new job, or of one that is open and goes on (`before`); with `publish_only` it hands out nothing.
-    pub(super) async fn start_run(
+    /// The same as a stream: the counterpart of `Pool.imap`. It reads the input no faster than its results are taken.
+    ///
+    /// ```no_run
+    /// # async fn primes(client: millpond::client::Client) -> Result<(), millpond::client::ClientError> {
+    /// use futures_util::{StreamExt, stream};
+    /// use millpond::client::MapSpec;
+    ///
+    /// let spec = MapSpec { queue: "default".into(), kind: "is_prime".into(), ordered: true, ..MapSpec::default() };
+    /// let numbers = stream::iter((1..=10_000).map(|n| Ok(n.to_string().into())));
+    /// let mut results = std::pin::pin!(client.imap(spec, numbers).await?);
+    /// while let Some(item) = results.next().await {
+    ///     let item = item?;
+    ///     println!("{}: {:?}", item.index, item.end);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ClientError`] when the job cannot be made, or a name does not fit.
+    pub async fn imap(
         &self,
         spec: MapSpec,
-        before: Option<JobRecord>,
-        publish_only: bool,
         input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
-    ) -> Result<MapRun, ClientError> {
-        let job = spec.job.clone().unwrap_or_else(crate::random_token);
-        check_token("job", &job)?;
-        TaskSubject::new(&spec.queue, &spec.kind, None)?;
-        let batch = match spec.batch {
-            Batch::Fixed(items) => Batch::Fixed(items.clamp(1, BATCH_ITEMS_MAX)),
-            Batch::Auto => Batch::Auto,
-        };
-        let spec = MapSpec { batch, ..spec };
-        let now = crate::now_ms();
-        let reader = JobReader::start(&self.bus, &job).await?;
-        let record = match before {
-            Some(record) => record,
-            None => {
-                let record = JobRecord {
-                    job,
-                    queue: spec.queue.clone(),
-                    kind: spec.kind.clone(),
-                    epoch: 1,
-                    state: JobState::Open,
-                    total: None,
-                    published: 0,
-                    created_ms: now,
-                    heartbeat_ms: now,
-                };
-                self.bus.create_job(&record).await?;
-                record
-            }
-        };
-        let first = record.published;
-        let skipped = usize::try_from(first).unwrap_or(usize::MAX);
-        let record = Arc::new(Mutex::new(record));
-        let mut heartbeat = JoinSet::new();
-        heartbeat.spawn(beat(self.bus.clone(), record.clone()));
-        Ok(MapRun {
-            client: self.clone(),
-            sizer: Sizer::new(spec.batch, self.pace(&spec.queue, &spec.kind)),
-            spec,
-            publish_only,
-            record,
-            reader,
-            input: Some(Box::pin(input.skip(skipped))),
-            filling: Vec::new(),
-            filling_bytes: 0,
-            publishing: FuturesUnordered::new(),
-            publishing_bytes: 0,
-            acknowledged: BTreeMap::new(),
-            next_index: first,
-            floor: first,
-            ended: BTreeMap::new(),
-            fresh: Vec::new(),
-            held_bytes: 0,
-            handed_out: first,
-            heartbeat,
-            closing: Closing::NotYet,
-        })
-    }
-}
-
-async fn beat(bus: Bus, record: Arc<Mutex<JobRecord>>) {
-    loop {
-        tokio::time::sleep(HEARTBEAT_EVERY).await;
-        let now = {
-            let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
-            record.heartbeat_ms = crate::now_ms();
-            record.clone()
-        };
-        if let Err(error) = bus.put_job(&now).await {
-            tracing::debug!(%error, "job record not written, will try again");
-        }
+    ) -> Result<impl Stream<Item = Result<MapItem, ClientError>> + Send, ClientError> {
+        let run = self.map(spec, input).await?;
+        Ok(stream::unfold(run, async |mut run| Some((run.next().await?, run))))
     }
 }
 
 impl MapRun {
+    pub(super) fn new(client: &Client, spec: MapSpec, publish_only: bool, keeper: Keeper, reader: JobReader) -> Self {
+        Self {
+            client: client.clone(),
+            sizer: Sizer::new(spec.batch, client.pace(&spec.queue, &spec.kind)),
+            spec,
+            publish_only,
+            keeper,
+            reader,
+            input: None,
+            catch_up: CatchUp::Done,
+            fingerprint: Sha256::default(),
+            filling: Vec::new(),
+            filling_bytes: 0,
+            publishing: FuturesUnordered::new(),
+            publishing_bytes: 0,
+            next_index: 0,
+            floor: 0,
+            ended: BTreeMap::new(),
+            fresh: Vec::new(),
+            held_bytes: 0,
+            handed_out: 0,
+            cancelled: false,
+            closing: Closing::NotYet,
+        }
+    }
+
     /// The job's name.
     #[must_use]
     pub fn job(&self) -> String {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner).job.clone()
+        self.keeper.with(|record| record.job.clone())
+    }
+
+    /// The id of the task at an index; one that was published in a batch is known by it too.
+    #[must_use]
+    pub fn task_id(&self, index: u64) -> String {
+        self.keeper.with(|record| record.task_id(index, None))
     }
 
     /// Items read from the input so far.
@@ -225,7 +212,7 @@ impl MapRun {
     /// Items from the start of the input that the server has stored, without a gap.
     #[must_use]
     pub fn stored(&self) -> u64 {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner).published
+        self.keeper.with(|record| record.published)
     }
 
     /// Items in all, once the input has ended.
@@ -234,7 +221,13 @@ impl MapRun {
         (self.input.is_none() && self.filling.is_empty()).then_some(self.next_index)
     }
 
-    /// The next item that ended; none when all have.
+    /// Whether the job was cancelled.
+    #[must_use]
+    pub fn was_cancelled(&self) -> bool {
+        self.cancelled
+    }
+
+    /// The next item that ended; none when all have. After a cancellation what has no result ends as cancelled.
     ///
     /// # Errors
     /// [`ClientError`]; what was published by then still runs.
@@ -247,37 +240,51 @@ impl MapRun {
                 return Some(Ok(item));
             }
             if self.is_published() && matches!(self.closing, Closing::NotYet) {
-                self.closing = Closing::Writing(self.close());
+                self.closing = Closing::Writing(Box::pin(self.keeper.close(self.next_index)));
             }
             let all_out = self.publish_only || self.handed_out == self.next_index;
             if all_out && matches!(self.closing, Closing::Written) {
                 return None;
             }
-            if let Err(error) = self.read_what_is_there() {
+            if let Err(error) = self.step().await {
                 return Some(Err(error));
             }
-            let may_read = self.may_read();
-            let probes_over = self.sizer.wait_until(Instant::now());
-            tokio::select! {
-                (_, pack) = self.reader.next() => self.note_pack(&pack),
-                Some(published) = self.publishing.next(), if !self.publishing.is_empty() => match published {
-                    Ok(published) => self.note_published(&published),
-                    Err(error) => return Some(Err(error)),
-                },
-                written = self.closing.written() => {
-                    self.closing = Closing::Written;
-                    if let Err(error) = written {
-                        return Some(Err(error));
-                    }
-                }
-                value = next_value(&mut self.input), if may_read => {
-                    if let Err(error) = self.take(value) {
-                        return Some(Err(error));
-                    }
-                }
-                () = sleep_until(probes_over), if probes_over.is_some() => {}
-            }
         }
+    }
+
+    async fn step(&mut self) -> Result<(), ClientError> {
+        self.catch_up.note_backlog(self.reader.backlog());
+        self.read_what_is_there()?;
+        let may_read = self.may_read();
+        let probes_over = self.sizer.wait_until(Instant::now());
+        tokio::select! {
+            (_, pack) = self.reader.next() => self.note_pack(&pack),
+            rows = self.catch_up.rows(&self.client.bus) => self.note_rows(rows?),
+            Some(published) = self.publishing.next(), if !self.publishing.is_empty() => self.note_published(published?),
+            written = self.closing.written() => {
+                self.closing = Closing::Written;
+                written?;
+            }
+            lost = self.keeper.lost(), if !self.cancelled && self.input.is_some() => self.stop(lost)?,
+            value = next_value(&mut self.input), if may_read => self.take(value)?,
+            () = sleep_until(probes_over), if probes_over.is_some() => {}
+        }
+        Ok(())
+    }
+
+    /// Nothing more is published. After a cancellation the ends that came before it are still on their way.
+    fn stop(&mut self, lost: Lost) -> Result<(), ClientError> {
+        if lost == Lost::TakenOver {
+            return Err(ClientError::TakenOver { job: self.job() });
+        }
+        self.publish_no_more();
+        Ok(())
+    }
+
+    fn publish_no_more(&mut self) {
+        self.input = None;
+        self.next_index -= self.filling.len() as u64;
+        self.filling.clear();
     }
 
     /// Takes what the input has at hand. What it has not must not hold up what was read: when nothing is under way,
@@ -301,7 +308,8 @@ impl MapRun {
 
     fn may_read(&mut self) -> bool {
         self.input.is_some()
-            && (self.publish_only || self.next_index - self.floor < MAP_WINDOW_ITEMS)
+            && self.catch_up.is_done()
+            && (self.publish_only || self.next_index.saturating_sub(self.floor) < MAP_WINDOW_ITEMS)
             && self.held_bytes < MAP_WINDOW_BYTES
             && self.publishing.len() < PUBLISH_WINDOW
             && self.publishing_bytes < PUBLISH_WINDOW_BYTES
@@ -309,11 +317,7 @@ impl MapRun {
     }
 
     fn take(&mut self, value: Option<Result<Bytes, String>>) -> Result<(), ClientError> {
-        let Some(value) = value else {
-            self.input = None;
-            self.publish_filling();
-            return Ok(());
-        };
+        let Some(value) = value else { return self.end_input() };
         let index = self.next_index;
         let refused = |reason: String| ClientError::Input { index, reason };
         let value = value.map_err(refused)?;
@@ -321,16 +325,40 @@ impl MapRun {
         if value.len() > limit {
             return Err(refused(format!("has {} bytes, at most {limit} fit a task", value.len())));
         }
-        if self.filling_bytes + value.len() + 2 > self.batch_bytes_max() {
+        if self.keeper.with(|record| record.total.is_some_and(|total| index >= total)) {
+            return Err(self.other_input(index, "it has more items than before"));
+        }
+        let is_stored = self.catch_up.has(index);
+        if is_stored || self.filling_bytes + value.len() + 2 > self.batch_bytes_max() {
             self.publish_filling();
         }
+        add_value(&mut self.fingerprint, &value);
         self.next_index += 1;
+        if is_stored {
+            self.keeper.note_stored(index, index + 1, self.fingerprint.clone());
+            return Ok(());
+        }
         self.filling_bytes += value.len() + 1;
         self.filling.push(value);
         if self.filling.len() >= self.sizer.size() as usize {
             self.publish_filling();
         }
         Ok(())
+    }
+
+    /// The input has ended.
+    fn end_input(&mut self) -> Result<(), ClientError> {
+        self.input = None;
+        self.publish_filling();
+        let total = self.keeper.with(|record| record.total);
+        match total.filter(|total| self.next_index < *total) {
+            Some(total) => Err(self.other_input(self.next_index, &format!("it had {total} items before"))),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn other_input(&self, index: u64, why: &str) -> ClientError {
+        ClientError::OtherInput { job: self.job(), index, why: why.to_owned() }
     }
 
     fn batch_bytes_max(&self) -> usize {
@@ -355,10 +383,7 @@ impl MapRun {
             (Some(one), None) => one.clone(),
             (Some(_), Some(_)) => Bytes::from(batch::join(values.iter().map(|v| &**v))),
         };
-        let (id, job) = {
-            let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-            (record.task_id(from, batch), record.job.clone())
-        };
+        let (id, job) = self.keeper.with(|record| (record.task_id(from, batch), record.job.clone()));
         let task = NewTask {
             queue: self.spec.queue.clone(),
             kind: self.spec.kind.clone(),
@@ -372,8 +397,9 @@ impl MapRun {
             ..Default::default()
         };
         self.sizer.published(Instant::now());
-        let (client, published) =
-            (self.client.clone(), Published { from, to: self.next_index, bytes: task.payload.len() });
+        let client = self.client.clone();
+        let published =
+            Published { from, to: self.next_index, bytes: task.payload.len(), fingerprint: self.fingerprint.clone() };
         self.publishing_bytes += published.bytes;
         self.publishing.push(Box::pin(async move {
             client.submit(&task, Patience::Endless).await?;
@@ -381,42 +407,43 @@ impl MapRun {
         }));
     }
 
-    /// Moves the watermark: tasks acknowledged without a gap.
-    fn note_published(&mut self, published: &Published) {
+    fn note_published(&mut self, published: Published) {
         failpoint::hit("publish.noted");
         self.publishing_bytes -= published.bytes.min(self.publishing_bytes);
-        self.acknowledged.insert(published.from, published.to);
-        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(to) = self.acknowledged.remove(&record.published) {
-            record.published = to;
-        }
-    }
-
-    fn close(&mut self) -> BoxFuture<'static, Result<(), ClientError>> {
-        self.heartbeat.abort_all();
-        let record = {
-            let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-            record.state = JobState::Closed;
-            record.total = Some(self.next_index);
-            record.heartbeat_ms = crate::now_ms();
-            record.clone()
-        };
-        let bus = self.client.bus.clone();
-        Box::pin(async move { Ok(bus.put_job(&record).await?) })
+        self.keeper.note_stored(published.from, published.to, published.fingerprint);
     }
 
     fn note_pack(&mut self, pack: &Pack) {
-        for outcome in &pack.outcomes {
-            self.sizer.note(outcome.items_run(), Duration::from_micros(outcome.busy_us));
-            if !self.publish_only {
-                final_ends(outcome).for_each(|(index, end)| self.note(index, end));
+        let (mut run, mut ends) = (Vec::new(), Vec::new());
+        self.keeper.with(|record| {
+            for outcome in pack.outcomes.iter().filter(|outcome| record.owns(outcome.root())) {
+                run.push((outcome.items_run(), Duration::from_micros(outcome.busy_us)));
+                ends.extend(final_ends(outcome));
+            }
+            self.cancelled |= pack.cancelled.as_ref().is_some_and(|c| c.job == record.job && c.epoch >= record.epoch);
+        });
+        run.into_iter().for_each(|(items, busy)| self.sizer.note(items, busy));
+        ends.into_iter().for_each(|(index, end)| self.note(index, end));
+        if self.cancelled {
+            self.publish_no_more();
+        }
+    }
+
+    /// What the collector has kept of a job that goes on.
+    fn note_rows(&mut self, rows: Vec<Row>) {
+        for row in rows {
+            if let Some((index, end)) = row.end() {
+                self.note(index, end);
             }
         }
     }
 
     /// Takes an end; one that came before changes nothing.
     fn note(&mut self, index: u64, end: TaskEnd) {
-        if index < self.floor || index >= self.next_index || self.ended.contains_key(&index) {
+        if index >= self.next_index && !self.catch_up.note(index) {
+            return;
+        }
+        if self.publish_only || index < self.floor || self.ended.contains_key(&index) {
             return;
         }
         if self.spec.ordered {
@@ -432,6 +459,9 @@ impl MapRun {
     }
 
     fn ready(&mut self) -> Option<MapItem> {
+        if self.cancelled && self.floor < self.next_index && !self.ended.contains_key(&self.floor) {
+            self.note(self.floor, Err(NoResult::Cancelled));
+        }
         let item = if self.spec.ordered {
             let end = self.ended.remove(&self.floor)??;
             self.held_bytes -= bytes_of(&end).min(self.held_bytes);

@@ -1,8 +1,11 @@
 //! What a producer program uses: submit a task, wait for its end, map many in order. One connection in the client role.
 //! No HTTP, no command line.
 
+mod keeper;
 mod map;
 mod publish_all;
+mod ranges;
+mod resume;
 mod session;
 mod sizer;
 mod submit;
@@ -15,6 +18,7 @@ use lru::LruCache;
 
 pub use map::{MapItem, MapRun, MapSpec};
 pub use publish_all::{PublishAllError, PublishedAll};
+pub use resume::{History, HistoryRows};
 pub use session::Session;
 pub use sizer::Batch;
 pub use submit::{NewTask, Submitted};
@@ -50,6 +54,50 @@ pub enum ClientError {
     NoSuchTime {
         /// Unix time in milliseconds.
         at_ms: i64,
+    },
+    /// There is a job of this name, and it was not to go on.
+    #[error("there is a job {job} already; choose another name")]
+    JobExists {
+        /// Its name.
+        job: String,
+    },
+    /// The job of this name runs another kind, or in another queue.
+    #[error("job {job} runs kind {kind} in queue {queue}; choose another name, or start it anew (--again)")]
+    OtherJob {
+        /// Its name.
+        job: String,
+        /// Its kind.
+        kind: String,
+        /// Its queue.
+        queue: String,
+    },
+    /// What a job goes on with is not what it was begun with.
+    #[error(
+        "the input is not the one that job {job} was begun with, at item {index}: {why}; bring the same input, choose another name, or start it anew (--again)"
+    )]
+    OtherInput {
+        /// The job.
+        job: String,
+        /// Place in the input, from 0.
+        index: u64,
+        /// What differs.
+        why: String,
+    },
+    /// Another process goes on with the job.
+    #[error("job {job} was taken over by another process, which goes on with it")]
+    TakenOver {
+        /// Its name.
+        job: String,
+    },
+    /// A job goes on whose oldest results are in the collector's store only.
+    #[error(
+        "the first results of job {job} are old and only a collector has them; it does not answer: {reason}; is one running?"
+    )]
+    History {
+        /// Its name.
+        job: String,
+        /// What was heard.
+        reason: String,
     },
     /// An argument of a `map` that cannot be one.
     #[error("item {index} of the input: {reason}")]

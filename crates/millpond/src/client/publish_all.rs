@@ -32,9 +32,8 @@ pub struct PublishAllError {
 
 impl Client {
     /// Publishes an input of JSON values as one job and waits until the server has stored all of it.
-    /// With `resume`, a job of that name that is open goes on behind what is known to be stored (the input is the
-    /// same, from its start; batches are of a fixed size, so that a task has the same id each time), and nothing
-    /// happens when it is closed.
+    /// With `resume`, a job of that name that is open goes on behind what is stored (the input is the same, from its
+    /// start), and nothing happens when it is closed.
     ///
     /// # Errors
     /// [`PublishAllError`] tells how far it came.
@@ -45,19 +44,17 @@ impl Client {
         input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
     ) -> Result<PublishedAll, PublishAllError> {
         let failed = |stored: u64, error: ClientError| PublishAllError { stored, error };
-        let before = match &spec.job {
-            Some(job) if resume => self.bus.job(job).await.map_err(|e| failed(0, e.into()))?,
-            _ => None,
-        };
-        if let Some((job, tasks)) = before.as_ref().and_then(|b| Some((b.job.clone(), b.total?))) {
-            return Ok(PublishedAll { job, epoch: 1, tasks, duplicate: true });
+        let mut run = self.start_run(spec, resume, true, Box::pin(input)).await.map_err(|e| failed(0, e))?;
+        let record = run.keeper.record();
+        if let Some(tasks) = record.total {
+            return Ok(PublishedAll { job: record.job, epoch: record.epoch, tasks, duplicate: true });
         }
-        let mut run = self.start_run(spec, before, true, input).await.map_err(|e| failed(0, e))?;
         while let Some(item) = run.next().await {
             if let Err(error) = item {
                 return Err(failed(run.stored(), error));
             }
         }
-        Ok(PublishedAll { job: run.job(), epoch: 1, tasks: run.read(), duplicate: false })
+        let (job, epoch, tasks) = (record.job, record.epoch, run.read());
+        Ok(PublishedAll { job, epoch, tasks, duplicate: false })
     }
 }

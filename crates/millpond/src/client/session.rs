@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::submit::final_end;
-use super::{Client, ClientError, NewTask, Submitted, TaskEnd};
+use super::{Client, ClientError, NewTask, NoResult, Submitted, TaskEnd};
 use crate::bus::publish::Patience;
 use crate::bus::results::LiveReader;
 
@@ -52,6 +52,9 @@ impl Session {
                 return Ok((submitted, end));
             }
             let (subject, pack) = self.reader.next().await;
+            if pack.cancelled.as_ref().is_some_and(|c| c.covers(&ours.1)) {
+                return Ok((submitted, Err(NoResult::Cancelled)));
+            }
             if self.early.len() > EARLY_MAX {
                 self.early.clear();
             }

@@ -130,7 +130,7 @@ pub(super) async fn job(State(app): AppState, Path(job): Path<String>) -> Respon
 
 pub(super) async fn job_results(State(app): AppState, Path(job): Path<String>, Query(asked): Query<Asked>) -> Response {
     match (asked.limit(), asked.after(Place::parse)) {
-        (Ok(limit), Ok(after)) => ends(app.store.job_results(&job, limit, after).await),
+        (Ok(limit), Ok(after)) => ends(app.store.job_results(&job, 0, limit, after).await),
         (Err(response), _) | (_, Err(response)) => *response,
     }
 }

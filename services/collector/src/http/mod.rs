@@ -1,6 +1,7 @@
 //! The HTTP API: what the console and the CLI read. All under /api/v1 needs the token; health and metrics do not.
 
 mod api;
+mod cancel;
 mod operate;
 mod why;
 
@@ -39,6 +40,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/jobs", get(api::jobs))
         .route("/jobs/{job}", get(api::job))
         .route("/jobs/{job}/results", get(api::job_results))
+        .route("/jobs/{job}/cancel", post(cancel::job))
+        .route("/task/cancel", post(cancel::task))
         .route("/workers", get(api::workers))
         .route("/workers/{worker}/drain", post(operate::drain))
         .route("/dead", get(api::dead))

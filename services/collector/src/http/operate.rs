@@ -13,6 +13,7 @@ use millpond::bus::topology::TopologyError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::cancel::OPERATOR;
 use super::{App, error};
 use crate::store::Letter;
 
@@ -139,6 +140,7 @@ pub(super) async fn drain(State(app): AppState, Path(worker): Path<String>) -> R
 #[serde(default)]
 pub(super) struct Purge {
     kind: Option<String>,
+    keep_running: bool,
 }
 
 pub(super) async fn purge(State(app): AppState, Path(queue): Path<String>, Json(asked): Json<Purge>) -> Response {
@@ -148,7 +150,7 @@ pub(super) async fn purge(State(app): AppState, Path(queue): Path<String>, Json(
             return error(StatusCode::BAD_REQUEST, &wrong.to_string());
         }
     }
-    match app.bus.purge_queue(&queue, asked.kind.as_deref(), "operator").await {
+    match app.bus.purge_queue(&queue, asked.kind.as_deref(), !asked.keep_running, OPERATOR).await {
         Ok(record) => Json(json!(record)).into_response(),
         Err(fault) => refused(&fault),
     }

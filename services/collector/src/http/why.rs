@@ -72,7 +72,7 @@ async fn now(app: &App, id: &str, queue: Option<&str>, stored: Option<&Value>) -
     let last = stored.and_then(|task| task.get("attempts")?.as_array()?.last()).filter(|a| a["failure"].is_object());
     let last = last.map_or_else(String::new, |a| format!(" (attempt {} failed, {})", text(a, "attempt"), failure(a)));
     Ok(match found {
-        Whereabouts::Held { worker } => ("running", format!("it runs on {worker}{last}")),
+        Whereabouts::Held { worker, .. } => ("running", format!("it runs on {worker}{last}")),
         Whereabouts::Scheduled { attempt, at, .. } => {
             ("scheduled", format!("it waits until {at} for attempt {attempt}{last}"))
         }

@@ -7,6 +7,7 @@ use millpond::outcome::{Items, id_of};
 use serde_json::value::RawValue;
 use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
 
+use super::cancels::stored_job;
 use super::merge::{Ending, Rows, status_of};
 use super::{CANCELLED, DONE, PARTIAL};
 
@@ -82,6 +83,10 @@ pub(super) async fn merge_items<'a>(
     // Rows of items that wait to be written must be seen by the look at what was cancelled.
     rows.flush(transaction).await?;
     let (queue, root) = (ending.subject.queue.as_str(), ending.outcome.root());
+    // One record has ended all of its job: no row is made or changed any more.
+    if rows.is_cancelled(ending.subject.job.as_deref(), root, ending.outcome.published_ms) {
+        return Ok(());
+    }
     let Some(mut batch) = read_batch(transaction, queue, root, items.of).await? else {
         tracing::warn!(task_id = root, queue, "an id was used for two tasks or batches; the later one changes nothing");
         return Ok(());
@@ -148,7 +153,7 @@ async fn write_batch(
     .bind(&ending.subject.queue)
     .bind(outcome.root())
     .bind(&ending.subject.kind)
-    .bind(ending.subject.job.as_deref())
+    .bind(ending.subject.job.as_deref().map(|job| stored_job(job, outcome.root())))
     .bind(first_index)
     .bind(i64::from(items.of))
     .bind(i64::from(done))

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteRow;
 
+use super::cancels::job_key;
 use super::read::{Page, Rows, paged};
 use super::shown::{Shown, column, has_bit, status_name, text};
 use super::{DONE, Store};
@@ -37,6 +38,16 @@ impl Place {
         numbers.next().is_none().then_some(place)
     }
 
+    /// Behind all that claim this index.
+    pub(crate) fn behind(index: i64) -> Self {
+        Self { index, n: i64::MAX, item: i64::MAX }
+    }
+
+    /// The index after it; none when only those without an index are left.
+    pub(crate) fn next_index(self) -> Option<u64> {
+        u64::try_from(self.index.saturating_add(1)).ok().filter(|_| self.index < NO_INDEX)
+    }
+
     /// As a cursor.
     pub(crate) fn cursor(self) -> String {
         format!("{}.{}.{}", self.index, self.n, self.item)
@@ -56,22 +67,31 @@ impl Store {
         .bind(i64::from(page.limit) + 1)
         .fetch_all(&self.readers)
         .await?;
-        Ok(paged(&rows, page.limit, shown_job))
+        Ok(paged(&rows, page.limit, |row| self.shown_job(row)))
     }
 
     /// One job with its progress; none when nothing is known of it.
     pub(crate) async fn job(&self, job: &str) -> anyhow::Result<Option<Shown>> {
+        let job = self.newest_epoch(job).await?;
         let found = sqlx::query(sqlx::AssertSqlSafe(format!("{JOB_COLUMNS} WHERE job_counts.job = ?")))
             .bind(job)
             .fetch_optional(&self.readers)
             .await?;
-        Ok(found.as_ref().map(shown_job))
+        Ok(found.as_ref().map(|row| self.shown_job(row)))
     }
 
     /// The ends of a job's tasks by index, batches item by item; then of those without an index, by age. Items that
     /// have not ended are left out, so a page may be short.
-    pub(crate) async fn job_results(&self, job: &str, limit: u32, after: Option<Place>) -> anyhow::Result<Ends> {
+    /// The newest epoch is meant where `epoch` is 0.
+    pub(crate) async fn job_results(
+        &self,
+        job: &str,
+        epoch: u32,
+        limit: u32,
+        after: Option<Place>,
+    ) -> anyhow::Result<Ends> {
         let (limit, after) = (limit as usize, after.unwrap_or(Place::START));
+        let job = &if epoch == 0 { self.newest_epoch(job).await? } else { job_key(job, epoch).into_owned() };
         let (mut rows, mut horizon) = (Vec::new(), None);
         if after.index < NO_INDEX {
             (rows, horizon) = self.placed(job, limit, after).await?;
@@ -227,26 +247,41 @@ fn place(row: &SqliteRow, index: Option<i64>, item: i64) -> Place {
     Place { index: index.unwrap_or(NO_INDEX), n: column(row, "n").unwrap_or(0), item }
 }
 
-fn shown_job(row: &SqliteRow) -> Shown {
-    let record = text(row, "record").and_then(|text| serde_json::from_str::<JobRecord>(&text).ok());
-    let count = |name: &str| column::<i64>(row, name).unwrap_or(0);
-    let ended = u64::try_from(count("done") + count("dead") + count("cancelled")).unwrap_or(0);
-    let mut job = Shown::new(json!({
-        "job": text(row, "job"), "state": record.as_ref().map_or("session", |record| state_of(record, ended)),
-        "done": count("done"), "retrying": count("retrying"), "dead": count("dead"), "cancelled": count("cancelled"),
-        "queue": text(row, "queue"), "kind": text(row, "kind"), "created_ms": count("created_ms"),
-        "total": Value::Null,
-    }));
-    if let Some(record) = record {
-        job.set("queue", json!(record.queue));
-        job.set("kind", json!(record.kind));
-        job.set("epoch", json!(record.epoch));
-        job.set("total", json!(record.total));
-        job.set("published", json!(record.published));
-        job.set("created_ms", json!(record.created_ms));
-        job.set("heartbeat_ms", json!(record.heartbeat_ms));
+impl Store {
+    fn shown_job(&self, row: &SqliteRow) -> Shown {
+        let record = text(row, "record").and_then(|text| serde_json::from_str::<JobRecord>(&text).ok());
+        let count = |name: &str| column::<i64>(row, name).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+        let job = text(row, "job").unwrap_or_default();
+        let is_cancelled =
+            self.cancelled.has(&job) || record.as_ref().is_some_and(|record| record.state == JobState::Cancelled);
+        let (done, mut retrying, mut dead, mut cancelled) =
+            (count("done"), count("retrying"), count("dead"), count("cancelled"));
+        if is_cancelled {
+            // Most of them have no row: all that were published and have no result.
+            let published = record.as_ref().map_or(0, |record| record.total.unwrap_or(record.published));
+            (retrying, dead, cancelled) = (0, 0, cancelled.max(published.saturating_sub(done)));
+        }
+        let state = match &record {
+            _ if is_cancelled => "cancelled",
+            Some(record) => state_of(record, done + dead + cancelled),
+            None => "session",
+        };
+        let mut job = Shown::new(json!({
+            "job": job, "state": state, "done": done, "retrying": retrying, "dead": dead, "cancelled": cancelled,
+            "queue": text(row, "queue"), "kind": text(row, "kind"), "created_ms": count("created_ms"),
+            "total": Value::Null,
+        }));
+        if let Some(record) = record {
+            job.set("queue", json!(record.queue));
+            job.set("kind", json!(record.kind));
+            job.set("epoch", json!(record.epoch));
+            job.set("total", json!(record.total));
+            job.set("published", json!(record.published));
+            job.set("created_ms", json!(record.created_ms));
+            job.set("heartbeat_ms", json!(record.heartbeat_ms));
+        }
+        job
     }
-    job
 }
 
 fn state_of(record: &JobRecord, ended: u64) -> &'static str {
@@ -257,5 +292,6 @@ fn state_of(record: &JobRecord, ended: u64) -> &'static str {
         (JobState::Closed, _) => "closed",
         (JobState::Open, _) if stalled => "stalled",
         (JobState::Open, _) => "open",
+        (JobState::Cancelled, _) => "cancelled",
     }
 }

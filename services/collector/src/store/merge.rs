@@ -6,10 +6,11 @@ use millpond::bus::results::{Ended, EndedBody, EndedMessage};
 use millpond::bus::subject::TaskSubject;
 use millpond::dead_letter::Evidence;
 use millpond::limits::BATCH_ITEMS_MAX;
-use millpond::outcome::{End, FailedAttempt, NotDone, Outcome};
+use millpond::outcome::{CancelledJob, End, FailedAttempt, NotDone, Outcome};
 use sqlx::{Connection, QueryBuilder, Sqlite, SqliteConnection, Transaction};
 
 use super::batch::{id_of_item, merge_items, read_batch};
+use super::cancels::{JobCancels, cancel_job, stored_job};
 use super::{CANCELLED, DEAD, DONE, RETRYING, Store};
 
 /// Rows of one statement: well below SQLite's 32 766 parameters.
@@ -50,6 +51,9 @@ struct AttemptRow<'a> {
 pub(super) struct Rows<'a> {
     tasks: Vec<TaskRow<'a>>,
     attempts: Vec<AttemptRow<'a>>,
+    /// Jobs that are cancelled: by what was stored before, and by this pull.
+    cancelled: JobCancels,
+    freshly_cancelled: Vec<CancelledJob>,
 }
 
 /// One outcome and where it came from.
@@ -66,7 +70,7 @@ impl Store {
     pub(crate) async fn merge(&self, from: Ended, messages: &[EndedMessage]) -> anyhow::Result<()> {
         let mut writer = self.writer.lock().await;
         let mut transaction = writer.begin().await?;
-        let mut rows = Rows::default();
+        let mut rows = Rows { cancelled: self.cancelled.clone(), ..Rows::default() };
         for message in messages {
             match &message.body {
                 Ok(EndedBody::Pack(subject, pack)) => {
@@ -83,6 +87,11 @@ impl Store {
                             Some(items) => merge_items(&mut transaction, &mut rows, &ending, items).await?,
                         }
                     }
+                    if let Some(cancelled) = &pack.cancelled {
+                        rows.flush(&mut transaction).await?;
+                        cancel_job(&mut transaction, cancelled).await?;
+                        rows.freshly_cancelled.push(cancelled.clone());
+                    }
                 }
                 Ok(EndedBody::Dead(subject, evidence)) => {
                     rows.flush(&mut transaction).await?;
@@ -97,6 +106,7 @@ impl Store {
         rows.flush(&mut transaction).await?;
         millpond::failpoint::hit("collector.merged");
         transaction.commit().await?;
+        self.cancelled.add(rows.freshly_cancelled);
         Ok(())
     }
 }
@@ -208,7 +218,7 @@ impl<'a> Rows<'a> {
         status: i64,
         result: Option<&'a str>,
     ) {
-        self.tasks.push(TaskRow {
+        self.add(TaskRow {
             subject: ending.subject,
             id,
             index,
@@ -223,6 +233,20 @@ impl<'a> Rows<'a> {
             stored_ms: ending.stored_ms,
             trace: ending.outcome.trace.as_deref(),
         });
+    }
+
+    /// A task that is cancelled with its job stays so, whatever came of it.
+    fn add(&mut self, row: TaskRow<'a>) {
+        let row = match self.is_cancelled(row.subject.job.as_deref(), &row.id, row.published_ms) {
+            true => TaskRow { status: CANCELLED, result: None, ..row },
+            false => row,
+        };
+        self.tasks.push(row);
+    }
+
+    /// Whether a task of this id is cancelled with its job.
+    pub(super) fn is_cancelled(&self, job: Option<&str>, id: &str, published_ms: i64) -> bool {
+        self.cancelled.cover(&self.freshly_cancelled, job, id, published_ms)
     }
 
     pub(super) async fn flush(&mut self, transaction: &mut Transaction<'_, Sqlite>) -> sqlx::Result<()> {
@@ -247,7 +271,7 @@ async fn upsert_tasks(connection: &mut SqliteConnection, rows: &[TaskRow<'_>]) -
         row.push_bind(&task.subject.queue)
             .push_bind(&task.id)
             .push_bind(&task.subject.kind)
-            .push_bind(task.subject.job.as_deref())
+            .push_bind(task.subject.job.as_deref().map(|job| stored_job(job, &task.id)))
             .push_bind(task.index.and_then(|i| i64::try_from(i).ok()))
             .push_bind(task.root)
             .push_bind(i64::from(task.status == DONE))
@@ -331,12 +355,13 @@ async fn merge_dead<'a>(
     {
         return Ok(());
     }
-    rows.tasks.push(TaskRow {
+    let is_cancelled = rows.is_cancelled(evidence.job.as_deref(), &id, evidence.published_ms);
+    rows.add(TaskRow {
         subject,
         id: id.clone(),
         index: evidence.index,
         root: item.map(|_| batch),
-        status: DEAD,
+        status: if is_cancelled { CANCELLED } else { DEAD },
         attempt: evidence.attempt,
         result: None,
         worker: &evidence.worker,
@@ -349,7 +374,7 @@ async fn merge_dead<'a>(
     rows.flush(transaction).await?;
     // DEAD subjects name no job; the evidence does.
     sqlx::query("UPDATE tasks SET job = ? WHERE queue = ? AND id = ? AND job IS NULL")
-        .bind(evidence.job.as_deref())
+        .bind(evidence.job.as_deref().map(|job| stored_job(job, &id)))
         .bind(&subject.queue)
         .bind(&evidence.id)
         .execute(&mut **transaction)

@@ -2,6 +2,7 @@
 //! the last commit (WAL). Commits are synced to disk, because an acknowledgement follows: what is acknowledged is kept.
 
 mod batch;
+mod cancels;
 mod jobs;
 mod merge;
 mod operate;
@@ -18,6 +19,8 @@ use millpond::job::JobRecord;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use tokio::sync::Mutex;
+
+use cancels::{JobCancels, job_key};
 
 pub(crate) use jobs::{Ends, Place};
 pub(crate) use operate::Letter;
@@ -46,6 +49,7 @@ pub(crate) const STATUS_NAMES: [&str; 5] = ["partial", "retrying", "dead", "done
 pub(crate) struct Store {
     writer: Arc<Mutex<SqliteConnection>>,
     readers: SqlitePool,
+    cancelled: JobCancels,
 }
 
 impl Store {
@@ -63,7 +67,8 @@ impl Store {
         sqlx::migrate!().run(&mut writer).await.context("the store's tables cannot be brought up to date")?;
         let readers =
             SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options.read_only(true)).await?;
-        Ok(Self { writer: Arc::new(Mutex::new(writer)), readers })
+        let cancelled = JobCancels::load(&mut writer).await?;
+        Ok(Self { writer: Arc::new(Mutex::new(writer)), readers, cancelled })
     }
 
     /// Whether it can be written, as far as can be told without writing.
@@ -74,13 +79,14 @@ impl Store {
     /// Keeps the record of a job.
     pub(crate) async fn put_job(&self, record: &JobRecord) -> anyhow::Result<()> {
         let text = serde_json::to_string(record)?;
+        let job = job_key(&record.job, record.epoch);
         let mut writer = self.writer.lock().await;
         let mut transaction = writer.begin().await?;
         sqlx::query(
             "INSERT INTO jobs (job, record, created_ms) VALUES (?, ?, ?)
              ON CONFLICT (job) DO UPDATE SET record = excluded.record, created_ms = excluded.created_ms",
         )
-        .bind(&record.job)
+        .bind(job.as_ref())
         .bind(text)
         .bind(record.created_ms)
         .execute(&mut *transaction)
@@ -89,7 +95,7 @@ impl Store {
         sqlx::query(
             "INSERT INTO job_counts (job, queue, kind, created_ms) VALUES (?, ?, ?, ?) ON CONFLICT (job) DO NOTHING",
         )
-        .bind(&record.job)
+        .bind(job.as_ref())
         .bind(&record.queue)
         .bind(&record.kind)
         .bind(record.created_ms)

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Sqlite};
 
+use super::cancels::stored_job;
 use super::shown::{Shown, column, dead_letter, item_of, listed_task, text, whole_task};
 use super::{STATUS_NAMES, Store};
 
@@ -50,6 +51,7 @@ impl Store {
     /// Tasks, the newest first.
     pub(crate) async fn tasks(&self, filter: &TaskFilter, page: Page) -> anyhow::Result<Rows> {
         let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(TASK_COLUMNS);
+        let filter = self.of_newest_epoch(filter).await?;
         let status = filter.status.as_ref().map(|s| STATUS_NAMES.iter().position(|n| n == s));
         for (condition, value) in [
             (" AND job = ", &filter.job),
@@ -72,6 +74,14 @@ impl Store {
         Ok(paged(&rows, page.limit, listed_task))
     }
 
+    async fn of_newest_epoch(&self, filter: &TaskFilter) -> sqlx::Result<TaskFilter> {
+        let mut filter = filter.clone();
+        if let Some(job) = &filter.job {
+            filter.job = Some(self.newest_epoch(job).await?);
+        }
+        Ok(filter)
+    }
+
     /// The tasks with this id: none, one, or one of each queue that has it. An item of a batch is found too.
     pub(crate) async fn task(&self, id: &str, queue: Option<&str>) -> anyhow::Result<Vec<Shown>> {
         let mut found: Vec<Shown> = self.task_rows(id, queue).await?.iter().map(whole_task).collect();
@@ -86,6 +96,9 @@ impl Store {
         {
             return Box::pin(self.task(&place, queue)).await;
         }
+        if found.is_empty() {
+            return Ok(Box::pin(self.cancelled_with_its_job(id)).await?.into_iter().collect());
+        }
         for task in &mut found {
             self.add_evidence(task).await?;
         }
@@ -96,11 +109,12 @@ impl Store {
     async fn place_in_job(&self, id: &str, queue: Option<&str>) -> sqlx::Result<Option<String>> {
         let Some((root, index)) = id.rsplit_once('/') else { return Ok(None) };
         let (Some((job, _)), Ok(index)) = (root.rsplit_once('.'), index.parse::<i64>()) else { return Ok(None) };
+        let job = stored_job(job, id);
         let batch: Option<(String, i64)> = sqlx::query_as(
             "SELECT id, idx FROM tasks WHERE job = ? AND root IS NULL AND items IS NOT NULL AND idx <= ?
              AND idx > ? AND idx + items > ? AND queue = coalesce(?, queue) ORDER BY idx DESC LIMIT 1",
         )
-        .bind(job)
+        .bind(job.as_ref())
         .bind(index)
         .bind(index - i64::from(BATCH_ITEMS_MAX))
         .bind(index)
@@ -159,6 +173,7 @@ impl Store {
 
     /// Dead letters that wait, the newest first.
     pub(crate) async fn dead(&self, filter: &TaskFilter, reason: Option<&str>, page: Page) -> anyhow::Result<Rows> {
+        let filter = self.of_newest_epoch(filter).await?;
         let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(DEAD_COLUMNS);
         for (condition, value) in [
             (" AND tasks.job = ", filter.job.as_deref()),

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite};
 
-use super::{DONE, PARTIAL, STATUS_NAMES};
+use super::{CANCELLED, DONE, PARTIAL, STATUS_NAMES};
 
 /// Results up to this many bytes are shown in lists.
 const RESULT_BYTES_LISTED: usize = 4096;
@@ -35,6 +35,11 @@ impl Shown {
     /// A field that is text.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.fields.get(name)?.as_str()
+    }
+
+    /// A field that is a whole number.
+    pub(crate) fn number(&self, name: &str) -> Option<u64> {
+        self.fields.get(name)?.as_u64()
     }
 
     /// Adds its result: as `result`, or as the string `result_text` where common parsers would refuse it (a lone
@@ -127,7 +132,8 @@ pub(super) fn item_of(batch: &SqliteRow, id: &str, item: u32) -> Option<Shown> {
     shown.set("root", json!(text(batch, "id")));
     shown.set("items", Value::Null);
     shown.set("index", json!(column::<i64>(batch, "idx").map(|index| index + i64::from(item))));
-    shown.set("status", json!(status_name(if done { DONE } else { PARTIAL })));
+    let otherwise = if column(batch, "status") == Some(CANCELLED) { CANCELLED } else { PARTIAL };
+    shown.set("status", json!(status_name(if done { DONE } else { otherwise })));
     shown.set("done", json!(u8::from(done)));
     if done {
         let result = text(batch, "result")?;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Page, Place, Shown, Store};
 
+mod cancelled;
 mod edges;
 mod speed;
 
@@ -58,7 +59,7 @@ fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, E
         not_done: not_done.collect(),
         failures: Vec::new(),
     };
-    message(EndedBody::Pack(subject(), Pack { v: 1, worker: "w".into(), outcomes: vec![outcome] }), b"")
+    message(EndedBody::Pack(subject(), Pack { v: 1, worker: "w".into(), outcomes: vec![outcome], cancelled: None }), b"")
 }
 
 fn dead(root: &str, items: Option<Items>, attempt: u32) -> EndedMessage {
@@ -107,7 +108,7 @@ async fn job(store: &Store) -> Value {
 async fn ends(store: &Store, limit: u32) -> Vec<Value> {
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
-        let (rows, next) = store.job_results("j", limit, after).await.unwrap();
+        let (rows, next) = store.job_results("j", 0, limit, after).await.unwrap();
         assert!(rows.len() <= limit as usize);
         seen.extend(rows.iter().map(value));
         after = next.map(|place| Place::parse(&place.cursor()).unwrap());
@@ -195,7 +196,7 @@ async fn what_cannot_be_read_is_kept() {
 }
 
 fn pack() -> Pack {
-    Pack { v: 1, worker: "w".into(), outcomes: Vec::new() }
+    Pack { v: 1, worker: "w".into(), outcomes: Vec::new(), cancelled: None }
 }
 
 #[tokio::test]

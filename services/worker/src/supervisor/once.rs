@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lines::Found;
 use super::logs;
-use super::order::Timeouts;
+use super::order::{STOP_GRACE_MAX, Timeouts};
 use super::process::Process;
 use super::spec::{Program, Spec};
 use super::view::{Running, View};
@@ -157,7 +157,7 @@ async fn wait(
                 stopped = true;
                 view.be(ChildState::Stopping);
                 handle.terminate();
-                step = Some((Clock::now() + grace.min(CHILD_END_WITHIN), true));
+                step = Some((Clock::now() + grace.min(STOP_GRACE_MAX), true));
             }
             () = tokio::time::sleep_until(at) => {
                 if status.is_some() {

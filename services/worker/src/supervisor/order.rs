@@ -30,8 +30,9 @@ use crate::share::{CallEnd, Share, too_late};
 /// Bytes that wait to be written to a child at the most, beyond one line.
 const WRITE_AHEAD_BYTES: usize = 64 * 1024;
 
-/// What the grace is at the most when the worker itself must leave: all of it fits into the time to settle.
-const STOP_GRACE_MAX: Duration = Duration::from_secs(1);
+/// What each step's grace is at the most when the worker itself must leave, or its task was cancelled: nothing that was
+/// cancelled runs a second later.
+pub(super) const STOP_GRACE_MAX: Duration = Duration::from_millis(300);
 
 /// Answers without a log line after which tasks are written ahead.
 const QUIET_ANSWERS: u32 = 16;

@@ -35,7 +35,7 @@ async fn results_are_shown_as_they_came() {
         assert!(shown(&store.task("t", None).await.unwrap()).contains(wanted), "task {at}");
         assert!(shown(&store.task("b/1", None).await.unwrap()).contains(wanted), "item {at}");
         assert!(shown(&store.tasks(&TaskFilter::default(), PAGE).await.unwrap().0).contains(wanted), "list {at}");
-        assert!(shown(&store.job_results("j", 1000, None).await.unwrap().0).contains(wanted), "job {at}");
+        assert!(shown(&store.job_results("j", 0, 1000, None).await.unwrap().0).contains(wanted), "job {at}");
     }
 }
 

@@ -26,7 +26,7 @@ async fn speed() {
                     Outcome { index: Some(n as u64), started_ms: n as i64, ended_ms: n as i64 + 1, trace, ..outcome }
                 };
                 let outcomes = (first..first + OUTCOMES).map(one).collect();
-                message(EndedBody::Pack(subject(), Pack { v: 1, worker: "worker-1".into(), outcomes }), b"")
+                message(EndedBody::Pack(subject(), Pack { v: 1, worker: "worker-1".into(), outcomes, cancelled: None }), b"")
             })
             .collect();
         let started = Instant::now();
@@ -38,7 +38,7 @@ async fn speed() {
     let started = Instant::now();
     println!("job counted ({}) in {:?}", job(&store).await["done"], started.elapsed());
     let started = Instant::now();
-    store.job_results("j", 1000, Place::parse(&format!("{}.0.0", count / 2))).await.unwrap();
+    store.job_results("j", 0, 1000, Place::parse(&format!("{}.0.0", count / 2))).await.unwrap();
     println!("page of results in {:?}", started.elapsed());
     let (lone, started) = (100, Instant::now());
     for n in 0..lone {

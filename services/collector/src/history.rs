@@ -1,0 +1,54 @@
+//! What the store has kept of a job, for a client that goes on with it: asked on `ctl.request.results`, answered in pages
+//! that fit a message.
+
+use anyhow::Context;
+use millpond::bus::Bus;
+use millpond::bus::ctl::{Answer, CTL_RESULTS, Requests};
+use millpond::bus::topology::TopologyError;
+use millpond::client::{History, HistoryRows};
+use millpond::limits::{HISTORY_BYTES_MAX, PAGE_ROWS_MAX};
+use serde_json::value::{RawValue, to_raw_value};
+
+use crate::store::{Place, Store};
+
+/// Listens; of several collectors one answers.
+///
+/// # Errors
+/// When the connection is closed.
+pub(crate) async fn listen(bus: &Bus) -> Result<Requests, TopologyError> {
+    bus.serve(CTL_RESULTS, "collector").await
+}
+
+/// Answers for ever.
+pub(crate) async fn serve(store: Store, mut requests: Requests) {
+    while let Some(asked) = requests.next().await {
+        let answer = match page(&store, &asked.payload).await {
+            Ok(page) => Answer::Ok(page),
+            Err(error) => Answer::Error(format!("{error:#}")),
+        };
+        asked.answer(&answer).await;
+    }
+}
+
+async fn page(store: &Store, asked: &[u8]) -> anyhow::Result<Box<RawValue>> {
+    let asked: History = serde_json::from_slice(asked).context("not a question for results")?;
+    let after = i64::try_from(asked.from).ok().and_then(|from| from.checked_sub(1)).map(Place::behind);
+    let (rows, next) = store.job_results(&asked.job, asked.epoch, PAGE_ROWS_MAX, after).await?;
+    let mut page: HistoryRows<Box<RawValue>> = HistoryRows::default();
+    let (mut bytes, mut all) = (0, next.is_none());
+    for row in rows {
+        // Those without a place in their job come last, and are nobody's here.
+        let Some(index) = row.number("index") else { break };
+        let row = to_raw_value(&row)?;
+        bytes += row.get().len();
+        if !page.rows.is_empty() && bytes > HISTORY_BYTES_MAX {
+            (page.next, all) = (Some(index), false);
+            break;
+        }
+        page.rows.push(row);
+    }
+    if !all && page.next.is_none() {
+        page.next = next.and_then(Place::next_index);
+    }
+    Ok(to_raw_value(&page)?)
+}

@@ -1,0 +1,105 @@
+//! What an operator cancels over HTTP: a job, a task. What waits is removed; what runs is ended by its worker.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use millpond::bus::cancel::CancelError;
+use millpond::bus::subject::{TaskSubject, check_token};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{App, error};
+use crate::store::Shown;
+
+type AppState = State<Arc<App>>;
+
+/// Who asks, as the records tell it.
+pub(super) const OPERATOR: &str = "operator";
+
+pub(super) async fn job(State(app): AppState, Path(job): Path<String>) -> Response {
+    if let Err(wrong) = check_token("job", &job) {
+        return error(StatusCode::BAD_REQUEST, &wrong.to_string());
+    }
+    let (stored, record) = match (app.store.job(&job).await, app.bus.job(&job).await) {
+        (Ok(stored), Ok(record)) => (stored, record),
+        (Err(fault), _) => return error(StatusCode::INTERNAL_SERVER_ERROR, &format!("{fault:#}")),
+        (_, Err(fault)) => return error(StatusCode::BAD_GATEWAY, &fault.to_string()),
+    };
+    let state = |shown: &Shown| shown.text("state").unwrap_or_default().to_owned();
+    if let Some(ended) = stored.as_ref().map(state).filter(|state| state == "finished") {
+        return error(StatusCode::CONFLICT, &format!("job {job} has ended: it is {ended}"));
+    }
+    let field = |name: &str| stored.as_ref().and_then(|s| s.text(name)).unwrap_or_default().to_owned();
+    let subject = match &record {
+        Some(entry) => TaskSubject::new(&entry.record.queue, &entry.record.kind, None),
+        None if stored.is_none() => return error(StatusCode::NOT_FOUND, &format!("no job {job} is known")),
+        None => TaskSubject::new(field("queue"), field("kind"), None),
+    };
+    let cancelled = match subject {
+        Ok(subject) => app.bus.cancel_job(&job, &subject, OPERATOR).await,
+        Err(wrong) => return error(StatusCode::INTERNAL_SERVER_ERROR, &wrong.to_string()),
+    };
+    match cancelled {
+        Ok(cancelled) => Json(json!(cancelled)).into_response(),
+        Err(fault) => failed(&fault),
+    }
+}
+
+/// Which task.
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    id: String,
+    queue: Option<String>,
+}
+
+pub(super) async fn task(State(app): AppState, Json(asked): Json<Asked>) -> Response {
+    let stored = match app.store.task(&asked.id, asked.queue.as_deref()).await {
+        Ok(stored) => stored,
+        Err(fault) => return error(StatusCode::INTERNAL_SERVER_ERROR, &format!("{fault:#}")),
+    };
+    if stored.len() > 1 {
+        let queues: Vec<&str> = stored.iter().filter_map(|task| task.text("queue")).collect();
+        let text = format!("several queues have this id, name one (queue): {}", queues.join(", "));
+        return error(StatusCode::CONFLICT, &text);
+    }
+    let field = |name: &str| stored.first().and_then(|task| task.text(name)).map(str::to_owned);
+    match field("status").as_deref() {
+        Some(status @ ("done" | "cancelled")) => {
+            return error(StatusCode::CONFLICT, &format!("task {} has ended: it is {status}", asked.id));
+        }
+        Some("dead") => {
+            let text = format!("task {} is a dead letter already; `dead purge` throws it away", asked.id);
+            return error(StatusCode::CONFLICT, &text);
+        }
+        _ => {}
+    }
+    // An item of a job may be known by its place in its batch.
+    let id = field("id").unwrap_or_else(|| asked.id.clone());
+    let queue = match asked.queue.clone().or_else(|| field("queue")) {
+        Some(queue) => queue,
+        None => match app.bus.find(&id, None).await {
+            Ok(found) => match found.queue() {
+                Some(queue) => queue.to_owned(),
+                None => {
+                    let text = format!("no task {} waits or runs; if it is still to come, name its queue", asked.id);
+                    return error(StatusCode::NOT_FOUND, &text);
+                }
+            },
+            Err(fault) => return error(StatusCode::BAD_GATEWAY, &fault.to_string()),
+        },
+    };
+    if let Err(wrong) = check_token("queue", &queue) {
+        return error(StatusCode::BAD_REQUEST, &wrong.to_string());
+    }
+    match app.bus.cancel_task(&queue, &id, OPERATOR).await {
+        Ok(ended) => Json(json!({ "id": id, "queue": queue, "ended": ended })).into_response(),
+        Err(fault) => failed(&fault),
+    }
+}
+
+fn failed(fault: &CancelError) -> Response {
+    error(StatusCode::BAD_GATEWAY, &format!("{fault}; it is safe to try again"))
+}

@@ -1,0 +1,97 @@
+//! One record ends a whole job: what has a result before it in the stream keeps it, all else is cancelled, in every
+//! order of the two streams and over a restart; a later epoch of the same name is another job.
+
+use super::*;
+use millpond::job::{JobRecord, JobState};
+use millpond::outcome::CancelledJob;
+
+fn cancelled(epoch: u32) -> EndedMessage {
+    let cancelled = Some(CancelledJob { job: "j".into(), epoch, by: "o".into(), at_ms: 5 });
+    message(EndedBody::Pack(subject(), Pack { cancelled, ..pack() }), b"")
+}
+
+fn record(epoch: u32, state: JobState) -> JobRecord {
+    JobRecord {
+        job: "j".into(),
+        queue: "q".into(),
+        kind: "k".into(),
+        epoch,
+        state,
+        total: None,
+        published: 10,
+        fingerprint: None,
+        results_after: 0,
+        producer: "p".into(),
+        created_ms: 1,
+        heartbeat_ms: 1,
+    }
+}
+
+#[tokio::test]
+async fn first_of_result_and_cancellation_wins() {
+    let whole = Some(Items::whole(3));
+    let story = |cancelled_at: usize| {
+        let mut story = vec![
+            outcome("j.1/0", None, 1, &[Ok(1)]),
+            outcome("j.1/1", None, 1, &[Err(End::Retry)]),
+            outcome("j.1/2+3", whole, 1, &[Ok(2), Err(End::Retry), Err(End::Rest)]),
+            outcome("j.1/1", None, 2, &[Ok(3)]),
+            outcome("j.1/2+3", item(3, 1), 2, &[Ok(4)]),
+            dead("j.1/9", None, 1),
+        ];
+        story.insert(cancelled_at, cancelled(1));
+        story
+    };
+    let statuses = async |store: &Store| {
+        let mut all = Vec::new();
+        for id in ["j.1/0", "j.1/1", "j.1/2+3/0", "j.1/2+3/1", "j.1/2+3/2", "j.1/9", "j.1/8"] {
+            all.push(status(store, id).await.as_str().unwrap_or("none").to_owned());
+        }
+        all
+    };
+    for (at, expected) in [
+        (0, ["cancelled"; 7]),
+        (3, ["done", "cancelled", "done", "cancelled", "cancelled", "cancelled", "cancelled"]),
+        (6, ["done", "done", "done", "done", "cancelled", "cancelled", "cancelled"]),
+    ] {
+        let (dir, store) = store().await;
+        store.put_job(&record(1, JobState::Open)).await.unwrap();
+        store.merge(Ended::Results, &story(at)).await.unwrap();
+        let mut seen = statuses(&store).await;
+        if at == 0 {
+            // A batch that never had a row is known by its job's indexes only.
+            seen[2..5].fill("cancelled".to_owned());
+        }
+        assert_eq!(seen, expected, "cancelled before message {at}");
+        let job = job(&store).await;
+        let done = expected.iter().filter(|s| **s == "done").count();
+        assert_eq!((&job["state"], &job["done"], &job["cancelled"]), (&json!("cancelled"), &json!(done), &json!(10 - done)));
+        assert!(store.dead_letter("j.1/9", None).await.unwrap().is_empty());
+        // Another process on the same file knows it too, and all of it again changes nothing.
+        store.close().await;
+        let store = Store::open(&dir.path().join("store.sqlite")).await.unwrap();
+        merge(&store, &story(at)).await;
+        merge(&store, &[outcome("j.1/7", None, 1, &[Ok(1)])]).await;
+        assert_eq!(status(&store, "j.1/7").await, "cancelled");
+    }
+}
+
+#[tokio::test]
+async fn a_later_epoch_is_another_job_under_the_same_name() {
+    let (_dir, store) = store().await;
+    store.put_job(&record(1, JobState::Open)).await.unwrap();
+    merge(&store, &[outcome("j.1/0", None, 1, &[Ok(1)]), cancelled(1)]).await;
+    store.put_job(&JobRecord { total: Some(2), ..record(2, JobState::Closed) }).await.unwrap();
+    merge(&store, &[outcome("j.2/0", None, 1, &[Ok(5)]), outcome("j.1/1", None, 1, &[Ok(6)])]).await;
+    merge(&store, &[outcome("j.2/1", None, 1, &[Ok(7)])]).await;
+    let newest = job(&store).await;
+    assert_eq!((&newest["state"], &newest["done"], &newest["epoch"]), (&json!("finished"), &json!(2), &json!(2)));
+    let results: Vec<Value> = ends(&store, 10).await.iter().map(|e| e["result"].clone()).collect();
+    assert_eq!(results, [json!(5), json!(7)], "{results:?}");
+    assert_eq!(status(&store, "j.1/1").await, "cancelled");
+    let first = value(&store.job("j@1").await.unwrap().map_or_else(Shown::default, |j| j));
+    assert_eq!(first, json!({}), "the first epoch has no suffix");
+    let jobs = store.jobs(PAGE).await.unwrap().0;
+    let names: Vec<&str> = jobs.iter().filter_map(|j| j.text("job")).collect();
+    assert_eq!(names, ["j@2", "j"]);
+}
