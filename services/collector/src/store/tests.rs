@@ -59,7 +59,10 @@ fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, E
         not_done: not_done.collect(),
         failures: Vec::new(),
     };
-    message(EndedBody::Pack(subject(), Pack { v: 1, worker: "w".into(), outcomes: vec![outcome], cancelled: None }), b"")
+    message(
+        EndedBody::Pack(subject(), Pack { v: 1, worker: "w".into(), outcomes: vec![outcome], cancelled: None }),
+        b"",
+    )
 }
 
 fn dead(root: &str, items: Option<Items>, attempt: u32) -> EndedMessage {

@@ -65,7 +65,10 @@ async fn first_of_result_and_cancellation_wins() {
         assert_eq!(seen, expected, "cancelled before message {at}");
         let job = job(&store).await;
         let done = expected.iter().filter(|s| **s == "done").count();
-        assert_eq!((&job["state"], &job["done"], &job["cancelled"]), (&json!("cancelled"), &json!(done), &json!(10 - done)));
+        assert_eq!(
+            (&job["state"], &job["done"], &job["cancelled"]),
+            (&json!("cancelled"), &json!(done), &json!(10 - done))
+        );
         assert!(store.dead_letter("j.1/9", None).await.unwrap().is_empty());
         // Another process on the same file knows it too, and all of it again changes nothing.
         store.close().await;

@@ -26,7 +26,10 @@ async fn speed() {
                     Outcome { index: Some(n as u64), started_ms: n as i64, ended_ms: n as i64 + 1, trace, ..outcome }
                 };
                 let outcomes = (first..first + OUTCOMES).map(one).collect();
-                message(EndedBody::Pack(subject(), Pack { v: 1, worker: "worker-1".into(), outcomes, cancelled: None }), b"")
+                message(
+                    EndedBody::Pack(subject(), Pack { v: 1, worker: "worker-1".into(), outcomes, cancelled: None }),
+                    b"",
+                )
             })
             .collect();
         let started = Instant::now();
