@@ -13,6 +13,7 @@ mod handlers_docs;
 mod harness;
 mod main_job;
 mod operate;
+mod producer_http;
 mod roles;
 mod tidy;
 mod time;
