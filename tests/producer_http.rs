@@ -127,6 +127,9 @@ async fn results_come_while_the_lines_are_still_being_read() {
     assert_eq!(duplex.line().await, None);
     let (_, closed) = producer.send(Method::GET, "/v1/jobs/live", &[], "").await;
     assert_eq!((&closed["state"], &closed["total"], &closed["published"]), (&json!("closed"), &json!(4), &json!(4)));
+    // Nothing at all is a job, too.
+    let (status, summary) = producer.post("/v1/jobs/default/square?job=none&wait=true", &[], "").await;
+    assert_eq!((status, &summary["total"]), (200, &json!(0)), "{summary}");
     // Many, in order.
     let lines: String = (0..5000).map(|n| format!("{n}\n")).collect();
     let request =
@@ -320,6 +323,8 @@ async fn schemathesis_finds_nothing() {
     let checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
     command.args(["--checks", checks, "--max-examples", "30", "--seed", "1", "--workers", "1", "--no-color"]);
     command.args(["--request-timeout", "20", "--generation-database", "none"]);
+    command.env("SCHEMATHESIS_HOOKS", "schemathesis_hooks").env("PYTHONDONTWRITEBYTECODE", "1");
+    command.env("PYTHONPATH", Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests"));
     command.stdin(Stdio::null()).current_dir(env!("CARGO_TARGET_TMPDIR"));
     let running = tokio::task::spawn_blocking(move || command.output().unwrap());
     let output = tokio::time::timeout(Duration::from_secs(600), running).await.expect("it ends").unwrap();

@@ -246,15 +246,16 @@ impl MapRun {
             if let Some(item) = self.ready() {
                 return Some(Ok(item));
             }
+            // First, because it may find the end of the input: when nothing is under way, nothing else would wake this.
+            if let Err(error) = self.read_what_is_there() {
+                return Some(Err(error));
+            }
             if self.is_published() && matches!(self.closing, Closing::NotYet) {
                 self.closing = Closing::Writing(self.close());
             }
             let all_out = self.publish_only || self.handed_out == self.next_index;
             if all_out && matches!(self.closing, Closing::Written) {
                 return None;
-            }
-            if let Err(error) = self.read_what_is_there() {
-                return Some(Err(error));
             }
             let may_read = self.may_read();
             let probes_over = self.sizer.wait_until(Instant::now());
