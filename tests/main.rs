@@ -15,6 +15,7 @@ mod main_job;
 mod operate;
 mod producer_http;
 mod roles;
+mod schedules;
 mod tidy;
 mod time;
 mod up;

@@ -15,6 +15,9 @@ use crate::harness::{Cluster, PATIENCE, Process, until};
 /// The release of schemathesis that the test installs.
 const SCHEMATHESIS: &str = "schemathesis==4.32.5";
 
+/// Path, query, headers and body; then the status, and a part of the message.
+type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str, u16, &'static str);
+
 struct Producer {
     _process: Process,
     url: String,
@@ -214,32 +217,33 @@ async fn a_task_can_be_waited_for() {
 async fn what_does_not_fit_is_told_as_json() {
     let cluster = Cluster::start().await;
     let producer = Producer::start(&cluster).await;
-    let (task, job) = ("/v1/tasks/default/square", "/v1/jobs/default/square");
-    let ndjson = ("Content-Type", "application/x-ndjson");
-    let cases: [(&str, &str, &[(&str, &str)], &str, u16, &str); 24] = [
-        (task, "", &[], "twelve", 400, "one JSON value"),
-        (task, "", &[], "", 400, "one JSON value"),
-        (task, "", &[ndjson], "1\n2\n", 415, "/v1/jobs"),
-        (task, "?wait=soon", &[], "1", 400, "wait"),
-        (task, "?wait=11m", &[], "1", 400, "10 minutes"),
-        (task, "?wiat=1s", &[], "1", 400, "wiat"),
-        (task, "?job=a&job=b", &[], "1", 400, "duplicate"),
-        (task, "?job=a.b", &[], "1", 400, "job"),
-        (task, "?job=a.b&wait=1s", &[], "1", 400, "job"),
+    const TASK: &str = "/v1/tasks/default/square";
+    const JOB: &str = "/v1/jobs/default/square";
+    const NDJSON: (&str, &str) = ("Content-Type", "application/x-ndjson");
+    let cases: [Case; 24] = [
+        (TASK, "", &[], "twelve", 400, "one JSON value"),
+        (TASK, "", &[], "", 400, "one JSON value"),
+        (TASK, "", &[NDJSON], "1\n2\n", 415, "/v1/jobs"),
+        (TASK, "?wait=soon", &[], "1", 400, "wait"),
+        (TASK, "?wait=11m", &[], "1", 400, "10 minutes"),
+        (TASK, "?wiat=1s", &[], "1", 400, "wiat"),
+        (TASK, "?job=a&job=b", &[], "1", 400, "duplicate"),
+        (TASK, "?job=a.b", &[], "1", 400, "job"),
+        (TASK, "?job=a.b&wait=1s", &[], "1", 400, "job"),
         ("/v1/tasks/de.fault/square", "", &[], "1", 400, "queue"),
         ("/v1/tasks/%ff/square", "", &[], "1", 400, "path"),
-        (task, "", &[("Idempotency-Key", "")], "1", 400, "Idempotency-Key"),
-        (task, "", &[("Idempotency-Key", "\u{e4}")], "1", 400, "ASCII"),
-        (task, "", &[("Millpond-Timeout", "0s")], "1", 400, "Millpond-Timeout"),
-        (task, "", &[("Millpond-Attempts-Max", "101")], "1", 400, "1 to 100"),
-        (task, "", &[("Millpond-Expires", "tomorrow")], "1", 400, "RFC 3339"),
-        (task, "", &[("Millpond-Delay", "584554531y")], "1", 400, "Millpond-Delay"),
-        (job, "", &[("Content-Type", "application/json")], "[1]", 415, "ndjson"),
-        (job, "?batch=0", &[ndjson], "1", 400, "batch"),
-        (job, "?wait=yes", &[ndjson], "1", 400, "query"),
-        (job, "?ordered=true", &[ndjson], "1", 400, "wait=true"),
-        (job, "?wait=true", &[ndjson, ("Idempotency-Key", "k")], "1", 400, "wait=true"),
-        (job, "", &[ndjson, ("Millpond-Delay", "1s")], "1", 400, "Millpond-Delay"),
+        (TASK, "", &[("Idempotency-Key", "")], "1", 400, "Idempotency-Key"),
+        (TASK, "", &[("Idempotency-Key", "\u{e4}")], "1", 400, "ASCII"),
+        (TASK, "", &[("Millpond-Timeout", "0s")], "1", 400, "Millpond-Timeout"),
+        (TASK, "", &[("Millpond-Attempts-Max", "101")], "1", 400, "1 to 100"),
+        (TASK, "", &[("Millpond-Expires", "tomorrow")], "1", 400, "RFC 3339"),
+        (TASK, "", &[("Millpond-Delay", "584554531y")], "1", 400, "Millpond-Delay"),
+        (JOB, "", &[("Content-Type", "application/json")], "[1]", 415, "ndjson"),
+        (JOB, "?batch=0", &[NDJSON], "1", 400, "batch"),
+        (JOB, "?wait=yes", &[NDJSON], "1", 400, "query"),
+        (JOB, "?ordered=true", &[NDJSON], "1", 400, "wait=true"),
+        (JOB, "?wait=true", &[NDJSON, ("Idempotency-Key", "k")], "1", 400, "wait=true"),
+        (JOB, "", &[NDJSON, ("Millpond-Delay", "1s")], "1", 400, "Millpond-Delay"),
         ("/v1/nothing", "", &[], "1", 404, "openapi.json"),
     ];
     for (path, query, headers, body, status, words) in cases {
@@ -248,19 +252,19 @@ async fn what_does_not_fit_is_told_as_json() {
         assert!(answer.0 == status && said.contains(words), "{path}{query} {headers:?}: {answer:?}");
     }
     let large = "1".repeat(1024 * 1024 + 1);
-    assert_eq!(producer.post(task, &[], &large).await.0, 413);
+    assert_eq!(producer.post(TASK, &[], &large).await.0, 413);
     // What fits a body may still not fit a message with its headers.
-    assert_eq!(producer.post(task, &[], &large[..1024 * 1024]).await.0, 413);
-    let (status, answer) = producer.post(&format!("{job}?job=large"), &[ndjson], &format!("1\n{large}\n")).await;
+    assert_eq!(producer.post(TASK, &[], &large[..1024 * 1024]).await.0, 413);
+    let (status, answer) = producer.post(&format!("{JOB}?job=large"), &[NDJSON], &format!("1\n{large}\n")).await;
     assert_eq!(status, 400, "{answer}");
     for (path, status) in [("/v1/jobs/a.b", 400), ("/v1/jobs/none", 404), ("/v1/jobs/none?x=1", 400)] {
         let (got, answer) = producer.send(Method::GET, path, &[], "").await;
         assert!(got.as_u16() == status && answer["error"].is_string(), "{path}: {got} {answer}");
     }
     // The name of a job is taken once, however it is published.
-    assert_eq!(producer.post(&format!("{job}?job=taken"), &[ndjson], "1\n").await.0, 202);
+    assert_eq!(producer.post(&format!("{JOB}?job=taken"), &[NDJSON], "1\n").await.0, 202);
     for query in ["?job=taken", "?job=taken&wait=true"] {
-        assert_eq!(producer.post(&format!("{job}{query}"), &[ndjson], "1\n").await.0, 409, "{query}");
+        assert_eq!(producer.post(&format!("{JOB}{query}"), &[NDJSON], "1\n").await.0, 409, "{query}");
     }
 }
 

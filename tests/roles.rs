@@ -117,6 +117,9 @@ async fn client_takes_no_tasks_and_purges_nothing() {
         "$KV.millpond_workers.w1",
         "$KV.millpond_starts.x",
         "$KV.millpond_cancels.x",
+        "$JS.API.DIRECT.GET.DUE",
+        "$JS.API.DIRECT.GET.DUE.sched.default.square.-.x",
+        "$JS.API.STREAM.PURGE.DUE",
     ];
     check("client", &publish, &["tasks.>", "dead.>", "lease.who.>", "$KV.>", ">"]).await;
 }

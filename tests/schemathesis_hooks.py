@@ -1,12 +1,17 @@
-"""What schemathesis has to be told: newline-delimited JSON is text as it is, and a job of a queue that nobody serves
-is waited for without an end, so waits are tried on one that a worker serves."""
+"""What schemathesis has to be told: what a line of JSON is (it makes any text, of which most would be refused), and that
+a job of a queue that nobody serves is waited for without an end, so waits are tried on one that a worker serves."""
+
+import json
 
 import schemathesis
 
 
 @schemathesis.serializer("application/x-ndjson")
 def ndjson(ctx, value):
-    return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+    if isinstance(value, bytes):
+        return value
+    lines = value if isinstance(value, str) and value.endswith("\n") else json.dumps(value)
+    return lines.encode("utf-8", "surrogatepass")
 
 
 @schemathesis.deserializer("application/x-ndjson")

@@ -3,6 +3,7 @@
 
 mod map;
 mod publish_all;
+mod schedules;
 mod session;
 mod sizer;
 mod submit;
@@ -15,6 +16,7 @@ use lru::LruCache;
 
 pub use map::{MapItem, MapRun, MapSpec};
 pub use publish_all::{PublishAllError, PublishedAll};
+pub use schedules::{cron_in, shown, zone_of};
 pub use session::Session;
 pub use sizer::Batch;
 pub use submit::{NewTask, Submitted};
@@ -25,6 +27,7 @@ use crate::bus::subject::SubjectError;
 use crate::bus::topology::TopologyError;
 use crate::bus::{Bus, ConnectError, Role};
 use crate::outcome::Failure;
+use crate::schedule::ScheduleError;
 use sizer::Pace;
 
 /// Queues and kinds whose durations a client remembers.
@@ -45,6 +48,12 @@ pub enum ClientError {
     /// The streams or buckets are missing, or may not be used.
     #[error(transparent)]
     Topology(#[from] TopologyError),
+    /// A schedule that cannot be.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// There is no schedule of this name.
+    #[error("there is no schedule {0}; `millpond schedule ls` lists them")]
+    NoSchedule(String),
     /// A task that is to wait for a time that does not exist.
     #[error("{at_ms} ms is no time that a task can wait for; it must lie between the years -9999 and 9999")]
     NoSuchTime {

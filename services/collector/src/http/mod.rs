@@ -2,6 +2,7 @@
 
 mod api;
 mod operate;
+mod schedules;
 mod why;
 
 use std::sync::Arc;
@@ -49,6 +50,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/queues/{queue}/pause", post(operate::pause))
         .route("/queues/{queue}/resume", post(operate::resume))
         .route("/queues/{queue}/purge", post(operate::purge))
+        .route("/schedules", get(schedules::list))
         .route("/why", get(why::why))
         .layer(from_fn_with_state(app.clone(), with_token));
     Router::new()
