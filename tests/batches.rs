@@ -222,7 +222,8 @@ async fn post(cluster: &Cluster, url: &str, headers: &[(&str, &str)], body: impl
 async fn many_lines_in_one_request_become_a_job() {
     let cluster = Cluster::start().await;
     let (_producer, url) = cluster.producer().await;
-    let url = format!("{url}/v1/tasks/default/square");
+    let one = format!("{url}/v1/tasks/default/square");
+    let url = format!("{url}/v1/jobs/default/square");
     let ndjson = ("Content-Type", "application/x-ndjson");
     let mut worker = cluster.worker("w1", &[], None);
     let known: String = (0..2000).map(|n| format!("{n}\n")).collect();
@@ -237,8 +238,8 @@ async fn many_lines_in_one_request_become_a_job() {
     assert_eq!(status, 409, "{answer}");
     // The same request twice is one job.
     for duplicate in [false, true] {
-        let headers = [ndjson, ("Idempotency-Key", "order-7"), ("Millpond-Batch", "10")];
-        let (status, answer) = post(&cluster, &url, &headers, "1\n2\n\n3").await;
+        let headers = [ndjson, ("Idempotency-Key", "order-7")];
+        let (status, answer) = post(&cluster, &format!("{url}?batch=10"), &headers, "1\n2\n\n3").await;
         assert_eq!((status, &answer["tasks"], &answer["duplicate"]), (202, &json!(3), &json!(duplicate)));
     }
     // A line that is no JSON ends it, and the answer says how far it came.
@@ -246,9 +247,9 @@ async fn many_lines_in_one_request_become_a_job() {
     assert_eq!(status, 400);
     assert!(answer["error"].as_str().unwrap().contains("line 3"), "{answer}");
     assert!(answer["stored"].as_u64().unwrap() <= 2);
-    let (status, answer) = post(&cluster, &url, &[("Idempotency-Key", "one")], "12").await;
+    let (status, answer) = post(&cluster, &one, &[("Idempotency-Key", "one")], "12").await;
     assert_eq!((status, &answer["id"]), (202, &json!("one")));
-    let (status, answer) = post(&cluster, &url, &[("Millpond-Reply-To", "results.x")], "12").await;
+    let (status, answer) = post(&cluster, &one, &[("Millpond-Reply-To", "results.x")], "12").await;
     assert_eq!(status, 400, "{answer}");
     let _worker = cluster.worker("w2", &[], None);
     cluster.job_ends("lines", 70_000, PATIENCE).await;

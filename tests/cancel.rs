@@ -32,7 +32,7 @@ async fn publish(cluster: &Cluster, job: &str, kind: &str, argument: &'static st
     let spec =
         MapSpec { queue: "default".into(), kind: kind.into(), job: Some(job.into()), batch, ..MapSpec::default() };
     let input = stream::iter((0..count).map(move |_| Ok(argument.into())));
-    assert_eq!(cluster.client.publish_all(spec, false, input).await.unwrap().tasks, count as u64);
+    assert_eq!(cluster.client.publish_all(spec, input).await.unwrap().tasks, count as u64);
 }
 
 async fn is_empty(cluster: &Cluster) {

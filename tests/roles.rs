@@ -117,12 +117,15 @@ async fn client_takes_no_tasks_and_purges_nothing() {
         "$KV.millpond_workers.w1",
         "$KV.millpond_starts.x",
         "$KV.millpond_cancels.x",
+        "$JS.API.DIRECT.GET.DUE",
+        "$JS.API.DIRECT.GET.DUE.sched.default.square.-.x",
+        "$JS.API.STREAM.PURGE.DUE",
     ];
     check("client", &publish, &["tasks.>", "dead.>", "lease.who.>", "$KV.>", ">"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn producer_takes_no_tasks_and_reads_no_results() {
+async fn producer_takes_no_tasks_and_reads_no_letters() {
     let publish = [
         "results.-.default.square",
         "dead.default.square",
@@ -130,7 +133,7 @@ async fn producer_takes_no_tasks_and_reads_no_results() {
         "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
         "$KV.millpond_workers.w1",
     ];
-    check("producer", &publish, &["_INBOX.>", "tasks.>", "results.>", ">"]).await;
+    check("producer", &publish, &["_INBOX.>", "tasks.>", "dead.>", ">"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ mod map;
 pub mod nats_server;
 mod output;
 mod queue;
+mod schedule;
 mod service;
 mod shared;
 pub mod state;
@@ -73,6 +74,8 @@ enum Command {
     /// Queues: what waits; pause, resume, purge.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
+    /// Tasks that recur: add, list, pause, remove.
+    Schedule(schedule::ScheduleArgs),
     /// Why has this task no result? One sentence, and an exit code for each answer.
     Why(why::WhyArgs),
     /// Watch queues, workers with their children, and jobs.
@@ -142,6 +145,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Task(command) => task::run(command, &env).await,
         Command::Dead(command) => dead::run(command, &env).await,
         Command::Queue(command) => queue::run(command, &env).await,
+        Command::Schedule(args) => schedule::run(args, &env).await,
         Command::Why(args) => why::run(args, &env).await,
         Command::Top(args) => top::run(args, &env).await,
         Command::Shared(args) => shared::run(args, &env).await,

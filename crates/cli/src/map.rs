@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use millpond::client::{Batch, Client, MapItem, MapRun, MapSpec};
+use millpond::client::{Batch, Begin, Client, MapItem, MapRun, MapSpec};
 use millpond::config::{ConnectArgs, duration};
 use millpond::limits::BATCH_ITEMS_MAX;
 use serde_json::json;
@@ -100,7 +100,7 @@ pub async fn run(args: MapArgs, env: &Env) -> anyhow::Result<ExitCode> {
         queue: args.queue.clone(),
         kind: args.kind.clone(),
         job: args.job.clone(),
-        again: args.again,
+        begin: if args.again { Begin::Again } else { Begin::GoOn },
         batch: args.batch,
         ordered: !args.unordered,
         timeout: args.timeout,

@@ -159,6 +159,16 @@ pub const MAP_WINDOW_ITEMS: u64 = 65_536;
 /// Bytes of results that an ordered `map` holds back at the most before it stops publishing.
 pub const MAP_WINDOW_BYTES: usize = 16 * 1024 * 1024;
 
+/// Requests of one producer service that wait for the end of a task at once.
+pub const HTTP_WAITERS_MAX: usize = 1000;
+/// How long such a request may wait.
+pub const HTTP_WAIT_MAX: Duration = Duration::from_secs(600);
+/// Jobs of one producer service whose lines are read, or whose results are written, at once; each may hold
+/// [`PUBLISH_WINDOW_BYTES`] and [`MAP_WINDOW_BYTES`].
+pub const HTTP_JOBS_MAX: usize = 64;
+/// Bytes of result lines that are written to a caller at once.
+pub const HTTP_CHUNK_BYTES: usize = 64 * 1024;
+
 /// Largest value of a shared key, in bytes.
 pub const SHARED_VALUE_BYTES_MAX: usize = 512 * 1024;
 

@@ -7,16 +7,20 @@ mod http;
 mod ndjson;
 mod replay;
 
+use std::future::IntoFuture;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use millpond::bus::{Bus, Role};
-use millpond::client::Client;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Settings};
+
+/// How long open requests may take after `shutdown`.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Serves until `shutdown`.
 ///
@@ -27,7 +31,6 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;
     let bus = Bus::connect(&settings.nats_url, Role::Producer, "producer", settings.connect_timeout).await?;
-    let client = Client::over(bus.clone());
     let mut background = JoinSet::new();
     background.spawn(replay::serve(bus.clone(), replay::listen(&bus).await?));
     tracing::info!(
@@ -35,11 +38,23 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         listen = %listener.local_addr()?,
         "producer ready"
     );
-    let app = http::App { client, bus: bus.clone(), token: settings.token.into(), metrics };
+    let app = http::App::new(bus.clone(), settings.token.into(), metrics, shutdown.clone());
     let serving = axum::serve(listener, http::router(Arc::new(app)));
-    let served = serving.with_graceful_shutdown(shutdown.cancelled_owned()).await;
+    let serving = serving.with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let mut serving = JoinSet::from_iter([serving.into_future()]);
+    let served = tokio::select! {
+        served = serving.join_next() => served,
+        () = shutdown.cancelled() => {
+            // A client that holds a request open must not keep the process.
+            tokio::time::timeout(CLOSE_WITHIN, serving.join_next()).await.ok().flatten()
+        }
+    };
+    serving.shutdown().await;
     background.shutdown().await;
     bus.close().await;
     tracing::info!("producer stopped");
-    served.context("the HTTP server failed")
+    match served {
+        Some(ended) => ended.context("the HTTP server failed")?.context("the HTTP server failed"),
+        None => Ok(()),
+    }
 }

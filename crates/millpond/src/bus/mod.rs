@@ -15,6 +15,7 @@ pub mod pull;
 pub mod queues;
 pub mod records;
 pub mod results;
+pub mod schedules;
 pub mod shared;
 pub mod subject;
 pub mod topology;

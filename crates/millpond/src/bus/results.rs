@@ -405,6 +405,12 @@ impl LiveReader {
         }
     }
 
+    /// Reads what RESULTS still holds as well: for a task that may have ended before this began to listen.
+    pub fn read_from_oldest(&mut self) {
+        self.from_seq = 1;
+        self.read_again();
+    }
+
     fn read_again(&mut self) {
         let (bus, job) = (self.bus.clone(), self.job.clone());
         self.catch_up = Some(JobReader { bus, job, next_seq: Some(self.from_seq), backlog: 0, pull: None });

@@ -30,6 +30,11 @@ pub enum SubjectError {
     },
 }
 
+/// All schedules; their queue is none, so that no purge of a queue meets them.
+pub const SCHEDULES: &str = "sched.-.*";
+/// Where the last removal of a schedule is kept; no schedule has this name.
+pub const SCHEDULES_REMOVED: &str = "sched.-.-";
+
 /// Checks one token: a queue, a kind, a job or a key.
 ///
 /// # Errors
@@ -46,6 +51,12 @@ pub fn check_token(what: &'static str, token: &str) -> Result<(), SubjectError> 
 #[must_use]
 pub fn worker_event(worker: &str) -> String {
     format!("events.worker.{worker}")
+}
+
+/// Where the schedule of a name lies, whatever its queue and kind: so there is one, and a new one replaces it.
+#[must_use]
+pub fn schedule(name: &str) -> String {
+    format!("sched.-.{name}")
 }
 
 /// Who runs a task (queue), which handler (kind), and the job or unique key it belongs to.

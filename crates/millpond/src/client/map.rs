@@ -38,11 +38,10 @@ pub struct MapSpec {
     pub queue: String,
     /// Which handler runs it.
     pub kind: String,
-    /// Name of the job; drawn at random when none. One that was begun before goes on where it was, with the same input
-    /// from its start; one that was cancelled starts anew.
+    /// Name of the job; drawn at random when none.
     pub job: Option<String>,
-    /// Start anew under the name of a job that there is already: its tasks get new ids.
-    pub again: bool,
+    /// What happens when there is a job of this name already.
+    pub begin: Begin,
     /// How many tasks share a message.
     pub batch: Batch,
     /// Results in the order of the input; else as they come.
@@ -51,6 +50,18 @@ pub struct MapSpec {
     pub timeout: Option<Duration>,
     /// Attempts before a task is buried; none means the default.
     pub attempts_max: Option<u32>,
+}
+
+/// What happens when there is a job of the name already. One that was cancelled always starts anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Begin {
+    /// It goes on where it was, with the same input from its start: nothing that is stored is published again.
+    #[default]
+    GoOn,
+    /// It is an error.
+    New,
+    /// It starts anew under the same name: its tasks get new ids.
+    Again,
 }
 
 /// One item of the input that ended.
@@ -131,7 +142,7 @@ impl Client {
         spec: MapSpec,
         input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
     ) -> Result<MapRun, ClientError> {
-        self.start_run(spec, true, false, Box::pin(input)).await
+        self.start_run(spec, false, Box::pin(input)).await
     }
 
     /// The same as a stream: the counterpart of `Pool.imap`. It reads the input no faster than its results are taken.
@@ -239,6 +250,11 @@ impl MapRun {
             if let Some(item) = self.ready() {
                 return Some(Ok(item));
             }
+            self.catch_up.note_backlog(self.reader.backlog());
+            // First, because it may find the end of the input: when nothing is under way, nothing else would wake this.
+            if let Err(error) = self.read_what_is_there() {
+                return Some(Err(error));
+            }
             if self.is_published() && matches!(self.closing, Closing::NotYet) {
                 self.closing = Closing::Writing(Box::pin(self.keeper.close(self.next_index)));
             }
@@ -253,8 +269,6 @@ impl MapRun {
     }
 
     async fn step(&mut self) -> Result<(), ClientError> {
-        self.catch_up.note_backlog(self.reader.backlog());
-        self.read_what_is_there()?;
         let may_read = self.may_read();
         let probes_over = self.sizer.wait_until(Instant::now());
         tokio::select! {

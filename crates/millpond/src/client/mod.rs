@@ -6,6 +6,7 @@ mod map;
 mod publish_all;
 mod ranges;
 mod resume;
+mod schedules;
 mod session;
 mod sizer;
 mod submit;
@@ -16,9 +17,10 @@ use std::time::Duration;
 
 use lru::LruCache;
 
-pub use map::{MapItem, MapRun, MapSpec};
+pub use map::{Begin, MapItem, MapRun, MapSpec};
 pub use publish_all::{PublishAllError, PublishedAll};
 pub use resume::{History, HistoryRows};
+pub use schedules::{cron_in, shown, zone_of};
 pub use session::Session;
 pub use sizer::Batch;
 pub use submit::{NewTask, Submitted};
@@ -29,6 +31,7 @@ use crate::bus::subject::SubjectError;
 use crate::bus::topology::TopologyError;
 use crate::bus::{Bus, ConnectError, Role};
 use crate::outcome::Failure;
+use crate::schedule::ScheduleError;
 use sizer::Pace;
 
 /// Queues and kinds whose durations a client remembers.
@@ -49,6 +52,12 @@ pub enum ClientError {
     /// The streams or buckets are missing, or may not be used.
     #[error(transparent)]
     Topology(#[from] TopologyError),
+    /// A schedule that cannot be.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// There is no schedule of this name.
+    #[error("there is no schedule {0}; `millpond schedule ls` lists them")]
+    NoSchedule(String),
     /// A task that is to wait for a time that does not exist.
     #[error("{at_ms} ms is no time that a task can wait for; it must lie between the years -9999 and 9999")]
     NoSuchTime {

@@ -32,19 +32,17 @@ pub struct PublishAllError {
 
 impl Client {
     /// Publishes an input of JSON values as one job and waits until the server has stored all of it.
-    /// With `resume`, a job of that name that is open goes on behind what is stored (the input is the same, from its
-    /// start), and nothing happens when it is closed.
+    /// Nothing happens when the job is to go on and is closed.
     ///
     /// # Errors
     /// [`PublishAllError`] tells how far it came.
     pub async fn publish_all(
         &self,
         spec: MapSpec,
-        resume: bool,
         input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
     ) -> Result<PublishedAll, PublishAllError> {
         let failed = |stored: u64, error: ClientError| PublishAllError { stored, error };
-        let mut run = self.start_run(spec, resume, true, Box::pin(input)).await.map_err(|e| failed(0, e))?;
+        let mut run = self.start_run(spec, true, Box::pin(input)).await.map_err(|e| failed(0, e))?;
         let record = run.keeper.record();
         if let Some(tasks) = record.total {
             return Ok(PublishedAll { job: record.job, epoch: record.epoch, tasks, duplicate: true });

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use sha2::Sha256;
 
 use super::keeper::{Keeper, add_value, shown};
-use super::map::Input;
+use super::map::{Begin, Input};
 use super::ranges::Ranges;
 use super::sizer::Batch;
 use super::{Client, ClientError, MapRun, MapSpec, NoResult, TaskEnd};
@@ -149,7 +149,6 @@ impl Client {
     pub(super) async fn start_run(
         &self,
         spec: MapSpec,
-        resume: bool,
         publish_only: bool,
         input: Input,
     ) -> Result<MapRun, ClientError> {
@@ -162,7 +161,7 @@ impl Client {
         };
         let spec = MapSpec { batch, ..spec };
         let results = stream_state(&self.bus, STREAM_RESULTS).await?;
-        let Begun { entry, before } = self.begin(&job, &spec, resume, results.last_seq).await?;
+        let Begun { entry, before } = self.begin(&job, &spec, results.last_seq).await?;
         let record = entry.record.clone();
         let Some(before) = before else {
             let reader = JobReader::start_from(&self.bus, &job, record.results_after + 1).await?;
@@ -190,14 +189,14 @@ impl Client {
     }
 
     /// Writes the record: of a new job or epoch, or with this process as its producer.
-    async fn begin(&self, job: &str, spec: &MapSpec, resume: bool, results_after: u64) -> Result<Begun, ClientError> {
+    async fn begin(&self, job: &str, spec: &MapSpec, results_after: u64) -> Result<Begun, ClientError> {
         loop {
             let found = self.bus.job(job).await?;
             let (revision, before) = found.map_or((0, None), |entry| (entry.revision, Some(entry.record)));
-            let goes_on = before.as_ref().is_some_and(|b| b.state != JobState::Cancelled && !spec.again);
+            let goes_on = before.as_ref().is_some_and(|b| b.state != JobState::Cancelled && spec.begin != Begin::Again);
             let now = crate::now_ms();
             let record = match &before {
-                Some(_) if goes_on && !resume => return Err(ClientError::JobExists { job: job.to_owned() }),
+                Some(_) if goes_on && spec.begin == Begin::New => return Err(ClientError::JobExists { job: job.to_owned() }),
                 Some(before) if goes_on && (before.queue != spec.queue || before.kind != spec.kind) => {
                     let JobRecord { job, kind, queue, .. } = before.clone();
                     return Err(ClientError::OtherJob { job, kind, queue });

@@ -43,17 +43,45 @@ impl Session {
         patience: Patience,
         stored: impl FnOnce(&Submitted),
     ) -> Result<(Submitted, TaskEnd), ClientError> {
-        let task = NewTask { job: Some(self.job.clone()), ..task };
-        let submitted = self.client.submit(&task, patience).await?;
+        let submitted = self.submit(&task, patience).await?;
         stored(&submitted);
-        let ours = (task.queue, submitted.id.clone());
+        let end = self.end(&task.queue, &submitted.id).await;
+        Ok((submitted, end))
+    }
+
+    /// The job that its tasks belong to.
+    #[must_use]
+    pub fn job(&self) -> &str {
+        &self.job
+    }
+
+    /// Publishes a task of this session; its end is heard by [`Session::end`].
+    ///
+    /// # Errors
+    /// [`ClientError`] when it cannot be published.
+    pub async fn submit(&mut self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
+        let task = NewTask { job: Some(self.job.clone()), ..task.clone() };
+        let submitted = self.client.submit(&task, patience).await?;
+        if submitted.duplicate {
+            // Published before, under this job perhaps: it may have ended before anybody listened.
+            self.reader.read_from_oldest();
+        }
+        Ok(submitted)
+    }
+
+    /// The end of a task of this session, however long that takes.
+    ///
+    /// # Cancel safety
+    /// Safe: an end that comes meanwhile is kept for the next call.
+    pub async fn end(&mut self, queue: &str, id: &str) -> TaskEnd {
+        let ours = (queue.to_owned(), id.to_owned());
         loop {
             if let Some(end) = self.early.remove(&ours) {
-                return Ok((submitted, end));
+                return end;
             }
             let (subject, pack) = self.reader.next().await;
             if pack.cancelled.as_ref().is_some_and(|c| c.covers(&ours.1)) {
-                return Ok((submitted, Err(NoResult::Cancelled)));
+                return Err(NoResult::Cancelled);
             }
             if self.early.len() > EARLY_MAX {
                 self.early.clear();

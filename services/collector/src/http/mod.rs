@@ -3,6 +3,7 @@
 mod api;
 mod cancel;
 mod operate;
+mod schedules;
 mod why;
 
 use std::sync::Arc;
@@ -52,6 +53,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/queues/{queue}/pause", post(operate::pause))
         .route("/queues/{queue}/resume", post(operate::resume))
         .route("/queues/{queue}/purge", post(operate::purge))
+        .route("/schedules", get(schedules::list))
         .route("/why", get(why::why))
         .layer(from_fn_with_state(app.clone(), with_token));
     Router::new()

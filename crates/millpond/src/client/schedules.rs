@@ -1,0 +1,118 @@
+//! Schedules: added, listed, paused, resumed and removed. Each is one message that the server replaces or removes at
+//! once, so nothing is ever half done.
+
+use jiff::tz::TimeZone;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::{Client, ClientError};
+use crate::bus::publish::Patience;
+use crate::bus::schedules::was_changed;
+use crate::bus::subject::check_token;
+use crate::schedule::{Schedule, ScheduleError, When};
+
+/// How often a pause is tried again when somebody else changes the schedule meanwhile.
+const TRIES_MAX: usize = 5;
+
+impl Client {
+    /// Adds a schedule, which fires from now on; one of the same name is replaced, also when it was paused.
+    ///
+    /// # Errors
+    /// [`ClientError`]; nothing was changed then, but after [`crate::bus::publish::PublishError::NoAnswer`] it may have
+    /// been: add it again.
+    pub async fn add_schedule(&self, schedule: &Schedule, patience: Patience) -> Result<(), ClientError> {
+        schedule.check()?;
+        zone_of(&schedule.when)?;
+        Ok(self.bus.put_schedule(schedule, None, patience).await?)
+    }
+
+    /// The schedule of a name.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn schedule(&self, name: &str) -> Result<Option<Schedule>, ClientError> {
+        check_token("schedule", name)?;
+        Ok(self.bus.schedule(name).await?.map(|kept| kept.schedule))
+    }
+
+    /// All schedules, by name.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn schedules(&self) -> Result<Vec<Schedule>, ClientError> {
+        Ok(self.bus.schedules().await?)
+    }
+
+    /// Pauses a schedule, or lets it go on; as it stands then. One that is so already is left alone.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSchedule`], and others.
+    pub async fn pause_schedule(&self, name: &str, paused: bool, patience: Patience) -> Result<Schedule, ClientError> {
+        check_token("schedule", name)?;
+        let mut tries = 0;
+        loop {
+            let kept = self.bus.schedule(name).await?.ok_or_else(|| ClientError::NoSchedule(name.to_owned()))?;
+            if kept.schedule.paused == paused {
+                return Ok(kept.schedule);
+            }
+            let changed = Schedule { paused, ..kept.schedule };
+            match self.bus.put_schedule(&changed, Some(kept.seq), patience).await {
+                // Read again: what stands there may be our own write, sent twice.
+                Err(error) if was_changed(&error) && tries < TRIES_MAX => tries += 1,
+                Err(error) => return Err(error.into()),
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Removes a schedule; tasks that it has published already run.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSchedule`], and others.
+    pub async fn remove_schedule(&self, name: &str, patience: Patience) -> Result<(), ClientError> {
+        check_token("schedule", name)?;
+        if self.bus.schedule(name).await?.is_none() {
+            return Err(ClientError::NoSchedule(name.to_owned()));
+        }
+        Ok(self.bus.remove_schedule(name, patience).await?)
+    }
+}
+
+/// The time zone of a schedule: the one it names, or UTC.
+///
+/// # Errors
+/// [`ScheduleError::Zone`] when this machine does not know it.
+pub fn zone_of(when: &When) -> Result<TimeZone, ScheduleError> {
+    match when.zone() {
+        None => Ok(TimeZone::UTC),
+        Some(name) => TimeZone::get(name).map_err(|_| ScheduleError::Zone(name.to_owned())),
+    }
+}
+
+/// Cron in a time zone, whose name is written as the server knows it.
+///
+/// # Errors
+/// [`ScheduleError::Cron`] or [`ScheduleError::Zone`].
+pub fn cron_in(text: &str, zone: Option<&str>) -> Result<When, ScheduleError> {
+    let cron = crate::cron::Cron::parse(text)?;
+    let known = |name: &str| {
+        let zone = TimeZone::get(name).ok();
+        let zone = zone.as_ref().and_then(|zone| zone.iana_name().map(str::to_owned));
+        zone.ok_or_else(|| ScheduleError::Zone(name.to_owned()))
+    };
+    Ok(When::Cron(cron, zone.map(known).transpose()?))
+}
+
+/// A schedule with the time at which it fires next, as lists show it.
+#[must_use]
+pub fn shown(schedule: &Schedule) -> Value {
+    let zone = zone_of(&schedule.when).ok();
+    let next_ms = zone.and_then(|zone| schedule.next_ms(crate::now_ms(), &zone));
+    let args: Option<Box<RawValue>> = serde_json::from_slice(&schedule.payload).ok();
+    json!({
+        "name": schedule.name, "queue": schedule.queue, "kind": schedule.kind, "args": args,
+        "schedule": schedule.when.text(), "zone": schedule.when.zone(), "paused": schedule.paused, "next_ms": next_ms,
+        "timeout_ms": schedule.timeout.map(|timeout| timeout.as_millis()), "attempts_max": schedule.attempts_max,
+        "by": schedule.by, "since_ms": schedule.since_ms,
+    })
+}

@@ -1,0 +1,251 @@
+//! A schedule: a task that is published again and again by the server, under a name. Its message in DUE is its only
+//! record: the headers say all of it, so that what fires and what is shown are one thing. No I/O, no clock.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::bus::subject::{SubjectError, TaskSubject, check_token};
+use crate::cron::{Cron, CronError};
+use crate::task::{HEADER_ATTEMPTS_MAX, HEADER_SCHEDULE, HEADER_SCHEDULE_TARGET, HEADER_TIMEOUT, Headers};
+
+/// Name of the schedule that a task comes from; on the schedule, and forwarded to each task, retry and dead letter.
+pub const HEADER_NAME: &str = "Millpond-Schedule";
+/// Who made it.
+const HEADER_BY: &str = "Millpond-Schedule-By";
+/// What a paused schedule will fire by again; the server is told of a time that nobody lives to see.
+const HEADER_PAUSED: &str = "Millpond-Schedule-Paused";
+/// The time zone of a paused schedule.
+const HEADER_PAUSED_ZONE: &str = "Millpond-Schedule-Paused-Zone";
+/// The time zone of cron fields.
+const HEADER_ZONE: &str = "Nats-Schedule-Time-Zone";
+/// When a paused schedule fires. The server counts nanoseconds in 64 bits, up to the year 2262.
+const NEVER: &str = "@at 2200-01-01T00:00:00Z";
+/// Shortest time between two firings that the server takes.
+const EVERY_MIN: Duration = Duration::from_secs(1);
+
+/// Why a schedule cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ScheduleError {
+    /// A name, queue or kind that does not fit.
+    #[error(transparent)]
+    Token(#[from] SubjectError),
+    /// Bad cron.
+    #[error(transparent)]
+    Cron(#[from] CronError),
+    /// An interval that the server does not take.
+    #[error("a schedule may fire every second at the most, and in whole milliseconds; {} is not such a time", humantime::format_duration(*.0))]
+    Every(Duration),
+    /// No such time zone.
+    #[error("time zone {0:?} is not known; write one such as Europe/Berlin or UTC")]
+    Zone(String),
+}
+
+/// When it fires.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum When {
+    /// Again and again after this long.
+    Every(Duration),
+    /// As cron says, in a time zone (an IANA name), or in UTC.
+    Cron(Cron, Option<String>),
+}
+
+impl When {
+    /// After this long, at least a second.
+    ///
+    /// # Errors
+    /// [`ScheduleError::Every`].
+    pub fn every(interval: Duration) -> Result<Self, ScheduleError> {
+        let fits = interval >= EVERY_MIN && interval.subsec_nanos().is_multiple_of(1_000_000);
+        // The server counts in 64 bits of nanoseconds.
+        let fits = fits && i64::try_from(interval.as_nanos()).is_ok();
+        if fits { Ok(Self::Every(interval)) } else { Err(ScheduleError::Every(interval)) }
+    }
+
+    /// As the server is told, without the time zone.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Every(interval) if interval.subsec_nanos() == 0 => format!("@every {}s", interval.as_secs()),
+            Self::Every(interval) => format!("@every {}ms", interval.as_millis()),
+            Self::Cron(cron, _) => cron.text().to_owned(),
+        }
+    }
+
+    /// The time zone, where one was given.
+    #[must_use]
+    pub fn zone(&self) -> Option<&str> {
+        match self {
+            Self::Every(_) => None,
+            Self::Cron(_, zone) => zone.as_deref(),
+        }
+    }
+
+    fn read(text: &str, zone: Option<&str>) -> Option<Self> {
+        match text.strip_prefix("@every ") {
+            Some(interval) => Some(Self::Every(humantime::parse_duration(interval).ok()?)),
+            None => Some(Self::Cron(Cron::parse(text).ok()?, zone.map(str::to_owned))),
+        }
+    }
+}
+
+/// A named task that recurs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schedule {
+    /// Its name: a token. There is one schedule of a name.
+    pub name: String,
+    /// The queue of its tasks.
+    pub queue: String,
+    /// The kind of its tasks.
+    pub kind: String,
+    /// The arguments of its tasks.
+    pub payload: Bytes,
+    /// When it fires.
+    pub when: When,
+    /// It does not fire now.
+    pub paused: bool,
+    /// Timeout of one attempt; none means the worker's.
+    pub timeout: Option<Duration>,
+    /// Attempts before a task is buried; none means the default.
+    pub attempts_max: Option<u32>,
+    /// Who made it.
+    pub by: String,
+    /// When it was made, or last paused or resumed, Unix time in milliseconds; 0 before it is stored.
+    pub since_ms: i64,
+}
+
+impl Schedule {
+    /// Checks its name, queue and kind.
+    ///
+    /// # Errors
+    /// [`ScheduleError::Token`].
+    pub fn check(&self) -> Result<(), ScheduleError> {
+        check_token("schedule", &self.name)?;
+        TaskSubject::new(&self.queue, &self.kind, None)?;
+        Ok(())
+    }
+
+    /// The headers of its message. No `Millpond-Id`: each firing is a task of its own.
+    #[must_use]
+    pub fn headers(&self) -> Headers {
+        let text = self.when.text();
+        let mut headers = Headers::new();
+        let mut put = |name: &str, value: Option<String>| headers.extend(value.map(|v| (name.to_owned(), v)));
+        put(HEADER_SCHEDULE, Some(if self.paused { NEVER.to_owned() } else { text.clone() }));
+        put(HEADER_PAUSED, self.paused.then_some(text));
+        let zone = if self.paused { HEADER_PAUSED_ZONE } else { HEADER_ZONE };
+        put(zone, self.when.zone().map(str::to_owned));
+        put(HEADER_SCHEDULE_TARGET, Some(format!("due.{}.{}", self.queue, self.kind)));
+        put(HEADER_NAME, Some(self.name.clone()));
+        put(HEADER_BY, Some(self.by.clone()));
+        put(HEADER_TIMEOUT, self.timeout.map(|t| humantime::format_duration(t).to_string()));
+        put(HEADER_ATTEMPTS_MAX, self.attempts_max.map(|n| n.to_string()));
+        headers
+    }
+
+    /// Reads its message; none when that is no schedule of ours.
+    #[must_use]
+    pub fn read(headers: &Headers, payload: Bytes, since_ms: i64) -> Option<Self> {
+        let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        let target = TaskSubject::parse(get(HEADER_SCHEDULE_TARGET)?).ok()?;
+        let paused = get(HEADER_PAUSED);
+        let when = match paused {
+            Some(text) => When::read(text, get(HEADER_PAUSED_ZONE))?,
+            None => When::read(get(HEADER_SCHEDULE)?, get(HEADER_ZONE))?,
+        };
+        Some(Self {
+            name: get(HEADER_NAME)?.to_owned(),
+            queue: target.queue,
+            kind: target.kind,
+            payload,
+            when,
+            paused: paused.is_some(),
+            timeout: get(HEADER_TIMEOUT).and_then(|text| humantime::parse_duration(text).ok()),
+            attempts_max: get(HEADER_ATTEMPTS_MAX).and_then(|text| text.parse().ok()),
+            by: get(HEADER_BY).unwrap_or_default().to_owned(),
+            since_ms,
+        })
+    }
+
+    /// When it fires next, Unix time in milliseconds; none while it is paused. `zone` is the one it names.
+    /// An interval counts from when it was made or resumed; a server that was down when it should have fired counts anew.
+    #[must_use]
+    pub fn next_ms(&self, now_ms: i64, zone: &TimeZone) -> Option<i64> {
+        match &self.when {
+            _ if self.paused => None,
+            When::Every(interval) => {
+                let interval = i64::try_from(interval.as_millis()).ok()?;
+                // The server rounds to the second.
+                let first = self.since_ms.checked_add(500)?.div_euclid(1000) * 1000;
+                let times = (now_ms - first).div_euclid(interval).max(0) + 1;
+                first.checked_add(interval.checked_mul(times)?)
+            }
+            When::Cron(cron, _) => {
+                let now = Timestamp::from_millisecond(now_ms).ok()?;
+                cron.next(now, zone).map(Timestamp::as_millisecond)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::{Arrival, Origin, Task};
+
+    fn schedule(when: When, paused: bool) -> Schedule {
+        Schedule {
+            name: "nightly".into(),
+            queue: "q".into(),
+            kind: "k".into(),
+            payload: Bytes::from_static(b"12"),
+            when,
+            paused,
+            timeout: Some(Duration::from_secs(90)),
+            attempts_max: Some(5),
+            by: "me@here".into(),
+            since_ms: 7,
+        }
+    }
+
+    #[test]
+    fn headers_read_back() {
+        let berlin = When::Cron(Cron::parse("0 9 * * 1-5").unwrap(), Some("Europe/Berlin".into()));
+        for when in
+            [berlin, When::every(Duration::from_millis(1500)).unwrap(), When::every(Duration::from_secs(90)).unwrap()]
+        {
+            for paused in [false, true] {
+                let schedule = schedule(when.clone(), paused);
+                let headers = schedule.headers();
+                assert_eq!(Schedule::read(&headers, schedule.payload.clone(), 7), Some(schedule));
+            }
+        }
+    }
+
+    #[test]
+    fn a_firing_is_a_task_of_its_own() {
+        let headers = schedule(When::every(Duration::from_secs(1)).unwrap(), false).headers();
+        let arrival = Arrival { origin: Origin::Due, epoch: "e", seq: 3, stored_ms: 5 };
+        let task = Task::read("due.q.k", &headers, Bytes::from_static(b"12"), arrival);
+        assert_eq!((task.id().as_str(), task.republished, task.attempt), ("e-3", false, 1));
+        assert_eq!(
+            (task.timeout, task.attempts_max, task.defect.clone()),
+            (Some(Duration::from_secs(90)), Some(5), None)
+        );
+        let again = task.republish_headers(None, 2, &[], "m".into());
+        assert!(again.contains(&(HEADER_NAME.to_owned(), "nightly".to_owned())), "{again:?}");
+    }
+
+    #[test]
+    fn intervals() {
+        for bad in [Duration::ZERO, Duration::from_millis(999), Duration::from_nanos(1_000_000_001), Duration::MAX] {
+            assert_eq!(When::every(bad), Err(ScheduleError::Every(bad)));
+        }
+        let every = schedule(When::every(Duration::from_secs(10)).unwrap(), false);
+        let next = |since_ms, now_ms| Schedule { since_ms, ..every.clone() }.next_ms(now_ms, &TimeZone::UTC);
+        assert_eq!((next(1499, 1500), next(1500, 1500)), (Some(11_000), Some(12_000)));
+        assert_eq!((next(1499, 11_000), next(1499, 20_999)), (Some(21_000), Some(21_000)));
+    }
+}

@@ -1,0 +1,223 @@
+//! `POST /v1/tasks/{queue}/{kind}`: one task, its arguments the body. Answered after the server has stored it, or, with
+//! `wait`, when it has ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{FromRequest, Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, body::Bytes};
+use millpond::bus::publish::Patience;
+use millpond::bus::subject;
+use millpond::client::{ClientError, NewTask, NoResult, Submitted, TaskEnd};
+use millpond::config::duration;
+use millpond::limits::{HTTP_WAIT_MAX, HTTP_WAITERS_MAX};
+use millpond::outcome::Failure;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::asked::{self, Asked};
+use super::{App, Refusal};
+use crate::ndjson;
+
+/// How long a publish may wait for room or for the server before the caller is told to come again.
+const STORE_WITHIN: Duration = Duration::from_secs(10);
+
+/// What may be said in the query.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct TaskQuery {
+    /// The job that it belongs to.
+    #[param(example = "report-7", pattern = "^[A-Za-z0-9_-]{1,64}$", nullable = false)]
+    job: Option<String>,
+    /// Answer when it has ended, 200, or after this long, 202: a duration such as `30s`, 10 minutes at the most.
+    #[param(example = "2s", pattern = "^[0-9]{1,3}(ms|s)$", nullable = false)]
+    wait: Option<String>,
+}
+
+/// A task that is stored.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Stored {
+    /// Its id: the Idempotency-Key, or a random one.
+    id: String,
+    queue: String,
+    kind: String,
+    /// The job that it belongs to; with `wait`, one of its own.
+    job: Option<String>,
+    /// The server had this id already: nothing was published.
+    duplicate: bool,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Status {
+    /// It has a result.
+    Done,
+    /// It failed for good; a dead letter has the evidence.
+    Dead,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// The end of a task.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Ended {
+    /// Its id.
+    pub(super) id: String,
+    #[serde(flatten)]
+    pub(super) end: End,
+}
+
+/// How a task ended, and with what.
+#[derive(Serialize, ToSchema)]
+pub(super) struct End {
+    pub(super) status: Status,
+    /// What the handler returned, any JSON value; only when it is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    result: Option<Box<RawValue>>,
+    /// Why it failed: `type`, `message`, and what else is known; only when it is dead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>, nullable = false)]
+    failure: Option<Failure>,
+}
+
+impl From<TaskEnd> for End {
+    fn from(end: TaskEnd) -> Self {
+        let (status, result, failure) = match end {
+            Ok(value) => (Status::Done, Some(value), None),
+            Err(NoResult::Dead(failure)) => (Status::Dead, None, Some(failure)),
+            Err(NoResult::Cancelled) => (Status::Cancelled, None, None),
+        };
+        Self { status, result, failure }
+    }
+}
+
+/// Publish one task.
+///
+/// The body is its arguments, one JSON value of at most 1 MiB.
+#[utoipa::path(post, path = "/v1/tasks/{queue}/{kind}", tag = "publish", security(("bearer" = [])),
+    params(
+        ("queue" = String, Path, description = "Who runs it", example = "default", pattern = "^[A-Za-z0-9_-]{1,64}$"),
+        ("kind" = String, Path, description = "Which handler runs it", example = "square", pattern = "^[A-Za-z0-9_-]{1,64}$"),
+        TaskQuery,
+        ("Idempotency-Key" = inline(Option<String>), Header, nullable = false, description = "Its id: the same again within 30 s is stored once, and its end is kept once", example = "order-7", max_length = 256),
+        ("Millpond-Timeout" = inline(Option<String>), Header, nullable = false, description = "Timeout of one attempt", example = "30s", pattern = "^[1-9][0-9]{0,3}(ms|s|m|h)$"),
+        ("Millpond-Attempts-Max" = inline(Option<u32>), Header, nullable = false, description = "Attempts before it is a dead letter", example = 3, minimum = 1, maximum = 100),
+        ("Millpond-Delay" = inline(Option<String>), Header, nullable = false, description = "It waits at the server for this long", example = "1s", pattern = "^[0-9]{1,4}(ms|s|m|h)$"),
+        ("Millpond-Expires" = inline(Option<String>), Header, nullable = false, description = "It must not start later", example = "2100-01-31T12:00:00Z", format = "date-time"),
+        ("Millpond-Reply-To" = inline(Option<String>), Header, nullable = false, description = "NATS subject on which its end is told too", example = "reply.order-7", pattern = "^reply\\.[A-Za-z0-9_-]{1,64}$"),
+        ("traceparent" = inline(Option<String>), Header, nullable = false, description = "W3C trace context that it continues", example = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    ),
+    request_body(content = serde_json::Value, content_type = "application/json", description = "The arguments", example = json!(12)),
+    responses(
+        (status = 200, description = "It has ended (only with `wait`)", body = Ended, examples(
+            ("done" = (value = json!({"id": "order-7", "status": "done", "result": 144}))),
+            ("dead" = (value = json!({"id": "order-7", "status": "dead", "failure": {"type": "error", "message": "no", "retry": true}}))),
+            ("cancelled" = (value = json!({"id": "order-7", "status": "cancelled"}))))),
+        (status = 202, description = "It is stored; with `wait`, it has not ended in time and goes on", body = Stored,
+            example = json!({"id": "order-7", "queue": "default", "kind": "square", "job": null, "duplicate": false})),
+        (status = 400, description = "Something said does not fit", body = Refusal, example = json!({"error": "Millpond-Timeout: expected number at 0; write a duration such as 30s or 5m"})),
+        (status = 401, description = "No token, or another", body = Refusal, example = json!({"error": "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)"})),
+        (status = 413, description = "It is too large", body = Refusal, example = json!({"error": "the body has more than 1048576 bytes; a task may not be larger"})),
+        (status = 415, description = "The body is of another type", body = Refusal, example = json!({"error": "a task's arguments are one JSON value (application/json)"})),
+        (status = 429, description = "No room now; `Retry-After` says when to come again, with the same Idempotency-Key", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "no room for more tasks now: come again, with the same Idempotency-Key"})),
+        (status = 503, description = "NATS does not answer; come again, with the same Idempotency-Key", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "NATS does not answer: come again, with the same Idempotency-Key"})),
+    ))]
+pub(super) async fn publish(
+    State(app): State<Arc<App>>,
+    Asked((queue, kind), query): Asked<(String, String), TaskQuery>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let headers = request.headers().clone();
+    let task = asked::task(queue, kind, query.job, &headers)?;
+    let wait = query.wait.as_deref().map(wait_time).transpose()?;
+    check_type(&headers)?;
+    let payload = Bytes::from_request(request, &()).await.map_err(|rejected| asked::bad_body(&rejected))?;
+    if let Err(wrong) = serde_json::from_slice::<&RawValue>(&payload) {
+        let text = format!("the body is the task's arguments, one JSON value: {wrong}; POST /v1/jobs/… takes many");
+        return Err(Refusal::bad(text));
+    }
+    let task = NewTask { payload, ..task };
+    match wait {
+        None => {
+            let storing = app.client.submit(&task, Patience::Within(STORE_WITHIN));
+            let stored = counted(&app, tokio::time::timeout(STORE_WITHIN, storing).await)?;
+            Ok(accepted(&task, stored))
+        }
+        Some(wait) => wait_for(&app, task, wait).await,
+    }
+}
+
+fn wait_time(text: &str) -> Result<Duration, Refusal> {
+    let wait = duration(text).map_err(|wrong| Refusal::bad(format!("wait: {wrong}")))?;
+    let fits = wait <= HTTP_WAIT_MAX;
+    let text = || format!("wait must be {} minutes at the most", HTTP_WAIT_MAX.as_secs() / 60);
+    fits.then_some(wait).ok_or_else(|| Refusal::bad(text()))
+}
+
+fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    match asked::media_type(headers) {
+        Some(given) if ndjson::TYPES.contains(&given.as_str()) || given.starts_with("multipart/") => {
+            let text = format!(
+                "a task's arguments are one JSON value (application/json), not {given}; POST /v1/jobs/{{queue}}/{{kind}} takes many, a line each"
+            );
+            Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What came of a publish; none when it took too long.
+type Tried = Result<Result<Submitted, ClientError>, tokio::time::error::Elapsed>;
+
+fn counted(app: &App, tried: Tried) -> Result<Submitted, Refusal> {
+    let stored = if matches!(tried, Ok(Ok(_))) { "yes" } else { "no" };
+    metrics::counter!("millpond_tasks_published_total", "stored" => stored).increment(1);
+    match tried {
+        Ok(Ok(stored)) => Ok(stored),
+        Ok(Err(refused)) => Err(Refusal::from(&refused)),
+        Err(_) if app.bus.is_connected() => {
+            Err(Refusal::busy("no room for more tasks now: come again, with the same Idempotency-Key"))
+        }
+        Err(_) => {
+            let text = "NATS does not answer: come again, with the same Idempotency-Key";
+            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text))
+        }
+    }
+}
+
+fn accepted(task: &NewTask, stored: Submitted) -> Response {
+    let Submitted { id, duplicate } = stored;
+    let (queue, kind, job) = (task.queue.clone(), task.kind.clone(), task.job.clone());
+    (StatusCode::ACCEPTED, Json(Stored { id, queue, kind, job, duplicate })).into_response()
+}
+
+/// Publishes it and answers when it has ended, or after `wait`. Who goes away meanwhile leaves it as it is: it runs on.
+async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, Refusal> {
+    let Ok(_permit) = app.waiters.try_acquire() else {
+        let text = format!("{HTTP_WAITERS_MAX} requests wait already: come again, or leave out `wait`");
+        return Err(Refusal::busy(text));
+    };
+    // Under a key the same job each time: who asks again after a broken connection hears what came meanwhile.
+    if let (None, Some(id)) = (&task.job, &task.id) {
+        task.job = Some(format!("s-{}", subject::key(&format!("{}/{id}", task.queue))));
+    }
+    subject::TaskSubject::new(&task.queue, &task.kind, task.job.clone())
+        .map_err(|wrong| Refusal::bad(wrong.to_string()))?;
+    let mut session = app.client.session(task.job.clone()).await.map_err(|fault| Refusal::from(&fault))?;
+    task.job = Some(session.job().to_owned());
+    let storing = session.submit(&task, Patience::Within(STORE_WITHIN));
+    let stored = counted(app, tokio::time::timeout(STORE_WITHIN, storing).await)?;
+    tokio::select! {
+        end = session.end(&task.queue, &stored.id) => {
+            Ok(Json(Ended { id: stored.id, end: end.into() }).into_response())
+        }
+        () = tokio::time::sleep(wait) => Ok(accepted(&task, stored)),
+        () = app.shutdown.cancelled() => Ok(accepted(&task, stored)),
+    }
+}

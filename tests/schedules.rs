@@ -1,0 +1,165 @@
+//! Tasks that recur: the server publishes them by itself, through its own restarts, and by their last word only.
+
+use std::collections::BTreeMap;
+use std::process::Output;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, PATIENCE, until};
+
+async fn cli(cluster: &Cluster, arguments: &[&str]) -> Output {
+    let mut command = cluster.command(&[&["schedule"], arguments].concat());
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+/// What it prints as JSON, a line each.
+async fn told(cluster: &Cluster, arguments: &[&str]) -> Vec<Value> {
+    let output = cli(cluster, &[arguments, &["--json"]].concat()).await;
+    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+    String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Results of a kind that have ended, by id.
+async fn ended(cluster: &Cluster, kind: &str) -> BTreeMap<String, Value> {
+    let query = [("kind", kind.to_owned()), ("limit", "1000".to_owned())];
+    let tasks = cluster.get("/api/v1/tasks", &query).await.unwrap_or_default();
+    let rows = tasks["rows"].as_array().cloned().unwrap_or_default();
+    rows.into_iter().filter(|t| t["status"] == "done").map(|t| (t["id"].as_str().unwrap().to_owned(), t)).collect()
+}
+
+/// Waits until so many of a kind have ended.
+async fn ended_at_least(cluster: &Cluster, kind: &str, count: usize) -> BTreeMap<String, Value> {
+    until(&format!("{count} results of {kind}"), PATIENCE, async || {
+        let tasks = ended(cluster, kind).await;
+        (tasks.len() >= count).then_some(tasks)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_fires_again_and_again_through_a_restart_of_the_server() {
+    let mut cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let added = told(&cluster, &["add", "pulse", "square", "12", "--every", "1s", "--attempts-max", "2"]).await;
+    assert_eq!((&added[0]["schedule"], &added[0]["args"]), (&json!("@every 1s"), &json!(12)));
+    let before = ended_at_least(&cluster, "square", 3).await;
+    assert!(before.values().all(|task| task["result"] == 144 && task["attempt"] == 1), "{before:?}");
+    cluster.nats.restart();
+    let after = ended_at_least(&cluster, "square", before.len() + 3).await;
+    // Each firing is a task of its own: an id of the stream's epoch and a sequence.
+    let epochs: std::collections::BTreeSet<&str> = after.keys().map(|id| id.split_once('-').unwrap().0).collect();
+    assert_eq!(epochs.len(), 1, "{after:?}");
+    let listed = told(&cluster, &["ls"]).await;
+    assert_eq!((listed.len(), &listed[0]["name"], &listed[0]["paused"]), (1, &json!("pulse"), &json!(false)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_name_is_one_schedule_that_can_be_paused_and_removed() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    told(&cluster, &["add", "pulse", "square", "3", "--every", "1s"]).await;
+    ended_at_least(&cluster, "square", 1).await;
+    // Another kind, another time, the same name: only the new one fires.
+    told(&cluster, &["add", "pulse", "echo", r#"{"n": 1}"#, "--cron", "* * * * * *", "--tz", "Europe/Berlin"]).await;
+    ended_at_least(&cluster, "echo", 1).await;
+    let squares = ended(&cluster, "square").await.len();
+    let echoes = ended_at_least(&cluster, "echo", 4).await;
+    assert!(echoes.values().all(|task| task["result"]["n"] == 1));
+    assert_eq!(ended(&cluster, "square").await.len(), squares);
+    assert_eq!(told(&cluster, &["ls"]).await.len(), 1);
+    // A purge of the queue is of what waits, not of what recurs.
+    let purged = cluster.api.post("/api/v1/queues/default/purge", &json!({})).await.unwrap();
+    assert!(purged["count"].is_u64(), "{purged}");
+    // Paused, it fires no more, and keeps all that it was.
+    let paused = told(&cluster, &["pause", "pulse"]).await;
+    assert_eq!((&paused[0]["paused"], &paused[0]["next_ms"]), (&json!(true), &Value::Null));
+    assert_eq!(told(&cluster, &["pause", "pulse"]).await, paused);
+    let other = told(&cluster, &["add", "clock", "square", "7", "--every", "1s"]).await;
+    assert_eq!(other[0]["name"], "clock");
+    let echoes = ended(&cluster, "echo").await.len();
+    ended_at_least(&cluster, "square", squares + 3).await;
+    // What was published before the pause may have ended since.
+    assert!(ended(&cluster, "echo").await.len() <= echoes + 1);
+    let listed = told(&cluster, &["ls"]).await;
+    let pulse = &listed[1];
+    assert_eq!((&pulse["schedule"], &pulse["zone"]), (&json!("* * * * * *"), &json!("Europe/Berlin")));
+    assert_eq!(told(&cluster, &["resume", "pulse"]).await[0]["paused"], false);
+    ended_at_least(&cluster, "echo", echoes + 3).await;
+    // Removed, also while it is paused.
+    assert_eq!(told(&cluster, &["rm", "pulse"]).await[0]["removed"], true);
+    told(&cluster, &["pause", "clock"]).await;
+    told(&cluster, &["rm", "clock"]).await;
+    assert!(told(&cluster, &["ls"]).await.is_empty());
+    for verb in ["rm", "pause", "resume"] {
+        let none = cli(&cluster, &[verb, "pulse"]).await;
+        assert!(!none.status.success() && said(&none).contains("no schedule pulse"), "{}", said(&none));
+    }
+    let (echoes, squares) = (ended(&cluster, "echo").await.len(), ended(&cluster, "square").await.len());
+    told(&cluster, &["add", "last", "count_primes", r#"{"from": 1, "to": 9}"#, "--every", "1s"]).await;
+    ended_at_least(&cluster, "count_primes", 3).await;
+    assert!(ended(&cluster, "echo").await.len() <= echoes + 1 && ended(&cluster, "square").await.len() <= squares + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_task_of_a_schedule_tells_where_it_comes_from() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    told(&cluster, &["add", "ill", "fail", "{}", "--every", "1h"]).await;
+    // An hour is long: the same once a second.
+    told(&cluster, &["add", "ill", "fail", "{}", "--every", "1s", "--attempts-max", "2", "--timeout", "90s"]).await;
+    let letter = until("letter", PATIENCE, async || {
+        let dead = cluster.get("/api/v1/dead", &[]).await?;
+        let id = dead["rows"][0]["id"].as_str()?.to_owned();
+        cluster.get("/api/v1/dead_letter", &[("id", id)]).await
+    })
+    .await;
+    assert_eq!((&letter["attempt"], &letter["reason"]), (&json!(2), &json!("exhausted")), "{letter}");
+    let headers = letter["headers"].to_string();
+    assert!(headers.contains("Millpond-Schedule") && headers.contains("ill"), "{letter}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_a_schedule_is_refused_before_anything_is_stored() {
+    let cluster = Cluster::start().await;
+    let kind = ["add", "x", "square"];
+    let cases: [(&[&str], &str); 10] = [
+        (&["--cron", "61 * * * *"], "minute"),
+        (&["--cron", "0 9 * *"], "4 fields"),
+        (&["--cron", "0 0 31 2 *"], "no time"),
+        (&["--cron", "0 9 * * 7"], "weekday"),
+        (&["--cron", "0 9 * * *", "--tz", "Mars/Base"], "Mars/Base"),
+        (&["--every", "100ms"], "every second"),
+        (&["--every", "1s", "--tz", "Europe/Berlin"], "--tz"),
+        (&["--every", "1s", "--queue", "a.b"], "queue"),
+        (&["12x", "--every", "1s"], "not JSON"),
+        (&[], "--every"),
+    ];
+    for (arguments, words) in cases {
+        let refused = cli(&cluster, &[&kind, arguments].concat()).await;
+        assert!(!refused.status.success() && said(&refused).contains(words), "{arguments:?}: {}", said(&refused));
+    }
+    assert!(told(&cluster, &["ls"]).await.is_empty());
+    // What only the server knows to refuse is told as it says it.
+    let nobody = cli(&cluster, &["add", "-", "square", "--every", "1s"]).await;
+    assert!(!nobody.status.success(), "a lone - is no name");
+    // The next time of cron, in its zone: nine in Berlin on a weekday.
+    let added =
+        told(&cluster, &["add", "morning", "square", "1", "--cron", "0 9 * * 1-5", "--tz", "europe/berlin"]).await;
+    let next = jiff_ms(added[0]["next_ms"].as_i64().unwrap());
+    assert_eq!((added[0]["zone"].as_str().unwrap(), next.hour(), next.minute()), ("Europe/Berlin", 9, 0));
+    assert!(next.weekday().to_monday_one_offset() <= 5);
+    let listed = cluster.get("/api/v1/schedules", &[]).await.unwrap();
+    assert_eq!(
+        (&listed["rows"][0]["name"], &listed["rows"][0]["schedule"]),
+        (&json!("morning"), &json!("0 0 9 * * 1-5"))
+    );
+}
+
+fn jiff_ms(ms: i64) -> jiff::civil::DateTime {
+    let at = jiff::Timestamp::from_millisecond(ms).unwrap();
+    jiff::tz::TimeZone::get("Europe/Berlin").unwrap().to_datetime(at)
+}
