@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod batches;
+mod bounded;
 mod children;
 mod examples;
 mod failpoints;

@@ -143,6 +143,12 @@ pub const PUBLISH_ACK_WAIT: Duration = Duration::from_secs(5);
 pub const STREAM_FULL_WAIT: Duration = Duration::from_millis(200);
 /// Our clients stop at this share of the TASKS limit, in percent, so that others have room.
 pub const STREAM_FILL_PERCENT_MAX: u64 = 90;
+/// How long a publisher believes what it knows of a queue's limit of waiting tasks before it asks again.
+pub const QUEUE_LIMIT_KNOWN_FOR: Duration = Duration::from_secs(1);
+/// First wait of a publisher for room in a bounded queue; it doubles.
+pub const QUEUE_FULL_WAIT_MIN: Duration = Duration::from_millis(10);
+/// Longest such wait.
+pub const QUEUE_FULL_WAIT_MAX: Duration = Duration::from_millis(100);
 /// Items between the oldest unprinted and the newest published one of an ordered `map`.
 pub const MAP_WINDOW_ITEMS: u64 = 65_536;
 /// Bytes of results that an ordered `map` holds back at the most before it stops publishing.

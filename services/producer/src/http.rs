@@ -133,7 +133,9 @@ async fn many(app: &App, task: NewTask, headers: &HeaderMap, body: Body) -> Resp
 }
 
 async fn one(app: &App, task: NewTask) -> Response {
-    let stored = tokio::time::timeout(STORE_WITHIN, app.client.submit(&task, Patience::Within(STORE_WITHIN))).await;
+    // A full queue says so itself, in time; a full stream is waited for without an end.
+    let storing = app.client.submit(&task, Patience::Within(STORE_WITHIN));
+    let stored = tokio::time::timeout(STORE_WITHIN + Duration::from_secs(1), storing).await;
     metrics::counter!("millpond_tasks_published_total", "stored" => if matches!(stored, Ok(Ok(_))) { "yes" } else { "no" })
         .increment(1);
     match stored {
@@ -141,16 +143,20 @@ async fn one(app: &App, task: NewTask) -> Response {
             let answer = json!({ "id": stored.id, "queue": task.queue, "kind": task.kind, "job": task.job, "duplicate": stored.duplicate });
             (StatusCode::ACCEPTED, Json(answer)).into_response()
         }
+        Ok(Err(full @ ClientError::Publish(PublishError::QueueFull { .. }))) => no_room(&full.to_string()),
         Ok(Err(refused)) => answer_error(&refused),
         Err(_) if app.bus.is_connected() => {
-            let text = "no room for more tasks now: come again, with the same Idempotency-Key";
-            (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, RETRY_AFTER_S)], Json(json!({ "error": text })))
-                .into_response()
+            no_room("no room for more tasks now: come again, with the same Idempotency-Key")
         }
         Err(_) => {
             error(StatusCode::SERVICE_UNAVAILABLE, "NATS does not answer: come again, with the same Idempotency-Key")
         }
     }
+}
+
+fn no_room(text: &str) -> Response {
+    (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, RETRY_AFTER_S)], Json(json!({ "error": text })))
+        .into_response()
 }
 
 fn answer_error(refused: &ClientError) -> Response {

@@ -74,7 +74,9 @@ pub(crate) async fn publish(
 
 fn answer_error(failed: &PublishAllError, job: Option<&str>) -> Response {
     let status = match &failed.error {
-        ClientError::Input { .. } | ClientError::Subject(_) => StatusCode::BAD_REQUEST,
+        ClientError::Input { .. } | ClientError::Subject(_) | ClientError::BatchInBoundedQueue { .. } => {
+            StatusCode::BAD_REQUEST
+        }
         ClientError::Publish(PublishError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };

@@ -145,6 +145,7 @@ impl Client {
             Batch::Auto => Batch::Auto,
         };
         let spec = MapSpec { batch, ..spec };
+        self.check_batch(&spec.queue, batch, Patience::Endless).await?;
         let now = crate::now_ms();
         let reader = JobReader::start(&self.bus, &job).await?;
         let record = match before {
@@ -327,7 +328,9 @@ impl MapRun {
         self.next_index += 1;
         self.filling_bytes += value.len() + 1;
         self.filling.push(value);
-        if self.filling.len() >= self.sizer.size() as usize {
+        // In a bounded queue, whose limit counts messages, each task is one.
+        let alone = self.filling.len() == 1 && self.spec.batch == Batch::Auto;
+        if self.filling.len() >= self.sizer.size() as usize || alone && self.client.doors.is_bounded(&self.spec.queue) {
             self.publish_filling();
         }
         Ok(())
@@ -376,7 +379,7 @@ impl MapRun {
             (self.client.clone(), Published { from, to: self.next_index, bytes: task.payload.len() });
         self.publishing_bytes += published.bytes;
         self.publishing.push(Box::pin(async move {
-            client.submit(&task, Patience::Endless).await?;
+            client.publish(&task, Patience::Endless).await?;
             Ok(published)
         }));
     }

@@ -33,6 +33,12 @@ impl Client {
 }
 
 impl Session {
+    /// Its job.
+    #[must_use]
+    pub fn job(&self) -> &str {
+        &self.job
+    }
+
     /// Publishes a task and waits for its end, however long that takes. `stored` is called once the server has it.
     ///
     /// # Errors
@@ -46,10 +52,19 @@ impl Session {
         let task = NewTask { job: Some(self.job.clone()), ..task };
         let submitted = self.client.submit(&task, patience).await?;
         stored(&submitted);
-        let ours = (task.queue, submitted.id.clone());
+        let end = self.wait(&task.queue, &submitted.id).await;
+        Ok((submitted, end))
+    }
+
+    /// Waits for the end of a task of this job, however long that takes.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn wait(&mut self, queue: &str, id: &str) -> TaskEnd {
+        let ours = (queue.to_owned(), id.to_owned());
         loop {
             if let Some(end) = self.early.remove(&ours) {
-                return Ok((submitted, end));
+                return end;
             }
             let (subject, pack) = self.reader.next().await;
             if self.early.len() > EARLY_MAX {

@@ -1,6 +1,7 @@
 //! The HTTP API: what the console and the CLI read. All under /api/v1 needs the token; health and metrics do not.
 
 mod api;
+mod bounds;
 mod operate;
 mod why;
 
@@ -46,6 +47,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/dead/retry", post(operate::retry))
         .route("/dead/purge", post(operate::purge_letters))
         .route("/queues", get(operate::queues))
+        .route("/queues/{queue}/set", post(bounds::set))
         .route("/queues/{queue}/pause", post(operate::pause))
         .route("/queues/{queue}/resume", post(operate::resume))
         .route("/queues/{queue}/purge", post(operate::purge))
