@@ -192,7 +192,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             || matches!(cause.downcast_ref(), Some(ClientError::Connect(_)))
             || cause.downcast_ref().is_some_and(|e: &reqwest::Error| e.is_connect() || e.is_timeout())
     });
-    let full = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(PublishError::QueueFull { .. })));
+    let is_full = |e: &ClientError| matches!(e, ClientError::Publish(PublishError::QueueFull { .. }));
+    let full = error.chain().any(|cause| cause.downcast_ref().is_some_and(is_full));
     match () {
         () if is_broken_pipe(error) => 0,
         () if full => EXIT_QUEUE_FULL,

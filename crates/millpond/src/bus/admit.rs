@@ -244,6 +244,8 @@ impl Entry<'_> {
                     door.enter(stored.seq);
                     return Ok(stored);
                 }
+                // Said what it was told: whatever that means, asking at once again does not help.
+                Err(Failed::NotLast(newest)) if newest == door.last => return Err(Failed::Again(STREAM_FULL_WAIT)),
                 Err(Failed::NotLast(newest)) => door.learn(newest),
                 Err(failed) => {
                     self.doubt = true;

@@ -1,12 +1,13 @@
 //! Bounded queues: how many tasks may wait in a queue (the bucket `millpond_queues`), and how many do.
 //! Whoever publishes asks here; `admit` holds publishers to it, the collector writes it.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_nats::client::RequestErrorKind;
 use bytes::Bytes;
-use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::queues::QueueState;
 use super::topology::{BUCKET_QUEUES, STREAM_TASKS, TopologyError};
@@ -37,6 +38,19 @@ pub struct Fill {
     pub max_waiting: u64,
 }
 
+/// What the server says of a stream's subjects.
+#[derive(Deserialize)]
+struct Page {
+    #[serde(default)]
+    total: usize,
+    state: Subjects,
+}
+
+#[derive(Deserialize)]
+struct Subjects {
+    subjects: Option<HashMap<String, u64>>,
+}
+
 impl Bus {
     /// What is set for a queue; none when the server does not answer. Where the bucket is missing (a `setup` of an
     /// older version), nothing is set.
@@ -55,16 +69,27 @@ impl Bus {
     /// # Errors
     /// [`TopologyError`] when the server does not answer.
     pub async fn count_waiting(&self, queue: &str, enough: u64) -> Result<u64, TopologyError> {
-        let failed = |error: &dyn std::error::Error| TopologyError::new(STREAM_TASKS, error);
-        let stream = self.js.get_stream_no_info(STREAM_TASKS).await.map_err(|e| failed(&e))?;
-        let mut subjects = stream.info_with_subjects(format!("tasks.{queue}.>")).await.map_err(|e| failed(&e))?;
-        let mut waiting = 0;
-        while waiting < enough
-            && let Some(subject) = subjects.next().await
-        {
-            waiting += subject.map_err(|e| failed(&e))?.1 as u64;
+        let (mut waiting, mut offset) = (0, 0);
+        loop {
+            // One request a page of 100 000 subjects; the client's own reader always makes one more.
+            let page = self.subjects(STREAM_TASKS, &format!("tasks.{queue}.>"), offset).await?;
+            let subjects = page.state.subjects.unwrap_or_default();
+            offset += subjects.len();
+            waiting += subjects.values().sum::<u64>();
+            if subjects.is_empty() || offset >= page.total || waiting >= enough {
+                return Ok(waiting);
+            }
         }
-        Ok(waiting)
+    }
+
+    /// One page of the subjects of a stream.
+    async fn subjects(&self, stream: &str, filter: &str, offset: usize) -> Result<Page, TopologyError> {
+        let failed = |error: &dyn std::error::Error| TopologyError::new(stream, error);
+        let question = Bytes::from(json!({ "subjects_filter": filter, "offset": offset }).to_string());
+        let asked = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), question);
+        let answer =
+            tokio::time::timeout(ANSWER_WITHIN, asked).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        serde_json::from_slice(&answer.payload).map_err(|e| failed(&e))
     }
 
     /// Sets how many tasks may wait in a queue; publishers know it within about a second. In the collector's role.
@@ -84,12 +109,8 @@ impl Bus {
     /// [`TopologyError`] when the server does not answer.
     pub async fn queues_with_limits(&self) -> Result<Vec<QueueState>, TopologyError> {
         let mut queues = self.queues().await?;
-        let name = format!("KV_{BUCKET_QUEUES}");
-        let failed = |error: &dyn std::error::Error| TopologyError::new(BUCKET_QUEUES, error);
-        let stream = self.js.get_stream_no_info(&name).await.map_err(|e| failed(&e))?;
-        let mut keys = stream.info_with_subjects(format!("$KV.{BUCKET_QUEUES}.>")).await.map_err(|e| failed(&e))?;
-        while let Some(key) = keys.next().await {
-            let (key, _) = key.map_err(|e| failed(&e))?;
+        let keys = self.subjects(&format!("KV_{BUCKET_QUEUES}"), &format!("$KV.{BUCKET_QUEUES}.>"), 0).await?;
+        for key in keys.state.subjects.unwrap_or_default().into_keys() {
             let Some(queue) = key.rsplit('.').next() else { continue };
             let Some(QueueSettings { max_waiting: Some(max) }) = self.queue_settings(queue).await else { continue };
             if let Some(known) = queues.iter_mut().find(|known| known.queue == queue) {

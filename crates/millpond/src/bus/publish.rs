@@ -203,17 +203,18 @@ fn judge(error: &NatsPublishError, subject: &str, bytes: usize) -> Failed {
             }
             Some(code) if BUSY.contains(&code.0) => Failed::Again(STREAM_FULL_WAIT),
             Some(ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID) => Failed::NotStored,
-            // "wrong last sequence: 12"
-            Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE) => {
-                let newest = reason().rsplit(|c: char| !c.is_ascii_digit()).find(|n| !n.is_empty()).map(str::parse);
-                match newest {
-                    Some(Ok(newest)) => Failed::NotLast(newest),
-                    _ => Failed::Final(PublishError::Refused { subject, reason: reason() }),
-                }
-            }
+            Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE) => match newest(&reason()) {
+                Some(newest) => Failed::NotLast(newest),
+                None => Failed::Final(PublishError::Refused { subject, reason: reason() }),
+            },
             _ => Failed::Final(PublishError::Refused { subject, reason: reason() }),
         },
     }
+}
+
+/// The sequence in `wrong last sequence: 12 (code …`; the server tells it nowhere else.
+fn newest(reason: &str) -> Option<u64> {
+    reason.split("sequence: ").nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Keeps our own clients below [`STREAM_FILL_PERCENT_MAX`] of TASKS, so that others have room. Asks at most four times
@@ -256,5 +257,17 @@ impl Room {
             .is_ok_and(|s| above(s.messages, s.messages_max) || above(s.bytes, s.bytes_max));
         *seen = Some((Instant::now(), full));
         full
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_sequence_is_read_from_the_words() {
+        assert_eq!(newest("wrong last sequence: 0 (code 400, error code 10071)"), Some(0));
+        assert_eq!(newest("wrong last sequence: 12"), Some(12));
+        assert_eq!(newest("wrong last sequence (code 400, error code 10071)"), None);
     }
 }
