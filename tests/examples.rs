@@ -126,6 +126,29 @@ async fn a_pool_finds_the_primes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_queue_of_ten_blocks_its_producers_and_is_joined() {
+    let example = Example::start("03-queue").await;
+    let printed = example.run(&[]).await;
+    // Each producer prints its job when all of its input is stored.
+    let (mut jobs, said): (Vec<&String>, Vec<&String>) =
+        printed.iter().partition(|line| line.starts_with("a-") || line.starts_with("b-"));
+    jobs.sort();
+    assert_eq!(jobs.len(), 2, "{printed:?}");
+    let wanted = ["full: 10 wait, both producers block", "joined: 40 and 60 items", "consumers: 1", "consumer gone"];
+    assert_eq!(said, wanted);
+    for (job, items) in jobs.into_iter().zip([1..=40, 101..=160]) {
+        let ends = example.millpond(&["job", "results", job, "--json"]).await;
+        let eaten: Vec<i64> = ends.iter().map(|end| end["result"]["item"].as_i64().unwrap()).collect();
+        assert_eq!(eaten, items.collect::<Vec<_>>(), "{job}");
+    }
+    let queues = example.millpond(&["queue", "ls", "--json"]).await;
+    let line = queues.iter().find(|queue| queue["queue"] == "line").unwrap();
+    assert_eq!((&line["waiting"], &line["max_waiting"]), (&json!(0), &json!(10)));
+    assert!(example.workers().await.iter().all(|w| w["name"] != "consumer" || w["state"] != "live"));
+    example.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crawler_counts_its_successes_by_process() {
     let example = Example::start("05-crawler").await;
     let printed = example.run(&[]).await;

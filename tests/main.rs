@@ -6,6 +6,7 @@
 mod bad_input;
 mod batches;
 mod cancel;
+mod bounded;
 mod children;
 mod examples;
 mod failpoints;

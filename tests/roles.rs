@@ -117,8 +117,7 @@ async fn client_takes_no_tasks_and_purges_nothing() {
         "$KV.millpond_workers.w1",
         "$KV.millpond_starts.x",
         "$KV.millpond_cancels.x",
-        "$JS.API.DIRECT.GET.DUE",
-        "$JS.API.DIRECT.GET.DUE.sched.default.square.-.x",
+        "$KV.millpond_queues.x",
         "$JS.API.STREAM.PURGE.DUE",
     ];
     check("client", &publish, &["tasks.>", "dead.>", "lease.who.>", "$KV.>", ">"]).await;
@@ -132,6 +131,7 @@ async fn producer_takes_no_tasks_and_reads_no_letters() {
         "$JS.API.STREAM.PURGE.TASKS",
         "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
         "$KV.millpond_workers.w1",
+        "$KV.millpond_queues.x",
     ];
     check("producer", &publish, &["_INBOX.>", "tasks.>", "dead.>", ">"]).await;
 }
@@ -148,6 +148,7 @@ async fn worker_publishes_no_tasks() {
         "$JS.ACK.RESULTS.collector.1.1.1.1.1",
         "$KV.millpond_jobs.x",
         "$KV.millpond_cancels.x",
+        "$KV.millpond_queues.x",
         "ctl.cancel",
     ];
     check("worker", &publish, &["_INBOX.>", "tasks.>", "results.>", "dead.>", ">"]).await;
@@ -218,5 +219,5 @@ async fn setup_may_be_repeated_and_keeps_the_epochs() {
     assert_eq!((state().await.epoch, state().await.messages_max), (before, Some(500)));
     let js = jetstream::new(Intruder::connect(&cluster.nats, "setup").await.client);
     let names: Vec<String> = js.stream_names().filter_map(async |n| n.ok()).collect().await;
-    assert_eq!(names.len(), 4 + 7 + 1, "{names:?}");
+    assert_eq!(names.len(), 4 + 8 + 1, "{names:?}");
 }

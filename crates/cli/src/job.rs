@@ -2,20 +2,14 @@
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Subcommand;
-use millpond::config::duration;
 use serde_json::{Value, json};
 
-use crate::EXIT_TASK_FAILED;
 use crate::api::{Api, text};
 use crate::output::{Table, json_line, time};
 use crate::state::Env;
-
-/// How often a waiting command asks.
-const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// What to do with jobs.
 #[derive(Subcommand, Debug)]
@@ -34,14 +28,8 @@ pub enum JobCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Wait until all tasks of a job have ended; exit code 1 when some failed.
-    Wait {
-        /// Its name.
-        job: String,
-        /// Give up after this long.
-        #[arg(long, value_parser = duration)]
-        timeout: Option<Duration>,
-    },
+    /// Wait until all tasks of some jobs have ended; exit code 1 when some failed, 5 when a job has stalled.
+    Wait(crate::join::WaitArgs),
     /// Cancel a job: what waits of it is removed, what runs is ended. Its name can be used again after.
     Cancel {
         /// Its name.
@@ -69,7 +57,7 @@ pub async fn run(command: JobCommand, env: &Env) -> anyhow::Result<ExitCode> {
     match command {
         JobCommand::Ls { json } => ls(&api, json).await,
         JobCommand::Show { job, json } => show(&api, &job, json).await,
-        JobCommand::Wait { job, timeout } => wait(&api, &job, timeout).await,
+        JobCommand::Wait(args) => crate::join::run(&api, args).await,
         JobCommand::Cancel { job, json } => {
             let answer = api.post(&format!("/api/v1/jobs/{job}/cancel"), &json!({})).await?;
             if json {
@@ -125,31 +113,6 @@ async fn show(api: &Api, job: &str, json: bool) -> anyhow::Result<ExitCode> {
     }
     writeln!(out, "{:<10} {}", "created", time(&job, "created_ms"))?;
     Ok(ExitCode::SUCCESS)
-}
-
-async fn wait(api: &Api, job: &str, timeout: Option<Duration>) -> anyhow::Result<ExitCode> {
-    let started = Instant::now();
-    loop {
-        let found = api.get(&format!("/api/v1/jobs/{job}"), &[]).await?;
-        if let Some(found) = &found
-            && ["finished", "cancelled"].contains(&text(found, "state").as_str())
-        {
-            let failed = |field| found.get(field).and_then(Value::as_u64).unwrap_or(0);
-            let (dead, cancelled) = (failed("dead"), failed("cancelled"));
-            if dead + cancelled == 0 && text(found, "state") == "finished" {
-                return Ok(ExitCode::SUCCESS);
-            }
-            eprintln!("millpond: job {job}: {dead} dead, {cancelled} cancelled");
-            return Ok(ExitCode::from(EXIT_TASK_FAILED));
-        }
-        if let Some(limit) = timeout
-            && started.elapsed() >= limit
-        {
-            let state = found.map_or_else(|| "is not known".to_owned(), |f| format!("is {}", text(&f, "state")));
-            bail!("job {job} {state} after {}", humantime::format_duration(limit));
-        }
-        tokio::time::sleep(ASK_EVERY).await;
-    }
 }
 
 async fn results(api: &Api, job: &str, json: bool) -> anyhow::Result<ExitCode> {

@@ -7,8 +7,10 @@ mod dead;
 mod doctor;
 mod guard;
 mod job;
+mod join;
 mod map;
 pub mod nats_server;
+mod no_wait;
 mod output;
 mod queue;
 mod schedule;
@@ -29,6 +31,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use millpond::bus::ConnectError;
+use millpond::bus::publish::PublishError;
 use millpond::client::ClientError;
 use millpond::config::LogArgs;
 
@@ -36,8 +39,12 @@ use state::Env;
 
 /// A task failed, or a job did not end well.
 pub const EXIT_TASK_FAILED: u8 = 1;
+/// `job wait`: a job has nobody who adds to it or closes it, and nothing of it changes.
+pub const EXIT_STALLED: u8 = 5;
 /// NATS or the collector cannot be reached.
 pub const EXIT_UNREACHABLE: u8 = 69;
+/// The queue is full: come again.
+pub const EXIT_QUEUE_FULL: u8 = 75;
 /// Anything else that went wrong.
 pub const EXIT_ERROR: u8 = 70;
 
@@ -189,8 +196,11 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             || matches!(cause.downcast_ref(), Some(ClientError::Connect(_)))
             || cause.downcast_ref().is_some_and(|e: &reqwest::Error| e.is_connect() || e.is_timeout())
     });
+    let is_full = |e: &ClientError| matches!(e, ClientError::Publish(PublishError::QueueFull { .. }));
+    let full = error.chain().any(|cause| cause.downcast_ref().is_some_and(is_full));
     match () {
         () if is_broken_pipe(error) => 0,
+        () if full => EXIT_QUEUE_FULL,
         () if unreachable => EXIT_UNREACHABLE,
         () => EXIT_ERROR,
     }

@@ -54,6 +54,9 @@ pub struct MapArgs {
     /// Print an object per item, with its index and how it ended, instead of the bare result.
     #[arg(long)]
     json: bool,
+    /// Return when the server has stored all of it, and print the job's name: `job wait` and `job results` find it.
+    #[arg(long, conflicts_with = "unordered")]
+    no_wait: bool,
     /// Timeout of one attempt, such as 30s.
     #[arg(long, value_parser = duration)]
     timeout: Option<Duration>,
@@ -106,6 +109,9 @@ pub async fn run(args: MapArgs, env: &Env) -> anyhow::Result<ExitCode> {
         timeout: args.timeout,
         attempts_max: args.attempts_max,
     };
+    if args.no_wait {
+        return crate::no_wait::run(&client, spec, input, args.json).await;
+    }
     let mut run = client.map(spec, input).await?;
     let mut report = Report::new(&args, total);
     let mut hint = std::pin::pin!(crate::submit::hint(env, &args.queue, &args.kind));

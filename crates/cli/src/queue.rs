@@ -1,4 +1,4 @@
-//! `queue ls|pause|resume|purge`, over the collector's API.
+//! `queue ls|set|pause|resume|purge`, over the collector's API.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -19,6 +19,21 @@ pub enum QueueCommand {
     /// List queues: what waits, what workers hold, what waits for its time.
     Ls {
         /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Set how many tasks may wait in a queue: publishers block while it is full.
+    #[command(group = clap::ArgGroup::new("limit").required(true))]
+    Set {
+        /// Its name; it need not have workers yet.
+        queue: String,
+        /// Tasks that may wait in it, those that workers hold included; retries and delayed tasks are not counted.
+        #[arg(long, group = "limit", value_parser = clap::value_parser!(u64).range(1..))]
+        max_waiting: Option<u64>,
+        /// Any number.
+        #[arg(long, group = "limit")]
+        unlimited: bool,
+        /// As JSON.
         #[arg(long)]
         json: bool,
     },
@@ -68,6 +83,12 @@ pub async fn run(command: QueueCommand, env: &Env) -> anyhow::Result<ExitCode> {
     let api = Api::new(env)?;
     match command {
         QueueCommand::Ls { json } => ls(&api, json).await?,
+        QueueCommand::Set { queue, max_waiting, json, .. } => {
+            let answer =
+                api.post(&format!("/api/v1/queues/{queue}/set"), &json!({ "max_waiting": max_waiting })).await?;
+            let limit = max_waiting.map_or_else(|| "any number of".to_owned(), |max| format!("at most {max}"));
+            say(&answer, json, &format!("{limit} tasks may wait in queue {queue}"))?;
+        }
         QueueCommand::Pause { queue, how_long, json } => {
             let body = json!({ "for_ms": how_long.map(|d| d.as_millis()) });
             let answer = api.post(&format!("/api/v1/queues/{queue}/pause"), &body).await?;
@@ -110,13 +131,14 @@ fn confirmed(queue: &str, kind: Option<&str>, keep_running: bool) -> std::io::Re
 }
 
 async fn ls(api: &Api, json: bool) -> anyhow::Result<()> {
-    let mut table = Table::new(&["QUEUE", "WAITING", "HELD", "SCHEDULED", "STATE"]);
+    let mut table = Table::new(&["QUEUE", "WAITING", "HELD", "MAX", "SCHEDULED", "STATE"]);
     api.each("/api/v1/queues", &[], |queue| {
         if json {
             json_line(queue)?;
             return Ok(true);
         }
-        let mut cells: Vec<String> = ["queue", "waiting", "held", "scheduled"].iter().map(|f| text(queue, f)).collect();
+        let fields = ["queue", "waiting", "held", "max_waiting", "scheduled"];
+        let mut cells: Vec<String> = fields.iter().map(|f| text(queue, f)).collect();
         cells.push(state(queue));
         table.row(cells);
         Ok(true)

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use millpond::bus::publish::Patience;
-use millpond::client::{Client, NewTask, NoResult, Submitted, TaskEnd};
+use millpond::bus::bounds::Fill;
+use millpond::bus::publish::{Patience, PublishError};
+use millpond::client::{Client, ClientError, NewTask, NoResult, Submitted, TaskEnd};
 use millpond::config::{ConnectArgs, duration};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -36,6 +37,10 @@ pub struct SubmitArgs {
     /// Wait for its end and print its result.
     #[arg(long)]
     wait: bool,
+    /// When its queue is bounded and full, wait for room this long and then give up with exit code 75; 0s: do not wait.
+    /// When absent, it waits until there is room.
+    #[arg(long, value_parser = duration)]
+    wait_room: Option<Duration>,
     /// Its id; a task with the same id in the same queue is kept once.
     #[arg(long)]
     id: Option<String>,
@@ -102,7 +107,7 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         queue: args.queue,
         kind: args.kind,
         payload: Bytes::from(payload),
-        id: args.id,
+        id: Some(args.id.unwrap_or_else(millpond::random_token)),
         timeout: args.timeout,
         attempts_max: args.attempts_max,
         expires: expires.map(|at| at.to_string()),
@@ -111,10 +116,8 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         ..Default::default()
     };
     let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "submit", args.connect.connect_timeout).await?;
-    let patience = Patience::Within(ACK_WITHIN);
     if !args.wait {
-        let submitted = client.submit(&task, patience).await?;
-        let Submitted { id, duplicate } = submitted;
+        let Submitted { id, duplicate } = store(&client, &task, args.wait_room).await?;
         if args.json {
             json_line(&json!({ "id": id, "duplicate": duplicate }))?;
         } else {
@@ -123,15 +126,49 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         client.close().await;
         return Ok(ExitCode::SUCCESS);
     }
-    let (queue, kind) = (task.queue.clone(), task.kind.clone());
-    let mut waiting = std::pin::pin!(client.submit_and_wait(task, patience, |_| {}));
-    let ended = tokio::select! {
-        ended = &mut waiting => ended,
-        () = hint(env, &queue, &kind) => waiting.await,
+    // First the session: what ends before we listen would not be heard.
+    let mut session = client.session(None).await?;
+    let task = NewTask { job: Some(session.job().to_owned()), ..task };
+    let submitted = store(&client, &task, args.wait_room).await?;
+    let mut waiting = std::pin::pin!(session.end(&task.queue, &submitted.id));
+    let end = tokio::select! {
+        end = &mut waiting => end,
+        () = hint(env, &task.queue, &task.kind) => waiting.await,
     };
-    let (submitted, end) = ended?;
     client.close().await;
     print_end(&submitted.id, end, args.json)
+}
+
+/// Publishes it. For room in its queue it waits as long as it takes, or for `wait_room`.
+async fn store(client: &Client, task: &NewTask, wait_room: Option<Duration>) -> Result<Submitted, ClientError> {
+    let patience = Patience::Within(wait_room.unwrap_or(ACK_WITHIN));
+    let mut storing = std::pin::pin!(async {
+        loop {
+            match client.submit(task, patience).await {
+                Err(ClientError::Publish(PublishError::QueueFull { .. })) if wait_room.is_none() => {}
+                ended => return ended,
+            }
+        }
+    });
+    tokio::select! {
+        stored = &mut storing => stored,
+        () = hint_full(client, &task.queue) => storing.await,
+    }
+}
+
+/// Says once that a queue is full, when it is; then never ends.
+pub async fn hint_full(client: &Client, queue: &str) {
+    loop {
+        tokio::time::sleep(HINT_AFTER).await;
+        if let Ok(Some(Fill { waiting, max_waiting })) = client.fill(queue).await
+            && waiting >= max_waiting
+        {
+            eprintln!(
+                "millpond: queue {queue} is full: {waiting} tasks wait of at most {max_waiting}; waiting for room (`millpond queue ls` shows it)"
+            );
+            return std::future::pending().await;
+        }
+    }
 }
 
 /// Arguments must be JSON: says so, and what would be.

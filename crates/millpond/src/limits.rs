@@ -154,6 +154,12 @@ pub const RESUME_QUIET: Duration = Duration::from_millis(250);
 pub const HISTORY_WITHIN: Duration = Duration::from_secs(30);
 /// Results that a collector hands to who resumes a job in one answer, in bytes, at the most (one is always handed).
 pub const HISTORY_BYTES_MAX: usize = 512 * 1024;
+/// How long a publisher believes what it knows of a queue's limit of waiting tasks before it asks again.
+pub const QUEUE_LIMIT_KNOWN_FOR: Duration = Duration::from_secs(1);
+/// First wait of a publisher for room in a bounded queue; it doubles.
+pub const QUEUE_FULL_WAIT_MIN: Duration = Duration::from_millis(10);
+/// Longest such wait.
+pub const QUEUE_FULL_WAIT_MAX: Duration = Duration::from_millis(100);
 /// Items between the oldest unprinted and the newest published one of an ordered `map`.
 pub const MAP_WINDOW_ITEMS: u64 = 65_536;
 /// Bytes of results that an ordered `map` holds back at the most before it stops publishing.

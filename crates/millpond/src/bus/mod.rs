@@ -3,6 +3,8 @@
 //! `results` reads what workers said, `records` holds the buckets.
 
 pub mod cancel;
+pub mod admit;
+pub mod bounds;
 pub mod ctl;
 pub mod find;
 pub mod inspect;

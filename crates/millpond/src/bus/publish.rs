@@ -61,9 +61,20 @@ pub enum PublishError {
         /// How long.
         waited: Duration,
     },
+    /// As many tasks wait in the queue as it may hold, for the whole of the caller's patience; nothing was stored.
+    #[error(
+        "queue {queue} is full: {max_waiting} tasks may wait in it; come again when workers have done some, or raise its limit (`millpond queue set {queue} --max-waiting N`)"
+    )]
+    QueueFull {
+        /// The queue.
+        queue: String,
+        /// Its limit, in tasks.
+        max_waiting: u64,
+    },
 }
 
-/// How long a publisher goes on while the server does not answer. A full stream is waited for without an end.
+/// How long a publisher goes on while the server does not answer, or a bounded queue is full. A full stream is waited
+/// for without an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
     /// For what must not be lost: until the process ends. Even "no stream" is waited out: a server may be starting.
@@ -72,15 +83,22 @@ pub enum Patience {
     Within(Duration),
 }
 
-enum Failed {
+pub(super) enum Failed {
     /// Try again after this pause.
     Again(Duration),
+    /// The queue is full, and this message is not in it: try again after this pause.
+    Full(Duration, PublishError),
     NoStream,
+    /// The newest message of those that the publish names is not the expected one, but this (0: there is none).
+    NotLast(u64),
+    /// The server does not know the message's id, and was told not to store it.
+    NotStored,
     Final(PublishError),
 }
 
-/// Error codes of a server that is busy: no leader or no quorum now (10008, 10118), too many requests (10167).
-const BUSY: [u64; 3] = [10008, 10118, 10167];
+/// Error codes of a server that is busy: no leader or no quorum now (10008, 10118), another publish with the same
+/// condition is under way (10164), too many requests (10167).
+const BUSY: [u64; 4] = [10008, 10118, 10164, 10167];
 /// A "no stream" that lasts this long is believed.
 const NO_STREAM_FOR: Duration = Duration::from_secs(1);
 
@@ -102,27 +120,19 @@ impl Bus {
         let started = Instant::now();
         let headers = to_nats(headers);
         loop {
-            let pause = match self.try_store(subject, headers.clone(), payload.clone()).await {
+            match self.try_store(subject, headers.clone(), payload.clone()).await {
                 Ok(stored) => return Ok(stored),
-                Err(Failed::Final(error)) => return Err(error),
-                Err(Failed::NoStream) => {
-                    if patience != Patience::Endless && started.elapsed() >= NO_STREAM_FOR {
-                        return Err(PublishError::NoStream { subject: subject.to_owned() });
-                    }
-                    STREAM_FULL_WAIT
-                }
-                Err(Failed::Again(pause)) => pause,
-            };
-            if let Patience::Within(limit) = patience
-                && started.elapsed() >= limit
-            {
-                return Err(PublishError::NoAnswer { subject: subject.to_owned(), waited: started.elapsed() });
+                Err(failed) => tokio::time::sleep(failed.pause(subject, patience, started)?).await,
             }
-            tokio::time::sleep(pause).await;
         }
     }
 
-    async fn try_store(&self, subject: &str, headers: async_nats::HeaderMap, payload: Bytes) -> Result<Stored, Failed> {
+    pub(super) async fn try_store(
+        &self,
+        subject: &str,
+        headers: async_nats::HeaderMap,
+        payload: Bytes,
+    ) -> Result<Stored, Failed> {
         let bytes = payload.len();
         let mut connection = self.connection.clone();
         connection.mark_unchanged();
@@ -136,6 +146,28 @@ impl Bus {
             },
             // The ack of a message sent before a loss never comes: do not wait out its timeout.
             () = back_up(&mut connection) => Err(Failed::Again(Duration::ZERO)),
+        }
+    }
+}
+
+impl Failed {
+    /// How long to wait before the next try, while the caller's patience lasts.
+    pub(super) fn pause(self, subject: &str, patience: Patience, started: Instant) -> Result<Duration, PublishError> {
+        let over = match patience {
+            Patience::Endless => false,
+            Patience::Within(limit) => started.elapsed() >= limit,
+        };
+        let subject = subject.to_owned();
+        match self {
+            Self::Final(error) => Err(error),
+            Self::Full(_, error) if over => Err(error),
+            Self::NoStream if patience != Patience::Endless && started.elapsed() >= NO_STREAM_FOR => {
+                Err(PublishError::NoStream { subject })
+            }
+            _ if over => Err(PublishError::NoAnswer { subject, waited: started.elapsed() }),
+            Self::Again(pause) | Self::Full(pause, _) => Ok(pause),
+            Self::NoStream => Ok(STREAM_FULL_WAIT),
+            Self::NotLast(_) | Self::NotStored => Ok(Duration::ZERO),
         }
     }
 }
@@ -170,9 +202,19 @@ fn judge(error: &NatsPublishError, subject: &str, bytes: usize) -> Failed {
                 Failed::Final(PublishError::TooLarge { subject, bytes, reason: reason() })
             }
             Some(code) if BUSY.contains(&code.0) => Failed::Again(STREAM_FULL_WAIT),
+            Some(ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID) => Failed::NotStored,
+            Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE) => match newest(&reason()) {
+                Some(newest) => Failed::NotLast(newest),
+                None => Failed::Final(PublishError::Refused { subject, reason: reason() }),
+            },
             _ => Failed::Final(PublishError::Refused { subject, reason: reason() }),
         },
     }
+}
+
+/// The sequence in `wrong last sequence: 12 (code …`; the server tells it nowhere else.
+fn newest(reason: &str) -> Option<u64> {
+    reason.split("sequence: ").nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Keeps our own clients below [`STREAM_FILL_PERCENT_MAX`] of TASKS, so that others have room. Asks at most four times
@@ -215,5 +257,17 @@ impl Room {
             .is_ok_and(|s| above(s.messages, s.messages_max) || above(s.bytes, s.bytes_max));
         *seen = Some((Instant::now(), full));
         full
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_sequence_is_read_from_the_words() {
+        assert_eq!(newest("wrong last sequence: 0 (code 400, error code 10071)"), Some(0));
+        assert_eq!(newest("wrong last sequence: 12"), Some(12));
+        assert_eq!(newest("wrong last sequence (code 400, error code 10071)"), None);
     }
 }

@@ -31,6 +31,8 @@ pub struct QueueState {
     /// The server hands out again by itself after this long, in milliseconds; none when it is not paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused_for_ms: Option<u64>,
+    /// Tasks that may wait in it, those that workers hold included; none: any number (`bounds`).
+    pub max_waiting: Option<u64>,
 }
 
 /// What a purge removed, for good: those tasks have no end in the store, they are covered by this.

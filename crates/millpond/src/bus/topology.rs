@@ -38,6 +38,8 @@ pub const BUCKET_STARTS: &str = "millpond_starts";
 pub const BUCKET_SERVERS: &str = "millpond_servers";
 /// State shared by programs.
 pub const BUCKET_SHARED: &str = "millpond_shared";
+/// Settings of queues.
+pub const BUCKET_QUEUES: &str = "millpond_queues";
 /// Payloads above the claim-check size.
 pub const BUCKET_PAYLOADS: &str = "millpond_payloads";
 
@@ -193,7 +195,7 @@ fn streams(limits: &Limits) -> [stream::Config; 4] {
     ]
 }
 
-fn buckets(limits: &Limits) -> [kv::Config; 7] {
+fn buckets(limits: &Limits) -> [kv::Config; 8] {
     let bucket = |name: &str, max_age: Duration| kv::Config {
         bucket: name.to_owned(),
         history: 1,
@@ -213,6 +215,7 @@ fn buckets(limits: &Limits) -> [kv::Config; 7] {
         bucket(BUCKET_STARTS, START_RECORD_KEEP),
         bucket(BUCKET_SERVERS, 30 * DAY),
         bucket(BUCKET_SHARED, Duration::ZERO),
+        bucket(BUCKET_QUEUES, Duration::ZERO),
     ]
 }
 

@@ -354,7 +354,9 @@ impl MapRun {
         }
         self.filling_bytes += value.len() + 1;
         self.filling.push(value);
-        if self.filling.len() >= self.sizer.size() as usize {
+        // In a bounded queue, whose limit counts messages, each task is one.
+        let alone = self.filling.len() == 1 && self.spec.batch == Batch::Auto;
+        if self.filling.len() >= self.sizer.size() as usize || alone && self.client.doors.is_bounded(&self.spec.queue) {
             self.publish_filling();
         }
         Ok(())
@@ -416,7 +418,7 @@ impl MapRun {
             Published { from, to: self.next_index, bytes: task.payload.len(), fingerprint: self.fingerprint.clone() };
         self.publishing_bytes += published.bytes;
         self.publishing.push(Box::pin(async move {
-            client.submit(&task, Patience::Endless).await?;
+            client.publish(&task, Patience::Endless).await?;
             Ok(published)
         }));
     }

@@ -25,7 +25,9 @@ pub use session::Session;
 pub use sizer::Batch;
 pub use submit::{NewTask, Submitted};
 
-use crate::bus::publish::{PublishError, Room};
+use crate::bus::admit::Doors;
+use crate::bus::bounds::Fill;
+use crate::bus::publish::{Patience, PublishError, Room};
 use crate::bus::shared::{Shared, SharedError};
 use crate::bus::subject::SubjectError;
 use crate::bus::topology::TopologyError;
@@ -108,6 +110,18 @@ pub enum ClientError {
         /// What was heard.
         reason: String,
     },
+    /// Several tasks in one message, where the server counts messages.
+    #[error(
+        "queue {queue} is bounded to {max_waiting} waiting tasks, and its limit counts messages: batches of {batch} cannot go there; publish one task per message (no --batch, no Millpond-Batch), or choose another queue"
+    )]
+    BatchInBoundedQueue {
+        /// The queue.
+        queue: String,
+        /// Its limit, in tasks.
+        max_waiting: u64,
+        /// Tasks in the message.
+        batch: u32,
+    },
     /// An argument of a `map` that cannot be one.
     #[error("item {index} of the input: {reason}")]
     Input {
@@ -135,6 +149,7 @@ pub type TaskEnd = Result<Box<serde_json::value::RawValue>, NoResult>;
 pub struct Client {
     bus: Bus,
     room: Arc<Room>,
+    doors: Arc<Doors>,
     /// How long the tasks of a queue and kind took lately.
     paces: Arc<Mutex<LruCache<(String, String), Pace>>>,
 }
@@ -153,7 +168,8 @@ impl Client {
     pub fn over(bus: Bus) -> Self {
         let room = Arc::new(Room::new(&bus));
         let kinds = NonZeroUsize::new(PACES_MAX).unwrap_or(NonZeroUsize::MIN);
-        Self { bus, room, paces: Arc::new(Mutex::new(LruCache::new(kinds))) }
+        let doors = Arc::new(Doors::new(&bus));
+        Self { bus, room, doors, paces: Arc::new(Mutex::new(LruCache::new(kinds))) }
     }
 
     fn pace(&self, queue: &str, kind: &str) -> Pace {
@@ -164,6 +180,23 @@ impl Client {
     fn learn(&self, queue: &str, kind: &str, pace: Pace) {
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         paces.put((queue.to_owned(), kind.to_owned()), pace);
+    }
+
+    /// How full a queue is; none when it is not bounded.
+    ///
+    /// # Errors
+    /// [`ClientError::Topology`] when the server does not answer.
+    pub async fn fill(&self, queue: &str) -> Result<Option<Fill>, ClientError> {
+        Ok(self.doors.fill(queue).await?)
+    }
+
+    /// Several tasks in a message would count as one: a bounded queue takes none.
+    async fn check_batch(&self, queue: &str, batch: Batch, patience: Patience) -> Result<(), ClientError> {
+        let Batch::Fixed(batch @ 2..) = batch else { return Ok(()) };
+        match self.doors.max_waiting(queue, patience).await? {
+            Some(max_waiting) => Err(ClientError::BatchInBoundedQueue { queue: queue.to_owned(), max_waiting, batch }),
+            None => Ok(()),
+        }
     }
 
     /// The keys that programs share.

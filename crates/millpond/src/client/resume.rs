@@ -15,6 +15,7 @@ use super::sizer::Batch;
 use super::{Client, ClientError, MapRun, MapSpec, NoResult, TaskEnd};
 use crate::bus::Bus;
 use crate::bus::ctl::{Answer, CTL_RESULTS};
+use crate::bus::publish::Patience;
 use crate::bus::jobs::{JobEntry, LookedThrough};
 use crate::bus::results::JobReader;
 use crate::bus::subject::{TaskSubject, check_token};
@@ -160,6 +161,7 @@ impl Client {
             Batch::Auto => Batch::Auto,
         };
         let spec = MapSpec { batch, ..spec };
+        self.check_batch(&spec.queue, batch, Patience::Endless).await?;
         let results = stream_state(&self.bus, STREAM_RESULTS).await?;
         let Begun { entry, before } = self.begin(&job, &spec, results.last_seq).await?;
         let record = entry.record.clone();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Client, ClientError, NoResult, TaskEnd};
+use super::{Batch, Client, ClientError, NoResult, TaskEnd};
 use crate::bus::publish::Patience;
 use crate::bus::subject::TaskSubject;
 use crate::failpoint;
@@ -71,11 +71,21 @@ impl NewTask {
 }
 
 impl Client {
-    /// Publishes a task and waits until the server has stored it. Stops at 90 % of a full TASKS until there is room.
+    /// Publishes a task and waits until the server has stored it. Stops at 90 % of a full TASKS until there is room,
+    /// and at the limit of a bounded queue until there is, or the patience ends.
     ///
     /// # Errors
     /// [`ClientError`]; on [`crate::bus::publish::PublishError::NoAnswer`] submit again with the same id.
     pub async fn submit(&self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
+        if let (Some(batch), None) = (task.batch, task.at_ms) {
+            TaskSubject::new(&task.queue, &task.kind, None)?;
+            self.check_batch(&task.queue, Batch::Fixed(batch), patience).await?;
+        }
+        self.publish(task, patience).await
+    }
+
+    /// As [`Client::submit`]; a batch that was made before its queue was bounded counts as one task.
+    pub(super) async fn publish(&self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
         let subject = TaskSubject::new(&task.queue, &task.kind, task.job.clone())?;
         let id = task.id.clone().unwrap_or_else(crate::random_token);
         let span = tracing::info_span!(
@@ -105,7 +115,11 @@ impl Client {
             }
             None => subject.task(),
         };
-        let stored = self.bus.store(&place, &headers, task.payload.clone(), patience).await?;
+        let payload = task.payload.clone();
+        let stored = match task.at_ms {
+            Some(_) => self.bus.store(&place, &headers, payload, patience).await?,
+            None => self.doors.store(&task.queue, &place, &headers, payload, patience).await?,
+        };
         failpoint::hit("publish.acked");
         Ok(Submitted { id, duplicate: stored.duplicate })
     }

@@ -2,6 +2,7 @@
 
 mod api;
 mod cancel;
+mod bounds;
 mod operate;
 mod schedules;
 mod why;
@@ -50,6 +51,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/dead/retry", post(operate::retry))
         .route("/dead/purge", post(operate::purge_letters))
         .route("/queues", get(operate::queues))
+        .route("/queues/{queue}/set", post(bounds::set))
         .route("/queues/{queue}/pause", post(operate::pause))
         .route("/queues/{queue}/resume", post(operate::resume))
         .route("/queues/{queue}/purge", post(operate::purge))

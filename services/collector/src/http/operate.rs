@@ -93,7 +93,7 @@ fn refused(fault: &TopologyError) -> Response {
 }
 
 pub(super) async fn queues(State(app): AppState) -> Response {
-    match app.bus.queues().await {
+    match app.bus.queues_with_limits().await {
         Ok(rows) => Json(json!({ "rows": rows, "next": null })).into_response(),
         Err(fault) => refused(&fault),
     }

@@ -117,7 +117,10 @@ impl Refusal {
 impl From<&ClientError> for Refusal {
     fn from(refused: &ClientError) -> Self {
         let status = match refused {
-            ClientError::Subject(_) | ClientError::NoSuchTime { .. } | ClientError::Input { .. } => {
+            ClientError::Subject(_)
+            | ClientError::NoSuchTime { .. }
+            | ClientError::BatchInBoundedQueue { .. }
+            | ClientError::Input { .. } => {
                 StatusCode::BAD_REQUEST
             }
             ClientError::JobExists { .. }
@@ -125,6 +128,7 @@ impl From<&ClientError> for Refusal {
             | ClientError::OtherInput { .. }
             | ClientError::TakenOver { .. } => StatusCode::CONFLICT,
             ClientError::Publish(PublishError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            ClientError::Publish(PublishError::QueueFull { .. }) => StatusCode::TOO_MANY_REQUESTS,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, refused.to_string())

@@ -24,6 +24,8 @@ use crate::ndjson;
 
 /// How long a publish may wait for room or for the server before the caller is told to come again.
 const STORE_WITHIN: Duration = Duration::from_secs(10);
+/// The same from outside: a full queue says so itself, in time; a full stream is waited for without an end.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(11);
 
 /// What may be said in the query.
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -146,7 +148,7 @@ pub(super) async fn publish(
     match wait {
         None => {
             let storing = app.client.submit(&task, Patience::Within(STORE_WITHIN));
-            let stored = counted(&app, tokio::time::timeout(STORE_WITHIN, storing).await)?;
+            let stored = counted(&app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
             Ok(accepted(&task, stored))
         }
         Some(wait) => wait_for(&app, task, wait).await,
@@ -212,7 +214,7 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
     let mut session = app.client.session(task.job.clone()).await.map_err(|fault| Refusal::from(&fault))?;
     task.job = Some(session.job().to_owned());
     let storing = session.submit(&task, Patience::Within(STORE_WITHIN));
-    let stored = counted(app, tokio::time::timeout(STORE_WITHIN, storing).await)?;
+    let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
     tokio::select! {
         end = session.end(&task.queue, &stored.id) => {
             Ok(Json(Ended { id: stored.id, end: end.into() }).into_response())
