@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -19,7 +20,7 @@ const SCHEMATHESIS: &str = "schemathesis==4.32.5";
 type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str, u16, &'static str);
 
 struct Producer {
-    _process: Process,
+    process: Process,
     url: String,
     token: String,
 }
@@ -27,7 +28,7 @@ struct Producer {
 impl Producer {
     async fn start(cluster: &Cluster) -> Self {
         let (process, url) = cluster.producer().await;
-        Self { _process: process, url, token: cluster.nats.secrets.token.clone() }
+        Self { process, url, token: cluster.nats.secrets.token.clone() }
     }
 
     async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> (StatusCode, Value) {
@@ -147,7 +148,7 @@ async fn results_come_while_the_lines_are_still_being_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_ends_early_says_so_and_what_was_accepted_runs_on() {
     let cluster = Cluster::start().await;
-    let producer = Producer::start(&cluster).await;
+    let mut producer = Producer::start(&cluster).await;
     // A line that is no JSON.
     let mut torn = producer.duplex("/v1/jobs/default/square?job=torn&wait=true").await;
     assert_eq!(torn.status().await, "HTTP/1.1 200 OK");
@@ -178,8 +179,21 @@ async fn a_stream_that_ends_early_says_so_and_what_was_accepted_runs_on() {
         (job["state"] == "stalled").then_some(())
     })
     .await;
+    // A service that is told to stop: whoever waits is told, and it does not stay for them.
+    let mut stopped = producer.duplex("/v1/jobs/default/square?job=stopped&wait=true").await;
+    assert_eq!(stopped.status().await, "HTTP/1.1 200 OK");
+    stopped.write("4\n").await;
+    until("the stored task", PATIENCE, async || {
+        let (_, job) = producer.send(Method::GET, "/v1/jobs/stopped", &[], "").await;
+        (job["published"] == 1).then_some(())
+    })
+    .await;
+    producer.process.signal(Signal::SIGTERM);
+    let last = stopped.line().await.unwrap();
+    assert_eq!((&last["stored"], &last["job"]), (&json!(1), &json!("stopped")));
+    assert!(producer.process.end(PATIENCE).await.success());
     let _worker = cluster.worker("w1", &[], None);
-    for (job, tasks) in [("gone", 3), ("torn", 2)] {
+    for (job, tasks) in [("gone", 3), ("torn", 2), ("stopped", 1)] {
         let ends = cluster.job_ends(job, tasks, PATIENCE).await;
         assert!(ends.iter().all(|end| end["status"] == "done"), "{job}");
     }
