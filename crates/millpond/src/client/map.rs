@@ -11,9 +11,9 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
-use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 
+use super::payloads::Ended;
 use super::sizer::{Batch, Sizer};
 use super::submit::final_ends;
 use super::{Client, ClientError, NewTask, TaskEnd};
@@ -25,13 +25,10 @@ use crate::bus::subject::{TaskSubject, check_token};
 use crate::failpoint;
 use crate::job::{JobRecord, JobState};
 use crate::limits::{
-    BATCH_AUTO_BYTES_MAX, BATCH_ITEMS_MAX, HEARTBEAT_EVERY, MAP_WINDOW_BYTES, MAP_WINDOW_ITEMS, PUBLISH_WINDOW,
-    PUBLISH_WINDOW_BYTES, TASK_BYTES_MAX,
+    BATCH_AUTO_BYTES_MAX, BATCH_ITEMS_MAX, CLAIM_CHECK_BYTES, HEARTBEAT_EVERY, MAP_VALUE_BYTES_MAX, MAP_WINDOW_BYTES,
+    MAP_WINDOW_ITEMS, PUBLISH_WINDOW, PUBLISH_WINDOW_BYTES,
 };
 use crate::outcome::Pack;
-
-/// Room that the headers of a batch take of [`TASK_BYTES_MAX`], in bytes.
-const HEADER_BYTES_RESERVED: usize = 4096;
 
 /// What to run over the input.
 #[derive(Debug, Clone)]
@@ -84,8 +81,10 @@ pub struct MapRun {
     /// All items below it were handed out.
     floor: u64,
     /// Items at or above the floor that ended: held back (ordered), or handed out already (none).
-    ended: BTreeMap<u64, Option<TaskEnd>>,
-    fresh: Vec<MapItem>,
+    ended: BTreeMap<u64, Option<Ended>>,
+    fresh: Vec<(u64, Ended)>,
+    /// The next item to be handed out, while its result is fetched.
+    fetching: Option<BoxFuture<'static, MapItem>>,
     held_bytes: usize,
     handed_out: u64,
     /// Renews the job's record; ends when this is dropped.
@@ -187,6 +186,7 @@ impl Client {
             floor: first,
             ended: BTreeMap::new(),
             fresh: Vec::new(),
+            fetching: None,
             held_bytes: 0,
             handed_out: first,
             heartbeat,
@@ -243,13 +243,21 @@ impl MapRun {
     /// Safe: nothing that was read or received is lost.
     pub async fn next(&mut self) -> Option<Result<MapItem, ClientError>> {
         loop {
-            if let Some(item) = self.ready() {
-                return Some(Ok(item));
+            if self.fetching.is_none() {
+                match self.ready() {
+                    Some((index, Ended::Here(end))) => return Some(Ok(MapItem { index, end })),
+                    Some((index, ended)) => {
+                        let client = self.client.clone();
+                        let fetch = async move { MapItem { index, end: client.resolve(ended).await } };
+                        self.fetching = Some(Box::pin(fetch));
+                    }
+                    None => {}
+                }
             }
             if self.is_published() && matches!(self.closing, Closing::NotYet) {
                 self.closing = Closing::Writing(self.close());
             }
-            let all_out = self.publish_only || self.handed_out == self.next_index;
+            let all_out = self.publish_only || self.handed_out == self.next_index && self.fetching.is_none();
             if all_out && matches!(self.closing, Closing::Written) {
                 return None;
             }
@@ -260,6 +268,10 @@ impl MapRun {
             let probes_over = self.sizer.wait_until(Instant::now());
             tokio::select! {
                 (_, pack) = self.reader.next() => self.note_pack(&pack),
+                item = fetched(&mut self.fetching), if self.fetching.is_some() => {
+                    self.fetching = None;
+                    return Some(Ok(item));
+                }
                 Some(published) = self.publishing.next(), if !self.publishing.is_empty() => match published {
                     Ok(published) => self.note_published(&published),
                     Err(error) => return Some(Err(error)),
@@ -317,9 +329,9 @@ impl MapRun {
         let index = self.next_index;
         let refused = |reason: String| ClientError::Input { index, reason };
         let value = value.map_err(refused)?;
-        let limit = TASK_BYTES_MAX - HEADER_BYTES_RESERVED;
-        if value.len() > limit {
-            return Err(refused(format!("has {} bytes, at most {limit} fit a task", value.len())));
+        if value.len() > MAP_VALUE_BYTES_MAX {
+            let bytes = value.len();
+            return Err(refused(format!("has {bytes} bytes, at most {MAP_VALUE_BYTES_MAX} may be one value of a map")));
         }
         if self.filling_bytes + value.len() + 2 > self.batch_bytes_max() {
             self.publish_filling();
@@ -336,7 +348,7 @@ impl MapRun {
     fn batch_bytes_max(&self) -> usize {
         match self.spec.batch {
             Batch::Auto => BATCH_AUTO_BYTES_MAX,
-            Batch::Fixed(_) => TASK_BYTES_MAX - HEADER_BYTES_RESERVED,
+            Batch::Fixed(_) => CLAIM_CHECK_BYTES,
         }
     }
 
@@ -349,7 +361,9 @@ impl MapRun {
             Batch::Auto => count > 1,
             Batch::Fixed(items) => items > 1,
         };
-        let batch = batch.then_some(count);
+        // What goes to the store goes alone.
+        let batch =
+            batch.then_some(count).filter(|_| count > 1 || values.iter().all(|v| v.len() + 2 <= CLAIM_CHECK_BYTES));
         let payload = match (values.first(), batch) {
             (None, _) => return,
             (Some(one), None) => one.clone(),
@@ -415,28 +429,28 @@ impl MapRun {
     }
 
     /// Takes an end; one that came before changes nothing.
-    fn note(&mut self, index: u64, end: TaskEnd) {
+    fn note(&mut self, index: u64, end: Ended) {
         if index < self.floor || index >= self.next_index || self.ended.contains_key(&index) {
             return;
         }
         if self.spec.ordered {
-            self.held_bytes += bytes_of(&end);
+            self.held_bytes += end.bytes();
             self.ended.insert(index, Some(end));
         } else {
             self.ended.insert(index, None);
-            self.fresh.push(MapItem { index, end });
+            self.fresh.push((index, end));
             while self.ended.remove(&self.floor).is_some() {
                 self.floor += 1;
             }
         }
     }
 
-    fn ready(&mut self) -> Option<MapItem> {
+    fn ready(&mut self) -> Option<(u64, Ended)> {
         let item = if self.spec.ordered {
             let end = self.ended.remove(&self.floor)??;
-            self.held_bytes -= bytes_of(&end).min(self.held_bytes);
+            self.held_bytes -= end.bytes().min(self.held_bytes);
             self.floor += 1;
-            MapItem { index: self.floor - 1, end }
+            (self.floor - 1, end)
         } else {
             self.fresh.pop()?
         };
@@ -451,8 +465,11 @@ impl Drop for MapRun {
     }
 }
 
-fn bytes_of(end: &TaskEnd) -> usize {
-    end.as_deref().map_or(0, |value: &RawValue| value.get().len())
+async fn fetched(fetching: &mut Option<BoxFuture<'static, MapItem>>) -> MapItem {
+    match fetching {
+        Some(fetch) => fetch.await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {

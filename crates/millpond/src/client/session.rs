@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::payloads::Ended;
 use super::submit::final_end;
 use super::{Client, ClientError, NewTask, Submitted, TaskEnd};
 use crate::bus::publish::Patience;
@@ -13,7 +14,7 @@ pub struct Session {
     job: String,
     reader: LiveReader,
     /// Ends that came before anybody asked for them: of tasks whose wait was dropped.
-    early: HashMap<(String, String), TaskEnd>,
+    early: HashMap<(String, String), Ended>,
 }
 
 /// Ends of abandoned waits that a session keeps.
@@ -48,8 +49,8 @@ impl Session {
         stored(&submitted);
         let ours = (task.queue, submitted.id.clone());
         loop {
-            if let Some(end) = self.early.remove(&ours) {
-                return Ok((submitted, end));
+            if let Some(ended) = self.early.remove(&ours) {
+                return Ok((submitted, Box::pin(self.client.resolve(ended)).await));
             }
             let (subject, pack) = self.reader.next().await;
             if self.early.len() > EARLY_MAX {
