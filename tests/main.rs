@@ -13,6 +13,7 @@ mod handlers_docs;
 mod harness;
 mod main_job;
 mod operate;
+mod payloads;
 mod roles;
 mod tidy;
 mod time;

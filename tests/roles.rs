@@ -96,6 +96,7 @@ async fn publisher_only_publishes_tasks() {
         "$JS.API.STREAM.INFO.TASKS",
         "$JS.API.STREAM.PURGE.TASKS",
         "$KV.millpond_jobs.x",
+        "$O.millpond_payloads.C.x",
         "lease.who.default.x",
     ];
     check("publisher", &publish, &["_INBOX.>", "results.>", "tasks.>", ">"]).await;
@@ -117,6 +118,7 @@ async fn client_takes_no_tasks_and_purges_nothing() {
         "$KV.millpond_workers.w1",
         "$KV.millpond_starts.x",
         "$KV.millpond_cancels.x",
+        "$JS.API.STREAM.PURGE.OBJ_millpond_payloads",
     ];
     check("client", &publish, &["tasks.>", "dead.>", "lease.who.>", "$KV.>", ">"]).await;
 }
@@ -129,6 +131,8 @@ async fn producer_takes_no_tasks_and_reads_no_results() {
         "$JS.API.STREAM.PURGE.TASKS",
         "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
         "$KV.millpond_workers.w1",
+        "$JS.API.CONSUMER.CREATE.OBJ_millpond_payloads",
+        "$JS.API.STREAM.PURGE.OBJ_millpond_payloads",
     ];
     check("producer", &publish, &["_INBOX.>", "tasks.>", "results.>", ">"]).await;
 }
@@ -146,6 +150,8 @@ async fn worker_publishes_no_tasks() {
         "$KV.millpond_jobs.x",
         "$KV.millpond_cancels.x",
         "ctl.cancel",
+        "$JS.API.CONSUMER.CREATE.OBJ_millpond_payloads",
+        "$JS.API.STREAM.PURGE.OBJ_millpond_payloads",
     ];
     check("worker", &publish, &["_INBOX.>", "tasks.>", "results.>", "dead.>", ">"]).await;
 }
@@ -160,6 +166,8 @@ async fn collector_publishes_no_tasks() {
         "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
         "$JS.ACK.TASKS.q-default.1.1.1.1.1",
         "$KV.millpond_workers.w1",
+        "$O.millpond_payloads.C.x",
+        "$JS.API.DIRECT.GET.OBJ_millpond_payloads",
     ];
     check("collector", &publish, &["_INBOX.>", "tasks.>", ">"]).await;
 }

@@ -10,6 +10,7 @@ mod job;
 mod map;
 pub mod nats_server;
 mod output;
+mod payloads;
 mod queue;
 mod service;
 mod shared;

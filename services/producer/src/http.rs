@@ -15,16 +15,15 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use millpond::bus::Bus;
 use millpond::bus::publish::{Patience, PublishError};
 use millpond::client::{Batch, Client, ClientError, MapSpec, NewTask};
-use millpond::limits::{ATTEMPTS_MAX_MAX, TASK_BYTES_MAX, TASK_ID_BYTES_MAX};
+use millpond::limits::{ATTEMPTS_MAX_MAX, TASK_ID_BYTES_MAX};
 use millpond::task::{
     HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, is_reply_subject,
 };
 use serde::Deserialize;
 use serde_json::json;
-use serde_json::value::RawValue;
 use subtle::ConstantTimeEq;
 
-use crate::ndjson;
+use crate::{ndjson, upload};
 
 /// On a request: how long its task waits at the server before it may start.
 const HEADER_DELAY: &str = "Millpond-Delay";
@@ -100,17 +99,10 @@ async fn publish(
     if ndjson::is_ndjson(&parts.headers) {
         return many(&app, task, &parts.headers, body).await;
     }
-    let Ok(body) = axum::body::to_bytes(body, TASK_BYTES_MAX).await else {
-        let text = format!("the body could not be read to its end, or has more than {TASK_BYTES_MAX} bytes");
-        return error(StatusCode::PAYLOAD_TOO_LARGE, &text);
-    };
-    if let Err(wrong) = serde_json::from_slice::<&RawValue>(&body) {
-        let text = format!(
-            "the body is the task's arguments, one JSON value: {wrong}; many tasks are a line each, with Content-Type: application/x-ndjson"
-        );
-        return error(StatusCode::BAD_REQUEST, &text);
+    match upload::arguments(&app.client, task, &parts.headers, body, Patience::Within(STORE_WITHIN)).await {
+        Ok(task) => one(&app, task).await,
+        Err(answer) => *answer,
     }
-    one(&app, NewTask { payload: body, ..task }).await
 }
 
 async fn many(app: &App, task: NewTask, headers: &HeaderMap, body: Body) -> Response {
@@ -155,7 +147,9 @@ async fn one(app: &App, task: NewTask) -> Response {
 
 fn answer_error(refused: &ClientError) -> Response {
     let status = match refused {
-        ClientError::Subject(_) | ClientError::NoSuchTime { .. } => StatusCode::BAD_REQUEST,
+        ClientError::Subject(_) | ClientError::NoSuchTime { .. } | ClientError::WaitsTooLong { .. } => {
+            StatusCode::BAD_REQUEST
+        }
         ClientError::Publish(PublishError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
