@@ -120,8 +120,7 @@ async fn large_arguments_and_results_go_both_ways() {
     // By HTTP; and by a plain NATS request, as large as one may be.
     let (_producer, url) = cluster.producer().await;
     let request = reqwest::Client::new().post(format!("{url}/v1/tasks/default/echo")).body(value.clone());
-    let answer: Value =
-        request.bearer_auth(&cluster.nats.secrets.token).send().await.unwrap().json().await.unwrap();
+    let answer: Value = request.bearer_auth(&cluster.nats.secrets.token).send().await.unwrap().json().await.unwrap();
     let id = text(&answer, "id");
     cluster.ended(&id).await;
     assert!(out(&run(cluster.command(&["task", "result", &id]), b"").await) == value, "{answer}");
@@ -181,8 +180,7 @@ async fn files_of_any_kind_reach_handlers_in_any_language() {
     let content = binary(3_000_000);
     let request = reqwest::Client::new().post(format!("{url}/v1/tasks/default/digest")).body(content.clone());
     let request = request.header("Content-Type", "application/octet-stream");
-    let answer: Value =
-        request.bearer_auth(&cluster.nats.secrets.token).send().await.unwrap().json().await.unwrap();
+    let answer: Value = request.bearer_auth(&cluster.nats.secrets.token).send().await.unwrap().json().await.unwrap();
     assert_eq!(cluster.ended(&text(&answer, "id")).await["result"]["sha256"], sha256(&content));
     until("end of all files", PATIENCE, async || (handlers.spooled() == 0).then_some(())).await;
 }
@@ -232,7 +230,7 @@ async fn what_is_gone_or_damaged_is_a_dead_letter_with_its_reason() {
     let cases = [
         (of(&gone), "missing_payload", "is not in the bucket"),
         (of(&cut), "damaged_payload", "has only 0 of its 409600 bytes"),
-        (of(&longer), "damaged_payload", "SHA-256"),
+        (of(&longer), "damaged_payload", "has more than its 20480000 bytes"),
         (of(&other), "damaged_payload", "SHA-256"),
         (of(&size), "damaged_payload", "instead of 409601"),
         (NewTask { expires: Some("2020-01-01T00:00:00Z".into()), ..of(&gone) }, "expired", "had not started"),
@@ -247,7 +245,6 @@ async fn what_is_gone_or_damaged_is_a_dead_letter_with_its_reason() {
         let ended = cluster.ended(id).await;
         let (found, message) = dead(&ended);
         assert!(found == *reason && message.contains(said), "{reason}: {found}: {message}");
-        assert_eq!(ended["attempts"][0]["status"], "failed", "{ended}");
         assert!(ended["dead"]["ref"]["object"].is_string(), "{ended}");
     }
     // A task cannot wait for longer than its payload is kept.
