@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 
 use crate::harness::{Cluster, PATIENCE, Process, task, until};
 
@@ -346,4 +347,36 @@ async fn a_worker_that_dies_loses_neither_payload_nor_result() {
         heir.signal(Signal::SIGTERM);
         heir.end(PATIENCE).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_the_server_costs_an_upload_nothing() {
+    let mut cluster = Cluster::start().await;
+    let handlers = Handlers::new("");
+    let _worker = handlers.worker(&cluster, "w1", None);
+    let content = binary(12_000 * KIB);
+    let (mut writer, mut reader) = tokio::io::duplex(64 * KIB);
+    let client = cluster.client.clone();
+    let mut putting = tokio::task::JoinSet::new();
+    putting.spawn(async move { client.put_payload(&mut reader, Patience::Endless).await.unwrap() });
+    let (first, second) = content.split_at(5_000_000);
+    writer.write_all(first).await.unwrap();
+    cluster.nats.restart();
+    writer.write_all(second).await.unwrap();
+    drop(writer);
+    let stored = putting.join_next().await.unwrap().unwrap();
+    assert_eq!((stored.at.size, &stored.at.sha256), (content.len() as u64, &sha256(&content)));
+    let id = submit(&cluster, &NewTask { stored: Some(stored), ..task("digest", "") }).await;
+    assert_eq!(cluster.ended(&id).await["result"]["sha256"], sha256(&content));
+    // What a put relies on when it sends a chunk again after the dedupe window.
+    let bus = cluster.nats.bus(Role::Client).await;
+    let put = async |id: &str| {
+        let headers = [("Nats-Msg-Id", id), ("Nats-Expected-Last-Subject-Sequence", "0")];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        bus.store(&chunks("twice"), &headers, "x".into(), Patience::Endless).await
+    };
+    put("one").await.unwrap();
+    assert!(put("one").await.unwrap().duplicate);
+    let again = put("forgotten").await.unwrap_err();
+    assert!(again.to_string().contains("wrong last sequence"), "{again}");
 }

@@ -78,3 +78,21 @@ impl Call {
 pub fn reply<T: Serialize>(value: &T) -> Reply {
     serde_json::value::to_raw_value(value).map_err(|e| Failure::fatal("bad_result", e.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_in_a_file_are_decoded_up_to_a_limit() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let call = Call { file: Some(file.path().to_owned()), ..Call::for_test("t", "") };
+        std::fs::write(file.path(), "[1, 2]").unwrap();
+        assert_eq!(call.args::<Vec<u8>>().unwrap(), [1, 2]);
+        std::fs::write(file.path(), "[1, ").unwrap();
+        assert_eq!(call.args::<Vec<u8>>().unwrap_err().kind, "bad_arguments");
+        file.as_file().set_len(ARGUMENTS_DECODED_BYTES_MAX + 1).unwrap();
+        let failure = call.args::<Vec<u8>>().unwrap_err();
+        assert!(failure.message.contains("may read the file") && !failure.retry, "{failure:?}");
+    }
+}

@@ -200,7 +200,10 @@ impl Settler {
 
     /// The order of effects.
     async fn finish(&self, lease: Lease, mut plan: Plan) {
-        let kept = large::store(&self.bus, &mut plan.outcome).await;
+        let kept = match plan.outcome.results.iter().any(|result| large::is_large(result)) {
+            true => Box::pin(large::store(&self.bus, &mut plan.outcome)).await,
+            false => Ok(()),
+        };
         let told: Vec<Bytes> = match lease.task.reply_to {
             Some(_) => {
                 plan.outcome.told(&self.worker).filter_map(|t| serde_json::to_vec(&t).ok()).map(Bytes::from).collect()

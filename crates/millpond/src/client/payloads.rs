@@ -87,25 +87,25 @@ impl Client {
         }
     }
 
-    /// Where the arguments of a task lie, when they are not to go into its message.
-    pub(super) async fn stored(
-        &self,
-        task: &NewTask,
-        patience: Patience,
-    ) -> Result<Option<StoredPayload>, ClientError> {
+    /// Where the arguments of a task lie that go to the store.
+    pub(super) async fn claim(&self, task: &NewTask, patience: Patience) -> Result<StoredPayload, ClientError> {
         let stored = match &task.stored {
             Some(stored) => stored.clone(),
-            None if task.batch.is_none() && task.payload.len() > CLAIM_CHECK_BYTES => {
-                self.bus.put_payload(&mut &*task.payload, patience).await?
-            }
-            None => return Ok(None),
+            None => self.bus.put_payload(&mut &*task.payload, patience).await?,
         };
         match task.at_ms {
             Some(at_ms) if at_ms > stored.until_ms => {
                 Err(ClientError::WaitsTooLong { at_ms, until_ms: stored.until_ms })
             }
-            _ => Ok(Some(stored)),
+            _ => Ok(stored),
         }
+    }
+}
+
+impl NewTask {
+    /// Whether its arguments are not to go into its message.
+    pub(super) fn is_claimed(&self) -> bool {
+        self.stored.is_some() || self.batch.is_none() && self.payload.len() > CLAIM_CHECK_BYTES
     }
 }
 

@@ -101,7 +101,7 @@ impl Client {
         let trace = TraceContext::of(&span).or(parent).unwrap_or_else(TraceContext::random);
         self.room.wait().await;
         // Boxed: most tasks have none.
-        let stored = Box::pin(self.stored(task, patience)).await?;
+        let stored = if task.is_claimed() { Some(Box::pin(self.claim(task, patience)).await?) } else { None };
         let payload = if stored.is_some() { Bytes::new() } else { task.payload.clone() };
         let mut headers = task.headers(&id, trace, stored.as_ref());
         // In DUE it carries its id itself: the server drops its own header when it delivers.
