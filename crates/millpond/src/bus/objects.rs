@@ -128,13 +128,10 @@ impl Bus {
             }
             hash.update(&chunk);
             (size, chunks) = (size + chunk.len(), chunks + 1);
-            let headers = vec![
-                (HEADER_MSG_ID.to_owned(), format!("{object}-{chunks}")),
-                (HEADER_EXPECTED.to_owned(), last.to_string()),
-            ];
+            let headers = vec![(HEADER_EXPECTED.to_owned(), last.to_string())];
             last = match self.store(&subject, &headers, chunk, patience).await {
                 Ok(stored) => stored.seq,
-                // Sent again after the dedupe window: nobody else stores under this subject.
+                // It was stored, and sent again because the ack was lost: nobody else stores under this subject.
                 Err(PublishError::Refused { reason, .. }) if reason.contains(WRONG_SEQUENCE) => self
                     .last_sequence(&subject, last)
                     .await
@@ -167,8 +164,14 @@ impl Bus {
 
     /// The sequence of the last chunk, when it is one behind `before`.
     async fn last_sequence(&self, subject: &str, before: u64) -> Option<u64> {
-        let found = self.last_of(subject).await.ok()??;
-        sequence(&found).filter(|last| *last > before)
+        for _ in 0..LOOKS_MAX {
+            let found = self.last_of(subject).await.ok().flatten();
+            if let Some(last) = found.as_ref().and_then(sequence).filter(|last| *last > before) {
+                return Some(last);
+            }
+            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        }
+        None
     }
 
     /// Writes an object to `into`, and checks that it is what was stored. What is written counts only when this returns
