@@ -129,7 +129,8 @@ async fn what_the_server_refuses_is_told_to_the_publisher_and_loses_nothing() {
         let error = publish(&cluster, "tasks.default.square", &[(name, value)], b"1").await.unwrap_err();
         assert!(matches!(error, PublishError::Refused { .. }), "{name}: {error}");
     }
-    let large = NewTask { payload: Bytes::from(vec![b'1'; 2_000_000]), ..task("square", "") };
+    // A batch is never put into the store of payloads.
+    let large = NewTask { payload: Bytes::from(vec![b'1'; 2_000_000]), batch: Some(1), ..task("square", "") };
     let error = cluster.client.submit(&large, SHORT).await.unwrap_err();
     assert!(matches!(&error, ClientError::Publish(PublishError::TooLarge { bytes: 2_000_000, .. })), "{error}");
     let bus = cluster.nats.bus(Role::Setup).await;

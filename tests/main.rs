@@ -17,6 +17,7 @@ mod main_job;
 mod operate;
 mod resume;
 mod producer_http;
+mod payloads;
 mod roles;
 mod schedules;
 mod tidy;

@@ -96,6 +96,7 @@ async fn publisher_only_publishes_tasks() {
         "$JS.API.STREAM.INFO.TASKS",
         "$JS.API.STREAM.PURGE.TASKS",
         "$KV.millpond_jobs.x",
+        "$O.millpond_payloads.C.x",
         "lease.who.default.x",
     ];
     check("publisher", &publish, &["_INBOX.>", "results.>", "tasks.>", ">"]).await;
@@ -119,6 +120,7 @@ async fn client_takes_no_tasks_and_purges_nothing() {
         "$KV.millpond_cancels.x",
         "$KV.millpond_queues.x",
         "$JS.API.STREAM.PURGE.DUE",
+        "$JS.API.STREAM.PURGE.OBJ_millpond_payloads",
     ];
     check("client", &publish, &["tasks.>", "dead.>", "lease.who.>", "$KV.>", ">"]).await;
 }
@@ -132,6 +134,8 @@ async fn producer_takes_no_tasks_and_reads_no_letters() {
         "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
         "$KV.millpond_workers.w1",
         "$KV.millpond_queues.x",
+        "$JS.API.CONSUMER.CREATE.OBJ_millpond_payloads",
+        "$JS.API.STREAM.PURGE.OBJ_millpond_payloads",
     ];
     check("producer", &publish, &["_INBOX.>", "tasks.>", "dead.>", ">"]).await;
 }
@@ -150,6 +154,8 @@ async fn worker_publishes_no_tasks() {
         "$KV.millpond_cancels.x",
         "$KV.millpond_queues.x",
         "ctl.cancel",
+        "$JS.API.CONSUMER.CREATE.OBJ_millpond_payloads",
+        "$JS.API.STREAM.PURGE.OBJ_millpond_payloads",
     ];
     check("worker", &publish, &["_INBOX.>", "tasks.>", "results.>", "dead.>", ">"]).await;
 }
@@ -164,6 +170,8 @@ async fn collector_publishes_no_tasks() {
         "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
         "$JS.ACK.TASKS.q-default.1.1.1.1.1",
         "$KV.millpond_workers.w1",
+        "$O.millpond_payloads.C.x",
+        "$JS.API.DIRECT.GET.OBJ_millpond_payloads",
     ];
     check("collector", &publish, &["_INBOX.>", "tasks.>", ">"]).await;
 }

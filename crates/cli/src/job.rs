@@ -67,7 +67,10 @@ pub async fn run(command: JobCommand, env: &Env) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        JobCommand::Results { job, json } => results(&api, &job, json).await,
+        JobCommand::Results { job, json } => {
+            get(&api, &job).await?;
+            crate::payloads::print_results(&api, &job, json, env).await
+        }
     }
 }
 
@@ -115,19 +118,4 @@ async fn show(api: &Api, job: &str, json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn results(api: &Api, job: &str, json: bool) -> anyhow::Result<ExitCode> {
-    get(api, job).await?;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let query = [("limit", millpond::limits::PAGE_ROWS_MAX.to_string())];
-    api.each(&format!("/api/v1/jobs/{job}/results"), &query, |row| {
-        if json {
-            writeln!(out, "{row}")?;
-        } else {
-            writeln!(out, "{}", row.get("result").unwrap_or(&Value::Null))?;
-        }
-        Ok(true)
-    })
-    .await?;
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
 }

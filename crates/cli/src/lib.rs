@@ -12,6 +12,7 @@ mod map;
 pub mod nats_server;
 mod no_wait;
 mod output;
+mod payloads;
 mod queue;
 mod schedule;
 mod service;

@@ -136,6 +136,9 @@ pub struct SetupArgs {
     /// Size of DEAD at the most.
     #[arg(long, env = "MILLPOND_SETUP_DEAD_BYTES_MAX", default_value = "1GiB", value_parser = bytes)]
     dead_bytes_max: u64,
+    /// Size of the store of large payloads at the most; whoever puts more waits. Default: as much as the server may store.
+    #[arg(long, env = "MILLPOND_SETUP_PAYLOADS_BYTES_MAX", value_parser = bytes)]
+    payloads_bytes_max: Option<u64>,
     /// Copies of everything: 1, or 3 in a cluster of servers.
     #[arg(long, env = "MILLPOND_SETUP_REPLICAS", default_value_t = 1)]
     replicas: usize,
@@ -158,6 +161,7 @@ pub async fn run_setup(args: SetupArgs, env: &Env) -> anyhow::Result<ExitCode> {
         tasks_bytes_max: signed(args.tasks_bytes_max),
         results_bytes_max: signed(args.results_bytes_max),
         dead_bytes_max: signed(args.dead_bytes_max),
+        payloads_bytes_max: args.payloads_bytes_max.map_or(-1, signed),
         replicas: args.replicas,
     };
     let bus = Bus::connect(&url, Role::Setup, "setup", args.connect.connect_timeout).await?;

@@ -1,6 +1,7 @@
 //! `submit`: publish one task; with `--wait`, its result.
 
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -31,6 +32,10 @@ pub struct SubmitArgs {
     /// Its arguments, one JSON value; `-` or nothing reads standard input.
     #[arg(default_value = "-", allow_hyphen_values = true)]
     args: String,
+    /// A file whose bytes are its arguments, of any size and kind; `-` is standard input. What is large or not JSON goes
+    /// to the store of payloads, and the handler gets it from there.
+    #[arg(long, conflicts_with = "args")]
+    file: Option<PathBuf>,
     /// Who runs it.
     #[arg(long, default_value = "default")]
     queue: String,
@@ -83,15 +88,18 @@ fn reply_subject(text: &str) -> Result<String, String> {
 /// # Errors
 /// When it cannot be published.
 pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
-    let payload = match args.args.as_str() {
-        "-" => {
+    let payload = match (&args.file, args.args.as_str()) {
+        (Some(_), _) => String::new(),
+        (None, "-") => {
             let mut text = String::new();
             std::io::stdin().lock().read_to_string(&mut text).context("cannot read the arguments")?;
             text.trim().to_owned()
         }
-        text => text.to_owned(),
+        (None, text) => text.to_owned(),
     };
-    check_json(&payload)?;
+    if args.file.is_none() {
+        check_json(&payload)?;
+    }
     let after = |time: Duration| {
         let at = jiff::Timestamp::now().checked_add(time);
         at.with_context(|| format!("{} from now is too far away", humantime::format_duration(time)))
@@ -103,7 +111,7 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
     {
         bail!("it would expire before its time has come: make --expires longer than --delay");
     }
-    let task = NewTask {
+    let mut task = NewTask {
         queue: args.queue,
         kind: args.kind,
         payload: Bytes::from(payload),
@@ -116,6 +124,9 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         ..Default::default()
     };
     let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "submit", args.connect.connect_timeout).await?;
+    if let Some(path) = &args.file {
+        crate::payloads::attach(&mut task, path, &client, Patience::Endless).await?;
+    }
     if !args.wait {
         let Submitted { id, duplicate } = store(&client, &task, args.wait_room).await?;
         if args.json {
@@ -206,6 +217,7 @@ pub fn end_json(mut row: Value, end: &TaskEnd) -> Value {
         Ok(value) => ("done", "result", serde_json::from_str(value.get()).unwrap_or(Value::Null)),
         Err(NoResult::Dead(failure)) => ("dead", "failure", serde_json::to_value(failure).unwrap_or(Value::Null)),
         Err(NoResult::Cancelled) => ("cancelled", "failure", Value::Null),
+        Err(NoResult::Lost(reason)) => ("done", "result_lost", json!(reason)),
     };
     if let Some(object) = row.as_object_mut() {
         object.insert("status".to_owned(), json!(status));
@@ -221,6 +233,7 @@ pub fn describe(no_result: &NoResult) -> String {
             format!("failed for good: {}: {} (`millpond dead show` has the evidence)", failure.kind, failure.message)
         }
         NoResult::Cancelled => "was cancelled".to_owned(),
+        NoResult::Lost(reason) => format!("is done, but its result cannot be had: {reason}"),
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::api::{Api, text};
 use crate::output::{json_line, time, took};
+use crate::payloads::Results;
 use crate::state::Env;
 
 /// What to do with a task.
@@ -36,6 +37,14 @@ pub enum TaskCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Print its result, and nothing else; a large one is fetched from the store.
+    Result {
+        /// Its id; `<id>/<i>` for an item of a batch.
+        id: String,
+        /// Its queue, where several have this id.
+        #[arg(long)]
+        queue: Option<String>,
+    },
 }
 
 /// Runs it.
@@ -47,16 +56,26 @@ pub async fn run(command: TaskCommand, env: &Env) -> anyhow::Result<ExitCode> {
     match command {
         TaskCommand::Show { id, queue, json } => show(&api, &id, queue, json).await?,
         TaskCommand::Cancel { id, queue, json } => cancel(&api, &id, queue, json).await?,
+    },
+    let (id, queue, json) = match command {
+        TaskCommand::Show { id, queue, json } => (id, queue, Some(json)),
+        TaskCommand::Result { id, queue } => (id, queue, None),
+    };
+    let mut query = vec![("id", id.clone())];
+    query.extend(queue.map(|queue| ("queue", queue)));
+    let Some(task) = Api::new(env)?.get("/api/v1/task", &query).await? else {
+        bail!("no task {id} has ended an attempt yet: it waits, runs, or never was (ids are printed by `submit`)");
+    };
+    match json {
+        Some(true) => json_line(&task)?,
+        Some(false) => print(&task)?,
+        None => print_result(&task, env).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn show(api: &Api, id: &str, queue: Option<String>, json: bool) -> anyhow::Result<()> {
-    let mut query = vec![("id", id.to_owned())];
-    query.extend(queue.map(|queue| ("queue", queue)));
-    let Some(task) = api.get("/api/v1/task", &query).await? else {
-        bail!("no task {id} has ended an attempt yet: it waits, runs, or never was (ids are printed by `submit`)");
-    };
+    let task = find(api, id, queue).await?;
     if json { Ok(json_line(&task)?) } else { print(&task) }
 }
 
@@ -72,6 +91,30 @@ async fn cancel(api: &Api, id: &str, queue: Option<String>, json: bool) -> anyho
     Ok(())
 }
 
+async fn find(api: &Api, id: &str, queue: Option<String>) -> anyhow::Result<Value> {
+    let mut query = vec![("id", id.to_owned())];
+    query.extend(queue.map(|queue| ("queue", queue)));
+    let Some(task) = api.get("/api/v1/task", &query).await? else {
+        bail!("no task {id} has ended an attempt yet: it waits, runs, or never was (ids are printed by `submit`)");
+    };
+    Ok(task)
+}
+
+/// Prints a result, and nothing else.
+///
+/// # Errors
+/// When there is none, or it cannot be had.
+async fn print_result(task: &Value, env: &Env) -> anyhow::Result<()> {
+    let fetched = Results::new(env).of(task).await?.map(|value| value.get().to_owned());
+    let here = || task.get("result").map(ToString::to_string);
+    let as_text = || task.get("result_text").and_then(Value::as_str).map(str::to_owned);
+    let Some(result) = fetched.or_else(here).or_else(as_text) else {
+        bail!("task {} has no result: it is {}", text(task, "id"), text(task, "status"));
+    };
+    writeln!(std::io::stdout().lock(), "{result}")?;
+    Ok(())
+}
+
 /// A task for a person.
 ///
 /// # Errors
@@ -83,6 +126,14 @@ fn print(task: &Value) -> anyhow::Result<()> {
         if !value.is_empty() {
             writeln!(out, "{field:<10} {value}")?;
         }
+    }
+    if let Some(at) = task.get("ref").filter(|at| at.is_object()) {
+        let (size, object) = (text(at, "size"), text(at, "object"));
+        writeln!(
+            out,
+            "{:<10} {size} bytes in the store, object {object} (`millpond task result` prints it)",
+            "result"
+        )?;
     }
     writeln!(out, "{:<10} {}", "published", time(task, "published_ms"))?;
     writeln!(out, "{:<10} {}", "stored", time(task, "stored_ms"))?;

@@ -11,8 +11,12 @@ pub const TASK_ID_BYTES_MAX: usize = 256;
 pub const TASK_BYTES_MAX: usize = 1024 * 1024;
 /// `max_payload` that the server must allow, in bytes: room for a task and the evidence of its failures.
 pub const SERVER_PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Largest result of one task, in bytes of JSON. A larger one is a dead letter with the reason `result_too_large`.
-pub const RESULT_BYTES_MAX: usize = 1024 * 1024;
+/// Arguments and results above this size go to the store of payloads, and a reference travels in their place, in bytes.
+pub const CLAIM_CHECK_BYTES: usize = 256 * 1024;
+/// Largest result of one task, in bytes of JSON: it is in memory once. A larger one fails with `result_too_large`.
+pub const RESULT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Largest value of the input of a `map`, in bytes: it is in memory once.
+pub const MAP_VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A result pack is sent when it holds this many bytes; more go into the next one.
 pub const PACK_BYTES_MAX: usize = 512 * 1024;
 /// How long a pack gathers under load; a lone outcome does not wait.
@@ -21,6 +25,25 @@ pub const PACK_GATHER: Duration = Duration::from_millis(1);
 pub const PACK_OUTCOMES_MAX: usize = 512;
 /// Tasks in one batch at the most.
 pub const BATCH_ITEMS_MAX: u32 = 1000;
+
+/// How long the store keeps a payload; a task and its payload end together.
+pub const PAYLOAD_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+/// So much earlier must a task start that needs a payload: it takes time to fetch, and clocks differ.
+pub const PAYLOAD_EXPIRY_MARGIN: Duration = Duration::from_secs(3600);
+/// Bytes of one chunk of a stored payload: what other clients use.
+pub const PAYLOAD_CHUNK_BYTES: usize = 128 * 1024;
+/// Bytes of chunks that are asked for at once.
+pub const PAYLOAD_PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// How long a fetch goes on without an answer of the server.
+pub const PAYLOAD_STALLED_AFTER: Duration = Duration::from_secs(15);
+/// Largest payload that a worker fetches into memory, in bytes; a larger one becomes a file.
+pub const PAYLOAD_MEMORY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of fetched payloads that a worker holds in memory at once.
+pub const PAYLOADS_MEMORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Payloads that a worker fetches at once.
+pub const PAYLOAD_FETCHES_MAX: usize = 4;
+/// Largest arguments that a handler decodes from a file, in bytes; of larger ones it reads the file itself.
+pub const ARGUMENTS_DECODED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// Work that a batch that forms by itself aims at, as time.
 pub const BATCH_AIM: Duration = Duration::from_millis(50);
@@ -198,4 +221,7 @@ const _: () = assert!(PAUSE_MIN.as_millis() + LEASE_EXTEND_EVERY.as_millis() < L
 const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 3 <= HEARTBEAT_LOST_AFTER.as_millis());
 const _: () = assert!(TASK_BYTES_MAX * 2 <= SERVER_PAYLOAD_BYTES_MAX);
 const _: () = assert!(SERVER_PAYLOAD_BYTES_MAX <= COLLECT_BYTES_MAX);
-const _: () = assert!(RESULT_BYTES_MAX + PACK_BYTES_MAX <= SERVER_PAYLOAD_BYTES_MAX);
+const _: () = assert!(CLAIM_CHECK_BYTES + PACK_BYTES_MAX <= SERVER_PAYLOAD_BYTES_MAX);
+const _: () = assert!(CLAIM_CHECK_BYTES * 2 <= TASK_BYTES_MAX);
+const _: () = assert!(BATCH_AUTO_BYTES_MAX <= CLAIM_CHECK_BYTES);
+const _: () = assert!(PAYLOAD_MEMORY_BYTES_MAX <= PAYLOADS_MEMORY_BYTES_MAX);

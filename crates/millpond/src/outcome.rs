@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::limits::{FAILURE_MESSAGE_BYTES_MAX, FAILURE_TRACEBACK_BYTES_MAX, FAILURE_TYPE_BYTES_MAX};
+use crate::payload::PayloadRef;
 
 /// Which items of a batch a message or an outcome covers; a task published alone has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -198,6 +199,25 @@ pub struct NotDone {
     pub due_ms: Option<i64>,
 }
 
+/// A result that lies in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredResult {
+    /// Place in the root batch, from 0; 0 for a task published alone.
+    pub item: u32,
+    /// Where it lies.
+    #[serde(flatten)]
+    pub at: PayloadRef,
+}
+
+/// The result of one item.
+#[derive(Debug, Clone, Copy)]
+pub enum Kept<'a> {
+    /// It is here.
+    Here(&'a RawValue),
+    /// It lies in the store.
+    Stored(&'a PayloadRef),
+}
+
 /// How one attempt of one message (a task, or some items of a batch) ended.
 ///
 /// ```
@@ -208,7 +228,8 @@ pub struct NotDone {
 /// ```
 ///
 /// # Guarantees
-/// `results` has one entry per covered item, in order; an entry named in `not_done` is `null` and means nothing.
+/// `results` has one entry per covered item, in order; an entry named in `not_done` or `refs` is `null` and means nothing.
+/// Both are in the order of their items.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Outcome {
     /// Id of what ran: see [`id_of`].
@@ -238,6 +259,9 @@ pub struct Outcome {
     pub trace: Option<String>,
     /// One JSON value per covered item.
     pub results: Vec<Box<RawValue>>,
+    /// Results that lie in the store instead, by item; their entry in `results` is `null`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refs: Vec<StoredResult>,
     /// Items without a result, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_done: Vec<NotDone>,
@@ -260,14 +284,17 @@ impl Outcome {
     }
 
     /// Each covered item in order: its place in the root, and its result or why it has none.
-    pub fn ends(&self) -> impl Iterator<Item = (u32, Result<&RawValue, &NotDone>)> {
+    pub fn ends(&self) -> impl Iterator<Item = (u32, Result<Kept<'_>, &NotDone>)> {
         let first = self.first_item();
         self.results.iter().enumerate().map(move |(k, result)| {
             let item = first + u32::try_from(k).unwrap_or(u32::MAX);
-            match self.not_done.binary_search_by_key(&item, |n| n.item).ok().and_then(|at| self.not_done.get(at)) {
-                Some(not_done) => (item, Err(not_done)),
-                None => (item, Ok(&**result)),
+            if let Some(at) =
+                self.not_done.binary_search_by_key(&item, |n| n.item).ok().and_then(|n| self.not_done.get(n))
+            {
+                return (item, Err(at));
             }
+            let stored = self.refs.binary_search_by_key(&item, |r| r.item).ok().and_then(|n| self.refs.get(n));
+            (item, Ok(stored.map_or(Kept::Here(result), |stored| Kept::Stored(&stored.at))))
         })
     }
 
@@ -298,6 +325,9 @@ pub struct Told<'a> {
     /// Its result, when done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<&'a RawValue>,
+    /// Where its result lies, when it is large.
+    #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub stored: Option<&'a PayloadRef>,
     /// Why it has none, when dead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<&'a Failure>,
@@ -308,10 +338,11 @@ impl Outcome {
     pub fn told<'a>(&'a self, worker: &'a str) -> impl Iterator<Item = Told<'a>> {
         let first = self.first_item();
         self.ends().filter_map(move |(item, end)| {
-            let (status, result, failure) = match end {
-                Ok(result) => ("done", Some(result), None),
-                Err(n) if n.end == End::Dead => ("dead", None, n.failure.as_ref()),
-                Err(n) if n.end == End::Cancelled => ("cancelled", None, None),
+            let (status, result, stored, failure) = match end {
+                Ok(Kept::Here(result)) => ("done", Some(result), None, None),
+                Ok(Kept::Stored(at)) => ("done", None, Some(at), None),
+                Err(n) if n.end == End::Dead => ("dead", None, None, n.failure.as_ref()),
+                Err(n) if n.end == End::Cancelled => ("cancelled", None, None, None),
                 Err(_) => return None,
             };
             let id = match self.items {
@@ -319,7 +350,7 @@ impl Outcome {
                 items => id_of(self.root(), items.map(|i| Items { of: i.of, from: item, len: 1 })),
             };
             let index = self.index.map(|index| index + u64::from(item - first));
-            Some(Told { v: 1, id, index, status, attempt: self.attempt, worker, result, failure })
+            Some(Told { v: 1, id, index, status, attempt: self.attempt, worker, result, stored, failure })
         })
     }
 }
@@ -369,6 +400,19 @@ mod tests {
         assert_eq!(id_of("r", Some(Items::whole(3))), "r");
         assert_eq!(id_of("r", Some(Items { of: 3, from: 2, len: 1 })), "r/2");
         assert_eq!(id_of("r", Some(Items { of: 3, from: 1, len: 2 })), "r/1+2");
+    }
+
+    #[test]
+    fn large_results_are_told_by_reference() {
+        let text = format!(
+            r#"{{"id":"b","items":{{"of":3,"from":0,"len":3}},"attempt":1,"published_ms":1,"started_ms":2,"ended_ms":3,"results":[1,null,null],"refs":[{{"item":1,"object":"o","size":9,"sha256":"{}"}}],"not_done":[{{"item":2,"end":"dead"}}]}}"#,
+            "0".repeat(64)
+        );
+        let outcome: Outcome = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&outcome).unwrap(), text);
+        let told: Vec<_> =
+            outcome.told("w").map(|t| (t.status, t.result.map(RawValue::get), t.stored.map(|s| s.size))).collect();
+        assert_eq!(told, [("done", Some("1"), None), ("done", None, Some(9)), ("dead", None, None)]);
     }
 
     #[test]

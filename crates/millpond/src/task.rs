@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::bus::subject::{SubjectError, TaskSubject};
 use crate::limits::{ATTEMPTS_MAX_MAX, BATCH_ITEMS_MAX, FAILURES_BYTES_MAX, TASK_ID_BYTES_MAX};
 use crate::outcome::{FailedAttempt, Items, id_of};
+use crate::payload::PayloadRef;
 
 /// The publisher's id of a message; the server dedupes by it for a while.
 pub const HEADER_MSG_ID: &str = "Nats-Msg-Id";
@@ -27,6 +28,8 @@ pub const HEADER_ATTEMPTS_MAX: &str = "Millpond-Attempts-Max";
 pub const HEADER_EXPIRES: &str = "Millpond-Expires";
 /// Subject `reply.<x>` on which each end of the task is told too, once it is stored.
 pub const HEADER_REPLY_TO: &str = "Millpond-Reply-To";
+/// Where the payload lies, when it is not in the message: [`PayloadRef`] as JSON.
+pub const HEADER_REF: &str = "Millpond-Ref";
 /// Number of this attempt, from 1; honoured only in DUE.
 pub const HEADER_ATTEMPT: &str = "Millpond-Attempt";
 /// Id of what is published again; honoured only in DUE.
@@ -111,6 +114,8 @@ pub struct Task {
     pub republished: bool,
     /// The arguments: one value, or a JSON array of `items.len` values.
     pub payload: Bytes,
+    /// Where the arguments lie instead: one value, or any bytes. The payload is empty then.
+    pub payload_ref: Option<PayloadRef>,
     /// Headers that travel on: `Millpond-*` but those of [`REPUBLISHED`], and the trace context.
     pub forwarded: Headers,
     /// Set when it must be buried instead of run.
@@ -146,6 +151,7 @@ impl Task {
             failures: own(HEADER_FAILURES).and_then(|v| serde_json::from_str(v).ok()).unwrap_or_default(),
             republished: own(HEADER_ID).is_some(),
             payload,
+            payload_ref: None,
             forwarded: headers.iter().filter(|(name, _)| is_forwarded(name)).cloned().collect(),
             defect,
         };
@@ -156,7 +162,23 @@ impl Task {
         }
         task.read_numbers(&get, &own);
         task.read_items(&get, &own);
+        if let Some(text) = get(HEADER_REF) {
+            task.read_ref(text);
+        }
         task
+    }
+
+    fn read_ref(&mut self, text: &str) {
+        if self.items.is_some() {
+            let message = format!("{HEADER_REF} stands for one task's arguments; a batch has its own in the message");
+            self.refuse("bad_header", message);
+        } else if !self.payload.is_empty() {
+            self.refuse("bad_header", format!("a task with {HEADER_REF} has an empty payload"));
+        }
+        match PayloadRef::parse(text) {
+            Ok(at) => self.payload_ref = Some(at),
+            Err(wrong) => self.refuse("bad_header", format!("header {HEADER_REF}: {wrong}")),
+        }
     }
 
     fn read_numbers<'h>(&mut self, get: &dyn Fn(&str) -> Option<&'h str>, own: &dyn Fn(&str) -> Option<&'h str>) {
@@ -388,11 +410,31 @@ mod tests {
             (HEADER_REPLY_TO, "results.x"),
             (HEADER_REPLY_TO, "reply.>"),
             (HEADER_REPLY_TO, "reply."),
+            (HEADER_REF, "{}"),
         ] {
             let defect = read("tasks.q.k", &[(name, value)], Origin::Tasks).defect.unwrap();
             assert!(defect.reason == "bad_header" && defect.message.contains(name), "{defect:?}");
         }
         assert_eq!(read("tasks.q.k.what", &[], Origin::Tasks).defect.unwrap().reason, "bad_subject");
+    }
+
+    #[test]
+    fn a_reference_stands_for_one_payload_and_travels_on() {
+        let at = PayloadRef { object: "o".into(), size: 3, sha256: "0".repeat(64) };
+        let text = at.to_json();
+        let read = |more: &[(&str, &str)], payload: &'static [u8]| {
+            let all = [&[(HEADER_REF, text.as_str())], more].concat();
+            let headers = all.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+            Task::read("tasks.q.k", &headers, Bytes::from_static(payload), ARRIVAL)
+        };
+        let task = read(&[], b"");
+        assert_eq!((&task.defect, &task.payload_ref), (&None, &Some(at.clone())));
+        let headers = task.republish_headers(None, 2, &[], "m".into());
+        let arrival = Arrival { origin: Origin::Due, ..ARRIVAL };
+        assert_eq!(Task::read("due.q.k", &headers, Bytes::new(), arrival).payload_ref, Some(at));
+        for bad in [read(&[(HEADER_BATCH, "1")], b""), read(&[], b"1")] {
+            assert!(bad.defect.is_some_and(|d| d.reason == "bad_header" && d.message.contains(HEADER_REF)));
+        }
     }
 
     #[test]

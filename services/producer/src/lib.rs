@@ -6,6 +6,7 @@ mod config;
 mod http;
 mod ndjson;
 mod replay;
+mod upload;
 
 use std::future::IntoFuture;
 use std::sync::Arc;

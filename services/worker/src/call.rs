@@ -1,6 +1,11 @@
 //! One task as its handler sees it, and what the handler answers. No NATS, no storage.
 
+use std::fs::File;
+use std::io::BufReader;
+use std::path::PathBuf;
+
 use bytes::Bytes;
+use millpond::limits::ARGUMENTS_DECODED_BYTES_MAX;
 use millpond::outcome::Failure;
 use millpond::telemetry::TraceContext;
 use serde::de::DeserializeOwned;
@@ -18,8 +23,13 @@ pub struct Call {
     pub id: String,
     /// From 1.
     pub attempt: u32,
-    /// The arguments as published; use [`Call::args`] where they are JSON.
+    /// The arguments as published; use [`Call::args`] where they are JSON. Empty when they are in a file.
     pub payload: Bytes,
+    /// A file with the arguments, when they are large: more than
+    /// [`PAYLOAD_MEMORY_BYTES_MAX`](millpond::limits::PAYLOAD_MEMORY_BYTES_MAX). Read it as a stream; it is removed when
+    /// the attempt has ended. [`Call::args`] reads it too, up to
+    /// [`ARGUMENTS_DECODED_BYTES_MAX`](millpond::limits::ARGUMENTS_DECODED_BYTES_MAX).
+    pub file: Option<PathBuf>,
     /// The trace that the attempt belongs to; none in a handler that runs in a process of its own.
     pub trace: Option<TraceContext>,
     /// Cancelled when nobody waits for the answer any more: after the timeout, or at the end of the drain.
@@ -32,7 +42,18 @@ impl Call {
     /// # Errors
     /// A failure `bad_arguments` that is not tried again.
     pub fn args<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        self.borrowed_args()
+        let Some(path) = &self.file else { return self.borrowed_args() };
+        let file = File::open(path).map_err(|e| Failure::new("error", format!("the arguments cannot be read: {e}")))?;
+        let size = file.metadata().map_or(0, |known| known.len());
+        if size > ARGUMENTS_DECODED_BYTES_MAX {
+            let text = format!(
+                "arguments of {size} bytes: at most {ARGUMENTS_DECODED_BYTES_MAX} are decoded in memory; a handler may \
+                 read the file itself"
+            );
+            return Err(Failure::fatal("bad_arguments", text));
+        }
+        serde_json::from_reader(BufReader::new(file))
+            .map_err(|error| Failure::fatal("bad_arguments", format!("arguments of {size} bytes do not fit: {error}")))
     }
 
     /// The same, borrowing from the payload.
@@ -46,7 +67,7 @@ impl Call {
     #[cfg(test)]
     pub(crate) fn for_test(id: &str, payload: &str) -> Self {
         let (payload, stop) = (Bytes::from(payload.to_owned()), CancellationToken::new());
-        Self { id: id.to_owned(), attempt: 1, payload, trace: None, stop }
+        Self { id: id.to_owned(), attempt: 1, payload, file: None, trace: None, stop }
     }
 }
 
@@ -56,4 +77,22 @@ impl Call {
 /// A failure `bad_result` when the value cannot be JSON.
 pub fn reply<T: Serialize>(value: &T) -> Reply {
     serde_json::value::to_raw_value(value).map_err(|e| Failure::fatal("bad_result", e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_in_a_file_are_decoded_up_to_a_limit() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let call = Call { file: Some(file.path().to_owned()), ..Call::for_test("t", "") };
+        std::fs::write(file.path(), "[1, 2]").unwrap();
+        assert_eq!(call.args::<Vec<u8>>().unwrap(), [1, 2]);
+        std::fs::write(file.path(), "[1, ").unwrap();
+        assert_eq!(call.args::<Vec<u8>>().unwrap_err().kind, "bad_arguments");
+        file.as_file().set_len(ARGUMENTS_DECODED_BYTES_MAX + 1).unwrap();
+        let failure = call.args::<Vec<u8>>().unwrap_err();
+        assert!(failure.message.contains("may read the file") && !failure.retry, "{failure:?}");
+    }
 }

@@ -42,6 +42,10 @@ pub struct Config {
     /// publish tasks can then run them on this machine.
     #[arg(long, env = "MILLPOND_WORKER_ALLOW_XARGS", value_delimiter = ',')]
     pub allow_xargs: Vec<String>,
+    /// Folder for arguments that are too large for memory; it needs room for one of each running task. Default: TMPDIR,
+    /// else /var/tmp.
+    #[arg(long, env = "MILLPOND_WORKER_SPOOL")]
+    pub spool: Option<PathBuf>,
     /// Where health and metrics are served over HTTP, such as 127.0.0.1:7612; nowhere, when not set.
     #[arg(long, env = "MILLPOND_WORKER_LISTEN")]
     pub listen: Option<SocketAddr>,
@@ -89,6 +93,8 @@ pub struct Settings {
     pub handlers: Option<PathBuf>,
     /// Commands that tasks of the kind `xargs` may run.
     pub xargs: Vec<String>,
+    /// Folder for arguments that are too large for memory.
+    pub spool: PathBuf,
     /// Where health and metrics are served.
     pub listen: Option<SocketAddr>,
     /// How long running tasks may take after the stop signal.
@@ -138,6 +144,7 @@ impl Config {
             io_slots: self.io_slots,
             handlers: self.handlers,
             xargs: self.allow_xargs.into_iter().filter(|command| !command.is_empty()).collect(),
+            spool: self.spool.unwrap_or_else(default_spool),
             listen: self.listen,
             drain_time: self.drain_time,
             idle_exit: self.idle_exit,
@@ -154,6 +161,12 @@ impl Config {
 pub fn host() -> String {
     let name = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok());
     name.unwrap_or_else(|| "localhost".to_owned())
+}
+
+/// A place for large files: the usual folder for temporary files may be memory.
+fn default_spool() -> PathBuf {
+    let large = PathBuf::from("/var/tmp");
+    if std::env::var_os("TMPDIR").is_none() && large.is_dir() { large } else { std::env::temp_dir() }
 }
 
 fn default_name() -> String {

@@ -2,6 +2,7 @@
 //! of standard input. Also where a guard begins.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -75,6 +76,8 @@ struct Given<'a> {
     #[serde(default, borrow)]
     args: Option<&'a RawValue>,
     #[serde(default)]
+    file: Option<PathBuf>,
+    #[serde(default)]
     shutdown: bool,
     #[serde(default)]
     traceparent: Option<String>,
@@ -101,7 +104,11 @@ pub(crate) async fn serve(kind: &str, handlers: &Handlers) -> anyhow::Result<()>
         let call = Call {
             id: given.id,
             attempt: given.attempt,
-            payload: Bytes::copy_from_slice(given.args.map_or("null", RawValue::get).as_bytes()),
+            payload: match (given.args, &given.file) {
+                (None, Some(_)) => Bytes::new(),
+                (args, _) => Bytes::copy_from_slice(args.map_or("null", RawValue::get).as_bytes()),
+            },
+            file: given.file,
             trace: given.traceparent.as_deref().and_then(millpond::telemetry::TraceContext::parse),
             stop: CancellationToken::new(),
         };

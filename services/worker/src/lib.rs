@@ -4,6 +4,7 @@
 
 mod call;
 mod cancels;
+mod claim;
 pub mod config;
 mod execute;
 mod handlers;
@@ -12,10 +13,12 @@ mod http;
 mod isolated;
 mod kinds;
 mod lanes;
+mod large;
 mod panics;
 mod requests;
 mod settle;
 mod share;
+mod spool;
 mod stats;
 mod supervisor;
 mod work;
@@ -38,11 +41,13 @@ pub use config::{Config, Settings};
 pub use isolated::child_main;
 
 use cancels::Cancels;
+use claim::Claims;
 use handlers::{Handler, Handlers};
 use heartbeat::Heartbeat;
 use kinds::Kinds;
 use lanes::{Lanes, Ready};
 use settle::{Policies, Policy, Settler};
+use spool::Spool;
 use stats::Stats;
 use supervisor::{Pool, Program, Spec, Supervisor, xargs};
 use work::{Shop, work};
@@ -155,6 +160,7 @@ impl Worker {
             unknown_kind_after: settings.unknown_kind_after,
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
+            claims: Claims::new(&bus, Spool::new(settings.spool.clone())),
             asking: Arc::new(Semaphore::new(lanes.size())),
             lanes,
             supervisor,

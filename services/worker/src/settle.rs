@@ -21,6 +21,7 @@ use millpond::telemetry::TraceContext;
 use serde_json::value::RawValue;
 
 use crate::cancels::{Cancelled, Cancels};
+use crate::large;
 use crate::share::CallEnd;
 
 /// When the halves of a batch that kills workers may start.
@@ -200,7 +201,11 @@ impl Settler {
     }
 
     /// The order of effects.
-    async fn finish(&self, lease: Lease, plan: Plan) {
+    async fn finish(&self, lease: Lease, mut plan: Plan) {
+        let kept = match plan.outcome.results.iter().any(|result| large::is_large(result)) {
+            true => Box::pin(large::store(&self.bus, &mut plan.outcome)).await,
+            false => Ok(()),
+        };
         let told: Vec<Bytes> = match lease.task.reply_to {
             Some(_) => {
                 plan.outcome.told(&self.worker).filter_map(|t| serde_json::to_vec(&t).ok()).map(Bytes::from).collect()
@@ -208,7 +213,11 @@ impl Settler {
             None => Vec::new(),
         };
         let published_whole = plan.published_whole;
-        if let Err(error) = self.publish(&lease, plan).await {
+        let published = match kept {
+            Ok(()) => self.publish(&lease, plan).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = published {
             // Nothing is acknowledged: the lease runs out and the task comes again.
             tracing::error!(task_id = %lease.task.id(), %error, "what came of a task cannot be stored; it will run again");
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -302,6 +311,7 @@ impl Plan {
             busy_us: u64::try_from(attempt.busy.as_micros()).unwrap_or(u64::MAX),
             trace: Some(attempt.trace.trace_id()),
             results: Vec::with_capacity(attempt.ends.len()),
+            refs: Vec::new(),
             not_done: Vec::new(),
             failures: task.failures.clone(),
         };
@@ -450,7 +460,7 @@ impl Plan {
         let Some(items) = self.outcome.items.filter(|_| bytes > PACK_BYTES_MAX) else { return vec![self.outcome] };
         let root = self.outcome.root().to_owned();
         let (mut parts, mut part, mut part_bytes, mut from) = (Vec::new(), Vec::new(), 0, items.from);
-        let whole = Outcome { results: Vec::new(), not_done: Vec::new(), ..self.outcome.clone() };
+        let whole = Outcome { results: Vec::new(), refs: Vec::new(), not_done: Vec::new(), ..self.outcome.clone() };
         let cut = |from: u32, results: Vec<Box<RawValue>>| {
             let len = u32::try_from(results.len()).unwrap_or(u32::MAX);
             let items = Items { of: items.of, from, len };
@@ -461,6 +471,7 @@ impl Plan {
                 id,
                 items: Some(items),
                 index: whole.index.map(|i| i + u64::from(from - whole.first_item())),
+                refs: self.outcome.refs.iter().filter(|r| r.item >= from && r.item < from + len).cloned().collect(),
                 not_done: self.outcome.not_done.iter().filter(covers).cloned().collect(),
                 results,
                 ..whole.clone()

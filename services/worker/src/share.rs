@@ -35,6 +35,13 @@ impl CallEnd {
     }
 }
 
+impl CallEnd {
+    /// Whether its result goes to the store.
+    pub(crate) fn is_large(&self) -> bool {
+        matches!(self, Self::Done(value) if crate::large::is_large(value))
+    }
+}
+
 /// Why a call that took too long failed.
 pub(crate) fn too_late(timeout: Duration) -> Failure {
     Failure::new("timeout", format!("no end within {}", humantime::format_duration(timeout)))

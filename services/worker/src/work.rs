@@ -1,6 +1,7 @@
 //! One lease from the door to its end: may it run, run it, settle it.
 
 use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,14 +19,18 @@ use tracing::Instrument;
 
 use crate::call::Call;
 use crate::cancels::Cancelled;
+use crate::claim::{Claims, Fetched, NotFetched};
 use crate::execute::execute;
 use crate::handlers::{Handler, Handlers};
 use crate::kinds::Kinds;
 use crate::lanes::{LaneId, Lanes, Slot};
 use crate::settle::{Attempt, Settler, arguments, trace_of};
-use crate::share::Share;
+use crate::share::{CallEnd, Share};
 use crate::stats::Stats;
 use crate::supervisor::{NotNow, Supervisor};
+
+/// When a task comes again whose arguments could not be fetched.
+const FETCH_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What every task of this worker shares.
 pub(crate) struct Shop {
@@ -41,6 +46,8 @@ pub(crate) struct Shop {
     pub(crate) stats: Stats,
     /// Room for running tasks.
     pub(crate) lanes: Lanes,
+    /// Arguments that are not in the message.
+    pub(crate) claims: Claims,
     /// Leases whose door may take its time without a slot.
     pub(crate) asking: Arc<Semaphore>,
     /// Handlers in processes of their own.
@@ -80,9 +87,16 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: Slot, lane: La
     }
     drop(asking);
     let Some(slot) = slot else { return Box::pin(lease.hand_back(Duration::ZERO)).await };
+    let (lease, fetched) = match &lease.task.payload_ref {
+        None => (lease, None),
+        Some(_) => match Box::pin(fetch(&shop, lease, &handler)).await {
+            Some((lease, fetched)) => (lease, Some(fetched)),
+            None => return,
+        },
+    };
     let trace = trace_of(&lease.task);
     let stop = shop.stop.child_token();
-    let calls = match calls(&lease.task, trace, &stop) {
+    let calls = match calls(&lease.task, fetched.as_ref(), trace, &stop) {
         Ok(calls) => calls,
         Err(error) => {
             drop(slot);
@@ -153,11 +167,40 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: Slot, lane: La
         None => (running.await, None),
     };
     shop.lanes.note(lane, busy);
+    drop(fetched);
+    // Large results keep their slot until they are stored: so few are in memory at once.
+    let slot = ends.iter().any(CallEnd::is_large).then_some(slot);
     let attempt = Attempt { started_ms, ended_ms: millpond::now_ms(), busy, trace, ends, handed_on };
-    drop(slot);
     let kind = lease.task.subject.kind.clone();
     shop.stats.ran(&kind, busy);
     shop.stats.count(&kind, shop.settler.settle(lease, attempt).await);
+    drop(slot);
+}
+
+/// Fetches what the task refers to; none when its lease was ended instead. Its slot waits for it.
+async fn fetch(shop: &Shop, lease: Lease, handler: &Handler) -> Option<(Lease, Fetched)> {
+    let at = lease.task.payload_ref.as_ref()?;
+    let fetched = tokio::select! {
+        biased;
+        fetched = shop.claims.fetch(at, handler.takes_lines()) => fetched,
+        () = shop.draining.cancelled() => Err(NotFetched::NotNow("the worker is leaving".to_owned())),
+    };
+    match fetched {
+        Ok(fetched) => {
+            failpoint::hit("work.fetched");
+            return Some((lease, fetched));
+        }
+        Err(NotFetched::Never(reason, message)) => {
+            let kind = lease.task.subject.kind.clone();
+            shop.stats.count(&kind, shop.settler.bury(lease, reason, message).await);
+        }
+        Err(NotFetched::NotNow(reason)) => {
+            tracing::warn!(task_id = %lease.task.id(), reason, "large arguments cannot be fetched now; the task waits");
+            let delay = if shop.draining.is_cancelled() { Duration::ZERO } else { FETCH_AGAIN_AFTER };
+            lease.hand_back(delay).await;
+        }
+    }
+    None
 }
 
 /// The items of a batch that were handed on while an earlier one of them ran: after [`BATCH_HAND_ON_AFTER`], and when
@@ -308,7 +351,12 @@ async fn unknown_kind(shop: &Shop, lease: Lease) {
     }
 }
 
-fn calls(task: &Task, trace: TraceContext, stop: &CancellationToken) -> Result<Vec<Call>, batch::BatchError> {
+fn calls(
+    task: &Task,
+    fetched: Option<&Fetched>,
+    trace: TraceContext,
+    stop: &CancellationToken,
+) -> Result<Vec<Call>, batch::BatchError> {
     if task.is_batch() {
         // Told apart from an empty array, so that the reason is a good one.
         batch::split(&task.payload, task.items_len())?;
@@ -320,7 +368,10 @@ fn calls(task: &Task, trace: TraceContext, stop: &CancellationToken) -> Result<V
             Some(i) if i.of == 1 => format!("{}/0", task.root),
             items => id_of(&task.root, items),
         };
-        Call { id, attempt: task.attempt, payload, trace: Some(trace), stop: stop.child_token() }
+        // What is fetched is one task's.
+        let payload = fetched.map_or(payload, Fetched::payload);
+        let file = fetched.and_then(Fetched::file).map(Path::to_owned);
+        Call { id, attempt: task.attempt, payload, file, trace: Some(trace), stop: stop.child_token() }
     });
     Ok(calls.collect())
 }

@@ -11,6 +11,7 @@ pub mod inspect;
 pub mod jobs;
 mod keep;
 pub mod lease;
+pub mod objects;
 pub mod pack;
 pub mod publish;
 pub mod pull;

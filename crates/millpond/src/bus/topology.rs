@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::{kv, object_store, stream};
+use async_nats::jetstream::{kv, stream};
 
 use super::{Bus, describe};
 use crate::limits::{
-    ACK_PENDING_MAX, COLLECT_ACK_WAIT, DUPLICATE_WINDOW, LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PULL_BYTES_MAX,
-    START_RECORD_KEEP, TASK_BYTES_MAX,
+    ACK_PENDING_MAX, COLLECT_ACK_WAIT, DUPLICATE_WINDOW, LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PAYLOAD_KEEP,
+    PULL_BYTES_MAX, START_RECORD_KEEP, TASK_BYTES_MAX,
 };
 
 /// Tasks as published.
@@ -59,6 +59,8 @@ pub struct Limits {
     pub results_bytes_max: i64,
     /// Bytes in DEAD.
     pub dead_bytes_max: i64,
+    /// Bytes of large payloads; -1 for as many as the server may store.
+    pub payloads_bytes_max: i64,
     /// Copies of everything: 1, or 3 in a cluster.
     pub replicas: usize,
 }
@@ -71,6 +73,7 @@ impl Default for Limits {
             tasks_bytes_max: 4 * GIB,
             results_bytes_max: 4 * GIB,
             dead_bytes_max: GIB,
+            payloads_bytes_max: -1,
             replicas: 1,
         }
     }
@@ -102,14 +105,8 @@ pub async fn setup(bus: &Bus, limits: &Limits) -> Result<(), TopologyError> {
         let name = config.bucket.clone();
         bus.js.create_or_update_key_value(config).await.map_err(|e| TopologyError::new(&name, &e))?;
     }
-    if bus.js.get_object_store(BUCKET_PAYLOADS).await.is_err() {
-        let config = object_store::Config {
-            bucket: BUCKET_PAYLOADS.to_owned(),
-            num_replicas: limits.replicas,
-            ..Default::default()
-        };
-        bus.js.create_object_store(config).await.map_err(|e| TopologyError::new(BUCKET_PAYLOADS, &e))?;
-    }
+    let payloads = bus.js.create_or_update_stream(payloads(limits)).await;
+    payloads.map_err(|e| TopologyError::new(BUCKET_PAYLOADS, &e))?;
     for (stream, filter) in [(STREAM_RESULTS, "results.>"), (STREAM_DEAD, "dead.>")] {
         let config = pull::Config {
             durable_name: Some(DURABLE_COLLECTOR.to_owned()),
@@ -193,6 +190,24 @@ fn streams(limits: &Limits) -> [stream::Config; 4] {
             ..base()
         },
     ]
+}
+
+/// The stream of an object store. Its age is what ends objects: a task that needs one expires earlier.
+fn payloads(limits: &Limits) -> stream::Config {
+    stream::Config {
+        name: format!("OBJ_{BUCKET_PAYLOADS}"),
+        subjects: vec![format!("$O.{BUCKET_PAYLOADS}.C.>"), format!("$O.{BUCKET_PAYLOADS}.M.>")],
+        storage: stream::StorageType::File,
+        num_replicas: limits.replicas,
+        discard: stream::DiscardPolicy::New,
+        max_messages: -1,
+        max_bytes: limits.payloads_bytes_max,
+        max_age: PAYLOAD_KEEP,
+        duplicate_window: DUPLICATE_WINDOW,
+        allow_rollup: true,
+        allow_direct: true,
+        ..Default::default()
+    }
 }
 
 fn buckets(limits: &Limits) -> [kv::Config; 8] {

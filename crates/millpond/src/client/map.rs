@@ -11,10 +11,10 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt};
-use serde_json::value::RawValue;
 use sha2::Sha256;
 
 use super::keeper::{Keeper, Lost, add_value};
+use super::payloads::Ended;
 use super::resume::{CatchUp, Row};
 use super::sizer::{Batch, Sizer};
 use super::submit::final_ends;
@@ -24,12 +24,10 @@ use crate::bus::publish::Patience;
 use crate::bus::results::JobReader;
 use crate::failpoint;
 use crate::limits::{
-    BATCH_AUTO_BYTES_MAX, MAP_WINDOW_BYTES, MAP_WINDOW_ITEMS, PUBLISH_WINDOW, PUBLISH_WINDOW_BYTES, TASK_BYTES_MAX,
+    BATCH_AUTO_BYTES_MAX, CLAIM_CHECK_BYTES, MAP_VALUE_BYTES_MAX, MAP_WINDOW_BYTES, MAP_WINDOW_ITEMS, PUBLISH_WINDOW,
+    PUBLISH_WINDOW_BYTES,
 };
 use crate::outcome::Pack;
-
-/// Room that the headers of a batch take of [`TASK_BYTES_MAX`], in bytes.
-const HEADER_BYTES_RESERVED: usize = 4096;
 
 /// What to run over the input.
 #[derive(Debug, Clone, Default)]
@@ -99,8 +97,10 @@ pub struct MapRun {
     /// All items below it were handed out.
     pub(super) floor: u64,
     /// Items at or above the floor that ended: held back (ordered), or handed out already (none).
-    ended: BTreeMap<u64, Option<TaskEnd>>,
-    fresh: Vec<MapItem>,
+    ended: BTreeMap<u64, Option<Ended>>,
+    fresh: Vec<(u64, Ended)>,
+    /// The next item to be handed out, while its result is fetched.
+    fetching: Option<BoxFuture<'static, MapItem>>,
     held_bytes: usize,
     handed_out: u64,
     /// The job was cancelled: what has no end by now has none.
@@ -195,6 +195,7 @@ impl MapRun {
             floor: 0,
             ended: BTreeMap::new(),
             fresh: Vec::new(),
+            fetching: None,
             held_bytes: 0,
             handed_out: 0,
             cancelled: false,
@@ -247,8 +248,16 @@ impl MapRun {
     /// Safe: nothing that was read or received is lost.
     pub async fn next(&mut self) -> Option<Result<MapItem, ClientError>> {
         loop {
-            if let Some(item) = self.ready() {
-                return Some(Ok(item));
+            if self.fetching.is_none() {
+                match self.ready() {
+                    Some((index, Ended::Here(end))) => return Some(Ok(MapItem { index, end })),
+                    Some((index, ended)) => {
+                        let client = self.client.clone();
+                        let fetch = async move { MapItem { index, end: client.resolve(ended).await } };
+                        self.fetching = Some(Box::pin(fetch));
+                    }
+                    None => {}
+                }
             }
             self.catch_up.note_backlog(self.reader.backlog());
             // First, because it may find the end of the input: when nothing is under way, nothing else would wake this.
@@ -258,21 +267,28 @@ impl MapRun {
             if self.is_published() && matches!(self.closing, Closing::NotYet) {
                 self.closing = Closing::Writing(Box::pin(self.keeper.close(self.next_index)));
             }
-            let all_out = self.publish_only || self.handed_out == self.next_index;
+            let all_out = self.publish_only || self.handed_out == self.next_index && self.fetching.is_none();
             if all_out && matches!(self.closing, Closing::Written) {
                 return None;
             }
-            if let Err(error) = self.step().await {
-                return Some(Err(error));
+            match self.step().await {
+                Ok(None) => {}
+                Ok(Some(item)) => return Some(Ok(item)),
+                Err(error) => return Some(Err(error)),
             }
         }
     }
 
-    async fn step(&mut self) -> Result<(), ClientError> {
+    /// Does what comes next; an item whose result was fetched.
+    async fn step(&mut self) -> Result<Option<MapItem>, ClientError> {
         let may_read = self.may_read();
         let probes_over = self.sizer.wait_until(Instant::now());
         tokio::select! {
             (_, pack) = self.reader.next() => self.note_pack(&pack),
+            item = fetched(&mut self.fetching), if self.fetching.is_some() => {
+                self.fetching = None;
+                return Ok(Some(item));
+            }
             rows = self.catch_up.rows(&self.client.bus) => self.note_rows(rows?),
             Some(published) = self.publishing.next(), if !self.publishing.is_empty() => self.note_published(published?),
             written = self.closing.written() => {
@@ -283,7 +299,7 @@ impl MapRun {
             value = next_value(&mut self.input), if may_read => self.take(value)?,
             () = sleep_until(probes_over), if probes_over.is_some() => {}
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Nothing more is published. After a cancellation the ends that came before it are still on their way.
@@ -335,9 +351,9 @@ impl MapRun {
         let index = self.next_index;
         let refused = |reason: String| ClientError::Input { index, reason };
         let value = value.map_err(refused)?;
-        let limit = TASK_BYTES_MAX - HEADER_BYTES_RESERVED;
-        if value.len() > limit {
-            return Err(refused(format!("has {} bytes, at most {limit} fit a task", value.len())));
+        if value.len() > MAP_VALUE_BYTES_MAX {
+            let bytes = value.len();
+            return Err(refused(format!("has {bytes} bytes, at most {MAP_VALUE_BYTES_MAX} may be one value of a map")));
         }
         if self.keeper.with(|record| record.total.is_some_and(|total| index >= total)) {
             return Err(self.other_input(index, "it has more items than before"));
@@ -380,7 +396,7 @@ impl MapRun {
     fn batch_bytes_max(&self) -> usize {
         match self.spec.batch {
             Batch::Auto => BATCH_AUTO_BYTES_MAX,
-            Batch::Fixed(_) => TASK_BYTES_MAX - HEADER_BYTES_RESERVED,
+            Batch::Fixed(_) => CLAIM_CHECK_BYTES,
         }
     }
 
@@ -393,7 +409,9 @@ impl MapRun {
             Batch::Auto => count > 1,
             Batch::Fixed(items) => items > 1,
         };
-        let batch = batch.then_some(count);
+        // What goes to the store goes alone.
+        let batch =
+            batch.then_some(count).filter(|_| count > 1 || values.iter().all(|v| v.len() + 2 <= CLAIM_CHECK_BYTES));
         let payload = match (values.first(), batch) {
             (None, _) => return,
             (Some(one), None) => one.clone(),
@@ -455,7 +473,7 @@ impl MapRun {
     }
 
     /// Takes an end; one that came before changes nothing.
-    fn note(&mut self, index: u64, end: TaskEnd) {
+    fn note(&mut self, index: u64, end: Ended) {
         if index >= self.next_index && !self.catch_up.note(index) {
             return;
         }
@@ -463,26 +481,26 @@ impl MapRun {
             return;
         }
         if self.spec.ordered {
-            self.held_bytes += bytes_of(&end);
+            self.held_bytes += end.bytes();
             self.ended.insert(index, Some(end));
         } else {
             self.ended.insert(index, None);
-            self.fresh.push(MapItem { index, end });
+            self.fresh.push((index, end));
             while self.ended.remove(&self.floor).is_some() {
                 self.floor += 1;
             }
         }
     }
 
-    fn ready(&mut self) -> Option<MapItem> {
+    fn ready(&mut self) -> Option<(u64, Ended)> {
         if self.cancelled && self.floor < self.next_index && !self.ended.contains_key(&self.floor) {
-            self.note(self.floor, Err(NoResult::Cancelled));
+            self.note(self.floor, Ended::Here(Err(NoResult::Cancelled)));
         }
         let item = if self.spec.ordered {
             let end = self.ended.remove(&self.floor)??;
-            self.held_bytes -= bytes_of(&end).min(self.held_bytes);
+            self.held_bytes -= end.bytes().min(self.held_bytes);
             self.floor += 1;
-            MapItem { index: self.floor - 1, end }
+            (self.floor - 1, end)
         } else {
             self.fresh.pop()?
         };
@@ -497,8 +515,11 @@ impl Drop for MapRun {
     }
 }
 
-fn bytes_of(end: &TaskEnd) -> usize {
-    end.as_deref().map_or(0, |value: &RawValue| value.get().len())
+async fn fetched(fetching: &mut Option<BoxFuture<'static, MapItem>>) -> MapItem {
+    match fetching {
+        Some(fetch) => fetch.await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -3,6 +3,7 @@
 
 mod keeper;
 mod map;
+mod payloads;
 mod publish_all;
 mod ranges;
 mod resume;
@@ -27,11 +28,13 @@ pub use submit::{NewTask, Submitted};
 
 use crate::bus::admit::Doors;
 use crate::bus::bounds::Fill;
+use crate::bus::objects::PutError;
 use crate::bus::publish::{Patience, PublishError, Room};
 use crate::bus::shared::{Shared, SharedError};
 use crate::bus::subject::SubjectError;
 use crate::bus::topology::TopologyError;
 use crate::bus::{Bus, ConnectError, Role};
+use crate::limits::PAYLOAD_KEEP;
 use crate::outcome::Failure;
 use crate::schedule::ScheduleError;
 use sizer::Pace;
@@ -122,6 +125,21 @@ pub enum ClientError {
         /// Tasks in the message.
         batch: u32,
     },
+    /// A payload could not be put into the store.
+    #[error(transparent)]
+    Payload(#[from] PutError),
+    /// A task that is to wait for longer than its payload is kept.
+    #[error(
+        "it would start {} after its payload is gone: large arguments are kept for {}, so let it start earlier",
+        humantime::format_duration(Duration::from_millis(at_ms.saturating_sub(*until_ms).unsigned_abs())),
+        humantime::format_duration(PAYLOAD_KEEP)
+    )]
+    WaitsTooLong {
+        /// When it is to start, Unix time in milliseconds.
+        at_ms: i64,
+        /// When it must have started, Unix time in milliseconds.
+        until_ms: i64,
+    },
     /// An argument of a `map` that cannot be one.
     #[error("item {index} of the input: {reason}")]
     Input {
@@ -139,6 +157,8 @@ pub enum NoResult {
     Dead(Failure),
     /// It was cancelled.
     Cancelled,
+    /// It is done, and its large result cannot be had from the store any more; why.
+    Lost(String),
 }
 
 /// How a task ended: a JSON value, or why there is none.

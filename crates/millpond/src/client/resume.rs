@@ -12,7 +12,8 @@ use super::keeper::{Keeper, add_value, shown};
 use super::map::{Begin, Input};
 use super::ranges::Ranges;
 use super::sizer::Batch;
-use super::{Client, ClientError, MapRun, MapSpec, NoResult, TaskEnd};
+use super::payloads::Ended;
+use super::{Client, ClientError, MapRun, MapSpec, NoResult};
 use crate::bus::Bus;
 use crate::bus::ctl::{Answer, CTL_RESULTS};
 use crate::bus::publish::Patience;
@@ -23,6 +24,7 @@ use crate::bus::topology::{STREAM_RESULTS, stream_state};
 use crate::job::{JobRecord, JobState};
 use crate::limits::{BATCH_ITEMS_MAX, HEARTBEAT_LOST_AFTER, HISTORY_WITHIN, RESUME_QUIET};
 use crate::outcome::Failure;
+use crate::payload::PayloadRef;
 
 /// Asked of a collector: the ends of a job's tasks from an index on.
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,12 +55,18 @@ pub(super) struct Row {
     /// A result that is no JSON for some.
     result_text: Option<String>,
     failure: Option<Failure>,
+    /// Where a large result lies.
+    #[serde(rename = "ref")]
+    stored: Option<PayloadRef>,
 }
 
 impl Row {
     /// The index and the end; none for what has not ended.
-    pub(super) fn end(self) -> Option<(u64, TaskEnd)> {
+    pub(super) fn end(self) -> Option<(u64, Ended)> {
         let text = |text: String| RawValue::from_string(text).ok();
+        if let Some(at) = self.stored.filter(|_| self.status == "done") {
+            return Some((self.index?, Ended::Stored(at)));
+        }
         let end = match self.status.as_str() {
             // A null is read as none.
             "done" => Ok(self.result.or_else(|| text(self.result_text?)).unwrap_or_else(|| RawValue::NULL.to_owned())),
@@ -66,7 +74,7 @@ impl Row {
             "cancelled" => Err(NoResult::Cancelled),
             _ => return None,
         };
-        Some((self.index?, end))
+        Some((self.index?, Ended::Here(end)))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::payloads::Ended;
 use super::submit::final_end;
 use super::{Client, ClientError, NewTask, NoResult, Submitted, TaskEnd};
 use crate::bus::publish::Patience;
@@ -13,7 +14,7 @@ pub struct Session {
     job: String,
     reader: LiveReader,
     /// Ends that came before anybody asked for them: of tasks whose wait was dropped.
-    early: HashMap<(String, String), TaskEnd>,
+    early: HashMap<(String, String), Ended>,
 }
 
 /// Ends of abandoned waits that a session keeps.
@@ -76,8 +77,8 @@ impl Session {
     pub async fn end(&mut self, queue: &str, id: &str) -> TaskEnd {
         let ours = (queue.to_owned(), id.to_owned());
         loop {
-            if let Some(end) = self.early.remove(&ours) {
-                return end;
+            if let Some(ended) = self.early.remove(&ours) {
+                return Box::pin(self.client.resolve(ended)).await;
             }
             let (subject, pack) = self.reader.next().await;
             if pack.cancelled.as_ref().is_some_and(|c| c.covers(&ours.1)) {

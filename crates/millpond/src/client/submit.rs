@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::payloads::{Ended, expires};
 use super::{Batch, Client, ClientError, NoResult, TaskEnd};
 use crate::bus::publish::Patience;
 use crate::bus::subject::TaskSubject;
 use crate::failpoint;
-use crate::outcome::{End, Failure, Outcome};
+use crate::outcome::{End, Failure, Kept, Outcome};
+use crate::payload::StoredPayload;
 use crate::task::{
-    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_ID, HEADER_INDEX, HEADER_MSG_ID, HEADER_REPLY_TO,
-    HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers, schedule_headers,
+    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_ID, HEADER_INDEX, HEADER_MSG_ID, HEADER_REF,
+    HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers, schedule_headers,
 };
 use crate::telemetry::TraceContext;
 
@@ -22,8 +24,11 @@ pub struct NewTask {
     pub queue: String,
     /// Which handler runs it.
     pub kind: String,
-    /// The arguments: one JSON value, or an array of `batch` values.
+    /// The arguments: one JSON value, or an array of `batch` values. Without `batch`, more than
+    /// [`CLAIM_CHECK_BYTES`](crate::limits::CLAIM_CHECK_BYTES) go to the store, and the task refers to them.
     pub payload: Bytes,
+    /// Arguments that were put there already ([`Client::put_payload`]); they go before `payload`.
+    pub stored: Option<StoredPayload>,
     /// Its id; drawn at random when none.
     pub id: Option<String>,
     /// The job it belongs to.
@@ -56,7 +61,7 @@ pub struct Submitted {
 }
 
 impl NewTask {
-    fn headers(&self, id: &str, trace: TraceContext) -> Headers {
+    fn headers(&self, id: &str, trace: TraceContext, stored: Option<&StoredPayload>) -> Headers {
         let mut headers =
             vec![(HEADER_MSG_ID.to_owned(), id.to_owned()), (HEADER_TRACEPARENT.to_owned(), trace.to_traceparent())];
         let mut put = |name: &str, value: Option<String>| headers.extend(value.map(|v| (name.to_owned(), v)));
@@ -64,7 +69,8 @@ impl NewTask {
         put(HEADER_INDEX, self.index.map(|n| n.to_string()));
         put(HEADER_TIMEOUT, self.timeout.map(|t| humantime::format_duration(t).to_string()));
         put(HEADER_ATTEMPTS_MAX, self.attempts_max.map(|n| n.to_string()));
-        put(HEADER_EXPIRES, self.expires.clone());
+        put(HEADER_EXPIRES, expires(self.expires.as_deref(), stored));
+        put(HEADER_REF, stored.map(|stored| stored.at.to_json()));
         put(HEADER_REPLY_TO, self.reply_to.clone());
         headers
     }
@@ -104,7 +110,10 @@ impl Client {
         }
         let trace = TraceContext::of(&span).or(parent).unwrap_or_else(TraceContext::random);
         self.room.wait().await;
-        let mut headers = task.headers(&id, trace);
+        // Boxed: most tasks have none.
+        let stored = if task.is_claimed() { Some(Box::pin(self.claim(task, patience)).await?) } else { None };
+        let payload = if stored.is_some() { Bytes::new() } else { task.payload.clone() };
+        let mut headers = task.headers(&id, trace, stored.as_ref());
         // In DUE it carries its id itself: the server drops its own header when it delivers.
         let place = match task.at_ms {
             Some(at_ms) => {
@@ -115,7 +124,6 @@ impl Client {
             }
             None => subject.task(),
         };
-        let payload = task.payload.clone();
         let stored = match task.at_ms {
             Some(_) => self.bus.store(&place, &headers, payload, patience).await?,
             None => self.doors.store(&task.queue, &place, &headers, payload, patience).await?,
@@ -140,22 +148,24 @@ impl Client {
 }
 
 /// How an item ended for good; none while a later attempt waits.
-pub(super) fn final_end(end: Result<&serde_json::value::RawValue, &crate::outcome::NotDone>) -> Option<TaskEnd> {
-    match end {
-        Ok(value) => Some(Ok(value.to_owned())),
-        Err(not_done) => match not_done.end {
-            End::Dead => {
-                let failure = not_done.failure.clone();
-                Some(Err(NoResult::Dead(failure.unwrap_or_else(|| Failure::new("error", "no reason given")))))
-            }
-            End::Cancelled => Some(Err(NoResult::Cancelled)),
-            End::Retry | End::Rest => None,
-        },
-    }
+pub(super) fn final_end(end: Result<Kept<'_>, &crate::outcome::NotDone>) -> Option<Ended> {
+    let not_done = match end {
+        Ok(kept) => return Some(Ended::of(kept)),
+        Err(not_done) => not_done,
+    };
+    let no_result = match not_done.end {
+        End::Dead => {
+            let failure = not_done.failure.clone();
+            NoResult::Dead(failure.unwrap_or_else(|| Failure::new("error", "no reason given")))
+        }
+        End::Cancelled => NoResult::Cancelled,
+        End::Retry | End::Rest => return None,
+    };
+    Some(Ended::Here(Err(no_result)))
 }
 
 /// The index in its job of each item of an outcome that ended for good.
-pub(super) fn final_ends(outcome: &Outcome) -> impl Iterator<Item = (u64, TaskEnd)> {
+pub(super) fn final_ends(outcome: &Outcome) -> impl Iterator<Item = (u64, Ended)> {
     let first = outcome.first_item();
     outcome.ends().filter_map(move |(item, end)| {
         let index = outcome.index? + u64::from(item - first);

@@ -1,9 +1,10 @@
 //! The row of a root batch: a bitmap of the items that have a result, and the results. Merged under the store's one
 //! writer. A bit that is set wins over anything that is said of its item later, unless it was cancelled before.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
-use millpond::outcome::{Items, id_of};
+use millpond::outcome::{Items, Kept, id_of};
+use millpond::payload::PayloadRef;
 use serde_json::value::RawValue;
 use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
 
@@ -24,6 +25,8 @@ pub(super) fn id_of_item(root: &str, items: Items, item: u32) -> String {
 pub(super) struct Batch {
     bitmap: Vec<u8>,
     results: Vec<Box<RawValue>>,
+    /// Where results lie that are not among these, by item.
+    refs: BTreeMap<u32, PayloadRef>,
 }
 
 impl Batch {
@@ -31,11 +34,14 @@ impl Batch {
         self.bitmap.get(item as usize / 8).is_some_and(|byte| byte & (1 << (item % 8)) != 0)
     }
 
-    fn set(&mut self, item: u32, result: &RawValue) {
+    fn set(&mut self, item: u32, kept: Kept<'_>) {
         if let (Some(byte), Some(place)) = (self.bitmap.get_mut(item as usize / 8), self.results.get_mut(item as usize))
         {
             *byte |= 1 << (item % 8);
-            *place = result.to_owned();
+            match kept {
+                Kept::Here(result) => *place = result.to_owned(),
+                Kept::Stored(at) => drop(self.refs.insert(item, at.clone())),
+            }
         }
     }
 
@@ -52,7 +58,7 @@ pub(super) async fn read_batch(
     root: &str,
     of: u32,
 ) -> anyhow::Result<Option<Batch>> {
-    let found = sqlx::query("SELECT items, bitmap, result, status FROM tasks WHERE queue = ? AND id = ?")
+    let found = sqlx::query("SELECT items, bitmap, result, ref, status FROM tasks WHERE queue = ? AND id = ?")
         .bind(queue)
         .bind(root)
         .fetch_optional(connection)
@@ -63,6 +69,9 @@ pub(super) async fn read_batch(
             Some(items) if items == i64::from(of) => {
                 batch.bitmap = row.try_get("bitmap")?;
                 batch.results = serde_json::from_str(row.try_get::<&str, _>("result")?)?;
+                if let Some(refs) = row.try_get::<Option<&str>, _>("ref")? {
+                    batch.refs = serde_json::from_str(refs)?;
+                }
             }
             None if row.try_get::<i64, _>("status")? < DONE => {}
             _ => return Ok(None),
@@ -96,8 +105,8 @@ pub(super) async fn merge_items<'a>(
     for (item, end) in ending.outcome.ends() {
         let id = id_of_item(root, items, item);
         match end {
-            Ok(result) if !batch.has(item) && !cancelled.contains(&id) => {
-                batch.set(item, result);
+            Ok(kept) if !batch.has(item) && !cancelled.contains(&id) => {
+                batch.set(item, kept);
                 finished.push(id);
             }
             Err(not_done) if !batch.has(item) => {
@@ -141,12 +150,12 @@ async fn write_batch(
     let status = if done == items.of { DONE } else { PARTIAL };
     let first_index = outcome.index.and_then(|i| i64::try_from(i).ok()).map(|i| i - i64::from(items.from));
     sqlx::query(
-        "INSERT INTO tasks (queue, id, kind, job, idx, items, done, bitmap, status, attempt, result, worker,
-            published_ms, started_ms, ended_ms, stored_ms, trace) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+        "INSERT INTO tasks (queue, id, kind, job, idx, items, done, bitmap, status, attempt, result, ref,
+            worker, published_ms, started_ms, ended_ms, stored_ms, trace) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
          ON CONFLICT (queue, id) DO UPDATE SET
             items = excluded.items, done = excluded.done, bitmap = excluded.bitmap, status = excluded.status,
             attempt = max(tasks.attempt, excluded.attempt), result = excluded.result,
-            worker = excluded.worker, started_ms = min(tasks.started_ms, excluded.started_ms),
+            ref = excluded.ref, worker = excluded.worker, started_ms = min(tasks.started_ms, excluded.started_ms),
             ended_ms = excluded.ended_ms, stored_ms = excluded.stored_ms, trace = coalesce(tasks.trace, excluded.trace)
          WHERE tasks.done < excluded.done OR tasks.items IS NULL",
     )
@@ -161,6 +170,7 @@ async fn write_batch(
     .bind(status)
     .bind(i64::from(outcome.attempt))
     .bind(serde_json::to_string(&batch.results)?)
+    .bind((!batch.refs.is_empty()).then(|| serde_json::to_string(&batch.refs)).transpose()?)
     .bind(ending.worker)
     .bind(outcome.published_ms)
     .bind(outcome.started_ms)
@@ -190,14 +200,16 @@ async fn finish_items(
         .await?;
     let finished: HashSet<&String> = finished.iter().collect();
     for id in rows.iter().filter(|id| finished.contains(id)) {
-        let item = id.rsplit('/').next().and_then(|i| i.parse::<usize>().ok());
-        let result = item.and_then(|i| batch.results.get(i)).map(|r| r.get());
+        let item = id.rsplit('/').next().and_then(|i| i.parse::<u32>().ok());
+        let stored = item.and_then(|i| batch.refs.get(&i)).map(PayloadRef::to_json);
+        let result = item.and_then(|i| batch.results.get(i as usize)).map(|r| r.get()).filter(|_| stored.is_none());
         sqlx::query(
-            "UPDATE tasks SET status = ?, done = 1, result = ?, attempt = max(attempt, ?), worker = ?, started_ms = ?,
+            "UPDATE tasks SET status = ?, done = 1, result = ?, ref = ?, attempt = max(attempt, ?), worker = ?, started_ms = ?,
              ended_ms = ?, stored_ms = ? WHERE queue = ? AND id = ? AND status < 3",
         )
         .bind(DONE)
         .bind(result)
+        .bind(stored)
         .bind(i64::from(ending.outcome.attempt))
         .bind(ending.worker)
         .bind(ending.outcome.started_ms)

@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteRow;
 
 use super::cancels::job_key;
 use super::read::{Page, Rows, paged};
-use super::shown::{Shown, column, has_bit, status_name, text};
+use super::shown::{Shown, column, has_bit, refs, status_name, text};
 use super::{DONE, Store};
 
 /// Results of one page, in bytes, at the most; the row that goes beyond it is still shown.
@@ -115,7 +115,7 @@ impl Store {
     /// Tasks and batches with an index, enough of them for a page; and the first index that was not read, if any.
     async fn placed(&self, job: &str, limit: usize, after: Place) -> sqlx::Result<(Vec<SqliteRow>, Option<i64>)> {
         let mut found = sqlx::query(
-            "SELECT n, queue, id, idx, items, bitmap, status, result, octet_length(result) AS bytes FROM tasks
+            "SELECT n, queue, id, idx, items, bitmap, status, result, ref, octet_length(result) AS bytes FROM tasks
              WHERE job = ? AND root IS NULL AND idx >= ? AND idx + coalesce(items, 1) > ? ORDER BY idx, n",
         )
         .bind(job)
@@ -141,7 +141,7 @@ impl Store {
     /// Tasks and batches without an index, by age; and whether there are more.
     async fn unplaced(&self, job: &str, limit: usize, after: Place) -> sqlx::Result<(Vec<SqliteRow>, bool)> {
         let mut found = sqlx::query(
-            "SELECT n, queue, id, idx, items, bitmap, status, result, octet_length(result) AS bytes FROM tasks
+            "SELECT n, queue, id, idx, items, bitmap, status, result, ref, octet_length(result) AS bytes FROM tasks
              WHERE job = ? AND root IS NULL AND idx IS NULL AND n >= ? ORDER BY n",
         )
         .bind(job)
@@ -181,9 +181,8 @@ impl Store {
         let (queue, id) = (text(row, "queue").unwrap_or_default(), text(row, "id").unwrap_or_default());
         let status = column::<i64>(row, "status").unwrap_or(0);
         let mut shown = end(index, &id, &queue, status);
-        match text(row, "result").filter(|_| status == DONE) {
-            Some(result) => shown.set_result(&result),
-            None => self.add_failure(&mut shown, &queue, &id).await?,
+        if status != DONE || !shown.set_kept(row) {
+            self.add_failure(&mut shown, &queue, &id).await?;
         }
         Ok(vec![(place(row, index, 0), shown)])
     }
@@ -195,12 +194,16 @@ impl Store {
         let result = text(row, "result").unwrap_or_else(|| "[]".to_owned());
         let results: Vec<&RawValue> = serde_json::from_str(&result)?;
         let bitmap: Vec<u8> = column(row, "bitmap").unwrap_or_default();
+        let refs = refs(row);
         let mut ends = Vec::new();
         for (item, result) in results.iter().enumerate().filter(|(item, _)| has_bit(&bitmap, *item)) {
             let number = i64::try_from(item)?;
             let index = first.map(|first| first + number);
             let mut shown = end(index, &format!("{id}/{item}"), &queue, DONE);
-            shown.set_result(result.get());
+            match refs.get(&number.to_string()) {
+                Some(at) => shown.set("ref", at.clone()),
+                None => shown.set_result(result.get()),
+            }
             ends.push((place(row, index, number), shown));
         }
         if column::<i64>(row, "status") == Some(DONE) {

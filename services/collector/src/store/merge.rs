@@ -6,7 +6,7 @@ use millpond::bus::results::{Ended, EndedBody, EndedMessage};
 use millpond::bus::subject::TaskSubject;
 use millpond::dead_letter::Evidence;
 use millpond::limits::BATCH_ITEMS_MAX;
-use millpond::outcome::{CancelledJob, End, FailedAttempt, NotDone, Outcome};
+use millpond::outcome::{CancelledJob, End, FailedAttempt, Kept, NotDone, Outcome};
 use sqlx::{Connection, QueryBuilder, Sqlite, SqliteConnection, Transaction};
 
 use super::batch::{id_of_item, merge_items, read_batch};
@@ -25,6 +25,8 @@ struct TaskRow<'a> {
     status: i64,
     attempt: u32,
     result: Option<&'a str>,
+    /// Where the result lies instead, JSON.
+    stored: Option<String>,
     worker: &'a str,
     published_ms: i64,
     started_ms: Option<i64>,
@@ -199,14 +201,15 @@ impl<'a> Rows<'a> {
     /// A task published alone.
     fn task(&mut self, ending: &Ending<'a>) {
         let outcome = ending.outcome;
-        let (status, result) = match outcome.not_done.first() {
-            None => (DONE, outcome.results.first().map(|r| r.get())),
-            Some(not_done) => match status_of(not_done.end) {
+        let (status, kept) = match outcome.ends().next() {
+            Some((_, Ok(kept))) => (DONE, Some(kept)),
+            Some((_, Err(not_done))) => match status_of(not_done.end) {
                 Some(status) => (status, None),
                 None => return,
             },
+            None => return,
         };
-        self.push(ending, outcome.id.clone(), outcome.index, None, status, result);
+        self.push(ending, outcome.id.clone(), outcome.index, None, status, kept);
     }
 
     pub(super) fn push(
@@ -216,8 +219,13 @@ impl<'a> Rows<'a> {
         index: Option<u64>,
         root: Option<&'a str>,
         status: i64,
-        result: Option<&'a str>,
+        kept: Option<Kept<'a>>,
     ) {
+        let (result, stored) = match kept {
+            None => (None, None),
+            Some(Kept::Here(result)) => (Some(result.get()), None),
+            Some(Kept::Stored(at)) => (None, Some(at.to_json())),
+        };
         self.add(TaskRow {
             subject: ending.subject,
             id,
@@ -226,6 +234,7 @@ impl<'a> Rows<'a> {
             status,
             attempt: ending.outcome.attempt,
             result,
+            stored,
             worker: ending.worker,
             published_ms: ending.outcome.published_ms,
             started_ms: Some(ending.outcome.started_ms),
@@ -238,7 +247,7 @@ impl<'a> Rows<'a> {
     /// A task that is cancelled with its job stays so, whatever came of it.
     fn add(&mut self, row: TaskRow<'a>) {
         let row = match self.is_cancelled(row.subject.job.as_deref(), &row.id, row.published_ms) {
-            true => TaskRow { status: CANCELLED, result: None, ..row },
+            true => TaskRow { status: CANCELLED, result: None, stored: None, ..row },
             false => row,
         };
         self.tasks.push(row);
@@ -264,8 +273,8 @@ impl<'a> Rows<'a> {
 
 async fn upsert_tasks(connection: &mut SqliteConnection, rows: &[TaskRow<'_>]) -> sqlx::Result<()> {
     let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
-        "INSERT INTO tasks (queue, id, kind, job, idx, root, done, status, attempt, result, worker, published_ms,
-         started_ms, ended_ms, stored_ms, trace) ",
+        "INSERT INTO tasks (queue, id, kind, job, idx, root, done, status, attempt, result, ref, worker,
+         published_ms, started_ms, ended_ms, stored_ms, trace) ",
     );
     query.push_values(rows, |mut row, task| {
         row.push_bind(&task.subject.queue)
@@ -278,6 +287,7 @@ async fn upsert_tasks(connection: &mut SqliteConnection, rows: &[TaskRow<'_>]) -
             .push_bind(task.status)
             .push_bind(i64::from(task.attempt))
             .push_bind(task.result)
+            .push_bind(task.stored.as_deref())
             .push_bind(task.worker)
             .push_bind(task.published_ms)
             .push_bind(task.started_ms)
@@ -291,6 +301,7 @@ async fn upsert_tasks(connection: &mut SqliteConnection, rows: &[TaskRow<'_>]) -
         " ON CONFLICT (queue, id) DO UPDATE SET
             kind = excluded.kind, job = coalesce(tasks.job, excluded.job), idx = coalesce(tasks.idx, excluded.idx),
             done = excluded.done, status = excluded.status, attempt = excluded.attempt, result = excluded.result,
+            ref = excluded.ref,
             worker = excluded.worker, started_ms = excluded.started_ms, ended_ms = excluded.ended_ms,
             stored_ms = excluded.stored_ms, trace = coalesce(excluded.trace, tasks.trace)
           WHERE tasks.status < 3 AND tasks.items IS NULL AND (excluded.status >= 3 OR excluded.attempt > tasks.attempt
@@ -364,6 +375,7 @@ async fn merge_dead<'a>(
         status: if is_cancelled { CANCELLED } else { DEAD },
         attempt: evidence.attempt,
         result: None,
+        stored: None,
         worker: &evidence.worker,
         published_ms: evidence.published_ms,
         started_ms: evidence.started_ms,

@@ -2,6 +2,7 @@
 //! round large numbers, sort keys and drop double ones. No queries here.
 
 use data_encoding::BASE64;
+use millpond::task::{HEADER_REF, Headers};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -50,6 +51,26 @@ impl Shown {
             _ => self.set("result_text", json!(result)),
         }
     }
+}
+
+impl Shown {
+    /// Adds the result of a task, or as `ref` where it lies; of a batch its results, and `refs`. False when there is none.
+    pub(super) fn set_kept(&mut self, row: &SqliteRow) -> bool {
+        let (at, result) = (text(row, "ref").and_then(|at| serde_json::from_str(&at).ok()), text(row, "result"));
+        let found = at.is_some() || result.is_some();
+        if let Some(at) = at {
+            self.set(if result.is_some() { "refs" } else { "ref" }, at);
+        }
+        if let Some(result) = result {
+            self.set_result(&result);
+        }
+        found
+    }
+}
+
+/// Where the large results of a batch lie, by item.
+pub(super) fn refs(batch: &SqliteRow) -> Map<String, Value> {
+    text(batch, "ref").and_then(|refs| serde_json::from_str(&refs).ok()).unwrap_or_default()
 }
 
 impl Serialize for Shown {
@@ -105,9 +126,10 @@ fn bare_task(row: &SqliteRow) -> Shown {
 pub(super) fn listed_task(row: &SqliteRow) -> Shown {
     let mut task = bare_task(row);
     match text(row, "result") {
-        Some(result) if result.len() <= RESULT_BYTES_LISTED => task.set_result(&result),
-        Some(result) => task.set("result_bytes", json!(result.len())),
-        None => {}
+        Some(result) if result.len() > RESULT_BYTES_LISTED => task.set("result_bytes", json!(result.len())),
+        _ => {
+            task.set_kept(row);
+        }
     }
     task
 }
@@ -115,9 +137,7 @@ pub(super) fn listed_task(row: &SqliteRow) -> Shown {
 /// A task with its result.
 pub(super) fn whole_task(row: &SqliteRow) -> Shown {
     let mut task = bare_task(row);
-    if let Some(result) = text(row, "result") {
-        task.set_result(&result);
-    }
+    task.set_kept(row);
     task
 }
 
@@ -136,6 +156,10 @@ pub(super) fn item_of(batch: &SqliteRow, id: &str, item: u32) -> Option<Shown> {
     shown.set("status", json!(status_name(if done { DONE } else { otherwise })));
     shown.set("done", json!(u8::from(done)));
     if done {
+        if let Some(at) = refs(batch).remove(&item.to_string()) {
+            shown.set("ref", at);
+            return Some(shown);
+        }
         let result = text(batch, "result")?;
         let results: Vec<&RawValue> = serde_json::from_str(&result).ok()?;
         shown.set_result(results.get(item as usize)?.get());
@@ -156,10 +180,14 @@ pub(super) fn dead_letter(row: &SqliteRow, whole: bool) -> Shown {
         let payload: Vec<u8> = column(row, "payload").unwrap_or_default();
         dead.set("failures", evidence.get("failures").cloned().unwrap_or_else(|| json!([])));
         dead.set("evidence", evidence);
-        dead.set("headers", json!(text(row, "headers").and_then(|h| serde_json::from_str::<Value>(&h).ok())));
-        match serde_json::from_slice::<Value>(&payload) {
-            Ok(json) => dead.set("payload", json),
-            Err(_) => dead.set("payload_base64", json!(BASE64.encode(&payload))),
+        let headers = text(row, "headers").and_then(|h| serde_json::from_str::<Headers>(&h).ok()).unwrap_or_default();
+        let at = headers.iter().find(|(name, _)| name == HEADER_REF);
+        let at = at.and_then(|(_, at)| serde_json::from_str::<Value>(at).ok());
+        dead.set("headers", json!(headers));
+        match (at, serde_json::from_slice::<Value>(&payload)) {
+            (Some(at), _) => dead.set("ref", at),
+            (None, Ok(json)) => dead.set("payload", json),
+            (None, Err(_)) => dead.set("payload_base64", json!(BASE64.encode(&payload))),
         }
     }
     dead

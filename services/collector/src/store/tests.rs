@@ -56,6 +56,7 @@ fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, E
         busy_us: 0,
         trace: None,
         results: ends.iter().map(result).collect(),
+        refs: Vec::new(),
         not_done: not_done.collect(),
         failures: Vec::new(),
     };

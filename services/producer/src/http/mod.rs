@@ -120,6 +120,7 @@ impl From<&ClientError> for Refusal {
             ClientError::Subject(_)
             | ClientError::NoSuchTime { .. }
             | ClientError::BatchInBoundedQueue { .. }
+            | ClientError::WaitsTooLong { .. }
             | ClientError::Input { .. } => {
                 StatusCode::BAD_REQUEST
             }

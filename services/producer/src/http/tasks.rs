@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 
 use super::asked::{self, Asked};
 use super::{App, Refusal};
-use crate::ndjson;
+use crate::{ndjson, upload};
 
 /// How long a publish may wait for room or for the server before the caller is told to come again.
 const STORE_WITHIN: Duration = Duration::from_secs(10);
@@ -139,12 +139,7 @@ pub(super) async fn publish(
     let task = asked::task(queue, kind, query.job, &headers)?;
     let wait = query.wait.as_deref().map(wait_time).transpose()?;
     check_type(&headers)?;
-    let payload = Bytes::from_request(request, &()).await.map_err(|rejected| asked::bad_body(&rejected))?;
-    if let Err(wrong) = serde_json::from_slice::<&RawValue>(&payload) {
-        let text = format!("the body is the task's arguments, one JSON value: {wrong}; POST /v1/jobs/… takes many");
-        return Err(Refusal::bad(text));
-    }
-    let task = NewTask { payload, ..task };
+    let task = upload::arguments(&app.client, task, &headers, request.into_body(), Patience::Within(STORE_WITHIN)).await?;
     match wait {
         None => {
             let storing = app.client.submit(&task, Patience::Within(STORE_WITHIN));

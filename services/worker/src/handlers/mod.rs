@@ -41,6 +41,11 @@ impl Handler {
         Timeouts { soft: pool.spec.soft_timeout.filter(|soft| *soft < hard), hard }
     }
 
+    /// Whether its arguments must be JSON that fits a line, or a file.
+    pub(crate) fn takes_lines(&self) -> bool {
+        matches!(self, Self::Child(pool) if pool.takes_lines())
+    }
+
     /// Waits for a child where it takes one.
     ///
     /// # Errors

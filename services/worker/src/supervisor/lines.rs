@@ -168,15 +168,23 @@ pub(crate) fn read(line: &[u8]) -> Result<Said, String> {
 
 /// Appends the line that gives `call` to a child. An error when its arguments are not JSON: such are not given to one.
 pub(crate) fn write(call: &Call, kind: &str, deadline_ms: i64, line: &mut Vec<u8>) -> Result<(), Failure> {
-    let arguments: &RawValue = call.borrowed_args()?;
+    let arguments = match &call.file {
+        Some(_) => None,
+        None => Some(call.borrowed_args::<&RawValue>()?),
+    };
     let text = |value: &str| serde_json::to_string(value).unwrap_or_default();
     line.extend_from_slice(b"{\"id\":");
     line.extend_from_slice(text(&call.id).as_bytes());
     line.extend_from_slice(b",\"kind\":");
     line.extend_from_slice(text(kind).as_bytes());
-    line.extend_from_slice(b",\"args\":");
-    // Between the tokens of JSON a line end is white space; within a string it cannot stand.
-    line.extend(arguments.get().bytes().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { b }));
+    if let Some(arguments) = arguments {
+        line.extend_from_slice(b",\"args\":");
+        // Between the tokens of JSON a line end is white space; within a string it cannot stand.
+        line.extend(arguments.get().bytes().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { b }));
+    } else if let Some(file) = &call.file {
+        line.extend_from_slice(b",\"file\":");
+        line.extend_from_slice(text(&file.to_string_lossy()).as_bytes());
+    }
     line.extend_from_slice(format!(",\"attempt\":{},\"deadline_ms\":{deadline_ms}", call.attempt).as_bytes());
     if let Some(trace) = call.trace {
         line.extend_from_slice(b",\"traceparent\":\"");
@@ -247,6 +255,11 @@ mod tests {
             (&value["id"], &value["kind"], &value["deadline_ms"]),
             (&"a \"b\"".into(), &"resize".into(), &9.into())
         );
+        let large = Call { file: Some("/tmp/\"x".into()), ..Call::for_test("a", "") };
+        line.clear();
+        write(&large, "resize", 9, &mut line).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!((&value["file"], value.get("args")), (&"/tmp/\"x".into(), None));
         assert_eq!(write(&Call::for_test("a", "{nope"), "resize", 9, &mut line).unwrap_err().kind, "bad_arguments");
     }
 }

@@ -1,6 +1,7 @@
 //! A process for one task: arguments on standard input, result on standard output, the exit code decides.
 
 use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use millpond::outcome::Failure;
 use millpond::telemetry::TraceContext;
 use millpond::worker_record::ChildState;
 use serde_json::value::RawValue;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::fs::File;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
 use tokio::time::Instant as Clock;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +30,15 @@ use crate::share::{CallEnd, too_late};
 
 /// The exit code that says that the arguments are at fault, and trying again is of no use (`EX_DATAERR` of sysexits.h).
 const EXIT_DATA: i32 = 65;
+
+/// Bytes of a file that are in memory on their way to a process.
+const POUR_BYTES: usize = 256 * 1024;
+
+/// What a process gets on standard input.
+enum Input {
+    Bytes(Bytes),
+    File(PathBuf),
+}
 
 /// What a process that has ended left behind.
 struct Left {
@@ -56,7 +67,11 @@ pub(crate) async fn run(
         _ => None,
     };
     let argv = args.as_ref().map(|args| args.argv.as_slice());
-    let input = args.as_ref().map_or_else(|| call.payload.clone(), |args| Bytes::from(args.stdin.clone()));
+    let input = match (&args, &call.file) {
+        (Some(args), _) => Input::Bytes(Bytes::from(args.stdin.clone())),
+        (None, Some(path)) => Input::File(path.clone()),
+        (None, None) => Input::Bytes(call.payload.clone()),
+    };
     let process = Process::start(spec, worker, view.clone(), argv, &environment(call));
     let mut process = match process {
         Ok(process) => process,
@@ -124,7 +139,7 @@ fn value(output: &[u8]) -> Result<Box<RawValue>, Failure> {
 /// Gives it its input, reads what it says, ends it when it takes too long; nothing of it is left then.
 async fn wait(
     process: &mut Process,
-    input: Bytes,
+    input: Input,
     timeouts: Timeouts,
     grace: Duration,
     stop: &CancellationToken,
@@ -147,7 +162,13 @@ async fn wait(
                 keep(&mut kept, &line);
             },
             read = &mut reading, if output.is_none() => output = Some(read),
-            () = &mut feeding, if !fed => fed = true,
+            read = &mut feeding, if !fed => {
+                fed = true;
+                if let Err(error) = read {
+                    killed.get_or_insert_with(|| Failure::new("error", format!("its input cannot be read: {error}")));
+                    handle.end_all();
+                }
+            }
             ended = handle.wait(), if status.is_none() => {
                 status = Some(ended);
                 // Nothing below it is left that could write more; a moment for what it has written.
@@ -192,10 +213,24 @@ fn steps(start: Clock, timeouts: Timeouts, grace: Duration) -> impl Iterator<Ite
     soft.into_iter().chain(hard).chain(again)
 }
 
-async fn feed(stdin: Option<ChildStdin>, input: Bytes) {
-    if let Some(mut stdin) = stdin {
-        // It need not read it.
-        let _ = stdin.write_all(&input).await;
+/// Writes its input, as far as it wants it: it need not read it. An error when a file cannot be read to its end.
+async fn feed(stdin: Option<ChildStdin>, input: Input) -> std::io::Result<()> {
+    let Some(mut stdin) = stdin else { return Ok(()) };
+    let path = match input {
+        Input::Bytes(bytes) => {
+            let _ = stdin.write_all(&bytes).await;
+            return Ok(());
+        }
+        Input::File(path) => path,
+    };
+    let mut file = BufReader::with_capacity(POUR_BYTES, File::open(path).await?);
+    loop {
+        let piece = file.fill_buf().await?;
+        let bytes = piece.len();
+        if bytes == 0 || stdin.write_all(piece).await.is_err() {
+            return Ok(());
+        }
+        file.consume(bytes);
     }
 }
 

@@ -79,6 +79,11 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether its children get their tasks as lines.
+    pub(crate) fn takes_lines(&self) -> bool {
+        self.spec.mode == Mode::Stream
+    }
+
     /// Starts as many children as may be needed at once, so that they are warm; one where they share slots.
     pub(crate) fn warm(self: &Arc<Self>) {
         if self.spec.mode == Mode::Stream {

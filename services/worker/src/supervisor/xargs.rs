@@ -132,8 +132,9 @@ mod tests {
     #[test]
     fn what_is_too_long_is_cut_and_says_so() {
         let args = Args { argv: vec!["x".into()], stdin: String::new(), tries: 0 };
-        for line in [&b"a\n"[..], &[0xff]] {
-            let written = Written { stdout: line.repeat(700_000), stderr: b"\x01".repeat(70_000), cut: false };
+        for line in [&b"a\n"[..], &[0xff, 0xff]] {
+            let written =
+                Written { stdout: line.repeat(RESULT_BYTES_MAX / 2 + 1), stderr: b"\x01".repeat(70_000), cut: false };
             let value = answer(&args, 1, ExitStatus::from_raw(0), written).unwrap();
             assert!(value.get().len() <= RESULT_BYTES_MAX && value.get().ends_with(r#""cut":true}"#));
         }

@@ -1,5 +1,8 @@
 //! What no well-behaved worker sends often, and must not hurt: results of any JSON, ids used twice, packs that lie.
 
+use millpond::outcome::StoredResult;
+use millpond::payload::PayloadRef;
+
 use super::*;
 use crate::store::TaskFilter;
 
@@ -132,4 +135,40 @@ async fn counts_of_jobs_are_made_for_a_store_of_before() {
     drop(writer);
     store.close().await;
     assert_eq!(job(&Store::open(&path).await.unwrap()).await, after);
+}
+
+#[tokio::test]
+async fn large_results_are_kept_as_references() {
+    let (_dir, store) = store().await;
+    let at = |object: &str| PayloadRef { object: object.into(), size: 9, sha256: "0".repeat(64) };
+    let with_ref = |mut message: EndedMessage, item: u32, object: &str| {
+        if let Ok(EndedBody::Pack(_, pack)) = &mut message.body {
+            pack.outcomes[0].refs = vec![StoredResult { item, at: at(object) }];
+        }
+        message
+    };
+    // Item 1 fails first, so that it has a row of its own; then its result is large.
+    let parts = [
+        with_ref(outcome("b", Some(Items::whole(3)), 1, &[Ok(1), Err(End::Retry), Ok(0)]), 2, "two"),
+        with_ref(outcome("b", Some(Items { of: 3, from: 1, len: 1 }), 2, &[Ok(0)]), 1, "one"),
+        with_ref(outcome("t", None, 1, &[Ok(0)]), 0, "task"),
+    ];
+    for part in parts.iter().chain(&parts) {
+        store.merge(Ended::Results, std::slice::from_ref(part)).await.unwrap();
+    }
+    let shown = async |id: &str| serde_json::to_value(&store.task(id, None).await.unwrap()[0]).unwrap();
+    for (id, object) in [("t", "task"), ("b/1", "one"), ("b/2", "two")] {
+        let task = shown(id).await;
+        assert_eq!(
+            (&task["ref"], &task["status"], task.get("result")),
+            (&json!(at(object)), &json!("done"), None),
+            "{id}"
+        );
+    }
+    assert_eq!(shown("b/0").await["result"], 1);
+    let batch = shown("b").await;
+    assert_eq!((&batch["result"], &batch["refs"]["1"]), (&json!([1, null, null]), &json!(at("one"))));
+    let (ends, _) = store.job_results("j", 10, None).await.unwrap();
+    let objects: Vec<Value> = ends.iter().map(|e| serde_json::to_value(e).unwrap()["ref"]["object"].take()).collect();
+    assert_eq!(objects.iter().filter_map(Value::as_str).collect::<Vec<_>>(), ["task", "one", "two"]);
 }

@@ -1,0 +1,61 @@
+//! The arguments of one task over HTTP: a small body goes into its message, a large one straight to the store, never
+//! whole in memory.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, header};
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use millpond::bus::objects::PutError;
+use millpond::bus::publish::Patience;
+use millpond::client::{Client, ClientError, NewTask};
+use millpond::limits::CLAIM_CHECK_BYTES;
+use serde_json::value::RawValue;
+use tokio::io::AsyncReadExt;
+use tokio_util::io::StreamReader;
+
+use crate::http::Refusal;
+
+/// With this type the body is any bytes; with all others it is one JSON value.
+const BYTES: &str = "application/octet-stream";
+
+/// Reads the body as the arguments of `task`. A JSON value is looked into only while it is small: a large one that is
+/// none is told by its dead letter.
+///
+/// # Errors
+/// The body cannot be read, is no JSON, or is not stored.
+pub(crate) async fn arguments(
+    client: &Client,
+    mut task: NewTask,
+    headers: &HeaderMap,
+    body: Body,
+    patience: Patience,
+) -> Result<NewTask, Refusal> {
+    let mut from = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
+    let mut start = Vec::new();
+    let read = (&mut from).take(CLAIM_CHECK_BYTES as u64 + 1).read_to_end(&mut start).await;
+    read.map_err(|wrong| unreadable(&wrong))?;
+    let checked = serde_json::from_slice::<&RawValue>(&start).map(drop);
+    let any_bytes = headers.get(header::CONTENT_TYPE).is_some_and(|given| given.as_bytes() == BYTES.as_bytes());
+    match checked {
+        Ok(()) if start.len() <= CLAIM_CHECK_BYTES => {
+            task.payload = Bytes::from(start);
+            return Ok(task);
+        }
+        Err(wrong) if start.len() <= CLAIM_CHECK_BYTES && !any_bytes => {
+            let text = format!(
+                "the body is the task's arguments, one JSON value: {wrong}; POST /v1/jobs/… takes many; bytes of any kind come with Content-Type: {BYTES}"
+            );
+            return Err(Refusal::bad(text));
+        }
+        _ => {}
+    }
+    match client.put_payload(&mut start.as_slice().chain(from), patience).await {
+        Ok(stored) => Ok(NewTask { stored: Some(stored), ..task }),
+        Err(ClientError::Payload(PutError::Read(wrong))) => Err(unreadable(&wrong)),
+        Err(refused) => Err(Refusal::from(&refused)),
+    }
+}
+
+fn unreadable(wrong: &std::io::Error) -> Refusal {
+    Refusal::bad(format!("the body could not be read to its end: {wrong}"))
+}

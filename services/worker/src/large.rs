@@ -1,0 +1,40 @@
+//! Large results go to the store before the outcome that refers to them: an effect like any other.
+
+use millpond::bus::Bus;
+use millpond::bus::objects::PutError;
+use millpond::bus::publish::{Patience, PublishError};
+use millpond::failpoint;
+use millpond::limits::CLAIM_CHECK_BYTES;
+use millpond::outcome::{Outcome, StoredResult};
+use serde_json::value::RawValue;
+
+/// Whether a result goes to the store.
+pub(crate) fn is_large(result: &RawValue) -> bool {
+    result.get().len() > CLAIM_CHECK_BYTES
+}
+
+/// Stores the large results of an outcome, each as an object of its own, and puts references in their place. When the
+/// attempt is settled again after a death, others are made: those of the first go with the age of the bucket.
+///
+/// # Errors
+/// [`PublishError`] when the server refuses one for good.
+pub(crate) async fn store(bus: &Bus, outcome: &mut Outcome) -> Result<(), PublishError> {
+    let first = outcome.first_item();
+    for (item, result) in (first..).zip(&mut outcome.results) {
+        if !is_large(result) {
+            continue;
+        }
+        let stored = bus.put_payload(&mut result.get().as_bytes(), Patience::Endless).await;
+        let stored = stored.map_err(|error| match error {
+            PutError::Store(error) => error,
+            // Memory can always be read.
+            PutError::Read(error) => {
+                PublishError::Refused { subject: "a result".to_owned(), reason: error.to_string() }
+            }
+        })?;
+        failpoint::hit("settle.large_result_stored");
+        outcome.refs.push(StoredResult { item, at: stored.at });
+        *result = RawValue::NULL.to_owned();
+    }
+    Ok(())
+}
