@@ -117,5 +117,3 @@ async fn show(api: &Api, job: &str, json: bool) -> anyhow::Result<ExitCode> {
     writeln!(out, "{:<10} {}", "created", time(&job, "created_ms"))?;
     Ok(ExitCode::SUCCESS)
 }
-
-}

@@ -1,4 +1,4 @@
-//! `task show|cancel`: what became of a task, each attempt with worker and times; and its end before its time.
+//! `task show|result|cancel`: what became of a task, each attempt with worker and times; and its end before its time.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -56,20 +56,7 @@ pub async fn run(command: TaskCommand, env: &Env) -> anyhow::Result<ExitCode> {
     match command {
         TaskCommand::Show { id, queue, json } => show(&api, &id, queue, json).await?,
         TaskCommand::Cancel { id, queue, json } => cancel(&api, &id, queue, json).await?,
-    },
-    let (id, queue, json) = match command {
-        TaskCommand::Show { id, queue, json } => (id, queue, Some(json)),
-        TaskCommand::Result { id, queue } => (id, queue, None),
-    };
-    let mut query = vec![("id", id.clone())];
-    query.extend(queue.map(|queue| ("queue", queue)));
-    let Some(task) = Api::new(env)?.get("/api/v1/task", &query).await? else {
-        bail!("no task {id} has ended an attempt yet: it waits, runs, or never was (ids are printed by `submit`)");
-    };
-    match json {
-        Some(true) => json_line(&task)?,
-        Some(false) => print(&task)?,
-        None => print_result(&task, env).await?,
+        TaskCommand::Result { id, queue } => print_result(&find(&api, &id, queue).await?, env).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -178,6 +178,7 @@ fn never_ran(task: &Task) -> Outcome {
         trace: None,
         results: items.clone().map(|_| RawValue::NULL.to_owned()).collect(),
         not_done: items.map(cancelled).collect(),
+        refs: Vec::new(),
         failures: task.failures.clone(),
     }
 }

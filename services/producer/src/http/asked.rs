@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use millpond::client::NewTask;
 use millpond::config::duration;
-use millpond::limits::{ATTEMPTS_MAX_MAX, TASK_BYTES_MAX, TASK_ID_BYTES_MAX};
+use millpond::limits::{ATTEMPTS_MAX_MAX, TASK_ID_BYTES_MAX};
 use millpond::task::{
     HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, is_reply_subject,
 };
@@ -33,17 +33,6 @@ impl<S: Send + Sync, P: DeserializeOwned + Send, Q: DeserializeOwned> FromReques
         let query: Result<Query<Q>, QueryRejection> = Query::from_request_parts(parts, state).await;
         let Query(query) = query.map_err(|wrong| Refusal::bad(format!("the query cannot be read: {wrong}")))?;
         Ok(Self(path, query))
-    }
-}
-
-/// A body that could not be read.
-pub(super) fn bad_body(rejected: &BytesRejection) -> Refusal {
-    match rejected.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            let text = format!("the body has more than {TASK_BYTES_MAX} bytes; a task may not be larger");
-            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, text)
-        }
-        _ => Refusal::bad(format!("the body could not be read to its end: {rejected}")),
     }
 }
 

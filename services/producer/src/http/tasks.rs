@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, body::Bytes};
+use axum::Json;
 use millpond::bus::publish::Patience;
 use millpond::bus::subject;
 use millpond::client::{ClientError, NewTask, NoResult, Submitted, TaskEnd};
@@ -82,7 +82,8 @@ pub(super) struct End {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<serde_json::Value>)]
     result: Option<Box<RawValue>>,
-    /// Why it failed: `type`, `message`, and what else is known; only when it is dead.
+    /// Why it failed: `type`, `message`, and what else is known; when it is dead, or done with a result that is gone
+    /// (`result_lost`).
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>, nullable = false)]
     failure: Option<Failure>,
@@ -94,6 +95,7 @@ impl From<TaskEnd> for End {
             Ok(value) => (Status::Done, Some(value), None),
             Err(NoResult::Dead(failure)) => (Status::Dead, None, Some(failure)),
             Err(NoResult::Cancelled) => (Status::Cancelled, None, None),
+            Err(NoResult::Lost(reason)) => (Status::Done, None, Some(Failure::new("result_lost", reason))),
         };
         Self { status, result, failure }
     }
@@ -101,7 +103,8 @@ impl From<TaskEnd> for End {
 
 /// Publish one task.
 ///
-/// The body is its arguments, one JSON value of at most 1 MiB.
+/// The body is its arguments, one JSON value, or any bytes with `Content-Type: application/octet-stream`. A large one is
+/// streamed to the store of payloads.
 #[utoipa::path(post, path = "/v1/tasks/{queue}/{kind}", tag = "publish", security(("bearer" = [])),
     params(
         ("queue" = String, Path, description = "Who runs it", example = "default", pattern = "^[A-Za-z0-9_-]{1,64}$"),

@@ -168,7 +168,7 @@ async fn large_results_are_kept_as_references() {
     assert_eq!(shown("b/0").await["result"], 1);
     let batch = shown("b").await;
     assert_eq!((&batch["result"], &batch["refs"]["1"]), (&json!([1, null, null]), &json!(at("one"))));
-    let (ends, _) = store.job_results("j", 10, None).await.unwrap();
+    let (ends, _) = store.job_results("j", 0, 10, None).await.unwrap();
     let objects: Vec<Value> = ends.iter().map(|e| serde_json::to_value(e).unwrap()["ref"]["object"].take()).collect();
     assert_eq!(objects.iter().filter_map(Value::as_str).collect::<Vec<_>>(), ["task", "one", "two"]);
 }
