@@ -42,7 +42,7 @@ pub(super) struct JobQuery {
     #[param(example = true, nullable = false)]
     ordered: Option<bool>,
     /// Tasks in one message: a number from 1 to 1000, or `auto`: batches form by what the tasks take.
-    #[param(example = "auto", pattern = "^(auto|[1-9][0-9]{0,2})$", nullable = false)]
+    #[param(example = "auto", pattern = "^(auto|[1-9][0-9]{0,2}|1000)$", nullable = false)]
     batch: Option<String>,
 }
 

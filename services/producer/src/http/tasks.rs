@@ -36,7 +36,7 @@ pub(super) struct TaskQuery {
     #[param(example = "report-7", pattern = "^[A-Za-z0-9_-]{1,64}$", nullable = false)]
     job: Option<String>,
     /// Answer when it has ended, 200, or after this long, 202: a duration such as `30s`, 10 minutes at the most.
-    #[param(example = "2s", pattern = "^[0-9]{1,3}(ms|s)$", nullable = false)]
+    #[param(example = "2s", pattern = "^([0-9]{1,3}ms|[1-5]?[0-9]{1,2}s|[0-9]m|10m)$", nullable = false)]
     wait: Option<String>,
 }
 
