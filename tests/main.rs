@@ -5,8 +5,8 @@
 
 mod bad_input;
 mod batches;
-mod cancel;
 mod bounded;
+mod cancel;
 mod children;
 mod examples;
 mod failpoints;
@@ -15,9 +15,9 @@ mod handlers_docs;
 mod harness;
 mod main_job;
 mod operate;
-mod resume;
-mod producer_http;
 mod payloads;
+mod producer_http;
+mod resume;
 mod roles;
 mod schedules;
 mod tidy;

@@ -271,6 +271,7 @@ async fn a_result_that_is_gone_is_told_and_is_no_crash() {
         ordered: true,
         timeout: None,
         attempts_max: None,
+        ..MapSpec::default()
     };
     // The first one waits, so that the result of the second is not looked at before it is gone.
     let go = handlers.dir.path().join("go");

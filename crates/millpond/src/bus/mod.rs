@@ -2,9 +2,9 @@
 //! `subject` names things, `topology` makes them, `publish` stores messages, `lease` takes and ends tasks,
 //! `results` reads what workers said, `records` holds the buckets.
 
-pub mod cancel;
 pub mod admit;
 pub mod bounds;
+pub mod cancel;
 pub mod ctl;
 pub mod find;
 pub mod inspect;

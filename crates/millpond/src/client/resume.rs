@@ -10,14 +10,14 @@ use sha2::Sha256;
 
 use super::keeper::{Keeper, add_value, shown};
 use super::map::{Begin, Input};
+use super::payloads::Ended;
 use super::ranges::Ranges;
 use super::sizer::Batch;
-use super::payloads::Ended;
 use super::{Client, ClientError, MapRun, MapSpec, NoResult};
 use crate::bus::Bus;
 use crate::bus::ctl::{Answer, CTL_RESULTS};
-use crate::bus::publish::Patience;
 use crate::bus::jobs::{JobEntry, LookedThrough};
+use crate::bus::publish::Patience;
 use crate::bus::results::JobReader;
 use crate::bus::subject::{TaskSubject, check_token};
 use crate::bus::topology::{STREAM_RESULTS, stream_state};
@@ -206,7 +206,9 @@ impl Client {
             let goes_on = before.as_ref().is_some_and(|b| b.state != JobState::Cancelled && spec.begin != Begin::Again);
             let now = crate::now_ms();
             let record = match &before {
-                Some(_) if goes_on && spec.begin == Begin::New => return Err(ClientError::JobExists { job: job.to_owned() }),
+                Some(_) if goes_on && spec.begin == Begin::New => {
+                    return Err(ClientError::JobExists { job: job.to_owned() });
+                }
                 Some(before) if goes_on && (before.queue != spec.queue || before.kind != spec.kind) => {
                     let JobRecord { job, kind, queue, .. } = before.clone();
                     return Err(ClientError::OtherJob { job, kind, queue });

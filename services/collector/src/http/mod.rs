@@ -1,8 +1,8 @@
 //! The HTTP API: what the console and the CLI read. All under /api/v1 needs the token; health and metrics do not.
 
 mod api;
-mod cancel;
 mod bounds;
+mod cancel;
 mod operate;
 mod schedules;
 mod why;

@@ -121,9 +121,7 @@ impl From<&ClientError> for Refusal {
             | ClientError::NoSuchTime { .. }
             | ClientError::BatchInBoundedQueue { .. }
             | ClientError::WaitsTooLong { .. }
-            | ClientError::Input { .. } => {
-                StatusCode::BAD_REQUEST
-            }
+            | ClientError::Input { .. } => StatusCode::BAD_REQUEST,
             ClientError::JobExists { .. }
             | ClientError::OtherJob { .. }
             | ClientError::OtherInput { .. }

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use millpond::bus::publish::Patience;
 use millpond::bus::subject;
 use millpond::client::{ClientError, NewTask, NoResult, Submitted, TaskEnd};
@@ -142,7 +142,8 @@ pub(super) async fn publish(
     let task = asked::task(queue, kind, query.job, &headers)?;
     let wait = query.wait.as_deref().map(wait_time).transpose()?;
     check_type(&headers)?;
-    let task = upload::arguments(&app.client, task, &headers, request.into_body(), Patience::Within(STORE_WITHIN)).await?;
+    let task =
+        upload::arguments(&app.client, task, &headers, request.into_body(), Patience::Within(STORE_WITHIN)).await?;
     match wait {
         None => {
             let storing = app.client.submit(&task, Patience::Within(STORE_WITHIN));
