@@ -1,6 +1,7 @@
 //! One lease from the door to its end: may it run, run it, settle it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use millpond::batch;
@@ -41,6 +42,8 @@ pub(crate) struct Shop {
     pub(crate) lanes: Lanes,
     /// Leases whose door may take its time without a slot.
     pub(crate) asking: Arc<Semaphore>,
+    /// A call came since this was looked at: the worker is not idle.
+    pub(crate) called: AtomicBool,
     /// Handlers in processes of their own.
     pub(crate) supervisor: Supervisor,
 }
@@ -196,6 +199,11 @@ async fn door(shop: &Shop, lease: &mut Lease) -> Verdict {
         return Verdict::Cancel;
     }
     let Some(handler) = shop.handlers.get(&task.subject.kind).cloned() else { return Verdict::UnknownKind };
+    if matches!(handler, Handler::Pipe(_)) {
+        let kind = &task.subject.kind;
+        let message = format!("kind {kind} converses, and takes no tasks: `millpond call {kind} --pipe` talks to it");
+        return Verdict::Bury("needs_pipe", message);
+    }
     match Box::pin(lease.admit()).await {
         Ok(Admission::Start) => Verdict::Run(handler),
         Ok(Admission::Stop) => Verdict::Stop,

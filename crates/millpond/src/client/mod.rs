@@ -1,6 +1,7 @@
-//! What a producer program uses: submit a task, wait for its end, map many in order. One connection in the client role.
+//! What a producer program uses: submit a task, wait for its end, map many in order, call a handler. One connection in the client role.
 //! No HTTP, no command line.
 
+mod call;
 mod map;
 mod publish_all;
 mod session;
@@ -12,7 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
+use tokio::task::JoinSet;
 
+pub use call::CallError;
 pub use map::{MapItem, MapRun, MapSpec};
 pub use publish_all::{PublishAllError, PublishedAll};
 pub use session::Session;
@@ -29,6 +32,9 @@ use sizer::Pace;
 
 /// Queues and kinds whose durations a client remembers.
 const PACES_MAX: usize = 1000;
+
+/// How long the good-byes of pipes may take when the client is closed.
+const GOOD_BYES_WITHIN: Duration = Duration::from_millis(500);
 
 /// Why something could not be submitted or awaited.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +86,8 @@ pub struct Client {
     room: Arc<Room>,
     /// How long the tasks of a queue and kind took lately.
     paces: Arc<Mutex<LruCache<(String, String), Pace>>>,
+    /// What talks for its pipes.
+    conversations: Arc<Mutex<JoinSet<()>>>,
 }
 
 impl Client {
@@ -96,7 +104,8 @@ impl Client {
     pub fn over(bus: Bus) -> Self {
         let room = Arc::new(Room::new(&bus));
         let kinds = NonZeroUsize::new(PACES_MAX).unwrap_or(NonZeroUsize::MIN);
-        Self { bus, room, paces: Arc::new(Mutex::new(LruCache::new(kinds))) }
+        let paces = Arc::new(Mutex::new(LruCache::new(kinds)));
+        Self { bus, room, paces, conversations: Arc::default() }
     }
 
     fn pace(&self, queue: &str, kind: &str) -> Pace {
@@ -117,8 +126,12 @@ impl Client {
         Shared::open(&self.bus).await
     }
 
-    /// Sends what is buffered and closes the connection.
+    /// Sends what is buffered and closes the connection. Drop its pipes before, so that their workers learn it at once.
     pub async fn close(&self) {
+        let mut conversations =
+            std::mem::take(&mut *self.conversations.lock().unwrap_or_else(PoisonError::into_inner));
+        let good_byes = async { while conversations.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(GOOD_BYES_WITHIN, good_byes).await;
         self.bus.close().await;
     }
 }
