@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod batches;
+mod calls;
 mod children;
 mod examples;
 mod failpoints;

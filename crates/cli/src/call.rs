@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use millpond::bus::pipe::{PipeError, PipeReceiver, PipeSender};
 use millpond::call::Code;
 use millpond::client::{CallError, Client};
-use millpond::config::{ConnectArgs, duration};
+use millpond::config::ConnectArgs;
 use millpond::limits::{CALL_TIMEOUT_DEFAULT, PIPE_MESSAGE_BYTES_MAX};
 use millpond::outcome::Failure;
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ pub struct CallArgs {
     #[arg(long, default_value = "default")]
     queue: String,
     /// How long it may take in all, the wait for a slot included; with --pipe, how long the opening may take.
-    #[arg(long, value_parser = duration, default_value_t = humantime::Duration::from(CALL_TIMEOUT_DEFAULT))]
+    #[arg(long, default_value_t = humantime::Duration::from(CALL_TIMEOUT_DEFAULT))]
     timeout: humantime::Duration,
     /// Converse: lines of standard input are messages to the handler, its messages are lines of standard output. Ctrl-D
     /// closes this side; it ends when the handler does.
@@ -82,7 +82,9 @@ pub async fn run(args: CallArgs, env: &Env) -> anyhow::Result<ExitCode> {
 fn arguments(args: &CallArgs) -> anyhow::Result<String> {
     let payload = match args.args.as_deref() {
         None if args.pipe => "null".to_owned(),
-        Some("-") if args.pipe => bail!("with --pipe standard input is for messages: give the arguments on the command line"),
+        Some("-") if args.pipe => {
+            bail!("with --pipe standard input is for messages: give the arguments on the command line")
+        }
         None | Some("-") => {
             let mut text = String::new();
             std::io::stdin().lock().read_to_string(&mut text).context("cannot read the arguments")?;

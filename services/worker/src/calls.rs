@@ -12,9 +12,7 @@ use millpond::bus::service::Called;
 use millpond::bus::subject::check_token;
 use millpond::call::{Code, HEADER_PIPE, HEADER_ROOM};
 use millpond::config::duration;
-use millpond::limits::{
-    CALL_TIMEOUT_DEFAULT, CALL_TIMEOUT_MAX, CALLS_WAITING_MAX, PIPE_HANDLER_GRACE, TASK_BYTES_MAX,
-};
+use millpond::limits::{CALL_TIMEOUT_DEFAULT, CALL_TIMEOUT_MAX, CALLS_WAITING_MAX, PIPE_HANDLER_GRACE, TASK_BYTES_MAX};
 use millpond::outcome::Failure;
 use millpond::task::{HEADER_TIMEOUT, HEADER_TRACEPARENT};
 use millpond::telemetry::TraceContext;
@@ -138,7 +136,9 @@ fn admit(shop: &Shop, called: &Called) -> Result<Admitted, Refusal> {
     let kind = called.kind();
     if called.payload.len() > TASK_BYTES_MAX {
         let bytes = called.payload.len();
-        return Err(Refusal::bad(format!("arguments of {bytes} bytes are too long for a call, at most {TASK_BYTES_MAX}")));
+        return Err(Refusal::bad(format!(
+            "arguments of {bytes} bytes are too long for a call, at most {TASK_BYTES_MAX}"
+        )));
     }
     let timeout = match called.header(HEADER_TIMEOUT) {
         None => CALL_TIMEOUT_DEFAULT,
@@ -177,7 +177,8 @@ fn admit(shop: &Shop, called: &Called) -> Result<Admitted, Refusal> {
 fn wanted(called: &Called, id: &str) -> Result<Wanted, Refusal> {
     check_token("pipe", id).map_err(|e| Refusal::bad(format!("header {HEADER_PIPE}: {e}")))?;
     let room = called.header(HEADER_ROOM).and_then(|text| text.parse().ok()).filter(|room| *room > 0);
-    let room = room.ok_or_else(|| Refusal::bad(format!("header {HEADER_ROOM}: for how many messages there is room, from 1")))?;
+    let room =
+        room.ok_or_else(|| Refusal::bad(format!("header {HEADER_ROOM}: for how many messages there is room, from 1")))?;
     Ok(Wanted { id: id.to_owned(), room })
 }
 

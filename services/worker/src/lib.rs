@@ -253,8 +253,7 @@ fn pools(settings: &Settings, handlers: &mut Handlers, isolated: Vec<String>) ->
         }
         let pool = Pool::new(spec, &settings.name);
         let converses = pool.spec.pipe;
-        let handler =
-            if converses { Handler::Pipe(Talker::Child(pool.clone())) } else { Handler::Child(pool.clone()) };
+        let handler = if converses { Handler::Pipe(Talker::Child(pool.clone())) } else { Handler::Child(pool.clone()) };
         handlers.insert(pool.spec.kind.clone(), handler);
         Ok(pool)
     });

@@ -1,7 +1,7 @@
 //! Conversations: messages both ways between a caller and one worker, in order, with backpressure, none lost while both
 //! live. A [`Pipe`] is a side's handle; `talk` says and hears for it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use async_nats::Subscriber;
@@ -36,7 +36,9 @@ pub enum PipeError {
     #[error("the conversation has ended")]
     Closed,
     /// A message that is too long.
-    #[error("a message of {bytes} bytes is too long for a conversation, at most {PIPE_MESSAGE_BYTES_MAX}: send it in parts")]
+    #[error(
+        "a message of {bytes} bytes is too long for a conversation, at most {PIPE_MESSAGE_BYTES_MAX}: send it in parts"
+    )]
     TooLong {
         /// Its bytes.
         bytes: usize,
@@ -85,7 +87,9 @@ pub(super) struct Shared {
     pub(super) took: Notify,
     /// How the other side ended; nothing more is heard of it then.
     pub(super) peer: OnceLock<PeerEnd>,
-    /// Cancelled when the driver has ended.
+    /// This side has said its end.
+    closed: AtomicBool,
+    /// Cancelled when the conversation is over: before who reads or writes can learn it otherwise.
     pub(super) over: CancellationToken,
 }
 
@@ -175,7 +179,7 @@ impl Pipe {
         self.sender.close().await
     }
 
-    /// Both directions by themselves.
+    /// Both directions by themselves. Who drops the sender closes this side; who drops both has left.
     #[must_use]
     pub fn split(self) -> (PipeSender, PipeReceiver) {
         (self.sender, self.receiver)
@@ -243,7 +247,15 @@ impl PipeSender {
     }
 
     async fn say(&self, what: Out) -> Result<(), PipeError> {
-        if self.out.send(what).await.is_ok() {
+        // There is one place: whoever has it sees what was said before.
+        if let Ok(place) = self.out.reserve().await
+            && !self.shared.over.is_cancelled()
+            && !self.shared.closed.load(Ordering::Acquire)
+        {
+            if matches!(what, Out::End(_)) {
+                self.shared.closed.store(true, Ordering::Release);
+            }
+            place.send(what);
             return Ok(());
         }
         Err(match self.shared.peer.get() {
@@ -289,7 +301,8 @@ pub(crate) fn side(
     let (out, outgoing) = mpsc::channel(1);
     let (sender, incoming) = mpsc::channel(usize::try_from(PIPE_WINDOW).unwrap_or(1));
     let (over, left) = (CancellationToken::new(), CancellationToken::new());
-    let shared = Arc::new(Shared { taken: AtomicU64::new(0), took: Notify::new(), peer: OnceLock::new(), over });
+    let (taken, took, peer, closed) = (AtomicU64::new(0), Notify::new(), OnceLock::new(), AtomicBool::new(false));
+    let shared = Arc::new(Shared { taken, took, peer, closed, over });
     let held = Arc::new(Held { _left: left.clone().drop_guard(), _driven: driven });
     let driver = Driver::new(bus, to, worker, room, frames, (outgoing, sender), (shared.clone(), left));
     let sender = PipeSender { out, shared: shared.clone(), _held: held.clone() };

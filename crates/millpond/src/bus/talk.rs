@@ -109,7 +109,9 @@ impl Driver {
                 },
                 out = self.outgoing.recv(), if !self.closed && self.said < self.room => match out {
                     Some(out) => self.say(out).await,
-                    None => self.leave().await,
+                    None if left.is_cancelled() => self.leave().await,
+                    // Only the half that says things was dropped.
+                    None => self.say(Out::End(Ok(()))).await,
                 },
                 // A worker that has ended has left in good order.
                 () = left.cancelled(), if !(self.closed && self.worker) => self.leave().await,
@@ -120,8 +122,8 @@ impl Driver {
                 break;
             }
         }
-        self.incoming = None;
         self.shared.over.cancel();
+        self.incoming = None;
         let _ = self.frames.unsubscribe().await;
     }
 
@@ -154,6 +156,9 @@ impl Driver {
                 _ => PeerEnd::Done,
             };
             let _ = self.shared.peer.set(how);
+            if !self.worker {
+                self.shared.over.cancel();
+            }
             self.incoming = None;
             self.tell().await;
             return if self.worker { self.done() } else { Next::Over };
@@ -208,6 +213,7 @@ impl Driver {
 
     fn lost(&mut self) -> Next {
         let _ = self.shared.peer.set(PeerEnd::Lost);
+        self.shared.over.cancel();
         Next::Over
     }
 

@@ -43,7 +43,9 @@ pub enum CallError {
         timeout: Duration,
     },
     /// Nobody listens.
-    #[error("no worker answers calls of kind {kind} on queue {queue}: start one that does, or see `millpond worker ls` for who runs what")]
+    #[error(
+        "no worker answers calls of kind {kind} on queue {queue}: start one that does, or see `millpond worker ls` for who runs what"
+    )]
     NoWorker {
         /// The queue.
         queue: String,

@@ -128,8 +128,7 @@ impl Client {
 
     /// Sends what is buffered and closes the connection. Drop its pipes before, so that their workers learn it at once.
     pub async fn close(&self) {
-        let mut conversations =
-            std::mem::take(&mut *self.conversations.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut conversations = std::mem::take(&mut *self.conversations.lock().unwrap_or_else(PoisonError::into_inner));
         let good_byes = async { while conversations.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(GOOD_BYES_WITHIN, good_byes).await;
         self.bus.close().await;

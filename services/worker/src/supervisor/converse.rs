@@ -43,7 +43,8 @@ pub(crate) async fn run(
     let mut process = match Process::start(spec, worker, view.clone(), None, &env) {
         Ok(process) => process,
         Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::ArgumentListTooLong) => {
-            let text = format!("the arguments do not fit into the environment of a command: {error}; send them as messages");
+            let text =
+                format!("the arguments do not fit into the environment of a command: {error}; send them as messages");
             return Ok(Err(Failure::fatal("bad_arguments", text)));
         }
         Err(error) => return Err(error.to_string()),

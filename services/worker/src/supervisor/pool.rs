@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::once;
 use super::converse;
+use super::once;
 use super::order::{Order, Report, Timeouts};
 use super::process::Process;
 use super::spec::{Mode, Spec};
