@@ -14,6 +14,7 @@ mod handlers_docs;
 mod harness;
 mod main_job;
 mod operate;
+mod pipes;
 mod roles;
 mod tidy;
 mod time;

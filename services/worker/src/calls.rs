@@ -119,14 +119,14 @@ async fn serve(mut calls: millpond::bus::service::Calls, shop: Arc<Shop>) {
         shop.called.store(true, Ordering::Relaxed);
         if running.len() >= most {
             let Refusal(code, failure) = Refusal::no_slot(format!("{most} calls run or wait at this worker already"));
-            called.refuse(code, &failure).await;
+            refuse(called, code, &failure).await;
             continue;
         }
         running.spawn(take(shop.clone(), called));
     }
     for called in calls.stop().await {
         let Refusal(code, failure) = Refusal::draining();
-        called.refuse(code, &failure).await;
+        refuse(called, code, &failure).await;
     }
     while running.join_next().await.is_some() {}
 }
@@ -211,9 +211,23 @@ async fn take(shop: Arc<Shop>, called: Called) {
         }
     };
     match ended {
-        Ok(result) => called.answer(result).await,
-        Err(Refusal(code, failure)) => called.refuse(code, &failure).await,
+        Ok(result) => {
+            count(called.kind(), None);
+            called.answer(result).await;
+        }
+        Err(Refusal(code, failure)) => refuse(called, code, &failure).await,
     }
+}
+
+async fn refuse(called: Called, code: Code, failure: &Failure) {
+    count(called.kind(), Some(code));
+    called.refuse(code, failure).await;
+}
+
+/// Counts a call, or a conversation that has ended, for the metrics.
+fn count(kind: &str, code: Option<Code>) {
+    let code = code.map_or(200, Code::number).to_string();
+    metrics::counter!("millpond_calls_total", "kind" => kind.to_owned(), "code" => code).increment(1);
 }
 
 /// A slot of the kind's lane, within the caller's time.
@@ -237,12 +251,14 @@ async fn prepared<T>(
 ) -> Result<T, Refusal> {
     tokio::select! {
         biased;
-        ready = timeout_at(deadline, ready) => ready.unwrap_or(Err(NotNow(Duration::ZERO))).map_err(|_| {
-            let why = shop.supervisor.troubles().remove(kind).unwrap_or_else(|| "they are still starting".to_owned());
-            Refusal::no_slot(format!("no child of kind {kind} can be had now: {why}"))
-        }),
+        ready = timeout_at(deadline, ready) => ready.unwrap_or(Err(NotNow(Duration::ZERO))).map_err(|_| no_child(shop, kind)),
         () = shop.draining.cancelled() => Err(Refusal::draining()),
     }
+}
+
+fn no_child(shop: &Shop, kind: &str) -> Refusal {
+    let why = shop.supervisor.troubles().remove(kind).unwrap_or_else(|| "they are still starting".to_owned());
+    Refusal::no_slot(format!("no child of kind {kind} can be had now: {why}"))
 }
 
 async fn once(
@@ -265,8 +281,9 @@ async fn once(
     match ends.into_iter().next() {
         Some(CallEnd::Done(value)) => Ok(Bytes::from(String::from(Box::<str>::from(value)))),
         Some(CallEnd::Failed(failure)) => Err(Refusal(Code::of_failure(&failure), failure)),
+        Some(CallEnd::NotRun) | None if !shop.stop.is_cancelled() => Err(no_child(shop, kind)),
         Some(CallEnd::NotRun) | None => {
-            let text = "its worker had to leave, or its child could not be started; it may have run in part";
+            let text = "its worker had to leave before it ended; it may have run in part";
             Err(Refusal(Code::Failed, Failure::new("stopped", text)))
         }
     }
@@ -286,7 +303,7 @@ async fn talk(shop: &Shop, called: Called, talker: Talker, wanted: Wanted, call:
     };
     let (slot, pipe, driver) = match opening.await {
         Ok(opened) => opened,
-        Err(Refusal(code, failure)) => return called.refuse(code, &failure).await,
+        Err(Refusal(code, failure)) => return refuse(called, code, &failure).await,
     };
     let ours = pipe.sender();
     let talking = async {
@@ -301,6 +318,7 @@ async fn talk(shop: &Shop, called: Called, talker: Talker, wanted: Wanted, call:
         failure
     };
     let (failure, ()) = tokio::join!(talking, driver.run());
+    count(&kind, failure.as_ref().map(Code::of_failure));
     called.note(failure.as_ref());
 }
 

@@ -103,7 +103,7 @@ impl Client {
         args: impl Into<Bytes>,
         timeout: Duration,
     ) -> Result<Box<RawValue>, CallError> {
-        let answer = self.ask(queue, kind, args.into(), timeout, || Vec::new()).await?;
+        let answer = self.ask(queue, kind, args.into(), timeout, &[]).await?;
         let broken = |reason: String| CallError::Broken { kind: kind.to_owned(), reason };
         if answer.header(HEADER_PIPE).is_some() {
             return Err(broken("a conversation was opened that was not asked for".to_owned()));
@@ -139,7 +139,7 @@ impl Client {
         let id = crate::random_token();
         // First the ear: the worker may speak at once.
         let frames = pipe::listen(&self.bus, subject::pipe_out(&id)).await?;
-        let answer = self.ask(queue, kind, args.into(), timeout, || pipe::asking(&id).to_vec()).await?;
+        let answer = self.ask(queue, kind, args.into(), timeout, &pipe::asking(&id)).await?;
         let room = answer.header(HEADER_ROOM).and_then(|room| room.parse().ok());
         let Some(room) = room.filter(|_| answer.header(HEADER_PIPE) == Some(&id)) else {
             let reason = "it was answered like a plain call; is its worker older?".to_owned();
@@ -160,7 +160,7 @@ impl Client {
         kind: &str,
         args: Bytes,
         timeout: Duration,
-        more: impl Fn() -> Headers,
+        more: &[(String, String)],
     ) -> Result<Answer, CallError> {
         let subject = subject::call(queue, kind)?;
         if args.len() > TASK_BYTES_MAX {
@@ -184,7 +184,7 @@ impl Client {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Duration::from_millis(u64::try_from(left.as_micros().div_ceil(1000)).unwrap_or(1).max(1));
-            let mut headers = more();
+            let mut headers: Headers = more.to_vec();
             headers.push((HEADER_TIMEOUT.to_owned(), humantime::format_duration(left).to_string()));
             headers.push((HEADER_TRACEPARENT.to_owned(), trace.to_traceparent()));
             return match self.bus.call(&subject, &headers, args.clone(), left + CALL_ANSWER_GRACE).await {
