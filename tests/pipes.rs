@@ -21,12 +21,12 @@ use crate::calls::{Handled, SOON, raw, script};
 use crate::harness::{Cluster, PATIENCE, Process, task, until};
 
 /// A worker with tests/handlers/talk.py.
-fn talker(cluster: &Cluster, more: &str) -> Handled {
+fn talker(cluster: &Cluster, more: &str, arguments: &[&str]) -> Handled {
     let talk = script("talk.py");
     Handled::start(
         cluster,
         &format!("[talk]\ncommand = [\"python3\", {talk:?}]\nmode = \"once\"\npipe = true\n{more}"),
-        &[],
+        arguments,
     )
 }
 
@@ -174,7 +174,7 @@ async fn who_does_not_read_stops_who_writes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_child_converses_line_by_line() {
     let cluster = Cluster::start().await;
-    let _handled = talker(&cluster, "slots = 2");
+    let _handled = talker(&cluster, "slots = 2", &[]);
     let mut pipe = opened(&cluster, "talk").await;
     pipe.send("args").await.unwrap();
     assert_eq!(text(pipe.recv().await.unwrap()), r#"{"a": 1}"#);
@@ -216,7 +216,7 @@ async fn a_child_converses_line_by_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_worker_ends_its_conversations_within_seconds() {
     let cluster = Cluster::start().await;
-    let mut handled = talker(&cluster, "slots = 2");
+    let mut handled = talker(&cluster, "slots = 2", &[]);
     let mut pipe = opened(&cluster, "talk").await;
     pipe.send("hello").await.unwrap();
     assert_eq!(text(pipe.recv().await.unwrap()), "heard hello");
@@ -232,9 +232,42 @@ async fn a_killed_worker_ends_its_conversations_within_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_draining_worker_lets_conversations_go_on_for_its_drain_time() {
+    let cluster = Cluster::start().await;
+    let mut handled = talker(&cluster, "slots = 1", &["--drain-time", "4s"]);
+    let mut pipe = opened(&cluster, "talk").await;
+    handled.worker.signal(Signal::SIGTERM);
+    until("the end of its service", SOON, async || {
+        let error = cluster.client.pipe("default", "talk", "1", Duration::from_millis(100)).await.err().unwrap();
+        matches!(error, CallError::NoWorker { .. }).then_some(())
+    })
+    .await;
+    pipe.send("still").await.unwrap();
+    assert_eq!(text(pipe.recv().await.unwrap()), "heard still");
+    let Err(PipeError::Failed(failure)) = pipe.recv().await else { panic!("it must fail") };
+    assert_eq!(failure.kind, "draining");
+    assert!(handled.worker.end(SOON).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_not_there_is_told() {
+    let cluster = Cluster::start().await;
+    let once = "command = [\"./not-there\"]\nmode = \"once\"\n";
+    let _handled = Handled::start(&cluster, &format!("[plain]\n{once}[talk]\n{once}pipe = true"), &[]);
+    let mut pipe = opened(&cluster, "talk").await;
+    let Err(PipeError::Failed(failure)) = pipe.recv().await else { panic!("it must fail") };
+    assert_eq!(failure.kind, "cannot_start");
+    let error = cluster.client.call("default", "plain", "1", SOON).await.unwrap_err();
+    assert!(matches!(error, CallError::Failed { code: Code::NoSlot, .. }), "{error}");
+    for said in [failure.message, error.to_string()] {
+        assert!(said.contains("cannot start ./not-there"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_is_gone_frees_the_slot_and_ends_the_child() {
     let cluster = Cluster::start().await;
-    let _handled = talker(&cluster, "slots = 1");
+    let _handled = talker(&cluster, "slots = 1", &[]);
     // By good-bye, and by silence.
     for kill in [false, true] {
         let pipe = opened(&cluster, "talk").await;
@@ -261,7 +294,7 @@ async fn a_caller_that_is_gone_frees_the_slot_and_ends_the_child() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_conversation_outlives_a_restart_of_the_server() {
     let mut cluster = Cluster::start().await;
-    let _handled = talker(&cluster, "slots = 1");
+    let _handled = talker(&cluster, "slots = 1", &[]);
     let mut pipe = opened(&cluster, "talk").await;
     for n in 0..200 {
         if n == 100 {
@@ -278,7 +311,7 @@ async fn a_conversation_outlives_a_restart_of_the_server() {
 #[tokio::test(flavor = "multi_thread")]
 async fn any_client_may_converse() {
     let cluster = Cluster::start().await;
-    let _handled = talker(&cluster, "slots = 1");
+    let _handled = talker(&cluster, "slots = 1", &[]);
     drop(opened(&cluster, "talk").await);
     let client = raw(&cluster).await;
     // As docs/protocol.md says it.
