@@ -107,7 +107,7 @@ impl Driver {
                     Some(frame) => self.hear(&frame).await,
                     None => self.lost(),
                 },
-                out = self.outgoing.recv(), if !self.closed && self.said < self.room => match out {
+                out = self.outgoing.recv(), if self.may_say() => match out {
                     Some(out) => self.say(out).await,
                     None if left.is_cancelled() => self.leave().await,
                     // Only the half that says things was dropped.
@@ -180,6 +180,12 @@ impl Driver {
     /// The worker's side is done once the caller has its end.
     fn done(&self) -> Next {
         if self.worker && self.closed && self.kept.is_empty() { Next::Over } else { Next::Go }
+    }
+
+    /// Also whoever claims to have much room and never says what arrived is not kept more for than this.
+    fn may_say(&self) -> bool {
+        let kept = u64::try_from(self.kept.len()).unwrap_or(u64::MAX);
+        !self.closed && self.said < self.room && kept < PIPE_WINDOW
     }
 
     async fn say(&mut self, out: Out) -> Next {
