@@ -149,6 +149,28 @@ async fn a_queue_of_ten_blocks_its_producers_and_is_joined() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_processes_converse_over_a_pipe() {
+    let example = Example::start("04-pipe").await;
+    let printed = example.run(&[]).await;
+    let expected = [
+        "call: 144",
+        "child: {'hello': 'parent'}",
+        "child: 4",
+        "child: 3",
+        "child: 2",
+        "child: 1",
+        "child: 0",
+        "child: {'heard': 5}",
+        "exit code 0",
+        r#"{"hello": "shell"}"#,
+        "6",
+        "7",
+    ];
+    assert_eq!(printed, expected);
+    example.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crawler_counts_its_successes_by_process() {
     let example = Example::start("05-crawler").await;
     let printed = example.run(&[]).await;

@@ -9,7 +9,7 @@ use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, task};
+use crate::harness::{Cluster, PATIENCE, task};
 
 /// The files that the page names: `<!-- file: NAME -->`, then a fenced block.
 fn files() -> Vec<(String, String)> {
@@ -77,12 +77,23 @@ async fn counts_words(cluster: &Cluster) {
     assert!(log[0].starts_with("attempt 1 of ") && log.len() == 2, "{log:?}");
 }
 
+async fn sums(cluster: &Cluster) {
+    let mut pipe = cluster.client.pipe("default", "sum", "null", PATIENCE).await.unwrap();
+    for (n, sum) in [("40", "40 so far"), ("2", "42 so far")] {
+        pipe.send(n).await.unwrap();
+        assert_eq!(pipe.recv().await.unwrap().unwrap(), sum);
+    }
+    pipe.close().await.unwrap();
+    assert_eq!(pipe.recv().await.unwrap().unwrap(), "42 in all");
+    assert_eq!(pipe.recv().await.unwrap(), None);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_examples_of_the_page_run() {
     let dir = tempfile::tempdir().unwrap();
     let files = files();
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["handlers.toml", "root.py", "root.mjs", "root.go", "words.sh", "profile.sh"]);
+    assert_eq!(names, ["handlers.toml", "sum.sh", "root.py", "root.mjs", "root.go", "words.sh", "profile.sh"]);
     for (name, text) in &files {
         std::fs::write(dir.path().join(name), text).unwrap();
     }
@@ -111,6 +122,7 @@ async fn the_examples_of_the_page_run() {
     }
     if sh {
         counts_words(&cluster).await;
+        sums(&cluster).await;
     }
     // In order: each handler reaches its last line, and nothing has to be asked twice.
     worker.signal(Signal::SIGTERM);

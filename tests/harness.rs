@@ -32,6 +32,11 @@ impl Process {
         Self { child: command.stdin(Stdio::null()).spawn().unwrap() }
     }
 
+    /// With an input that stays open until it ends.
+    pub fn start_talking(command: &mut Command) -> Self {
+        Self { child: command.stdin(Stdio::piped()).spawn().unwrap() }
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }

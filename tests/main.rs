@@ -6,6 +6,7 @@
 mod bad_input;
 mod batches;
 mod bounded;
+mod calls;
 mod cancel;
 mod children;
 mod examples;
@@ -16,6 +17,7 @@ mod harness;
 mod main_job;
 mod operate;
 mod payloads;
+mod pipes;
 mod producer_http;
 mod resume;
 mod roles;

@@ -98,8 +98,11 @@ async fn publisher_only_publishes_tasks() {
         "$KV.millpond_jobs.x",
         "$O.millpond_payloads.C.x",
         "lease.who.default.x",
+        "call.default.square",
+        "pipe.x.in",
+        "$SRV.PING",
     ];
-    check("publisher", &publish, &["_INBOX.>", "results.>", "tasks.>", ">"]).await;
+    check("publisher", &publish, &["_INBOX.>", "results.>", "tasks.>", "pipe.*.out", ">"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,8 +124,10 @@ async fn client_takes_no_tasks_and_purges_nothing() {
         "$KV.millpond_queues.x",
         "$JS.API.STREAM.PURGE.DUE",
         "$JS.API.STREAM.PURGE.OBJ_millpond_payloads",
+        "pipe.x.out",
     ];
-    check("client", &publish, &["tasks.>", "dead.>", "lease.who.>", "$KV.>", ">"]).await;
+    check("client", &publish, &["tasks.>", "dead.>", "lease.who.>", "$KV.>", "call.>", "pipe.*.in", "$SRV.>", ">"])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,8 +141,9 @@ async fn producer_takes_no_tasks_and_reads_no_letters() {
         "$KV.millpond_queues.x",
         "$JS.API.CONSUMER.CREATE.OBJ_millpond_payloads",
         "$JS.API.STREAM.PURGE.OBJ_millpond_payloads",
+        "pipe.x.out",
     ];
-    check("producer", &publish, &["_INBOX.>", "tasks.>", "dead.>", ">"]).await;
+    check("producer", &publish, &["_INBOX.>", "tasks.>", "dead.>", "call.>", "pipe.*.out", ">"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,8 +162,31 @@ async fn worker_publishes_no_tasks() {
         "ctl.cancel",
         "$JS.API.CONSUMER.CREATE.OBJ_millpond_payloads",
         "$JS.API.STREAM.PURGE.OBJ_millpond_payloads",
+        "call.default.square",
+        "pipe.x.in",
+        "_INBOX.x",
     ];
-    check("worker", &publish, &["_INBOX.>", "tasks.>", "results.>", "dead.>", ">"]).await;
+    check("worker", &publish, &["_INBOX.>", "tasks.>", "results.>", "dead.>", "pipe.*.out", ">"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_answers_a_call_once_and_nothing_else() {
+    let nats = NatsServer::start();
+    let _started = nats.bus(millpond::bus::Role::Setup).await;
+    let mut worker = Intruder::connect(&nats, "worker").await;
+    let client = Intruder::connect(&nats, "client").await.client;
+    let mut calls = worker.client.subscribe("call.>").await.unwrap();
+    worker.client.flush().await.unwrap();
+    let answer = client.request("call.default.square", "12".into());
+    let answering = async {
+        let reply = calls.next().await.unwrap().reply.unwrap();
+        worker.client.publish(reply.clone(), "144".into()).await.unwrap();
+        worker.may_not_publish(&reply).await;
+        // Nor what it was not asked.
+        worker.may_not_publish(&format!("{reply}x")).await;
+    };
+    let (answer, ()) = tokio::join!(answer, answering);
+    assert_eq!(answer.unwrap().payload, "144");
 }
 
 #[tokio::test(flavor = "multi_thread")]

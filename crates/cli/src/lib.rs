@@ -3,6 +3,7 @@
 
 pub mod api;
 mod bench;
+mod call;
 mod dead;
 mod doctor;
 mod guard;
@@ -70,6 +71,8 @@ enum Command {
     Map(map::MapArgs),
     /// Run a command for each line, on the workers: GNU parallel over the cluster.
     Xargs(xargs::XargsArgs),
+    /// Call a handler and print its result, or converse with it; nothing is stored.
+    Call(call::CallArgs),
     /// List jobs, show one, wait for one, print its results.
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -149,6 +152,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Submit(args) => submit::run(args, &env).await,
         Command::Map(args) => map::run(args, &env).await,
         Command::Xargs(args) => xargs::run(args, &env).await,
+        Command::Call(args) => call::run(args, &env).await,
         Command::Job(command) => job::run(command, &env).await,
         Command::Task(command) => task::run(command, &env).await,
         Command::Dead(command) => dead::run(command, &env).await,

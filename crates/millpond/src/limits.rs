@@ -197,6 +197,28 @@ pub const HTTP_WAIT_MAX: Duration = Duration::from_secs(600);
 pub const HTTP_JOBS_MAX: usize = 64;
 /// Bytes of result lines that are written to a caller at once.
 pub const HTTP_CHUNK_BYTES: usize = 64 * 1024;
+/// How long a call may take in all, from when a worker hears it, where its caller does not say.
+pub const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// Longest time that a caller may ask for; deploy/nats/roles.conf lets a worker answer for a little longer.
+pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// How much longer than that a caller waits for the worker's own words.
+pub const CALL_ANSWER_GRACE: Duration = Duration::from_secs(1);
+/// Calls that wait for a slot of one worker at once, beside those that run; more are refused.
+pub const CALLS_WAITING_MAX: usize = 1024;
+/// Messages of one direction of a conversation that the other side has not taken yet, at the most.
+pub const PIPE_WINDOW: u64 = 16;
+/// Longest message of a conversation, in bytes.
+pub const PIPE_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// Each side of a conversation says this often that it lives.
+pub const PIPE_KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// A side that was not heard for this long is lost.
+pub const PIPE_LOST_AFTER: Duration = Duration::from_secs(5);
+/// What the other side has not got within this time is sent again.
+pub const PIPE_RESEND_AFTER: Duration = Duration::from_secs(1);
+/// How long it may wait to be told that a message was taken; what is sent meanwhile tells it too.
+pub const PIPE_TELL_WITHIN: Duration = Duration::from_millis(5);
+/// How long a handler may take to end its conversation once the other side is lost, or its worker must leave.
+pub const PIPE_HANDLER_GRACE: Duration = Duration::from_secs(2);
 
 /// Largest value of a shared key, in bytes.
 pub const SHARED_VALUE_BYTES_MAX: usize = 512 * 1024;
@@ -219,6 +241,8 @@ pub const PAGE_ROWS_DEFAULT: u32 = 100;
 const _: () = assert!(LEASE_EXTEND_EVERY.as_millis() * 3 <= LEASE_ACK_WAIT.as_millis());
 const _: () = assert!(PAUSE_MIN.as_millis() + LEASE_EXTEND_EVERY.as_millis() < LEASE_ACK_WAIT.as_millis());
 const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 3 <= HEARTBEAT_LOST_AFTER.as_millis());
+const _: () = assert!(PIPE_KEEP_ALIVE.as_millis() * 3 <= PIPE_LOST_AFTER.as_millis());
+const _: () = assert!(PIPE_MESSAGE_BYTES_MAX < SERVER_PAYLOAD_BYTES_MAX);
 const _: () = assert!(TASK_BYTES_MAX * 2 <= SERVER_PAYLOAD_BYTES_MAX);
 const _: () = assert!(SERVER_PAYLOAD_BYTES_MAX <= COLLECT_BYTES_MAX);
 const _: () = assert!(CLAIM_CHECK_BYTES + PACK_BYTES_MAX <= SERVER_PAYLOAD_BYTES_MAX);

@@ -115,7 +115,7 @@ pub(crate) async fn serve(kind: &str, handlers: &Handlers) -> anyhow::Result<()>
         let reply = match handler {
             Handler::Async(handler) => caught(handler(call)).await,
             Handler::Blocking(handler) => in_handler(|| handler(&call)).unwrap_or_else(Err),
-            Handler::Child(_) => bail!("kind {kind} has no handler in this program"),
+            Handler::Child(_) | Handler::Pipe(_) => bail!("kind {kind} has no handler in this program"),
         };
         output.write_all(answer(reply).as_bytes())?;
         output.flush()?;

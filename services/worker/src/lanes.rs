@@ -11,7 +11,7 @@ use millpond::bus::lease::Lease;
 use millpond::limits::{LOOKAHEAD, LOOKAHEAD_TASKS_MAX};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::handlers::Handler;
+use crate::handlers::{Handler, Talker};
 
 /// Arrivals after which a lane counts as unused, when none of them was for it.
 const MIX_ARRIVALS: u64 = 64;
@@ -92,9 +92,9 @@ impl Lanes {
         let mut all = vec![Lane::new(slots), Lane::new(io_slots)];
         let by_kind = handlers.map(|(kind, handler)| {
             let lane = match handler {
-                Handler::Async(_) => IO,
+                Handler::Async(_) | Handler::Pipe(Talker::Own(_)) => IO,
                 Handler::Blocking(_) => CPU,
-                Handler::Child(pool) => match pool.spec.slots {
+                Handler::Child(pool) | Handler::Pipe(Talker::Child(pool)) => match pool.spec.slots {
                     Some(own) => {
                         all.push(Lane::new(own));
                         all.len() - 1

@@ -3,6 +3,7 @@
 //! Not here: storage, any API but the tasks themselves.
 
 mod call;
+mod calls;
 mod cancels;
 mod claim;
 pub mod config;
@@ -25,13 +26,17 @@ mod work;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use millpond::bus::lease::Leases;
 use millpond::bus::pack::Packer;
+use millpond::bus::pipe::Pipe;
 use millpond::bus::pull::Puller;
 use millpond::bus::{Bus, Role};
 use millpond::limits::{ATTEMPTS_MAX_DEFAULT, HAND_BACK_AFTER, SETTLING_MAX};
+use millpond::outcome::Failure;
+use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -40,9 +45,10 @@ pub use call::{Call, Reply, reply};
 pub use config::{Config, Settings};
 pub use isolated::child_main;
 
+use calls::Calls;
 use cancels::Cancels;
 use claim::Claims;
-use handlers::{Handler, Handlers};
+use handlers::{Handler, Handlers, Talker};
 use heartbeat::Heartbeat;
 use kinds::Kinds;
 use lanes::{Lanes, Ready};
@@ -118,6 +124,36 @@ impl Worker {
         self
     }
 
+    /// Adds a handler that converses with its caller ([`millpond::client::Client::pipe`], `millpond call --pipe`). The
+    /// conversation ends when it returns; it holds one of the worker's I/O slots until then.
+    ///
+    /// ```no_run
+    /// # fn example(settings: millpond_worker::Settings) {
+    /// millpond_worker::Worker::new(settings).handle_pipe("double", |_call, mut pipe| async move {
+    ///     while let Some(n) = pipe.recv_json::<i64>().await? {
+    ///         pipe.send_json(&(n * 2)).await?;
+    ///     }
+    ///     Ok(())
+    /// });
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn handle_pipe<F>(
+        mut self,
+        kind: impl Into<String>,
+        handler: impl Fn(Call, Pipe) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        let talker = Talker::Own(Arc::new(move |call, pipe| {
+            let talk = handler(call, pipe);
+            Box::pin(async move { talk.await.map(|()| RawValue::NULL.to_owned()) })
+        }));
+        self.handlers.insert(kind.into(), Handler::Pipe(talker));
+        self
+    }
+
     /// Runs a kind that has a handler in child processes: the worker starts itself as them, and `main` must begin with
     /// [`child_main`]. Limits are those of its table in `handlers.toml`, where it has one (with `isolate = true`).
     #[must_use]
@@ -162,21 +198,25 @@ impl Worker {
             stop: CancellationToken::new(),
             claims: Claims::new(&bus, Spool::new(settings.spool.clone())),
             asking: Arc::new(Semaphore::new(lanes.size())),
+            called: AtomicBool::new(false),
             lanes,
             supervisor,
         });
         let http = http::start(settings.listen, &bus, &shop, &mut background).await?;
         let shutdown = requests::drained_on_request(&bus, &settings.name, &shutdown, &mut background).await?;
+        // Before its record: whoever sees that may call.
+        let calls = Calls::start(&bus, &settings, &shop).await?;
         let heartbeat = Heartbeat::new(&bus, &settings, &nonce, &shop, &leases, http);
         heartbeat.beat().await?;
         background.spawn(heartbeat.clone().beat_for_ever());
         log_start(&settings, &shop);
         let ready = Ready::new(&shop.lanes);
+        let drain_time = settings.drain_time;
         let mut floor = Floor { settings, shop: shop.clone(), leases, ready, running: JoinSet::new() };
         let puller = floor.take_tasks(puller, &shutdown).await;
         shop.draining.cancel();
         heartbeat.beat().await.ok();
-        floor.drain(puller).await;
+        tokio::join!(floor.drain(puller), calls.drain(&shop, drain_time));
         shop.supervisor.close().await;
         // A beat under way must not come after the end of the record.
         background.shutdown().await;
@@ -213,8 +253,13 @@ fn pools(settings: &Settings, handlers: &mut Handlers, isolated: Vec<String>) ->
                 known.join(", ")
             );
         }
+        if matches!((&spec.program, handlers.get(&spec.kind)), (Program::Own { .. }, Some(Handler::Pipe(_)))) {
+            anyhow::bail!("handler [{}]: a Rust handler that converses cannot be isolated", spec.kind);
+        }
         let pool = Pool::new(spec, &settings.name);
-        handlers.insert(pool.spec.kind.clone(), Handler::Child(pool.clone()));
+        let converses = pool.spec.pipe;
+        let handler = if converses { Handler::Pipe(Talker::Child(pool.clone())) } else { Handler::Child(pool.clone()) };
+        handlers.insert(pool.spec.kind.clone(), handler);
         Ok(pool)
     });
     pools.collect()
@@ -289,7 +334,8 @@ impl Floor {
                     for lease in self.ready.waited(HAND_BACK_AFTER) {
                         lease.hand_back(self.ready.stays_away()).await;
                     }
-                    if self.leases.held() > 0 {
+                    let called = self.shop.called.swap(false, Ordering::Relaxed);
+                    if called || self.leases.held() > 0 || self.shop.lanes.running() > 0 {
                         busy_at = Instant::now();
                     } else if self.settings.idle_exit.is_some_and(|limit| busy_at.elapsed() >= limit) {
                         tracing::info!("idle for long enough, leaving");

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use millpond::batch;
@@ -50,6 +51,8 @@ pub(crate) struct Shop {
     pub(crate) claims: Claims,
     /// Leases whose door may take its time without a slot.
     pub(crate) asking: Arc<Semaphore>,
+    /// A call came since this was looked at: the worker is not idle.
+    pub(crate) called: AtomicBool,
     /// Handlers in processes of their own.
     pub(crate) supervisor: Supervisor,
 }
@@ -287,6 +290,11 @@ async fn door(shop: &Shop, lease: &mut Lease) -> Verdict {
         None => {}
     }
     let Some(handler) = shop.handlers.get(&task.subject.kind).cloned() else { return Verdict::UnknownKind };
+    if matches!(handler, Handler::Pipe(_)) {
+        let kind = &task.subject.kind;
+        let message = format!("kind {kind} converses, and takes no tasks: `millpond call {kind} --pipe` talks to it");
+        return Verdict::Bury("needs_pipe", message);
+    }
     match Box::pin(lease.admit()).await {
         Ok(Admission::Start) => Verdict::Run(handler),
         Ok(Admission::Stop) => Verdict::Stop,

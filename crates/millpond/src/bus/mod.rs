@@ -13,14 +13,17 @@ mod keep;
 pub mod lease;
 pub mod objects;
 pub mod pack;
+pub mod pipe;
 pub mod publish;
 pub mod pull;
 pub mod queues;
 pub mod records;
 pub mod results;
 pub mod schedules;
+pub mod service;
 pub mod shared;
 pub mod subject;
+mod talk;
 pub mod topology;
 mod who;
 

@@ -215,6 +215,28 @@ pub fn lease_who(queue: &str, root: &str) -> String {
     format!("lease.who.{queue}.{}", key(root))
 }
 
+/// Where calls of a kind are answered.
+///
+/// # Errors
+/// [`SubjectError::Token`] for the first token that does not fit.
+pub fn call(queue: &str, kind: &str) -> Result<String, SubjectError> {
+    check_token("queue", queue)?;
+    check_token("kind", kind)?;
+    Ok(format!("call.{queue}.{kind}"))
+}
+
+/// What the caller of a conversation says.
+#[must_use]
+pub fn pipe_in(id: &str) -> String {
+    format!("pipe.{id}.in")
+}
+
+/// What the worker of a conversation says.
+#[must_use]
+pub fn pipe_out(id: &str) -> String {
+    format!("pipe.{id}.out")
+}
+
 /// Base32 of the SHA-256 of an id: any text becomes one subject token of 52 characters.
 #[must_use]
 pub fn key(id: &str) -> String {

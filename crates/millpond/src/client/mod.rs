@@ -1,6 +1,7 @@
-//! What a producer program uses: submit a task, wait for its end, map many in order. One connection in the client role.
+//! What a producer program uses: submit a task, wait for its end, map many in order, call a handler. One connection in the client role.
 //! No HTTP, no command line.
 
+mod call;
 mod keeper;
 mod map;
 mod payloads;
@@ -17,7 +18,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
+use tokio::task::JoinSet;
 
+pub use call::CallError;
 pub use map::{Begin, MapItem, MapRun, MapSpec};
 pub use publish_all::{PublishAllError, PublishedAll};
 pub use resume::{History, HistoryRows};
@@ -41,6 +44,9 @@ use sizer::Pace;
 
 /// Queues and kinds whose durations a client remembers.
 const PACES_MAX: usize = 1000;
+
+/// How long the good-byes of pipes may take when the client is closed.
+const GOOD_BYES_WITHIN: Duration = Duration::from_millis(500);
 
 /// Why something could not be submitted or awaited.
 #[derive(Debug, thiserror::Error)]
@@ -172,6 +178,8 @@ pub struct Client {
     doors: Arc<Doors>,
     /// How long the tasks of a queue and kind took lately.
     paces: Arc<Mutex<LruCache<(String, String), Pace>>>,
+    /// What talks for its pipes.
+    conversations: Arc<Mutex<JoinSet<()>>>,
 }
 
 impl Client {
@@ -188,8 +196,9 @@ impl Client {
     pub fn over(bus: Bus) -> Self {
         let room = Arc::new(Room::new(&bus));
         let kinds = NonZeroUsize::new(PACES_MAX).unwrap_or(NonZeroUsize::MIN);
+        let paces = Arc::new(Mutex::new(LruCache::new(kinds)));
         let doors = Arc::new(Doors::new(&bus));
-        Self { bus, room, doors, paces: Arc::new(Mutex::new(LruCache::new(kinds))) }
+        Self { bus, room, doors, paces, conversations: Arc::default() }
     }
 
     fn pace(&self, queue: &str, kind: &str) -> Pace {
@@ -227,8 +236,11 @@ impl Client {
         Shared::open(&self.bus).await
     }
 
-    /// Sends what is buffered and closes the connection.
+    /// Sends what is buffered and closes the connection. Drop its pipes before, so that their workers learn it at once.
     pub async fn close(&self) {
+        let mut conversations = std::mem::take(&mut *self.conversations.lock().unwrap_or_else(PoisonError::into_inner));
+        let good_byes = async { while conversations.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(GOOD_BYES_WITHIN, good_byes).await;
         self.bus.close().await;
     }
 }

@@ -12,6 +12,9 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use millpond::bus::pipe::Pipe;
+use millpond::limits::UNKNOWN_KIND_DELAY;
+
 use crate::call::{Call, Reply, reply};
 use crate::supervisor::{NotNow, Pool, Ticket, Timeouts};
 
@@ -23,6 +26,17 @@ pub(crate) enum Handler {
     /// On a thread of its own: for work that computes.
     Blocking(Arc<dyn Fn(&Call) -> Reply + Send + Sync>),
     /// In a process of its own.
+    Child(Arc<Pool>),
+    /// It converses: calls only, no tasks.
+    Pipe(Talker),
+}
+
+/// A handler that converses.
+#[derive(Clone)]
+pub(crate) enum Talker {
+    /// On the runtime.
+    Own(Arc<dyn Fn(Call, Pipe) -> BoxFuture<'static, Reply> + Send + Sync>),
+    /// In a process for each conversation.
     Child(Arc<Pool>),
 }
 
@@ -55,6 +69,8 @@ impl Handler {
             Self::Async(handler) => Ready::Async(handler.clone()),
             Self::Blocking(handler) => Ready::Blocking(handler.clone()),
             Self::Child(pool) => Ready::Child(pool.clone(), Box::pin(pool.ticket()).await?),
+            // The door buries tasks of such kinds.
+            Self::Pipe(_) => return Err(NotNow(UNKNOWN_KIND_DELAY)),
         })
     }
 }

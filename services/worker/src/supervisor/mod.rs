@@ -1,6 +1,7 @@
 //! Handlers that run in processes of their own, in any language: started, watched, limited, ended. No NATS, no storage,
 //! nothing of settling. [`Pool`] is the children of one kind; this file watches all of them.
 
+mod converse;
 #[cfg(target_os = "linux")]
 pub(crate) mod guard;
 mod lines;

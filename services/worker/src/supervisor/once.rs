@@ -105,8 +105,8 @@ pub(crate) async fn run(
     })
 }
 
-/// What a process of one task learns of it.
-fn environment(call: &Call) -> Vec<(&'static str, String)> {
+/// What a process of one task or conversation learns of it.
+pub(super) fn environment(call: &Call) -> Vec<(&'static str, String)> {
     let mut env = vec![("MILLPOND_TASK_ID", call.id.clone()), ("MILLPOND_ATTEMPT", call.attempt.to_string())];
     env.extend(call.trace.map(|trace| ("TRACEPARENT", trace.to_traceparent())));
     env

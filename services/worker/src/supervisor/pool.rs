@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use millpond::bus::pipe::Pipe;
 use millpond::limits::{CHILD_BACKOFF_BASE, CHILD_BACKOFF_MAX, HAND_BACK_AFTER};
+use millpond::outcome::Failure;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::converse;
 use super::once;
 use super::order::{Order, Report, Timeouts};
 use super::process::Process;
@@ -209,6 +212,26 @@ impl Pool {
             }
         }
         ends
+    }
+
+    /// Starts a process that converses, and waits for its end.
+    ///
+    /// # Errors
+    /// Why it failed, or could not be started.
+    pub(crate) async fn converse(
+        self: &Arc<Self>,
+        call: &Call,
+        pipe: Pipe,
+        stop: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let (number, view) = self.number();
+        let ran = converse::run(&self.spec, &self.worker, &view, call, pipe, stop).await;
+        let life = match &ran {
+            Ok(_) => Life { answered: true, ..Life::default() },
+            Err(why) => Life::unborn(why),
+        };
+        self.ended(number, &life);
+        ran.unwrap_or_else(|why| Err(Failure::new("cannot_start", why)))
     }
 
     /// What may be seen of its children.

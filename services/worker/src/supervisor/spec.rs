@@ -43,6 +43,8 @@ pub(crate) struct Spec {
     pub(crate) kind: String,
     pub(crate) program: Program,
     pub(crate) mode: Mode,
+    /// Each process converses with one caller.
+    pub(crate) pipe: bool,
     /// Children of its own; none: it takes the worker's CPU slots, or its I/O slots.
     pub(crate) slots: Option<usize>,
     pub(crate) io: bool,
@@ -79,6 +81,7 @@ impl Spec {
             kind: kind.to_owned(),
             program,
             mode,
+            pipe: false,
             slots: None,
             io: false,
             soft_timeout: None,
@@ -111,6 +114,7 @@ struct Typed {
     command: Option<Vec<String>>,
     isolate: bool,
     mode: Mode,
+    pipe: bool,
     slots: Option<usize>,
     io: bool,
     #[serde(deserialize_with = "optional_duration")]
@@ -151,6 +155,9 @@ impl Typed {
         if matches!(program, Program::Own { .. }) && self.mode == Mode::Once {
             bail!("`isolate` works with `mode = \"stream\"` only");
         }
+        if self.pipe && self.mode != Mode::Once {
+            bail!("`pipe = true` needs `mode = \"once\"`: a process for each conversation");
+        }
         if self.slots.is_some_and(|slots| !(1..=SLOTS_MAX).contains(&slots)) {
             bail!("`slots` must be a number from 1 to {SLOTS_MAX}");
         }
@@ -181,6 +188,7 @@ impl Typed {
             kind: kind.to_owned(),
             program,
             mode: self.mode,
+            pipe: self.pipe,
             slots: self.slots,
             io: self.io,
             soft_timeout: self.soft_timeout,
@@ -275,6 +283,7 @@ mod tests {
         check("[a]\ncommand = [\"x\"]\ntimeuot = \"1s\"", "timeuot");
         check("[\"a b\"]\ncommand = [\"x\"]", "kind");
         check("[a]\nisolate = true\nmode = \"once\"", "stream");
+        check("[a]\ncommand = [\"x\"]\npipe = true", "once");
         check("[a]\ncommand = \"x\"", "sequence");
     }
 }

@@ -1,0 +1,116 @@
+//! Calls and conversations as they travel: headers, and the codes of what goes wrong. No I/O, no clock.
+//! `bus::service` answers calls, `bus::pipe` carries conversations, `client` makes both.
+
+use crate::outcome::{Failure, cut};
+
+/// What went wrong with a call, in one line (NATS micro services, ADR-32).
+pub const HEADER_ERROR: &str = "Nats-Service-Error";
+/// The same as a number: see [`Code`].
+pub const HEADER_ERROR_CODE: &str = "Nats-Service-Error-Code";
+/// Who answered.
+pub const HEADER_WORKER: &str = "Millpond-Worker";
+/// On a call: it opens a conversation under this id, a token.
+pub const HEADER_PIPE: &str = "Millpond-Pipe";
+/// On a message of a conversation: its number, from 1, counted for each direction.
+pub const HEADER_SEQ: &str = "Millpond-Seq";
+/// The sender of this has every message up to this number.
+pub const HEADER_GOT: &str = "Millpond-Got";
+/// The sender of this has room for messages up to this number.
+pub const HEADER_ROOM: &str = "Millpond-Room";
+/// Nothing comes from the sender of this any more: [`END_OK`], [`END_FAILED`] or [`END_GONE`].
+pub const HEADER_END: &str = "Millpond-End";
+/// It said all.
+pub const END_OK: &str = "ok";
+/// The worker's side failed; the payload is the failure.
+pub const END_FAILED: &str = "failed";
+/// It has left, or takes the other for lost; the conversation is over. Not numbered.
+pub const END_GONE: &str = "gone";
+
+/// Longest text of [`HEADER_ERROR`], in bytes.
+const ERROR_LINE_BYTES_MAX: usize = 512;
+
+/// Why a call has no result, after the codes of HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// The arguments or the headers are at fault, or the kind wants a pipe, or none.
+    Bad,
+    /// It ran, and did not end within the caller's time.
+    Timeout,
+    /// No slot came free within the caller's time. It has not run.
+    NoSlot,
+    /// Its handler failed.
+    Failed,
+    /// The worker drains. It has not run; another call goes to another worker.
+    Draining,
+}
+
+impl Code {
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> u16 {
+        match self {
+            Self::Bad => 400,
+            Self::Timeout => 408,
+            Self::NoSlot => 429,
+            Self::Failed => 500,
+            Self::Draining => 503,
+        }
+    }
+
+    /// The one with this number; others count as [`Code::Failed`].
+    #[must_use]
+    pub fn of(number: &str) -> Self {
+        let all = [Self::Bad, Self::Timeout, Self::NoSlot, Self::Draining];
+        all.into_iter().find(|code| code.number().to_string() == number).unwrap_or(Self::Failed)
+    }
+
+    /// The one for what a handler says. Never one of those that mean that it has not run.
+    #[must_use]
+    pub fn of_failure(failure: &Failure) -> Self {
+        match failure.kind.as_str() {
+            "bad_arguments" => Self::Bad,
+            "timeout" => Self::Timeout,
+            _ => Self::Failed,
+        }
+    }
+
+    /// Whether the handler never saw the call.
+    #[must_use]
+    pub fn has_not_run(self) -> bool {
+        matches!(self, Self::NoSlot | Self::Draining)
+    }
+}
+
+/// A failure in one line.
+#[must_use]
+pub fn error_line(failure: &Failure) -> String {
+    let line = format!("{}: {}", failure.kind, failure.message).replace(['\r', '\n'], " ");
+    cut(line, ERROR_LINE_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_read_back() {
+        for code in [Code::Bad, Code::Timeout, Code::NoSlot, Code::Failed, Code::Draining] {
+            assert_eq!(Code::of(&code.number().to_string()), code);
+        }
+        assert_eq!(Code::of("418"), Code::Failed);
+    }
+
+    #[test]
+    fn no_handler_can_say_that_it_has_not_run() {
+        for kind in ["draining", "no_slot", "503", "error"] {
+            assert!(!Code::of_failure(&Failure::new(kind, "")).has_not_run(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_one_line() {
+        let failure = Failure::new("error", format!("a\r\nb{}", "x".repeat(1000)));
+        let line = error_line(&failure);
+        assert!(line.starts_with("error: a  bx") && line.len() < 520 && !line.contains('\n'), "{line}");
+    }
+}

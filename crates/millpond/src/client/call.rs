@@ -1,0 +1,206 @@
+//! Calls: a question and its answer, not stored; and conversations, which a call opens.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use super::Client;
+use crate::bus::pipe::{self, Pipe};
+use crate::bus::service::{Answer, Asked};
+use crate::bus::subject::{self, SubjectError};
+use crate::bus::topology::TopologyError;
+use crate::call::{Code, HEADER_PIPE, HEADER_ROOM};
+use crate::limits::{CALL_ANSWER_GRACE, CALL_TIMEOUT_MAX, TASK_BYTES_MAX};
+use crate::outcome::Failure;
+use crate::task::{HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers};
+use crate::telemetry::TraceContext;
+
+/// How soon a call whose worker drains is made again: another worker gets it.
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// Why a call has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// A queue or kind that is not a token.
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
+    /// Arguments that are too long.
+    #[error("arguments of {bytes} bytes are too long for a call, at most {TASK_BYTES_MAX}")]
+    TooLarge {
+        /// Their bytes.
+        bytes: usize,
+    },
+    /// A timeout that a call cannot have.
+    #[error(
+        "a call within {} is not possible: from 1ms to {}; for longer work submit a task",
+        humantime::format_duration(*.timeout), humantime::format_duration(CALL_TIMEOUT_MAX)
+    )]
+    BadTimeout {
+        /// As given.
+        timeout: Duration,
+    },
+    /// Nobody listens.
+    #[error(
+        "no worker answers calls of kind {kind} on queue {queue}: start one that does, or see `millpond worker ls` for who runs what"
+    )]
+    NoWorker {
+        /// The queue.
+        queue: String,
+        /// The kind.
+        kind: String,
+    },
+    /// The worker says why.
+    #[error("{}: {}", .failure.kind, .failure.message)]
+    Failed {
+        /// In short.
+        code: Code,
+        /// In full.
+        failure: Box<Failure>,
+    },
+    /// Nothing was heard in time: its worker may have died, and the call may have run in part.
+    #[error("no answer within {}; its worker may be gone, and may have run it in part", humantime::format_duration(*.timeout))]
+    NoAnswer {
+        /// The caller's timeout.
+        timeout: Duration,
+    },
+    /// The answer cannot be read, or the connection was lost.
+    #[error("no answer of kind {kind}: {reason}")]
+    Broken {
+        /// The kind.
+        kind: String,
+        /// What was seen.
+        reason: String,
+    },
+    /// The server refuses the subscription of a conversation.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+}
+
+impl Client {
+    /// Calls a handler and waits for its result; nothing is stored, and nothing is tried again once it has started.
+    /// `timeout` is for all of it, the wait for a slot included; `args` are JSON.
+    ///
+    /// ```no_run
+    /// # async fn example(client: millpond::client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// let squared = client.call("default", "square", "12", Duration::from_secs(5)).await?;
+    /// assert_eq!(squared.get(), "144");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`CallError`].
+    ///
+    /// # Cancel safety
+    /// The call runs on when this is dropped.
+    pub async fn call(
+        &self,
+        queue: &str,
+        kind: &str,
+        args: impl Into<Bytes>,
+        timeout: Duration,
+    ) -> Result<Box<RawValue>, CallError> {
+        let answer = self.ask(queue, kind, args.into(), timeout, &[]).await?;
+        let broken = |reason: String| CallError::Broken { kind: kind.to_owned(), reason };
+        if answer.header(HEADER_PIPE).is_some() {
+            return Err(broken("a conversation was opened that was not asked for".to_owned()));
+        }
+        serde_json::from_slice(&answer.payload).map_err(|e| broken(format!("the result is not JSON: {e}")))
+    }
+
+    /// Opens a conversation with a handler that converses: the counterpart of Python's `multiprocessing.Pipe()`.
+    /// `timeout` is for the opening, the wait for a slot included; the conversation lasts while both sides want it.
+    ///
+    /// ```no_run
+    /// # async fn example(client: millpond::client::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// let mut pipe = client.pipe("default", "sum", "null", Duration::from_secs(5)).await?;
+    /// pipe.send("40").await?;
+    /// pipe.send("2").await?;
+    /// pipe.close().await?;
+    /// while let Some(message) = pipe.recv().await? {
+    ///     println!("{}", String::from_utf8_lossy(&message));
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn pipe(
+        &self,
+        queue: &str,
+        kind: &str,
+        args: impl Into<Bytes>,
+        timeout: Duration,
+    ) -> Result<Pipe, CallError> {
+        let id = crate::random_token();
+        // First the ear: the worker may speak at once.
+        let frames = pipe::listen(&self.bus, subject::pipe_out(&id)).await?;
+        let answer = self.ask(queue, kind, args.into(), timeout, &pipe::asking(&id)).await?;
+        let room = answer.header(HEADER_ROOM).and_then(|room| room.parse().ok());
+        let Some(room) = room.filter(|_| answer.header(HEADER_PIPE) == Some(&id)) else {
+            let reason = "it was answered like a plain call; is its worker older?".to_owned();
+            return Err(CallError::Broken { kind: kind.to_owned(), reason });
+        };
+        let driven = Some(self.conversations.clone());
+        let (pipe, driver) = pipe::side(&self.bus, frames, subject::pipe_in(&id), false, room, driven);
+        let mut conversations = self.conversations.lock().unwrap_or_else(PoisonError::into_inner);
+        while conversations.try_join_next().is_some() {}
+        conversations.spawn(driver.run());
+        Ok(pipe)
+    }
+
+    /// Asks, and asks another worker while the one that heard it drains.
+    async fn ask(
+        &self,
+        queue: &str,
+        kind: &str,
+        args: Bytes,
+        timeout: Duration,
+        more: &[(String, String)],
+    ) -> Result<Answer, CallError> {
+        let subject = subject::call(queue, kind)?;
+        if args.len() > TASK_BYTES_MAX {
+            return Err(CallError::TooLarge { bytes: args.len() });
+        }
+        // Whole milliseconds, as they travel.
+        let timeout = Duration::from_millis(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        if timeout.is_zero() || timeout > CALL_TIMEOUT_MAX {
+            return Err(CallError::BadTimeout { timeout });
+        }
+        let span = tracing::info_span!(
+            "call",
+            otel.name = %format!("call {queue}.{kind}"),
+            otel.kind = "client",
+            messaging.system = "nats",
+            queue = %queue,
+            kind = %kind,
+        );
+        let trace = TraceContext::of(&span).unwrap_or_else(TraceContext::random);
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Duration::from_millis(u64::try_from(left.as_micros().div_ceil(1000)).unwrap_or(1).max(1));
+            let mut headers: Headers = more.to_vec();
+            headers.push((HEADER_TIMEOUT.to_owned(), humantime::format_duration(left).to_string()));
+            headers.push((HEADER_TRACEPARENT.to_owned(), trace.to_traceparent()));
+            return match self.bus.call(&subject, &headers, args.clone(), left + CALL_ANSWER_GRACE).await {
+                Asked::Answered(answer) => match answer.error() {
+                    None => Ok(answer),
+                    // It has not run.
+                    Some((Code::Draining, _)) if Instant::now() + AGAIN_AFTER < deadline => {
+                        tokio::time::sleep(AGAIN_AFTER).await;
+                        continue;
+                    }
+                    Some((code, failure)) => Err(CallError::Failed { code, failure: Box::new(failure) }),
+                },
+                Asked::Nobody => Err(CallError::NoWorker { queue: queue.to_owned(), kind: kind.to_owned() }),
+                Asked::Silence => Err(CallError::NoAnswer { timeout }),
+                Asked::Broken(reason) => Err(CallError::Broken { kind: kind.to_owned(), reason }),
+            };
+        }
+    }
+}
