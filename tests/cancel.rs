@@ -138,7 +138,7 @@ async fn a_task_is_cancelled_wherever_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn items_of_a_batch_are_cancelled_alone() {
     let cluster = Cluster::start().await;
-    publish(&cluster, "items", "sleep", "0.3", 10, Batch::Fixed(10)).await;
+    publish(&cluster, "items", "sleep", "1", 10, Batch::Fixed(10)).await;
     until("the job's record", PATIENCE, async || cluster.get("/api/v1/jobs/items", &[]).await).await;
     cluster.api.post("/api/v1/task/cancel", &json!({ "id": "items.1/8", "queue": "default" })).await.unwrap();
     let _worker = cluster.worker("w1", &["--slots", "1", "--io-slots", "1"], None);

@@ -213,11 +213,9 @@ async fn take(shop: Arc<Shop>, called: Called) {
     };
     match ended {
         // An answer is one message: no claim check for what is not stored.
-        Ok(result) if result.get().len() > TASK_BYTES_MAX => {
-            let text = format!(
-                "the answer has {} bytes, at most {TASK_BYTES_MAX} fit; submit a task instead",
-                result.get().len()
-            );
+        Ok(result) if result.len() > TASK_BYTES_MAX => {
+            let text =
+                format!("the answer has {} bytes, at most {TASK_BYTES_MAX} fit; submit a task instead", result.len());
             refuse(called, Code::Failed, &Failure::fatal("result_too_large", text)).await;
         }
         Ok(result) => {

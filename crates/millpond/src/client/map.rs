@@ -3,7 +3,6 @@
 //! handed out and the newest that was published; the input waits meanwhile. How a job that was begun before goes on is
 //! in `resume`, its record in `keeper`.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use super::payloads::Ended;
 use super::resume::{CatchUp, Row};
 use super::sizer::{Batch, Sizer};
 use super::submit::final_ends;
+use super::window::Window;
 use super::{Client, ClientError, NewTask, NoResult, TaskEnd};
 use crate::batch;
 use crate::bus::publish::Patience;
@@ -94,15 +94,9 @@ pub struct MapRun {
     publishing_bytes: usize,
     /// The next item of the input.
     pub(super) next_index: u64,
-    /// All items below it were handed out.
-    pub(super) floor: u64,
-    /// Items at or above the floor that ended: held back (ordered), or handed out already (none).
-    ended: BTreeMap<u64, Option<Ended>>,
-    fresh: Vec<(u64, Ended)>,
+    window: Window,
     /// The next item to be handed out, while its result is fetched.
     fetching: Option<BoxFuture<'static, MapItem>>,
-    held_bytes: usize,
-    handed_out: u64,
     /// The job was cancelled: what has no end by now has none.
     cancelled: bool,
     closing: Closing,
@@ -177,6 +171,7 @@ impl Client {
 
 impl MapRun {
     pub(super) fn new(client: &Client, spec: MapSpec, publish_only: bool, keeper: Keeper, reader: JobReader) -> Self {
+        let window = Window::new(spec.ordered);
         Self {
             client: client.clone(),
             sizer: Sizer::new(spec.batch, client.pace(&spec.queue, &spec.kind)),
@@ -192,12 +187,8 @@ impl MapRun {
             publishing: FuturesUnordered::new(),
             publishing_bytes: 0,
             next_index: 0,
-            floor: 0,
-            ended: BTreeMap::new(),
-            fresh: Vec::new(),
+            window,
             fetching: None,
-            held_bytes: 0,
-            handed_out: 0,
             cancelled: false,
             closing: Closing::NotYet,
         }
@@ -267,7 +258,7 @@ impl MapRun {
             if self.is_published() && matches!(self.closing, Closing::NotYet) {
                 self.closing = Closing::Writing(Box::pin(self.keeper.close(self.next_index)));
             }
-            let all_out = self.publish_only || self.handed_out == self.next_index && self.fetching.is_none();
+            let all_out = self.publish_only || self.window.handed_out() == self.next_index && self.fetching.is_none();
             if all_out && matches!(self.closing, Closing::Written) {
                 return None;
             }
@@ -339,8 +330,8 @@ impl MapRun {
     fn may_read(&mut self) -> bool {
         self.input.is_some()
             && self.catch_up.is_done()
-            && (self.publish_only || self.next_index.saturating_sub(self.floor) < MAP_WINDOW_ITEMS)
-            && self.held_bytes < MAP_WINDOW_BYTES
+            && (self.publish_only || self.next_index.saturating_sub(self.window.floor()) < MAP_WINDOW_ITEMS)
+            && self.window.held_bytes() < MAP_WINDOW_BYTES
             && self.publishing.len() < PUBLISH_WINDOW
             && self.publishing_bytes < PUBLISH_WINDOW_BYTES
             && self.sizer.wait_until(Instant::now()).is_none()
@@ -477,35 +468,16 @@ impl MapRun {
         if index >= self.next_index && !self.catch_up.note(index) {
             return;
         }
-        if self.publish_only || index < self.floor || self.ended.contains_key(&index) {
-            return;
-        }
-        if self.spec.ordered {
-            self.held_bytes += end.bytes();
-            self.ended.insert(index, Some(end));
-        } else {
-            self.ended.insert(index, None);
-            self.fresh.push((index, end));
-            while self.ended.remove(&self.floor).is_some() {
-                self.floor += 1;
-            }
+        if !self.publish_only {
+            self.window.note(index, end);
         }
     }
 
     fn ready(&mut self) -> Option<(u64, Ended)> {
-        if self.cancelled && self.floor < self.next_index && !self.ended.contains_key(&self.floor) {
-            self.note(self.floor, Ended::Here(Err(NoResult::Cancelled)));
+        if self.cancelled && self.window.floor() < self.next_index && self.window.lacks_floor() {
+            self.note(self.window.floor(), Ended::Here(Err(NoResult::Cancelled)));
         }
-        let item = if self.spec.ordered {
-            let end = self.ended.remove(&self.floor)??;
-            self.held_bytes -= end.bytes().min(self.held_bytes);
-            self.floor += 1;
-            (self.floor - 1, end)
-        } else {
-            self.fresh.pop()?
-        };
-        self.handed_out += 1;
-        Some(item)
+        self.window.ready()
     }
 }
 

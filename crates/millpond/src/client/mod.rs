@@ -12,6 +12,7 @@ mod schedules;
 mod session;
 mod sizer;
 mod submit;
+mod window;
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
