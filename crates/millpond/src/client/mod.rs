@@ -11,6 +11,7 @@ mod resume;
 mod schedules;
 mod session;
 mod sizer;
+mod spec;
 mod submit;
 mod window;
 
@@ -22,12 +23,13 @@ use lru::LruCache;
 use tokio::task::JoinSet;
 
 pub use call::CallError;
-pub use map::{Begin, MapItem, MapRun, MapSpec};
+pub use map::MapRun;
 pub use publish_all::{PublishAllError, PublishedAll};
 pub use resume::{History, HistoryRows};
 pub use schedules::{cron_in, shown, zone_of};
 pub use session::Session;
 pub use sizer::Batch;
+pub use spec::{Begin, MapItem, MapSpec};
 pub use submit::{NewTask, Submitted};
 
 use crate::bus::admit::Doors;

@@ -9,10 +9,11 @@ use serde_json::value::RawValue;
 use sha2::Sha256;
 
 use super::keeper::{Keeper, add_value, shown};
-use super::map::{Begin, Input};
+use super::map::Input;
 use super::payloads::Ended;
 use super::ranges::Ranges;
 use super::sizer::Batch;
+use super::spec::Begin;
 use super::{Client, ClientError, MapRun, MapSpec, NoResult};
 use crate::bus::Bus;
 use crate::bus::ctl::{Answer, CTL_RESULTS};
