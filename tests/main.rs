@@ -14,6 +14,7 @@ mod harness;
 mod main_job;
 mod operate;
 mod roles;
+mod signing;
 mod tidy;
 mod time;
 mod up;

@@ -9,14 +9,14 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use millpond::client::{Batch, Client, MapItem, MapRun, MapSpec};
-use millpond::config::{ConnectArgs, duration};
+use millpond::client::{Batch, MapItem, MapRun, MapSpec};
+use millpond::config::{ConnectArgs, SigningArgs, duration};
 use millpond::limits::BATCH_ITEMS_MAX;
 use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 
 use crate::EXIT_TASK_FAILED;
-use crate::state::{CLIENT_NATS_URL, Env};
+use crate::state::{Env, publisher};
 use crate::submit::{check_json, describe, end_json};
 
 /// Failures that are told one by one; the others are only counted.
@@ -57,6 +57,8 @@ pub struct MapArgs {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     attempts_max: Option<u32>,
     #[command(flatten)]
+    signing: SigningArgs,
+    #[command(flatten)]
     connect: ConnectArgs,
 }
 
@@ -91,7 +93,7 @@ fn range(text: &str) -> Result<Range, String> {
 /// When the input cannot be read or a task cannot be published.
 pub async fn run(args: MapArgs, env: &Env) -> anyhow::Result<ExitCode> {
     let (input, total) = open(&args).await?;
-    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "map", args.connect.connect_timeout).await?;
+    let client = publisher(env, "map", args.connect.connect_timeout, &args.signing).await?;
     let spec = MapSpec {
         queue: args.queue.clone(),
         kind: args.kind.clone(),

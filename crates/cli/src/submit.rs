@@ -7,15 +7,15 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use millpond::bus::publish::Patience;
-use millpond::client::{Client, NewTask, NoResult, Submitted, TaskEnd};
-use millpond::config::{ConnectArgs, duration};
+use millpond::client::{NewTask, NoResult, Submitted, TaskEnd};
+use millpond::config::{ConnectArgs, SigningArgs, duration};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::EXIT_TASK_FAILED;
 use crate::api::{Api, text};
 use crate::output::json_line;
-use crate::state::{CLIENT_NATS_URL, Env};
+use crate::state::{Env, SIGNING_KEY, publisher};
 
 /// How long a person waits for the server's ack.
 const ACK_WITHIN: Duration = Duration::from_secs(30);
@@ -60,6 +60,8 @@ pub struct SubmitArgs {
     /// Print a JSON object with the id and how it ended.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    signing: SigningArgs,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -110,7 +112,7 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         reply_to: args.reply_to,
         ..Default::default()
     };
-    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "submit", args.connect.connect_timeout).await?;
+    let client = publisher(env, "submit", args.connect.connect_timeout, &args.signing).await?;
     let patience = Patience::Within(ACK_WITHIN);
     if !args.wait {
         let submitted = client.submit(&task, patience).await?;
@@ -207,6 +209,12 @@ pub async fn nobody(env: &Env, queue: &str, kind: &str) -> Option<String> {
     if serving.is_empty() {
         return Some(format!(
             "no live worker serves queue {queue}; start one with `millpond worker run --queues {queue}`"
+        ));
+    }
+    if serving.iter().all(|r| r.get("signed_only") == Some(&Value::Bool(true))) && env.get(SIGNING_KEY).is_none() {
+        let dead = "`millpond dead ls --reason unsigned` shows what they refused";
+        return Some(format!(
+            "the workers of queue {queue} run signed tasks only: set {SIGNING_KEY} as they do; {dead}"
         ));
     }
     if serving.iter().any(|r| has(r, "kinds", kind)) {

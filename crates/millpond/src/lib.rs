@@ -14,6 +14,7 @@ pub mod limits;
 pub mod outcome;
 pub mod retry;
 pub mod shutdown;
+pub mod signature;
 pub mod task;
 pub mod telemetry;
 pub mod worker_record;

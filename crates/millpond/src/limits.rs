@@ -22,6 +22,11 @@ pub const PACK_OUTCOMES_MAX: usize = 512;
 /// Tasks in one batch at the most.
 pub const BATCH_ITEMS_MAX: u32 = 1000;
 
+/// Shortest key that signs tasks, in characters.
+pub const SIGNING_KEY_CHARS_MIN: usize = 32;
+/// Keys of a cluster at once: the new one, and older ones whose tasks still wait.
+pub const SIGNING_KEYS_MAX: usize = 8;
+
 /// Work that a batch that forms by itself aims at, as time.
 pub const BATCH_AIM: Duration = Duration::from_millis(50);
 /// Tasks in a batch that forms by itself, at the most.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::bus::subject::{SubjectError, TaskSubject};
 use crate::limits::{ATTEMPTS_MAX_MAX, BATCH_ITEMS_MAX, FAILURES_BYTES_MAX, TASK_ID_BYTES_MAX};
 use crate::outcome::{FailedAttempt, Items, id_of};
+use crate::signature::{Distrust, HEADER_SIGNATURE};
 
 /// The publisher's id of a message; the server dedupes by it for a while.
 pub const HEADER_MSG_ID: &str = "Nats-Msg-Id";
@@ -47,6 +48,9 @@ pub const HEADER_TRACESTATE: &str = "tracestate";
 /// What only millpond itself may say, and only in DUE.
 const REPUBLISHED: [&str; 6] =
     [HEADER_ATTEMPT, HEADER_ID, HEADER_ROOT, HEADER_ITEMS, HEADER_FAILURES, HEADER_PUBLISHED];
+
+/// What is said of one message only: whatever is published again says it anew, or not at all.
+const OF_ONE_MESSAGE: [&str; 3] = [HEADER_INDEX, HEADER_BATCH, HEADER_SIGNATURE];
 
 /// Header names and values, in order; names are case-sensitive, as in NATS.
 pub type Headers = Vec<(String, String)>;
@@ -217,6 +221,19 @@ impl Task {
         self.defect.get_or_insert(Defect { reason, message });
     }
 
+    /// Believes nothing of what it says: it gets an id of its own, as if it said none, so that what is made of it cannot
+    /// stand in the way of the task that it claims to be. Its dead letter keeps its headers.
+    pub fn distrust(&mut self, distrust: Distrust, arrival: Arrival<'_>) {
+        let message = format!("{}; it says that it is task {:?}", distrust.message(), self.id());
+        self.subject = TaskSubject { job: None, unique: None, ..self.subject.clone() };
+        self.root = format!("{}-{}", arrival.epoch, arrival.seq);
+        self.published_ms = arrival.stored_ms;
+        (self.attempt, self.failures, self.republished) = (1, Vec::new(), false);
+        (self.items, self.index, self.reply_to) = (None, None, None);
+        // Before any other defect: a dead letter of another reason may be run again.
+        self.defect = Some(Defect { reason: distrust.reason(), message });
+    }
+
     /// Its own id: the root's, or that of the items it covers.
     #[must_use]
     pub fn id(&self) -> String {
@@ -258,7 +275,7 @@ impl Task {
     ) -> Headers {
         let items = items.or(self.items);
         let mut headers: Headers =
-            self.forwarded.iter().filter(|(n, _)| n != HEADER_INDEX && n != HEADER_BATCH).cloned().collect();
+            self.forwarded.iter().filter(|(n, _)| !OF_ONE_MESSAGE.contains(&n.as_str())).cloned().collect();
         let mut put = |name: &str, value: String| headers.push((name.to_owned(), value));
         put(HEADER_MSG_ID, message_id);
         put(HEADER_ID, id_of(&self.root, items));

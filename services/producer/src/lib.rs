@@ -27,12 +27,14 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;
     let bus = Bus::connect(&settings.nats_url, Role::Producer, "producer", settings.connect_timeout).await?;
+    let bus = bus.with_signer(settings.signer.clone());
     let client = Client::over(bus.clone());
     let mut background = JoinSet::new();
     background.spawn(replay::serve(bus.clone(), replay::listen(&bus).await?));
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),
         listen = %listener.local_addr()?,
+        signing_keys = settings.signer.as_ref().map(|signer| signer.key_ids().join(",")),
         "producer ready"
     );
     let app = http::App { client, bus: bus.clone(), token: settings.token.into(), metrics };

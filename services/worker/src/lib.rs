@@ -135,6 +135,7 @@ impl Worker {
         let Self { settings, mut handlers, isolated } = self;
         let pools = pools(&settings, &mut handlers, isolated)?;
         let bus = Bus::connect(&settings.nats_url, Role::Worker, &settings.name, settings.connect_timeout).await?;
+        let bus = bus.with_signer(settings.signer.clone());
         let nonce = millpond::random_token();
         let mut background = JoinSet::new();
         let leases = Leases::start(&bus, &settings.name, &nonce, &mut background).await?;
@@ -238,6 +239,7 @@ fn log_start(settings: &Settings, shop: &Shop) {
         task_timeout = ?settings.task_timeout,
         idle_exit = ?settings.idle_exit,
         retry_delay = ?settings.backoff.base,
+        signing_keys = settings.signer.as_ref().map(|signer| signer.key_ids().join(",")),
         kinds = ?shop.handlers.keys().collect::<Vec<_>>(),
         "worker ready"
     );

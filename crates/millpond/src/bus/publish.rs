@@ -100,7 +100,14 @@ impl Bus {
         patience: Patience,
     ) -> Result<Stored, PublishError> {
         let started = Instant::now();
-        let headers = to_nats(headers);
+        let headers = match self.signer.as_ref().filter(|_| is_task(subject)) {
+            Some(signer) => {
+                let mut signed = headers.clone();
+                signer.sign(subject, &mut signed, &payload);
+                to_nats(&signed)
+            }
+            None => to_nats(headers),
+        };
         loop {
             let pause = match self.try_store(subject, headers.clone(), payload.clone()).await {
                 Ok(stored) => return Ok(stored),
@@ -138,6 +145,11 @@ impl Bus {
             () = back_up(&mut connection) => Err(Failed::Again(Duration::ZERO)),
         }
     }
+}
+
+/// Whether what is stored there is run: all of these are signed, whoever publishes them.
+fn is_task(subject: &str) -> bool {
+    ["tasks.", "sched.", "due."].iter().any(|prefix| subject.starts_with(prefix))
 }
 
 /// Waits until the connection was lost and is back.

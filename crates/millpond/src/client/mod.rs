@@ -25,6 +25,7 @@ use crate::bus::subject::SubjectError;
 use crate::bus::topology::TopologyError;
 use crate::bus::{Bus, ConnectError, Role};
 use crate::outcome::Failure;
+use crate::signature::Signer;
 use sizer::Pace;
 
 /// Queues and kinds whose durations a client remembers.
@@ -89,6 +90,12 @@ impl Client {
     /// [`ClientError::Connect`].
     pub async fn connect(url: &str, name: &str, timeout: Duration) -> Result<Self, ClientError> {
         Ok(Self::over(Bus::connect(url, Role::Client, name, timeout).await?))
+    }
+
+    /// The same client; with keys, it signs what it publishes.
+    #[must_use]
+    pub fn with_signer(self, signer: Option<Signer>) -> Self {
+        Self { bus: self.bus.with_signer(signer), ..self }
     }
 
     /// A client over a connection in a role that may publish tasks.
