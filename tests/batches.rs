@@ -20,6 +20,7 @@ fn spec(kind: &str, job: &str) -> MapSpec {
         ordered: true,
         timeout: None,
         attempts_max: None,
+        then: None,
     }
 }
 

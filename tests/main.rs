@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod batches;
+mod chains;
 mod children;
 mod examples;
 mod failpoints;
@@ -17,5 +18,6 @@ mod roles;
 mod signing;
 mod tidy;
 mod time;
+mod unique;
 mod up;
 mod verbs;

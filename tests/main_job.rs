@@ -66,6 +66,7 @@ async fn a_map_whose_next_is_dropped_again_and_again_loses_nothing() {
         ordered: false,
         timeout: None,
         attempts_max: None,
+        then: None,
     };
     let input = futures_util::stream::iter((0..500u64).map(|n| Ok(n.to_string().into())));
     let mut run = cluster.client.map(spec, input).await.unwrap();

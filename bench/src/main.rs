@@ -116,6 +116,7 @@ async fn map(client: &Client, kind: &str, batch: Batch, input: Vec<String>) -> a
         ordered: true,
         timeout: None,
         attempts_max: None,
+        then: None,
     };
     let mut results = Vec::with_capacity(input.len());
     let input = futures_util::stream::iter(input.into_iter().map(|value| Ok(Bytes::from(value))));

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use millpond::chain::Step;
 use millpond::client::{Batch, MapItem, MapRun, MapSpec};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
 use millpond::limits::BATCH_ITEMS_MAX;
@@ -56,6 +57,9 @@ pub struct MapArgs {
     /// Attempts before a task is a dead letter.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     attempts_max: Option<u32>,
+    /// When all of it has ended, run this kind once, KIND or QUEUE.KIND, with the job's counts as its argument.
+    #[arg(long, value_name = "KIND")]
+    then: Option<Step>,
     #[command(flatten)]
     signing: SigningArgs,
     #[command(flatten)]
@@ -102,6 +106,7 @@ pub async fn run(args: MapArgs, env: &Env) -> anyhow::Result<ExitCode> {
         ordered: !args.unordered,
         timeout: args.timeout,
         attempts_max: args.attempts_max,
+        then: args.then.clone(),
     };
     let mut run = client.map(spec, input).await?;
     let mut report = Report::new(&args, total);

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use millpond::bus::publish::Patience;
-use millpond::client::{NewTask, NoResult, Submitted, TaskEnd};
+use millpond::chain::Step;
+use millpond::client::{ClientError, NewTask, NoResult, Submitted, TaskEnd};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -57,6 +58,13 @@ pub struct SubmitArgs {
     /// Tell its end on this subject too, reply.<x>: `nats sub reply.<x>` hears it.
     #[arg(long, value_parser = reply_subject)]
     reply_to: Option<String>,
+    /// When it is done, run this kind with its result, KIND or QUEUE.KIND; again for one more step. --wait then waits for
+    /// the last step, or for the one that ended the chain.
+    #[arg(long, value_name = "KIND")]
+    then: Vec<Step>,
+    /// One task of this key at a time: refused, with exit code 1, while another of this kind and queue waits or runs.
+    #[arg(long, value_name = "KEY")]
+    unique: Option<String>,
     /// Print a JSON object with the id and how it ended.
     #[arg(long)]
     json: bool,
@@ -110,12 +118,17 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         expires: expires.map(|at| at.to_string()),
         at_ms: at.map(jiff::Timestamp::as_millisecond),
         reply_to: args.reply_to,
+        then: args.then,
+        unique: args.unique,
         ..Default::default()
     };
     let client = publisher(env, "submit", args.connect.connect_timeout, &args.signing).await?;
     let patience = Patience::Within(ACK_WITHIN);
     if !args.wait {
-        let submitted = client.submit(&task, patience).await?;
+        let submitted = match client.submit(&task, patience).await {
+            Err(refused @ ClientError::AlreadyThere { .. }) => return already_there(&refused, args.json),
+            submitted => submitted?,
+        };
         let Submitted { id, duplicate } = submitted;
         if args.json {
             json_line(&json!({ "id": id, "duplicate": duplicate }))?;
@@ -131,9 +144,21 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         ended = &mut waiting => ended,
         () = hint(env, &queue, &kind) => waiting.await,
     };
-    let (submitted, end) = ended?;
+    let (submitted, end) = match ended {
+        Err(refused @ ClientError::AlreadyThere { .. }) => return already_there(&refused, args.json),
+        ended => ended?,
+    };
     client.close().await;
     print_end(&submitted.id, end, args.json)
+}
+
+/// Another task of its unique key waits or runs: nothing was published.
+fn already_there(refused: &ClientError, json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        json_line(&json!({ "id": Value::Null, "already_there": true }))?;
+    }
+    eprintln!("millpond: {refused}");
+    Ok(ExitCode::from(EXIT_TASK_FAILED))
 }
 
 /// Arguments must be JSON: says so, and what would be.

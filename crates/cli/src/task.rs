@@ -52,7 +52,7 @@ pub async fn run(command: TaskCommand, env: &Env) -> anyhow::Result<ExitCode> {
 /// When standard output is closed.
 fn print(task: &Value) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    for field in ["id", "queue", "kind", "status", "job", "index", "items", "result", "trace"] {
+    for field in ["id", "queue", "kind", "status", "job", "index", "items", "result", "then", "trace"] {
         let value = text(task, field);
         if !value.is_empty() {
             writeln!(out, "{field:<10} {value}")?;

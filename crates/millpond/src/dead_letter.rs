@@ -37,6 +37,9 @@ pub struct Evidence {
     /// The job, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
+    /// Its unique key, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique: Option<String>,
     /// Place in the job of the first covered item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,

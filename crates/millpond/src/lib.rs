@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod bus;
+pub mod chain;
 pub mod client;
 pub mod config;
 pub mod dead_letter;

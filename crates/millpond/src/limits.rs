@@ -27,6 +27,9 @@ pub const SIGNING_KEY_CHARS_MIN: usize = 32;
 /// Keys of a cluster at once: the new one, and older ones whose tasks still wait.
 pub const SIGNING_KEYS_MAX: usize = 8;
 
+/// Steps that a task's chain may have after it.
+pub const CHAIN_STEPS_MAX: usize = 16;
+
 /// Work that a batch that forms by itself aims at, as time.
 pub const BATCH_AIM: Duration = Duration::from_millis(50);
 /// Tasks in a batch that forms by itself, at the most.

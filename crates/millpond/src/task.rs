@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::bus::subject::{SubjectError, TaskSubject};
+use crate::chain::{self, HEADER_THEN, Step};
 use crate::limits::{ATTEMPTS_MAX_MAX, BATCH_ITEMS_MAX, FAILURES_BYTES_MAX, TASK_ID_BYTES_MAX};
 use crate::outcome::{FailedAttempt, Items, id_of};
 use crate::signature::{Distrust, HEADER_SIGNATURE};
@@ -107,6 +108,8 @@ pub struct Task {
     pub index: Option<u64>,
     /// Where its end is told too.
     pub reply_to: Option<String>,
+    /// What runs when it is done, in order.
+    pub then: Vec<Step>,
     /// When the root was stored, Unix time in milliseconds.
     pub published_ms: i64,
     /// The attempts before this one, oldest first.
@@ -146,6 +149,7 @@ impl Task {
             expires_ms: None,
             index: None,
             reply_to: None,
+            then: Vec::new(),
             published_ms: arrival.stored_ms,
             failures: own(HEADER_FAILURES).and_then(|v| serde_json::from_str(v).ok()).unwrap_or_default(),
             republished: own(HEADER_ID).is_some(),
@@ -194,6 +198,11 @@ impl Task {
             } else {
                 self.bad_header(HEADER_REPLY_TO, subject, "a subject reply.<x> without wildcards, such as reply.job1");
             }
+        }
+        match get(HEADER_THEN).map(|text| (text, chain::parse(text))) {
+            None => {}
+            Some((_, Ok(steps))) => self.then = steps,
+            Some((text, Err(wanted))) => self.bad_header(HEADER_THEN, text, &wanted),
         }
         self.attempt = own(HEADER_ATTEMPT).and_then(|v| v.parse().ok()).filter(|&n| n > 0).unwrap_or(1);
         if let Some(ms) = own(HEADER_PUBLISHED).and_then(|v| v.parse().ok()) {
@@ -405,6 +414,7 @@ mod tests {
             (HEADER_REPLY_TO, "results.x"),
             (HEADER_REPLY_TO, "reply.>"),
             (HEADER_REPLY_TO, "reply."),
+            (HEADER_THEN, "a.b.c"),
         ] {
             let defect = read("tasks.q.k", &[(name, value)], Origin::Tasks).defect.unwrap();
             assert!(defect.reason == "bad_header" && defect.message.contains(name), "{defect:?}");

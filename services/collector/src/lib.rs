@@ -6,6 +6,7 @@ mod config;
 mod http;
 mod records;
 mod store;
+mod thens;
 
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -42,6 +43,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let mut background = JoinSet::new();
     background.spawn(workers.clone().follow(bus.clone()));
     background.spawn(records::follow_jobs(bus.clone(), store.clone()));
+    background.spawn(thens::follow(bus.clone(), store.clone()));
     let (mut collecting, mut health) = (JoinSet::new(), Vec::new());
     for ended in [Ended::Results, Ended::Dead] {
         let collect = Collect::new(&bus, &store, ended, settings.results_keep);

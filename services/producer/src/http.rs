@@ -14,6 +14,7 @@ use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use millpond::bus::Bus;
 use millpond::bus::publish::{Patience, PublishError};
+use millpond::chain::{HEADER_THEN, parse};
 use millpond::client::{Batch, Client, ClientError, MapSpec, NewTask};
 use millpond::limits::{ATTEMPTS_MAX_MAX, TASK_BYTES_MAX, TASK_ID_BYTES_MAX};
 use millpond::task::{
@@ -28,6 +29,8 @@ use crate::ndjson;
 
 /// On a request: how long its task waits at the server before it may start.
 const HEADER_DELAY: &str = "Millpond-Delay";
+/// On a request: its task's unique key.
+const HEADER_UNIQUE: &str = "Millpond-Unique";
 /// How long a publish may wait for room or for the server before the caller is told to come again.
 const STORE_WITHIN: Duration = Duration::from_secs(10);
 /// When the caller should come again, in seconds.
@@ -114,9 +117,10 @@ async fn publish(
 }
 
 async fn many(app: &App, task: NewTask, headers: &HeaderMap, body: Body) -> Response {
-    if task.expires.is_some() || task.reply_to.is_some() || task.at_ms.is_some() {
+    let alone = task.unique.is_some() || !task.then.is_empty();
+    if alone || task.expires.is_some() || task.reply_to.is_some() || task.at_ms.is_some() {
         let text = format!(
-            "{HEADER_EXPIRES}, {HEADER_DELAY} and {HEADER_REPLY_TO} are for one task; many tasks cannot have them"
+            "{HEADER_EXPIRES}, {HEADER_DELAY}, {HEADER_REPLY_TO}, {HEADER_UNIQUE} and {HEADER_THEN} are for one task; many tasks cannot have them"
         );
         return error(StatusCode::BAD_REQUEST, &text);
     }
@@ -128,6 +132,7 @@ async fn many(app: &App, task: NewTask, headers: &HeaderMap, body: Body) -> Resp
         ordered: false,
         timeout: task.timeout,
         attempts_max: task.attempts_max,
+        then: None,
     };
     ndjson::publish(app, spec, task.id, headers, body).await
 }
@@ -155,7 +160,8 @@ async fn one(app: &App, task: NewTask) -> Response {
 
 fn answer_error(refused: &ClientError) -> Response {
     let status = match refused {
-        ClientError::Subject(_) | ClientError::NoSuchTime { .. } => StatusCode::BAD_REQUEST,
+        ClientError::AlreadyThere { .. } => StatusCode::CONFLICT,
+        ClientError::Subject(_) | ClientError::NoSuchTime { .. } | ClientError::NotAlone => StatusCode::BAD_REQUEST,
         ClientError::Publish(PublishError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
@@ -175,6 +181,7 @@ fn read(queue: String, kind: String, job: Option<String>, headers: &HeaderMap) -
     let delay_ms = delay.map_err(|e| format!("{HEADER_DELAY}: {e}"))?.map(|delay| delay.as_millis());
     let after = |ms: u128| i64::try_from(ms).ok().and_then(|ms| millpond::now_ms().checked_add(ms));
     let at_ms = delay_ms.map(|ms| after(ms).ok_or_else(|| format!("{HEADER_DELAY}: too far away"))).transpose()?;
+    let then = get(HEADER_THEN).map(|text| parse(&text)).transpose();
     let reply_to = get(HEADER_REPLY_TO);
     if reply_to.as_ref().is_some_and(|subject| !is_reply_subject(subject)) {
         return Err(format!("{HEADER_REPLY_TO} must be a subject reply.<x> without wildcards"));
@@ -191,6 +198,8 @@ fn read(queue: String, kind: String, job: Option<String>, headers: &HeaderMap) -
         at_ms,
         traceparent: get(HEADER_TRACEPARENT),
         reply_to,
+        unique: get(HEADER_UNIQUE),
+        then: then.map_err(|wanted| format!("{HEADER_THEN} must be {wanted}"))?.unwrap_or_default(),
         ..Default::default()
     })
 }

@@ -1,11 +1,12 @@
 //! The producer service: tasks over HTTP, for programs that do not speak NATS. `http` -> `millpond::client`.
-//! `replay` publishes what an operator wants run again.
+//! `replay` publishes what an operator wants run again, `then` what the end of a job starts.
 //! Not here: results, retry rules.
 
 mod config;
 mod http;
 mod ndjson;
 mod replay;
+mod then;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let client = Client::over(bus.clone());
     let mut background = JoinSet::new();
     background.spawn(replay::serve(bus.clone(), replay::listen(&bus).await?));
+    background.spawn(then::serve(client.clone(), then::listen(&bus).await?));
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),
         listen = %listener.local_addr()?,

@@ -18,6 +18,7 @@ mod settle;
 mod share;
 mod stats;
 mod supervisor;
+mod then;
 mod work;
 
 use std::collections::BTreeMap;

@@ -22,6 +22,7 @@ use serde_json::value::RawValue;
 
 use crate::cancels::Cancels;
 use crate::share::CallEnd;
+use crate::then::next_steps;
 
 /// When the halves of a batch that kills workers may start.
 const SPLIT_DELAY: Duration = Duration::from_secs(1);
@@ -85,10 +86,10 @@ pub(crate) struct Tally {
 }
 
 /// A message of DUE or DEAD that must be stored before the outcome.
-struct Effect {
-    subject: String,
-    headers: Headers,
-    payload: Bytes,
+pub(crate) struct Effect {
+    pub(crate) subject: String,
+    pub(crate) headers: Headers,
+    pub(crate) payload: Bytes,
 }
 
 impl Settler {
@@ -109,6 +110,11 @@ impl Settler {
             }
         }
         plan.republish_rest(task, &arguments);
+        let next = next_steps(task, &plan.outcome);
+        if !next.is_empty() {
+            plan.outcome.then = task.next_step().map(|step| format!("{}.{}", step.queue, step.kind));
+            plan.effects.extend(next);
+        }
         let tally = plan.tally;
         self.finish(lease, plan).await;
         tally
@@ -201,7 +207,10 @@ impl Settler {
     async fn finish(&self, lease: Lease, plan: Plan) {
         let told: Vec<Bytes> = match lease.task.reply_to {
             Some(_) => {
-                plan.outcome.told(&self.worker).filter_map(|t| serde_json::to_vec(&t).ok()).map(Bytes::from).collect()
+                // Of a chain the last step is told, and what ends it early.
+                let last = lease.task.then.is_empty();
+                let told = plan.outcome.told(&self.worker).filter(|told| last || told.status != "done");
+                told.filter_map(|t| serde_json::to_vec(&t).ok()).map(Bytes::from).collect()
             }
             None => Vec::new(),
         };
@@ -299,6 +308,7 @@ impl Plan {
             ended_ms: attempt.ended_ms,
             busy_us: u64::try_from(attempt.busy.as_micros()).unwrap_or(u64::MAX),
             trace: Some(attempt.trace.trace_id()),
+            then: None,
             results: Vec::with_capacity(attempt.ends.len()),
             not_done: Vec::new(),
             failures: task.failures.clone(),
@@ -370,6 +380,7 @@ impl Plan {
             id: id.clone(),
             items,
             job: task.subject.job.clone(),
+            unique: task.subject.unique.clone(),
             index: task.index_of(item),
             attempt: task.attempt,
             reason: reason.to_owned(),

@@ -176,6 +176,7 @@ async fn map(
         ordered: true,
         timeout: None,
         attempts_max: None,
+        then: None,
     };
     let numbers = futures_util::stream::iter((0..count).map(|n| Ok(Bytes::from(n.to_string()))));
     let started = Instant::now();

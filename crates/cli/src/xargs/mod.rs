@@ -126,6 +126,7 @@ pub async fn run(mut args: XargsArgs, env: &Env) -> anyhow::Result<ExitCode> {
         ordered: !args.unordered,
         timeout: args.timeout,
         attempts_max: Some(args.tries),
+        then: None,
     };
     let waiting = Waiting::default();
     let mut run = client.map(spec, tasks(lines, template, args.tries, waiting.clone())).await?;

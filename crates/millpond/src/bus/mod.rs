@@ -16,6 +16,7 @@ pub mod results;
 pub mod shared;
 pub mod subject;
 pub mod topology;
+pub(crate) mod unique;
 mod who;
 
 use std::sync::Arc;

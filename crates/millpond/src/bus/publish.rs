@@ -53,6 +53,12 @@ pub enum PublishError {
         /// What the server says.
         reason: String,
     },
+    /// It was to be stored only where nothing lies, and something does.
+    #[error("there is a task on {subject} already")]
+    AlreadyThere {
+        /// The subject.
+        subject: String,
+    },
     /// No answer for the whole of the caller's patience; it may or may not be stored: send again with the same id.
     #[error("no answer from nats-server for a message for {subject} within {}; is it up, and may this user publish there?", humantime::format_duration(*.waited))]
     NoAnswer {
@@ -170,6 +176,7 @@ fn judge(error: &NatsPublishError, subject: &str, bytes: usize) -> Failed {
     let reason = || source.map_or_else(|| error.to_string(), ToString::to_string);
     match error.kind() {
         PublishErrorKind::StreamNotFound => Failed::NoStream,
+        PublishErrorKind::WrongLastSequence => Failed::Final(PublishError::AlreadyThere { subject }),
         PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
             Failed::Again(Duration::from_millis(20))
         }

@@ -156,6 +156,16 @@ impl Bus {
         Ok(value.and_then(|v| decode(&v)))
     }
 
+    /// Whether a job was cancelled as a whole.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the bucket cannot be read.
+    pub async fn is_job_cancelled(&self, job: &str) -> Result<bool, TopologyError> {
+        let store = open(self, BUCKET_CANCELS).await?;
+        let found = store.get(format!("job.{job}")).await.map_err(|e| TopologyError::new(BUCKET_CANCELS, &e))?;
+        Ok(found.is_some())
+    }
+
     /// The keys of all tombstones.
     ///
     /// # Errors

@@ -22,8 +22,9 @@ use crate::bus::Bus;
 use crate::bus::publish::Patience;
 use crate::bus::results::JobReader;
 use crate::bus::subject::{TaskSubject, check_token};
+use crate::chain::Step;
 use crate::failpoint;
-use crate::job::{JobRecord, JobState};
+use crate::job::{JobRecord, JobState, JobThen};
 use crate::limits::{
     BATCH_AUTO_BYTES_MAX, BATCH_ITEMS_MAX, HEARTBEAT_EVERY, MAP_WINDOW_BYTES, MAP_WINDOW_ITEMS, PUBLISH_WINDOW,
     PUBLISH_WINDOW_BYTES, TASK_BYTES_MAX,
@@ -50,6 +51,8 @@ pub struct MapSpec {
     pub timeout: Option<Duration>,
     /// Attempts before a task is buried; none means the default.
     pub attempts_max: Option<u32>,
+    /// What runs once all of it has ended, with the counts as its argument; without a queue of its own in `queue`.
+    pub then: Option<Step>,
 }
 
 /// One item of the input that ended.
@@ -140,6 +143,9 @@ impl Client {
         let job = spec.job.clone().unwrap_or_else(crate::random_token);
         check_token("job", &job)?;
         TaskSubject::new(&spec.queue, &spec.kind, None)?;
+        if let Some(then) = &spec.then {
+            TaskSubject::new(then.queue.as_ref().unwrap_or(&spec.queue), &then.kind, None)?;
+        }
         let batch = match spec.batch {
             Batch::Fixed(items) => Batch::Fixed(items.clamp(1, BATCH_ITEMS_MAX)),
             Batch::Auto => Batch::Auto,
@@ -157,6 +163,10 @@ impl Client {
                     epoch: 1,
                     state: JobState::Open,
                     total: None,
+                    then: spec.then.as_ref().map(|then| JobThen {
+                        queue: then.queue.as_ref().unwrap_or(&spec.queue).clone(),
+                        kind: then.kind.clone(),
+                    }),
                     published: 0,
                     created_ms: now,
                     heartbeat_ms: now,
@@ -246,15 +256,16 @@ impl MapRun {
             if let Some(item) = self.ready() {
                 return Some(Ok(item));
             }
+            // Before the look at whether all is published: the input may have nothing at all.
+            if let Err(error) = self.read_what_is_there() {
+                return Some(Err(error));
+            }
             if self.is_published() && matches!(self.closing, Closing::NotYet) {
                 self.closing = Closing::Writing(self.close());
             }
             let all_out = self.publish_only || self.handed_out == self.next_index;
             if all_out && matches!(self.closing, Closing::Written) {
                 return None;
-            }
-            if let Err(error) = self.read_what_is_there() {
-                return Some(Err(error));
             }
             let may_read = self.may_read();
             let probes_over = self.sizer.wait_until(Instant::now());

@@ -6,6 +6,7 @@ mod publish_all;
 mod session;
 mod sizer;
 mod submit;
+mod wait;
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,6 +47,15 @@ pub enum ClientError {
     /// The streams or buckets are missing, or may not be used.
     #[error(transparent)]
     Topology(#[from] TopologyError),
+    /// A task with a unique key, and another of that key waits or runs. Later it may be taken.
+    #[error("a task with the unique key {key} waits or runs already")]
+    AlreadyThere {
+        /// The key.
+        key: String,
+    },
+    /// A unique key where there can be none.
+    #[error("a task with a unique key is alone: it cannot be a batch or belong to a job")]
+    NotAlone,
     /// A task that is to wait for a time that does not exist.
     #[error("{at_ms} ms is no time that a task can wait for; it must lie between the years -9999 and 9999")]
     NoSuchTime {

@@ -5,8 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{Client, ClientError, NoResult, TaskEnd};
-use crate::bus::publish::Patience;
-use crate::bus::subject::TaskSubject;
+use crate::bus::publish::{Patience, PublishError};
+use crate::bus::subject::{TaskSubject, check_token};
+use crate::bus::unique::only_when_alone;
+use crate::chain::{self, HEADER_THEN, Step};
 use crate::failpoint;
 use crate::outcome::{End, Failure, Outcome};
 use crate::task::{
@@ -42,6 +44,10 @@ pub struct NewTask {
     pub at_ms: Option<i64>,
     /// Subject `reply.<x>` on which its end is told too.
     pub reply_to: Option<String>,
+    /// What runs when it is done, in order, each with the result of the one before it.
+    pub then: Vec<Step>,
+    /// Its unique key, a token: refused while another task of this queue, kind and key waits or runs.
+    pub unique: Option<String>,
     /// The trace it continues, as a `traceparent`; none starts a new one.
     pub traceparent: Option<String>,
 }
@@ -56,6 +62,14 @@ pub struct Submitted {
 }
 
 impl NewTask {
+    pub(super) fn subject(&self) -> Result<TaskSubject, ClientError> {
+        let subject = TaskSubject::new(&self.queue, &self.kind, self.job.clone())?;
+        let Some(key) = &self.unique else { return Ok(subject) };
+        check_token("unique key", key)?;
+        let alone = self.job.is_none() && self.batch.is_none();
+        if alone { Ok(TaskSubject { unique: self.unique.clone(), ..subject }) } else { Err(ClientError::NotAlone) }
+    }
+
     fn headers(&self, id: &str, trace: TraceContext) -> Headers {
         let mut headers =
             vec![(HEADER_MSG_ID.to_owned(), id.to_owned()), (HEADER_TRACEPARENT.to_owned(), trace.to_traceparent())];
@@ -66,6 +80,7 @@ impl NewTask {
         put(HEADER_ATTEMPTS_MAX, self.attempts_max.map(|n| n.to_string()));
         put(HEADER_EXPIRES, self.expires.clone());
         put(HEADER_REPLY_TO, self.reply_to.clone());
+        put(HEADER_THEN, chain::text(&self.then));
         headers
     }
 }
@@ -74,9 +89,10 @@ impl Client {
     /// Publishes a task and waits until the server has stored it. Stops at 90 % of a full TASKS until there is room.
     ///
     /// # Errors
-    /// [`ClientError`]; on [`crate::bus::publish::PublishError::NoAnswer`] submit again with the same id.
+    /// [`ClientError`]; on [`crate::bus::publish::PublishError::NoAnswer`] submit again with the same id. A unique key
+    /// that is taken is [`ClientError::AlreadyThere`].
     pub async fn submit(&self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
-        let subject = TaskSubject::new(&task.queue, &task.kind, task.job.clone())?;
+        let subject = task.subject()?;
         let id = task.id.clone().unwrap_or_else(crate::random_token);
         let span = tracing::info_span!(
             "publish",
@@ -105,13 +121,30 @@ impl Client {
             }
             None => subject.task(),
         };
-        let stored = self.bus.store(&place, &headers, task.payload.clone(), patience).await?;
+        if task.unique.is_some() {
+            if self.bus.waits_in_due(&subject).await? {
+                return self.already_there(task, &place, id).await;
+            }
+            headers.extend(only_when_alone(&subject, task.at_ms.is_some()));
+        }
+        let stored = match self.bus.store(&place, &headers, task.payload.clone(), patience).await {
+            Err(PublishError::AlreadyThere { .. }) => return self.already_there(task, &place, id).await,
+            stored => stored?,
+        };
         failpoint::hit("publish.acked");
         Ok(Submitted { id, duplicate: stored.duplicate })
     }
 
-    /// Publishes a task under a job of its own, and waits for its end, however long that takes. `stored` is called
-    /// once the server has it.
+    /// A task of its unique key waits or runs: another one, unless this is a resend.
+    async fn already_there(&self, task: &NewTask, place: &str, id: String) -> Result<Submitted, ClientError> {
+        if self.bus.has_id(place, &id).await {
+            return Ok(Submitted { id, duplicate: true });
+        }
+        Err(ClientError::AlreadyThere { key: task.unique.clone().unwrap_or_default() })
+    }
+
+    /// Publishes a task under a job of its own, and waits for its end, however long that takes; of a chain for the end of
+    /// its last step. `stored` is called once the server has it.
     ///
     /// # Errors
     /// [`ClientError`] when it cannot be published.
@@ -121,6 +154,9 @@ impl Client {
         patience: Patience,
         stored: impl FnOnce(&Submitted),
     ) -> Result<(Submitted, TaskEnd), ClientError> {
+        if task.unique.is_some() || !task.then.is_empty() {
+            return self.submit_and_follow(task, patience, stored).await;
+        }
         self.session(task.job.clone()).await?.run(task, patience, stored).await
     }
 }

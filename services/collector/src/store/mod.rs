@@ -9,6 +9,7 @@ mod read;
 mod shown;
 #[cfg(test)]
 mod tests;
+mod thens;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use anyhow::Context;
 use millpond::job::JobRecord;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 pub(crate) use jobs::{Ends, Place};
 pub(crate) use operate::Letter;
@@ -46,6 +47,7 @@ pub(crate) const STATUS_NAMES: [&str; 5] = ["partial", "retrying", "dead", "done
 pub(crate) struct Store {
     writer: Arc<Mutex<SqliteConnection>>,
     readers: SqlitePool,
+    changed: Arc<Notify>,
 }
 
 impl Store {
@@ -63,7 +65,7 @@ impl Store {
         sqlx::migrate!().run(&mut writer).await.context("the store's tables cannot be brought up to date")?;
         let readers =
             SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options.read_only(true)).await?;
-        Ok(Self { writer: Arc::new(Mutex::new(writer)), readers })
+        Ok(Self { writer: Arc::new(Mutex::new(writer)), readers, changed: Arc::default() })
     }
 
     /// Whether it can be written, as far as can be told without writing.
@@ -95,8 +97,15 @@ impl Store {
         .bind(record.created_ms)
         .execute(&mut *transaction)
         .await?;
+        thens::note(&mut transaction, record).await?;
         transaction.commit().await?;
+        self.changed.notify_one();
         Ok(())
+    }
+
+    /// Something was written since this was last asked. One may ask.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Closes the readers; the writer closes with the last clone.
