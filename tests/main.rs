@@ -14,6 +14,7 @@ mod handlers_docs;
 mod harness;
 mod main_job;
 mod operate;
+mod queue_order;
 mod roles;
 mod signing;
 mod tidy;

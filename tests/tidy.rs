@@ -73,7 +73,9 @@ fn only_the_bus_names_the_nats_client() {
 
 #[test]
 fn words_have_no_io_no_clock_and_no_dice() {
-    for word in ["task", "batch", "outcome", "dead_letter", "job", "worker_record", "retry", "chain", "signature", "limits"] {
+    for word in
+        ["task", "batch", "outcome", "dead_letter", "job", "worker_record", "retry", "chain", "signature", "limits"]
+    {
         let path = root().join(format!("crates/millpond/src/{word}.rs"));
         let text = fs::read_to_string(&path).unwrap();
         let code = text.split("#[cfg(test)]").next().unwrap();

@@ -92,6 +92,10 @@ pub const PULL_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const PULL_EXPIRES: Duration = Duration::from_secs(5);
 /// A pull request that the server did not end this long after it expired is forgotten and made anew.
 pub const PULL_WATCHDOG: Duration = Duration::from_secs(2);
+/// Of so many tasks that a worker starts, one is of the queues behind the first that has work, as long as they have any.
+pub const LATER_QUEUES_SHARE: usize = 10;
+/// A queue whose pull is not answered for this long has nothing for now.
+pub const QUEUE_IDLE_AFTER: Duration = Duration::from_millis(100);
 /// Tasks that all workers of a queue may hold together (`max_ack_pending`).
 pub const ACK_PENDING_MAX: i64 = 100_000;
 /// Delay of a task whose kind this worker does not know.
@@ -179,4 +183,5 @@ const _: () = assert!(PAUSE_MIN.as_millis() + LEASE_EXTEND_EVERY.as_millis() < L
 const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 3 <= HEARTBEAT_LOST_AFTER.as_millis());
 const _: () = assert!(TASK_BYTES_MAX * 2 <= SERVER_PAYLOAD_BYTES_MAX);
 const _: () = assert!(SERVER_PAYLOAD_BYTES_MAX <= COLLECT_BYTES_MAX);
+const _: () = assert!(LATER_QUEUES_SHARE > 1);
 const _: () = assert!(RESULT_BYTES_MAX + PACK_BYTES_MAX <= SERVER_PAYLOAD_BYTES_MAX);

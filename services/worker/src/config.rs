@@ -26,7 +26,8 @@ pub struct Config {
     /// Name of this worker in logs, results and `worker ls`; one token. Default: host name and process id.
     #[arg(long, env = "MILLPOND_WORKER_NAME")]
     pub name: Option<String>,
-    /// Queues to serve, separated by commas.
+    /// Queues to serve, separated by commas, in this order: while one has work it gets the slots, and all behind it together
+    /// at least every tenth task.
     #[arg(long, env = "MILLPOND_WORKER_QUEUES", default_value = "default", value_delimiter = ',')]
     pub queues: Vec<String>,
     /// Tasks that compute and that run at once, on threads or in child processes. Default: the number of cores. Kinds of

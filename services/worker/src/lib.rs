@@ -168,7 +168,7 @@ impl Worker {
         heartbeat.beat().await?;
         background.spawn(heartbeat.clone().beat_for_ever());
         log_start(&settings, &shop);
-        let ready = Ready::new(&shop.lanes);
+        let ready = Ready::new(&shop.lanes, &settings.queues);
         let mut floor = Floor { settings, shop: shop.clone(), leases, ready, running: JoinSet::new() };
         let puller = floor.take_tasks(puller, &shutdown).await;
         shop.draining.cancel();

@@ -63,7 +63,7 @@ pub struct UpArgs {
     /// Commands that `millpond xargs` may run on the workers, separated by commas; `*` allows every command.
     #[arg(long)]
     allow_xargs: Option<String>,
-    /// Queues that the workers serve, separated by commas.
+    /// Queues that the workers serve, separated by commas, in this order (`worker run --help`).
     #[arg(long, default_value = "default")]
     queues: String,
     /// `fixed`: 4222 for NATS, 7610 and 7611 for HTTP. `auto`: free ones.

@@ -7,6 +7,7 @@ pub mod find;
 pub mod inspect;
 mod keep;
 pub mod lease;
+mod order;
 pub mod pack;
 pub mod publish;
 pub mod pull;
