@@ -84,6 +84,8 @@ fn words_have_no_io_no_clock_and_no_dice() {
         "cron",
         "worker_record",
         "retry",
+        "chain",
+        "signature",
         "limits",
     ] {
         let path = root().join(format!("crates/millpond/src/{word}.rs"));

@@ -9,14 +9,15 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use millpond::client::{Batch, Begin, Client, MapItem, MapRun, MapSpec};
-use millpond::config::{ConnectArgs, duration};
+use millpond::chain::Step;
+use millpond::client::{Batch, Begin, MapItem, MapRun, MapSpec};
+use millpond::config::{ConnectArgs, SigningArgs, duration};
 use millpond::limits::BATCH_ITEMS_MAX;
 use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 
 use crate::EXIT_TASK_FAILED;
-use crate::state::{CLIENT_NATS_URL, Env};
+use crate::state::{Env, publisher};
 use crate::submit::{check_json, describe, end_json};
 
 /// Failures that are told one by one; the others are only counted.
@@ -63,6 +64,11 @@ pub struct MapArgs {
     /// Attempts before a task is a dead letter.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     attempts_max: Option<u32>,
+    /// When all of it has ended, run this kind once, KIND or QUEUE.KIND, with the job's counts as its argument.
+    #[arg(long, value_name = "KIND")]
+    then: Option<Step>,
+    #[command(flatten)]
+    signing: SigningArgs,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -98,7 +104,7 @@ fn range(text: &str) -> Result<Range, String> {
 /// When the input cannot be read or a task cannot be published.
 pub async fn run(args: MapArgs, env: &Env) -> anyhow::Result<ExitCode> {
     let (input, total) = open(&args).await?;
-    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "map", args.connect.connect_timeout).await?;
+    let client = publisher(env, "map", args.connect.connect_timeout, &args.signing).await?;
     let spec = MapSpec {
         queue: args.queue.clone(),
         kind: args.kind.clone(),
@@ -108,6 +114,7 @@ pub async fn run(args: MapArgs, env: &Env) -> anyhow::Result<ExitCode> {
         ordered: !args.unordered,
         timeout: args.timeout,
         attempts_max: args.attempts_max,
+        then: args.then.clone(),
     };
     if args.no_wait {
         return crate::no_wait::run(&client, spec, input, args.json).await;

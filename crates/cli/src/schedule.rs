@@ -9,13 +9,13 @@ use bytes::Bytes;
 use clap::Subcommand;
 use millpond::bus::publish::Patience;
 use millpond::client::{Client, cron_in, shown};
-use millpond::config::{ConnectArgs, duration};
+use millpond::config::{ConnectArgs, SigningArgs, duration};
 use millpond::schedule::{Schedule, When};
 use serde_json::{Value, json};
 
 use crate::api::text;
 use crate::output::{Table, json_line, short, time};
-use crate::state::{CLIENT_NATS_URL, Env};
+use crate::state::{Env, publisher};
 use crate::submit::check_json;
 
 /// How long a person waits for the server's ack.
@@ -31,6 +31,8 @@ pub struct ScheduleArgs {
     /// Print JSON objects, one a line.
     #[arg(long, global = true)]
     json: bool,
+    #[command(flatten)]
+    signing: SigningArgs,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -130,7 +132,7 @@ pub async fn run(args: ScheduleArgs, env: &Env) -> anyhow::Result<ExitCode> {
         ScheduleCommand::Add(add) => Ok(add.schedule()?),
         other => Err(other),
     };
-    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "schedule", args.connect.connect_timeout).await?;
+    let client = publisher(env, "schedule", args.connect.connect_timeout, &args.signing).await?;
     let done = match command {
         Ok(schedule) => add(&client, &schedule, args.json).await,
         Err(command) => act(&client, command, args.json).await,

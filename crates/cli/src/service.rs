@@ -44,6 +44,7 @@ pub struct WorkerRunArgs {
 /// When a setting does not fit or NATS cannot be reached.
 pub async fn run_worker(mut args: WorkerRunArgs, env: &Env) -> anyhow::Result<ExitCode> {
     args.config.nats_url = args.config.nats_url.or_else(|| env.get(WORKER_NATS_URL));
+    args.config.signing = env.signing(&args.config.signing);
     millpond_worker::run(args.config.check()?, args.parent.shutdown()?).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -79,6 +80,7 @@ pub async fn run_producer(command: ProducerCommand, env: &Env) -> anyhow::Result
     let ProducerCommand::Run(mut args) = command;
     args.config.nats_url = args.config.nats_url.or_else(|| env.get(PRODUCER_NATS_URL));
     args.config.token = args.config.token.or_else(|| env.get(TOKEN));
+    args.config.signing = env.signing(&args.config.signing);
     millpond_producer::run(args.config.check()?, args.parent.shutdown()?).await?;
     Ok(ExitCode::SUCCESS)
 }

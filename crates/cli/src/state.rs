@@ -6,8 +6,11 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use millpond::client::Client;
+use millpond::config::SigningArgs;
 use serde::{Deserialize, Serialize};
 
 /// NATS for the CLI and producer programs, with the client role's password.
@@ -26,6 +29,9 @@ pub const PRODUCER_URL: &str = "MILLPOND_PRODUCER_URL";
 pub const COLLECTOR_URL: &str = "MILLPOND_COLLECTOR_URL";
 /// The token of both HTTP APIs.
 pub const TOKEN: &str = "MILLPOND_TOKEN";
+
+/// The keys that sign tasks.
+pub const SIGNING_KEY: &str = "MILLPOND_SIGNING_KEY";
 
 /// What commands know of their cluster.
 #[derive(Debug, Clone)]
@@ -65,6 +71,21 @@ impl Env {
             anyhow!("{name} is not set and there is no {}: start `millpond up` first, or set it", env.display())
         })
     }
+
+    /// The keys that sign tasks: as given, else those of DIR/env.
+    #[must_use]
+    pub fn signing(&self, given: &SigningArgs) -> SigningArgs {
+        SigningArgs { signing_key: given.signing_key.clone().or_else(|| self.get(SIGNING_KEY).map(Into::into)) }
+    }
+}
+
+/// A client for a verb that publishes.
+///
+/// # Errors
+/// When NATS cannot be reached, or a key does not fit.
+pub async fn publisher(env: &Env, name: &str, within: Duration, signing: &SigningArgs) -> anyhow::Result<Client> {
+    let signer = env.signing(signing).signer()?;
+    Ok(Client::connect(&env.need(CLIENT_NATS_URL)?, name, within).await?.with_signer(signer))
 }
 
 fn parse_line(line: &str) -> Option<(String, String)> {

@@ -9,15 +9,16 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use millpond::bus::bounds::Fill;
 use millpond::bus::publish::{Patience, PublishError};
+use millpond::chain::Step;
 use millpond::client::{Client, ClientError, NewTask, NoResult, Submitted, TaskEnd};
-use millpond::config::{ConnectArgs, duration};
+use millpond::config::{ConnectArgs, SigningArgs, duration};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::EXIT_TASK_FAILED;
 use crate::api::{Api, text};
 use crate::output::json_line;
-use crate::state::{CLIENT_NATS_URL, Env};
+use crate::state::{Env, SIGNING_KEY, publisher};
 
 /// How long a person waits for the server's ack.
 const ACK_WITHIN: Duration = Duration::from_secs(30);
@@ -67,9 +68,18 @@ pub struct SubmitArgs {
     /// Tell its end on this subject too, reply.<x>: `nats sub reply.<x>` hears it.
     #[arg(long, value_parser = reply_subject)]
     reply_to: Option<String>,
+    /// When it is done, run this kind with its result, KIND or QUEUE.KIND; again for one more step. --wait then waits for
+    /// the last step, or for the one that ended the chain.
+    #[arg(long, value_name = "KIND")]
+    then: Vec<Step>,
+    /// One task of this key at a time: refused, with exit code 1, while another of this kind and queue waits or runs.
+    #[arg(long, value_name = "KEY")]
+    unique: Option<String>,
     /// Print a JSON object with the id and how it ended.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    signing: SigningArgs,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -121,14 +131,20 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         expires: expires.map(|at| at.to_string()),
         at_ms: at.map(jiff::Timestamp::as_millisecond),
         reply_to: args.reply_to,
+        then: args.then,
+        unique: args.unique,
         ..Default::default()
     };
-    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "submit", args.connect.connect_timeout).await?;
+    let client = publisher(env, "submit", args.connect.connect_timeout, &args.signing).await?;
     if let Some(path) = &args.file {
         crate::payloads::attach(&mut task, path, &client, Patience::Endless).await?;
     }
     if !args.wait {
-        let Submitted { id, duplicate } = store(&client, &task, args.wait_room).await?;
+        let submitted = match store(&client, &task, args.wait_room).await {
+            Err(refused @ ClientError::AlreadyThere { .. }) => return already_there(&refused, args.json),
+            submitted => submitted?,
+        };
+        let Submitted { id, duplicate } = submitted;
         if args.json {
             json_line(&json!({ "id": id, "duplicate": duplicate }))?;
         } else {
@@ -137,17 +153,27 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         client.close().await;
         return Ok(ExitCode::SUCCESS);
     }
-    // First the session: what ends before we listen would not be heard.
-    let mut session = client.session(None).await?;
-    let task = NewTask { job: Some(session.job().to_owned()), ..task };
-    let submitted = store(&client, &task, args.wait_room).await?;
-    let mut waiting = std::pin::pin!(session.end(&task.queue, &submitted.id));
-    let end = tokio::select! {
-        end = &mut waiting => end,
+    let waiter = client.waiter(&mut task).await?;
+    match store(&client, &task, args.wait_room).await {
+        Err(refused @ ClientError::AlreadyThere { .. }) => return already_there(&refused, args.json),
+        stored => drop(stored?),
+    }
+    let mut waiting = std::pin::pin!(waiter.end());
+    let (id, end) = tokio::select! {
+        ended = &mut waiting => ended,
         () = hint(env, &task.queue, &task.kind) => waiting.await,
     };
     client.close().await;
-    print_end(&submitted.id, end, args.json)
+    print_end(&id, end, args.json)
+}
+
+/// Another task of its unique key waits or runs: nothing was published.
+fn already_there(refused: &ClientError, json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        json_line(&json!({ "id": Value::Null, "already_there": true }))?;
+    }
+    eprintln!("millpond: {refused}");
+    Ok(ExitCode::from(EXIT_TASK_FAILED))
 }
 
 /// Publishes it. For room in its queue it waits as long as it takes, or for `wait_room`.
@@ -257,6 +283,12 @@ pub async fn nobody(env: &Env, queue: &str, kind: &str) -> Option<String> {
     if serving.is_empty() {
         return Some(format!(
             "no live worker serves queue {queue}; start one with `millpond worker run --queues {queue}`"
+        ));
+    }
+    if serving.iter().all(|r| r.get("signed_only") == Some(&Value::Bool(true))) && env.get(SIGNING_KEY).is_none() {
+        let dead = "`millpond dead ls --reason unsigned` shows what they refused";
+        return Some(format!(
+            "the workers of queue {queue} run signed tasks only: set {SIGNING_KEY} as they do; {dead}"
         ));
     }
     if serving.iter().any(|r| has(r, "kinds", kind)) {

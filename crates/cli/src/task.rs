@@ -108,7 +108,7 @@ async fn print_result(task: &Value, env: &Env) -> anyhow::Result<()> {
 /// When standard output is closed.
 fn print(task: &Value) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    for field in ["id", "queue", "kind", "status", "job", "index", "items", "result", "trace"] {
+    for field in ["id", "queue", "kind", "status", "job", "index", "items", "result", "then", "trace"] {
         let value = text(task, field);
         if !value.is_empty() {
             writeln!(out, "{field:<10} {value}")?;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::signature::{Signer, SigningKeyError};
+
 /// Parses a duration as a person writes it: `30s`, `5m`, `1h30m`.
 ///
 /// # Errors
@@ -37,6 +39,42 @@ pub struct ConnectArgs {
     /// reconnects for ever. Raise it where services start before their server.
     #[arg(long, env = "MILLPOND_CONNECT_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub connect_timeout: Duration,
+}
+
+/// Text that is never shown: not in logs, not in errors.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// Whether tasks are signed.
+#[derive(Args, Debug, Clone, Default)]
+pub struct SigningArgs {
+    /// Keys that sign tasks, `new[,old]`, 32 characters or more each: the first signs, any is believed. A worker with keys
+    /// runs only what is signed with one of them; all that publishes needs them too. Better in the environment than here.
+    #[arg(long, env = "MILLPOND_SIGNING_KEY", hide_env_values = true)]
+    pub signing_key: Option<Secret>,
+}
+
+impl SigningArgs {
+    /// The keys; none when there are none.
+    ///
+    /// # Errors
+    /// [`SigningKeyError`] when one does not fit; its text shows none.
+    pub fn signer(&self) -> Result<Option<Signer>, SigningKeyError> {
+        let given = self.signing_key.as_ref().filter(|keys| !keys.0.trim().is_empty());
+        given.map(|keys| Signer::new(&keys.0)).transpose()
+    }
 }
 
 /// How logs look.

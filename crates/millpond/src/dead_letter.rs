@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{ATTEMPTS_MAX_DEFAULT, ATTEMPTS_MAX_MAX};
 use crate::outcome::{FailedAttempt, Failure, Items};
+use crate::signature::{Distrust, HEADER_SIGNATURE};
 use crate::task::{
     HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_FAILURES, HEADER_ID, HEADER_INDEX,
     HEADER_ITEMS, HEADER_MSG_ID, HEADER_PUBLISHED, HEADER_ROOT, Headers, compact, is_forwarded,
@@ -36,6 +37,9 @@ pub struct Evidence {
     /// The job, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
+    /// Its unique key, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique: Option<String>,
     /// Place in the job of the first covered item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
@@ -67,8 +71,12 @@ impl Evidence {
     /// `headers` are those that it had on DEAD.
     ///
     /// # Errors
-    /// When it has had all the attempts that there can be.
+    /// When it has had all the attempts that there can be, or was never believed.
     pub fn replay_headers(&self, queue: &str, headers: &Headers) -> Result<Headers, String> {
+        if Distrust::is_reason(&self.reason) {
+            // Whoever replays would sign it.
+            return Err("its signature was refused: publish the task again with the key, or throw this away".to_owned());
+        }
         let attempt = self.attempt.max(1) + 1;
         if attempt > ATTEMPTS_MAX_MAX {
             return Err(format!("it has had {} attempts, and there are {ATTEMPTS_MAX_MAX} at the most", self.attempt));
@@ -85,7 +93,7 @@ impl Evidence {
             ended_ms: self.buried_ms,
             failure: self.failure.clone(),
         });
-        let replaced = [HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_INDEX, HEADER_BATCH, HEADER_DEAD];
+        let replaced = [HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_INDEX, HEADER_BATCH, HEADER_DEAD, HEADER_SIGNATURE];
         let kept = headers.iter().filter(|(n, _)| is_forwarded(n) && !replaced.contains(&n.as_str()));
         let mut replay: Headers = kept.cloned().collect();
         let mut put = |name: &str, value: String| replay.push((name.to_owned(), value));
@@ -125,6 +133,8 @@ mod tests {
         assert_eq!((get(HEADER_INDEX), get("Millpond-Timeout")), (Some("8"), Some("5s")));
         let failures: Vec<FailedAttempt> = serde_json::from_str(get(HEADER_FAILURES).unwrap()).unwrap();
         assert_eq!((failures.len(), failures[0].attempt), (1, 2));
+        let forged = Evidence { reason: "unsigned".into(), ..evidence.clone() };
+        assert!(forged.replay_headers("q", &had).unwrap_err().contains("signature"));
         let worn = Evidence { attempt: ATTEMPTS_MAX_MAX, ..evidence };
         assert!(worn.replay_headers("q", &had).unwrap_err().contains("attempts"));
     }

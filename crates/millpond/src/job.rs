@@ -15,6 +15,15 @@ pub enum JobState {
     Cancelled,
 }
 
+/// The task that a job's end starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobThen {
+    /// Who runs it.
+    pub queue: String,
+    /// Which handler runs it.
+    pub kind: String,
+}
+
 /// The record of a job.
 ///
 /// ```
@@ -37,6 +46,9 @@ pub struct JobRecord {
     /// How many tasks it has, once that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
+    /// What runs once all of it has ended, with the counts as its argument.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub then: Option<JobThen>,
     /// Tasks acknowledged by the server without a gap, from index 0.
     pub published: u64,
     /// SHA-256 of the first `published` values of its input, each with a line break behind it: whoever resumes it must

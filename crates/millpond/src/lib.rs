@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod bus;
 pub mod call;
+pub mod chain;
 pub mod client;
 pub mod config;
 pub mod cron;
@@ -18,6 +19,7 @@ pub mod payload;
 pub mod retry;
 pub mod schedule;
 pub mod shutdown;
+pub mod signature;
 pub mod task;
 pub mod telemetry;
 pub mod worker_record;

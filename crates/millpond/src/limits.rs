@@ -45,6 +45,14 @@ pub const PAYLOAD_FETCHES_MAX: usize = 4;
 /// Largest arguments that a handler decodes from a file, in bytes; of larger ones it reads the file itself.
 pub const ARGUMENTS_DECODED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
+/// Shortest key that signs tasks, in characters.
+pub const SIGNING_KEY_CHARS_MIN: usize = 32;
+/// Keys of a cluster at once: the new one, and older ones whose tasks still wait.
+pub const SIGNING_KEYS_MAX: usize = 8;
+
+/// Steps that a task's chain may have after it.
+pub const CHAIN_STEPS_MAX: usize = 16;
+
 /// Work that a batch that forms by itself aims at, as time.
 pub const BATCH_AIM: Duration = Duration::from_millis(50);
 /// Tasks in a batch that forms by itself, at the most.
@@ -107,6 +115,10 @@ pub const PULL_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const PULL_EXPIRES: Duration = Duration::from_secs(5);
 /// A pull request that the server did not end this long after it expired is forgotten and made anew.
 pub const PULL_WATCHDOG: Duration = Duration::from_secs(2);
+/// Of so many tasks that a worker starts, one is of the queues behind the first that has work, as long as they have any.
+pub const LATER_QUEUES_SHARE: usize = 10;
+/// A queue whose pull is not answered for this long has nothing for now.
+pub const QUEUE_IDLE_AFTER: Duration = Duration::from_millis(100);
 /// Tasks that all workers of a queue may hold together (`max_ack_pending`).
 pub const ACK_PENDING_MAX: i64 = 100_000;
 /// Delay of a task whose kind this worker does not know.
@@ -245,6 +257,7 @@ const _: () = assert!(PIPE_KEEP_ALIVE.as_millis() * 3 <= PIPE_LOST_AFTER.as_mill
 const _: () = assert!(PIPE_MESSAGE_BYTES_MAX < SERVER_PAYLOAD_BYTES_MAX);
 const _: () = assert!(TASK_BYTES_MAX * 2 <= SERVER_PAYLOAD_BYTES_MAX);
 const _: () = assert!(SERVER_PAYLOAD_BYTES_MAX <= COLLECT_BYTES_MAX);
+const _: () = assert!(LATER_QUEUES_SHARE > 1);
 const _: () = assert!(CLAIM_CHECK_BYTES + PACK_BYTES_MAX <= SERVER_PAYLOAD_BYTES_MAX);
 const _: () = assert!(CLAIM_CHECK_BYTES * 2 <= TASK_BYTES_MAX);
 const _: () = assert!(BATCH_AUTO_BYTES_MAX <= CLAIM_CHECK_BYTES);

@@ -257,6 +257,9 @@ pub struct Outcome {
     /// W3C trace id, 32 hex digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
+    /// Where what is done goes next, `<queue>.<kind>`: the next step of its chain is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub then: Option<String>,
     /// One JSON value per covered item.
     pub results: Vec<Box<RawValue>>,
     /// Results that lie in the store instead, by item; their entry in `results` is `null`.

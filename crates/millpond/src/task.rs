@@ -6,9 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::bus::subject::{SubjectError, TaskSubject};
+use crate::chain::{self, HEADER_THEN, Step};
 use crate::limits::{ATTEMPTS_MAX_MAX, BATCH_ITEMS_MAX, FAILURES_BYTES_MAX, TASK_ID_BYTES_MAX};
 use crate::outcome::{FailedAttempt, Items, id_of};
 use crate::payload::PayloadRef;
+use crate::signature::{Distrust, HEADER_SIGNATURE};
 
 /// The publisher's id of a message; the server dedupes by it for a while.
 pub const HEADER_MSG_ID: &str = "Nats-Msg-Id";
@@ -50,6 +52,9 @@ pub const HEADER_TRACESTATE: &str = "tracestate";
 /// What only millpond itself may say, and only in DUE.
 const REPUBLISHED: [&str; 6] =
     [HEADER_ATTEMPT, HEADER_ID, HEADER_ROOT, HEADER_ITEMS, HEADER_FAILURES, HEADER_PUBLISHED];
+
+/// What is said of one message only: whatever is published again says it anew, or not at all.
+const OF_ONE_MESSAGE: [&str; 3] = [HEADER_INDEX, HEADER_BATCH, HEADER_SIGNATURE];
 
 /// Header names and values, in order; names are case-sensitive, as in NATS.
 pub type Headers = Vec<(String, String)>;
@@ -106,6 +111,8 @@ pub struct Task {
     pub index: Option<u64>,
     /// Where its end is told too.
     pub reply_to: Option<String>,
+    /// What runs when it is done, in order.
+    pub then: Vec<Step>,
     /// When the root was stored, Unix time in milliseconds.
     pub published_ms: i64,
     /// The attempts before this one, oldest first.
@@ -147,6 +154,7 @@ impl Task {
             expires_ms: None,
             index: None,
             reply_to: None,
+            then: Vec::new(),
             published_ms: arrival.stored_ms,
             failures: own(HEADER_FAILURES).and_then(|v| serde_json::from_str(v).ok()).unwrap_or_default(),
             republished: own(HEADER_ID).is_some(),
@@ -213,6 +221,11 @@ impl Task {
                 self.bad_header(HEADER_REPLY_TO, subject, "a subject reply.<x> without wildcards, such as reply.job1");
             }
         }
+        match get(HEADER_THEN).map(|text| (text, chain::parse(text))) {
+            None => {}
+            Some((_, Ok(steps))) => self.then = steps,
+            Some((text, Err(wanted))) => self.bad_header(HEADER_THEN, text, &wanted),
+        }
         self.attempt = own(HEADER_ATTEMPT).and_then(|v| v.parse().ok()).filter(|&n| n > 0).unwrap_or(1);
         if let Some(ms) = own(HEADER_PUBLISHED).and_then(|v| v.parse().ok()) {
             self.published_ms = ms;
@@ -237,6 +250,19 @@ impl Task {
     /// Marks it as not fit to run; the first reason stays.
     pub fn refuse(&mut self, reason: &'static str, message: String) {
         self.defect.get_or_insert(Defect { reason, message });
+    }
+
+    /// Believes nothing of what it says: it gets an id of its own, as if it said none, so that what is made of it cannot
+    /// stand in the way of the task that it claims to be. Its dead letter keeps its headers.
+    pub fn distrust(&mut self, distrust: Distrust, arrival: Arrival<'_>) {
+        let message = format!("{}; it says that it is task {:?}", distrust.message(), self.id());
+        self.subject = TaskSubject { job: None, unique: None, ..self.subject.clone() };
+        self.root = format!("{}-{}", arrival.epoch, arrival.seq);
+        self.published_ms = arrival.stored_ms;
+        (self.attempt, self.failures, self.republished) = (1, Vec::new(), false);
+        (self.items, self.index, self.reply_to) = (None, None, None);
+        // Before any other defect: a dead letter of another reason may be run again.
+        self.defect = Some(Defect { reason: distrust.reason(), message });
     }
 
     /// Its own id: the root's, or that of the items it covers.
@@ -280,7 +306,7 @@ impl Task {
     ) -> Headers {
         let items = items.or(self.items);
         let mut headers: Headers =
-            self.forwarded.iter().filter(|(n, _)| n != HEADER_INDEX && n != HEADER_BATCH).cloned().collect();
+            self.forwarded.iter().filter(|(n, _)| !OF_ONE_MESSAGE.contains(&n.as_str())).cloned().collect();
         let mut put = |name: &str, value: String| headers.push((name.to_owned(), value));
         put(HEADER_MSG_ID, message_id);
         put(HEADER_ID, id_of(&self.root, items));
@@ -411,6 +437,7 @@ mod tests {
             (HEADER_REPLY_TO, "reply.>"),
             (HEADER_REPLY_TO, "reply."),
             (HEADER_REF, "{}"),
+            (HEADER_THEN, "a.b.c"),
         ] {
             let defect = read("tasks.q.k", &[(name, value)], Origin::Tasks).defect.unwrap();
             assert!(defect.reason == "bad_header" && defect.message.contains(name), "{defect:?}");

@@ -30,6 +30,9 @@ pub struct WorkerRecord {
     pub held: u32,
     /// True from the moment it stops taking tasks.
     pub draining: bool,
+    /// It runs signed tasks only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub signed_only: bool,
     /// Items done since it started.
     pub done: u64,
     /// Attempts failed since it started.

@@ -7,6 +7,7 @@ mod history;
 mod http;
 mod records;
 mod store;
+mod thens;
 
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -44,6 +45,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     background.spawn(workers.clone().follow(bus.clone()));
     background.spawn(records::follow_jobs(bus.clone(), store.clone()));
     background.spawn(history::serve(store.clone(), history::listen(&bus).await?));
+    background.spawn(thens::follow(bus.clone(), store.clone()));
     let (mut collecting, mut health) = (JoinSet::new(), Vec::new());
     for ended in [Ended::Results, Ended::Dead] {
         let collect = Collect::new(&bus, &store, ended, settings.results_keep);

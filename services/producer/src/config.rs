@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use millpond::config::{ConnectArgs, LogArgs};
+use millpond::config::{ConnectArgs, LogArgs, SigningArgs};
+use millpond::signature::Signer;
 
 /// Shortest token that is accepted, in characters.
 const TOKEN_CHARS_MIN: usize = 8;
@@ -22,6 +23,9 @@ pub struct Config {
     /// Token that the HTTP API asks for (`Authorization: Bearer TOKEN`), 8 characters or more.
     #[arg(long, env = "MILLPOND_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// Whether tasks are signed.
+    #[command(flatten)]
+    pub signing: SigningArgs,
     /// How to reach NATS.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -39,6 +43,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Token of the HTTP API.
     pub token: String,
+    /// Keys that sign what is published.
+    pub signer: Option<Signer>,
     /// How long to try to reach NATS.
     pub connect_timeout: Duration,
 }
@@ -55,6 +61,7 @@ impl Config {
         if token.chars().count() < TOKEN_CHARS_MIN {
             bail!("the token is shorter than {TOKEN_CHARS_MIN} characters: choose a longer one for MILLPOND_TOKEN");
         }
-        Ok(Settings { nats_url, listen: self.listen, token, connect_timeout: self.connect.connect_timeout })
+        let (signer, connect_timeout) = (self.signing.signer()?, self.connect.connect_timeout);
+        Ok(Settings { nats_url, listen: self.listen, token, signer, connect_timeout })
     }
 }

@@ -1,11 +1,12 @@
 //! The producer service: tasks over HTTP, for programs that do not speak NATS. `http` -> `millpond::client`.
-//! `replay` publishes what an operator wants run again.
+//! `replay` publishes what an operator wants run again, `then` what the end of a job starts.
 //! Not here: results, retry rules.
 
 mod config;
 mod http;
 mod ndjson;
 mod replay;
+mod then;
 mod upload;
 
 use std::future::IntoFuture;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use millpond::bus::{Bus, Role};
+use millpond::client::Client;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -32,11 +34,15 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;
     let bus = Bus::connect(&settings.nats_url, Role::Producer, "producer", settings.connect_timeout).await?;
+    let bus = bus.with_signer(settings.signer.clone());
+    let client = Client::over(bus.clone());
     let mut background = JoinSet::new();
     background.spawn(replay::serve(bus.clone(), replay::listen(&bus).await?));
+    background.spawn(then::serve(client, then::listen(&bus).await?));
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),
         listen = %listener.local_addr()?,
+        signing_keys = settings.signer.as_ref().map(|signer| signer.key_ids().join(",")),
         "producer ready"
     );
     let app = http::App::new(bus.clone(), settings.token.into(), metrics, shutdown.clone());

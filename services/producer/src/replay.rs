@@ -42,6 +42,8 @@ pub(crate) async fn serve(bus: Bus, mut requests: Requests) {
 async fn replay(bus: &Bus, asked: &[u8]) -> Result<u32, String> {
     let asked: Replay = serde_json::from_slice(asked).map_err(|e| format!("not a dead letter: {e}"))?;
     let subject = TaskSubject::new(&asked.queue, &asked.kind, asked.evidence.job.clone()).map_err(|e| e.to_string())?;
+    // Whoever submits another of its key is refused while this one waits or runs.
+    let subject = TaskSubject { unique: asked.evidence.unique.clone(), ..subject };
     let headers = asked.evidence.replay_headers(&asked.queue, &asked.headers)?;
     let payload = BASE64.decode(asked.payload.as_bytes()).map_err(|e| format!("its payload is not base64: {e}"))?;
     let stored = bus.store(&subject.due(), &headers, Bytes::from(payload), Patience::Within(STORE_WITHIN)).await;

@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use millpond::bus::subject::check_token;
-use millpond::config::{ConnectArgs, LogArgs, duration};
+use millpond::config::{ConnectArgs, LogArgs, SigningArgs, duration};
 use millpond::limits::{
     IO_SLOTS_DEFAULT, RETRY_DELAY_BASE, RETRY_DELAY_MAX, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER,
 };
 use millpond::retry::Backoff;
+use millpond::signature::Signer;
 
 /// Most slots of one worker process.
 const SLOTS_MAX: usize = 4096;
@@ -25,7 +26,8 @@ pub struct Config {
     /// Name of this worker in logs, results and `worker ls`; one token. Default: host name and process id.
     #[arg(long, env = "MILLPOND_WORKER_NAME")]
     pub name: Option<String>,
-    /// Queues to serve, separated by commas.
+    /// Queues to serve, separated by commas, in this order: while one has work it gets the slots, and all behind it together
+    /// at least every tenth task.
     #[arg(long, env = "MILLPOND_WORKER_QUEUES", default_value = "default", value_delimiter = ',')]
     pub queues: Vec<String>,
     /// Tasks that compute and that run at once, on threads or in child processes. Default: the number of cores. Kinds of
@@ -68,6 +70,9 @@ pub struct Config {
     /// A task is buried when no live worker has known its kind for this long. Raise it when workers come late.
     #[arg(long, env = "MILLPOND_WORKER_UNKNOWN_KIND_AFTER", default_value_t = humantime::Duration::from(UNKNOWN_KIND_BURY_AFTER))]
     pub unknown_kind_after: humantime::Duration,
+    /// Whether tasks must be signed.
+    #[command(flatten)]
+    pub signing: SigningArgs,
     /// How to reach NATS.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -107,6 +112,8 @@ pub struct Settings {
     pub backoff: Backoff,
     /// When a task of a kind that nobody knows is buried.
     pub unknown_kind_after: Duration,
+    /// Keys; with them only signed tasks run.
+    pub signer: Option<Signer>,
     /// How long to try to reach NATS.
     pub connect_timeout: Duration,
 }
@@ -151,6 +158,7 @@ impl Config {
             task_timeout: self.task_timeout.into(),
             backoff,
             unknown_kind_after: self.unknown_kind_after.into(),
+            signer: self.signing.signer()?,
             connect_timeout: self.connect.connect_timeout,
         })
     }

@@ -51,6 +51,7 @@ impl Heartbeat {
             running: 0,
             held: 0,
             draining: false,
+            signed_only: settings.signer.is_some(),
             done: 0,
             failed: 0,
             by_kind: BTreeMap::new(),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use millpond::bus::lease::Lease;
-use millpond::limits::{LOOKAHEAD, LOOKAHEAD_TASKS_MAX};
+use millpond::limits::{LATER_QUEUES_SHARE, LOOKAHEAD, LOOKAHEAD_TASKS_MAX};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::handlers::{Handler, Talker};
@@ -155,18 +155,73 @@ impl Lanes {
     }
 }
 
-/// What was delivered and waits for a slot of one lane; DUE goes first.
+/// What was delivered of one queue; DUE goes first.
 #[derive(Default)]
-struct Waiting {
+struct Queued {
     due: VecDeque<Lease>,
     tasks: VecDeque<Lease>,
+}
+
+impl Queued {
+    fn len(&self) -> usize {
+        self.due.len() + self.tasks.len()
+    }
+}
+
+/// What was delivered and waits for a slot of one lane, by queue in the order of the worker's queues.
+struct Waiting {
+    queues: Vec<Queued>,
+    turns: Turns,
     /// Number of the last arrival, and its time.
     arrived: Option<(u64, Instant)>,
 }
 
+/// Whose turn it is: the first queue's that waits, and after a while one of those behind it.
+#[derive(Default)]
+struct Turns {
+    /// Starts since one of a later queue, at most [`LATER_QUEUES_SHARE`] - 1.
+    passed: usize,
+    /// The later queue that had the last turn.
+    last: usize,
+}
+
+impl Turns {
+    /// The next of these queues, given in order.
+    fn next(&mut self, waiting: &[usize], queues: usize) -> Option<usize> {
+        let (&first, later) = waiting.split_first()?;
+        let due = self.passed + 1 >= LATER_QUEUES_SHARE;
+        let in_turn = || later.iter().find(|queue| **queue > self.last).or(later.first());
+        if let Some(&queue) = in_turn().filter(|_| due) {
+            (self.passed, self.last) = (0, queue);
+            return Some(queue);
+        }
+        // The last queue passes nobody.
+        self.passed = if first + 1 == queues { 0 } else { (self.passed + 1).min(LATER_QUEUES_SHARE - 1) };
+        Some(first)
+    }
+}
+
 impl Waiting {
+    fn new(queues: usize) -> Self {
+        let queues = (0..queues.max(1)).map(|_| Queued::default()).collect();
+        Self { queues, turns: Turns::default(), arrived: None }
+    }
+
     fn len(&self) -> usize {
-        self.due.len() + self.tasks.len()
+        self.queues.iter().map(Queued::len).sum()
+    }
+
+    fn pop(&mut self) -> Option<Lease> {
+        let queue = match self.queues.len() {
+            1 => 0,
+            count => {
+                let waiting: Vec<usize> =
+                    (0..count).filter(|q| self.queues.get(*q).is_some_and(|w| w.len() > 0)).collect();
+                self.turns.next(&waiting, count)?
+            }
+        };
+        let queued = self.queues.get_mut(queue)?;
+        queued.due.pop_front().or_else(|| queued.tasks.pop_front())
     }
 
     /// Whether its lane is in use: worth pulling for while another is full.
@@ -178,6 +233,8 @@ impl Waiting {
 /// What was delivered and waits for a slot.
 pub(crate) struct Ready {
     lanes: Lanes,
+    /// The worker's queues, in their order.
+    queues: Vec<String>,
     waiting: Vec<Waiting>,
     arrivals: u64,
     /// Tasks that are pulled for free lanes while another is full, without knowing whose they will be.
@@ -189,10 +246,11 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
-    pub(crate) fn new(lanes: &Lanes) -> Self {
-        let waiting = lanes.all.iter().map(|_| Waiting::default()).collect();
+    pub(crate) fn new(lanes: &Lanes, queues: &[String]) -> Self {
+        let waiting = lanes.all.iter().map(|_| Waiting::new(queues.len())).collect();
         Self {
             lanes: lanes.clone(),
+            queues: queues.to_vec(),
             waiting,
             arrivals: 0,
             trust: 1,
@@ -208,12 +266,14 @@ impl Ready {
         let fits = self.room_of(id) > 0;
         self.arrivals += 1;
         let arrived = Some((self.arrivals, Instant::now()));
+        let queue = self.queues.iter().position(|queue| *queue == lease.task.subject.queue).unwrap_or(0);
         let Some(waiting) = self.waiting.get_mut(id) else { return };
         waiting.arrived = arrived;
+        let Some(queued) = waiting.queues.get_mut(queue) else { return };
         if lease.is_due() {
-            waiting.due.push_back(lease);
+            queued.due.push_back(lease);
         } else {
-            waiting.tasks.push_back(lease);
+            queued.tasks.push_back(lease);
         }
         if self.on_trust && fits {
             self.trust = (self.trust * 2).min(TRUST_MAX);
@@ -234,8 +294,7 @@ impl Ready {
     pub(crate) fn pop(&mut self) -> Option<(Lease, Slot, LaneId)> {
         for (id, waiting) in self.waiting.iter_mut().enumerate().filter(|(_, waiting)| waiting.len() > 0) {
             if let Some(slot) = self.lanes.try_slot(id) {
-                let lease = waiting.due.pop_front().or_else(|| waiting.tasks.pop_front())?;
-                return Some((lease, slot, id));
+                return Some((waiting.pop()?, slot, id));
             }
         }
         None
@@ -247,7 +306,8 @@ impl Ready {
 
     /// Everything that waits.
     pub(crate) fn drain(&mut self) -> Vec<Lease> {
-        self.waiting.iter_mut().flat_map(|w| w.due.drain(..).chain(w.tasks.drain(..))).collect()
+        let queued = self.waiting.iter_mut().flat_map(|w| &mut w.queues);
+        queued.flat_map(|queued| queued.due.drain(..).chain(queued.tasks.drain(..))).collect()
     }
 
     /// Takes out what has waited for longer than `limit`.
@@ -255,7 +315,7 @@ impl Ready {
         let mut late = Vec::new();
         for (id, waiting) in self.waiting.iter_mut().enumerate() {
             let before = late.len();
-            for queue in [&mut waiting.due, &mut waiting.tasks] {
+            for queue in waiting.queues.iter_mut().flat_map(|q| [&mut q.due, &mut q.tasks]) {
                 while queue.front().is_some_and(|lease| lease.since().elapsed() > limit) {
                     late.extend(queue.pop_front());
                 }
@@ -296,5 +356,27 @@ impl Ready {
     fn room_of(&self, id: LaneId) -> usize {
         let (Some(lane), Some(waiting)) = (self.lanes.lane(id), self.waiting.get(id)) else { return 0 };
         (lane.size + lane.ahead()).saturating_sub(lane.running() + waiting.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn later_queues_have_their_turns() {
+        let mut turns = Turns::default();
+        let all: Vec<usize> = (0..100).filter_map(|_| turns.next(&[0, 1, 2], 3)).collect();
+        let count = |queue: usize| all.iter().filter(|q| **q == queue).count();
+        assert_eq!((count(0), count(1), count(2)), (90, 5, 5));
+        assert_eq!(turns.next(&[], 3), None);
+        // What comes to the first queue while the last one has everything is next.
+        let mut turns = Turns::default();
+        assert!((0..100).all(|_| turns.next(&[1], 2) == Some(1)));
+        assert!((0..9).all(|_| turns.next(&[0, 1], 2) == Some(0)));
+        assert_eq!(turns.next(&[0, 1], 2), Some(1));
+        // Nobody waited behind it: the first that comes there is next.
+        assert!((0..100).all(|_| turns.next(&[0], 2) == Some(0)));
+        assert_eq!([turns.next(&[0, 1], 2), turns.next(&[0, 1], 2)], [Some(1), Some(0)]);
     }
 }

@@ -22,6 +22,7 @@ mod share;
 mod spool;
 mod stats;
 mod supervisor;
+mod then;
 mod work;
 
 use std::collections::BTreeMap;
@@ -176,6 +177,7 @@ impl Worker {
         let Self { settings, mut handlers, isolated } = self;
         let pools = pools(&settings, &mut handlers, isolated)?;
         let bus = Bus::connect(&settings.nats_url, Role::Worker, &settings.name, settings.connect_timeout).await?;
+        let bus = bus.with_signer(settings.signer.clone());
         let nonce = millpond::random_token();
         let mut background = JoinSet::new();
         let leases = Leases::start(&bus, &settings.name, &nonce, &mut background).await?;
@@ -210,7 +212,7 @@ impl Worker {
         heartbeat.beat().await?;
         background.spawn(heartbeat.clone().beat_for_ever());
         log_start(&settings, &shop);
-        let ready = Ready::new(&shop.lanes);
+        let ready = Ready::new(&shop.lanes, &settings.queues);
         let drain_time = settings.drain_time;
         let mut floor = Floor { settings, shop: shop.clone(), leases, ready, running: JoinSet::new() };
         let puller = floor.take_tasks(puller, &shutdown).await;
@@ -288,6 +290,7 @@ fn log_start(settings: &Settings, shop: &Shop) {
         task_timeout = ?settings.task_timeout,
         idle_exit = ?settings.idle_exit,
         retry_delay = ?settings.backoff.base,
+        signing_keys = settings.signer.as_ref().map(|signer| signer.key_ids().join(",")),
         kinds = ?shop.handlers.keys().collect::<Vec<_>>(),
         "worker ready"
     );

@@ -23,6 +23,7 @@ use serde_json::value::RawValue;
 use crate::cancels::{Cancelled, Cancels};
 use crate::large;
 use crate::share::CallEnd;
+use crate::then::next_steps;
 
 /// When the halves of a batch that kills workers may start.
 const SPLIT_DELAY: Duration = Duration::from_secs(1);
@@ -86,10 +87,10 @@ pub(crate) struct Tally {
 }
 
 /// A message of DUE or DEAD that must be stored before the outcome.
-struct Effect {
-    subject: String,
-    headers: Headers,
-    payload: Bytes,
+pub(crate) struct Effect {
+    pub(crate) subject: String,
+    pub(crate) headers: Headers,
+    pub(crate) payload: Bytes,
 }
 
 impl Settler {
@@ -112,6 +113,7 @@ impl Settler {
             }
         }
         plan.republish_rest(task, &arguments);
+        plan.goes_on = true;
         let tally = plan.tally;
         self.finish(lease, plan).await;
         tally
@@ -206,9 +208,14 @@ impl Settler {
             true => Box::pin(large::store(&self.bus, &mut plan.outcome)).await,
             false => Ok(()),
         };
+        // Behind the large results: the next step refers to them.
+        plan.add_next_steps(&lease.task);
         let told: Vec<Bytes> = match lease.task.reply_to {
             Some(_) => {
-                plan.outcome.told(&self.worker).filter_map(|t| serde_json::to_vec(&t).ok()).map(Bytes::from).collect()
+                // Of a chain the last step is told, and what ends it early.
+                let last = lease.task.then.is_empty();
+                let told = plan.outcome.told(&self.worker).filter(|told| last || told.status != "done");
+                told.filter_map(|t| serde_json::to_vec(&t).ok()).map(Bytes::from).collect()
             }
             None => Vec::new(),
         };
@@ -293,6 +300,8 @@ struct Plan {
     rest: Vec<u32>,
     /// The same attempt of the same id was published again.
     published_whole: bool,
+    /// It ran: what is done of it goes on to the next step of its chain.
+    goes_on: bool,
     tally: Tally,
 }
 
@@ -310,6 +319,7 @@ impl Plan {
             ended_ms: attempt.ended_ms,
             busy_us: u64::try_from(attempt.busy.as_micros()).unwrap_or(u64::MAX),
             trace: Some(attempt.trace.trace_id()),
+            then: None,
             results: Vec::with_capacity(attempt.ends.len()),
             refs: Vec::new(),
             not_done: Vec::new(),
@@ -323,7 +333,16 @@ impl Plan {
             outcome,
             rest: Vec::new(),
             published_whole: false,
+            goes_on: false,
             tally: Tally::default(),
+        }
+    }
+
+    fn add_next_steps(&mut self, task: &Task) {
+        let next = if self.goes_on { next_steps(task, &self.outcome) } else { Vec::new() };
+        if !next.is_empty() {
+            self.outcome.then = task.next_step().map(|step| format!("{}.{}", step.queue, step.kind));
+            self.effects.extend(next);
         }
     }
 
@@ -386,6 +405,7 @@ impl Plan {
             id: id.clone(),
             items,
             job: task.subject.job.clone(),
+            unique: task.subject.unique.clone(),
             index: task.index_of(item),
             attempt: task.attempt,
             reason: reason.to_owned(),

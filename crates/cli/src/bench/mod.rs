@@ -13,8 +13,9 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use millpond::bus::publish::Patience;
 use millpond::client::{Batch, Client, MapSpec, NewTask};
+use millpond::config::SigningArgs;
 
-use crate::state::{CLIENT_NATS_URL, Env};
+use crate::state::{Env, publisher};
 use process::snapshot;
 use raw::Raw;
 use report::{Report, Round};
@@ -89,7 +90,7 @@ fn slots(args: &BenchArgs) -> usize {
 const KINDS: [&str; 5] = ["raw", "single", "auto", "raw_lone", "lone"];
 
 async fn inside(args: &BenchArgs, env: &Env) -> anyhow::Result<ExitCode> {
-    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "bench", Duration::from_secs(10)).await?;
+    let client = publisher(env, "bench", Duration::from_secs(10), &SigningArgs::default()).await?;
     if args.isolate {
         isolate::run(args, &client, slots(args)).await?;
         client.close().await;

@@ -63,7 +63,7 @@ pub struct UpArgs {
     /// Commands that `millpond xargs` may run on the workers, separated by commas; `*` allows every command.
     #[arg(long)]
     allow_xargs: Option<String>,
-    /// Queues that the workers serve, separated by commas.
+    /// Queues that the workers serve, separated by commas, in this order (`worker run --help`).
     #[arg(long, default_value = "default")]
     queues: String,
     /// `fixed`: 4222 for NATS, 7610 and 7611 for HTTP. `auto`: free ones.
@@ -189,6 +189,8 @@ impl Cluster {
             (state::COLLECTOR_URL, format!("http://127.0.0.1:{}", self.ports.collector)),
             (state::TOKEN, self.secrets.token.clone()),
         ];
+        // Ours came from the environment, and so do theirs; commands in other shells find it here.
+        env.extend(std::env::var(state::SIGNING_KEY).ok().map(|keys| (state::SIGNING_KEY, keys)));
         if args.bench_account {
             env.push((BENCH_NATS_URL, url("setup").replacen("setup:", "bench:", 1)));
         }

@@ -16,13 +16,13 @@ use bytes::Bytes;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use futures_util::stream::{self, BoxStream, StreamExt};
-use millpond::client::{Batch, Client, MapSpec};
-use millpond::config::{ConnectArgs, duration};
+use millpond::client::{Batch, MapSpec};
+use millpond::config::{ConnectArgs, SigningArgs, duration};
 use millpond::limits::ATTEMPTS_MAX_MAX;
 use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 
-use crate::state::{CLIENT_NATS_URL, Env};
+use crate::state::{Env, publisher};
 use report::Report;
 use template::{Template, quoted};
 
@@ -97,6 +97,8 @@ pub struct XargsArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
+    signing: SigningArgs,
+    #[command(flatten)]
     connect: ConnectArgs,
 }
 
@@ -115,7 +117,7 @@ pub async fn run(mut args: XargsArgs, env: &Env) -> anyhow::Result<ExitCode> {
         return dry_run(&template, lines).await;
     }
     let mut report = Report::new(&args, template.clone())?;
-    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "xargs", args.connect.connect_timeout).await?;
+    let client = publisher(env, "xargs", args.connect.connect_timeout, &args.signing).await?;
     let spec = MapSpec {
         queue: args.queue.clone(),
         kind: KIND.to_owned(),

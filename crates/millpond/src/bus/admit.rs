@@ -11,10 +11,10 @@ use lru::LruCache;
 use rand::RngExt;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 
+use super::Bus;
 use super::bounds::Fill;
 use super::publish::{Failed, Patience, PublishError, Stored};
 use super::topology::TopologyError;
-use super::{Bus, to_nats};
 use crate::limits::{QUEUE_FULL_WAIT_MAX, QUEUE_FULL_WAIT_MIN, QUEUE_LIMIT_KNOWN_FOR, STREAM_FULL_WAIT};
 use crate::task::Headers;
 
@@ -151,7 +151,7 @@ impl Doors {
         let queue = self.queue(queue);
         let mut entry = Entry {
             subject,
-            headers: to_nats(headers),
+            headers: self.bus.signed(subject, headers, &payload),
             payload: payload.clone(),
             doubt: true,
             pause: QUEUE_FULL_WAIT_MIN,

@@ -179,6 +179,7 @@ fn never_ran(task: &Task) -> Outcome {
         results: items.clone().map(|_| RawValue::NULL.to_owned()).collect(),
         not_done: items.map(cancelled).collect(),
         refs: Vec::new(),
+        then: None,
         failures: task.failures.clone(),
     }
 }

@@ -18,6 +18,8 @@ pub const CTL_REPLAY: &str = "ctl.replay";
 
 /// Asked of a collector by a client: what it has kept of a job.
 pub const CTL_RESULTS: &str = "ctl.request.results";
+/// Asked of a producer service: publish the task that a job's end starts.
+pub const CTL_THEN: &str = "ctl.then";
 
 /// Asked of one worker: drain.
 #[must_use]
@@ -38,6 +40,52 @@ pub struct Replay {
     pub headers: Headers,
     /// Its payload, base64.
     pub payload: String,
+}
+
+/// A job that has ended, and the task that this starts.
+///
+/// ```
+/// let text = r#"{"job":"j1","epoch":1,"queue":"default","kind":"report","total":3,"done":2,"dead":1,"cancelled":0}"#;
+/// let ended: millpond::bus::ctl::JobEnded = serde_json::from_str(text).unwrap();
+/// assert_eq!(ended.id(), "j1.1/then");
+/// assert_eq!(ended.arguments(), r#"{"job":"j1","epoch":1,"total":3,"done":2,"dead":1,"cancelled":0}"#);
+/// ```
+#[derive(Debug, Serialize, Deserialize)]
+pub struct JobEnded {
+    /// Its name.
+    pub job: String,
+    /// Its epoch.
+    pub epoch: u32,
+    /// Who runs the task.
+    pub queue: String,
+    /// Which handler runs it.
+    pub kind: String,
+    /// Tasks of the job.
+    pub total: u64,
+    /// Those with a result.
+    pub done: u64,
+    /// Those that died.
+    pub dead: u64,
+    /// Those that were cancelled.
+    pub cancelled: u64,
+}
+
+impl JobEnded {
+    /// The id of the task: one for each epoch of the job.
+    #[must_use]
+    pub fn id(&self) -> String {
+        format!("{}.{}/then", self.job, self.epoch)
+    }
+
+    /// The argument of the task, JSON.
+    #[must_use]
+    pub fn arguments(&self) -> String {
+        let Self { epoch, total, done, dead, cancelled, .. } = self;
+        let job = serde_json::to_string(&self.job).unwrap_or_default();
+        format!(
+            r#"{{"job":{job},"epoch":{epoch},"total":{total},"done":{done},"dead":{dead},"cancelled":{cancelled}}}"#
+        )
+    }
 }
 
 /// What a service answers.

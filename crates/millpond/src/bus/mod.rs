@@ -12,6 +12,7 @@ pub mod jobs;
 mod keep;
 pub mod lease;
 pub mod objects;
+mod order;
 pub mod pack;
 pub mod pipe;
 pub mod publish;
@@ -25,6 +26,7 @@ pub mod shared;
 pub mod subject;
 mod talk;
 pub mod topology;
+pub(crate) mod unique;
 mod who;
 
 use std::sync::Arc;
@@ -37,6 +39,7 @@ use async_nats::{ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
 
 use crate::limits::{PUBLISH_ACK_WAIT, PUBLISH_WINDOW, SERVER_PAYLOAD_BYTES_MAX};
+use crate::signature::Signer;
 use crate::task::Headers;
 
 /// A NATS user with its own permissions and inboxes (deploy/nats/roles.conf).
@@ -123,6 +126,7 @@ pub struct Bus {
     pub(crate) client: async_nats::Client,
     pub(crate) js: jetstream::Context,
     connection: watch::Receiver<Connection>,
+    signer: Option<Signer>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -167,7 +171,13 @@ impl Bus {
             .max_ack_inflight(PUBLISH_WINDOW * 8)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        Ok(Self { client, js, connection, dropped })
+        Ok(Self { client, js, connection, signer: None, dropped })
+    }
+
+    /// The same connection; with keys, each task that is stored over it is signed, and each that is taken verified.
+    #[must_use]
+    pub fn with_signer(self, signer: Option<Signer>) -> Self {
+        Self { signer, ..self }
     }
 
     /// Loss and return of the connection, as they happen.

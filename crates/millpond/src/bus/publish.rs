@@ -53,6 +53,12 @@ pub enum PublishError {
         /// What the server says.
         reason: String,
     },
+    /// It was to be stored only where nothing lies, and something does.
+    #[error("there is a task on {subject} already")]
+    AlreadyThere {
+        /// The subject.
+        subject: String,
+    },
     /// No answer for the whole of the caller's patience; it may or may not be stored: send again with the same id.
     #[error("no answer from nats-server for a message for {subject} within {}; is it up, and may this user publish there?", humantime::format_duration(*.waited))]
     NoAnswer {
@@ -118,12 +124,24 @@ impl Bus {
         patience: Patience,
     ) -> Result<Stored, PublishError> {
         let started = Instant::now();
-        let headers = to_nats(headers);
+        let headers = self.signed(subject, headers, &payload);
         loop {
             match self.try_store(subject, headers.clone(), payload.clone()).await {
                 Ok(stored) => return Ok(stored),
                 Err(failed) => tokio::time::sleep(failed.pause(subject, patience, started)?).await,
             }
+        }
+    }
+
+    /// The headers with their signature, where there is a key and it is a task.
+    pub(super) fn signed(&self, subject: &str, headers: &Headers, payload: &[u8]) -> async_nats::HeaderMap {
+        match self.signer.as_ref().filter(|_| is_task(subject)) {
+            Some(signer) => {
+                let mut signed = headers.clone();
+                signer.sign(subject, &mut signed, payload);
+                to_nats(&signed)
+            }
+            None => to_nats(headers),
         }
     }
 
@@ -172,6 +190,11 @@ impl Failed {
     }
 }
 
+/// Whether what is stored there is run: all of these are signed, whoever publishes them.
+fn is_task(subject: &str) -> bool {
+    ["tasks.", "sched.", "due."].iter().any(|prefix| subject.starts_with(prefix))
+}
+
 /// Waits until the connection was lost and is back.
 async fn back_up(connection: &mut tokio::sync::watch::Receiver<super::Connection>) {
     loop {
@@ -190,6 +213,7 @@ fn judge(error: &NatsPublishError, subject: &str, bytes: usize) -> Failed {
     let reason = || source.map_or_else(|| error.to_string(), ToString::to_string);
     match error.kind() {
         PublishErrorKind::StreamNotFound => Failed::NoStream,
+        PublishErrorKind::WrongLastSequence => Failed::Final(PublishError::AlreadyThere { subject }),
         PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
             Failed::Again(Duration::from_millis(20))
         }

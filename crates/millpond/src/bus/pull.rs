@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 
 use super::lease::{Lease, Leases, Place};
+use super::order::Order;
 use super::topology::{STREAM_DUE, STREAM_TASKS, TopologyError, durable, make_queue};
 use super::{Bus, from_nats};
 use crate::limits::{PULL_BYTES_MAX, PULL_EXPIRES, PULL_WATCHDOG};
@@ -19,7 +20,10 @@ use crate::task::{Arrival, Origin, Task};
 pub struct Puller {
     bus: Bus,
     leases: Leases,
+    /// DUE of each queue, then TASKS of each, both in the order of the queues.
     sources: Vec<Source>,
+    /// Of several queues, which is asked for how much.
+    order: Option<Order>,
     inbox: String,
     /// Of one era: what an older inbox still brings may have been delivered before a pause or a loss, and is not read.
     messages: async_nats::Subscriber,
@@ -34,11 +38,14 @@ pub struct Puller {
 struct Source {
     queue: String,
     origin: Origin,
+    /// When it last brought something.
+    heard: Option<Instant>,
 }
 
 struct Request {
     source: usize,
     left: usize,
+    sent: Instant,
     forget_at: Instant,
 }
 
@@ -54,12 +61,13 @@ impl Puller {
         let (inbox, messages) = listen(bus).await?;
         let sources = [Origin::Due, Origin::Tasks]
             .into_iter()
-            .flat_map(|origin| queues.iter().map(move |queue| Source { queue: queue.clone(), origin }))
+            .flat_map(|origin| queues.iter().map(move |queue| Source { queue: queue.clone(), origin, heard: None }))
             .collect();
         Ok(Self {
             bus: bus.clone(),
             leases: leases.clone(),
             sources,
+            order: (queues.len() > 1).then(|| Order::new(queues.len())),
             inbox,
             messages,
             era: leases.shared.era(),
@@ -69,7 +77,8 @@ impl Puller {
         })
     }
 
-    /// Keeps pulls for `room` tasks at the server, those of DUE ahead of those of TASKS. Cheap when nothing is missing.
+    /// Keeps pulls for `room` tasks at the server, those of DUE ahead of those of TASKS; of several queues as
+    /// `bus/order.rs` says. Cheap when nothing is missing.
     ///
     /// # Cancel safety
     /// Safe: a pull that was counted and not sent is forgotten by the watchdog.
@@ -86,9 +95,10 @@ impl Puller {
         self.remake_queues().await;
         let now = Instant::now();
         self.requests.retain(|_, r| r.forget_at > now);
-        let share = room.div_ceil(self.sources.len().div_ceil(2).max(1));
+        let targets = self.targets(room, now);
         for source in 0..self.sources.len() {
-            let outstanding: usize = self.requests.values().filter(|r| r.source == source).map(|r| r.left).sum();
+            let share = targets.as_ref().map_or(Some(room), |t| t.get(source % t.len().max(1)).copied()).unwrap_or(0);
+            let outstanding = self.outstanding(source);
             let want = share.saturating_sub(outstanding);
             // In steps of half the room, so that a large window does not cost a request for every task.
             if want > 0 && (outstanding == 0 || want >= share.div_ceil(2)) {
@@ -97,13 +107,34 @@ impl Puller {
         }
     }
 
+    fn outstanding(&self, source: usize) -> usize {
+        self.requests.values().filter(|r| r.source == source).map(|r| r.left).sum()
+    }
+
+    /// What each queue is to be asked for; none for a worker of one queue, which is asked for all there is room for.
+    fn targets(&mut self, room: usize, now: Instant) -> Option<Vec<usize>> {
+        let queues = self.sources.len() / 2;
+        let asked: Vec<usize> = match &self.order {
+            None => return None,
+            Some(_) => (0..queues).map(|q| self.outstanding(q).min(self.outstanding(q + queues))).collect(),
+        };
+        let order = self.order.as_mut()?;
+        for request in self.requests.values() {
+            let heard = self.sources.get(request.source).and_then(|s| s.heard);
+            let since = heard.map_or(request.sent, |heard| heard.max(request.sent));
+            order.unanswered(request.source % queues, request.source / queues, since, now);
+        }
+        Some(order.targets(room, &asked))
+    }
+
     async fn send(&mut self, source: usize, batch: usize) {
-        let Some(Source { queue, origin }) = self.sources.get(source) else { return };
+        let Some(Source { queue, origin, .. }) = self.sources.get(source) else { return };
         let number = self.next_request;
         self.next_request += 1;
-        let forget_at = Instant::now() + PULL_EXPIRES + PULL_WATCHDOG;
+        let sent = Instant::now();
+        let forget_at = sent + PULL_EXPIRES + PULL_WATCHDOG;
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", stream(*origin), durable(queue));
-        self.requests.insert(number, Request { source, left: batch, forget_at });
+        self.requests.insert(number, Request { source, left: batch, sent, forget_at });
         let expires = u64::try_from(PULL_EXPIRES.as_nanos()).unwrap_or(u64::MAX);
         let body = json!({ "batch": batch, "expires": expires, "max_bytes": PULL_BYTES_MAX }).to_string();
         let reply = format!("{}.{number}", self.inbox);
@@ -156,10 +187,17 @@ impl Puller {
             self.end_request(number, status, message.description.as_deref());
             return None;
         }
-        let lease = self.hold(message)?;
+        let (lease, more) = self.hold(message)?;
         let origin = if lease.is_due() { Origin::Due } else { Origin::Tasks };
         let queue = &lease.task.subject.queue;
         let source = self.sources.iter().position(|s| s.origin == origin && s.queue == *queue);
+        if let (Some(order), Some(source)) = (&mut self.order, source) {
+            let queues = self.sources.len() / 2;
+            order.delivered(source % queues, source / queues, more);
+            if let Some(source) = self.sources.get_mut(source) {
+                source.heard = Some(Instant::now());
+            }
+        }
         let request = self.requests.iter_mut().find(|(_, r)| Some(r.source) == source);
         if let Some((&number, request)) = request {
             request.left = request.left.saturating_sub(1);
@@ -182,21 +220,27 @@ impl Puller {
         }
     }
 
-    fn hold(&self, message: async_nats::Message) -> Option<Lease> {
+    /// The lease, and whether more wait where it came from.
+    fn hold(&self, message: async_nats::Message) -> Option<(Lease, bool)> {
         let reply = message.reply.as_ref()?.to_string();
         let message = jetstream::Message { message, context: self.bus.js.clone() };
-        let (origin, seq, deliveries, stored_ms) = {
+        let (origin, seq, deliveries, stored_ms, more) = {
             let info = message.info().ok()?;
             let origin = if info.stream == STREAM_DUE { Origin::Due } else { Origin::Tasks };
             let stored = info.published.unix_timestamp_nanos() / 1_000_000;
-            (origin, info.stream_sequence, info.delivered, i64::try_from(stored).unwrap_or(0))
+            (origin, info.stream_sequence, info.delivered, i64::try_from(stored).unwrap_or(0), info.pending > 0)
         };
         let shared = &self.leases.shared;
         let epoch = if origin == Origin::Due { &shared.epoch_due } else { &shared.epoch_tasks };
         let headers = from_nats(message.headers.as_ref());
         let arrival = Arrival { origin, epoch, seq, stored_ms };
-        let task = Task::read(&message.subject, &headers, message.payload.clone(), arrival);
-        Some(shared.hold(task, Place { origin, seq, stored_ms, deliveries, reply }, self.era))
+        let mut task = Task::read(&message.subject, &headers, message.payload.clone(), arrival);
+        if let Some(signer) = &self.bus.signer
+            && let Err(distrust) = signer.verify(&message.subject, &headers, &message.payload)
+        {
+            task.distrust(distrust, arrival);
+        }
+        Some((shared.hold(task, Place { origin, seq, stored_ms, deliveries, reply }, self.era), more))
     }
 }
 

@@ -244,7 +244,7 @@ pub(super) fn unix_ms(at: async_nats::datetime::DateTime) -> i64 {
 /// It reads the stream, so that neither a reconnect nor a slow reader loses one.
 pub struct JobReader {
     bus: Bus,
-    job: String,
+    filter: String,
     /// The next sequence to read; none before the first message: from now on.
     next_seq: Option<u64>,
     /// Messages that were there when the reader was made, or made anew, and are not read yet.
@@ -276,7 +276,8 @@ impl JobReader {
     /// # Errors
     /// [`TopologyError`] when the server does not answer or refuses.
     pub async fn start_from(bus: &Bus, job: &str, seq: u64) -> Result<Self, TopologyError> {
-        let mut reader = Self { bus: bus.clone(), job: job.to_owned(), next_seq: Some(seq), backlog: 0, pull: None };
+        let mut reader =
+            Self { bus: bus.clone(), filter: results_of_job(job), next_seq: Some(seq), backlog: 0, pull: None };
         reader.open().await?;
         Ok(reader)
     }
@@ -288,7 +289,7 @@ impl JobReader {
     }
 
     async fn open(&mut self) -> Result<(), TopologyError> {
-        let what = format!("a reader of the results of job {}", self.job);
+        let what = format!("a reader of {}", self.filter);
         let config = pull::Config {
             deliver_policy: self
                 .next_seq
@@ -296,7 +297,7 @@ impl JobReader {
             ack_policy: AckPolicy::None,
             // A name of its own puts name and filter into the subject that the role's permissions look at.
             name: Some(format!("r-{}", crate::random_token())),
-            filter_subject: results_of_job(&self.job),
+            filter_subject: self.filter.clone(),
             inactive_threshold: Duration::from_secs(60),
             memory_storage: true,
             num_replicas: 1,
@@ -353,7 +354,7 @@ impl JobReader {
 /// some come twice.
 pub struct LiveReader {
     bus: Bus,
-    job: String,
+    filter: String,
     /// RESULTS had this much when it began.
     from_seq: u64,
     messages: async_nats::Subscriber,
@@ -368,14 +369,22 @@ impl LiveReader {
     /// # Errors
     /// [`TopologyError`] when the server does not answer.
     pub async fn start(bus: &Bus, job: &str) -> Result<Self, TopologyError> {
+        Self::start_on(bus, results_of_job(job)).await
+    }
+
+    /// Starts to listen to results of other subjects, `results.…`.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn start_on(bus: &Bus, filter: String) -> Result<Self, TopologyError> {
         let mut connection = bus.connection();
         connection.mark_unchanged();
         let dropped = bus.dropped_messages();
-        let subscribed = bus.client.subscribe(results_of_job(job)).await;
-        let messages = subscribed.map_err(|e| TopologyError::new("the results of a job", &e))?;
+        let subscribed = bus.client.subscribe(filter.clone()).await;
+        let messages = subscribed.map_err(|e| TopologyError::new(&filter, &e))?;
         // Its answer comes after the subscription is in place.
         let from_seq = super::topology::stream_state(bus, STREAM_RESULTS).await?.last_seq + 1;
-        Ok(Self { bus: bus.clone(), job: job.to_owned(), from_seq, messages, connection, dropped, catch_up: None })
+        Ok(Self { bus: bus.clone(), filter, from_seq, messages, connection, dropped, catch_up: None })
     }
 
     /// The next pack, with its subject.
@@ -412,8 +421,8 @@ impl LiveReader {
     }
 
     fn read_again(&mut self) {
-        let (bus, job) = (self.bus.clone(), self.job.clone());
-        self.catch_up = Some(JobReader { bus, job, next_seq: Some(self.from_seq), backlog: 0, pull: None });
+        let (bus, filter) = (self.bus.clone(), self.filter.clone());
+        self.catch_up = Some(JobReader { bus, filter, next_seq: Some(self.from_seq), backlog: 0, pull: None });
     }
 }
 

@@ -136,7 +136,20 @@ impl TaskSubject {
     /// Where a task with this id waits for its time.
     #[must_use]
     pub fn sched(&self, id: &str) -> String {
-        format!("sched.{}.{}.{}.{}", self.queue, self.kind, self.job_token(), key(id))
+        format!("{}.{}", self.sched_base(), key(id))
+    }
+
+    /// Where all tasks of its job or unique key wait for their time.
+    #[must_use]
+    pub fn sched_of_all(&self) -> String {
+        format!("{}.*", self.sched_base())
+    }
+
+    fn sched_base(&self) -> String {
+        match &self.unique {
+            Some(key) => format!("sched.{}.{}.u-{key}", self.queue, self.kind),
+            None => format!("sched.{}.{}.{}", self.queue, self.kind, self.job_token()),
+        }
     }
 
     /// Where all tasks of its kind and job wait for their time.
@@ -286,5 +299,8 @@ mod tests {
         assert_eq!(parse_results(&subject.results()).unwrap(), subject);
         assert_eq!(parse_dead(&subject.dead()).unwrap().kind, "k");
         assert_eq!(subject.sched("any text\n").split('.').count(), 5);
+        let unique = TaskSubject { job: None, unique: Some("key".into()), ..subject };
+        assert_eq!(TaskSubject::parse(&unique.due()).unwrap(), unique);
+        assert_eq!((unique.sched_of_all().as_str(), unique.results().as_str()), ("sched.q.k.u-key.*", "results.-.q.k"));
     }
 }

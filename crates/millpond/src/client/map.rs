@@ -19,7 +19,7 @@ use super::sizer::{Batch, Sizer};
 use super::spec::{MapItem, MapSpec};
 use super::submit::final_ends;
 use super::window::Window;
-use super::{Client, ClientError, NewTask, NoResult, TaskEnd};
+use super::{Client, ClientError, NewTask, NoResult};
 use crate::batch;
 use crate::bus::publish::Patience;
 use crate::bus::results::JobReader;

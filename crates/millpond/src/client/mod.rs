@@ -13,6 +13,7 @@ mod session;
 mod sizer;
 mod spec;
 mod submit;
+mod wait;
 mod window;
 
 use std::num::NonZeroUsize;
@@ -31,6 +32,7 @@ pub use session::Session;
 pub use sizer::Batch;
 pub use spec::{Begin, MapItem, MapSpec};
 pub use submit::{NewTask, Submitted};
+pub use wait::Waiter;
 
 use crate::bus::admit::Doors;
 use crate::bus::bounds::Fill;
@@ -43,6 +45,7 @@ use crate::bus::{Bus, ConnectError, Role};
 use crate::limits::PAYLOAD_KEEP;
 use crate::outcome::Failure;
 use crate::schedule::ScheduleError;
+use crate::signature::Signer;
 use sizer::Pace;
 
 /// Queues and kinds whose durations a client remembers.
@@ -72,6 +75,15 @@ pub enum ClientError {
     /// There is no schedule of this name.
     #[error("there is no schedule {0}; `millpond schedule ls` lists them")]
     NoSchedule(String),
+    /// A task with a unique key, and another of that key waits or runs. Later it may be taken.
+    #[error("a task with the unique key {key} waits or runs already")]
+    AlreadyThere {
+        /// The key.
+        key: String,
+    },
+    /// A unique key where there can be none.
+    #[error("a task with a unique key is alone: it cannot be a batch or belong to a job")]
+    NotAlone,
     /// A task that is to wait for a time that does not exist.
     #[error("{at_ms} ms is no time that a task can wait for; it must lie between the years -9999 and 9999")]
     NoSuchTime {
@@ -192,6 +204,12 @@ impl Client {
     /// [`ClientError::Connect`].
     pub async fn connect(url: &str, name: &str, timeout: Duration) -> Result<Self, ClientError> {
         Ok(Self::over(Bus::connect(url, Role::Client, name, timeout).await?))
+    }
+
+    /// The same client; with keys, it signs what it publishes.
+    #[must_use]
+    pub fn with_signer(self, signer: Option<Signer>) -> Self {
+        Self { bus: self.bus.with_signer(signer), ..self }
     }
 
     /// A client over a connection in a role that may publish tasks.

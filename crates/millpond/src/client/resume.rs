@@ -22,7 +22,7 @@ use crate::bus::publish::Patience;
 use crate::bus::results::JobReader;
 use crate::bus::subject::{TaskSubject, check_token};
 use crate::bus::topology::{STREAM_RESULTS, stream_state};
-use crate::job::{JobRecord, JobState};
+use crate::job::{JobRecord, JobState, JobThen};
 use crate::limits::{BATCH_ITEMS_MAX, HEARTBEAT_LOST_AFTER, HISTORY_WITHIN, RESUME_QUIET};
 use crate::outcome::Failure;
 use crate::payload::PayloadRef;
@@ -165,6 +165,9 @@ impl Client {
         let job = spec.job.clone().unwrap_or_else(crate::random_token);
         check_token("job", &job)?;
         TaskSubject::new(&spec.queue, &spec.kind, None)?;
+        if let Some(then) = &spec.then {
+            TaskSubject::new(then.queue.as_ref().unwrap_or(&spec.queue), &then.kind, None)?;
+        }
         let batch = match spec.batch {
             Batch::Fixed(items) => Batch::Fixed(items.clamp(1, BATCH_ITEMS_MAX)),
             Batch::Auto => Batch::Auto,
@@ -224,6 +227,10 @@ impl Client {
                     epoch: before.as_ref().map_or(1, |before| before.epoch + 1),
                     state: JobState::Open,
                     total: None,
+                    then: spec.then.as_ref().map(|then| JobThen {
+                        queue: then.queue.as_ref().unwrap_or(&spec.queue).clone(),
+                        kind: then.kind.clone(),
+                    }),
                     published: 0,
                     fingerprint: None,
                     results_after,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::TaskEnd;
 use super::sizer::Batch;
+use crate::chain::Step;
 
 /// What to run over the input.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +25,8 @@ pub struct MapSpec {
     pub timeout: Option<Duration>,
     /// Attempts before a task is buried; none means the default.
     pub attempts_max: Option<u32>,
+    /// What runs once all of it has ended, with the counts as its argument; without a queue of its own in `queue`.
+    pub then: Option<Step>,
 }
 
 /// What happens when there is a job of the name already. One that was cancelled always starts anew.

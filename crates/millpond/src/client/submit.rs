@@ -5,9 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::payloads::{Ended, expires};
-use super::{Batch, Client, ClientError, NoResult, TaskEnd};
-use crate::bus::publish::Patience;
-use crate::bus::subject::TaskSubject;
+use super::{Batch, Client, ClientError, NoResult};
+use crate::bus::publish::{Patience, PublishError};
+use crate::bus::subject::{TaskSubject, check_token};
+use crate::bus::unique::only_when_alone;
+use crate::chain::{self, HEADER_THEN, Step};
 use crate::failpoint;
 use crate::outcome::{End, Failure, Kept, Outcome};
 use crate::payload::StoredPayload;
@@ -47,6 +49,10 @@ pub struct NewTask {
     pub at_ms: Option<i64>,
     /// Subject `reply.<x>` on which its end is told too.
     pub reply_to: Option<String>,
+    /// What runs when it is done, in order, each with the result of the one before it.
+    pub then: Vec<Step>,
+    /// Its unique key, a token: refused while another task of this queue, kind and key waits or runs.
+    pub unique: Option<String>,
     /// The trace it continues, as a `traceparent`; none starts a new one.
     pub traceparent: Option<String>,
 }
@@ -61,6 +67,14 @@ pub struct Submitted {
 }
 
 impl NewTask {
+    pub(super) fn subject(&self) -> Result<TaskSubject, ClientError> {
+        let subject = TaskSubject::new(&self.queue, &self.kind, self.job.clone())?;
+        let Some(key) = &self.unique else { return Ok(subject) };
+        check_token("unique key", key)?;
+        let alone = self.job.is_none() && self.batch.is_none();
+        if alone { Ok(TaskSubject { unique: self.unique.clone(), ..subject }) } else { Err(ClientError::NotAlone) }
+    }
+
     fn headers(&self, id: &str, trace: TraceContext, stored: Option<&StoredPayload>) -> Headers {
         let mut headers =
             vec![(HEADER_MSG_ID.to_owned(), id.to_owned()), (HEADER_TRACEPARENT.to_owned(), trace.to_traceparent())];
@@ -72,6 +86,7 @@ impl NewTask {
         put(HEADER_EXPIRES, expires(self.expires.as_deref(), stored));
         put(HEADER_REF, stored.map(|stored| stored.at.to_json()));
         put(HEADER_REPLY_TO, self.reply_to.clone());
+        put(HEADER_THEN, chain::text(&self.then));
         headers
     }
 }
@@ -81,7 +96,8 @@ impl Client {
     /// and at the limit of a bounded queue until there is, or the patience ends.
     ///
     /// # Errors
-    /// [`ClientError`]; on [`crate::bus::publish::PublishError::NoAnswer`] submit again with the same id.
+    /// [`ClientError`]; on [`crate::bus::publish::PublishError::NoAnswer`] submit again with the same id. A unique key
+    /// that is taken is [`ClientError::AlreadyThere`].
     pub async fn submit(&self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
         if let (Some(batch), None) = (task.batch, task.at_ms) {
             TaskSubject::new(&task.queue, &task.kind, None)?;
@@ -92,7 +108,7 @@ impl Client {
 
     /// As [`Client::submit`]; a batch that was made before its queue was bounded counts as one task.
     pub(super) async fn publish(&self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
-        let subject = TaskSubject::new(&task.queue, &task.kind, task.job.clone())?;
+        let subject = task.subject()?;
         let id = task.id.clone().unwrap_or_else(crate::random_token);
         let span = tracing::info_span!(
             "publish",
@@ -124,26 +140,31 @@ impl Client {
             }
             None => subject.task(),
         };
+        if task.unique.is_some() {
+            if self.bus.waits_in_due(&subject).await? {
+                return self.already_there(task, &place, id).await;
+            }
+            headers.extend(only_when_alone(&subject, task.at_ms.is_some()));
+        }
         let stored = match task.at_ms {
-            Some(_) => self.bus.store(&place, &headers, payload, patience).await?,
-            None => self.doors.store(&task.queue, &place, &headers, payload, patience).await?,
+            // A message can have one condition: a unique key's goes before the limit of its queue.
+            None if task.unique.is_none() => self.doors.store(&task.queue, &place, &headers, payload, patience).await,
+            _ => self.bus.store(&place, &headers, payload, patience).await,
+        };
+        let stored = match stored {
+            Err(PublishError::AlreadyThere { .. }) => return self.already_there(task, &place, id).await,
+            stored => stored?,
         };
         failpoint::hit("publish.acked");
         Ok(Submitted { id, duplicate: stored.duplicate })
     }
 
-    /// Publishes a task under a job of its own, and waits for its end, however long that takes. `stored` is called
-    /// once the server has it.
-    ///
-    /// # Errors
-    /// [`ClientError`] when it cannot be published.
-    pub async fn submit_and_wait(
-        &self,
-        task: NewTask,
-        patience: Patience,
-        stored: impl FnOnce(&Submitted),
-    ) -> Result<(Submitted, TaskEnd), ClientError> {
-        self.session(task.job.clone()).await?.run(task, patience, stored).await
+    /// A task of its unique key waits or runs: another one, unless this is a resend.
+    async fn already_there(&self, task: &NewTask, place: &str, id: String) -> Result<Submitted, ClientError> {
+        if self.bus.has_id(place, &id).await {
+            return Ok(Submitted { id, duplicate: true });
+        }
+        Err(ClientError::AlreadyThere { key: task.unique.clone().unwrap_or_default() })
     }
 }
 

@@ -151,12 +151,13 @@ async fn write_batch(
     let first_index = outcome.index.and_then(|i| i64::try_from(i).ok()).map(|i| i - i64::from(items.from));
     sqlx::query(
         "INSERT INTO tasks (queue, id, kind, job, idx, items, done, bitmap, status, attempt, result, ref,
-            worker, published_ms, started_ms, ended_ms, stored_ms, trace) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+            worker, published_ms, started_ms, ended_ms, stored_ms, trace, next) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
          ON CONFLICT (queue, id) DO UPDATE SET
             items = excluded.items, done = excluded.done, bitmap = excluded.bitmap, status = excluded.status,
             attempt = max(tasks.attempt, excluded.attempt), result = excluded.result,
             ref = excluded.ref, worker = excluded.worker, started_ms = min(tasks.started_ms, excluded.started_ms),
-            ended_ms = excluded.ended_ms, stored_ms = excluded.stored_ms, trace = coalesce(tasks.trace, excluded.trace)
+            ended_ms = excluded.ended_ms, stored_ms = excluded.stored_ms, trace = coalesce(tasks.trace, excluded.trace),
+            next = coalesce(tasks.next, excluded.next)
          WHERE tasks.done < excluded.done OR tasks.items IS NULL",
     )
     .bind(&ending.subject.queue)
@@ -177,6 +178,7 @@ async fn write_batch(
     .bind(outcome.ended_ms)
     .bind(ending.stored_ms)
     .bind(outcome.trace.as_deref())
+    .bind(outcome.then.as_deref())
     .execute(connection)
     .await?;
     Ok(())

@@ -103,6 +103,11 @@ pub(super) async fn cancel_job(connection: &mut SqliteConnection, cancelled: &Ca
 }
 
 impl Store {
+    /// Whether an epoch of a job is cancelled.
+    pub(crate) fn is_cancelled(&self, job: &str, epoch: u32) -> bool {
+        self.cancelled.has(&job_key(job, epoch))
+    }
+
     /// The newest epoch of a job, as the store names it; a name with an epoch stands for itself.
     pub(super) async fn newest_epoch(&self, job: &str) -> sqlx::Result<String> {
         if job.contains('@') {

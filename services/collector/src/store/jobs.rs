@@ -277,6 +277,7 @@ impl Store {
         if let Some(record) = record {
             job.set("queue", json!(record.queue));
             job.set("kind", json!(record.kind));
+            job.set("then", json!(record.then));
             job.set("epoch", json!(record.epoch));
             job.set("total", json!(record.total));
             job.set("published", json!(record.published));

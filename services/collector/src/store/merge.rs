@@ -33,6 +33,7 @@ struct TaskRow<'a> {
     ended_ms: Option<i64>,
     stored_ms: i64,
     trace: Option<&'a str>,
+    next: Option<&'a str>,
 }
 
 /// A row of `attempts`.
@@ -109,6 +110,7 @@ impl Store {
         millpond::failpoint::hit("collector.merged");
         transaction.commit().await?;
         self.cancelled.add(rows.freshly_cancelled);
+        self.changed.notify_one();
         Ok(())
     }
 }
@@ -241,6 +243,7 @@ impl<'a> Rows<'a> {
             ended_ms: Some(ending.outcome.ended_ms),
             stored_ms: ending.stored_ms,
             trace: ending.outcome.trace.as_deref(),
+            next: ending.outcome.then.as_deref(),
         });
     }
 
@@ -274,7 +277,7 @@ impl<'a> Rows<'a> {
 async fn upsert_tasks(connection: &mut SqliteConnection, rows: &[TaskRow<'_>]) -> sqlx::Result<()> {
     let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
         "INSERT INTO tasks (queue, id, kind, job, idx, root, done, status, attempt, result, ref, worker,
-         published_ms, started_ms, ended_ms, stored_ms, trace) ",
+         published_ms, started_ms, ended_ms, stored_ms, trace, next) ",
     );
     query.push_values(rows, |mut row, task| {
         row.push_bind(&task.subject.queue)
@@ -293,7 +296,8 @@ async fn upsert_tasks(connection: &mut SqliteConnection, rows: &[TaskRow<'_>]) -
             .push_bind(task.started_ms)
             .push_bind(task.ended_ms)
             .push_bind(task.stored_ms)
-            .push_bind(task.trace);
+            .push_bind(task.trace)
+            .push_bind(task.next);
     });
     // Done and cancelled never change. Of the others the later attempt counts (a replay is one), and of one attempt the
     // dead letter.
@@ -303,7 +307,8 @@ async fn upsert_tasks(connection: &mut SqliteConnection, rows: &[TaskRow<'_>]) -
             done = excluded.done, status = excluded.status, attempt = excluded.attempt, result = excluded.result,
             ref = excluded.ref,
             worker = excluded.worker, started_ms = excluded.started_ms, ended_ms = excluded.ended_ms,
-            stored_ms = excluded.stored_ms, trace = coalesce(excluded.trace, tasks.trace)
+            stored_ms = excluded.stored_ms, trace = coalesce(excluded.trace, tasks.trace),
+            next = excluded.next
           WHERE tasks.status < 3 AND tasks.items IS NULL AND (excluded.status >= 3 OR excluded.attempt > tasks.attempt
             OR (excluded.attempt = tasks.attempt AND excluded.status > tasks.status))",
     );
@@ -382,6 +387,7 @@ async fn merge_dead<'a>(
         ended_ms: Some(evidence.buried_ms),
         stored_ms: message.stored_ms,
         trace: evidence.trace.as_deref(),
+        next: None,
     });
     rows.flush(transaction).await?;
     // DEAD subjects name no job; the evidence does.

@@ -33,7 +33,7 @@ pub(crate) struct TaskFilter {
 
 const TASK_COLUMNS: &str =
     "SELECT n, queue, id, kind, job, idx, root, items, done, bitmap, status, attempt, result, ref, worker,
-    published_ms, started_ms, ended_ms, stored_ms, trace FROM tasks WHERE 1 = 1";
+    published_ms, started_ms, ended_ms, stored_ms, trace, next FROM tasks WHERE 1 = 1";
 
 const DEAD_COLUMNS: &str = "SELECT tasks.n, dead.queue, dead.id, tasks.kind, tasks.job, tasks.idx, dead.attempt,
     dead.reason, dead.evidence, dead.headers, dead.payload, dead.buried_ms

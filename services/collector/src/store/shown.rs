@@ -118,7 +118,7 @@ fn bare_task(row: &SqliteRow) -> Shown {
         "attempt": column::<i64>(row, "attempt"), "worker": text(row, "worker"),
         "published_ms": column::<i64>(row, "published_ms"), "started_ms": column::<i64>(row, "started_ms"),
         "ended_ms": column::<i64>(row, "ended_ms"), "stored_ms": column::<i64>(row, "stored_ms"),
-        "trace": text(row, "trace"),
+        "trace": text(row, "trace"), "then": text(row, "next"),
     }))
 }
 

@@ -6,6 +6,7 @@ use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
+use millpond::chain::{HEADER_THEN, parse};
 use millpond::client::NewTask;
 use millpond::config::duration;
 use millpond::limits::{ATTEMPTS_MAX_MAX, TASK_ID_BYTES_MAX};
@@ -16,6 +17,8 @@ use serde::de::DeserializeOwned;
 
 use super::Refusal;
 
+/// On a request: its task's unique key.
+pub(super) const HEADER_UNIQUE: &str = "Millpond-Unique";
 /// Names a task, and makes a repeated request harmless.
 pub(super) const HEADER_KEY: &str = "Idempotency-Key";
 /// How long a task waits at the server before it may start.
@@ -78,9 +81,13 @@ pub(super) fn task(queue: String, kind: String, job: Option<String>, headers: &H
     if reply_to.is_some_and(|subject| !is_reply_subject(subject)) {
         return Err(Refusal::bad(format!("{HEADER_REPLY_TO} must be a subject reply.<x> without wildcards")));
     }
+    let then = text(headers, HEADER_THEN)?.map(parse).transpose();
+    let then = then.map_err(|wanted| Refusal::bad(format!("{HEADER_THEN} must be {wanted}")))?.unwrap_or_default();
     Ok(NewTask {
         queue,
         kind,
+        then,
+        unique: text(headers, HEADER_UNIQUE)?.map(str::to_owned),
         id: id.map(str::to_owned),
         job,
         timeout,
@@ -101,9 +108,10 @@ fn after(delay: Duration) -> Result<i64, Refusal> {
 
 /// Many tasks cannot have what is for one.
 pub(super) fn check_many(task: &NewTask) -> Result<(), Refusal> {
-    if task.expires.is_some() || task.reply_to.is_some() || task.at_ms.is_some() {
+    let alone = task.unique.is_some() || !task.then.is_empty();
+    if alone || task.expires.is_some() || task.reply_to.is_some() || task.at_ms.is_some() {
         let text = format!(
-            "{HEADER_EXPIRES}, {HEADER_DELAY} and {HEADER_REPLY_TO} are for one task (POST /v1/tasks/…); a job cannot have them"
+            "{HEADER_EXPIRES}, {HEADER_DELAY}, {HEADER_REPLY_TO}, {HEADER_UNIQUE} and {HEADER_THEN} are for one task (POST /v1/tasks/…); a job cannot have them"
         );
         return Err(Refusal::bad(text));
     }

@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use millpond::bus::subject::check_token;
+use millpond::chain::Step;
 use millpond::client::{Batch, Begin, MapItem, MapRun, MapSpec};
 use millpond::job::{JobRecord, JobState};
 use millpond::limits::{BATCH_ITEMS_MAX, HEARTBEAT_LOST_AFTER, HTTP_CHUNK_BYTES, HTTP_JOBS_MAX};
@@ -44,6 +45,15 @@ pub(super) struct JobQuery {
     /// Tasks in one message: a number from 1 to 1000, or `auto`: batches form by what the tasks take.
     #[param(example = "auto", pattern = "^(auto|[1-9][0-9]{0,2}|1000)$", nullable = false)]
     batch: Option<String>,
+    /// When all of it has ended, run this kind (or `queue.kind`) with the counts as its argument.
+    #[param(example = "report", value_type = Option<String>, nullable = false, pattern = "^[A-Za-z0-9_-]{1,64}$")]
+    #[serde(default, deserialize_with = "step")]
+    then: Option<Step>,
+}
+
+fn step<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Step>, D::Error> {
+    let text = Option::<String>::deserialize(from)?;
+    text.map(|text| text.parse().map_err(|why| serde::de::Error::custom(format!("then must be {why}")))).transpose()
 }
 
 /// A job that is stored.
@@ -114,6 +124,7 @@ pub(super) async fn publish(
         ordered: query.ordered == Some(true),
         timeout: task.timeout,
         attempts_max: task.attempts_max,
+        then: query.then,
     };
     if wait { stream(app, spec, body).await } else { store(&app, spec, body).await }
 }

@@ -121,8 +121,10 @@ impl From<&ClientError> for Refusal {
             | ClientError::NoSuchTime { .. }
             | ClientError::BatchInBoundedQueue { .. }
             | ClientError::WaitsTooLong { .. }
+            | ClientError::NotAlone
             | ClientError::Input { .. } => StatusCode::BAD_REQUEST,
             ClientError::JobExists { .. }
+            | ClientError::AlreadyThere { .. }
             | ClientError::OtherJob { .. }
             | ClientError::OtherInput { .. }
             | ClientError::TakenOver { .. } => StatusCode::CONFLICT,

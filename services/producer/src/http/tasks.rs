@@ -116,6 +116,8 @@ impl From<TaskEnd> for End {
         ("Millpond-Delay" = inline(Option<String>), Header, nullable = false, description = "It waits at the server for this long", example = "1s", pattern = "^[0-9]{1,4}(ms|s|m|h)$"),
         ("Millpond-Expires" = inline(Option<String>), Header, nullable = false, description = "It must not start later", example = "2100-01-31T12:00:00Z", format = "date-time"),
         ("Millpond-Reply-To" = inline(Option<String>), Header, nullable = false, description = "NATS subject on which its end is told too", example = "reply.order-7", pattern = "^reply\\.[A-Za-z0-9_-]{1,64}$"),
+        ("Millpond-Then" = inline(Option<String>), Header, nullable = false, description = "What runs next, with its result: kinds or queue.kind, separated by commas", example = "report", pattern = "^[A-Za-z0-9_-]{1,64}$"),
+        ("Millpond-Unique" = inline(Option<String>), Header, nullable = false, description = "Refused (409) while another task of this key, kind and queue waits or runs; not with `job`", example = "nightly", pattern = "^[A-Za-z0-9_-]{1,64}$"),
         ("traceparent" = inline(Option<String>), Header, nullable = false, description = "W3C trace context that it continues", example = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ),
     request_body(content = serde_json::Value, content_type = "application/json", description = "The arguments", example = json!(12)),
@@ -128,6 +130,7 @@ impl From<TaskEnd> for End {
             example = json!({"id": "order-7", "queue": "default", "kind": "square", "job": null, "duplicate": false})),
         (status = 400, description = "Something said does not fit", body = Refusal, example = json!({"error": "Millpond-Timeout: expected number at 0; write a duration such as 30s or 5m"})),
         (status = 401, description = "No token, or another", body = Refusal, example = json!({"error": "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)"})),
+        (status = 409, description = "Another task of its unique key waits or runs", body = Refusal, example = json!({"error": "a task with the unique key nightly waits or runs already"})),
         (status = 413, description = "It is too large", body = Refusal, example = json!({"error": "the body has more than 1048576 bytes; a task may not be larger"})),
         (status = 415, description = "The body is of another type", body = Refusal, example = json!({"error": "a task's arguments are one JSON value (application/json)"})),
         (status = 429, description = "No room now; `Retry-After` says when to come again, with the same Idempotency-Key", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "no room for more tasks now: come again, with the same Idempotency-Key"})),
@@ -204,6 +207,9 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
         let text = format!("{HTTP_WAITERS_MAX} requests wait already: come again, or leave out `wait`");
         return Err(Refusal::busy(text));
     };
+    if task.unique.is_some() || !task.then.is_empty() {
+        return wait_for_last(app, task, wait).await;
+    }
     // Under a key the same job each time: who asks again after a broken connection hears what came meanwhile.
     if let (None, Some(id)) = (&task.job, &task.id) {
         task.job = Some(format!("s-{}", subject::key(&format!("{}/{id}", task.queue))));
@@ -218,6 +224,18 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
         end = session.end(&task.queue, &stored.id) => {
             Ok(Json(Ended { id: stored.id, end: end.into() }).into_response())
         }
+        () = tokio::time::sleep(wait) => Ok(accepted(&task, stored)),
+        () = app.shutdown.cancelled() => Ok(accepted(&task, stored)),
+    }
+}
+
+/// The same for a task with a unique key, and for a chain: the end of its last step, or of the one that ended it.
+async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, Refusal> {
+    let waiter = app.client.waiter(&mut task).await.map_err(|fault| Refusal::from(&fault))?;
+    let storing = app.client.submit(&task, Patience::Within(STORE_WITHIN));
+    let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
+    tokio::select! {
+        (id, end) = waiter.end() => Ok(Json(Ended { id, end: end.into() }).into_response()),
         () = tokio::time::sleep(wait) => Ok(accepted(&task, stored)),
         () = app.shutdown.cancelled() => Ok(accepted(&task, stored)),
     }

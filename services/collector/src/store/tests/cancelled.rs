@@ -18,6 +18,7 @@ fn record(epoch: u32, state: JobState) -> JobRecord {
         epoch,
         state,
         total: None,
+        then: None,
         published: 10,
         fingerprint: None,
         results_after: 0,

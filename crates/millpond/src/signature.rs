@@ -1,0 +1,291 @@
+//! Signatures of tasks: HMAC-SHA256 over everything that says what runs, so that workers with a key run only what somebody
+//! with the key has published. No I/O, no clock. `bus/publish.rs` signs each task that it stores, `bus/pull.rs` verifies
+//! each that it takes; docs/protocol.md has the text that is signed, and what it does not protect.
+
+use std::fmt;
+
+use bytes::Bytes;
+use data_encoding::HEXLOWER;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+
+use crate::limits::{SIGNING_KEY_CHARS_MIN, SIGNING_KEYS_MAX};
+use crate::task::{HEADER_ID, HEADER_MSG_ID, HEADER_SCHEDULE_TARGET, Headers};
+
+/// Carries the signature of a task: `v1:<key id>:<HMAC-SHA256 in hex>`.
+pub const HEADER_SIGNATURE: &str = "Millpond-Signature";
+/// Version of the text that is signed.
+const VERSION: &str = "v1";
+/// Bytes of a key's SHA-256 that name it.
+const KEY_ID_BYTES: usize = 4;
+
+/// Why keys are refused. Never shows one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SigningKeyError {
+    /// Too short to be safe.
+    #[error(
+        "signing key {number} has {chars} characters, it must have {SIGNING_KEY_CHARS_MIN} or more; make one with `openssl rand -hex 32`"
+    )]
+    TooShort {
+        /// Which of them, from 1.
+        number: usize,
+        /// Its length.
+        chars: usize,
+    },
+    /// More than rotation needs.
+    #[error("{count} signing keys are too many, at most {SIGNING_KEYS_MAX} are taken: the new one, then older ones")]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+}
+
+/// Why a task is not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distrust {
+    /// It has no signature.
+    Unsigned,
+    /// Its signature is not that of what arrived, or of a key that is not known.
+    BadSignature,
+}
+
+impl Distrust {
+    /// The reason of its dead letter.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Unsigned => "unsigned",
+            Self::BadSignature => "bad_signature",
+        }
+    }
+
+    /// Whether a dead letter with this reason was never believed: it must not be signed by whoever replays it.
+    #[must_use]
+    pub fn is_reason(reason: &str) -> bool {
+        [Self::Unsigned, Self::BadSignature].iter().any(|distrust| distrust.reason() == reason)
+    }
+
+    /// One line for a person.
+    #[must_use]
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::Unsigned => {
+                "it has no signature (header Millpond-Signature): publish it with MILLPOND_SIGNING_KEY of the workers"
+            }
+            Self::BadSignature => {
+                "its signature does not fit: it was altered, moved, or signed with a key that this worker does not have"
+            }
+        }
+    }
+}
+
+struct Key {
+    id: String,
+    mac: Hmac<Sha256>,
+}
+
+/// The keys of a cluster: the first signs, any verifies. Cheap to clone; shows no key.
+#[derive(Clone)]
+pub struct Signer {
+    keys: std::sync::Arc<[Key]>,
+}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Signer").field(&self.key_ids()).finish()
+    }
+}
+
+impl Signer {
+    /// Reads `new[,old]`.
+    ///
+    /// # Errors
+    /// [`SigningKeyError`]; its text has no part of a key.
+    pub fn new(keys: &str) -> Result<Self, SigningKeyError> {
+        let keys: Vec<&str> = keys.split(',').map(str::trim).collect();
+        if keys.len() > SIGNING_KEYS_MAX {
+            return Err(SigningKeyError::TooMany { count: keys.len() });
+        }
+        let read = (1..).zip(keys).map(|(number, key)| {
+            let chars = key.chars().count();
+            if chars < SIGNING_KEY_CHARS_MIN {
+                return Err(SigningKeyError::TooShort { number, chars });
+            }
+            let digest = Sha256::digest(key.as_bytes());
+            let id = HEXLOWER.encode(digest.get(..KEY_ID_BYTES).unwrap_or_default());
+            let mac = Hmac::new_from_slice(key.as_bytes()).map_err(|_| SigningKeyError::TooShort { number, chars })?;
+            Ok(Key { id, mac })
+        });
+        Ok(Self { keys: read.collect::<Result<_, _>>()? })
+    }
+
+    /// The names of the keys, for logs: the first 8 hex digits of their SHA-256.
+    #[must_use]
+    pub fn key_ids(&self) -> Vec<&str> {
+        self.keys.iter().map(|key| key.id.as_str()).collect()
+    }
+
+    /// Puts the signature of a task that is stored under `subject` among its headers, in place of an older one.
+    pub fn sign(&self, subject: &str, headers: &mut Headers, payload: &[u8]) {
+        let Some(key) = self.keys.first() else { return };
+        headers.retain(|(name, _)| name != HEADER_SIGNATURE);
+        // What waits for its time is verified where it is delivered.
+        let target = headers.iter().find(|(name, _)| name == HEADER_SCHEDULE_TARGET).map(|(_, v)| v.clone());
+        let arrives = target.filter(|_| subject.starts_with("sched."));
+        let mac = digest(key.mac.clone(), arrives.as_deref().unwrap_or(subject), headers, payload);
+        let text = format!("{VERSION}:{}:{}", key.id, HEXLOWER.encode(&mac.finalize().into_bytes()));
+        headers.push((HEADER_SIGNATURE.to_owned(), text));
+    }
+
+    /// Whether a task that arrived on `subject` (`tasks.…` or `due.…`) is what somebody with a key has published there.
+    ///
+    /// # Errors
+    /// [`Distrust`] when it is not, or cannot be told.
+    pub fn verify(&self, subject: &str, headers: &Headers, payload: &Bytes) -> Result<(), Distrust> {
+        let given = headers.iter().find(|(name, _)| name == HEADER_SIGNATURE);
+        let (_, given) = given.ok_or(Distrust::Unsigned)?;
+        let mut parts = given.trim().splitn(3, ':');
+        let (version, id, text) = (parts.next(), parts.next(), parts.next().unwrap_or_default());
+        let mac = HEXLOWER.decode(text.as_bytes()).map_err(|_| Distrust::BadSignature)?;
+        let candidates = self.keys.iter().filter(|key| version == Some(VERSION) && Some(key.id.as_str()) == id);
+        for key in candidates {
+            // In constant time.
+            if digest(key.mac.clone(), subject, headers, payload).verify_slice(&mac).is_ok() {
+                return Ok(());
+            }
+        }
+        Err(Distrust::BadSignature)
+    }
+}
+
+/// Feeds the text that is signed: each part behind its length, so that no two tasks give the same text.
+fn digest(mut mac: Hmac<Sha256>, subject: &str, headers: &Headers, payload: &[u8]) -> Hmac<Sha256> {
+    let mut put = |part: &[u8]| {
+        mac.update(&(part.len() as u64).to_be_bytes());
+        mac.update(part);
+    };
+    let (stream, address) = subject.split_once('.').unwrap_or((subject, ""));
+    // The headers of what is published again count in DUE only: a task of one stream is none of the other.
+    let id = if stream == "tasks" { HEADER_MSG_ID } else { HEADER_ID };
+    let get = |wanted: &str| headers.iter().find(|(name, _)| name == wanted).map_or("", |(_, value)| value.as_str());
+    for part in [VERSION, stream, address, get(id)] {
+        put(part.as_bytes());
+    }
+    let mut signed: Vec<(&str, String)> = headers
+        .iter()
+        .filter(|(name, _)| name.starts_with("Millpond-") && name != HEADER_SIGNATURE)
+        .map(|(name, value)| (name.as_str(), as_it_arrives(value)))
+        .collect();
+    // Stable: of two headers of one name the first counts.
+    signed.sort_by_key(|(name, _)| *name);
+    put(&(signed.len() as u64).to_be_bytes());
+    for (name, value) in &signed {
+        put(name.as_bytes());
+        put(value.as_bytes());
+    }
+    put(payload);
+    mac
+}
+
+/// A header's value as the wire leaves it: no line breaks, nothing blank around it.
+fn as_it_arrives(value: &str) -> String {
+    let value: String = value.chars().map(|c| if c == '\r' || c == '\n' { ' ' } else { c }).collect();
+    value.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEW: &str = "0123456789abcdef0123456789abcdef";
+    const OLD: &str = "an older key of thirty-two chars or more";
+
+    fn headers(list: &[(&str, &str)]) -> Headers {
+        list.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+    }
+
+    fn signed(keys: &str, subject: &str, list: &[(&str, &str)], payload: &[u8]) -> Headers {
+        let mut headers = headers(list);
+        Signer::new(keys).unwrap().sign(subject, &mut headers, payload);
+        headers
+    }
+
+    fn signature(headers: &Headers) -> &str {
+        &headers.iter().find(|(n, _)| n == HEADER_SIGNATURE).unwrap().1
+    }
+
+    #[test]
+    fn a_fixed_vector() {
+        // docs/protocol.md has the same, and a few lines of Python that make it.
+        let task = [(HEADER_MSG_ID, "a1"), ("Millpond-Timeout", "30s"), ("Millpond-Attempts-Max", "2")];
+        let headers = signed(NEW, "tasks.default.square", &task, b"12");
+        assert_eq!(signature(&headers), "v1:3eb1bd43:c57c47d4626803048ca9cba27a539f38d5b6f4e1ea3f9bb7f4cdae188d48cd04");
+    }
+
+    #[test]
+    fn what_was_signed_is_believed_and_nothing_else() {
+        let signer = Signer::new(NEW).unwrap();
+        let task = [(HEADER_MSG_ID, "a1"), ("Millpond-Timeout", "30s"), ("traceparent", "00-1")];
+        let good = signed(NEW, "tasks.q.k.j-j", &task, b"12");
+        let verify =
+            |subject: &str, headers: &Headers, payload: &'static [u8]| signer.verify(subject, headers, &payload.into());
+        assert_eq!(verify("tasks.q.k.j-j", &good, b"12"), Ok(()));
+        for subject in
+            ["tasks.q.k", "tasks.q.k.j-i", "tasks.q.k.u-j", "tasks.q2.k.j-j", "tasks.q.k2.j-j", "due.q.k.j-j"]
+        {
+            assert_eq!(verify(subject, &good, b"12"), Err(Distrust::BadSignature), "{subject}");
+        }
+        assert_eq!(verify("tasks.q.k.j-j", &good, b"13"), Err(Distrust::BadSignature));
+        let altered = |name: &str, value: Option<&str>| {
+            let mut headers = good.clone();
+            headers.retain(|(n, _)| n != name);
+            headers.extend(value.map(|v| (name.to_owned(), v.to_owned())));
+            verify("tasks.q.k.j-j", &headers, b"12")
+        };
+        for (name, value) in [
+            (HEADER_MSG_ID, Some("a2")),
+            (HEADER_MSG_ID, None),
+            ("Millpond-Timeout", Some("31s")),
+            ("Millpond-Timeout", None),
+            ("Millpond-Index", Some("0")),
+            ("Millpond-Id", Some("a1")),
+            (HEADER_SIGNATURE, Some("v1:00000000:00")),
+            (HEADER_SIGNATURE, Some("what")),
+        ] {
+            assert_eq!(altered(name, value), Err(Distrust::BadSignature), "{name} {value:?}");
+        }
+        assert_eq!(altered(HEADER_SIGNATURE, None), Err(Distrust::Unsigned));
+        // Who traces it may say so.
+        assert_eq!(altered("traceparent", Some("00-2")), Ok(()));
+        assert_eq!(altered("Nats-Expected-Stream", Some("TASKS")), Ok(()));
+    }
+
+    #[test]
+    fn what_waits_for_its_time_is_verified_where_it_arrives() {
+        let signer = Signer::new(NEW).unwrap();
+        let task = [(HEADER_SCHEDULE_TARGET, "due.q.k"), (HEADER_ID, "a1"), ("Millpond-Note", " line\nbreak ")];
+        let mut headers = signed(NEW, "sched.q.k.-.KEY", &task, b"1");
+        headers.retain(|(name, _)| !name.starts_with("Nats-") && name != "Millpond-Note");
+        headers.push(("Millpond-Note".into(), "line break".into()));
+        assert_eq!(signer.verify("due.q.k", &headers, &Bytes::from_static(b"1")), Ok(()));
+        assert!(signer.verify("due.q.k2", &headers, &Bytes::from_static(b"1")).is_err());
+    }
+
+    #[test]
+    fn keys_rotate_and_are_never_shown() {
+        let payload = Bytes::from_static(b"1");
+        let old = signed(OLD, "tasks.q.k", &[], &payload);
+        let both = Signer::new(&format!("{NEW}, {OLD}")).unwrap();
+        assert_eq!(both.verify("tasks.q.k", &old, &payload), Ok(()));
+        assert_eq!(Signer::new(NEW).unwrap().verify("tasks.q.k", &old, &payload), Err(Distrust::BadSignature));
+        let mut again = old.clone();
+        both.sign("tasks.q.k", &mut again, &payload);
+        assert_eq!((again.len(), Signer::new(NEW).unwrap().verify("tasks.q.k", &again, &payload)), (1, Ok(())));
+        let shown = format!("{both:?}");
+        assert!(!shown.contains(NEW) && shown.contains(both.key_ids()[0]), "{shown}");
+        let short = Signer::new(&format!("{NEW},short")).unwrap_err();
+        assert_eq!(short, SigningKeyError::TooShort { number: 2, chars: 5 });
+        assert!(!short.to_string().contains("key short") && Signer::new("").is_err());
+        assert!(matches!(Signer::new(&[NEW; 9].join(",")), Err(SigningKeyError::TooMany { count: 9 })));
+    }
+}

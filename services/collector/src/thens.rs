@@ -1,0 +1,63 @@
+//! The task that a job's end starts: asked of a producer service on `ctl.then`, again until it says that it is stored. A
+//! death in between asks twice: the task has one id, and the store keeps one end of it.
+
+use std::time::Duration;
+
+use millpond::bus::Bus;
+use millpond::bus::ctl::{Answer, CTL_THEN, JobEnded};
+use millpond::failpoint;
+
+use crate::store::Store;
+
+/// How long a producer may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// When it is asked again.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Follows the store for ever.
+pub(crate) async fn follow(bus: Bus, store: Store) {
+    let mut failing = false;
+    loop {
+        match settle(&bus, &store).await {
+            Ok(()) => {
+                failing = false;
+                store.changed().await;
+                continue;
+            }
+            // Said once, until it goes well again.
+            Err(error) if !failing => {
+                tracing::warn!(%error, "the task that follows a job cannot be published, will try again");
+            }
+            Err(_) => {}
+        }
+        failing = true;
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
+}
+
+/// Asks for each job that has ended; one that fails does not stop the others.
+async fn settle(bus: &Bus, store: &Store) -> Result<(), String> {
+    let ended = store.thens().await.map_err(|e| format!("the store cannot be read: {e:#}"))?;
+    let mut result = Ok(());
+    for job in ended {
+        if let Err(error) = one(bus, store, &job).await {
+            result = Err(format!("job {}: {error}", job.job));
+        }
+    }
+    result
+}
+
+async fn one(bus: &Bus, store: &Store, ended: &JobEnded) -> Result<(), String> {
+    let cancelled = store.is_cancelled(&ended.job, ended.epoch);
+    if !cancelled {
+        failpoint::hit("collector.then_ready");
+        match bus.ask(CTL_THEN, ended, ANSWER_WITHIN).await {
+            Ok(Answer::Ok(_)) => {}
+            Ok(Answer::Error(text)) => return Err(text),
+            Err(fault) => return Err(format!("{fault}; is a producer running (`millpond producer run`)?")),
+        }
+        failpoint::hit("collector.then_asked");
+    }
+    let settled = store.then_settled(&ended.job, ended.epoch, !cancelled).await;
+    settled.map_err(|e| format!("the store cannot be written: {e:#}"))
+}

@@ -1,0 +1,281 @@
+//! What runs when a task is done, or when a whole job has ended: each next step exactly once in the store.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Output, Stdio};
+
+use millpond::bus::Role;
+use millpond::bus::publish::Patience;
+use millpond::bus::topology::{STREAM_DUE, STREAM_TASKS, stream_state};
+use millpond::chain::{Step, parse};
+use millpond::client::{Batch, MapSpec, NewTask, NoResult};
+use millpond_cli::api::text;
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, PATIENCE, Process, task, until};
+
+fn steps(list: &str) -> Vec<Step> {
+    parse(list).unwrap()
+}
+
+async fn cli(cluster: &Cluster, arguments: &[&str]) -> Output {
+    let mut command = cluster.command(arguments);
+    command.stdin(Stdio::null());
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Nothing waits any more.
+async fn all_is_quiet(cluster: &Cluster) {
+    let bus = cluster.nats.bus(Role::Setup).await;
+    for stream in [STREAM_TASKS, STREAM_DUE] {
+        until(&format!("empty {stream}"), PATIENCE, async || {
+            (stream_state(&bus, stream).await.unwrap().messages == 0).then_some(())
+        })
+        .await;
+    }
+}
+
+async fn get(cluster: &Cluster, id: &str) -> Option<Value> {
+    cluster.get("/api/v1/task", &[("id", id.to_owned())]).await
+}
+
+/// Ids and statuses of all that the store knows.
+async fn stored(cluster: &Cluster) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let limit = [("limit", "1000".to_owned())];
+    let each = cluster.api.each("/api/v1/tasks", &limit, |row| {
+        found.push((text(row, "id"), text(row, "status")));
+        Ok(true)
+    });
+    each.await.unwrap();
+    found.sort();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_steps_over_two_queues_and_a_wait_for_the_last() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &["--queues", "default,other"], None);
+    let chain = NewTask {
+        id: Some("c".into()),
+        then: steps("other.square,echo"),
+        job: Some("j".into()),
+        index: Some(0),
+        timeout: Some(PATIENCE),
+        ..task("square", "3")
+    };
+    cluster.client.submit(&chain, Patience::Endless).await.unwrap();
+    let last = cluster.ended("c/then/then").await;
+    assert_eq!((&last["result"], &last["queue"], &last["kind"]), (&json!(81), &json!("other"), &json!("echo")));
+    assert_eq!((&last["job"], &last["index"], &last["then"]), (&json!(null), &json!(null), &json!(null)));
+    let first = cluster.ended("c").await;
+    assert_eq!((&first["result"], &first["then"]), (&json!(9), &json!("other.square")));
+    assert_eq!(first["trace"], last["trace"], "one trace");
+    // The job has what was submitted in it.
+    let job = cluster.get("/api/v1/jobs/j", &[]).await.unwrap();
+    assert_eq!((&job["done"], &job["dead"]), (&json!(1), &json!(0)));
+    let shown = cli(&cluster, &["task", "show", "c"]).await;
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("then       other.square"));
+    let waits =
+        cli(&cluster, &["submit", "square", "2", "--then", "other.square", "--then", "echo", "--wait", "--json"]);
+    let end: Value = serde_json::from_slice(&waits.await.stdout).unwrap();
+    assert_eq!((&end["result"], &end["status"]), (&json!(16), &json!("done")));
+    assert!(end["id"].as_str().unwrap().ends_with("/then/then"));
+    let wrong = cli(&cluster, &["submit", "square", "2", "--then", "a.b.c"]).await;
+    assert_eq!(wrong.status.code(), Some(2), "{}", said(&wrong));
+    // Over HTTP, with the end told to who asked.
+    let (_producer, url) = cluster.producer().await;
+    let post = reqwest::Client::new().post(format!("{url}/v1/tasks/default/square")).body("5");
+    let post = post.bearer_auth(&cluster.nats.secrets.token).header("Millpond-Then", "square");
+    let answer: Value = post.send().await.unwrap().json().await.unwrap();
+    assert_eq!(cluster.ended(&format!("{}/then", answer["id"].as_str().unwrap())).await["result"], 625);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_dies_ends_the_chain_and_a_replay_goes_on() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let (_producer, _) = cluster.producer().await;
+    let nats = async_nats::ConnectOptions::new()
+        .user_and_password("client".into(), cluster.nats.secrets.passwords["client"].clone())
+        .connect(format!("127.0.0.1:{}", cluster.nats.port))
+        .await
+        .unwrap();
+    let mut told = nats.subscribe("reply.chain").await.unwrap();
+    nats.flush().await.unwrap();
+    // The middle fails with what it is given; a retry of it is no new step.
+    let chain = |id: &str, arguments: &str| NewTask {
+        id: Some(id.into()),
+        then: steps("fail,echo"),
+        reply_to: Some("reply.chain".into()),
+        ..task("echo", arguments)
+    };
+    cluster.client.submit(&chain("heals", r#"{"until": 2}"#), Patience::Endless).await.unwrap();
+    assert_eq!(cluster.ended("heals/then/then").await["result"], 2);
+    let (submitted, end) = cluster
+        .client
+        .submit_and_wait(chain("dies", r#"{"how": "fatal", "until": 2}"#), Patience::Endless, |_| {})
+        .await
+        .unwrap();
+    assert!(submitted.id == "dies/then" && matches!(end, Err(NoResult::Dead(_))), "{submitted:?} {end:?}");
+    assert_eq!(cluster.ended("dies/then").await["status"], "dead");
+    all_is_quiet(&cluster).await;
+    assert!(get(&cluster, "dies/then/then").await.is_none(), "a dead step ends the chain");
+    // Only the last step is told, or the one that ended it.
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let message = futures_util::StreamExt::next(&mut told).await.unwrap();
+        let end: Value = serde_json::from_slice(&message.payload).unwrap();
+        ids.push((end["id"].as_str().unwrap().to_owned(), end["status"].as_str().unwrap().to_owned()));
+    }
+    assert_eq!(ids, [("heals/then/then".into(), "done".into()), ("dies/then".into(), "dead".into())]);
+    let again = cli(&cluster, &["dead", "retry", "dies/then"]).await;
+    assert!(again.status.success(), "{}", said(&again));
+    assert_eq!(cluster.ended("dies/then/then").await["status"], "done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_item_of_a_batch_that_is_done_has_its_next_step() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let batch = NewTask {
+        id: Some("b".into()),
+        batch: Some(6),
+        attempts_max: Some(2),
+        then: steps("square"),
+        ..task("fail", r#"[{}, {"until": 2}, {"how": "never"}, {"how": "fatal"}, {"how": "never"}, {"how": "never"}]"#)
+    };
+    let one = NewTask { id: Some("one".into()), batch: Some(1), then: steps("echo"), ..task("square", "[7]") };
+    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    cluster.client.submit(&one, Patience::Endless).await.unwrap();
+    assert_eq!(cluster.ended("one/then/0").await["result"], 49);
+    for item in [1, 2, 4, 5] {
+        let next = cluster.ended(&format!("b/then/{item}")).await;
+        assert_eq!(next["status"], "done", "{next}");
+    }
+    for item in [0, 3] {
+        assert_eq!(cluster.ended(&format!("b/{item}")).await["status"], "dead");
+    }
+    all_is_quiet(&cluster).await;
+    let next = get(&cluster, "b/then").await.unwrap();
+    assert_eq!((&next["items"], &next["done"], &next["status"]), (&json!(6), &json!(4), &json!("partial")));
+}
+
+fn was_killed(process: &mut Process) -> Option<bool> {
+    process.ended().map(|status| status.signal() == Some(9))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_around_the_next_step_doubles_nothing() {
+    let cluster = Cluster::start().await;
+    let places = ["settle.executed", "settle.one_effect_stored", "settle.effects_stored", "settle.outcome_stored"];
+    let mut expected = Vec::new();
+    for (number, place) in places.iter().enumerate() {
+        let queue = format!("q{number}");
+        for id in 0..3 {
+            let id = format!("{queue}-{id}");
+            let chain = NewTask {
+                id: Some(id.clone()),
+                then: steps("square,echo"),
+                queue: queue.clone(),
+                ..task("square", "3")
+            };
+            cluster.client.submit(&chain, Patience::Endless).await.unwrap();
+            expected.extend(
+                [id.clone(), format!("{id}/then"), format!("{id}/then/then")].map(|id| (id, "done".to_owned())),
+            );
+        }
+        let batch = NewTask {
+            id: Some(format!("{queue}-b")),
+            batch: Some(4),
+            then: steps("square"),
+            queue: queue.clone(),
+            ..task("square", "[1, 2, 3, 4]")
+        };
+        cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+        expected.extend([format!("{queue}-b"), format!("{queue}-b/then")].map(|id| (id, "done".to_owned())));
+        let arguments = ["--queues", queue.as_str(), "--slots", "1"];
+        let mut victim = cluster.worker(&format!("{queue}-a"), &arguments, Some(&format!("{place}:2")));
+        let killed = until(&format!("death at {place}"), PATIENCE, async || was_killed(&mut victim)).await;
+        assert!(killed, "{place} ended the worker otherwise");
+    }
+    let _heir = cluster.worker("heir", &["--queues", "q0,q1,q2,q3"], None);
+    expected.sort();
+    until("all ends", PATIENCE, async || (stored(&cluster).await.len() >= expected.len()).then_some(())).await;
+    all_is_quiet(&cluster).await;
+    until("all stored", PATIENCE, async || (stored(&cluster).await == expected).then_some(())).await;
+}
+
+fn job(job: &str, kind: &str, then: &str) -> MapSpec {
+    MapSpec {
+        queue: "default".into(),
+        kind: kind.into(),
+        job: Some(job.into()),
+        batch: Batch::Auto,
+        ordered: false,
+        timeout: None,
+        attempts_max: Some(2),
+        then: Some(then.parse().unwrap()),
+    }
+}
+
+async fn publish(cluster: &Cluster, spec: MapSpec, arguments: &'static [&'static str]) {
+    let input = futures_util::stream::iter(arguments.iter().map(|a| Ok((*a).into())));
+    cluster.client.publish_all(spec, false, input).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_job_starts_one_task_with_its_counts() {
+    let mut cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    // No producer at first: the collector asks until there is one.
+    publish(&cluster, job("early", "square", "echo"), &["1", "2", "\"x\"", "4"]).await;
+    cluster.job_ends("early", 4, PATIENCE).await;
+    until("a failed question", PATIENCE, async || {
+        cluster.log("collector").contains("is a producer running").then_some(())
+    })
+    .await;
+    let (_producer, _) = cluster.producer().await;
+    let counts = |job: &str, total: u64, done: u64, dead: u64| json!({ "job": job, "epoch": 1, "total": total, "done": done, "dead": dead, "cancelled": 0 });
+    assert_eq!(cluster.ended("early.1/then").await["result"], counts("early", 4, 3, 1));
+    // Killed before it asks, and between the answer and the note of it.
+    for (number, place) in (1..).zip(["collector.then_ready", "collector.then_asked"]) {
+        cluster.restart_collector(Some(place));
+        let name = format!("killed{number}");
+        publish(&cluster, job(&name, "fail", "echo"), &["{\"until\": 2}", "{\"how\": \"fatal\"}", "{\"until\": 1}"])
+            .await;
+        let collector = &mut cluster.collector;
+        let killed = until(&format!("death at {place}"), PATIENCE, async || was_killed(collector)).await;
+        assert!(killed, "{place}: {}", cluster.log("collector"));
+        cluster.restart_collector(None);
+        assert_eq!(cluster.ended(&format!("{name}.1/then")).await["result"], counts(&name, 3, 2, 1));
+    }
+    // By the command line, into another queue of the worker; and an empty job has an end too.
+    let mapped = cli(&cluster, &["map", "square", "--range", "0..20", "--job", "line", "--then", "default.echo"]).await;
+    assert!(mapped.status.success(), "{}", said(&mapped));
+    assert_eq!(cluster.ended("line.1/then").await["result"], counts("line", 20, 20, 0));
+    publish(&cluster, job("empty", "square", "echo"), &[]).await;
+    assert_eq!(cluster.ended("empty.1/then").await["result"], counts("empty", 0, 0, 0));
+    all_is_quiet(&cluster).await;
+    let ends: Vec<_> = stored(&cluster).await.into_iter().filter(|(id, _)| id.ends_with("/then")).collect();
+    assert_eq!(ends.len(), 5, "one for each job: {ends:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_job_starts_nothing() {
+    let cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
+    publish(&cluster, job("cancelled", "square", "echo"), &["1", "2"]).await;
+    let bus = cluster.nats.bus(Role::Collector).await;
+    bus.tell("$KV.millpond_cancels.job.cancelled", "1".into()).await;
+    bus.flush().await;
+    let _worker = cluster.worker("w1", &[], None);
+    cluster.job_ends("cancelled", 2, PATIENCE).await;
+    publish(&cluster, job("next", "square", "echo"), &["1"]).await;
+    assert_eq!(cluster.ended("next.1/then").await["status"], "done");
+    all_is_quiet(&cluster).await;
+    assert!(get(&cluster, "cancelled.1/then").await.is_none());
+}
