@@ -219,12 +219,13 @@ fn job(job: &str, kind: &str, then: &str) -> MapSpec {
         timeout: None,
         attempts_max: Some(2),
         then: Some(then.parse().unwrap()),
+        ..MapSpec::default()
     }
 }
 
 async fn publish(cluster: &Cluster, spec: MapSpec, arguments: &'static [&'static str]) {
     let input = futures_util::stream::iter(arguments.iter().map(|a| Ok((*a).into())));
-    cluster.client.publish_all(spec, false, input).await.unwrap();
+    cluster.client.publish_all(spec, input).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
