@@ -98,7 +98,7 @@ impl Store {
         rows.flush(&mut transaction).await?;
         millpond::failpoint::hit("collector.merged");
         transaction.commit().await?;
-        self.changed.notify_one();
+        self.watch.ends_written();
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ use anyhow::Context;
 use millpond::job::JobRecord;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 
 pub(crate) use jobs::{Ends, Place};
 pub(crate) use operate::Letter;
@@ -47,7 +47,7 @@ pub(crate) const STATUS_NAMES: [&str; 5] = ["partial", "retrying", "dead", "done
 pub(crate) struct Store {
     writer: Arc<Mutex<SqliteConnection>>,
     readers: SqlitePool,
-    changed: Arc<Notify>,
+    watch: Arc<thens::Watch>,
 }
 
 impl Store {
@@ -65,7 +65,7 @@ impl Store {
         sqlx::migrate!().run(&mut writer).await.context("the store's tables cannot be brought up to date")?;
         let readers =
             SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options.read_only(true)).await?;
-        Ok(Self { writer: Arc::new(Mutex::new(writer)), readers, changed: Arc::default() })
+        Ok(Self { writer: Arc::new(Mutex::new(writer)), readers, watch: Arc::default() })
     }
 
     /// Whether it can be written, as far as can be told without writing.
@@ -97,15 +97,12 @@ impl Store {
         .bind(record.created_ms)
         .execute(&mut *transaction)
         .await?;
-        thens::note(&mut transaction, record).await?;
+        let noted = thens::note(&mut transaction, record).await?;
         transaction.commit().await?;
-        self.changed.notify_one();
+        if noted {
+            self.watch.job_written();
+        }
         Ok(())
-    }
-
-    /// Something was written since this was last asked. One may ask.
-    pub(crate) async fn changed(&self) {
-        self.changed.notified().await;
     }
 
     /// Closes the readers; the writer closes with the last clone.
