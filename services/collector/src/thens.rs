@@ -21,7 +21,7 @@ pub(crate) async fn follow(bus: Bus, store: Store) {
         match settle(&bus, &store).await {
             Ok(()) => {
                 failing = false;
-                store.changed().await;
+                store.thens_changed().await;
                 continue;
             }
             // Said once, until it goes well again.

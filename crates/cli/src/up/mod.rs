@@ -190,7 +190,8 @@ impl Cluster {
             (state::TOKEN, self.secrets.token.clone()),
         ];
         // Ours came from the environment, and so do theirs; commands in other shells find it here.
-        env.extend(std::env::var(state::SIGNING_KEY).ok().map(|keys| (state::SIGNING_KEY, keys)));
+        let keys = std::env::var(state::SIGNING_KEY).ok().filter(|keys| !keys.is_empty());
+        env.extend(keys.map(|keys| (state::SIGNING_KEY, keys)));
         if args.bench_account {
             env.push((BENCH_NATS_URL, url("setup").replacen("setup:", "bench:", 1)));
         }

@@ -110,7 +110,7 @@ impl Store {
         millpond::failpoint::hit("collector.merged");
         transaction.commit().await?;
         self.cancelled.add(rows.freshly_cancelled);
-        self.changed.notify_one();
+        self.watch.ends_written();
         Ok(())
     }
 }

@@ -19,7 +19,7 @@ use anyhow::Context;
 use millpond::job::JobRecord;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 
 use cancels::{JobCancels, job_key};
 
@@ -51,7 +51,7 @@ pub(crate) struct Store {
     writer: Arc<Mutex<SqliteConnection>>,
     readers: SqlitePool,
     cancelled: JobCancels,
-    changed: Arc<Notify>,
+    watch: Arc<thens::Watch>,
 }
 
 impl Store {
@@ -70,7 +70,7 @@ impl Store {
         let readers =
             SqlitePoolOptions::new().max_connections(READERS_MAX).connect_with(options.read_only(true)).await?;
         let cancelled = JobCancels::load(&mut writer).await?;
-        Ok(Self { writer: Arc::new(Mutex::new(writer)), readers, cancelled, changed: Arc::default() })
+        Ok(Self { writer: Arc::new(Mutex::new(writer)), readers, cancelled, watch: Arc::default() })
     }
 
     /// Whether it can be written, as far as can be told without writing.
@@ -103,15 +103,12 @@ impl Store {
         .bind(record.created_ms)
         .execute(&mut *transaction)
         .await?;
-        thens::note(&mut transaction, record).await?;
+        let noted = thens::note(&mut transaction, record).await?;
         transaction.commit().await?;
-        self.changed.notify_one();
+        if noted {
+            self.watch.job_written();
+        }
         Ok(())
-    }
-
-    /// Something was written since this was last asked. One may ask.
-    pub(crate) async fn changed(&self) {
-        self.changed.notified().await;
     }
 
     /// Closes the readers; the writer closes with the last clone.
