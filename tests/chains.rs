@@ -270,11 +270,14 @@ async fn a_cancelled_job_starts_nothing() {
     let cluster = Cluster::start().await;
     let (_producer, _) = cluster.producer().await;
     publish(&cluster, job("cancelled", "square", "echo"), &["1", "2"]).await;
-    let bus = cluster.nats.bus(Role::Collector).await;
-    bus.tell("$KV.millpond_cancels.job.cancelled", "1".into()).await;
-    bus.flush().await;
+    until("the job's record", PATIENCE, async || cluster.get("/api/v1/jobs/cancelled", &[]).await).await;
+    cluster.api.post("/api/v1/jobs/cancelled/cancel", &serde_json::json!({})).await.unwrap();
     let _worker = cluster.worker("w1", &[], None);
-    cluster.job_ends("cancelled", 2, PATIENCE).await;
+    until("cancelled job", PATIENCE, async || {
+        let job = cluster.get("/api/v1/jobs/cancelled", &[]).await?;
+        (job["state"] == "cancelled" && job["cancelled"] == 2).then_some(())
+    })
+    .await;
     publish(&cluster, job("next", "square", "echo"), &["1"]).await;
     assert_eq!(cluster.ended("next.1/then").await["status"], "done");
     all_is_quiet(&cluster).await;

@@ -149,6 +149,18 @@ async fn a_queue_of_ten_blocks_its_producers_and_is_joined() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_machines_square_and_leave() {
+    let example = Example::start("06-distributed").await;
+    let refused = "exit code 69: cannot connect to NATS";
+    let (wrong_key, no_server) = (format!("wrong key: {refused}"), format!("no server: {refused}"));
+    let expected = ["sum of squares: 338350", "both workers have left", &wrong_key, &no_server];
+    assert_eq!(example.run(&[]).await, expected);
+    let workers = example.workers().await;
+    assert!(workers.iter().all(|w| w["name"] != "left" && w["name"] != "right"), "{workers:?}");
+    example.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_processes_converse_over_a_pipe() {
     let example = Example::start("04-pipe").await;
     let printed = example.run(&[]).await;

@@ -16,6 +16,7 @@ mod faults;
 mod handlers_docs;
 mod harness;
 mod main_job;
+mod multiprocessing_docs;
 mod operate;
 mod payloads;
 mod pipes;

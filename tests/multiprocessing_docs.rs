@@ -35,7 +35,9 @@ fn page() -> Page {
         for line in block {
             match line.strip_prefix("$ ") {
                 Some(command) => page.commands.push((command.to_owned(), String::new())),
-                None => page.commands.last_mut().expect("a block begins with a command").1.push_str(&format!("{line}\n")),
+                None => {
+                    page.commands.last_mut().expect("a block begins with a command").1.push_str(&format!("{line}\n"))
+                }
             }
         }
     }

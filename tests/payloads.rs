@@ -375,5 +375,5 @@ async fn a_restart_of_the_server_costs_an_upload_nothing() {
     let put = async || bus.store(&chunks("twice"), &headers, "x".into(), Patience::Endless).await;
     let _ = put().await;
     let again = put().await.unwrap_err().to_string();
-    assert!(again.contains("wrong last sequence"), "{again}");
+    assert!(again.contains("another one is the newest"), "{again}");
 }

@@ -81,12 +81,13 @@ async fn tasks_that_are_pulled_many_at_once_keep_the_order() {
 async fn long_tasks_that_wait_for_their_turn_are_not_starved() {
     let cluster = Cluster::start().await;
     // Longer than what was pulled may wait for a slot.
-    fill(&cluster, "high", 14, "1.2").await;
+    fill(&cluster, "high", 18, "1.2").await;
     fill(&cluster, "low", 2, "1.2").await;
     let _worker = cluster.worker("w1", &["--queues", "high,low", "--io-slots", "1", "--slots", "1"], None);
-    let starts = starts(&cluster, 16).await;
-    assert!(count(&starts[..13], "low") >= 1, "{starts:?}");
-    assert!(count(&starts[..13], "high") >= 11, "{starts:?}");
+    let starts = starts(&cluster, 20).await;
+    // Its turn is the tenth; what was handed back meanwhile costs a few.
+    assert!(count(&starts[..17], "low") >= 1, "{starts:?}");
+    assert!(count(&starts[..17], "high") >= 15, "{starts:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

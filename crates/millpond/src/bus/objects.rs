@@ -27,8 +27,6 @@ use crate::task::HEADER_MSG_ID;
 const HEADER_EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 /// An object's description takes the place of one of the same name.
 const HEADER_ROLLUP: &str = "Nats-Rollup";
-/// How the server says that a subject has gone on.
-const WRONG_SEQUENCE: &str = "wrong last sequence";
 /// What is not there is looked for so often: a replica of the stream may lag behind.
 const LOOKS_MAX: u32 = 4;
 /// How long between two such looks, and before a question without an answer is asked again.
@@ -132,10 +130,9 @@ impl Bus {
             last = match self.store(&subject, &headers, chunk, patience).await {
                 Ok(stored) => stored.seq,
                 // It was stored, and sent again because the ack was lost: nobody else stores under this subject.
-                Err(PublishError::Refused { reason, .. }) if reason.contains(WRONG_SEQUENCE) => self
-                    .last_sequence(&subject, last)
-                    .await
-                    .ok_or(PublishError::Refused { subject: subject.clone(), reason })?,
+                Err(refused @ PublishError::NotLast { .. }) => {
+                    self.last_sequence(&subject, last).await.ok_or(refused)?
+                }
                 Err(error) => return Err(error.into()),
             };
         }

@@ -53,9 +53,10 @@ pub enum PublishError {
         /// What the server says.
         reason: String,
     },
-    /// It was to be stored only where nothing lies, and something does.
-    #[error("there is a task on {subject} already")]
-    AlreadyThere {
+    /// It was to be stored only behind another message of its subject, and that is not the newest (any more). It is not
+    /// stored, unless it was before: that is told the same way.
+    #[error("a message for {subject} is not stored: another one is the newest there")]
+    NotLast {
         /// The subject.
         subject: String,
     },
@@ -182,10 +183,11 @@ impl Failed {
             Self::NoStream if patience != Patience::Endless && started.elapsed() >= NO_STREAM_FOR => {
                 Err(PublishError::NoStream { subject })
             }
+            Self::NotLast(_) => Err(PublishError::NotLast { subject }),
             _ if over => Err(PublishError::NoAnswer { subject, waited: started.elapsed() }),
             Self::Again(pause) | Self::Full(pause, _) => Ok(pause),
             Self::NoStream => Ok(STREAM_FULL_WAIT),
-            Self::NotLast(_) | Self::NotStored => Ok(Duration::ZERO),
+            Self::NotStored => Ok(Duration::ZERO),
         }
     }
 }
@@ -213,7 +215,6 @@ fn judge(error: &NatsPublishError, subject: &str, bytes: usize) -> Failed {
     let reason = || source.map_or_else(|| error.to_string(), ToString::to_string);
     match error.kind() {
         PublishErrorKind::StreamNotFound => Failed::NoStream,
-        PublishErrorKind::WrongLastSequence => Failed::Final(PublishError::AlreadyThere { subject }),
         PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
             Failed::Again(Duration::from_millis(20))
         }

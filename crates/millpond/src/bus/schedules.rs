@@ -19,9 +19,6 @@ pub struct Kept {
     pub schedule: Schedule,
 }
 
-/// The message that was there is not there any more, or is another.
-const WRONG_LAST_SEQUENCE: &str = "wrong last sequence";
-
 impl Bus {
     /// Writes a schedule. What was under its name is replaced at once; with `instead_of`, only that message is.
     ///
@@ -99,5 +96,5 @@ impl Bus {
 /// Whether a write failed because somebody else wrote meanwhile.
 #[must_use]
 pub fn was_changed(error: &PublishError) -> bool {
-    matches!(error, PublishError::Refused { reason, .. } if reason.contains(WRONG_LAST_SEQUENCE))
+    matches!(error, PublishError::NotLast { .. })
 }

@@ -209,7 +209,9 @@ impl Client {
     /// The same client; with keys, it signs what it publishes.
     #[must_use]
     pub fn with_signer(self, signer: Option<Signer>) -> Self {
-        Self { bus: self.bus.with_signer(signer), ..self }
+        let bus = self.bus.with_signer(signer);
+        // What publishes for it must sign as well.
+        Self { doors: Arc::new(Doors::new(&bus)), room: Arc::new(Room::new(&bus)), bus, ..self }
     }
 
     /// A client over a connection in a role that may publish tasks.

@@ -152,7 +152,7 @@ impl Client {
             _ => self.bus.store(&place, &headers, payload, patience).await,
         };
         let stored = match stored {
-            Err(PublishError::AlreadyThere { .. }) => return self.already_there(task, &place, id).await,
+            Err(PublishError::NotLast { .. }) => return self.already_there(task, &place, id).await,
             stored => stored?,
         };
         failpoint::hit("publish.acked");

@@ -60,9 +60,10 @@ impl Store {
         }
         self.watch.ends_matter.store(true, Ordering::SeqCst);
         let rows = sqlx::query(
-            "SELECT job_thens.job, epoch, job_thens.queue, job_thens.kind, total, done, dead, cancelled FROM job_thens
-             JOIN job_counts ON job_counts.job = iif(epoch > 1, job_thens.job || '@' || epoch, job_thens.job)
-             WHERE settled_ms IS NULL AND done + dead + cancelled >= total",
+            "SELECT job_thens.job, job_thens.epoch, job_thens.queue, job_thens.kind, total, done, dead, cancelled FROM job_thens
+             JOIN job_counts ON job_counts.job = iif(job_thens.epoch > 1, job_thens.job || '@' || job_thens.epoch, job_thens.job)
+             WHERE settled_ms IS NULL AND (done + dead + cancelled >= total OR EXISTS
+                (SELECT 1 FROM job_cancels WHERE job_cancels.job = job_thens.job AND job_cancels.epoch >= job_thens.epoch))",
         )
         .fetch_all(&self.readers)
         .await?;
