@@ -113,7 +113,6 @@ async fn client_takes_no_tasks_and_purges_nothing() {
         "due.default.square",
         "$JS.API.STREAM.PURGE.TASKS",
         "$JS.API.STREAM.PURGE.RESULTS",
-        "$JS.API.DIRECT.GET.TASKS",
         "$JS.API.STREAM.PURGE.DUE",
         "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
         "$JS.API.CONSUMER.CREATE.TASKS.x.tasks.default.>",

@@ -1,7 +1,6 @@
 //! Ends a lease with what came of it, in the one order that loses nothing: retries and dead letters (awaited), then
 //! the outcome (awaited), then the ack. Never the other way round. Knows outcomes, not handlers.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,13 +14,13 @@ use millpond::dead_letter::{Evidence, HEADER_DEAD};
 use millpond::failpoint;
 use millpond::limits::PACK_BYTES_MAX;
 use millpond::outcome::{End, FailedAttempt, Failure, Items, NotDone, Outcome, id_of};
-use millpond::retry::Backoff;
 use millpond::task::{HEADER_MSG_ID, Headers, Task, schedule_headers};
 use millpond::telemetry::TraceContext;
 use serde_json::value::RawValue;
 
 use crate::cancels::{Cancelled, Cancels};
 use crate::large;
+use crate::policy::Policies;
 use crate::share::CallEnd;
 use crate::then::next_steps;
 
@@ -35,26 +34,6 @@ pub(crate) struct Settler {
     pub(crate) worker: String,
     pub(crate) policies: Policies,
     pub(crate) cancels: Cancels,
-}
-
-/// How often a kind is tried, and when again.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Policy {
-    pub(crate) attempts_max: u32,
-    pub(crate) backoff: Backoff,
-}
-
-/// The policy of each kind that has one of its own.
-#[derive(Debug)]
-pub(crate) struct Policies {
-    pub(crate) default: Policy,
-    pub(crate) by_kind: BTreeMap<String, Policy>,
-}
-
-impl Policies {
-    fn of(&self, kind: &str) -> Policy {
-        self.by_kind.get(kind).copied().unwrap_or(self.default)
-    }
 }
 
 /// One attempt that ended.
