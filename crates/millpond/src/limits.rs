@@ -185,6 +185,8 @@ pub const WATERMARK_EVERY: Duration = Duration::from_millis(500);
 /// Whoever resumes a job that was alive a moment ago looks again until nothing new was stored for this long: what its
 /// killed producer had sent may still be on its way.
 pub const RESUME_QUIET: Duration = Duration::from_millis(250);
+/// Whoever reads the results of a job that goes on and hears nothing for this long asks what is left.
+pub const BACKLOG_SILENCE: Duration = Duration::from_secs(2);
 /// How long a collector may take to answer who resumes a job.
 pub const HISTORY_WITHIN: Duration = Duration::from_secs(30);
 /// Results that a collector hands to who resumes a job in one answer, in bytes, at the most (one is always handed).

@@ -249,6 +249,7 @@ pub struct JobReader {
     next_seq: Option<u64>,
     /// Messages that were there when the reader was made, or made anew, and are not read yet.
     backlog: u64,
+    consumer: Option<PullConsumer>,
     pull: Option<pull::Stream>,
 }
 
@@ -276,8 +277,14 @@ impl JobReader {
     /// # Errors
     /// [`TopologyError`] when the server does not answer or refuses.
     pub async fn start_from(bus: &Bus, job: &str, seq: u64) -> Result<Self, TopologyError> {
-        let mut reader =
-            Self { bus: bus.clone(), filter: results_of_job(job), next_seq: Some(seq), backlog: 0, pull: None };
+        let mut reader = Self {
+            bus: bus.clone(),
+            filter: results_of_job(job),
+            next_seq: Some(seq),
+            backlog: 0,
+            consumer: None,
+            pull: None,
+        };
         reader.open().await?;
         Ok(reader)
     }
@@ -286,6 +293,19 @@ impl JobReader {
     #[must_use]
     pub fn backlog(&self) -> u64 {
         self.backlog
+    }
+
+    /// Asks the server what is left, for whoever has heard nothing for a while: what is purged never comes.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn ask_backlog(&mut self) {
+        let Some(consumer) = &mut self.consumer else { return };
+        if let Ok(info) = consumer.info().await
+            && info.num_pending == 0
+        {
+            self.backlog = 0;
+        }
     }
 
     async fn open(&mut self) -> Result<(), TopologyError> {
@@ -315,7 +335,7 @@ impl JobReader {
             .messages()
             .await;
         self.pull = Some(stream.map_err(|e| TopologyError::new(&what, &e))?);
-        self.backlog = backlog;
+        (self.backlog, self.consumer) = (backlog, Some(consumer));
         Ok(())
     }
 
@@ -422,7 +442,8 @@ impl LiveReader {
 
     fn read_again(&mut self) {
         let (bus, filter) = (self.bus.clone(), self.filter.clone());
-        self.catch_up = Some(JobReader { bus, filter, next_seq: Some(self.from_seq), backlog: 0, pull: None });
+        self.catch_up =
+            Some(JobReader { bus, filter, next_seq: Some(self.from_seq), backlog: 0, consumer: None, pull: None });
     }
 }
 

@@ -25,8 +25,8 @@ use crate::bus::publish::Patience;
 use crate::bus::results::JobReader;
 use crate::failpoint;
 use crate::limits::{
-    BATCH_AUTO_BYTES_MAX, CLAIM_CHECK_BYTES, MAP_VALUE_BYTES_MAX, MAP_WINDOW_BYTES, MAP_WINDOW_ITEMS, PUBLISH_WINDOW,
-    PUBLISH_WINDOW_BYTES,
+    BACKLOG_SILENCE, BATCH_AUTO_BYTES_MAX, CLAIM_CHECK_BYTES, MAP_VALUE_BYTES_MAX, MAP_WINDOW_BYTES, MAP_WINDOW_ITEMS,
+    PUBLISH_WINDOW, PUBLISH_WINDOW_BYTES,
 };
 use crate::outcome::Pack;
 
@@ -248,6 +248,8 @@ impl MapRun {
             lost = self.keeper.lost(), if !self.cancelled && self.input.is_some() => self.stop(lost)?,
             value = next_value(&mut self.input), if may_read => self.take(value)?,
             () = sleep_until(probes_over), if probes_over.is_some() => {}
+            // Nothing came: what was left to read may have been purged.
+            () = tokio::time::sleep(BACKLOG_SILENCE), if self.catch_up.reads_backlog() => self.reader.ask_backlog().await,
         }
         Ok(None)
     }

@@ -108,6 +108,11 @@ impl CatchUp {
         matches!(self, Self::Known { .. } | Self::Done)
     }
 
+    /// Whether what RESULTS holds is being read.
+    pub(super) fn reads_backlog(&self) -> bool {
+        matches!(self, Self::Backlog { .. })
+    }
+
     /// Whether this item of the input is stored already.
     pub(super) fn has(&mut self, index: u64) -> bool {
         self.stored().is_some_and(|stored| stored.has(index))
