@@ -73,19 +73,19 @@ enum Command {
     Xargs(xargs::XargsArgs),
     /// Call a handler and print its result, or converse with it; nothing is stored.
     Call(call::CallArgs),
-    /// List jobs, show one, wait for one, print its results.
+    /// List jobs, show one, wait for some, print results, cancel.
     #[command(subcommand)]
     Job(job::JobCommand),
-    /// Show what became of a task.
+    /// Show what became of a task, print its result, cancel it.
     #[command(subcommand)]
     Task(task::TaskCommand),
     /// Dead letters: tasks that wait for a person.
     #[command(subcommand)]
     Dead(dead::DeadCommand),
-    /// Queues: what waits; pause, resume, purge.
+    /// Queues: what waits; pause, resume, purge, set a limit.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
-    /// Tasks that recur: add, list, pause, remove.
+    /// Tasks that recur: add, list, pause, resume, remove.
     Schedule(schedule::ScheduleArgs),
     /// Why has this task no result? One sentence, and an exit code for each answer.
     Why(why::WhyArgs),

@@ -157,6 +157,8 @@ pub const CHILDREN_LISTED_MAX: usize = 256;
 /// Longest note that a child may send with its progress, in bytes; what is longer is cut.
 pub const PROGRESS_NOTE_BYTES_MAX: usize = 200;
 
+/// How long workers look at a purge that is done: whatever it removed is nobody's any more by then.
+pub const PURGE_COVERS_FOR: Duration = Duration::from_secs(3600);
 /// How long the server may take to store that something was cancelled.
 pub const CANCEL_STORE_WITHIN: Duration = Duration::from_secs(5);
 /// How often a worker renews its record, and a producer program the record of its job.

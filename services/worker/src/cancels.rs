@@ -11,6 +11,7 @@ use millpond::bus::queues::PurgeRecord;
 use millpond::bus::records::{BucketWatch, Change, decode};
 use millpond::bus::topology::{BUCKET_CANCELS, BUCKET_PURGES, TopologyError};
 use millpond::job::epoch_of;
+use millpond::limits::PURGE_COVERS_FOR;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -81,12 +82,13 @@ impl Cancels {
             known.note_tombstone(change);
         } else {
             match change.value.as_deref().and_then(decode::<PurgeRecord>) {
-                // What runs is to go on to its end.
-                Some(purge) if !purge.running => {}
+                // What runs is to go on to its end; or what was there is gone for long.
+                Some(purge) if !purge.running || is_over(&purge, change.stored_ms) => {}
                 Some(purge) => drop(known.purges.insert(change.key, (purge, change.stored_ms))),
                 None => drop(known.purges.remove(&change.key)),
             }
         }
+        known.purges.retain(|_, (purge, stored_ms)| !is_over(purge, *stored_ms));
         drop(known);
         self.news.send_replace(());
     }
@@ -184,6 +186,12 @@ impl Known {
 fn item_of(id: &str) -> Option<(&str, u64)> {
     let (root, item) = id.rsplit_once('/')?;
     Some((root, item.parse().ok()?))
+}
+
+/// Whether a purge covers nothing any more that somebody may hold.
+fn is_over(purge: &PurgeRecord, stored_ms: i64) -> bool {
+    let age_ms = u128::try_from(millpond::now_ms().saturating_sub(stored_ms)).unwrap_or(0);
+    purge.count.is_some() && age_ms > PURGE_COVERS_FOR.as_millis()
 }
 
 /// Whether a message was there when its queue was purged. The time tells apart streams that were made anew.

@@ -92,7 +92,8 @@ impl Settler {
             }
         }
         plan.republish_rest(task, &arguments);
-        plan.goes_on = true;
+        // Cancelled, its chain ends, whatever is done by now.
+        plan.goes_on = cancelled != Some(Cancelled::Whole);
         let tally = plan.tally;
         self.finish(lease, plan).await;
         tally

@@ -65,9 +65,10 @@ fn refer(headers: &mut Headers, at: &PayloadRef, now_ms: i64) {
     headers.push((HEADER_REF.to_owned(), at.to_json()));
     let keep = PAYLOAD_KEEP.saturating_sub(PAYLOAD_EXPIRY_MARGIN);
     let until = now_ms.saturating_add(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX));
-    if let (Ok(until), false) =
-        (jiff::Timestamp::from_millisecond(until), headers.iter().any(|(name, _)| name == HEADER_EXPIRES))
-    {
+    let Ok(until) = jiff::Timestamp::from_millisecond(until) else { return };
+    let earlier = |said: &str| said.parse::<jiff::Timestamp>().is_ok_and(|said| said <= until);
+    if !headers.iter().any(|(name, said)| name == HEADER_EXPIRES && earlier(said)) {
+        headers.retain(|(name, _)| name != HEADER_EXPIRES);
         headers.push((HEADER_EXPIRES.to_owned(), until.to_string()));
     }
 }

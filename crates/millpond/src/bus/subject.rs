@@ -158,11 +158,14 @@ impl TaskSubject {
         format!("sched.{}.{}.{}.*", self.queue, self.kind, self.job_token())
     }
 
-    /// Reads `sched.<queue>.<kind>.<job or ->.<key>`; none when it is of another form.
+    /// Reads `sched.<queue>.<kind>.<job, u-<unique key> or ->.<key>`; none when it is of another form.
     #[must_use]
     pub fn parse_sched(subject: &str) -> Option<Self> {
         let tokens: Vec<&str> = subject.split('.').collect();
         let ["sched", queue, kind, job, _] = tokens.as_slice() else { return None };
+        if let Some(key) = job.strip_prefix("u-") {
+            return Some(Self { unique: Some(key.to_owned()), ..Self::new(*queue, *kind, None).ok()? });
+        }
         Self::new(*queue, *kind, (*job != NO_JOB).then(|| (*job).to_owned())).ok()
     }
 
