@@ -283,3 +283,25 @@ async fn a_cancelled_job_starts_nothing() {
     all_is_quiet(&cluster).await;
     assert!(get(&cluster, "cancelled.1/then").await.is_none());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_results_of_a_batch_go_on_to_the_next_step() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    // Above the claim-check size each, below a message's together.
+    let text = format!("\"{}\"", "x".repeat(300 * 1024));
+    let batch = NewTask {
+        id: Some("large".into()),
+        batch: Some(2),
+        then: vec!["echo".parse().unwrap()],
+        ..task("echo", &format!("[{text},{text}]"))
+    };
+    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    for item in ["large/then/0", "large/then/1"] {
+        let ended = cluster.ended(item).await;
+        assert_eq!(
+            (&ended["status"], &ended["ref"]["size"]),
+            (&serde_json::json!("done"), &serde_json::json!(text.len()))
+        );
+    }
+}

@@ -153,3 +153,33 @@ async fn of_two_processes_with_one_job_the_first_stops() {
     let ran = cluster.worker_is("w1", |w| done_by(w) >= 20).await;
     assert_eq!(done_by(&ran), 20, "what the first had stored was not stored again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_input_that_is_shorter_than_what_is_stored_is_refused() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let spec = MapSpec {
+        queue: "default".into(),
+        kind: "square".into(),
+        job: Some("shorter".into()),
+        batch: Batch::Fixed(1),
+        ..MapSpec::default()
+    };
+    let numbers = |count: u64| stream::iter((0..count).map(|n| Ok(n.to_string().into())));
+    let mut first = cluster.client.map(spec.clone(), numbers(10).chain(stream::pending())).await.unwrap();
+    until("ten published", PATIENCE, async || {
+        let _ = tokio::time::timeout(Duration::from_millis(50), first.next()).await;
+        (first.stored() == 10).then_some(())
+    })
+    .await;
+    drop(first);
+    let again = async {
+        let mut run = cluster.client.map(spec, numbers(5)).await?;
+        while let Some(item) = run.next().await {
+            item?;
+        }
+        Ok(())
+    };
+    let refused = tokio::time::timeout(PATIENCE, again).await.expect("it ends");
+    assert!(matches!(refused, Err(ClientError::OtherInput { .. })), "{refused:?}");
+}

@@ -154,11 +154,11 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let waiter = client.waiter(&mut task).await?;
-    match store(&client, &task, args.wait_room).await {
+    let submitted = match store(&client, &task, args.wait_room).await {
         Err(refused @ ClientError::AlreadyThere { .. }) => return already_there(&refused, args.json),
-        stored => drop(stored?),
-    }
-    let mut waiting = std::pin::pin!(waiter.end());
+        submitted => submitted?,
+    };
+    let mut waiting = std::pin::pin!(waiter.end(&submitted));
     let (id, end) = tokio::select! {
         ended = &mut waiting => ended,
         () = hint(env, &task.queue, &task.kind) => waiting.await,

@@ -184,6 +184,8 @@ pub const STREAM_FULL_WAIT: Duration = Duration::from_millis(200);
 pub const STREAM_FILL_PERCENT_MAX: u64 = 90;
 /// How often the record of a job is written at the most while its tasks are published.
 pub const WATERMARK_EVERY: Duration = Duration::from_millis(500);
+/// How long the last write of a job's record is tried.
+pub const CLOSE_TRIED_FOR: Duration = Duration::from_secs(60);
 /// Whoever resumes a job that was alive a moment ago looks again until nothing new was stored for this long: what its
 /// killed producer had sent may still be on its way.
 pub const RESUME_QUIET: Duration = Duration::from_millis(250);

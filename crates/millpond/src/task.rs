@@ -177,7 +177,7 @@ impl Task {
     }
 
     fn read_ref(&mut self, text: &str) {
-        if self.items.is_some() {
+        if self.is_batch() {
             let message = format!("{HEADER_REF} stands for one task's arguments; a batch has its own in the message");
             self.refuse("bad_header", message);
         } else if !self.payload.is_empty() {

@@ -115,6 +115,9 @@ impl Bus {
     /// # Errors
     /// [`CancelError`]; try again.
     pub async fn cancel_job(&self, job: &str, subject: &TaskSubject, by: &str) -> Result<JobCancelled, CancelError> {
+        // First of all: what comes later belongs to the next epoch, or is ended at the door.
+        let tasks_up_to = stream_state(self, STREAM_TASKS).await?.last_seq;
+        let due_up_to = stream_state(self, STREAM_DUE).await?.last_seq;
         let epoch = self.job(job).await?.map_or(0, |entry| entry.record.epoch);
         self.put_tombstone(&Tombstone::Job { job: job.to_owned(), epoch, by: by.to_owned() }).await?;
         crate::failpoint::hit("cancel.marked");
@@ -128,9 +131,6 @@ impl Bus {
         let pack = Pack { v: 1, worker: by.to_owned(), outcomes: Vec::new(), cancelled: Some(cancelled) };
         self.tell_cancelled(&subject, &pack, &format!("job/{job}/c{epoch}")).await?;
         crate::failpoint::hit("cancel.told");
-        // Read after the tombstone: what comes later is ended at the door, or belongs to the next epoch.
-        let tasks_up_to = stream_state(self, STREAM_TASKS).await?.last_seq;
-        let due_up_to = stream_state(self, STREAM_DUE).await?.last_seq;
         let mut removed = self.purge_tasks(&format!("tasks.*.*.j-{job}"), tasks_up_to).await?;
         removed += self.purge_due(&format!("sched.*.*.{job}.*"), due_up_to).await?;
         removed += self.purge_due(&format!("due.*.*.j-{job}"), due_up_to).await?;

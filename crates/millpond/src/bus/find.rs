@@ -224,14 +224,21 @@ impl Bus {
         let subject = format!("$JS.API.DIRECT.GET.{stream}");
         self.client.publish_with_reply(subject, inbox, asked).await.map_err(|e| failed(&e))?;
         let mut page = Vec::new();
-        while let Ok(Some(message)) = tokio::time::timeout(ANSWER_WITHIN, answers.next()).await {
+        loop {
+            let message = tokio::time::timeout(ANSWER_WITHIN, answers.next()).await;
+            let message = message.map_err(|late| failed(&late))?;
+            let message = message.ok_or_else(|| failed(&std::io::Error::other("the connection is closed")))?;
             let headers = from_nats(message.headers.as_ref());
             let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
-            let (Some(seq), Some(subject)) = (get("Nats-Sequence").and_then(|s| s.parse().ok()), get("Nats-Subject"))
-            else {
-                break;
-            };
-            page.push((seq, subject, headers));
+            match (get("Nats-Sequence").and_then(|s| s.parse().ok()), get("Nats-Subject")) {
+                (Some(seq), Some(subject)) => page.push((seq, subject, headers)),
+                // The end of the answer, or nothing to tell: only then is that all.
+                _ if matches!(message.status.map(|s| s.as_u16()), Some(204 | 404)) => break,
+                _ => {
+                    let said = message.description.unwrap_or_else(|| "no such answer is known".to_owned());
+                    return Err(failed(&std::io::Error::other(said)));
+                }
+            }
         }
         Ok(page)
     }

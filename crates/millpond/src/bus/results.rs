@@ -1,6 +1,6 @@
 //! Reading RESULTS and DEAD: the collector by its durable, a waiting client by a consumer of its own.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
@@ -249,7 +249,7 @@ pub struct JobReader {
     next_seq: Option<u64>,
     /// Messages that were there when the reader was made, or made anew, and are not read yet.
     backlog: u64,
-    consumer: Option<PullConsumer>,
+    heard: Instant,
     pull: Option<pull::Stream>,
 }
 
@@ -282,7 +282,7 @@ impl JobReader {
             filter: results_of_job(job),
             next_seq: Some(seq),
             backlog: 0,
-            consumer: None,
+            heard: Instant::now(),
             pull: None,
         };
         reader.open().await?;
@@ -295,17 +295,15 @@ impl JobReader {
         self.backlog
     }
 
-    /// Asks the server what is left, for whoever has heard nothing for a while: what is purged never comes.
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub async fn ask_backlog(&mut self) {
-        let Some(consumer) = &mut self.consumer else { return };
-        if let Ok(info) = consumer.info().await
-            && info.num_pending == 0
-        {
-            self.backlog = 0;
-        }
+    /// When something was last read, or reading began: whoever has heard nothing for long asks anew what is left.
+    #[must_use]
+    pub fn heard(&self) -> Instant {
+        self.heard
+    }
+
+    /// Counts anew what is left, from where it was read to: what was purged never comes.
+    pub fn count_anew(&mut self) {
+        (self.pull, self.heard) = (None, Instant::now());
     }
 
     async fn open(&mut self) -> Result<(), TopologyError> {
@@ -335,7 +333,7 @@ impl JobReader {
             .messages()
             .await;
         self.pull = Some(stream.map_err(|e| TopologyError::new(&what, &e))?);
-        (self.backlog, self.consumer) = (backlog, Some(consumer));
+        (self.backlog, self.heard) = (backlog, Instant::now());
         Ok(())
     }
 
@@ -359,7 +357,7 @@ impl JobReader {
             if let Ok(info) = message.info() {
                 self.next_seq = Some(info.stream_sequence + 1);
             }
-            self.backlog = self.backlog.saturating_sub(1);
+            (self.backlog, self.heard) = (self.backlog.saturating_sub(1), Instant::now());
             match read_pack(&message.subject, &message.payload) {
                 Ok(EndedBody::Pack(subject, pack)) => return (subject, pack),
                 Ok(EndedBody::Dead(..)) => {}
@@ -442,8 +440,14 @@ impl LiveReader {
 
     fn read_again(&mut self) {
         let (bus, filter) = (self.bus.clone(), self.filter.clone());
-        self.catch_up =
-            Some(JobReader { bus, filter, next_seq: Some(self.from_seq), backlog: 0, consumer: None, pull: None });
+        self.catch_up = Some(JobReader {
+            bus,
+            filter,
+            next_seq: Some(self.from_seq),
+            backlog: 0,
+            heard: Instant::now(),
+            pull: None,
+        });
     }
 }
 

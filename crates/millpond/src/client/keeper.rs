@@ -12,7 +12,7 @@ use super::ClientError;
 use crate::bus::Bus;
 use crate::bus::jobs::JobEntry;
 use crate::job::{JobRecord, JobState};
-use crate::limits::{HEARTBEAT_EVERY, WATERMARK_EVERY};
+use crate::limits::{CLOSE_TRIED_FOR, HEARTBEAT_EVERY, WATERMARK_EVERY};
 
 /// Why a producer must stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +42,8 @@ struct Inner {
 struct State {
     record: JobRecord,
     revision: u64,
-    /// Of the input up to the watermark.
-    fingerprint: Sha256,
+    /// Of the input up to the watermark; none while whoever goes on has not read it again: what stands there stays.
+    fingerprint: Option<Sha256>,
     /// Stored ranges beyond the watermark: first index -> one past the last, and the fingerprint up to there.
     stored: BTreeMap<u64, (u64, Sha256)>,
 }
@@ -60,10 +60,19 @@ pub(super) fn shown(fingerprint: &Sha256) -> String {
 }
 
 impl Keeper {
-    /// Keeps a record that was just written.
+    /// Keeps the record of a new job, which was just written.
     pub(super) fn start(bus: &Bus, entry: JobEntry) -> Self {
+        Self::of(bus, entry, Some(Sha256::new()))
+    }
+
+    /// Keeps the record of a job that goes on; see [`Keeper::read_up_to_watermark`].
+    pub(super) fn go_on(bus: &Bus, entry: JobEntry) -> Self {
+        Self::of(bus, entry, None)
+    }
+
+    fn of(bus: &Bus, entry: JobEntry, fingerprint: Option<Sha256>) -> Self {
         let JobEntry { record, revision } = entry;
-        let state = State { record, revision, fingerprint: Sha256::new(), stored: BTreeMap::new() };
+        let state = State { record, revision, fingerprint, stored: BTreeMap::new() };
         let inner = Arc::new(Inner {
             bus: bus.clone(),
             state: Mutex::new(state),
@@ -88,7 +97,7 @@ impl Keeper {
 
     /// Whoever resumes a job has read its input up to the watermark: this is its fingerprint.
     pub(super) fn read_up_to_watermark(&self, fingerprint: Sha256) {
-        self.inner.state().fingerprint = fingerprint;
+        self.inner.state().fingerprint = Some(fingerprint);
     }
 
     /// The server has stored `from..to`; `fingerprint` is that of the input up to `to`. The watermark moves as far as
@@ -101,7 +110,7 @@ impl Keeper {
             state.stored.remove(&watermark)
         } {
             state.record.published = to;
-            state.fingerprint = fingerprint;
+            state.fingerprint = Some(fingerprint);
             self.inner.moved.notify_one();
         }
     }
@@ -128,7 +137,16 @@ impl Keeper {
             state.record.state = JobState::Closed;
             state.record.total = Some(total);
         }
-        async move { inner.write().await }
+        async move {
+            let started = std::time::Instant::now();
+            loop {
+                match inner.write().await {
+                    // A server may be starting again.
+                    Err(_) if started.elapsed() < CLOSE_TRIED_FOR => tokio::time::sleep(WATERMARK_EVERY).await,
+                    written => return written,
+                }
+            }
+        }
     }
 }
 
@@ -154,7 +172,9 @@ impl Inner {
             let (record, revision) = {
                 let mut state = self.state();
                 state.record.heartbeat_ms = crate::now_ms();
-                state.record.fingerprint = (state.record.published > 0).then(|| shown(&state.fingerprint));
+                if let Some(text) = state.fingerprint.as_ref().map(shown) {
+                    state.record.fingerprint = (state.record.published > 0).then_some(text);
+                }
                 (state.record.clone(), state.revision)
             };
             if let Some(revision) = self.bus.write_job(&record, revision).await? {

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{self, FuturesUnordered, Stream, StreamExt};
+use futures_util::stream::{self, Stream, StreamExt};
 use sha2::Sha256;
+use tokio::task::JoinSet;
 
 use super::keeper::{Keeper, Lost, add_value};
 use super::payloads::Ended;
@@ -49,7 +50,8 @@ pub struct MapRun {
     filling: Vec<Bytes>,
     filling_bytes: usize,
     sizer: Sizer,
-    publishing: FuturesUnordered<BoxFuture<'static, Result<Published, ClientError>>>,
+    /// Tasks of their own: what they hold of the client must not wait for whoever calls [`MapRun::next`].
+    publishing: JoinSet<Result<Published, ClientError>>,
     publishing_bytes: usize,
     /// The next item of the input.
     pub(super) next_index: u64,
@@ -143,7 +145,7 @@ impl MapRun {
             fingerprint: Sha256::default(),
             filling: Vec::new(),
             filling_bytes: 0,
-            publishing: FuturesUnordered::new(),
+            publishing: JoinSet::new(),
             publishing_bytes: 0,
             next_index: 0,
             window,
@@ -217,7 +219,8 @@ impl MapRun {
             if self.is_published() && matches!(self.closing, Closing::NotYet) {
                 self.closing = Closing::Writing(Box::pin(self.keeper.close(self.next_index)));
             }
-            let all_out = self.publish_only || self.window.handed_out() == self.next_index && self.fetching.is_none();
+            // An item that ended before it was read again may have been handed out already.
+            let all_out = self.publish_only || self.window.floor() >= self.next_index && self.fetching.is_none();
             if all_out && matches!(self.closing, Closing::Written) {
                 return None;
             }
@@ -233,6 +236,7 @@ impl MapRun {
     async fn step(&mut self) -> Result<Option<MapItem>, ClientError> {
         let may_read = self.may_read();
         let probes_over = self.sizer.wait_until(Instant::now());
+        let silent_at = self.reader.heard() + BACKLOG_SILENCE;
         tokio::select! {
             (_, pack) = self.reader.next() => self.note_pack(&pack),
             item = fetched(&mut self.fetching), if self.fetching.is_some() => {
@@ -240,7 +244,9 @@ impl MapRun {
                 return Ok(Some(item));
             }
             rows = self.catch_up.rows(&self.client.bus) => self.note_rows(rows?),
-            Some(published) = self.publishing.next(), if !self.publishing.is_empty() => self.note_published(published?),
+            Some(Ok(published)) = self.publishing.join_next(), if !self.publishing.is_empty() => {
+                self.note_published(published?);
+            }
             written = self.closing.written() => {
                 self.closing = Closing::Written;
                 written?;
@@ -249,7 +255,7 @@ impl MapRun {
             value = next_value(&mut self.input), if may_read => self.take(value)?,
             () = sleep_until(probes_over), if probes_over.is_some() => {}
             // Nothing came: what was left to read may have been purged.
-            () = tokio::time::sleep(BACKLOG_SILENCE), if self.catch_up.reads_backlog() => self.reader.ask_backlog().await,
+            () = sleep_until(Some(silent_at)), if self.catch_up.reads_backlog() => self.reader.count_anew(),
         }
         Ok(None)
     }
@@ -267,6 +273,9 @@ impl MapRun {
         self.input = None;
         self.next_index -= self.filling.len() as u64;
         self.filling.clear();
+        // What of it is stored all the same ends at the door.
+        self.publishing = JoinSet::new();
+        self.publishing_bytes = 0;
     }
 
     /// Takes what the input has at hand. What it has not must not hold up what was read: when nothing is under way,
@@ -334,6 +343,10 @@ impl MapRun {
     fn end_input(&mut self) -> Result<(), ClientError> {
         self.input = None;
         self.publish_filling();
+        if let Some(index) = self.catch_up.beyond(self.next_index) {
+            let why = format!("it ends here, and item {index} is stored");
+            return Err(self.other_input(self.next_index, &why));
+        }
         let total = self.keeper.with(|record| record.total);
         match total.filter(|total| self.next_index < *total) {
             Some(total) => Err(self.other_input(self.next_index, &format!("it had {total} items before"))),
@@ -387,10 +400,10 @@ impl MapRun {
         let published =
             Published { from, to: self.next_index, bytes: task.payload.len(), fingerprint: self.fingerprint.clone() };
         self.publishing_bytes += published.bytes;
-        self.publishing.push(Box::pin(async move {
+        self.publishing.spawn(async move {
             client.publish(&task, Patience::Endless).await?;
             Ok(published)
-        }));
+        });
     }
 
     fn note_published(&mut self, published: Published) {

@@ -118,6 +118,12 @@ pub enum ClientError {
         /// What differs.
         why: String,
     },
+    /// The job was cancelled while it was published.
+    #[error("job {job} was cancelled")]
+    Cancelled {
+        /// Its name.
+        job: String,
+    },
     /// Another process goes on with the job.
     #[error("job {job} was taken over by another process, which goes on with it")]
     TakenOver {

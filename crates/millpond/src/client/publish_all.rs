@@ -52,6 +52,9 @@ impl Client {
                 return Err(failed(run.stored(), error));
             }
         }
+        if run.was_cancelled() {
+            return Err(failed(run.stored(), ClientError::Cancelled { job: record.job }));
+        }
         let (job, epoch, tasks) = (record.job, record.epoch, run.read());
         Ok(PublishedAll { job, epoch, tasks, duplicate: false })
     }

@@ -29,6 +29,11 @@ impl Ranges {
         self.0.range(..=index).next_back().is_some_and(|(_, &end)| index < end)
     }
 
+    /// The highest index.
+    pub(super) fn last(&self) -> Option<u64> {
+        self.0.last_key_value().map(|(_, end)| end - 1)
+    }
+
     /// Forgets all below `index`.
     pub(super) fn forget_below(&mut self, index: u64) {
         while let Some((&start, &end)) = self.0.first_key_value().filter(|(start, _)| **start < index) {

@@ -118,6 +118,11 @@ impl CatchUp {
         self.stored().is_some_and(|stored| stored.has(index))
     }
 
+    /// An item at or above this index that is stored.
+    pub(super) fn beyond(&mut self, index: u64) -> Option<u64> {
+        self.stored()?.last().filter(|last| *last >= index)
+    }
+
     /// An item ended that was not read from the input yet; false when that cannot be.
     pub(super) fn note(&mut self, index: u64) -> bool {
         let stored = self.stored();
@@ -188,7 +193,7 @@ impl Client {
             run.input = Some(input);
             return Ok(run);
         };
-        let keeper = Keeper::start(&self.bus, entry);
+        let keeper = Keeper::go_on(&self.bus, entry);
         let stored = self.stored(&record, &before).await?;
         // After the look at what waits: what was not there any more has ended, and is told here.
         let reader = JobReader::start_from(&self.bus, &job, record.results_after + 1).await?;

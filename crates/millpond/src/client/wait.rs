@@ -6,7 +6,7 @@ use super::submit::final_end;
 use super::{Client, ClientError, NewTask, NoResult, Submitted, TaskEnd};
 use crate::bus::publish::Patience;
 use crate::bus::results::LiveReader;
-use crate::bus::subject::{TaskSubject, results_of_job};
+use crate::bus::subject::{TaskSubject, key, results_of_job};
 use crate::chain::{next_id, resolve};
 
 /// Hears how a task ends that is published after this was made.
@@ -21,14 +21,15 @@ pub struct Waiter {
 
 impl Client {
     /// Listens for the end of a task that is about to be published: what ends before somebody listens would not be
-    /// heard. Gives it an id, and a job of its own, where it has none.
+    /// heard. Gives it an id, and a job of its own that follows from it, where it has none.
     ///
     /// # Errors
     /// [`ClientError`] when results cannot be read, or a name does not fit.
     pub async fn waiter(&self, task: &mut NewTask) -> Result<Waiter, ClientError> {
         let id = task.id.get_or_insert_with(crate::random_token).clone();
         if task.unique.is_none() {
-            task.job.get_or_insert_with(|| format!("s-{}", crate::random_token()));
+            // The same for a resend: who asks again hears of the same job.
+            task.job.get_or_insert_with(|| format!("s-{}", key(&format!("{}/{id}", task.queue))));
         }
         let subject = TaskSubject { unique: None, ..task.subject()? };
         let filter = task.job.as_deref().map_or_else(|| subject.results(), results_of_job);
@@ -55,15 +56,20 @@ impl Client {
         let waiter = self.waiter(&mut task).await?;
         let submitted = self.submit(&task, patience).await?;
         stored(&submitted);
-        let (id, end) = waiter.end().await;
+        let (id, end) = waiter.end(&submitted).await;
         Ok((Submitted { id, ..submitted }, end))
     }
 }
 
 impl Waiter {
-    /// The end, however long that takes, and the id of the step that it is of.
-    pub async fn end(self) -> (String, TaskEnd) {
-        let Self { client, mut id, queue, mut first, later } = self;
+    /// The end of what was submitted, however long that takes, and the id of the step that it is of.
+    pub async fn end(self, submitted: &Submitted) -> (String, TaskEnd) {
+        let Self { client, mut id, queue, mut first, mut later } = self;
+        if submitted.duplicate {
+            // Published before: it may have ended before anybody listened.
+            first.read_from_oldest();
+            later.iter_mut().for_each(|(reader, _)| reader.read_from_oldest());
+        }
         let mut end = client.resolve(end_of(&mut first, &queue, &id).await).await;
         for (mut reader, queue) in later {
             if end.is_err() {

@@ -15,7 +15,6 @@ pub(super) struct Window {
     ended: BTreeMap<u64, Option<Ended>>,
     fresh: Vec<(u64, Ended)>,
     held_bytes: usize,
-    handed_out: u64,
 }
 
 impl Window {
@@ -26,11 +25,6 @@ impl Window {
     /// All items below this index were handed out.
     pub(super) fn floor(&self) -> u64 {
         self.floor
-    }
-
-    /// Items that were handed out.
-    pub(super) fn handed_out(&self) -> u64 {
-        self.handed_out
     }
 
     /// Bytes of results that are held back.
@@ -70,7 +64,6 @@ impl Window {
         } else {
             self.fresh.pop()?
         };
-        self.handed_out += 1;
         Some(item)
     }
 }

@@ -51,7 +51,10 @@ impl JobCancels {
     pub(super) fn add(&self, cancelled: impl IntoIterator<Item = CancelledJob>) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         for one in cancelled {
-            known.insert(one.job.clone(), one);
+            // One that comes again must not hide a later one.
+            if known.get(&one.job).is_none_or(|before| before.epoch <= one.epoch) {
+                known.insert(one.job.clone(), one);
+            }
         }
     }
 

@@ -125,6 +125,7 @@ impl From<&ClientError> for Refusal {
             | ClientError::Input { .. } => StatusCode::BAD_REQUEST,
             ClientError::JobExists { .. }
             | ClientError::AlreadyThere { .. }
+            | ClientError::Cancelled { .. }
             | ClientError::OtherJob { .. }
             | ClientError::OtherInput { .. }
             | ClientError::TakenOver { .. } => StatusCode::CONFLICT,

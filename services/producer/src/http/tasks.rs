@@ -235,7 +235,7 @@ async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<R
     let storing = app.client.submit(&task, Patience::Within(STORE_WITHIN));
     let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
     tokio::select! {
-        (id, end) = waiter.end() => Ok(Json(Ended { id, end: end.into() }).into_response()),
+        (id, end) = waiter.end(&stored) => Ok(Json(Ended { id, end: end.into() }).into_response()),
         () = tokio::time::sleep(wait) => Ok(accepted(&task, stored)),
         () = app.shutdown.cancelled() => Ok(accepted(&task, stored)),
     }
