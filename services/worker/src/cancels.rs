@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use millpond::bus::Bus;
-use millpond::bus::cancel::{Tombstone, read_tombstone};
+use millpond::bus::cancel::Tombstone;
 use millpond::bus::lease::Lease;
 use millpond::bus::queues::PurgeRecord;
 use millpond::bus::records::{BucketWatch, Change, decode};
@@ -106,7 +106,7 @@ impl Cancels {
 
 impl Known {
     fn note_tombstone(&mut self, change: Change) {
-        match change.value.as_deref().and_then(read_tombstone) {
+        match change.value.as_deref().and_then(decode::<Tombstone>) {
             Some(tombstone) => {
                 self.add(&tombstone, change.stored_ms);
                 self.tombstones.insert(change.key, tombstone);

@@ -13,18 +13,15 @@ use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 
 use super::Bus;
 use super::bounds::Fill;
-use super::publish::{Failed, Patience, PublishError, Stored};
+use super::publish::{
+    Failed, HEADER_EXPECTED, HEADER_EXPECTED_ID, HEADER_EXPECTED_SUBJECT, Patience, PublishError, Stored,
+};
 use super::topology::TopologyError;
 use crate::limits::{QUEUE_FULL_WAIT_MAX, QUEUE_FULL_WAIT_MIN, QUEUE_LIMIT_KNOWN_FOR, STREAM_FULL_WAIT};
 use crate::task::Headers;
 
 /// Queues that a client remembers.
 const QUEUES_MAX: usize = 1000;
-/// The newest message of the filter in the next header must have this sequence.
-const HEADER_EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
-const HEADER_EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
-/// With an id that no message has, the server stores nothing, but still says whether it knows the message's own id.
-const HEADER_EXPECTED_ID: &str = "Nats-Expected-Last-Msg-Id";
 
 /// What a client knows of the queues that it publishes to.
 pub struct Doors {
@@ -237,7 +234,7 @@ impl Entry<'_> {
             }
             let mut headers = self.headers.clone();
             headers.insert(HEADER_EXPECTED, door.last.to_string());
-            headers.insert(HEADER_EXPECTED_FILTER, format!("tasks.{queue}.>"));
+            headers.insert(HEADER_EXPECTED_SUBJECT, format!("tasks.{queue}.>"));
             match bus.try_store(self.subject, headers, self.payload.clone()).await {
                 Ok(stored) if stored.duplicate => return Ok(stored),
                 Ok(stored) => {

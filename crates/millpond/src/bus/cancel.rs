@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::publish::{Patience, PublishError};
-use super::records::{decode, encode, open};
+use super::records::{encode, open};
 use super::topology::{BUCKET_CANCELS, STREAM_DUE, STREAM_TASKS, TopologyError, stream_state};
 use super::{Bus, subject};
 use crate::bus::subject::TaskSubject;
@@ -182,10 +182,4 @@ fn never_ran(task: &Task) -> Outcome {
         then: None,
         failures: task.failures.clone(),
     }
-}
-
-/// Reads a tombstone; none when it is of another form.
-#[must_use]
-pub fn read_tombstone(value: &[u8]) -> Option<Tombstone> {
-    decode(value)
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::publish::{Patience, PublishError};
+use super::publish::{HEADER_EXPECTED, Patience, PublishError};
 use super::subject::check_token;
 use super::topology::BUCKET_PAYLOADS;
 use super::{Bus, describe, from_nats};
@@ -23,8 +23,6 @@ use crate::limits::{
 use crate::payload::{PayloadRef, StoredPayload};
 use crate::task::HEADER_MSG_ID;
 
-/// The chunk is stored only behind the one before: a resend can neither double it nor change the order.
-const HEADER_EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 /// An object's description takes the place of one of the same name.
 const HEADER_ROLLUP: &str = "Nats-Rollup";
 /// What is not there is looked for so often: a replica of the stream may lag behind.
@@ -126,6 +124,7 @@ impl Bus {
             }
             hash.update(&chunk);
             (size, chunks) = (size + chunk.len(), chunks + 1);
+            // Stored only behind the chunk before: a resend can neither double it nor change the order.
             let headers = vec![(HEADER_EXPECTED.to_owned(), last.to_string())];
             last = match self.store(&subject, &headers, chunk, patience).await {
                 Ok(stored) => stored.seq,

@@ -15,6 +15,14 @@ use super::{Bus, to_nats};
 use crate::limits::{STREAM_FILL_PERCENT_MAX, STREAM_FULL_WAIT};
 use crate::task::Headers;
 
+/// The last sequence that the message's subject may hold (0: none), or the server refuses the message.
+pub(super) const HEADER_EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
+/// The subjects that [`HEADER_EXPECTED`] means, where they are not the message's own.
+pub(super) const HEADER_EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+/// The id of the stream's last message. With an id that no message has, the server stores nothing, but still says
+/// whether it knows the message's own id.
+pub(super) const HEADER_EXPECTED_ID: &str = "Nats-Expected-Last-Msg-Id";
+
 /// Where the server stored a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {

@@ -254,25 +254,7 @@ pub struct JobReader {
 }
 
 impl JobReader {
-    /// Starts to read what ends from now on; returns once the server has the consumer, so that nothing published
-    /// after it is missed.
-    ///
-    /// # Errors
-    /// [`TopologyError`] when the server does not answer or refuses.
-    pub async fn start(bus: &Bus, job: &str) -> Result<Self, TopologyError> {
-        let state = super::topology::stream_state(bus, STREAM_RESULTS).await?;
-        Self::start_from(bus, job, state.last_seq + 1).await
-    }
-
-    /// Starts to read from the oldest that RESULTS still holds.
-    ///
-    /// # Errors
-    /// [`TopologyError`] when the server does not answer or refuses.
-    pub async fn start_from_oldest(bus: &Bus, job: &str) -> Result<Self, TopologyError> {
-        Self::start_from(bus, job, 1).await
-    }
-
-    /// Starts to read from this sequence of RESULTS.
+    /// Starts to read from this sequence of RESULTS; returns once the server has the consumer.
     ///
     /// # Errors
     /// [`TopologyError`] when the server does not answer or refuses.

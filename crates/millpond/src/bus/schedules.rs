@@ -5,7 +5,7 @@ use async_nats::jetstream::stream::DirectGetErrorKind;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
-use super::publish::{Patience, PublishError};
+use super::publish::{HEADER_EXPECTED, Patience, PublishError};
 use super::topology::{STREAM_DUE, TopologyError};
 use super::{Bus, from_nats, results, subject};
 use crate::schedule::Schedule;
@@ -31,7 +31,7 @@ impl Bus {
         patience: Patience,
     ) -> Result<(), PublishError> {
         let mut headers = schedule.headers();
-        headers.extend(instead_of.map(|seq| ("Nats-Expected-Last-Subject-Sequence".to_owned(), seq.to_string())));
+        headers.extend(instead_of.map(|seq| (HEADER_EXPECTED.to_owned(), seq.to_string())));
         let place = subject::schedule(&schedule.name);
         self.store(&place, &headers, schedule.payload.clone(), patience).await?;
         Ok(())

@@ -5,17 +5,11 @@ use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use serde_json::json;
 
+use super::publish::{HEADER_EXPECTED, HEADER_EXPECTED_ID, HEADER_EXPECTED_SUBJECT};
 use super::subject::TaskSubject;
 use super::topology::{STREAM_DUE, TopologyError};
 use super::{Bus, to_nats};
 use crate::task::{HEADER_MSG_ID, Headers};
-
-/// The last sequence that a subject may hold for a publish to be taken.
-const HEADER_EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
-/// The id of the last message of the stream, for a publish to be taken.
-const HEADER_EXPECTED_ID: &str = "Nats-Expected-Last-Msg-Id";
-/// The subjects that are meant, where it is not the message's own.
-const HEADER_EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
 /// The headers with which the server takes a task only when no other of its key lies in the same place.
 #[must_use]
