@@ -251,6 +251,10 @@ pub const COLLECT_BATCH_MAX: usize = 500;
 pub const COLLECT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long the collector waits for more before it commits.
 pub const COLLECT_GATHER: Duration = Duration::from_millis(50);
+/// How long the collector's store keeps what has ended.
+pub const STORE_KEEP: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long it keeps dead letters that nobody has dealt with.
+pub const STORE_KEEP_DEAD: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Rows of one page of the collector's API, at the most and when nothing is asked.
 pub const PAGE_ROWS_MAX: u32 = 1000;
 /// Rows of one page when the caller does not say.

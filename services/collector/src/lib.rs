@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Settings};
+pub use store::StoreAt;
 
 use collect::Collect;
 use records::Workers;
@@ -43,6 +44,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let workers = Workers::default();
     let mut background = JoinSet::new();
     background.spawn(workers.clone().follow(bus.clone()));
+    background.spawn(store.clone().follow());
+    background.spawn(store.clone().keep_for_ever(settings.keep));
     background.spawn(records::follow_jobs(bus.clone(), store.clone()));
     background.spawn(history::serve(store.clone(), history::listen(&bus).await?));
     background.spawn(thens::follow(bus.clone(), store.clone()));
@@ -59,7 +62,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),
         listen = %address,
-        store = %settings.store.display(),
+        store = %settings.store,
+        keep = ?settings.keep,
         results_keep = ?settings.results_keep,
         "collector ready"
     );

@@ -69,7 +69,7 @@ pub(crate) async fn follow_jobs(bus: Bus, store: Store) {
     loop {
         let change = watch.next().await;
         let Some(record) = change.value.as_deref().and_then(decode::<JobRecord>) else { continue };
-        while let Err(error) = store.put_job(&record).await {
+        while let Err(error) = store.put_job(&record, change.stored_ms).await {
             tracing::error!(%error, job = %record.job, "a job's record cannot be stored, will try again");
             tokio::time::sleep(STORE_AGAIN_AFTER).await;
         }

@@ -48,6 +48,8 @@ pub struct EndedMessage {
     pub payload: bytes::Bytes,
     /// The headers as they came.
     pub headers: Headers,
+    /// It was delivered before: what it says may be stored already.
+    pub again: bool,
 }
 
 /// What an [`EndedMessage`] says.
@@ -208,9 +210,9 @@ async fn start_pull(bus: &Bus, from: Ended) -> Result<pull::Stream, TopologyErro
 }
 
 fn read(from: Ended, message: jetstream::Message) -> Option<(EndedMessage, Receipt)> {
-    let (seq, stored_ms) = {
+    let (seq, stored_ms, again) = {
         let info = message.info().ok()?;
-        (info.stream_sequence, unix_ms(info.published))
+        (info.stream_sequence, unix_ms(info.published), info.delivered > 1)
     };
     let headers = from_nats(message.headers.as_ref());
     let (message, acker) = message.split();
@@ -218,7 +220,7 @@ fn read(from: Ended, message: jetstream::Message) -> Option<(EndedMessage, Recei
         Ended::Results => read_pack(&message.subject, &message.payload),
         Ended::Dead => read_dead(&message.subject, &headers),
     };
-    Some((EndedMessage { seq, stored_ms, body, payload: message.payload, headers }, Receipt(acker)))
+    Some((EndedMessage { seq, stored_ms, body, payload: message.payload, headers, again }, Receipt(acker)))
 }
 
 fn read_pack(subject: &str, payload: &[u8]) -> Result<EndedBody, String> {

@@ -10,7 +10,7 @@ use millpond::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
 use serde::{Deserialize, Serialize};
 
 use super::{App, error};
-use crate::store::{Ends, Page, Place, Rows, Shown, TaskFilter};
+use crate::store::{Ends, JobFilter, Page, Place, Rows, Shown, TaskFilter};
 
 /// What may be asked of a list.
 #[derive(Deserialize, Debug, Default)]
@@ -54,6 +54,7 @@ impl Asked {
             kind: self.kind.clone(),
             status: self.status.clone(),
             worker: self.worker.clone(),
+            ..TaskFilter::default()
         })
     }
 }
@@ -119,7 +120,7 @@ pub(super) async fn task(State(app): AppState, Query(asked): Query<Asked>) -> Re
 
 pub(super) async fn jobs(State(app): AppState, Query(asked): Query<Asked>) -> Response {
     match asked.page() {
-        Ok(page) => rows(app.store.jobs(page).await),
+        Ok(page) => rows(app.store.jobs(&JobFilter::default(), page).await),
         Err(response) => *response,
     }
 }

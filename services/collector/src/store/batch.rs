@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, HashSet};
 use millpond::outcome::{Items, Kept, id_of};
 use millpond::payload::PayloadRef;
 use serde_json::value::RawValue;
-use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
 
 use super::cancels::stored_job;
 use super::merge::{Ending, Rows, status_of};
+use super::sql::{Sql, Transaction};
 use super::{CANCELLED, DONE, PARTIAL};
 
 /// The id of an item: of a batch of one too, where [`id_of`] means the batch itself.
@@ -53,27 +53,24 @@ impl Batch {
 /// The batch as stored so far. None when its id stands for something else that may not change any more: a task that
 /// has ended, or a batch of another size (somebody published two things under one id; the first stays).
 pub(super) async fn read_batch(
-    connection: &mut SqliteConnection,
+    transaction: &mut dyn Transaction,
     queue: &str,
     root: &str,
     of: u32,
 ) -> anyhow::Result<Option<Batch>> {
-    let found = sqlx::query("SELECT items, bitmap, result, ref, status FROM tasks WHERE queue = ? AND id = ?")
-        .bind(queue)
-        .bind(root)
-        .fetch_optional(connection)
-        .await?;
+    let known = Sql::new("SELECT items, bitmap, result, ref, status FROM tasks WHERE queue = ? AND id = ?");
+    let found = transaction.rows(known.bind(queue).bind(root)).await?;
     let mut batch = Batch::default();
-    if let Some(row) = found {
-        match row.try_get::<Option<i64>, _>("items")? {
+    if let Some(row) = found.first() {
+        match row.int("items") {
             Some(items) if items == i64::from(of) => {
-                batch.bitmap = row.try_get("bitmap")?;
-                batch.results = serde_json::from_str(row.try_get::<&str, _>("result")?)?;
-                if let Some(refs) = row.try_get::<Option<&str>, _>("ref")? {
+                batch.bitmap = row.blob("bitmap").to_vec();
+                batch.results = serde_json::from_str(row.text("result").unwrap_or("[]"))?;
+                if let Some(refs) = row.text("ref") {
                     batch.refs = serde_json::from_str(refs)?;
                 }
             }
-            None if row.try_get::<i64, _>("status")? < DONE => {}
+            None if row.int("status").is_some_and(|status| status < DONE) => {}
             _ => return Ok(None),
         }
     }
@@ -84,7 +81,7 @@ pub(super) async fn read_batch(
 
 /// Merges an outcome of some items into the row of their batch, and those that did not succeed into rows of their own.
 pub(super) async fn merge_items<'a>(
-    transaction: &mut Transaction<'_, Sqlite>,
+    transaction: &mut dyn Transaction,
     rows: &mut Rows<'a>,
     ending: &Ending<'a>,
     items: Items,
@@ -112,7 +109,7 @@ pub(super) async fn merge_items<'a>(
             Err(not_done) if !batch.has(item) => {
                 if let Some(status) = status_of(not_done.end) {
                     let index = ending.outcome.index.map(|i| i + u64::from(item - items.from));
-                    rows.push(ending, id, index, Some(root), status, None);
+                    rows.push(ending, id, index, Some(root), status, None, not_done.failure.as_ref());
                 }
             }
             Ok(_) | Err(_) => {}
@@ -125,22 +122,18 @@ pub(super) async fn merge_items<'a>(
 }
 
 async fn items_with(
-    connection: &mut SqliteConnection,
+    transaction: &mut dyn Transaction,
     queue: &str,
     root: &str,
     status: i64,
 ) -> sqlx::Result<HashSet<String>> {
-    sqlx::query_scalar("SELECT id FROM tasks WHERE queue = ? AND root = ? AND status = ?")
-        .bind(queue)
-        .bind(root)
-        .bind(status)
-        .fetch_all(connection)
-        .await
-        .map(|ids| ids.into_iter().collect())
+    let items = Sql::new("SELECT id FROM tasks WHERE queue = ? AND root = ? AND status = ?");
+    let rows = transaction.rows(items.bind(queue).bind(root).bind(status)).await?;
+    Ok(rows.iter().map(|row| row.string("id")).collect())
 }
 
 async fn write_batch(
-    connection: &mut SqliteConnection,
+    transaction: &mut dyn Transaction,
     ending: &Ending<'_>,
     items: Items,
     batch: &Batch,
@@ -149,13 +142,15 @@ async fn write_batch(
     let done = batch.done();
     let status = if done == items.of { DONE } else { PARTIAL };
     let first_index = outcome.index.and_then(|i| i64::try_from(i).ok()).map(|i| i - i64::from(items.from));
-    sqlx::query(
+    let refs = (!batch.refs.is_empty()).then(|| serde_json::to_string(&batch.refs)).transpose()?;
+    let write = Sql::new(
         "INSERT INTO tasks (queue, id, kind, job, idx, items, done, bitmap, status, attempt, result, ref,
             worker, published_ms, started_ms, ended_ms, stored_ms, trace, next) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
          ON CONFLICT (queue, id) DO UPDATE SET
             items = excluded.items, done = excluded.done, bitmap = excluded.bitmap, status = excluded.status,
-            attempt = max(tasks.attempt, excluded.attempt), result = excluded.result,
-            ref = excluded.ref, worker = excluded.worker, started_ms = min(tasks.started_ms, excluded.started_ms),
+            attempt = CASE WHEN tasks.attempt > excluded.attempt THEN tasks.attempt ELSE excluded.attempt END,
+            result = excluded.result, ref = excluded.ref, worker = excluded.worker,
+            started_ms = CASE WHEN tasks.started_ms < excluded.started_ms THEN tasks.started_ms ELSE excluded.started_ms END,
             ended_ms = excluded.ended_ms, stored_ms = excluded.stored_ms, trace = coalesce(tasks.trace, excluded.trace),
             next = coalesce(tasks.next, excluded.next)
          WHERE tasks.done < excluded.done OR tasks.items IS NULL",
@@ -165,28 +160,27 @@ async fn write_batch(
     .bind(&ending.subject.kind)
     .bind(ending.subject.job.as_deref().map(|job| stored_job(job, outcome.root())))
     .bind(first_index)
-    .bind(i64::from(items.of))
-    .bind(i64::from(done))
+    .bind(items.of)
+    .bind(done)
     .bind(batch.bitmap.as_slice())
     .bind(status)
-    .bind(i64::from(outcome.attempt))
+    .bind(outcome.attempt)
     .bind(serde_json::to_string(&batch.results)?)
-    .bind((!batch.refs.is_empty()).then(|| serde_json::to_string(&batch.refs)).transpose()?)
+    .bind(refs)
     .bind(ending.worker)
     .bind(outcome.published_ms)
     .bind(outcome.started_ms)
     .bind(outcome.ended_ms)
     .bind(ending.stored_ms)
     .bind(outcome.trace.as_deref())
-    .bind(outcome.then.as_deref())
-    .execute(connection)
-    .await?;
+    .bind(outcome.then.as_deref());
+    transaction.run(write).await?;
     Ok(())
 }
 
 /// Items that had a row of their own, because they did not succeed at first, and now have a result.
 async fn finish_items(
-    connection: &mut SqliteConnection,
+    transaction: &mut dyn Transaction,
     ending: &Ending<'_>,
     finished: &[String],
     batch: &Batch,
@@ -194,33 +188,23 @@ async fn finish_items(
     if finished.is_empty() {
         return Ok(());
     }
-    let root = ending.outcome.root();
-    let rows: Vec<String> = sqlx::query_scalar("SELECT id FROM tasks WHERE queue = ? AND root = ? AND status < 3")
-        .bind(&ending.subject.queue)
-        .bind(root)
-        .fetch_all(&mut *connection)
-        .await?;
-    let finished: HashSet<&String> = finished.iter().collect();
-    for id in rows.iter().filter(|id| finished.contains(id)) {
+    let queue = &ending.subject.queue;
+    let open = Sql::new("SELECT id FROM tasks WHERE queue = ? AND root = ? AND status < 3");
+    let rows = transaction.rows(open.bind(queue).bind(ending.outcome.root())).await?;
+    let finished: HashSet<&str> = finished.iter().map(String::as_str).collect();
+    for id in rows.iter().filter_map(|row| row.text("id")).filter(|id| finished.contains(id)) {
         let item = id.rsplit('/').next().and_then(|i| i.parse::<u32>().ok());
         let stored = item.and_then(|i| batch.refs.get(&i)).map(PayloadRef::to_json);
         let result = item.and_then(|i| batch.results.get(i as usize)).map(|r| r.get()).filter(|_| stored.is_none());
-        sqlx::query(
-            "UPDATE tasks SET status = ?, done = 1, result = ?, ref = ?, attempt = max(attempt, ?), worker = ?, started_ms = ?,
-             ended_ms = ?, stored_ms = ? WHERE queue = ? AND id = ? AND status < 3",
-        )
-        .bind(DONE)
-        .bind(result)
-        .bind(stored)
-        .bind(i64::from(ending.outcome.attempt))
-        .bind(ending.worker)
-        .bind(ending.outcome.started_ms)
-        .bind(ending.outcome.ended_ms)
-        .bind(ending.stored_ms)
-        .bind(&ending.subject.queue)
-        .bind(id)
-        .execute(&mut *connection)
-        .await?;
+        let finish = Sql::new(
+            "UPDATE tasks SET status = ?, done = 1, result = ?, ref = ?,
+                attempt = CASE WHEN attempt > ? THEN attempt ELSE ? END, worker = ?, started_ms = ?, ended_ms = ?,
+                stored_ms = ? WHERE queue = ? AND id = ? AND status < 3",
+        );
+        let attempt = ending.outcome.attempt;
+        let finish = finish.bind(DONE).bind(result).bind(stored).bind(attempt).bind(attempt).bind(ending.worker);
+        let finish = finish.bind(ending.outcome.started_ms).bind(ending.outcome.ended_ms).bind(ending.stored_ms);
+        transaction.run(finish.bind(queue).bind(id)).await?;
     }
     Ok(())
 }

@@ -3,14 +3,15 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use millpond::job::epoch_of;
 use millpond::outcome::CancelledJob;
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
 
 use super::shown::Shown;
+use super::sql::{Database, Row, Sql, Transaction};
 use super::{CANCELLED, Store};
 
 /// The job under which the store keeps a task: epochs after the first have a name of their own, `<job>@<epoch>`.
@@ -33,22 +34,42 @@ fn name_and_epoch(key: &str) -> (&str, u32) {
 #[derive(Clone, Default)]
 pub(super) struct JobCancels {
     known: Arc<RwLock<HashMap<String, CancelledJob>>>,
+    /// Number of the last record that is known.
+    last: Arc<AtomicI64>,
 }
 
+const NEWER: &str = "SELECT job, epoch, by, at_ms, n FROM job_cancels WHERE n > ? ORDER BY n";
+
 impl JobCancels {
-    /// Those that are stored.
-    pub(super) async fn load(connection: &mut SqliteConnection) -> sqlx::Result<Self> {
-        let rows: Vec<(String, u32, String, i64)> =
-            sqlx::query_as("SELECT job, epoch, by, at_ms FROM job_cancels").fetch_all(connection).await?;
-        let known = rows.into_iter().map(|(job, epoch, by, at_ms)| {
-            let cancelled = CancelledJob { job, epoch, by, at_ms };
-            (cancelled.job.clone(), cancelled)
-        });
-        Ok(Self { known: Arc::new(RwLock::new(known.collect())) })
+    fn newer(&self) -> Sql<'static> {
+        Sql::new(NEWER).bind(self.last.load(Ordering::SeqCst))
     }
 
-    /// After the commit.
-    pub(super) fn add(&self, cancelled: impl IntoIterator<Item = CancelledJob>) {
+    fn take(&self, rows: &[Row]) {
+        self.add(rows.iter().map(|row| CancelledJob {
+            job: row.string("job"),
+            epoch: u32::try_from(row.count("epoch")).unwrap_or(u32::MAX),
+            by: row.string("by"),
+            at_ms: row.int("at_ms").unwrap_or(0),
+        }));
+        if let Some(last) = rows.last().and_then(|row| row.int("n")) {
+            self.last.fetch_max(last, Ordering::SeqCst);
+        }
+    }
+
+    /// Reads what is stored and not known yet.
+    pub(super) async fn refresh(&self, db: &dyn Database) -> sqlx::Result<()> {
+        self.take(&db.read(self.newer()).await?);
+        Ok(())
+    }
+
+    /// The same in a transaction that writes: nothing is missed then.
+    pub(super) async fn refresh_in(&self, transaction: &mut dyn Transaction) -> sqlx::Result<()> {
+        self.take(&transaction.rows(self.newer()).await?);
+        Ok(())
+    }
+
+    fn add(&self, cancelled: impl IntoIterator<Item = CancelledJob>) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         for one in cancelled {
             // One that comes again must not hide a later one.
@@ -81,26 +102,19 @@ impl JobCancels {
 }
 
 /// Stores the record and ends what is known of the job and has no result.
-pub(super) async fn cancel_job(connection: &mut SqliteConnection, cancelled: &CancelledJob) -> sqlx::Result<()> {
-    sqlx::query(
-        "INSERT INTO job_cancels (job, epoch, by, at_ms) VALUES (?,?,?,?)
-         ON CONFLICT (job) DO UPDATE SET epoch = excluded.epoch, by = excluded.by, at_ms = excluded.at_ms
+pub(super) async fn cancel_job(transaction: &mut dyn Transaction, cancelled: &CancelledJob) -> sqlx::Result<()> {
+    let keep = Sql::new(
+        "INSERT INTO job_cancels (job, epoch, by, at_ms, n)
+         VALUES (?, ?, ?, ?, (SELECT coalesce(max(n), 0) + 1 FROM job_cancels))
+         ON CONFLICT (job) DO UPDATE SET epoch = excluded.epoch, by = excluded.by, at_ms = excluded.at_ms, n = excluded.n
          WHERE excluded.epoch >= job_cancels.epoch",
-    )
-    .bind(&cancelled.job)
-    .bind(cancelled.epoch)
-    .bind(&cancelled.by)
-    .bind(cancelled.at_ms)
-    .execute(&mut *connection)
-    .await?;
+    );
+    let keep = keep.bind(&cancelled.job).bind(cancelled.epoch).bind(&cancelled.by).bind(cancelled.at_ms);
+    transaction.run(keep).await?;
     for epoch in 1..=cancelled.epoch.max(1) {
-        sqlx::query("UPDATE tasks SET status = ? WHERE job = ? AND status < 3 AND (? > 0 OR published_ms <= ?)")
-            .bind(CANCELLED)
-            .bind(job_key(&cancelled.job, epoch).as_ref())
-            .bind(cancelled.epoch)
-            .bind(cancelled.at_ms)
-            .execute(&mut *connection)
-            .await?;
+        let end = Sql::new("UPDATE tasks SET status = ? WHERE job = ? AND status < 3 AND (? > 0 OR published_ms <= ?)");
+        let end = end.bind(CANCELLED).bind(job_key(&cancelled.job, epoch)).bind(cancelled.epoch).bind(cancelled.at_ms);
+        transaction.run(end).await?;
     }
     Ok(())
 }
@@ -117,13 +131,9 @@ impl Store {
             return Ok(job.to_owned());
         }
         // From `<job>@` to before `<job>A`: all epochs after the first.
-        let newest: Option<String> =
-            sqlx::query_scalar("SELECT job FROM job_counts WHERE job >= ? AND job < ? ORDER BY n DESC LIMIT 1")
-                .bind(format!("{job}@"))
-                .bind(format!("{job}A"))
-                .fetch_optional(&self.readers)
-                .await?;
-        Ok(newest.unwrap_or_else(|| job.to_owned()))
+        let newest = Sql::new("SELECT job FROM job_counts WHERE job >= ? AND job < ? ORDER BY n DESC LIMIT 1");
+        let newest = self.db.read(newest.bind(format!("{job}@")).bind(format!("{job}A"))).await?;
+        Ok(newest.first().map_or_else(|| job.to_owned(), |row| row.string("job")))
     }
 
     /// A task of a cancelled job that never had a row: `<job>.<epoch>/<index>`.

@@ -1,15 +1,14 @@
 //! Jobs as the API shows them: their progress, and the ends of their tasks in order.
 
-use futures_util::TryStreamExt;
 use millpond::job::{JobRecord, JobState};
 use millpond::limits::{BATCH_ITEMS_MAX, HEARTBEAT_LOST_AFTER};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use sqlx::sqlite::SqliteRow;
 
 use super::cancels::job_key;
 use super::read::{Page, Rows, paged};
-use super::shown::{Shown, column, has_bit, refs, status_name, text};
+use super::shown::{Shown, has_bit, refs, status_name};
+use super::sql::{Row, Sql};
 use super::{DONE, Store};
 
 /// Results of one page, in bytes, at the most; the row that goes beyond it is still shown.
@@ -19,6 +18,18 @@ const NO_INDEX: i64 = i64::MAX;
 
 const JOB_COLUMNS: &str = "SELECT job_counts.n, job_counts.job, queue, kind, job_counts.created_ms, done, retrying,
     dead, cancelled, record FROM job_counts LEFT JOIN jobs ON jobs.job = job_counts.job";
+
+/// Which jobs.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct JobFilter {
+    /// The start of its name.
+    pub(crate) name: Option<String>,
+    /// How it stands, one of [`JOB_STATES`].
+    pub(crate) state: Option<String>,
+}
+
+/// How a job may stand.
+pub(crate) const JOB_STATES: [&str; 6] = ["open", "stalled", "closed", "finished", "cancelled", "session"];
 
 /// Where a row stands in the order of its job: by index, then by age. Two tasks may claim one index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,25 +70,29 @@ pub(crate) type Ends = (Vec<Shown>, Option<Place>);
 
 impl Store {
     /// Jobs with their progress, the newest first, and sessions: jobs without a record, known from their tasks.
-    pub(crate) async fn jobs(&self, page: Page) -> anyhow::Result<Rows> {
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{JOB_COLUMNS} WHERE job_counts.n < ? ORDER BY job_counts.n DESC LIMIT ?"
-        )))
-        .bind(page.after.unwrap_or(i64::MAX))
-        .bind(i64::from(page.limit) + 1)
-        .fetch_all(&self.readers)
-        .await?;
+    pub(crate) async fn jobs(&self, filter: &JobFilter, page: Page) -> anyhow::Result<Rows> {
+        let mut sql = Sql::new(format!("{JOB_COLUMNS} WHERE 1 = 1"));
+        if let Some(name) = &filter.name {
+            sql.push(" AND job_counts.job >= ?", name);
+            // All that start with it: no text that UTF-8 can have comes after.
+            sql.push(" AND job_counts.job < ?", format!("{name}\u{10ffff}"));
+        }
+        if let Some(state) = &filter.state {
+            of_state(&mut sql, state);
+        }
+        if let Some(after) = page.after {
+            sql.push(" AND job_counts.n < ?", after.n);
+        }
+        sql.push(" ORDER BY job_counts.n DESC LIMIT ?", i64::from(page.limit) + 1);
+        let rows = self.db.read(sql).await?;
         Ok(paged(&rows, page.limit, |row| self.shown_job(row)))
     }
 
     /// One job with its progress; none when nothing is known of it.
     pub(crate) async fn job(&self, job: &str) -> anyhow::Result<Option<Shown>> {
         let job = self.newest_epoch(job).await?;
-        let found = sqlx::query(sqlx::AssertSqlSafe(format!("{JOB_COLUMNS} WHERE job_counts.job = ?")))
-            .bind(job)
-            .fetch_optional(&self.readers)
-            .await?;
-        Ok(found.as_ref().map(|row| self.shown_job(row)))
+        let found = self.db.read(Sql::new(format!("{JOB_COLUMNS} WHERE job_counts.job = ?")).bind(job)).await?;
+        Ok(found.first().map(|row| self.shown_job(row)))
     }
 
     /// The ends of a job's tasks by index, batches item by item; then of those without an index, by age. Items that
@@ -102,7 +117,7 @@ impl Store {
             let (rows, left) = self.unplaced(job, limit - ends.len(), after).await?;
             ends.extend(self.ends_of(&rows, after, None).await?);
             // The next page starts behind the last batch or task that was read.
-            let last = rows.last().and_then(|row| column(row, "n"));
+            let last = rows.last().and_then(|row| row.int("n"));
             more = last.filter(|_| left).map(|n| Place { index: NO_INDEX, n, item: i64::MAX });
         }
         if ends.len() > limit {
@@ -113,73 +128,68 @@ impl Store {
     }
 
     /// Tasks and batches with an index, enough of them for a page; and the first index that was not read, if any.
-    async fn placed(&self, job: &str, limit: usize, after: Place) -> sqlx::Result<(Vec<SqliteRow>, Option<i64>)> {
-        let mut found = sqlx::query(
+    async fn placed(&self, job: &str, limit: usize, after: Place) -> sqlx::Result<(Vec<Row>, Option<i64>)> {
+        let placed = Sql::new(
             "SELECT n, queue, id, idx, items, bitmap, status, result, ref, octet_length(result) AS bytes FROM tasks
              WHERE job = ? AND root IS NULL AND idx >= ? AND idx + coalesce(items, 1) > ? ORDER BY idx, n",
-        )
-        .bind(job)
-        .bind(after.index.saturating_sub(i64::from(BATCH_ITEMS_MAX)))
-        .bind(after.index)
-        .fetch(&self.readers);
-        let (mut rows, mut items, mut bytes, mut last) = (Vec::new(), 0, 0, i64::MIN);
-        while let Some(row) = found.try_next().await? {
-            let index = column::<i64>(&row, "idx").unwrap_or(0);
-            let behind = index + column::<i64>(&row, "items").unwrap_or(1);
+        );
+        let placed = placed.bind(job).bind(after.index.saturating_sub(i64::from(BATCH_ITEMS_MAX))).bind(after.index);
+        let (mut rows, mut items, mut bytes, mut last, mut horizon) = (Vec::new(), 0, 0, i64::MIN, None);
+        let mut more = |row: Row| {
+            let index = row.int("idx").unwrap_or(0);
+            let behind = index + row.int("items").unwrap_or(1);
             // What starts before the page's first row, or where another row starts, overlaps: it must be read too.
             if (items > limit || bytes > PAGE_BYTES_MAX) && index > last && index > after.index.saturating_add(1) {
-                return Ok((rows, Some(index)));
+                horizon = Some(index);
+                return false;
             }
             items += usize::try_from(behind - index.max(after.index)).unwrap_or(0);
-            bytes += column::<i64>(&row, "bytes").unwrap_or(0);
+            bytes += row.int("bytes").unwrap_or(0);
             last = index;
             rows.push(row);
-        }
-        Ok((rows, None))
+            true
+        };
+        self.db.read_while(placed, &mut more).await?;
+        Ok((rows, horizon))
     }
 
     /// Tasks and batches without an index, by age; and whether there are more.
-    async fn unplaced(&self, job: &str, limit: usize, after: Place) -> sqlx::Result<(Vec<SqliteRow>, bool)> {
-        let mut found = sqlx::query(
+    async fn unplaced(&self, job: &str, limit: usize, after: Place) -> sqlx::Result<(Vec<Row>, bool)> {
+        let unplaced = Sql::new(
             "SELECT n, queue, id, idx, items, bitmap, status, result, ref, octet_length(result) AS bytes FROM tasks
              WHERE job = ? AND root IS NULL AND idx IS NULL AND n >= ? ORDER BY n",
-        )
-        .bind(job)
-        .bind(if after.index == NO_INDEX { after.n } else { 0 })
-        .fetch(&self.readers);
-        let (mut rows, mut items, mut bytes) = (Vec::new(), 0, 0);
-        while let Some(row) = found.try_next().await? {
+        );
+        let unplaced = unplaced.bind(job).bind(if after.index == NO_INDEX { after.n } else { 0 });
+        let (mut rows, mut items, mut bytes, mut left) = (Vec::new(), 0, 0, false);
+        let mut more = |row: Row| {
             if items > limit || bytes > PAGE_BYTES_MAX {
-                return Ok((rows, true));
+                left = true;
+                return false;
             }
-            items += usize::try_from(column::<i64>(&row, "items").unwrap_or(1)).unwrap_or(0);
-            bytes += column::<i64>(&row, "bytes").unwrap_or(0);
+            items += usize::try_from(row.int("items").unwrap_or(1)).unwrap_or(0);
+            bytes += row.int("bytes").unwrap_or(0);
             rows.push(row);
-        }
-        Ok((rows, false))
+            true
+        };
+        self.db.read_while(unplaced, &mut more).await?;
+        Ok((rows, left))
     }
 
     /// The ends of these tasks and batches behind `after` and before the index `horizon`, in their order.
-    async fn ends_of(
-        &self,
-        rows: &[SqliteRow],
-        after: Place,
-        horizon: Option<i64>,
-    ) -> anyhow::Result<Vec<(Place, Shown)>> {
+    async fn ends_of(&self, rows: &[Row], after: Place, horizon: Option<i64>) -> anyhow::Result<Vec<(Place, Shown)>> {
         let mut ends = Vec::new();
         for row in rows {
-            let all =
-                if column::<i64>(row, "items").is_some() { self.items(row).await? } else { self.task_end(row).await? };
+            let all = if row.int("items").is_some() { self.items(row).await? } else { self.task_end(row).await? };
             ends.extend(all.into_iter().filter(|(at, _)| *at > after && horizon.is_none_or(|h| at.index < h)));
         }
         ends.sort_by_key(|(at, _)| *at);
         Ok(ends)
     }
 
-    async fn task_end(&self, row: &SqliteRow) -> anyhow::Result<Vec<(Place, Shown)>> {
-        let index = column::<i64>(row, "idx");
-        let (queue, id) = (text(row, "queue").unwrap_or_default(), text(row, "id").unwrap_or_default());
-        let status = column::<i64>(row, "status").unwrap_or(0);
+    async fn task_end(&self, row: &Row) -> anyhow::Result<Vec<(Place, Shown)>> {
+        let index = row.int("idx");
+        let (queue, id) = (row.string("queue"), row.string("id"));
+        let status = row.int("status").unwrap_or(0);
         let mut shown = end(index, &id, &queue, status);
         if status != DONE || !shown.set_kept(row) {
             self.add_failure(&mut shown, &queue, &id).await?;
@@ -188,15 +198,14 @@ impl Store {
     }
 
     /// The end of each item of a batch that has ended one way or another.
-    async fn items(&self, row: &SqliteRow) -> anyhow::Result<Vec<(Place, Shown)>> {
-        let first = column::<i64>(row, "idx");
-        let (queue, id) = (text(row, "queue").unwrap_or_default(), text(row, "id").unwrap_or_default());
-        let result = text(row, "result").unwrap_or_else(|| "[]".to_owned());
-        let results: Vec<&RawValue> = serde_json::from_str(&result)?;
-        let bitmap: Vec<u8> = column(row, "bitmap").unwrap_or_default();
+    async fn items(&self, row: &Row) -> anyhow::Result<Vec<(Place, Shown)>> {
+        let first = row.int("idx");
+        let (queue, id) = (row.string("queue"), row.string("id"));
+        let results: Vec<&RawValue> = serde_json::from_str(row.text("result").unwrap_or("[]"))?;
+        let bitmap = row.blob("bitmap");
         let refs = refs(row);
         let mut ends = Vec::new();
-        for (item, result) in results.iter().enumerate().filter(|(item, _)| has_bit(&bitmap, *item)) {
+        for (item, result) in results.iter().enumerate().filter(|(item, _)| has_bit(bitmap, *item)) {
             let number = i64::try_from(item)?;
             let index = first.map(|first| first + number);
             let mut shown = end(index, &format!("{id}/{item}"), &queue, DONE);
@@ -206,17 +215,12 @@ impl Store {
             }
             ends.push((place(row, index, number), shown));
         }
-        if column::<i64>(row, "status") == Some(DONE) {
+        if row.int("status") == Some(DONE) {
             return Ok(ends);
         }
-        let others: Vec<(String, i64)> =
-            sqlx::query_as("SELECT id, status FROM tasks WHERE queue = ? AND root = ? AND status <> ?")
-                .bind(&queue)
-                .bind(&id)
-                .bind(DONE)
-                .fetch_all(&self.readers)
-                .await?;
-        for (item_id, status) in others {
+        let others = Sql::new("SELECT id, status FROM tasks WHERE queue = ? AND root = ? AND status <> ?");
+        for other in self.db.read(others.bind(&queue).bind(&id).bind(DONE)).await? {
+            let (item_id, status) = (other.string("id"), other.int("status").unwrap_or(0));
             let Some(number) = item_id.rsplit('/').next().and_then(|i| i.parse::<i64>().ok()) else { continue };
             let index = first.map(|first| first + number);
             let mut shown = end(index, &item_id, &queue, status);
@@ -227,15 +231,12 @@ impl Store {
     }
 
     async fn add_failure(&self, shown: &mut Shown, queue: &str, id: &str) -> anyhow::Result<()> {
-        let found: Option<String> = sqlx::query_scalar(
-            "SELECT failure FROM attempts WHERE queue = ? AND id = ? AND failure IS NOT NULL
-             ORDER BY attempt DESC LIMIT 1",
-        )
-        .bind(queue)
-        .bind(id)
-        .fetch_optional(&self.readers)
-        .await?;
-        if let Some(failure) = found.and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
+        let failed = Sql::new(
+            "SELECT failure FROM attempts WHERE queue = ? AND id = ? AND failure IS NOT NULL ORDER BY attempt DESC LIMIT 1",
+        );
+        let found = self.db.read(failed.bind(queue).bind(id)).await?;
+        let found = found.first().and_then(|row| row.text("failure"));
+        if let Some(failure) = found.and_then(|text| serde_json::from_str::<Value>(text).ok()) {
             shown.set("failure", failure);
         }
         Ok(())
@@ -246,15 +247,15 @@ fn end(index: Option<i64>, id: &str, queue: &str, status: i64) -> Shown {
     Shown::new(json!({ "index": index, "id": id, "queue": queue, "status": status_name(status) }))
 }
 
-fn place(row: &SqliteRow, index: Option<i64>, item: i64) -> Place {
-    Place { index: index.unwrap_or(NO_INDEX), n: column(row, "n").unwrap_or(0), item }
+fn place(row: &Row, index: Option<i64>, item: i64) -> Place {
+    Place { index: index.unwrap_or(NO_INDEX), n: row.int("n").unwrap_or(0), item }
 }
 
 impl Store {
-    fn shown_job(&self, row: &SqliteRow) -> Shown {
-        let record = text(row, "record").and_then(|text| serde_json::from_str::<JobRecord>(&text).ok());
-        let count = |name: &str| column::<i64>(row, name).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
-        let job = text(row, "job").unwrap_or_default();
+    fn shown_job(&self, row: &Row) -> Shown {
+        let record = row.text("record").and_then(|text| serde_json::from_str::<JobRecord>(text).ok());
+        let count = |name: &str| row.count(name);
+        let job = row.string("job");
         let is_cancelled =
             self.cancelled.has(&job) || record.as_ref().is_some_and(|record| record.state == JobState::Cancelled);
         let (done, mut retrying, mut dead, mut cancelled) =
@@ -271,7 +272,7 @@ impl Store {
         };
         let mut job = Shown::new(json!({
             "job": job, "state": state, "done": done, "retrying": retrying, "dead": dead, "cancelled": cancelled,
-            "queue": text(row, "queue"), "kind": text(row, "kind"), "created_ms": count("created_ms"),
+            "queue": row.text("queue"), "kind": row.text("kind"), "created_ms": count("created_ms"),
             "total": Value::Null,
         }));
         if let Some(record) = record {
@@ -297,5 +298,23 @@ fn state_of(record: &JobRecord, ended: u64) -> &'static str {
         (JobState::Open, _) if stalled => "stalled",
         (JobState::Open, _) => "open",
         (JobState::Cancelled, _) => "cancelled",
+    }
+}
+
+/// The condition on a job's state: what [`state_of`] says, as far as the tables know it.
+fn of_state(sql: &mut Sql<'_>, state: &str) {
+    let lost = millpond::now_ms().saturating_sub(i64::try_from(HEARTBEAT_LOST_AFTER.as_millis()).unwrap_or(i64::MAX));
+    let cancelled = "(jobs.state = 'cancelled' OR EXISTS (SELECT 1 FROM job_cancels
+        WHERE job_cancels.job || '@' || job_cancels.epoch = job_counts.job OR job_cancels.job = job_counts.job))";
+    if state != "cancelled" {
+        sql.push_text(&format!(" AND NOT coalesce({cancelled}, FALSE)"));
+    }
+    match state {
+        "open" => sql.push(" AND jobs.state = 'open' AND jobs.heartbeat_ms >= ?", lost),
+        "stalled" => sql.push(" AND jobs.state = 'open' AND jobs.heartbeat_ms < ?", lost),
+        "closed" => sql.push_text(" AND jobs.state = 'closed' AND done + dead + cancelled < coalesce(jobs.total, done + dead + cancelled + 1)"),
+        "finished" => sql.push_text(" AND jobs.state = 'closed' AND done + dead + cancelled >= jobs.total"),
+        "session" => sql.push_text(" AND jobs.job IS NULL"),
+        _ => sql.push_text(&format!(" AND {cancelled}")),
     }
 }

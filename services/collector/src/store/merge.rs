@@ -6,15 +6,16 @@ use millpond::bus::results::{Ended, EndedBody, EndedMessage};
 use millpond::bus::subject::TaskSubject;
 use millpond::dead_letter::Evidence;
 use millpond::limits::BATCH_ITEMS_MAX;
-use millpond::outcome::{CancelledJob, End, FailedAttempt, Kept, NotDone, Outcome};
-use sqlx::{Connection, QueryBuilder, Sqlite, SqliteConnection, Transaction};
+use millpond::outcome::{CancelledJob, End, FailedAttempt, Failure, Kept, NotDone, Outcome};
 
 use super::batch::{id_of_item, merge_items, read_batch};
 use super::cancels::{JobCancels, cancel_job, stored_job};
+use super::series::Counts;
+use super::sql::{Insert, Sql, Transaction, Type};
 use super::{CANCELLED, DEAD, DONE, RETRYING, Store};
 
-/// Rows of one statement: well below SQLite's 32 766 parameters.
-const ROWS_MAX: usize = 1000;
+/// Rows that are gathered before they are written.
+const ROWS_MAX: usize = 4096;
 
 /// A row of `tasks` that is not a batch.
 struct TaskRow<'a> {
@@ -34,6 +35,8 @@ struct TaskRow<'a> {
     stored_ms: i64,
     trace: Option<&'a str>,
     next: Option<&'a str>,
+    /// `type: message` of its last failure.
+    error: Option<String>,
 }
 
 /// A row of `attempts`.
@@ -57,6 +60,8 @@ pub(super) struct Rows<'a> {
     /// Jobs that are cancelled: by what was stored before, and by this pull.
     cancelled: JobCancels,
     freshly_cancelled: Vec<CancelledJob>,
+    /// What ended, for the series.
+    counts: Counts,
 }
 
 /// One outcome and where it came from.
@@ -71,45 +76,53 @@ pub(super) struct Ending<'a> {
 impl Store {
     /// Merges what one pull brought, in one transaction.
     pub(crate) async fn merge(&self, from: Ended, messages: &[EndedMessage]) -> anyhow::Result<()> {
-        let mut writer = self.writer.lock().await;
-        let mut transaction = writer.begin().await?;
+        let mut transaction = self.db.begin().await?;
+        self.cancelled.refresh_in(&mut *transaction).await?;
         let mut rows = Rows { cancelled: self.cancelled.clone(), ..Rows::default() };
         for message in messages {
             match &message.body {
                 Ok(EndedBody::Pack(subject, pack)) => {
                     for outcome in &pack.outcomes {
                         if let Err(reason) = fits(outcome) {
-                            keep_unreadable(&mut transaction, from, message, &reason).await?;
+                            keep_unreadable(&mut *transaction, from, message, &reason).await?;
                             continue;
                         }
                         let ending = Ending { subject, worker: &pack.worker, outcome, stored_ms: message.stored_ms };
                         rows.attempt(&ending);
+                        if !message.again {
+                            rows.counts.add(&ending);
+                        }
                         match outcome.items {
                             None => rows.task(&ending),
                             // Read and written at once: later rows of this pull must see it.
-                            Some(items) => merge_items(&mut transaction, &mut rows, &ending, items).await?,
+                            Some(items) => merge_items(&mut *transaction, &mut rows, &ending, items).await?,
                         }
                     }
                     if let Some(cancelled) = &pack.cancelled {
-                        rows.flush(&mut transaction).await?;
-                        cancel_job(&mut transaction, cancelled).await?;
+                        rows.flush(&mut *transaction).await?;
+                        cancel_job(&mut *transaction, cancelled).await?;
                         rows.freshly_cancelled.push(cancelled.clone());
                     }
                 }
                 Ok(EndedBody::Dead(subject, evidence)) => {
-                    rows.flush(&mut transaction).await?;
-                    merge_dead(&mut transaction, &mut rows, subject, evidence, message).await?;
+                    rows.flush(&mut *transaction).await?;
+                    merge_dead(&mut *transaction, &mut rows, subject, evidence, message).await?;
                 }
-                Err(reason) => keep_unreadable(&mut transaction, from, message, reason).await?,
+                Err(reason) => keep_unreadable(&mut *transaction, from, message, reason).await?,
             }
             if rows.tasks.len() >= ROWS_MAX || rows.attempts.len() >= ROWS_MAX {
-                rows.flush(&mut transaction).await?;
+                rows.flush(&mut *transaction).await?;
             }
         }
-        rows.flush(&mut transaction).await?;
+        rows.flush(&mut *transaction).await?;
+        let died = rows.counts.died();
+        rows.counts.write(&mut *transaction).await?;
         millpond::failpoint::hit("collector.merged");
         transaction.commit().await?;
-        self.cancelled.add(rows.freshly_cancelled);
+        if !rows.freshly_cancelled.is_empty() {
+            self.cancelled.refresh(&*self.db).await?;
+        }
+        self.versions.merged(died);
         self.watch.ends_written();
         Ok(())
     }
@@ -203,15 +216,15 @@ impl<'a> Rows<'a> {
     /// A task published alone.
     fn task(&mut self, ending: &Ending<'a>) {
         let outcome = ending.outcome;
-        let (status, kept) = match outcome.ends().next() {
-            Some((_, Ok(kept))) => (DONE, Some(kept)),
+        let (status, kept, failure) = match outcome.ends().next() {
+            Some((_, Ok(kept))) => (DONE, Some(kept), None),
             Some((_, Err(not_done))) => match status_of(not_done.end) {
-                Some(status) => (status, None),
+                Some(status) => (status, None, not_done.failure.as_ref()),
                 None => return,
             },
             None => return,
         };
-        self.push(ending, outcome.id.clone(), outcome.index, None, status, kept);
+        self.push(ending, outcome.id.clone(), outcome.index, None, status, kept, failure);
     }
 
     pub(super) fn push(
@@ -222,7 +235,10 @@ impl<'a> Rows<'a> {
         root: Option<&'a str>,
         status: i64,
         kept: Option<Kept<'a>>,
+        failure: Option<&Failure>,
     ) {
+        // What is done at last tells of the failures before it.
+        let error = failure.or_else(|| ending.outcome.failures.last().map(|failed| &failed.failure));
         let (result, stored) = match kept {
             None => (None, None),
             Some(Kept::Here(result)) => (Some(result.get()), None),
@@ -244,6 +260,7 @@ impl<'a> Rows<'a> {
             stored_ms: ending.stored_ms,
             trace: ending.outcome.trace.as_deref(),
             next: ending.outcome.then.as_deref(),
+            error: error.map(said),
         });
     }
 
@@ -261,85 +278,131 @@ impl<'a> Rows<'a> {
         self.cancelled.cover(&self.freshly_cancelled, job, id, published_ms)
     }
 
-    pub(super) async fn flush(&mut self, transaction: &mut Transaction<'_, Sqlite>) -> sqlx::Result<()> {
-        for rows in self.tasks.chunks(ROWS_MAX) {
-            upsert_tasks(transaction, rows).await?;
+    pub(super) async fn flush(&mut self, transaction: &mut dyn Transaction) -> sqlx::Result<()> {
+        if !self.tasks.is_empty() {
+            upsert_tasks(transaction, &self.tasks).await?;
+            self.tasks.clear();
         }
-        for rows in self.attempts.chunks(ROWS_MAX) {
-            insert_attempts(transaction, rows).await?;
+        if !self.attempts.is_empty() {
+            insert_attempts(transaction, &self.attempts).await?;
+            self.attempts.clear();
         }
-        self.tasks.clear();
-        self.attempts.clear();
         Ok(())
     }
 }
 
-async fn upsert_tasks(connection: &mut SqliteConnection, rows: &[TaskRow<'_>]) -> sqlx::Result<()> {
-    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
-        "INSERT INTO tasks (queue, id, kind, job, idx, root, done, status, attempt, result, ref, worker,
-         published_ms, started_ms, ended_ms, stored_ms, trace, next) ",
-    );
-    query.push_values(rows, |mut row, task| {
-        row.push_bind(&task.subject.queue)
-            .push_bind(&task.id)
-            .push_bind(&task.subject.kind)
-            .push_bind(task.subject.job.as_deref().map(|job| stored_job(job, &task.id)))
-            .push_bind(task.index.and_then(|i| i64::try_from(i).ok()))
-            .push_bind(task.root)
-            .push_bind(i64::from(task.status == DONE))
-            .push_bind(task.status)
-            .push_bind(i64::from(task.attempt))
-            .push_bind(task.result)
-            .push_bind(task.stored.as_deref())
-            .push_bind(task.worker)
-            .push_bind(task.published_ms)
-            .push_bind(task.started_ms)
-            .push_bind(task.ended_ms)
-            .push_bind(task.stored_ms)
-            .push_bind(task.trace)
-            .push_bind(task.next);
+/// A failure as it is searched for.
+fn said(failure: &Failure) -> String {
+    format!("{}: {}", failure.kind, failure.message)
+}
+
+async fn upsert_tasks(transaction: &mut dyn Transaction, tasks: &[TaskRow<'_>]) -> sqlx::Result<()> {
+    use Type::{Int, Text};
+    let rows = tasks.iter().map(|task| {
+        vec![
+            (&task.subject.queue).into(),
+            (&task.id).into(),
+            (&task.subject.kind).into(),
+            task.subject.job.as_deref().map(|job| stored_job(job, &task.id)).into(),
+            task.index.and_then(|i| i64::try_from(i).ok()).into(),
+            task.root.into(),
+            i64::from(task.status == DONE).into(),
+            task.status.into(),
+            task.attempt.into(),
+            task.result.into(),
+            task.stored.as_deref().into(),
+            task.worker.into(),
+            task.published_ms.into(),
+            task.started_ms.into(),
+            task.ended_ms.into(),
+            task.stored_ms.into(),
+            task.trace.into(),
+            task.next.into(),
+            task.error.as_deref().into(),
+        ]
     });
-    // Done and cancelled never change. Of the others the later attempt counts (a replay is one), and of one attempt the
-    // dead letter.
-    query.push(
-        " ON CONFLICT (queue, id) DO UPDATE SET
+    let insert = Insert {
+        table: "tasks",
+        columns: &[
+            ("queue", Text),
+            ("id", Text),
+            ("kind", Text),
+            ("job", Text),
+            ("idx", Int),
+            ("root", Text),
+            ("done", Int),
+            ("status", Int),
+            ("attempt", Int),
+            ("result", Text),
+            ("ref", Text),
+            ("worker", Text),
+            ("published_ms", Int),
+            ("started_ms", Int),
+            ("ended_ms", Int),
+            ("stored_ms", Int),
+            ("trace", Text),
+            ("next", Text),
+            ("error", Text),
+        ],
+        key: &[0, 1],
+        rows: rows.collect(),
+        // Done and cancelled never change. Of the others the later attempt counts (a replay is one), and of one attempt the
+        // dead letter.
+        then: "ON CONFLICT (queue, id) DO UPDATE SET
             kind = excluded.kind, job = coalesce(tasks.job, excluded.job), idx = coalesce(tasks.idx, excluded.idx),
             done = excluded.done, status = excluded.status, attempt = excluded.attempt, result = excluded.result,
             ref = excluded.ref,
             worker = excluded.worker, started_ms = excluded.started_ms, ended_ms = excluded.ended_ms,
             stored_ms = excluded.stored_ms, trace = coalesce(excluded.trace, tasks.trace),
-            next = excluded.next
+            next = excluded.next, error = coalesce(excluded.error, tasks.error)
           WHERE tasks.status < 3 AND tasks.items IS NULL AND (excluded.status >= 3 OR excluded.attempt > tasks.attempt
             OR (excluded.attempt = tasks.attempt AND excluded.status > tasks.status))",
-    );
-    query.build().execute(connection).await?;
+    };
+    transaction.insert(insert).await?;
     Ok(())
 }
 
-async fn insert_attempts(connection: &mut SqliteConnection, rows: &[AttemptRow<'_>]) -> sqlx::Result<()> {
-    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
-        "INSERT INTO attempts (queue, id, attempt, worker, started_ms, ended_ms, status, failure, trace) ",
-    );
-    query.push_values(rows, |mut row, attempt| {
-        row.push_bind(attempt.queue)
-            .push_bind(&attempt.id)
-            .push_bind(i64::from(attempt.attempt))
-            .push_bind(attempt.worker)
-            .push_bind(attempt.started_ms)
-            .push_bind(attempt.ended_ms)
-            .push_bind(attempt.status)
-            .push_bind(attempt.failure.as_deref())
-            .push_bind(attempt.trace);
+async fn insert_attempts(transaction: &mut dyn Transaction, attempts: &[AttemptRow<'_>]) -> sqlx::Result<()> {
+    use Type::{Int, Text};
+    let rows = attempts.iter().map(|attempt| {
+        vec![
+            attempt.queue.into(),
+            (&attempt.id).into(),
+            attempt.attempt.into(),
+            attempt.worker.into(),
+            attempt.started_ms.into(),
+            attempt.ended_ms.into(),
+            attempt.status.into(),
+            attempt.failure.as_deref().into(),
+            attempt.trace.into(),
+        ]
     });
-    // One that was carried along has no trace of its own: it must not hide the one that has.
-    query.push(" ON CONFLICT DO UPDATE SET trace = coalesce(attempts.trace, excluded.trace)");
-    query.build().execute(connection).await?;
+    let insert = Insert {
+        table: "attempts",
+        columns: &[
+            ("queue", Text),
+            ("id", Text),
+            ("attempt", Int),
+            ("worker", Text),
+            ("started_ms", Int),
+            ("ended_ms", Int),
+            ("status", Text),
+            ("failure", Text),
+            ("trace", Text),
+        ],
+        key: &[0, 1, 2, 3, 4],
+        rows: rows.collect(),
+        // One that was carried along has no trace of its own: it must not hide the one that has.
+        then: "ON CONFLICT (queue, id, attempt, worker, started_ms) DO UPDATE SET
+            trace = coalesce(attempts.trace, excluded.trace)",
+    };
+    transaction.insert(insert).await?;
     Ok(())
 }
 
 /// A dead letter: its evidence is kept, and its task becomes dead unless it has ended otherwise.
 async fn merge_dead<'a>(
-    transaction: &mut Transaction<'_, Sqlite>,
+    transaction: &mut dyn Transaction,
     rows: &mut Rows<'a>,
     subject: &'a TaskSubject,
     evidence: &'a Evidence,
@@ -348,23 +411,17 @@ async fn merge_dead<'a>(
     let item = evidence.items.filter(|i| i.len == 1);
     let batch = evidence.root.as_deref().unwrap_or(&evidence.id);
     let id = item.map_or_else(|| evidence.id.clone(), |i| id_of_item(batch, i, i.from));
-    sqlx::query(
-        "INSERT INTO dead (queue, id, attempt, reason, evidence, headers, payload, buried_ms) VALUES (?,?,?,?,?,?,?,?)
+    let keep = Sql::new(
+        "INSERT INTO dead (queue, id, attempt, reason, evidence, headers, payload, buried_ms, worker)
+         VALUES (?,?,?,?,?,?,?,?,?)
          ON CONFLICT (queue, id) DO UPDATE SET attempt = excluded.attempt, reason = excluded.reason,
             evidence = excluded.evidence, headers = excluded.headers, payload = excluded.payload,
-            buried_ms = excluded.buried_ms, purged_ms = NULL
+            buried_ms = excluded.buried_ms, purged_ms = NULL, worker = excluded.worker
          WHERE excluded.attempt > dead.attempt",
-    )
-    .bind(&subject.queue)
-    .bind(&id)
-    .bind(i64::from(evidence.attempt))
-    .bind(&evidence.reason)
-    .bind(serde_json::to_string(evidence)?)
-    .bind(serde_json::to_string(&message.headers)?)
-    .bind(message.payload.as_ref())
-    .bind(evidence.buried_ms)
-    .execute(&mut **transaction)
-    .await?;
+    );
+    let keep = keep.bind(&subject.queue).bind(&id).bind(evidence.attempt).bind(&evidence.reason);
+    let keep = keep.bind(serde_json::to_string(evidence)?).bind(serde_json::to_string(&message.headers)?);
+    transaction.run(keep.bind(message.payload.as_ref()).bind(evidence.buried_ms).bind(&evidence.worker)).await?;
     rows.failures(&subject.queue, &id, &evidence.failures);
     if let Some(items) = item
         && read_batch(transaction, &subject.queue, batch, items.of).await?.is_some_and(|b| b.has(items.from))
@@ -388,38 +445,31 @@ async fn merge_dead<'a>(
         stored_ms: message.stored_ms,
         trace: evidence.trace.as_deref(),
         next: None,
+        error: Some(said(&evidence.failure)),
     });
     rows.flush(transaction).await?;
     // DEAD subjects name no job; the evidence does.
-    sqlx::query("UPDATE tasks SET job = ? WHERE queue = ? AND id = ? AND job IS NULL")
-        .bind(evidence.job.as_deref().map(|job| stored_job(job, &id)))
-        .bind(&subject.queue)
-        .bind(&evidence.id)
-        .execute(&mut **transaction)
-        .await?;
+    let named = Sql::new("UPDATE tasks SET job = ? WHERE queue = ? AND id = ? AND job IS NULL");
+    let named = named.bind(evidence.job.as_deref().map(|job| stored_job(job, &id)));
+    transaction.run(named.bind(&subject.queue).bind(&evidence.id)).await?;
     Ok(())
 }
 
 async fn keep_unreadable(
-    connection: &mut SqliteConnection,
+    transaction: &mut dyn Transaction,
     from: Ended,
     message: &EndedMessage,
     reason: &str,
 ) -> anyhow::Result<()> {
-    let kept = sqlx::query(
+    let keep = Sql::new(
         "INSERT INTO unreadable (stream, seq, stored_ms, reason, headers, payload) VALUES (?,?,?,?,?,?)
-         ON CONFLICT DO NOTHING",
-    )
-    .bind(from.stream())
-    .bind(i64::try_from(message.seq)?)
-    .bind(message.stored_ms)
-    .bind(reason)
-    .bind(serde_json::to_string(&message.headers)?)
-    .bind(message.payload.as_ref())
-    .execute(connection)
-    .await?;
+         ON CONFLICT (stream, seq, stored_ms) DO NOTHING",
+    );
+    let keep = keep.bind(from.stream()).bind(i64::try_from(message.seq)?).bind(message.stored_ms).bind(reason);
+    let kept =
+        transaction.run(keep.bind(serde_json::to_string(&message.headers)?).bind(message.payload.as_ref())).await?;
     // Said once, however often it comes.
-    if kept.rows_affected() > 0 {
+    if kept > 0 {
         tracing::warn!(
             stream = from.stream(),
             seq = message.seq,

@@ -2,8 +2,8 @@
 
 use millpond::bus::ctl::Replay;
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
 
+use super::sql::Sql;
 use super::{DEAD, RETRYING, Store};
 
 /// Names one dead letter: a later one of the same task is another.
@@ -17,59 +17,49 @@ pub(crate) struct Letter {
 impl Store {
     /// Everything that is needed to run it again; none when it does not wait (any more).
     pub(crate) async fn letter(&self, letter: &Letter) -> anyhow::Result<Option<Replay>> {
-        let found = sqlx::query(
+        let found = Sql::new(
             "SELECT tasks.kind, dead.evidence, dead.headers, dead.payload FROM dead
              JOIN tasks ON tasks.queue = dead.queue AND tasks.id = dead.id
              WHERE dead.queue = ? AND dead.id = ? AND dead.attempt = ? AND dead.purged_ms IS NULL AND tasks.status = ?",
-        )
-        .bind(&letter.queue)
-        .bind(&letter.id)
-        .bind(i64::from(letter.attempt))
-        .bind(DEAD)
-        .fetch_optional(&self.readers)
-        .await?;
-        let Some(row) = found else { return Ok(None) };
+        );
+        let found = found.bind(&letter.queue).bind(&letter.id).bind(letter.attempt).bind(DEAD);
+        let rows = self.db.read(found).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
         Ok(Some(Replay {
             queue: letter.queue.clone(),
-            kind: row.try_get("kind")?,
-            evidence: serde_json::from_str(row.try_get("evidence")?)?,
-            headers: serde_json::from_str(row.try_get("headers")?)?,
-            payload: data_encoding::BASE64.encode(row.try_get("payload")?),
+            kind: row.string("kind"),
+            evidence: serde_json::from_str(row.text("evidence").unwrap_or_default())?,
+            headers: serde_json::from_str(row.text("headers").unwrap_or_default())?,
+            payload: data_encoding::BASE64.encode(row.blob("payload")),
         }))
     }
 
     /// Its next attempt is stored on the bus: the task waits again. A later letter, or an end, stays as it is.
     pub(crate) async fn replayed(&self, letter: &Letter) -> anyhow::Result<()> {
-        let mut writer = self.writer.lock().await;
-        sqlx::query(
+        let mut transaction = self.db.begin().await?;
+        let waits = Sql::new(
             "UPDATE tasks SET status = ?, attempt = ? WHERE queue = ? AND id = ? AND status = ? AND attempt <= ?",
-        )
-        .bind(RETRYING)
-        .bind(i64::from(letter.attempt.max(1)) + 1)
-        .bind(&letter.queue)
-        .bind(&letter.id)
-        .bind(DEAD)
-        .bind(i64::from(letter.attempt))
-        .execute(&mut *writer)
-        .await?;
+        );
+        let waits = waits.bind(RETRYING).bind(i64::from(letter.attempt.max(1)) + 1);
+        let waits = waits.bind(&letter.queue).bind(&letter.id).bind(DEAD).bind(letter.attempt);
+        transaction.run(waits).await?;
+        transaction.commit().await?;
+        self.versions.all();
         Ok(())
     }
 
     /// Throws it away; false when it does not wait (any more). The task stays dead, with its evidence.
     pub(crate) async fn purge_letter(&self, letter: &Letter) -> anyhow::Result<bool> {
-        let mut writer = self.writer.lock().await;
-        let purged = sqlx::query(
-            "UPDATE dead SET purged_ms = ?, payload = x'', headers = '[]'
+        let mut transaction = self.db.begin().await?;
+        let purge = Sql::new(
+            "UPDATE dead SET purged_ms = ?, payload = ?, headers = '[]'
              WHERE queue = ? AND id = ? AND attempt = ? AND purged_ms IS NULL AND EXISTS
                 (SELECT 1 FROM tasks WHERE tasks.queue = dead.queue AND tasks.id = dead.id AND tasks.status = ?)",
-        )
-        .bind(millpond::now_ms())
-        .bind(&letter.queue)
-        .bind(&letter.id)
-        .bind(i64::from(letter.attempt))
-        .bind(DEAD)
-        .execute(&mut *writer)
-        .await?;
-        Ok(purged.rows_affected() > 0)
+        );
+        let purge = purge.bind(millpond::now_ms()).bind(Vec::new()).bind(&letter.queue).bind(&letter.id);
+        let purged = transaction.run(purge.bind(letter.attempt).bind(DEAD)).await?;
+        transaction.commit().await?;
+        self.versions.all();
+        Ok(purged > 0)
     }
 }

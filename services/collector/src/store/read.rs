@@ -1,25 +1,55 @@
 //! What the API asks of the store. Rows are JSON as the API gives them; lists come in pages.
 
+use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
+
 use millpond::limits::BATCH_ITEMS_MAX;
 use serde_json::{Value, json};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Sqlite};
 
 use super::cancels::stored_job;
-use super::shown::{Shown, column, dead_letter, item_of, listed_task, text, whole_task};
-use super::{STATUS_NAMES, Store};
+use super::shown::{Shown, dead_letter, item_of, listed_task, whole_task};
+use super::sql::{Row, Sql};
+use super::{DONE, STATUS_NAMES, Store};
+
+/// Where a page ended: the row's number, and its time where the list is ordered by time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    pub(crate) n: i64,
+    pub(crate) at_ms: Option<i64>,
+}
+
+impl FromStr for Cursor {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        match text.split_once('.') {
+            None => Ok(Self { n: text.parse()?, at_ms: None }),
+            Some((at, n)) => Ok(Self { n: n.parse()?, at_ms: Some(at.parse()?) }),
+        }
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.at_ms {
+            None => write!(f, "{}", self.n),
+            Some(at) => write!(f, "{at}.{}", self.n),
+        }
+    }
+}
 
 /// Which rows of a list.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Page {
     /// Rows at the most.
     pub(crate) limit: u32,
-    /// After the row with this number; none for the first page.
-    pub(crate) after: Option<i64>,
+    /// After the row with this cursor; none for the first page.
+    pub(crate) after: Option<Cursor>,
 }
 
 /// Rows and where the next page starts.
-pub(crate) type Rows = (Vec<Shown>, Option<i64>);
+pub(crate) type Rows = (Vec<Shown>, Option<Cursor>);
 
 /// Which tasks.
 #[derive(Debug, Default, Clone)]
@@ -29,6 +59,12 @@ pub(crate) struct TaskFilter {
     pub(crate) kind: Option<String>,
     pub(crate) status: Option<String>,
     pub(crate) worker: Option<String>,
+    /// Text in the type or message of its last failure, whatever the case.
+    pub(crate) error: Option<String>,
+    /// Published (a dead letter: buried) at this time or later, Unix milliseconds.
+    pub(crate) since_ms: Option<i64>,
+    /// Published (a dead letter: buried) before this time, Unix milliseconds.
+    pub(crate) until_ms: Option<i64>,
 }
 
 const TASK_COLUMNS: &str =
@@ -38,48 +74,72 @@ const TASK_COLUMNS: &str =
 const DEAD_COLUMNS: &str = "SELECT tasks.n, dead.queue, dead.id, tasks.kind, tasks.job, tasks.idx, dead.attempt,
     dead.reason, dead.evidence, dead.headers, dead.payload, dead.buried_ms
     FROM dead JOIN tasks ON tasks.queue = dead.queue AND tasks.id = dead.id WHERE tasks.status = 2
-    AND dead.purged_ms IS NULL";
+    AND tasks.status <> 3 AND dead.purged_ms IS NULL";
 
-/// The page's rows, and the number after which the next one starts when there is more.
-pub(super) fn paged(rows: &[SqliteRow], limit: u32, shown: impl Fn(&SqliteRow) -> Shown) -> Rows {
+/// The page's rows, and where the next one starts when there is more.
+pub(super) fn paged(rows: &[Row], limit: u32, shown: impl Fn(&Row) -> Shown) -> Rows {
     let page = rows.get(..limit as usize);
-    let next = page.and_then(<[SqliteRow]>::last).and_then(|row| column(row, "n"));
-    (page.unwrap_or(rows).iter().map(shown).collect(), next.filter(|_| rows.len() > limit as usize))
+    let last = page.and_then(<[Row]>::last).filter(|_| rows.len() > limit as usize);
+    let next = last.map(|row| Cursor { n: row.int("n").unwrap_or(0), at_ms: None });
+    (page.unwrap_or(rows).iter().map(shown).collect(), next)
 }
 
 impl Store {
-    /// Tasks, the newest first.
+    /// Tasks, the newest first: by their time where a time is asked for.
     pub(crate) async fn tasks(&self, filter: &TaskFilter, page: Page) -> anyhow::Result<Rows> {
-        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(TASK_COLUMNS);
-        let filter = self.of_newest_epoch(filter).await?;
-        let status = filter.status.as_ref().map(|s| STATUS_NAMES.iter().position(|n| n == s));
+        let mut sql = Sql::new(TASK_COLUMNS);
+        let job = self.job_of(filter).await?;
         for (condition, value) in [
-            (" AND job = ", &filter.job),
-            (" AND queue = ", &filter.queue),
-            (" AND kind = ", &filter.kind),
-            (" AND worker = ", &filter.worker),
+            (" AND job = ?", &job),
+            (" AND queue = ?", &filter.queue),
+            (" AND kind = ?", &filter.kind),
+            (" AND worker = ?", &filter.worker),
         ] {
             if let Some(value) = value {
-                query.push(condition).push_bind(value);
+                sql.push(condition, value);
             }
         }
-        if let Some(status) = status {
-            query.push(" AND status = ").push_bind(status.and_then(|s| i64::try_from(s).ok()).unwrap_or(-1));
+        match filter.status.as_ref().map(|s| STATUS_NAMES.iter().position(|n| n == s)) {
+            None => {}
+            // The index leaves out what is done: most tasks are.
+            Some(Some(status)) if i64::try_from(status) == Ok(DONE) => sql.push_text(" AND status = 3"),
+            Some(status) => {
+                let status = status.and_then(|s| i64::try_from(s).ok()).unwrap_or(-1);
+                sql.push(" AND status <> 3 AND status = ?", status);
+            }
         }
-        if let Some(after) = page.after {
-            query.push(" AND n < ").push_bind(after);
+        if let Some(text) = &filter.error {
+            self.db.error_contains(&mut sql, text);
         }
-        query.push(" ORDER BY n DESC LIMIT ").push_bind(i64::from(page.limit) + 1);
-        let rows = query.build().fetch_all(&self.readers).await?;
-        Ok(paged(&rows, page.limit, listed_task))
+        for (condition, at) in [(" AND published_ms >= ?", filter.since_ms), (" AND published_ms < ?", filter.until_ms)]
+        {
+            if let Some(at) = at {
+                sql.push(condition, at);
+            }
+        }
+        let by_time = filter.since_ms.is_some() || filter.until_ms.is_some();
+        match page.after {
+            Some(Cursor { n, at_ms: Some(at) }) if by_time => {
+                sql.push(" AND (published_ms, n) < (?", at);
+                sql.push(", ?)", n);
+            }
+            Some(after) => sql.push(" AND n < ?", after.n),
+            None => {}
+        }
+        let order = if by_time { " ORDER BY published_ms DESC, n DESC LIMIT ?" } else { " ORDER BY n DESC LIMIT ?" };
+        sql.push(order, i64::from(page.limit) + 1);
+        let rows = self.db.read(sql).await?;
+        let (shown, next) = paged(&rows, page.limit, listed_task);
+        let last = rows.get(shown.len().saturating_sub(1)).and_then(|row| row.int("published_ms"));
+        Ok((shown, next.map(|next| Cursor { at_ms: last.filter(|_| by_time), ..next })))
     }
 
-    async fn of_newest_epoch(&self, filter: &TaskFilter) -> sqlx::Result<TaskFilter> {
-        let mut filter = filter.clone();
-        if let Some(job) = &filter.job {
-            filter.job = Some(self.newest_epoch(job).await?);
+    /// The job that is asked for, as the store names it.
+    async fn job_of(&self, filter: &TaskFilter) -> sqlx::Result<Option<String>> {
+        match &filter.job {
+            Some(job) => Ok(Some(self.newest_epoch(job).await?)),
+            None => Ok(None),
         }
-        Ok(filter)
     }
 
     /// The tasks with this id: none, one, or one of each queue that has it. An item of a batch is found too.
@@ -109,60 +169,54 @@ impl Store {
     async fn place_in_job(&self, id: &str, queue: Option<&str>) -> sqlx::Result<Option<String>> {
         let Some((root, index)) = id.rsplit_once('/') else { return Ok(None) };
         let (Some((job, _)), Ok(index)) = (root.rsplit_once('.'), index.parse::<i64>()) else { return Ok(None) };
-        let job = stored_job(job, id);
-        let batch: Option<(String, i64)> = sqlx::query_as(
+        let mut sql = Sql::new(
             "SELECT id, idx FROM tasks WHERE job = ? AND root IS NULL AND items IS NOT NULL AND idx <= ?
-             AND idx > ? AND idx + items > ? AND queue = coalesce(?, queue) ORDER BY idx DESC LIMIT 1",
-        )
-        .bind(job.as_ref())
-        .bind(index)
-        .bind(index - i64::from(BATCH_ITEMS_MAX))
-        .bind(index)
-        .bind(queue)
-        .fetch_optional(&self.readers)
-        .await?;
+             AND idx > ? AND idx + items > ?",
+        );
+        sql = sql.bind(stored_job(job, id)).bind(index).bind(index - i64::from(BATCH_ITEMS_MAX)).bind(index);
+        if let Some(queue) = queue {
+            sql.push(" AND queue = ?", queue);
+        }
+        sql.push_text(" ORDER BY idx DESC LIMIT 1");
+        let rows = self.db.read(sql).await?;
+        let batch = rows.first().map(|row| (row.string("id"), row.int("idx").unwrap_or(0)));
         Ok(batch
             .filter(|(batch, _)| batch.starts_with(&format!("{root}/")))
             .map(|(id, first)| format!("{id}/{}", index - first)))
     }
 
-    async fn task_rows(&self, id: &str, queue: Option<&str>) -> sqlx::Result<Vec<SqliteRow>> {
-        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(TASK_COLUMNS);
-        query.push(" AND id = ").push_bind(id);
+    async fn task_rows(&self, id: &str, queue: Option<&str>) -> sqlx::Result<Vec<Row>> {
+        let mut sql = Sql::new(TASK_COLUMNS);
+        sql.push(" AND id = ?", id);
         if let Some(queue) = queue {
-            query.push(" AND queue = ").push_bind(queue);
+            sql.push(" AND queue = ?", queue);
         }
-        query.build().fetch_all(&self.readers).await
+        self.db.read(sql).await
     }
 
     async fn add_evidence(&self, task: &mut Shown) -> anyhow::Result<()> {
         let field = |name: &str| task.text(name).unwrap_or_default().to_owned();
         let (queue, id, root) = (field("queue"), field("id"), field("root"));
         // The attempts of its batch are its own too.
-        let rows = sqlx::query(
+        let attempts = Sql::new(
             "SELECT attempt, worker, started_ms, ended_ms, status, failure, trace, id FROM attempts
-             WHERE queue = ? AND id IN (?, ?) ORDER BY attempt, started_ms, id = ? DESC",
-        )
-        .bind(&queue)
-        .bind(&id)
-        .bind(&root)
-        .bind(&id)
-        .fetch_all(&self.readers)
-        .await?;
+             WHERE queue = ? AND id IN (?, ?) ORDER BY attempt, started_ms, CASE WHEN id = ? THEN 0 ELSE 1 END",
+        );
+        let rows = self.db.read(attempts.bind(&queue).bind(&id).bind(&root).bind(&id)).await?;
         let mut attempts: Vec<Value> = Vec::new();
         for row in &rows {
-            let of_batch = text(row, "id").as_deref() != Some(id.as_str());
-            let attempt = column::<i64>(row, "attempt");
+            let of_batch = row.text("id") != Some(id.as_str());
+            let attempt = row.int("attempt");
             // What the item's own row tells better.
             if of_batch && attempts.iter().any(|a| a.get("attempt").and_then(Value::as_i64) == attempt) {
                 continue;
             }
-            let failure = text(row, "failure").and_then(|f| serde_json::from_str::<Value>(&f).ok());
-            let status = if of_batch { Some("done".to_owned()) } else { text(row, "status") };
+            let failure = row.text("failure").and_then(|f| serde_json::from_str::<Value>(f).ok());
+            let child = failure.as_ref().and_then(|failure| failure.get("child")?.get("name").cloned());
             attempts.push(json!({
-                "attempt": attempt, "worker": text(row, "worker"), "started_ms": column::<i64>(row, "started_ms"),
-                "ended_ms": column::<i64>(row, "ended_ms"), "status": status,
-                "failure": failure, "trace": text(row, "trace"),
+                "attempt": attempt, "worker": row.text("worker"), "started_ms": row.int("started_ms"),
+                "ended_ms": row.int("ended_ms"), "status": if of_batch { Some("done") } else { row.text("status") },
+                "child": child, "failure": failure, "trace": row.text("trace"),
             }));
         }
         let dead = self.dead_letter(&id, Some(&queue)).await?.pop();
@@ -173,46 +227,64 @@ impl Store {
 
     /// Dead letters that wait, the newest first.
     pub(crate) async fn dead(&self, filter: &TaskFilter, reason: Option<&str>, page: Page) -> anyhow::Result<Rows> {
-        let filter = self.of_newest_epoch(filter).await?;
-        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(DEAD_COLUMNS);
+        let mut sql = Sql::new(DEAD_COLUMNS);
+        self.dead_where(&mut sql, filter, reason).await?;
+        if let Some(after) = page.after {
+            sql.push(" AND tasks.n < ?", after.n);
+        }
+        sql.push(" ORDER BY tasks.n DESC LIMIT ?", i64::from(page.limit) + 1);
+        let rows = self.db.read(sql).await?;
+        Ok(paged(&rows, page.limit, |row| dead_letter(row, false)))
+    }
+
+    /// The conditions on dead letters.
+    pub(super) async fn dead_where(
+        &self,
+        sql: &mut Sql<'_>,
+        filter: &TaskFilter,
+        reason: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let job = self.job_of(filter).await?;
         for (condition, value) in [
-            (" AND tasks.job = ", filter.job.as_deref()),
-            (" AND dead.queue = ", filter.queue.as_deref()),
-            (" AND tasks.kind = ", filter.kind.as_deref()),
-            (" AND dead.reason = ", reason),
-            (" AND json_extract(dead.evidence, '$.worker') = ", filter.worker.as_deref()),
+            (" AND tasks.job = ?", job.as_deref()),
+            (" AND dead.queue = ?", filter.queue.as_deref()),
+            (" AND tasks.kind = ?", filter.kind.as_deref()),
+            (" AND dead.reason = ?", reason),
+            (" AND dead.worker = ?", filter.worker.as_deref()),
         ] {
             if let Some(value) = value {
-                query.push(condition).push_bind(value.to_owned());
+                sql.push(condition, value.to_owned());
             }
         }
-        if let Some(after) = page.after {
-            query.push(" AND tasks.n < ").push_bind(after);
+        if let Some(text) = &filter.error {
+            self.db.error_contains(sql, text);
         }
-        query.push(" ORDER BY tasks.n DESC LIMIT ").push_bind(i64::from(page.limit) + 1);
-        let rows = query.build().fetch_all(&self.readers).await?;
-        Ok(paged(&rows, page.limit, |row| dead_letter(row, false)))
+        for (condition, at) in
+            [(" AND dead.buried_ms >= ?", filter.since_ms), (" AND dead.buried_ms < ?", filter.until_ms)]
+        {
+            if let Some(at) = at {
+                sql.push(condition, at);
+            }
+        }
+        Ok(())
     }
 
     /// The dead letters with this id, with their evidence: none, one, or one of each queue that has it.
     pub(crate) async fn dead_letter(&self, id: &str, queue: Option<&str>) -> anyhow::Result<Vec<Shown>> {
-        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(DEAD_COLUMNS);
-        query.push(" AND dead.id = ").push_bind(id.to_owned());
+        let mut sql = Sql::new(DEAD_COLUMNS);
+        sql.push(" AND dead.id = ?", id);
         if let Some(queue) = queue {
-            query.push(" AND dead.queue = ").push_bind(queue.to_owned());
+            sql.push(" AND dead.queue = ?", queue);
         }
-        let rows = query.build().fetch_all(&self.readers).await?;
-        Ok(rows.iter().map(|row| dead_letter(row, true)).collect())
+        Ok(self.db.read(sql).await?.iter().map(|row| dead_letter(row, true)).collect())
     }
 
-    /// Tasks by status, for the metrics.
-    pub(crate) async fn unfinished(&self) -> anyhow::Result<(i64, i64)> {
-        let row = sqlx::query(
-            "SELECT coalesce(sum(status = 1), 0) AS retrying, coalesce(sum(status = 2), 0) AS dead
-             FROM tasks WHERE status IN (1, 2) AND status < 3",
-        )
-        .fetch_one(&self.readers)
-        .await?;
-        Ok((column(&row, "retrying").unwrap_or(0), column(&row, "dead").unwrap_or(0)))
+    /// Tasks that are retrying and dead, for the metrics.
+    pub(crate) async fn unfinished(&self) -> anyhow::Result<(u64, u64)> {
+        let count =
+            "SELECT count(CASE WHEN status = 1 THEN 1 END) AS retrying, count(CASE WHEN status = 2 THEN 1 END) AS dead
+            FROM tasks WHERE status <> 3 AND status IN (1, 2)";
+        let rows = self.db.read(Sql::new(count)).await?;
+        Ok(rows.first().map_or((0, 0), |row| (row.count("retrying"), row.count("dead"))))
     }
 }

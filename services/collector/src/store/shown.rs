@@ -6,9 +6,8 @@ use millpond::task::{HEADER_REF, Headers};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite};
 
+use super::sql::Row;
 use super::{CANCELLED, DONE, PARTIAL, STATUS_NAMES};
 
 /// Results up to this many bytes are shown in lists.
@@ -55,22 +54,22 @@ impl Shown {
 
 impl Shown {
     /// Adds the result of a task, or as `ref` where it lies; of a batch its results, and `refs`. False when there is none.
-    pub(super) fn set_kept(&mut self, row: &SqliteRow) -> bool {
-        let (at, result) = (text(row, "ref").and_then(|at| serde_json::from_str(&at).ok()), text(row, "result"));
+    pub(super) fn set_kept(&mut self, row: &Row) -> bool {
+        let (at, result) = (row.text("ref").and_then(|at| serde_json::from_str(at).ok()), row.text("result"));
         let found = at.is_some() || result.is_some();
         if let Some(at) = at {
             self.set(if result.is_some() { "refs" } else { "ref" }, at);
         }
         if let Some(result) = result {
-            self.set_result(&result);
+            self.set_result(result);
         }
         found
     }
 }
 
 /// Where the large results of a batch lie, by item.
-pub(super) fn refs(batch: &SqliteRow) -> Map<String, Value> {
-    text(batch, "ref").and_then(|refs| serde_json::from_str(&refs).ok()).unwrap_or_default()
+pub(super) fn refs(batch: &Row) -> Map<String, Value> {
+    batch.text("ref").and_then(|refs| serde_json::from_str(refs).ok()).unwrap_or_default()
 }
 
 impl Serialize for Shown {
@@ -86,19 +85,6 @@ impl Serialize for Shown {
     }
 }
 
-/// A column; none when it is null.
-pub(super) fn column<T: for<'r> sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>>(
-    row: &SqliteRow,
-    name: &str,
-) -> Option<T> {
-    row.try_get::<Option<T>, _>(name).ok().flatten()
-}
-
-/// A column of text.
-pub(super) fn text(row: &SqliteRow, name: &str) -> Option<String> {
-    column::<String>(row, name)
-}
-
 /// The name of a status.
 pub(super) fn status_name(status: i64) -> &'static str {
     usize::try_from(status).ok().and_then(|s| STATUS_NAMES.get(s)).copied().unwrap_or("unknown")
@@ -110,22 +96,22 @@ pub(super) fn has_bit(bitmap: &[u8], item: usize) -> bool {
 }
 
 /// A task without its result.
-fn bare_task(row: &SqliteRow) -> Shown {
+fn bare_task(row: &Row) -> Shown {
     Shown::new(json!({
-        "queue": text(row, "queue"), "id": text(row, "id"), "kind": text(row, "kind"), "job": text(row, "job"),
-        "index": column::<i64>(row, "idx"), "root": text(row, "root"), "items": column::<i64>(row, "items"),
-        "done": column::<i64>(row, "done"), "status": status_name(column(row, "status").unwrap_or(-1)),
-        "attempt": column::<i64>(row, "attempt"), "worker": text(row, "worker"),
-        "published_ms": column::<i64>(row, "published_ms"), "started_ms": column::<i64>(row, "started_ms"),
-        "ended_ms": column::<i64>(row, "ended_ms"), "stored_ms": column::<i64>(row, "stored_ms"),
-        "trace": text(row, "trace"), "then": text(row, "next"),
+        "queue": row.text("queue"), "id": row.text("id"), "kind": row.text("kind"), "job": row.text("job"),
+        "index": row.int("idx"), "root": row.text("root"), "items": row.int("items"),
+        "done": row.int("done"), "status": status_name(row.int("status").unwrap_or(-1)),
+        "attempt": row.int("attempt"), "worker": row.text("worker"),
+        "published_ms": row.int("published_ms"), "started_ms": row.int("started_ms"),
+        "ended_ms": row.int("ended_ms"), "stored_ms": row.int("stored_ms"),
+        "trace": row.text("trace"), "then": row.text("next"),
     }))
 }
 
 /// A task as a list shows it: a large result only by its size.
-pub(super) fn listed_task(row: &SqliteRow) -> Shown {
+pub(super) fn listed_task(row: &Row) -> Shown {
     let mut task = bare_task(row);
-    match text(row, "result") {
+    match row.text("result") {
         Some(result) if result.len() > RESULT_BYTES_LISTED => task.set("result_bytes", json!(result.len())),
         _ => {
             task.set_kept(row);
@@ -135,24 +121,23 @@ pub(super) fn listed_task(row: &SqliteRow) -> Shown {
 }
 
 /// A task with its result.
-pub(super) fn whole_task(row: &SqliteRow) -> Shown {
+pub(super) fn whole_task(row: &Row) -> Shown {
     let mut task = bare_task(row);
     task.set_kept(row);
     task
 }
 
 /// One item of a batch that has no row of its own; none when the row is no batch, or has no such item.
-pub(super) fn item_of(batch: &SqliteRow, id: &str, item: u32) -> Option<Shown> {
-    let items = column::<i64>(batch, "items").filter(|items| i64::from(item) < *items)?;
-    let bitmap: Vec<u8> = column(batch, "bitmap").unwrap_or_default();
+pub(super) fn item_of(batch: &Row, id: &str, item: u32) -> Option<Shown> {
+    let items = batch.int("items").filter(|items| i64::from(item) < *items)?;
     // An item that failed has a row of its own: one that has none and no result has not ended an attempt.
-    let done = items > 0 && has_bit(&bitmap, item as usize);
+    let done = items > 0 && has_bit(batch.blob("bitmap"), item as usize);
     let mut shown = bare_task(batch);
     shown.set("id", json!(id));
-    shown.set("root", json!(text(batch, "id")));
+    shown.set("root", json!(batch.text("id")));
     shown.set("items", Value::Null);
-    shown.set("index", json!(column::<i64>(batch, "idx").map(|index| index + i64::from(item))));
-    let otherwise = if column(batch, "status") == Some(CANCELLED) { CANCELLED } else { PARTIAL };
+    shown.set("index", json!(batch.int("idx").map(|index| index + i64::from(item))));
+    let otherwise = if batch.int("status") == Some(CANCELLED) { CANCELLED } else { PARTIAL };
     shown.set("status", json!(status_name(if done { DONE } else { otherwise })));
     shown.set("done", json!(u8::from(done)));
     if done {
@@ -160,34 +145,34 @@ pub(super) fn item_of(batch: &SqliteRow, id: &str, item: u32) -> Option<Shown> {
             shown.set("ref", at);
             return Some(shown);
         }
-        let result = text(batch, "result")?;
-        let results: Vec<&RawValue> = serde_json::from_str(&result).ok()?;
+        let result = batch.text("result")?;
+        let results: Vec<&RawValue> = serde_json::from_str(result).ok()?;
         shown.set_result(results.get(item as usize)?.get());
     }
     Some(shown)
 }
 
 /// A dead letter; `whole` with its evidence, headers and payload.
-pub(super) fn dead_letter(row: &SqliteRow, whole: bool) -> Shown {
-    let evidence = text(row, "evidence").and_then(|e| serde_json::from_str::<Value>(&e).ok()).unwrap_or(Value::Null);
+pub(super) fn dead_letter(row: &Row, whole: bool) -> Shown {
+    let evidence = row.text("evidence").and_then(|e| serde_json::from_str::<Value>(e).ok()).unwrap_or(Value::Null);
     let mut dead = Shown::new(json!({
-        "queue": text(row, "queue"), "id": text(row, "id"), "kind": text(row, "kind"), "job": text(row, "job"),
-        "index": column::<i64>(row, "idx"), "attempt": column::<i64>(row, "attempt"), "reason": text(row, "reason"),
+        "queue": row.text("queue"), "id": row.text("id"), "kind": row.text("kind"), "job": row.text("job"),
+        "index": row.int("idx"), "attempt": row.int("attempt"), "reason": row.text("reason"),
         "failure": evidence.get("failure"), "worker": evidence.get("worker"), "trace": evidence.get("trace"),
-        "buried_ms": column::<i64>(row, "buried_ms"),
+        "buried_ms": row.int("buried_ms"),
     }));
     if whole {
-        let payload: Vec<u8> = column(row, "payload").unwrap_or_default();
+        let payload = row.blob("payload");
         dead.set("failures", evidence.get("failures").cloned().unwrap_or_else(|| json!([])));
         dead.set("evidence", evidence);
-        let headers = text(row, "headers").and_then(|h| serde_json::from_str::<Headers>(&h).ok()).unwrap_or_default();
+        let headers = row.text("headers").and_then(|h| serde_json::from_str::<Headers>(h).ok()).unwrap_or_default();
         let at = headers.iter().find(|(name, _)| name == HEADER_REF);
         let at = at.and_then(|(_, at)| serde_json::from_str::<Value>(at).ok());
         dead.set("headers", json!(headers));
-        match (at, serde_json::from_slice::<Value>(&payload)) {
+        match (at, serde_json::from_slice::<Value>(payload)) {
             (Some(at), _) => dead.set("ref", at),
             (None, Ok(json)) => dead.set("payload", json),
-            (None, Err(_)) => dead.set("payload_base64", json!(BASE64.encode(&payload))),
+            (None, Err(_)) => dead.set("payload_base64", json!(BASE64.encode(payload))),
         }
     }
     dead

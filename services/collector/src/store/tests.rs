@@ -8,19 +8,69 @@ use millpond::outcome::{End, Failure, Items, NotDone, Outcome, Pack, id_of};
 use proptest::prelude::*;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use super::{Page, Place, Shown, Store};
+use super::sql::Sql;
+use super::{JobFilter, Keep, Page, Place, Shown, Store, StoreAt, TaskFilter};
 
 mod cancelled;
 mod edges;
+mod history;
+#[path = "../../../../tests/postgres.rs"]
+mod postgres;
 mod speed;
+
+/// Environment: the server on which a test makes its database. None: SQLite.
+const POSTGRES_URL: &str = "MILLPOND_TEST_POSTGRES_URL";
 
 const PAGE: Page = Page { limit: 1000, after: None };
 
-async fn store() -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("store.sqlite")).await.unwrap();
-    (dir, store)
+/// Where a test has its store: a file in a folder of its own, or a database of its own.
+struct Home {
+    at: StoreAt,
+    _dir: TempDir,
+}
+
+impl Home {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = match std::env::var(POSTGRES_URL) {
+            Ok(server) => StoreAt::Postgres(postgres::database(&server)),
+            Err(_) => StoreAt::File(dir.path().join("store.sqlite")),
+        };
+        Self { at, _dir: dir }
+    }
+
+    async fn open(&self) -> Store {
+        Store::open(&self.at).await.unwrap()
+    }
+}
+
+async fn store() -> (Home, Store) {
+    let home = Home::new().await;
+    let store = home.open().await;
+    (home, store)
+}
+
+/// A statement of a test's own, and its first column of numbers.
+async fn numbers(store: &Store, sql: &str) -> Vec<i64> {
+    let rows = store.db.read(Sql::new(sql)).await.unwrap();
+    rows.iter().map(|row| row.int("number").unwrap()).collect()
+}
+
+/// All of these tests again, on a real Postgres that is started for them.
+#[test]
+fn the_same_on_postgres() {
+    if std::env::var(POSTGRES_URL).is_ok() {
+        return;
+    }
+    let Some(server) = postgres::Server::start() else { return };
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    again.args(["store::tests", "--skip", "the_same_on_postgres"]).env(POSTGRES_URL, server.url());
+    let ended = again.output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(ended.status.success(), "on Postgres: {said}");
+    assert!(said.contains("test result: ok") && !said.contains(" 0 passed"), "{said}");
 }
 
 fn subject() -> TaskSubject {
@@ -28,7 +78,14 @@ fn subject() -> TaskSubject {
 }
 
 fn message(body: EndedBody, payload: &'static [u8]) -> EndedMessage {
-    EndedMessage { seq: 1, stored_ms: 9, body: Ok(body), payload: Bytes::from_static(payload), headers: Vec::new() }
+    EndedMessage {
+        seq: 1,
+        stored_ms: 9,
+        body: Ok(body),
+        payload: Bytes::from_static(payload),
+        headers: Vec::new(),
+        again: false,
+    }
 }
 
 /// An outcome of `root`: per covered item a result, or how it ended without one.
@@ -160,7 +217,7 @@ async fn which_end_wins() {
 async fn a_batch_is_one_row_until_an_item_fails() {
     let (_dir, store) = store().await;
     merge(&store, &[outcome("b", Some(Items::whole(3)), 1, &[Ok(0), Ok(1), Ok(2)])]).await;
-    let (rows, _) = store.tasks(&super::TaskFilter::default(), PAGE).await.unwrap();
+    let (rows, _) = store.tasks(&TaskFilter::default(), PAGE).await.unwrap();
     let row = value(&rows[0]);
     assert_eq!((rows.len(), &row["result"], &row["status"]), (1, &json!([0, 1, 2]), &json!("done")));
     assert_eq!(task(&store, "b/2").await[0]["result"], 2);
@@ -197,8 +254,8 @@ async fn what_cannot_be_read_is_kept() {
     let (_dir, store) = store().await;
     let unreadable = EndedMessage { body: Err("no".into()), ..message(EndedBody::Pack(subject(), pack()), b"\xff") };
     merge(&store, &[unreadable]).await;
-    let kept: Vec<u8> = sqlx::query_scalar("SELECT payload FROM unreadable").fetch_one(&store.readers).await.unwrap();
-    assert_eq!(kept, b"\xff");
+    let kept = store.db.read(Sql::new("SELECT payload FROM unreadable")).await.unwrap();
+    assert_eq!(kept[0].blob("payload"), b"\xff");
 }
 
 fn pack() -> Pack {
@@ -240,7 +297,8 @@ fn history() -> Vec<fn() -> EndedMessage> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    // A database for each takes its time.
+    #![proptest_config(ProptestConfig::with_cases(if std::env::var(POSTGRES_URL).is_ok() { 8 } else { 48 }))]
     #[test]
     fn any_order_and_any_repetition_give_the_same_ends(
         order in Just((0..8usize).collect::<Vec<_>>()).prop_shuffle(),
@@ -261,13 +319,13 @@ proptest! {
             }
             let job = job(&store).await;
             assert_eq!((&job["done"], &job["dead"], &job["retrying"]), (&json!(3), &json!(1), &json!(0)));
-            let counted: (i64, i64, i64) = sqlx::query_as(
-                "SELECT sum(iif(root IS NULL, done, 0)), sum(status = 2), sum(status = 1) FROM tasks WHERE job = 'j'",
-            )
-            .fetch_one(&store.readers)
-            .await
-            .unwrap();
-            assert_eq!(counted, (3, 1, 0), "the kept counts are the counts");
+            let counted = numbers(
+                &store,
+                "SELECT CAST(sum(CASE WHEN root IS NULL THEN done ELSE 0 END) AS BIGINT) AS number FROM tasks WHERE job = 'j'
+                 UNION ALL SELECT count(*) FROM tasks WHERE status = 2 UNION ALL SELECT count(*) FROM tasks WHERE status = 1",
+            );
+            let counted = counted.await;
+            assert_eq!(counted, [3, 1, 0], "the kept counts are the counts");
         });
     }
 }

@@ -4,24 +4,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use millpond::bus::ctl::JobEnded;
 use millpond::job::{JobRecord, JobState};
-use sqlx::{Row, SqliteConnection};
 use tokio::sync::Notify;
 
 use super::Store;
+use super::sql::{Sql, Transaction};
 
 /// Notes a closed job that has a task to come; once, whatever its record says later. False when it is none.
-pub(super) async fn note(connection: &mut SqliteConnection, record: &JobRecord) -> anyhow::Result<bool> {
+pub(super) async fn note(transaction: &mut dyn Transaction, record: &JobRecord) -> anyhow::Result<bool> {
     let (Some(then), Some(total), JobState::Closed) = (&record.then, record.total, record.state) else {
         return Ok(false);
     };
-    sqlx::query("INSERT INTO job_thens (job, epoch, queue, kind, total) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING")
-        .bind(&record.job)
-        .bind(i64::from(record.epoch))
-        .bind(&then.queue)
-        .bind(&then.kind)
-        .bind(i64::try_from(total)?)
-        .execute(connection)
-        .await?;
+    let note = Sql::new(
+        "INSERT INTO job_thens (job, epoch, queue, kind, total) VALUES (?, ?, ?, ?, ?) ON CONFLICT (job, epoch) DO NOTHING",
+    );
+    let note = note.bind(&record.job).bind(record.epoch).bind(&then.queue).bind(&then.kind);
+    transaction.run(note.bind(i64::try_from(total)?)).await?;
     Ok(true)
 }
 
@@ -52,35 +49,30 @@ impl Store {
     pub(crate) async fn thens(&self) -> anyhow::Result<Vec<JobEnded>> {
         // In this order: what is written meanwhile is seen here, or calls again.
         self.watch.ends_matter.store(false, Ordering::SeqCst);
-        let open: Option<i64> = sqlx::query_scalar("SELECT 1 FROM job_thens WHERE settled_ms IS NULL LIMIT 1")
-            .fetch_optional(&self.readers)
-            .await?;
-        if open.is_none() {
+        let open = self.db.read(Sql::new("SELECT job FROM job_thens WHERE settled_ms IS NULL LIMIT 1")).await?;
+        if open.is_empty() {
             return Ok(Vec::new());
         }
         self.watch.ends_matter.store(true, Ordering::SeqCst);
-        let rows = sqlx::query(
+        let rows = self.db.read(Sql::new(
             "SELECT job_thens.job, job_thens.epoch, job_thens.queue, job_thens.kind, total, done, dead, cancelled FROM job_thens
-             JOIN job_counts ON job_counts.job = iif(job_thens.epoch > 1, job_thens.job || '@' || job_thens.epoch, job_thens.job)
+             JOIN job_counts ON job_counts.job =
+                CASE WHEN job_thens.epoch > 1 THEN job_thens.job || '@' || job_thens.epoch ELSE job_thens.job END
              WHERE settled_ms IS NULL AND (done + dead + cancelled >= total OR EXISTS
                 (SELECT 1 FROM job_cancels WHERE job_cancels.job = job_thens.job AND job_cancels.epoch >= job_thens.epoch))",
-        )
-        .fetch_all(&self.readers)
-        .await?;
-        let ended = rows.iter().map(|row| {
-            let count = |name: &str| anyhow::Ok(u64::try_from(row.try_get::<i64, _>(name)?)?);
-            Ok(JobEnded {
-                job: row.try_get("job")?,
-                epoch: u32::try_from(row.try_get::<i64, _>("epoch")?)?,
-                queue: row.try_get("queue")?,
-                kind: row.try_get("kind")?,
-                total: count("total")?,
-                done: count("done")?,
-                dead: count("dead")?,
-                cancelled: count("cancelled")?,
-            })
+        ));
+        let rows = rows.await?;
+        let ended = rows.iter().map(|row| JobEnded {
+            job: row.string("job"),
+            epoch: u32::try_from(row.count("epoch")).unwrap_or(u32::MAX),
+            queue: row.string("queue"),
+            kind: row.string("kind"),
+            total: row.count("total"),
+            done: row.count("done"),
+            dead: row.count("dead"),
+            cancelled: row.count("cancelled"),
         });
-        ended.collect()
+        Ok(ended.collect())
     }
 
     /// When it is time to look again. One may wait.
@@ -90,14 +82,10 @@ impl Store {
 
     /// There is nothing more to do for this job: its task is `stored`, or never will be.
     pub(crate) async fn then_settled(&self, job: &str, epoch: u32, stored: bool) -> anyhow::Result<()> {
-        let mut writer = self.writer.lock().await;
-        sqlx::query("UPDATE job_thens SET settled_ms = ?, stored = ? WHERE job = ? AND epoch = ?")
-            .bind(millpond::now_ms())
-            .bind(stored)
-            .bind(job)
-            .bind(i64::from(epoch))
-            .execute(&mut *writer)
-            .await?;
+        let mut transaction = self.db.begin().await?;
+        let settled = Sql::new("UPDATE job_thens SET settled_ms = ?, stored = ? WHERE job = ? AND epoch = ?");
+        transaction.run(settled.bind(millpond::now_ms()).bind(stored).bind(job).bind(epoch)).await?;
+        transaction.commit().await?;
         Ok(())
     }
 }

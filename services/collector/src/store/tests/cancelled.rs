@@ -55,8 +55,8 @@ async fn first_of_result_and_cancellation_wins() {
         (3, ["done", "cancelled", "done", "cancelled", "cancelled", "cancelled", "cancelled"]),
         (6, ["done", "done", "done", "done", "cancelled", "cancelled", "cancelled"]),
     ] {
-        let (dir, store) = store().await;
-        store.put_job(&record(1, JobState::Open)).await.unwrap();
+        let (home, store) = store().await;
+        store.put_job(&record(1, JobState::Open), 1).await.unwrap();
         store.merge(Ended::Results, &story(at)).await.unwrap();
         let mut seen = statuses(&store).await;
         if at == 0 {
@@ -73,7 +73,7 @@ async fn first_of_result_and_cancellation_wins() {
         assert!(store.dead_letter("j.1/9", None).await.unwrap().is_empty());
         // Another process on the same file knows it too, and all of it again changes nothing.
         store.close().await;
-        let store = Store::open(&dir.path().join("store.sqlite")).await.unwrap();
+        let store = home.open().await;
         merge(&store, &story(at)).await;
         merge(&store, &[outcome("j.1/7", None, 1, &[Ok(1)])]).await;
         assert_eq!(status(&store, "j.1/7").await, "cancelled");
@@ -83,9 +83,9 @@ async fn first_of_result_and_cancellation_wins() {
 #[tokio::test]
 async fn a_later_epoch_is_another_job_under_the_same_name() {
     let (_dir, store) = store().await;
-    store.put_job(&record(1, JobState::Open)).await.unwrap();
+    store.put_job(&record(1, JobState::Open), 1).await.unwrap();
     merge(&store, &[outcome("j.1/0", None, 1, &[Ok(1)]), cancelled(1)]).await;
-    store.put_job(&JobRecord { total: Some(2), ..record(2, JobState::Closed) }).await.unwrap();
+    store.put_job(&JobRecord { total: Some(2), ..record(2, JobState::Closed) }, 1).await.unwrap();
     merge(&store, &[outcome("j.2/0", None, 1, &[Ok(5)]), outcome("j.1/1", None, 1, &[Ok(6)])]).await;
     merge(&store, &[outcome("j.2/1", None, 1, &[Ok(7)])]).await;
     let newest = job(&store).await;
@@ -95,7 +95,7 @@ async fn a_later_epoch_is_another_job_under_the_same_name() {
     assert_eq!(status(&store, "j.1/1").await, "cancelled");
     let first = value(&store.job("j@1").await.unwrap().unwrap_or_default());
     assert_eq!(first, json!({}), "the first epoch has no suffix");
-    let jobs = store.jobs(PAGE).await.unwrap().0;
+    let jobs = store.jobs(&JobFilter::default(), PAGE).await.unwrap().0;
     let names: Vec<&str> = jobs.iter().filter_map(|j| j.text("job")).collect();
     assert_eq!(names, ["j@2", "j"]);
 }

@@ -1,51 +1,115 @@
-//! How fast it merges and counts; run by hand: `cargo test --release -p millpond-collector speed -- --ignored --nocapture`.
+//! How fast it merges, finds and counts with a million tasks; run by hand:
+//! `cargo test --release -p millpond-collector speed -- --ignored --nocapture` (with MILLPOND_TEST_POSTGRES_URL on Postgres).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::*;
 
 /// Packs of one pull, and outcomes of one pack, under load.
 const PACKS: usize = 16;
 const OUTCOMES: usize = 256;
+/// Looks at each list.
+const LOOKS: usize = 9;
+
+/// Tasks as they come under load: most are done, one of a thousand fails and dies; three queues, twenty kinds, ten workers.
+fn pull(pull: usize) -> Vec<EndedMessage> {
+    let pack = |pack: usize| {
+        let first = (pull * PACKS + pack) * OUTCOMES;
+        let one = |n: usize| {
+            let end = if n % 1000 == 7 { Err(End::Dead) } else { Ok(7) };
+            let mut message = outcome(&format!("j{}.1/{}", n / 100_000, n % 100_000), None, 1, &[end]);
+            let Ok(EndedBody::Pack(_, pack)) = &mut message.body else { unreachable!() };
+            let outcome = pack.outcomes.remove(0);
+            let (trace, at) = (Some(format!("{n:032x}")), n as i64 + 1_000_000);
+            let index = Some(n as u64 % 100_000);
+            Outcome { index, published_ms: at, started_ms: at + 1, ended_ms: at + 2, trace, ..outcome }
+        };
+        let outcomes = (first..first + OUTCOMES).map(one).collect();
+        let job = Some(format!("j{}", first / 100_000));
+        let subject = TaskSubject::new(format!("q{}", pack % 3), format!("k{}", first / OUTCOMES % 20), job).unwrap();
+        let worker = format!("w{}", pack % 10);
+        let mut message = message(EndedBody::Pack(subject, Pack { v: 1, worker, outcomes, cancelled: None }), b"");
+        message.stored_ms = first as i64 + 1_000_000;
+        message
+    };
+    (0..PACKS).map(pack).collect()
+}
+
+/// The longest but the first of some looks: what is read first comes from the disk.
+async fn looks(what: &str, mut look: impl AsyncFnMut()) {
+    let mut took = Vec::new();
+    for _ in 0..LOOKS {
+        let started = Instant::now();
+        look().await;
+        took.push(started.elapsed());
+    }
+    took.sort();
+    println!("{what:<48} median {:>10.3?}, longest {:>10.3?}", took[LOOKS / 2], took[LOOKS - 1]);
+}
 
 #[tokio::test]
 #[ignore = "a measurement, not a test"]
 async fn speed() {
-    let (_dir, store) = store().await;
-    let pulls = 60;
-    let mut merging = std::time::Duration::ZERO;
-    for pull in 0..pulls {
-        let messages: Vec<EndedMessage> = (0..PACKS)
-            .map(|pack| {
-                let first = (pull * PACKS + pack) * OUTCOMES;
-                let one = |n: usize| {
-                    let mut message = outcome(&format!("j.1/{n}"), None, 1, &[Ok(7)]);
-                    let Ok(EndedBody::Pack(_, pack)) = &mut message.body else { unreachable!() };
-                    let outcome = pack.outcomes.remove(0);
-                    let trace = Some(format!("{n:032x}"));
-                    Outcome { index: Some(n as u64), started_ms: n as i64, ended_ms: n as i64 + 1, trace, ..outcome }
-                };
-                let outcomes = (first..first + OUTCOMES).map(one).collect();
-                message(
-                    EndedBody::Pack(subject(), Pack { v: 1, worker: "worker-1".into(), outcomes, cancelled: None }),
-                    b"",
-                )
-            })
-            .collect();
+    let (_home, store) = store().await;
+    let tasks: usize = std::env::var("TASKS").map_or(1_000_000, |n| n.parse().unwrap());
+    let (mut merging, mut count) = (Duration::ZERO, 0);
+    while count < tasks {
+        let messages = pull(count / (PACKS * OUTCOMES));
         let started = Instant::now();
         store.merge(Ended::Results, &messages).await.unwrap();
         merging += started.elapsed();
+        count += PACKS * OUTCOMES;
     }
-    let count = pulls * PACKS * OUTCOMES;
-    println!("{count} outcomes merged in {merging:?}: {:.0}/s", count as f64 / merging.as_secs_f64());
+    let rate = count as f64 / merging.as_secs_f64();
+    println!(
+        "{}: {count} outcomes merged in {merging:?}: {rate:.0}/s, {} bytes",
+        store.kind(),
+        store.bytes().await.unwrap()
+    );
+    let page = Page { limit: 100, after: None };
+    let named = |name: &str| Some(name.to_owned());
+    let none = TaskFilter::default;
+    looks("a task by its id", async || drop(store.task("j3.1/5000", None).await.unwrap())).await;
+    looks("a task that is not there", async || drop(store.task("nothing.1/5", None).await.unwrap())).await;
+    for (what, filter) in [
+        ("tasks", none()),
+        ("tasks of a kind", TaskFilter { kind: named("k3"), ..none() }),
+        ("tasks of a queue", TaskFilter { queue: named("q1"), ..none() }),
+        ("tasks of a job", TaskFilter { job: named("j2"), ..none() }),
+        ("tasks of a worker", TaskFilter { worker: named("w9"), ..none() }),
+        ("tasks of no worker", TaskFilter { worker: named("other"), ..none() }),
+        ("tasks that are dead", TaskFilter { status: named("dead"), ..none() }),
+        ("tasks that are done", TaskFilter { status: named("done"), ..none() }),
+        ("tasks that are cancelled", TaskFilter { status: named("cancelled"), ..none() }),
+        ("dead tasks of a kind", TaskFilter { status: named("dead"), kind: named("k3"), ..none() }),
+        ("tasks of a kind and a worker", TaskFilter { kind: named("k3"), worker: named("w1"), ..none() }),
+        ("tasks of a time", TaskFilter { since_ms: Some(1_400_000), until_ms: Some(1_500_000), ..none() }),
+        ("tasks of a time and a kind", TaskFilter { since_ms: Some(1_400_000), kind: named("k3"), ..none() }),
+        ("tasks with an error", TaskFilter { error: named("attempt 1"), ..none() }),
+        ("tasks with an error that none has", TaskFilter { error: named("no such text"), ..none() }),
+        (
+            "dead tasks of a job with an error",
+            TaskFilter { error: named("tempt"), job: named("j2"), status: named("dead"), ..none() },
+        ),
+    ] {
+        looks(what, async || drop(store.tasks(&filter, page).await.unwrap())).await;
+    }
+    for at in [1000_i64, 500_000] {
+        let page = Page { after: Some(crate::store::Cursor { n: at, at_ms: None }), ..page };
+        looks(&format!("tasks before {at}"), async || drop(store.tasks(&none(), page).await.unwrap())).await;
+    }
+    looks("jobs", async || drop(store.jobs(&JobFilter::default(), page).await.unwrap())).await;
+    let after = Place::parse("50000.0.0");
+    looks("results from the middle of a job", async || drop(store.job_results("j2", 0, 100, after).await.unwrap()))
+        .await;
+    looks("unfinished tasks counted", async || drop(store.unfinished().await.unwrap())).await;
+    looks("the series of an hour", async || drop(store.series(3_600_000, 0, None).await.unwrap())).await;
     let started = Instant::now();
-    println!("job counted ({}) in {:?}", job(&store).await["done"], started.elapsed());
-    let started = Instant::now();
-    store.job_results("j", 0, 1000, Place::parse(&format!("{}.0.0", count / 2))).await.unwrap();
-    println!("page of results in {:?}", started.elapsed());
-    let (lone, started) = (100, Instant::now());
-    for n in 0..lone {
+    for n in 0..100 {
         merge(&store, &[outcome(&format!("lone-{n}"), None, 1, &[Ok(7)])]).await;
     }
-    println!("a lone outcome in {:?}", started.elapsed() / lone);
+    println!("a lone outcome in {:?}", started.elapsed() / 100);
+    if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
+        status.lines().filter(|line| line.starts_with("VmHWM")).for_each(|line| println!("{line}"));
+    }
 }

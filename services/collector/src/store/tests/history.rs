@@ -1,0 +1,203 @@
+//! Finding, counting over time, forgetting.
+
+use std::time::Duration;
+
+use super::*;
+use crate::store::Sample;
+
+/// A task that was published, ran and was stored at these times.
+fn timed(id: &str, published_ms: i64, stored_ms: i64, end: Result<i32, End>) -> EndedMessage {
+    let mut message = outcome(id, None, 1, &[end]);
+    message.stored_ms = stored_ms;
+    if let Ok(EndedBody::Pack(_, pack)) = &mut message.body {
+        let outcome = &mut pack.outcomes[0];
+        (outcome.published_ms, outcome.started_ms, outcome.ended_ms) = (published_ms, published_ms + 1, stored_ms);
+        for not_done in &mut outcome.not_done {
+            not_done.failure = Some(Failure::new("error", format!("Disk \"{id}\" is 100% full_up")));
+        }
+    }
+    message
+}
+
+async fn ids(store: &Store, filter: &TaskFilter, page: Page) -> Vec<String> {
+    let (mut found, mut page) = (Vec::new(), page);
+    loop {
+        let (rows, next) = store.tasks(filter, page).await.unwrap();
+        found.extend(rows.iter().map(|row| row.text("id").unwrap().to_owned()));
+        // As it comes back from a client.
+        page.after = next.map(|next| next.to_string().parse().unwrap());
+        if page.after.is_none() {
+            return found;
+        }
+    }
+}
+
+#[tokio::test]
+async fn tasks_are_found_by_what_their_errors_say() {
+    let (_home, store) = store().await;
+    let mut story: Vec<EndedMessage> = (0..5).map(|n| timed(&format!("t{n}"), n, n, Err(End::Retry))).collect();
+    story.push(timed("well", 9, 9, Ok(1)));
+    // What is done later is found by what went wrong before.
+    let mut done = timed("t1", 1, 8, Ok(1));
+    if let Ok(EndedBody::Pack(_, pack)) = &mut done.body {
+        pack.outcomes[0].attempt = 2;
+    }
+    story.push(done);
+    merge(&store, &story).await;
+    let find = async |error: &str, status: Option<&str>| {
+        let filter =
+            TaskFilter { error: Some(error.into()), status: status.map(str::to_owned), ..TaskFilter::default() };
+        ids(&store, &filter, Page { limit: 2, after: None }).await
+    };
+    assert_eq!(find("disk", None).await, ["t4", "t3", "t2", "t1", "t0"]);
+    assert_eq!(find("k \"T3\" is", None).await, ["t3"]);
+    assert_eq!(find("100%", None).await.len(), 5);
+    assert_eq!(find("100%x", None).await.len(), 0);
+    assert_eq!(find("full_u", None).await.len(), 5);
+    assert_eq!(find("full.u", None).await.len(), 0);
+    assert_eq!(find("%", None).await.len(), 5, "shorter than the index knows");
+    assert_eq!(find("error: disk", Some("done")).await, ["t1"]);
+    merge(&store, &[dead("t2", None, 3)]).await;
+    assert_eq!(find("attempt 3", Some("dead")).await, ["t2"]);
+    let filter = TaskFilter { error: Some("ATTEMPT".into()), ..TaskFilter::default() };
+    assert_eq!(store.dead(&filter, None, PAGE).await.unwrap().0.len(), 1);
+}
+
+#[tokio::test]
+async fn a_time_range_is_listed_by_time() {
+    let (_home, store) = store().await;
+    let times = [50, 10, 40, 20, 30, 30];
+    let story = times.iter().enumerate().map(|(n, at)| timed(&format!("t{n}"), *at, 99, Ok(1)));
+    merge(&store, &story.collect::<Vec<_>>()).await;
+    let filter = TaskFilter { since_ms: Some(20), until_ms: Some(50), ..TaskFilter::default() };
+    for limit in 1..6 {
+        let found = ids(&store, &filter, Page { limit, after: None }).await;
+        assert_eq!(found, ["t2", "t5", "t4", "t3"], "pages of {limit}");
+    }
+}
+
+#[tokio::test]
+async fn each_filter_finds_its_own() {
+    let (_home, store) = store().await;
+    merge(&store, &[timed("a", 1, 1, Ok(1)), timed("b", 2, 2, Err(End::Dead)), timed("c", 3, 3, Err(End::Cancelled))])
+        .await;
+    let none = TaskFilter::default;
+    let named = |name: &str| Some(name.to_owned());
+    for (filter, expected) in [
+        (TaskFilter { job: named("j"), ..none() }, 3),
+        (TaskFilter { job: named("other"), ..none() }, 0),
+        (TaskFilter { queue: named("q"), kind: named("k"), worker: named("w"), ..none() }, 3),
+        (TaskFilter { worker: named("other"), ..none() }, 0),
+        (TaskFilter { status: named("done"), ..none() }, 1),
+        (TaskFilter { status: named("dead"), kind: named("k"), ..none() }, 1),
+        (TaskFilter { status: named("cancelled"), ..none() }, 1),
+        (TaskFilter { status: named("retrying"), ..none() }, 0),
+    ] {
+        assert_eq!(ids(&store, &filter, PAGE).await.len(), expected, "{filter:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_series_counts_each_end_once() {
+    let (_home, store) = store().await;
+    let now = millpond::now_ms();
+    let mut again = timed("a", now - 500, now, Ok(1));
+    again.again = true;
+    merge(
+        &store,
+        &[
+            timed("a", now - 500, now, Ok(1)),
+            again,
+            timed("b", now - 4000, now, Ok(2)),
+            timed("c", now, now, Err(End::Dead)),
+        ],
+    )
+    .await;
+    let sample = |published| Sample { queue: "q".into(), published, waiting: 7, oldest_age_ms: 90 };
+    store.sample(now, &[sample(5)]).await.unwrap();
+    // Another collector counts the same step.
+    store.sample(now, &[sample(6)]).await.unwrap();
+    for (window, step) in [(60_000, 0), (3_600_000, 1)] {
+        let (_, steps) = store.series(window, step, Some("q")).await.unwrap();
+        assert_eq!(steps.len(), 1, "{steps:?}");
+        let step = &steps[0];
+        assert_eq!((step.done, step.dead, step.published, step.waiting), (2, 1, Some(5), Some(7)), "{step:?}");
+        assert!(step.p50_ms.unwrap().abs_diff(500) < 40 && step.p99_ms.unwrap().abs_diff(4000) < 300, "{step:?}");
+    }
+    assert!(store.series(60_000, 0, Some("other")).await.unwrap().1.is_empty());
+}
+
+fn keep() -> Keep {
+    Keep { ended: Duration::from_secs(100), dead: Duration::from_secs(1000), bytes_max: None }
+}
+
+#[tokio::test]
+async fn what_is_old_is_forgotten_and_what_waits_is_not() {
+    let (_home, store) = store().await;
+    let now = millpond::now_ms();
+    let old = now - 200_000;
+    let mut story =
+        vec![timed("old", old, old, Ok(1)), timed("new", old, now, Ok(1)), timed("waits", old, old, Err(End::Dead))];
+    let mut batch = outcome("b", Some(Items::whole(3)), 1, &[Ok(1), Err(End::Cancelled), Ok(3)]);
+    batch.stored_ms = old;
+    story.push(batch);
+    let mut rest = outcome("b", Some(Items { of: 3, from: 1, len: 2 }), 1, &[Err(End::Rest), Err(End::Rest)]);
+    rest.stored_ms = old;
+    story.push(rest);
+    let mut letter = dead("waits", None, 1);
+    letter.stored_ms = old;
+    story.push(letter);
+    merge(&store, &story).await;
+    assert_eq!(store.forget(&keep()).await.unwrap(), 2, "the old one, and the cancelled item of the batch");
+    assert!(task(&store, "old").await.is_empty());
+    assert_eq!(status(&store, "waits").await, "dead");
+    assert_eq!(status(&store, "new").await, "done");
+    // What was done is still told of its job.
+    assert_eq!(job(&store).await["done"], 4);
+    assert_eq!(store.forget(&keep()).await.unwrap(), 0);
+    let all = Keep { dead: Duration::from_secs(100), ..keep() };
+    assert_eq!(store.forget(&all).await.unwrap(), 2, "the dead one, and the batch that never ended");
+    let left = numbers(&store, "SELECT count(*) AS number FROM attempts UNION ALL SELECT count(*) FROM dead").await;
+    assert_eq!(left, [1, 0], "nothing is left of what is gone");
+}
+
+#[tokio::test]
+async fn a_store_that_is_too_large_forgets_the_oldest() {
+    let (_home, store) = store().await;
+    let now = millpond::now_ms();
+    // Text that no database makes much smaller.
+    let mut noise = 1_u64;
+    let mut text = || -> String {
+        let next = |_| {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(b'0' + u8::try_from(noise >> 58).unwrap())
+        };
+        (0..2000).map(next).filter(|c| *c != '\\').collect()
+    };
+    for some in 0..10 {
+        let mut messages: Vec<EndedMessage> =
+            (0..200).map(|n| timed(&format!("t{some}-{n}"), now + some * 200 + n, now, Ok(1))).collect();
+        for message in &mut messages {
+            if let Ok(EndedBody::Pack(_, pack)) = &mut message.body {
+                pack.outcomes[0].results = vec![RawValue::from_string(format!("\"{}\"", text())).unwrap()];
+            }
+        }
+        store.merge(Ended::Results, &messages).await.unwrap();
+    }
+    if store.kind() == "postgres" {
+        store.db.vacuum().await.unwrap();
+    }
+    let before = store.bytes().await.unwrap();
+    assert!(before > 2_000_000, "{before}");
+    let limited = Keep { bytes_max: Some(before / 2), ..keep() };
+    let gone = store.forget(&limited).await.unwrap();
+    assert!((900..1600).contains(&gone), "{gone} of 2000 tasks");
+    assert!(task(&store, "t0-0").await.is_empty(), "the oldest goes first");
+    assert_eq!(status(&store, "t9-199").await, "done");
+    if store.kind() == "sqlite" {
+        let after = store.bytes().await.unwrap();
+        assert!(after <= before * 6 / 10, "{after} of {before} bytes");
+        let free = numbers(&store, "SELECT freelist_count AS number FROM pragma_freelist_count").await;
+        assert_eq!(free, [0], "the file itself is smaller");
+    }
+}
