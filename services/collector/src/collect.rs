@@ -1,8 +1,8 @@
 //! The one loop that moves what ended into the store: pull, merge, commit, acknowledge. Never acknowledges first.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use millpond::bus::Bus;
@@ -16,6 +16,8 @@ use crate::store::Store;
 
 /// How long to wait before a merge that failed is tried again.
 const MERGE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// A merge that goes on failing is said once in so many times.
+const SAY_EVERY: u32 = 60;
 /// How often the loop looks whether its pull still brings what waits at the server.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How often the streams are purged of what is stored for long enough.
@@ -31,24 +33,53 @@ pub(crate) struct Collect {
     health: Arc<Health>,
 }
 
-/// How one loop fares, for `/readyz`.
+/// How one loop fares, for `/readyz` and whoever looks.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     /// The server answered about the durable, or sent messages, when last looked.
     pulling: AtomicBool,
-    /// The last merge failed.
-    store_fails: AtomicBool,
+    /// Why the last merge failed, since when, Unix milliseconds.
+    store_fails: Mutex<Option<(String, i64)>>,
+    /// How old the newest message was when it was committed, in milliseconds, and when that was.
+    lag: Mutex<Option<(i64, Instant)>>,
 }
 
 impl Health {
     /// What is wrong, for a person; none when all is well.
-    pub(crate) fn complaint(&self) -> Option<&'static str> {
-        if self.store_fails.load(Ordering::Relaxed) {
-            Some("the store cannot be written; the collector's log has the reason")
-        } else if self.pulling.load(Ordering::Relaxed) {
-            None
-        } else {
-            Some("the collector's consumers do not answer; has `setup` run?")
+    pub(crate) fn complaint(&self) -> Option<String> {
+        if let Some((why, _)) = &*self.store_fails() {
+            return Some(format!("the store cannot be written, nothing is acknowledged and all is tried again: {why}"));
+        }
+        let pulls = self.pulling.load(Ordering::Relaxed);
+        (!pulls).then(|| "the collector's consumers do not answer; has `setup` run?".to_owned())
+    }
+
+    /// How far the store is behind its stream, in milliseconds; 0 when nothing came of late.
+    pub(crate) fn lag_ms(&self) -> i64 {
+        if let Some((_, since)) = &*self.store_fails() {
+            return millpond::now_ms() - since;
+        }
+        let lag = *self.lag.lock().unwrap_or_else(PoisonError::into_inner);
+        lag.filter(|(_, at)| at.elapsed() < LOOK_EVERY).map_or(0, |(lag, _)| lag.max(0))
+    }
+
+    fn store_fails(&self) -> MutexGuard<'_, Option<(String, i64)>> {
+        self.store_fails.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A merge has failed; true when it is time to say so.
+    fn failed(&self, why: String, times: u32) -> bool {
+        let mut fails = self.store_fails();
+        let since = fails.as_ref().map_or_else(millpond::now_ms, |(_, since)| *since);
+        *fails = Some((why, since));
+        times % SAY_EVERY == 0
+    }
+
+    fn committed(&self, messages: &[EndedMessage]) {
+        *self.store_fails() = None;
+        if let Some(newest) = messages.iter().map(|message| message.stored_ms).max() {
+            let lag = millpond::now_ms() - newest;
+            *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = Some((lag, Instant::now()));
         }
     }
 }
@@ -137,16 +168,24 @@ impl Collect {
 
     /// Stores them, and tries again while the store cannot; false when stopped meanwhile (they come again).
     async fn keep_all(&self, messages: &[EndedMessage], shutdown: &CancellationToken) -> bool {
-        loop {
+        for times in 0.. {
             match self.store.merge(self.from, messages).await {
                 Ok(()) => {
-                    self.health.store_fails.store(false, Ordering::Relaxed);
+                    if times > 0 {
+                        tracing::info!(stream = self.from.stream(), "the store can be written again");
+                    }
+                    self.health.committed(messages);
                     return true;
                 }
                 Err(error) => {
-                    self.health.store_fails.store(true, Ordering::Relaxed);
                     metrics::counter!("millpond_store_errors_total").increment(1);
-                    tracing::error!(%error, "the store cannot be written; nothing is acknowledged, trying again");
+                    let error = format!("{error:#}");
+                    if self.health.failed(error.clone(), times) {
+                        tracing::error!(
+                            error,
+                            "the store cannot be written (is its disk full?); nothing is acknowledged, trying again"
+                        );
+                    }
                 }
             }
             tokio::select! {
@@ -154,6 +193,7 @@ impl Collect {
                 () = tokio::time::sleep(MERGE_AGAIN_AFTER) => {}
             }
         }
+        false
     }
 
     /// Removes from the stream what has been stored for as long as late readers are promised.

@@ -1,6 +1,7 @@
 //! What is watched rather than collected: workers (kept in memory) and jobs (kept in the store).
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -23,22 +24,17 @@ const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone, Default)]
 pub(crate) struct Workers {
     records: Arc<RwLock<BTreeMap<String, WorkerRecord>>>,
+    version: Arc<AtomicU64>,
 }
 
 impl Workers {
     /// All workers by name, with their state: live, draining or lost.
     pub(crate) fn rows(&self) -> Vec<Value> {
         let now = millpond::now_ms();
-        let age = |r: &WorkerRecord| u128::try_from(now.saturating_sub(r.heartbeat_ms)).unwrap_or(0);
         let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
-        let listed = records.values().filter(|r| age(r) < LOST_SHOWN_FOR.as_millis());
+        let listed = records.values().filter_map(|record| Some((record, state_of(record, now)?)));
         listed
-            .map(|record| {
-                let state = match record.draining {
-                    _ if age(record) > HEARTBEAT_LOST_AFTER.as_millis() => "lost",
-                    true => "draining",
-                    false => "live",
-                };
+            .map(|(record, state)| {
                 let mut row = json!(record);
                 if let Some(row) = row.as_object_mut() {
                     row.insert("state".to_owned(), json!(state));
@@ -46,6 +42,18 @@ impl Workers {
                 row
             })
             .collect()
+    }
+
+    /// Differs when a record has changed.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    /// The state of each, and how much it runs.
+    pub(crate) fn states(&self) -> Vec<(&'static str, u64)> {
+        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
+        let now = millpond::now_ms();
+        records.values().filter_map(|record| Some((state_of(record, now)?, record.running.into()))).collect()
     }
 
     /// Follows the bucket for ever.
@@ -59,7 +67,19 @@ impl Workers {
                 Some(record) => drop(records.insert(change.key, record)),
                 None => drop(records.remove(&change.key)),
             }
+            self.version.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// Live, draining or lost; none for one that was lost long ago.
+fn state_of(record: &WorkerRecord, now_ms: i64) -> Option<&'static str> {
+    let age = u128::try_from(now_ms.saturating_sub(record.heartbeat_ms)).unwrap_or(0);
+    match record.draining {
+        _ if age >= LOST_SHOWN_FOR.as_millis() => None,
+        _ if age > HEARTBEAT_LOST_AFTER.as_millis() => Some("lost"),
+        true => Some("draining"),
+        false => Some("live"),
     }
 }
 

@@ -31,6 +31,9 @@ pub struct QueueState {
     /// The server hands out again by itself after this long, in milliseconds; none when it is not paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused_for_ms: Option<u64>,
+    /// Messages that TASKS took for it since its consumer was made; what was handed out again counts again.
+    #[serde(skip)]
+    pub arrived: u64,
     /// Tasks that may wait in it, those that workers hold included; none: any number (`bounds`).
     pub max_waiting: Option<u64>,
 }
@@ -73,6 +76,9 @@ impl Bus {
                 let state = queues.entry(queue.to_owned()).or_default();
                 queue.clone_into(&mut state.queue);
                 state.waiting += info.num_pending;
+                if name == STREAM_TASKS {
+                    state.arrived = info.num_pending + info.delivered.consumer_sequence;
+                }
                 state.held += info.num_ack_pending as u64;
                 state.paused |= info.paused;
                 let left = info.pause_remaining.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));

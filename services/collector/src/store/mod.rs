@@ -33,7 +33,7 @@ pub(crate) use jobs::{Ends, JobFilter, Place};
 pub(crate) use keep::Keep;
 pub(crate) use operate::Letter;
 pub(crate) use read::{Cursor, Page, Rows, TaskFilter};
-pub(crate) use series::{Sample, Step, WINDOWS};
+pub(crate) use series::{Ended, Sample, Step, WINDOWS};
 pub(crate) use shown::Shown;
 
 /// A batch with items that have not ended.

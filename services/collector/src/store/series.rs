@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Store;
 use super::latency::Latencies;
 use super::merge::Ending;
-use super::sql::{Sql, Transaction};
+use super::sql::{Row, Sql, Transaction};
 
 /// The steps, in milliseconds: the fine one, and the one that is kept.
 const STEPS_MS: [i64; 2] = [10_000, 300_000];
@@ -61,6 +61,9 @@ pub(crate) struct Step {
     /// The same, 99 of 100.
     pub(crate) p99_ms: Option<u64>,
 }
+
+/// Done, failed and dead of all queues, by the start of the fine step.
+pub(crate) type Ended = BTreeMap<i64, [u64; 3]>;
 
 /// How a queue stood.
 #[derive(Debug, Clone)]
@@ -153,6 +156,17 @@ impl Store {
         }
         transaction.commit().await?;
         Ok(())
+    }
+
+    /// What ended in the fine steps from then on.
+    pub(crate) async fn ended_since(&self, since_ms: i64) -> anyhow::Result<Ended> {
+        let sums = Sql::new(
+            "SELECT at_ms, CAST(sum(done) AS BIGINT) AS done, CAST(sum(failed) AS BIGINT) AS failed,
+                CAST(sum(dead) AS BIGINT) AS dead FROM series WHERE step_ms = ? AND at_ms >= ? GROUP BY at_ms",
+        );
+        let sums = self.db.read(sums.bind(STEPS_MS.first().copied().unwrap_or(0)).bind(since_ms)).await?;
+        let step = |row: &Row| (row.int("at_ms").unwrap_or(0), ["done", "failed", "dead"].map(|name| row.count(name)));
+        Ok(sums.iter().map(step).collect())
     }
 
     /// The steps of a window that ends now, oldest first, without those in which nothing was seen; and their length in
