@@ -4,8 +4,8 @@
 mod batch;
 mod cancels;
 mod jobs;
+mod letters;
 mod merge;
-mod operate;
 mod read;
 mod shown;
 #[cfg(test)]
@@ -24,7 +24,7 @@ use tokio::sync::Mutex;
 use cancels::{JobCancels, job_key};
 
 pub(crate) use jobs::{Ends, Place};
-pub(crate) use operate::Letter;
+pub(crate) use letters::{Again, Letter};
 pub(crate) use read::{Page, Rows, TaskFilter};
 pub(crate) use shown::Shown;
 

@@ -6,6 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Sqlite};
 
 use super::cancels::stored_job;
+use super::letters::{DEAD_COLUMNS, DEAD_WAITING};
 use super::shown::{Shown, column, dead_letter, item_of, listed_task, text, whole_task};
 use super::{STATUS_NAMES, Store};
 
@@ -29,16 +30,17 @@ pub(crate) struct TaskFilter {
     pub(crate) kind: Option<String>,
     pub(crate) status: Option<String>,
     pub(crate) worker: Option<String>,
+    /// Text in the type or the message of a failure, whatever the case of its ASCII letters.
+    pub(crate) error: Option<String>,
+    /// From this time on, Unix time in milliseconds.
+    pub(crate) since_ms: Option<i64>,
+    /// Before this time, Unix time in milliseconds.
+    pub(crate) until_ms: Option<i64>,
 }
 
 const TASK_COLUMNS: &str =
     "SELECT n, queue, id, kind, job, idx, root, items, done, bitmap, status, attempt, result, ref, worker,
     published_ms, started_ms, ended_ms, stored_ms, trace, next FROM tasks WHERE 1 = 1";
-
-const DEAD_COLUMNS: &str = "SELECT tasks.n, dead.queue, dead.id, tasks.kind, tasks.job, tasks.idx, dead.attempt,
-    dead.reason, dead.evidence, dead.headers, dead.payload, dead.buried_ms
-    FROM dead JOIN tasks ON tasks.queue = dead.queue AND tasks.id = dead.id WHERE tasks.status = 2
-    AND dead.purged_ms IS NULL";
 
 /// The page's rows, and the number after which the next one starts when there is more.
 pub(super) fn paged(rows: &[SqliteRow], limit: u32, shown: impl Fn(&SqliteRow) -> Shown) -> Rows {
@@ -74,7 +76,7 @@ impl Store {
         Ok(paged(&rows, page.limit, listed_task))
     }
 
-    async fn of_newest_epoch(&self, filter: &TaskFilter) -> sqlx::Result<TaskFilter> {
+    pub(super) async fn of_newest_epoch(&self, filter: &TaskFilter) -> sqlx::Result<TaskFilter> {
         let mut filter = filter.clone();
         if let Some(job) = &filter.job {
             filter.job = Some(self.newest_epoch(job).await?);
@@ -168,35 +170,21 @@ impl Store {
         let dead = self.dead_letter(&id, Some(&queue)).await?.pop();
         task.set("attempts", json!(attempts));
         task.set("dead", serde_json::to_value(dead)?);
+        task.set("replays", json!(self.replays(&queue, &id).await?));
+        task.set("replay_of", self.replay_of(&queue, &id).await?);
         Ok(())
     }
 
     /// Dead letters that wait, the newest first.
     pub(crate) async fn dead(&self, filter: &TaskFilter, reason: Option<&str>, page: Page) -> anyhow::Result<Rows> {
-        let filter = self.of_newest_epoch(filter).await?;
-        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(DEAD_COLUMNS);
-        for (condition, value) in [
-            (" AND tasks.job = ", filter.job.as_deref()),
-            (" AND dead.queue = ", filter.queue.as_deref()),
-            (" AND tasks.kind = ", filter.kind.as_deref()),
-            (" AND dead.reason = ", reason),
-            (" AND json_extract(dead.evidence, '$.worker') = ", filter.worker.as_deref()),
-        ] {
-            if let Some(value) = value {
-                query.push(condition).push_bind(value.to_owned());
-            }
-        }
-        if let Some(after) = page.after {
-            query.push(" AND tasks.n < ").push_bind(after);
-        }
-        query.push(" ORDER BY tasks.n DESC LIMIT ").push_bind(i64::from(page.limit) + 1);
-        let rows = query.build().fetch_all(&self.readers).await?;
+        let rows = self.letter_rows(DEAD_COLUMNS, filter, reason, page).await?;
         Ok(paged(&rows, page.limit, |row| dead_letter(row, false)))
     }
 
     /// The dead letters with this id, with their evidence: none, one, or one of each queue that has it.
     pub(crate) async fn dead_letter(&self, id: &str, queue: Option<&str>) -> anyhow::Result<Vec<Shown>> {
         let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(DEAD_COLUMNS);
+        query.push(DEAD_WAITING);
         query.push(" AND dead.id = ").push_bind(id.to_owned());
         if let Some(queue) = queue {
             query.push(" AND dead.queue = ").push_bind(queue.to_owned());
