@@ -15,6 +15,7 @@ mod failpoints;
 mod faults;
 mod handlers_docs;
 mod harness;
+mod letters;
 mod main_job;
 mod multiprocessing_docs;
 mod operate;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::state::{COLLECTOR_URL, Env, TOKEN};
@@ -48,7 +49,7 @@ impl Api {
     ///
     /// # Errors
     /// As [`Api::get`].
-    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+    pub async fn post(&self, path: &str, body: &(impl Serialize + ?Sized)) -> anyhow::Result<Value> {
         match self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await? {
             (404, body) => bail!("{}", text(&body, "error")),
             (_, body) => Ok(body),

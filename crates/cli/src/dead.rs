@@ -1,12 +1,14 @@
 //! `dead ls|show|retry|purge`: dead letters with their evidence, and what becomes of them.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use millpond::limits::PAGE_ROWS_MAX;
+use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::EXIT_TASK_FAILED;
@@ -29,8 +31,17 @@ pub enum DeadCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Run tasks again, as their next attempt.
-    Retry(Chosen),
+    /// Run tasks again, as their next attempt, or in another queue.
+    Retry {
+        #[command(flatten)]
+        chosen: Chosen,
+        /// In this queue, as new tasks that point back; their letters do not wait any more.
+        #[arg(long)]
+        to_queue: Option<String>,
+        /// With these arguments, JSON; for one task.
+        #[arg(long, value_name = "JSON")]
+        args: Option<String>,
+    },
     /// Throw dead letters away; their tasks stay dead.
     Purge(Chosen),
     /// Show one with its evidence.
@@ -64,25 +75,50 @@ pub struct Filter {
     /// Buried by this worker only.
     #[arg(long)]
     worker: Option<String>,
+    /// With this text in the type or the message of their failure only.
+    #[arg(long, value_name = "TEXT")]
+    error: Option<String>,
+    /// Buried since then only: an RFC 3339 time, or so long ago, such as 2h.
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Buried before then only: likewise.
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
 }
 
 impl Filter {
-    fn query(&self) -> Vec<(&'static str, String)> {
+    fn query(&self) -> anyhow::Result<Vec<(&'static str, String)>> {
+        let (since, until) = (time_ms(self.since.as_deref())?, time_ms(self.until.as_deref())?);
         let fields = [
             ("queue", &self.queue),
             ("kind", &self.kind),
             ("job", &self.job),
             ("reason", &self.reason),
             ("worker", &self.worker),
+            ("error", &self.error),
+            ("since", &since),
+            ("until", &until),
         ];
-        fields.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
+        Ok(fields.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect())
     }
+}
+
+/// A time as typed, as Unix time in milliseconds.
+fn time_ms(text: Option<&str>) -> anyhow::Result<Option<String>> {
+    let Some(text) = text else { return Ok(None) };
+    let ago = humantime::parse_duration(text).ok().and_then(|ago| i64::try_from(ago.as_millis()).ok());
+    let at = ago.map(|ago| millpond::now_ms().saturating_sub(ago));
+    let at = at.or_else(|| Some(text.parse::<jiff::Timestamp>().ok()?.as_millisecond()));
+    let at =
+        at.with_context(|| format!("{text:?} is no time: type 2026-01-31T12:00:00Z, or so long ago, such as 2h"))?;
+    Ok(Some(at.to_string()))
 }
 
 /// What to run again or throw away.
 #[derive(Args, Debug)]
 pub struct Chosen {
-    /// Ids of tasks.
+    /// Ids of tasks; of the filters only --queue goes with them.
+    #[arg(conflicts_with_all = ["kind", "job", "reason", "worker", "error", "since", "until"])]
     ids: Vec<String>,
     /// All that the filters leave.
     #[arg(long, conflicts_with = "ids")]
@@ -107,9 +143,12 @@ pub struct Chosen {
 pub async fn run(command: DeadCommand, env: &Env) -> anyhow::Result<ExitCode> {
     let api = Api::new(env)?;
     match command {
-        DeadCommand::Ls { filter, json } => ls(&api, &filter.query(), json).await,
-        DeadCommand::Retry(chosen) => each_chosen(&api, chosen, "retry", "runs again").await,
-        DeadCommand::Purge(chosen) => each_chosen(&api, chosen, "purge", "thrown away").await,
+        DeadCommand::Ls { filter, json } => ls(&api, &filter.query()?, json).await,
+        DeadCommand::Retry { chosen, to_queue, args } => {
+            let arguments = arguments(&chosen, args.as_deref())?;
+            each_chosen(&api, chosen, "retry", Asked { queue: to_queue, arguments, ..Asked::default() }).await
+        }
+        DeadCommand::Purge(chosen) => each_chosen(&api, chosen, "purge", Asked::default()).await,
         DeadCommand::Show { id, queue, json } => {
             let mut query = vec![("id", id.clone())];
             query.extend(queue.map(|queue| ("queue", queue)));
@@ -126,51 +165,111 @@ pub async fn run(command: DeadCommand, env: &Env) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Does it to each chosen letter, in requests of a tenth of a second; exit code 1 when one could not be done.
-async fn each_chosen(api: &Api, chosen: Chosen, verb: &str, done: &str) -> anyhow::Result<ExitCode> {
-    let filtered = !chosen.filter.query().is_empty();
-    if chosen.ids.is_empty() && !chosen.all && !filtered {
+/// Other arguments, as they are sent.
+fn arguments(chosen: &Chosen, args: Option<&str>) -> anyhow::Result<Option<Box<RawValue>>> {
+    let Some(args) = args else { return Ok(None) };
+    if chosen.ids.len() != 1 {
+        bail!("--args goes with the id of one task");
+    }
+    let raw = RawValue::from_string(args.trim().to_owned());
+    Ok(Some(raw.with_context(|| format!("--args {args:?} is not JSON: quote a text, such as '\"photo.raw\"'"))?))
+}
+
+/// A request; the arguments go as they were typed.
+#[derive(Serialize, Default)]
+struct Asked {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filter: Option<BTreeMap<&'static str, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    letters: Option<Vec<Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<u32>,
+    after: Option<Value>,
+    dry_run: bool,
+    rate: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arguments: Option<Box<RawValue>>,
+}
+
+/// Does it to each chosen letter, request by request, as far as the collector came in each; exit code 1 when one could
+/// not be done.
+async fn each_chosen(api: &Api, chosen: Chosen, verb: &str, how: Asked) -> anyhow::Result<ExitCode> {
+    let filter: BTreeMap<_, _> = chosen.filter.query()?.into_iter().collect();
+    if chosen.ids.is_empty() && !chosen.all && filter.is_empty() {
         bail!("say which: ids, filters such as --kind or --reason, or --all; --dry-run shows what it would be");
     }
-    let mut letters = Vec::new();
-    let mut query = chosen.filter.query();
-    query.push(("limit", PAGE_ROWS_MAX.to_string()));
-    api.each("/api/v1/dead", &query, |dead| {
-        if chosen.ids.is_empty() || chosen.ids.contains(&text(dead, "id")) {
-            letters.push(json!({ "queue": dead["queue"], "id": dead["id"], "attempt": dead["attempt"] }));
+    let mut asked = Asked { dry_run: chosen.dry_run, rate: chosen.rate, ..how };
+    let mut told = Told { json: chosen.json, well: 0, failed: 0 };
+    if chosen.ids.is_empty() {
+        (asked.filter, asked.limit) = (Some(filter), Some(PAGE_ROWS_MAX));
+        all_of(api, verb, &mut asked, &mut told).await?;
+    } else {
+        for some in named(api, &chosen).await?.chunks(PAGE_ROWS_MAX as usize) {
+            asked.letters = Some(some.to_vec());
+            all_of(api, verb, &mut asked, &mut told).await?;
         }
-        Ok(true)
-    })
-    .await?;
-    if let Some(missing) = chosen.ids.iter().find(|id| !letters.iter().any(|l| l["id"] == **id)) {
-        bail!("no dead letter {missing} waits; `millpond dead ls` lists them");
     }
-    let (mut well, mut failed) = (0u64, 0u64);
-    let share = (chosen.rate as usize).div_ceil(10);
-    let mut pace = tokio::time::interval(Duration::from_secs_f64(share as f64 / f64::from(chosen.rate)));
-    for some in letters.chunks(share.min(PAGE_ROWS_MAX as usize)) {
-        let rows = if chosen.dry_run {
-            some.iter().map(|l| json!({ "queue": l["queue"], "id": l["id"], "ok": true, "dry_run": true })).collect()
-        } else {
-            pace.tick().await;
-            let answer = api.post(&format!("/api/v1/dead/{verb}"), &json!({ "letters": some })).await?;
-            answer.get("rows").and_then(Value::as_array).cloned().unwrap_or_default()
+    let Told { well, failed, .. } = told;
+    let would = if chosen.dry_run { "would be: " } else { "" };
+    let done = if verb == "retry" { "runs again" } else { "thrown away" };
+    eprintln!("{would}{well} {done}, {failed} not");
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_TASK_FAILED) })
+}
+
+/// The letters of these ids, where the filters leave them.
+async fn named(api: &Api, chosen: &Chosen) -> anyhow::Result<Vec<Value>> {
+    let mut letters = Vec::with_capacity(chosen.ids.len());
+    for id in &chosen.ids {
+        let mut query = vec![("id", id.clone())];
+        query.extend(chosen.filter.queue.clone().map(|queue| ("queue", queue)));
+        let Some(dead) = api.get("/api/v1/dead_letter", &query).await? else {
+            bail!("no dead letter {id} waits; `millpond dead ls` lists them");
         };
-        for row in rows {
-            let ok = row.get("ok") == Some(&Value::Bool(true));
-            *(if ok { &mut well } else { &mut failed }) += 1;
-            if chosen.json {
-                json_line(&row)?;
-            } else if ok {
-                writeln!(std::io::stdout().lock(), "{}", text(&row, "id"))?;
-            } else {
-                eprintln!("millpond: {}: {}", text(&row, "id"), text(&row, "error"));
+        letters.push(json!({ "queue": dead["queue"], "id": dead["id"], "attempt": dead["attempt"] }));
+    }
+    Ok(letters)
+}
+
+/// What was said so far.
+struct Told {
+    json: bool,
+    well: u64,
+    failed: u64,
+}
+
+impl Told {
+    fn row(&mut self, row: &Value) -> std::io::Result<()> {
+        let ok = row.get("ok") == Some(&Value::Bool(true));
+        *(if ok { &mut self.well } else { &mut self.failed }) += 1;
+        if self.json {
+            return json_line(row);
+        }
+        let (id, new_id) = (text(row, "id"), text(row, "new_id"));
+        match (ok, new_id.is_empty()) {
+            (true, true) => writeln!(std::io::stdout().lock(), "{id}"),
+            (true, false) => writeln!(std::io::stdout().lock(), "{new_id}"),
+            (false, _) => {
+                eprintln!("millpond: {id}: {}", text(row, "error"));
+                Ok(())
             }
         }
     }
-    let would = if chosen.dry_run { "would be: " } else { "" };
-    eprintln!("{would}{well} {done}, {failed} not");
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_TASK_FAILED) })
+}
+
+/// Asks until there is no more to go on with.
+async fn all_of(api: &Api, verb: &str, asked: &mut Asked, told: &mut Told) -> anyhow::Result<()> {
+    loop {
+        let answer = api.post(&format!("/api/v1/dead/{verb}"), asked).await?;
+        for row in answer.get("rows").and_then(Value::as_array).into_iter().flatten() {
+            told.row(row)?;
+        }
+        asked.after = answer.get("next").filter(|next| !next.is_null()).cloned();
+        if asked.after.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 async fn ls(api: &Api, query: &[(&str, String)], json: bool) -> anyhow::Result<ExitCode> {

@@ -136,6 +136,21 @@ fn print(task: &Value) -> anyhow::Result<()> {
         )?;
         print_failure(&mut out, attempt.get("failure"))?;
     }
+    for replay in task.get("replays").and_then(Value::as_array).into_iter().flatten() {
+        let (attempt, reason, by, new_id) =
+            (text(replay, "attempt"), text(replay, "reason"), text(replay, "by"), text(replay, "new_id"));
+        let how = if new_id.is_empty() { "run again".to_owned() } else { format!("moved as {new_id}") };
+        writeln!(out, "dead in attempt {attempt} ({reason}), {how} by {by} {}", time(replay, "at_ms"))?;
+    }
+    if let Some(of) = task.get("replay_of").filter(|of| of.is_object()) {
+        writeln!(
+            out,
+            "made of    {} of queue {}, dead in attempt {}",
+            text(of, "id"),
+            text(of, "queue"),
+            text(of, "attempt")
+        )?;
+    }
     if let Some(dead) = task.get("dead").filter(|d| d.is_object()) {
         writeln!(out, "dead       {}, buried {}", text(dead, "reason"), time(dead, "buried_ms"))?;
         print_failure(&mut out, dead.get("failure"))?;

@@ -4,7 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{ATTEMPTS_MAX_DEFAULT, ATTEMPTS_MAX_MAX};
+use crate::bus::subject::key;
+use crate::limits::{ATTEMPTS_MAX_DEFAULT, ATTEMPTS_MAX_MAX, TASK_ID_BYTES_MAX};
 use crate::outcome::{FailedAttempt, Failure, Items};
 use crate::signature::{Distrust, HEADER_SIGNATURE};
 use crate::task::{
@@ -14,6 +15,40 @@ use crate::task::{
 
 /// Header that carries [`Evidence`] on DEAD.
 pub const HEADER_DEAD: &str = "Millpond-Dead";
+/// Header that points from a task back to the dead letter of another queue that it was made of: [`ReplayOf`] as JSON.
+pub const HEADER_REPLAY_OF: &str = "Millpond-Replay-Of";
+
+/// What is said anew of a dead letter's task that runs again, or not at all.
+const REPLACED: [&str; 6] =
+    [HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_INDEX, HEADER_BATCH, HEADER_DEAD, HEADER_SIGNATURE];
+
+/// The dead letter of another queue that a task was made of.
+///
+/// ```
+/// let text = r#"{"queue":"default","id":"a1","attempt":3}"#;
+/// let of: millpond::dead_letter::ReplayOf = serde_json::from_str(text).unwrap();
+/// assert_eq!(serde_json::to_string(&of).unwrap(), text);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplayOf {
+    /// The queue that it died in.
+    pub queue: String,
+    /// The id that it had there.
+    pub id: String,
+    /// The attempt that it died in.
+    pub attempt: u32,
+}
+
+/// The id of the task that a dead letter becomes in another queue: the same however often it is asked for.
+///
+/// ```
+/// assert_eq!(millpond::dead_letter::moved_id("a1", "slow"), "a1@slow");
+/// ```
+#[must_use]
+pub fn moved_id(id: &str, to_queue: &str) -> String {
+    let moved = format!("{id}@{to_queue}");
+    if moved.len() <= TASK_ID_BYTES_MAX { moved } else { format!("{}@{to_queue}", key(id)) }
+}
 
 /// Why and when a task was buried, and what was tried before.
 ///
@@ -73,18 +108,13 @@ impl Evidence {
     /// # Errors
     /// When it has had all the attempts that there can be, or was never believed.
     pub fn replay_headers(&self, queue: &str, headers: &Headers) -> Result<Headers, String> {
-        if Distrust::is_reason(&self.reason) {
-            // Whoever replays would sign it.
-            return Err("its signature was refused: publish the task again with the key, or throw this away".to_owned());
-        }
+        self.check_believed()?;
         let attempt = self.attempt.max(1) + 1;
         if attempt > ATTEMPTS_MAX_MAX {
             return Err(format!("it has had {} attempts, and there are {ATTEMPTS_MAX_MAX} at the most", self.attempt));
         }
-        let had = headers.iter().find(|(n, _)| n == HEADER_ATTEMPTS_MAX).and_then(|(_, v)| v.parse::<u32>().ok());
-        // What was replayed before carries the sum.
-        let first = had.map_or(ATTEMPTS_MAX_DEFAULT, |had| if had > self.attempt { had - self.attempt } else { had });
-        let attempts_max = (self.attempt + first.clamp(1, ATTEMPTS_MAX_MAX)).min(ATTEMPTS_MAX_MAX);
+        let first = self.attempts_first(headers).unwrap_or(ATTEMPTS_MAX_DEFAULT);
+        let attempts_max = (self.attempt + first).min(ATTEMPTS_MAX_MAX);
         let mut failures = self.failures.clone();
         failures.push(FailedAttempt {
             attempt: self.attempt,
@@ -93,9 +123,7 @@ impl Evidence {
             ended_ms: self.buried_ms,
             failure: self.failure.clone(),
         });
-        let replaced = [HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_INDEX, HEADER_BATCH, HEADER_DEAD, HEADER_SIGNATURE];
-        let kept = headers.iter().filter(|(n, _)| is_forwarded(n) && !replaced.contains(&n.as_str()));
-        let mut replay: Headers = kept.cloned().collect();
+        let mut replay = kept(headers);
         let mut put = |name: &str, value: String| replay.push((name.to_owned(), value));
         put(HEADER_MSG_ID, format!("{queue}/{}/r{attempt}", self.id));
         put(HEADER_ID, self.id.clone());
@@ -112,6 +140,56 @@ impl Evidence {
         }
         Ok(replay)
     }
+
+    /// The headers under which its task runs in another queue: a new task, first attempt, that points back. It belongs to
+    /// no job, for a job counts what was submitted in it, and has no unique key.
+    ///
+    /// # Errors
+    /// When it was never believed.
+    pub fn moved_headers(&self, queue: &str, to_queue: &str, headers: &Headers) -> Result<Headers, String> {
+        self.check_believed()?;
+        let (mut moved, id) = (kept(headers), moved_id(&self.id, to_queue));
+        // Where it came from itself is told there.
+        moved.retain(|(name, _)| name != HEADER_REPLAY_OF);
+        let of = ReplayOf { queue: queue.to_owned(), id: self.id.clone(), attempt: self.attempt };
+        let mut put = |name: &str, value: String| moved.push((name.to_owned(), value));
+        put(HEADER_MSG_ID, format!("{to_queue}/{id}/r1"));
+        put(HEADER_ID, id);
+        put(HEADER_REPLAY_OF, serde_json::to_string(&of).unwrap_or_default());
+        if let Some(first) = self.attempts_first(headers) {
+            put(HEADER_ATTEMPTS_MAX, first.to_string());
+        }
+        if self.is_batch_of_one() {
+            put(HEADER_BATCH, "1".to_owned());
+        }
+        Ok(moved)
+    }
+
+    /// Whether its payload is an array of one argument rather than the argument.
+    #[must_use]
+    pub fn is_batch_of_one(&self) -> bool {
+        self.items.is_some_and(|items| items.of == 1)
+    }
+
+    /// Whoever runs it again would sign it.
+    fn check_believed(&self) -> Result<(), String> {
+        if Distrust::is_reason(&self.reason) {
+            return Err("its signature was refused: publish the task again with the key, or throw this away".to_owned());
+        }
+        Ok(())
+    }
+
+    /// How many attempts it first had, where it said so: what was replayed before carries the sum.
+    fn attempts_first(&self, headers: &Headers) -> Option<u32> {
+        let had = headers.iter().find(|(n, _)| n == HEADER_ATTEMPTS_MAX).and_then(|(_, v)| v.parse::<u32>().ok())?;
+        let first = if had > self.attempt { had - self.attempt } else { had };
+        Some(first.clamp(1, ATTEMPTS_MAX_MAX))
+    }
+}
+
+/// The headers that travel on.
+fn kept(headers: &Headers) -> Headers {
+    headers.iter().filter(|(n, _)| is_forwarded(n) && !REPLACED.contains(&n.as_str())).cloned().collect()
 }
 
 #[cfg(test)]
@@ -133,6 +211,14 @@ mod tests {
         assert_eq!((get(HEADER_INDEX), get("Millpond-Timeout")), (Some("8"), Some("5s")));
         let failures: Vec<FailedAttempt> = serde_json::from_str(get(HEADER_FAILURES).unwrap()).unwrap();
         assert_eq!((failures.len(), failures[0].attempt), (1, 2));
+        let moved = evidence.moved_headers("q", "q2", &had).unwrap();
+        let get = |name: &str| moved.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        assert_eq!((get(HEADER_ID), get(HEADER_MSG_ID)), (Some("b/3@q2"), Some("q2/b/3@q2/r1")));
+        assert_eq!((get(HEADER_ATTEMPTS_MAX), get(HEADER_ATTEMPT), get(HEADER_ROOT)), (Some("2"), None, None));
+        assert_eq!((get(HEADER_INDEX), get(HEADER_ITEMS), get("Millpond-Timeout")), (None, None, Some("5s")));
+        assert_eq!(get(HEADER_REPLAY_OF), Some(r#"{"queue":"q","id":"b/3","attempt":2}"#));
+        let long = moved_id(&"x".repeat(TASK_ID_BYTES_MAX), "q2");
+        assert!(long.ends_with("@q2") && long.len() < TASK_ID_BYTES_MAX);
         let forged = Evidence { reason: "unsigned".into(), ..evidence.clone() };
         assert!(forged.replay_headers("q", &had).unwrap_err().contains("signature"));
         let worn = Evidence { attempt: ATTEMPTS_MAX_MAX, ..evidence };

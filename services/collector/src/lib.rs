@@ -6,6 +6,7 @@ mod config;
 mod history;
 mod http;
 mod records;
+mod replays;
 mod store;
 mod thens;
 
@@ -25,6 +26,7 @@ pub use store::StoreAt;
 
 use collect::Collect;
 use records::Workers;
+use replays::Replays;
 use store::Store;
 
 /// How long open requests may take after `shutdown`.
@@ -57,8 +59,15 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         collecting.spawn(collect.collect(shutdown.clone()));
     }
     let address = listener.local_addr()?;
-    let app =
-        http::App { store: store.clone(), workers, bus: bus.clone(), token: settings.token.into(), metrics, health };
+    let app = http::App {
+        store: store.clone(),
+        workers,
+        bus: bus.clone(),
+        token: settings.token.into(),
+        metrics,
+        health,
+        replays: Replays::new(&bus, &store),
+    };
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),
         listen = %address,

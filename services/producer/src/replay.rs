@@ -1,5 +1,5 @@
-//! Dead letters that are to run again: asked on `ctl.replay`, published to DUE as the next attempt, answered when the
-//! server has stored it. Of several producers one does it.
+//! Dead letters that are to run again: asked on `ctl.replay`, published to DUE as the next attempt, or as a new task of
+//! another queue, answered when the server has stored it. Of several producers one does it.
 
 use std::time::Duration;
 
@@ -10,6 +10,9 @@ use millpond::bus::ctl::{Answer, CTL_REPLAY, Replay, Requests};
 use millpond::bus::publish::Patience;
 use millpond::bus::subject::TaskSubject;
 use millpond::bus::topology::TopologyError;
+use millpond::dead_letter::moved_id;
+use millpond::limits::CLAIM_CHECK_BYTES;
+use millpond::task::{HEADER_EXPIRES, HEADER_REF, Headers};
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
@@ -28,25 +31,59 @@ pub(crate) async fn listen(bus: &Bus) -> Result<Requests, TopologyError> {
 pub(crate) async fn serve(bus: Bus, mut requests: Requests) {
     while let Some(asked) = requests.next().await {
         let answer = match replay(&bus, &asked.payload).await {
-            Ok(attempt) => match to_raw_value(&json!({ "attempt": attempt })) {
-                Ok(said) => Answer::Ok(said),
-                Err(error) => Answer::Error(error.to_string()),
-            },
+            Ok(id) => to_raw_value(&json!({ "id": id })).map_or_else(|e| Answer::Error(e.to_string()), Answer::Ok),
             Err(error) => Answer::Error(error),
         };
         asked.answer(&answer).await;
     }
 }
 
-/// Publishes the next attempt; its number.
-async fn replay(bus: &Bus, asked: &[u8]) -> Result<u32, String> {
+/// Publishes it; the id under which it runs.
+async fn replay(bus: &Bus, asked: &[u8]) -> Result<String, String> {
     let asked: Replay = serde_json::from_slice(asked).map_err(|e| format!("not a dead letter: {e}"))?;
-    let subject = TaskSubject::new(&asked.queue, &asked.kind, asked.evidence.job.clone()).map_err(|e| e.to_string())?;
-    // Whoever submits another of its key is refused while this one waits or runs.
-    let subject = TaskSubject { unique: asked.evidence.unique.clone(), ..subject };
-    let headers = asked.evidence.replay_headers(&asked.queue, &asked.headers)?;
-    let payload = BASE64.decode(asked.payload.as_bytes()).map_err(|e| format!("its payload is not base64: {e}"))?;
-    let stored = bus.store(&subject.due(), &headers, Bytes::from(payload), Patience::Within(STORE_WITHIN)).await;
+    let evidence = &asked.evidence;
+    let (subject, mut headers, id) = match &asked.to_queue {
+        // Whoever submits another of its key is refused while this one waits or runs.
+        None => {
+            let subject = TaskSubject::new(&asked.queue, &asked.kind, evidence.job.clone());
+            let subject = subject.map(|subject| TaskSubject { unique: evidence.unique.clone(), ..subject });
+            (subject, evidence.replay_headers(&asked.queue, &asked.headers)?, evidence.id.clone())
+        }
+        Some(to) => {
+            let headers = evidence.moved_headers(&asked.queue, to, &asked.headers)?;
+            (TaskSubject::new(to, &asked.kind, None), headers, moved_id(&evidence.id, to))
+        }
+    };
+    let subject = subject.map_err(|e| e.to_string())?;
+    let payload = match &asked.arguments {
+        None => BASE64.decode(asked.payload.as_bytes()).map_err(|e| format!("its payload is not base64: {e}"))?.into(),
+        Some(arguments) => other_arguments(bus, arguments.get(), evidence.is_batch_of_one(), &mut headers).await?,
+    };
+    let stored = bus.store(&subject.due(), &headers, payload, Patience::Within(STORE_WITHIN)).await;
     stored.map_err(|e| e.to_string())?;
-    Ok(asked.evidence.attempt.max(1) + 1)
+    Ok(id)
+}
+
+/// The payload that stands for other arguments; large ones go to the store, as those of a new task do.
+async fn other_arguments(
+    bus: &Bus,
+    arguments: &str,
+    is_batch_of_one: bool,
+    headers: &mut Headers,
+) -> Result<Bytes, String> {
+    headers.retain(|(name, _)| name != HEADER_REF);
+    if arguments.len() <= CLAIM_CHECK_BYTES {
+        let text = if is_batch_of_one { format!("[{arguments}]") } else { arguments.to_owned() };
+        return Ok(Bytes::from(text));
+    }
+    if is_batch_of_one {
+        let bytes = arguments.len();
+        return Err(format!("arguments of {bytes} bytes do not fit into its batch: publish a new task with them"));
+    }
+    let stored = bus.put_payload(&mut arguments.as_bytes(), Patience::Within(STORE_WITHIN)).await;
+    let stored = stored.map_err(|e| e.to_string())?;
+    let until = jiff::Timestamp::from_millisecond(stored.until_ms).map_err(|e| e.to_string())?;
+    headers.push((HEADER_REF.to_owned(), stored.at.to_json()));
+    headers.push((HEADER_EXPIRES.to_owned(), until.to_string()));
+    Ok(Bytes::new())
 }

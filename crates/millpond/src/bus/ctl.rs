@@ -13,7 +13,7 @@ use super::topology::TopologyError;
 use crate::dead_letter::Evidence;
 use crate::task::Headers;
 
-/// Asked of a producer service: publish the next attempt of a dead letter.
+/// Asked of a producer service: run a dead letter again, as its next attempt or in another queue.
 pub const CTL_REPLAY: &str = "ctl.replay";
 
 /// Asked of a collector by a client: what it has kept of a job.
@@ -40,6 +40,12 @@ pub struct Replay {
     pub headers: Headers,
     /// Its payload, base64.
     pub payload: String,
+    /// Another queue: it becomes a new task there that points back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_queue: Option<String>,
+    /// Arguments instead of its own, JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<Box<RawValue>>,
 }
 
 /// A job that has ended, and the task that this starts.

@@ -3,6 +3,7 @@
 //! `results` reads what workers said, `records` holds the buckets.
 
 pub mod admit;
+pub mod backlog;
 pub mod bounds;
 pub mod cancel;
 pub mod ctl;

@@ -66,7 +66,6 @@ CREATE TABLE dead (
     payload BYTEA NOT NULL,
     buried_ms BIGINT NOT NULL,
     purged_ms BIGINT,
-    worker TEXT COLLATE "C",
     PRIMARY KEY (queue, id)
 );
 
@@ -138,6 +137,22 @@ CREATE FUNCTION tasks_count_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BEG
 END $$;
 CREATE TRIGGER tasks_count_changed AFTER UPDATE ON tasks REFERENCING NEW TABLE AS fresh OLD TABLE AS stale
     FOR EACH STATEMENT EXECUTE FUNCTION tasks_count_changed();
+
+CREATE TABLE replays (
+    queue TEXT COLLATE "C" NOT NULL,
+    id TEXT COLLATE "C" NOT NULL,
+    attempt BIGINT NOT NULL,
+    reason TEXT NOT NULL,
+    buried_ms BIGINT NOT NULL,
+    by TEXT NOT NULL,
+    at_ms BIGINT NOT NULL,
+    to_queue TEXT,
+    new_id TEXT,
+    changed BIGINT NOT NULL,
+    settled_ms BIGINT,
+    PRIMARY KEY (queue, id, attempt)
+);
+CREATE INDEX replays_by_new_id ON replays (new_id) WHERE new_id IS NOT NULL;
 
 CREATE TABLE job_thens (
     job TEXT COLLATE "C" NOT NULL,

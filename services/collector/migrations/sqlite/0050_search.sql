@@ -22,9 +22,6 @@ CREATE TRIGGER tasks_error_gone AFTER DELETE ON tasks WHEN old.error IS NOT NULL
     DELETE FROM task_errors WHERE rowid = old.n;
 END;
 
-ALTER TABLE dead ADD COLUMN worker TEXT;
-UPDATE dead SET worker = json_extract(evidence, '$.worker');
-
 -- What a job's record says, as far as lists ask for it; `told_ms`: when the bus stored it, so that an older
 -- one never replaces it.
 ALTER TABLE jobs ADD COLUMN state TEXT NOT NULL DEFAULT 'closed';

@@ -22,6 +22,9 @@ pub(super) struct Asked {
     status: Option<String>,
     worker: Option<String>,
     reason: Option<String>,
+    error: Option<String>,
+    since: Option<String>,
+    until: Option<String>,
     id: Option<String>,
     after: Option<String>,
     limit: Option<String>,
@@ -54,12 +57,22 @@ impl Asked {
             kind: self.kind.clone(),
             status: self.status.clone(),
             worker: self.worker.clone(),
-            ..TaskFilter::default()
+            error: self.error.clone().filter(|text| !text.is_empty()),
+            since_ms: time("since", self.since.as_deref())?,
+            until_ms: time("until", self.until.as_deref())?,
         })
     }
 }
 
-fn bad(text: &str) -> Box<Response> {
+/// A time as it is asked for: RFC 3339, or Unix time in milliseconds.
+pub(super) fn time(name: &str, text: Option<&str>) -> Result<Option<i64>, Box<Response>> {
+    let Some(text) = text else { return Ok(None) };
+    let read = text.parse().ok().or_else(|| Some(text.parse::<jiff::Timestamp>().ok()?.as_millisecond()));
+    let wanted = "an RFC 3339 time such as 2026-01-31T12:00:00Z, or Unix time in milliseconds";
+    read.map(Some).ok_or_else(|| bad(&format!("{name} must be {wanted}")))
+}
+
+pub(super) fn bad(text: &str) -> Box<Response> {
     Box::new(error(StatusCode::BAD_REQUEST, text))
 }
 

@@ -3,6 +3,7 @@
 mod api;
 mod bounds;
 mod cancel;
+mod letters;
 mod operate;
 mod schedules;
 mod why;
@@ -22,6 +23,7 @@ use subtle::ConstantTimeEq;
 
 use crate::collect::Health;
 use crate::records::Workers;
+use crate::replays::Replays;
 use crate::store::Store;
 
 /// What every request may use.
@@ -32,6 +34,7 @@ pub(crate) struct App {
     pub(crate) token: Arc<str>,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) health: Vec<Arc<Health>>,
+    pub(crate) replays: Replays,
 }
 
 /// All routes.
@@ -48,8 +51,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/workers/{worker}/drain", post(operate::drain))
         .route("/dead", get(api::dead))
         .route("/dead_letter", get(api::dead_letter))
-        .route("/dead/retry", post(operate::retry))
-        .route("/dead/purge", post(operate::purge_letters))
+        .route("/dead/retry", post(letters::retry))
+        .route("/dead/purge", post(letters::purge))
         .route("/queues", get(operate::queues))
         .route("/queues/{queue}/set", post(bounds::set))
         .route("/queues/{queue}/pause", post(operate::pause))
@@ -93,7 +96,7 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
         return error(StatusCode::SERVICE_UNAVAILABLE, "the store cannot be read");
     }
     if let Some(complaint) = app.health.iter().find_map(|health| health.complaint()) {
-        return error(StatusCode::SERVICE_UNAVAILABLE, complaint);
+        return error(StatusCode::SERVICE_UNAVAILABLE, &complaint);
     }
     "ready\n".into_response()
 }

@@ -58,6 +58,13 @@ fn ended(task: &Value) -> Option<Why> {
         "done" => Some(("done", format!("it is done: attempt {attempt} on {}", text(task, "worker")))),
         "cancelled" => Some(("cancelled", "it was cancelled".to_owned())),
         "dead" => {
+            let last = task.get("replays").and_then(Value::as_array).and_then(|replays| replays.last());
+            if let Some(moved) = last.filter(|last| last.get("new_id").is_some() && !task["dead"].is_object()) {
+                let (to, id) = (text(moved, "to_queue"), text(moved, "new_id"));
+                let sentence =
+                    format!("it failed for good in attempt {attempt}, and was moved to queue {to}: see {id}");
+                return Some(("dead", sentence));
+            }
             let dead = task.get("dead").filter(|dead| dead.is_object());
             let why = dead.map_or_else(String::new, |dead| format!(" ({}), {}", text(dead, "reason"), failure(dead)));
             Some(("dead", format!("it failed for good in attempt {attempt}{why}; `millpond dead retry` runs it again")))

@@ -109,7 +109,7 @@ impl Store {
         if rows.is_empty() {
             return Ok(0);
         }
-        for table in ["attempts", "dead"] {
+        for table in ["attempts", "dead", "replays"] {
             let gone = format!(
                 "DELETE FROM {table} WHERE (queue, id) IN (SELECT queue, id FROM tasks WHERE n IN ({}))",
                 marks(&rows)
@@ -166,7 +166,7 @@ async fn forget_items(transaction: &mut dyn Transaction, batch: &Row) -> sqlx::R
     let (queue, id) = (batch.string("queue"), batch.string("id"));
     // From `<id>/` to before `<id>0`.
     let (from, to) = (format!("{id}/"), format!("{id}0"));
-    for table in ["attempts", "dead"] {
+    for table in ["attempts", "dead", "replays"] {
         let gone = Sql::new(format!("DELETE FROM {table} WHERE queue = ? AND id >= ? AND id < ?"));
         transaction.run(gone.bind(&queue).bind(&from).bind(&to)).await?;
     }

@@ -412,16 +412,16 @@ async fn merge_dead<'a>(
     let batch = evidence.root.as_deref().unwrap_or(&evidence.id);
     let id = item.map_or_else(|| evidence.id.clone(), |i| id_of_item(batch, i, i.from));
     let keep = Sql::new(
-        "INSERT INTO dead (queue, id, attempt, reason, evidence, headers, payload, buried_ms, worker)
-         VALUES (?,?,?,?,?,?,?,?,?)
+        "INSERT INTO dead (queue, id, attempt, reason, evidence, headers, payload, buried_ms)
+         VALUES (?,?,?,?,?,?,?,?)
          ON CONFLICT (queue, id) DO UPDATE SET attempt = excluded.attempt, reason = excluded.reason,
             evidence = excluded.evidence, headers = excluded.headers, payload = excluded.payload,
-            buried_ms = excluded.buried_ms, purged_ms = NULL, worker = excluded.worker
+            buried_ms = excluded.buried_ms, purged_ms = NULL
          WHERE excluded.attempt > dead.attempt",
     );
     let keep = keep.bind(&subject.queue).bind(&id).bind(evidence.attempt).bind(&evidence.reason);
     let keep = keep.bind(serde_json::to_string(evidence)?).bind(serde_json::to_string(&message.headers)?);
-    transaction.run(keep.bind(message.payload.as_ref()).bind(evidence.buried_ms).bind(&evidence.worker)).await?;
+    transaction.run(keep.bind(message.payload.as_ref()).bind(evidence.buried_ms)).await?;
     rows.failures(&subject.queue, &id, &evidence.failures);
     if let Some(items) = item
         && read_batch(transaction, &subject.queue, batch, items.of).await?.is_some_and(|b| b.has(items.from))

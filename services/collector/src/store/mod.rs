@@ -6,8 +6,8 @@ mod cancels;
 mod jobs;
 mod keep;
 mod latency;
+mod letters;
 mod merge;
-mod operate;
 mod postgres;
 mod read;
 mod series;
@@ -31,7 +31,7 @@ use sql::{Database, Sql};
 
 pub(crate) use jobs::{Ends, JobFilter, Place};
 pub(crate) use keep::Keep;
-pub(crate) use operate::Letter;
+pub(crate) use letters::{Again, Letter};
 pub(crate) use read::{Cursor, Page, Rows, TaskFilter};
 pub(crate) use series::{Ended, Sample, Step, WINDOWS};
 pub(crate) use shown::Shown;

@@ -8,6 +8,7 @@ use millpond::limits::BATCH_ITEMS_MAX;
 use serde_json::{Value, json};
 
 use super::cancels::stored_job;
+use super::letters::{DEAD_COLUMNS, DEAD_WAITING};
 use super::shown::{Shown, dead_letter, item_of, listed_task, whole_task};
 use super::sql::{Row, Sql};
 use super::{DONE, STATUS_NAMES, Store};
@@ -71,11 +72,6 @@ const TASK_COLUMNS: &str =
     "SELECT n, queue, id, kind, job, idx, root, items, done, bitmap, status, attempt, result, ref, worker,
     published_ms, started_ms, ended_ms, stored_ms, trace, next FROM tasks WHERE 1 = 1";
 
-const DEAD_COLUMNS: &str = "SELECT tasks.n, dead.queue, dead.id, tasks.kind, tasks.job, tasks.idx, dead.attempt,
-    dead.reason, dead.evidence, dead.headers, dead.payload, dead.buried_ms
-    FROM dead JOIN tasks ON tasks.queue = dead.queue AND tasks.id = dead.id WHERE tasks.status = 2
-    AND tasks.status <> 3 AND dead.purged_ms IS NULL";
-
 /// The page's rows, and where the next one starts when there is more.
 pub(super) fn paged(rows: &[Row], limit: u32, shown: impl Fn(&Row) -> Shown) -> Rows {
     let page = rows.get(..limit as usize);
@@ -135,7 +131,7 @@ impl Store {
     }
 
     /// The job that is asked for, as the store names it.
-    async fn job_of(&self, filter: &TaskFilter) -> sqlx::Result<Option<String>> {
+    pub(super) async fn job_of(&self, filter: &TaskFilter) -> sqlx::Result<Option<String>> {
         match &filter.job {
             Some(job) => Ok(Some(self.newest_epoch(job).await?)),
             None => Ok(None),
@@ -221,57 +217,21 @@ impl Store {
         }
         let dead = self.dead_letter(&id, Some(&queue)).await?.pop();
         task.set("attempts", json!(attempts));
+        task.set("replays", json!(self.replays(&queue, &id).await?));
+        task.set("replay_of", self.replay_of(&queue, &id).await?);
         task.set("dead", serde_json::to_value(dead)?);
         Ok(())
     }
 
     /// Dead letters that wait, the newest first.
     pub(crate) async fn dead(&self, filter: &TaskFilter, reason: Option<&str>, page: Page) -> anyhow::Result<Rows> {
-        let mut sql = Sql::new(DEAD_COLUMNS);
-        self.dead_where(&mut sql, filter, reason).await?;
-        if let Some(after) = page.after {
-            sql.push(" AND tasks.n < ?", after.n);
-        }
-        sql.push(" ORDER BY tasks.n DESC LIMIT ?", i64::from(page.limit) + 1);
-        let rows = self.db.read(sql).await?;
+        let rows = self.letter_rows(DEAD_COLUMNS, filter, reason, page).await?;
         Ok(paged(&rows, page.limit, |row| dead_letter(row, false)))
-    }
-
-    /// The conditions on dead letters.
-    pub(super) async fn dead_where(
-        &self,
-        sql: &mut Sql<'_>,
-        filter: &TaskFilter,
-        reason: Option<&str>,
-    ) -> anyhow::Result<()> {
-        let job = self.job_of(filter).await?;
-        for (condition, value) in [
-            (" AND tasks.job = ?", job.as_deref()),
-            (" AND dead.queue = ?", filter.queue.as_deref()),
-            (" AND tasks.kind = ?", filter.kind.as_deref()),
-            (" AND dead.reason = ?", reason),
-            (" AND dead.worker = ?", filter.worker.as_deref()),
-        ] {
-            if let Some(value) = value {
-                sql.push(condition, value.to_owned());
-            }
-        }
-        if let Some(text) = &filter.error {
-            self.db.error_contains(sql, text);
-        }
-        for (condition, at) in
-            [(" AND dead.buried_ms >= ?", filter.since_ms), (" AND dead.buried_ms < ?", filter.until_ms)]
-        {
-            if let Some(at) = at {
-                sql.push(condition, at);
-            }
-        }
-        Ok(())
     }
 
     /// The dead letters with this id, with their evidence: none, one, or one of each queue that has it.
     pub(crate) async fn dead_letter(&self, id: &str, queue: Option<&str>) -> anyhow::Result<Vec<Shown>> {
-        let mut sql = Sql::new(DEAD_COLUMNS);
+        let mut sql = Sql::new(format!("{DEAD_COLUMNS}{DEAD_WAITING}"));
         sql.push(" AND dead.id = ?", id);
         if let Some(queue) = queue {
             sql.push(" AND dead.queue = ?", queue);
