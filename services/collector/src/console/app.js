@@ -15,7 +15,7 @@ import { schedulesPage } from "./pages/schedules.js";
 import { taskPage } from "./pages/task.js";
 import { tasksPage } from "./pages/tasks.js";
 import { workersPage } from "./pages/workers.js";
-import { alarm, button, countTimes, empty, failed, link } from "./ui.js";
+import { alarm, button, countTimes, empty, failed, head, link } from "./ui.js";
 import { View } from "./view.js";
 
 /** Between two tries to learn who is logged in. */
@@ -116,7 +116,7 @@ function show() {
     page = make(view) ?? null;
   } else {
     view.title("Not found");
-    view.draw(empty("There is no such page", h("p", {}, link(FIRST, "To the overview"))));
+    view.draw(head("Not found"), empty("There is no such page", h("p", {}, link(FIRST, "To the overview"))));
   }
   drawTop();
   if (moved) {

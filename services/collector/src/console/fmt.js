@@ -27,7 +27,7 @@ export const percent = (n) => (known(n) ? `${n < 10 ? Math.round(n * 10) / 10 : 
 
 export function rate(n) {
   if (!known(n)) return "–";
-  return `${n === 0 ? "0" : n < 0.1 ? n.toFixed(2) : n < 100 ? NUMBER.format(Math.round(n * 10) / 10) : short(Math.round(n))}/s`;
+  return `${n === 0 ? "0" : n < 0.01 ? "< 0.01" : n < 0.1 ? n.toFixed(2) : n < 100 ? NUMBER.format(Math.round(n * 10) / 10) : short(Math.round(n))}/s`;
 }
 
 export function bytes(n) {

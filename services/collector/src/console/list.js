@@ -115,6 +115,6 @@ export class List {
 
   /** Stops and starts the updates, for reading. */
   holdButton() {
-    return button(this.held ? "Update again" : "Hold updates", () => this.hold(), { class: "small", "aria-pressed": this.held });
+    return button(this.held ? "Update again" : "Hold updates", () => this.hold(), { "aria-pressed": this.held });
   }
 }

@@ -5,6 +5,7 @@ import { setClock } from "./fmt.js";
 
 /** Without a tick for this long the stream is taken for lost. */
 const SILENT_MS_MAX = 6000;
+const GRACE_MS = 500;
 /** Between two tries to open the stream. */
 const AGAIN_MS = 2000;
 
@@ -34,8 +35,9 @@ function become(state) {
   tell({ state });
 }
 
+/** A page that was busy hears late: what has arrived is heard first. */
 function silent() {
-  lost();
+  watchdog = setTimeout(lost, GRACE_MS);
 }
 
 function lost() {

@@ -27,8 +27,8 @@ export function failure(of) {
     child && facts(["Child", mono(child.name)], ["Exit code", known(child.exit_code) ? String(child.exit_code) : null],
       ["Signal", known(child.signal) ? `${child.signal}${SIGNALS[child.signal] ? ` (${SIGNALS[child.signal]})` : ""}` : null],
       ["Out of memory", child.oom ? badge("dead", "killed for its memory") : null], ["Memory when last seen", child.rss_bytes ? bytes(child.rss_bytes) : null]),
-    of.traceback && h("details", { open: true }, h("summary", {}, "Traceback"), h("pre", { tabindex: "0", role: "region", "aria-label": "Traceback" }, of.traceback)),
-    child?.log?.length > 0 && h("details", { open: true }, h("summary", {}, `Last ${child.log.length} lines of its log`), h("pre", { tabindex: "0", role: "region", "aria-label": "Last log lines" }, child.log.join("\n"))));
+    of.traceback && h("details", { open: true }, h("summary", {}, "Traceback"), h("pre", { tabindex: "0", role: "group", "aria-label": "Traceback" }, of.traceback)),
+    child?.log?.length > 0 && h("details", { open: true }, h("summary", {}, `Last ${child.log.length} lines of its log`), h("pre", { tabindex: "0", role: "group", "aria-label": "Last log lines" }, child.log.join("\n"))));
 }
 
 function moment(ms) {
@@ -55,7 +55,7 @@ function attemptStep(attempt, from, to) {
   const ended = known(attempt.ended_ms);
   const status = attempt.status ?? (attempt.failure ? "failed" : ended ? "done" : "running");
   return step(`attempt ${attempt.attempt} ${attempt.started_ms}`, attempt.failure ? "is-failed" : "is-done", [`Attempt ${attempt.attempt} `, badge(status)], attempt.started_ms,
-    facts(["Worker", mono(attempt.worker)], ["Child", attempt.child ? mono(attempt.child) : null], ["Started", moment(attempt.started_ms)],
+    facts(["Worker", mono(attempt.worker)], ["Child", attempt.child ? mono(attempt.child) : null],
       ["Ended", moment(attempt.ended_ms)], ["Ran for", ended && known(attempt.started_ms) ? span(attempt.ended_ms - attempt.started_ms) : null], ["Trace", trace(attempt.trace)]),
     lane(attempt, from, to), failure(attempt.failure));
 }
@@ -74,7 +74,7 @@ export function timeline(task, end) {
   });
   const replays = (task.replays ?? []).map((replay, i) =>
     step(`replay ${i}`, "is-open", "Run again by an operator", replay.at_ms ?? replay.replayed_ms, replayed(replay)));
-  return h("ol.timeline", {}, known(from) && step("published", "is-open", "Published", from, h("p.muted", {}, when(from))), steps, replays,
+  return h("ol.timeline", {}, known(from) && step("published", "is-open", ["Published ", h("span.muted", {}, when(from))], from), steps, replays,
     end && step("end", end.sign, end.title, end.at, end.more));
 }
 

@@ -144,7 +144,7 @@ function makeBlock(el) {
     const cut = whole.length > SHOWN_CHARS_MAX;
     const shown = (text, ...tools) => draw(el,
       h("div.block-bar", {}, h("span.muted", {}, bytes(new Blob([whole]).size)), ...tools, copyButton(whole), button("Save", () => save(whole, name), { class: "small" })),
-      h("pre", { tabindex: "0", role: "region", "aria-label": label }, text));
+      h("pre", { tabindex: "0", role: "group", "aria-label": label }, text));
     if (cut) shown(`${whole.slice(0, SHOWN_CHARS_MAX)}…`, button("Show all", () => shown(whole), { class: "small" }));
     else shown(whole);
   };

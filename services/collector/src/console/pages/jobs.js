@@ -4,7 +4,7 @@ import { h } from "../dom.js";
 import { List } from "../list.js";
 import { eta, note, progress } from "../progress.js";
 import { table } from "../table.js";
-import { badge, command, empty, head, jobLink, link, route, when } from "../ui.js";
+import { badge, command, empty, head, jobLink, link, mono, route, when } from "../ui.js";
 
 const STATES = [["", "All states"], ["open", "open"], ["closed", "closed"], ["stalled", "stalled"], ["finished", "finished"], ["cancelled", "cancelled"], ["session", "session"]];
 /** After the last key of a name is typed. */
@@ -13,8 +13,8 @@ const TYPED_MS = 250;
 const COLUMNS = [
   { label: "Job", rowHead: true, cell: (row) => jobLink(row.job) },
   { label: "State", cell: (row) => badge(row.state) },
-  { label: "Queue", cls: "mono", cell: (row) => row.queue },
-  { label: "Kind", cls: "mono", cell: (row) => row.kind },
+  { label: "Queue", cell: (row) => mono(row.queue) },
+  { label: "Kind", cell: (row) => mono(row.kind) },
   { label: "Progress", cls: "wide", cell: (row) => progress(row) },
   { label: "Ends in", cell: (row) => eta(row) },
   { label: "Created", cell: (row) => when(row.created_ms) },

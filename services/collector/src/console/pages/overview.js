@@ -2,8 +2,8 @@
 
 import { chart } from "../charts.js";
 import { h } from "../dom.js";
-import { bytes, many, num, rate, short, span } from "../fmt.js";
-import { badge, empty, failed, head, link, loading, route, section, when } from "../ui.js";
+import { bytes, known, many, num, rate, short, span } from "../fmt.js";
+import { badge, empty, failed, head, lasting, link, loading, route, section, when } from "../ui.js";
 
 const WINDOWS = [["15m", "15 min"], ["1h", "1 hour"], ["6h", "6 hours"], ["24h", "24 hours"]];
 /** The charts are asked for anew at this pace at the most. */
@@ -20,7 +20,7 @@ function problem(row) {
   const place = PLACES[row.kind];
   return h("li.problem", { key: `${row.kind} ${row.what}`, class: row.mended ? "mended" : "" },
     h("div.problem-head", {}, badge(row.mended ? "done" : "stalled", row.kind.replace(/_/g, " ")), row.what && h("b.mono", {}, row.what),
-      h("span.muted", {}, row.mended ? "mended by itself, since " : "since ", when(row.since_ms)), place && link(place[0], place[1])),
+      h("span.muted", {}, row.mended ? ["mended by itself ", when(row.since_ms, "")] : known(row.since_ms) && ["for ", lasting(row.since_ms)]), place && link(place[0], place[1])),
     h("p", {}, row.sentence));
 }
 
@@ -57,11 +57,11 @@ function tiles(now) {
     tile("Coming in", rate(rates.published_per_s), "published"),
     tile("Done", rate(rates.done_per_s), "with a result", "#/tasks?status=done"),
     tile("Failed attempts", rate(rates.failed_per_s), `${short(totals.retrying)} retrying`, "#/tasks?status=retrying", rates.failed_per_s > 0 ? "amber" : ""),
-    tile("Dead", rate(rates.dead_per_s), `${num(totals.dead)} wait for a person`, "#/dead", totals.dead > 0 ? "red" : ""),
+    tile("Dead letters", short(totals.dead), rates.dead_per_s > 0 ? `${rate(rates.dead_per_s)} come in` : "none comes in now", "#/dead", totals.dead > 0 ? "red" : ""),
     tile("Waiting", short(totals.waiting), totals.oldest_ms ? ["oldest ", when(totals.oldest_ms)] : "nothing is old", "#/queues"),
     tile("Running", short(totals.running), `${short(totals.held)} held by workers`, "#/workers"),
     tile("Scheduled", short(totals.scheduled), "wait for their time", "#/queues"),
-    tile("Workers", num(workers.live), lost || "all live", "#/workers", workers.lost || workers.live === 0 ? "red" : ""));
+    tile("Workers", num(workers.live), lost || "all live", "#/workers", workers.live === 0 ? "red" : workers.lost ? "amber" : ""));
 }
 
 function charts({ step_ms, rows }) {

@@ -12,8 +12,8 @@ function details(row) {
   return h("div.details", {},
     facts(["Made by", row.by], ["Since", when(row.since_ms)], ["Timeout of an attempt", known(row.timeout_ms) ? span(row.timeout_ms) : "of its kind"],
       ["Attempts at the most", known(row.attempts_max) ? num(row.attempts_max) : "of its kind"]),
-    h("h3", {}, "Arguments"), row.args === null || row.args === undefined ? h("p.muted", {}, "none, or not JSON") : block(`Arguments of ${row.name}`, row.args, { name: `${row.name}.json` }),
-    h("h3", {}, row.paused ? "Go on, or remove it" : "Pause or remove it"),
+    h("h2", {}, "Arguments"), row.args === null || row.args === undefined ? h("p.muted", {}, "none, or not JSON") : block(`Arguments of ${row.name}`, row.args, { name: `${row.name}.json` }),
+    h("h2", {}, row.paused ? "Go on, or remove it" : "Pause or remove it"),
     command(`millpond schedule ${row.paused ? "resume" : "pause"} ${row.name}`), command(`millpond schedule rm ${row.name}`));
 }
 
@@ -22,10 +22,10 @@ function columns(open, toggle) {
     { label: "Schedule", rowHead: true, cell: (row) => h("span.with-opener", {}, opener(open.has(row.name), `more of ${row.name}`, () => toggle(row.name)), mono(row.name)) },
     { label: "State", cell: (row) => (row.paused ? badge("paused") : badge("live", "active")) },
     { label: "Next", cell: (row) => (row.paused ? h("span.muted", {}, "not while it is paused") : when(row.next_ms)) },
-    { label: "When", cls: "mono", cell: (row) => row.schedule },
+    { label: "When", cell: (row) => mono(row.schedule) },
     { label: "Zone", cell: (row) => row.zone ?? h("span.muted", {}, "–") },
     { label: "Queue", cell: (row) => link(route("/tasks", { queue: row.queue, kind: row.kind }), row.queue, { class: "mono" }) },
-    { label: "Kind", cls: "mono", cell: (row) => row.kind },
+    { label: "Kind", cell: (row) => mono(row.kind) },
   ];
 }
 

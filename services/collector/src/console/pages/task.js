@@ -8,6 +8,7 @@ import { timeline, trace } from "../timeline.js";
 import { act, badge, copyButton, empty, facts, failed, head, jobLink, link, loading, mono, payload, route, section, toast, when } from "../ui.js";
 
 const ENDED = ["done", "dead", "cancelled"];
+const NO_RESULT = { done: "It has none.", dead: "None: it failed for good.", cancelled: "None: it was cancelled." };
 /** A task that has not ended is asked for at this pace. */
 const AGAIN_MS = 2000;
 
@@ -57,7 +58,7 @@ function given(task) {
 
 function outcome(task) {
   const found = payload(task, { label: "Result", value: "result", how: `millpond task result ${task.id}`, name: `${task.id}.result.json` });
-  return found || h("p.muted", {}, task.status === "done" ? "It has no result." : "There is none (yet).");
+  return found || h("p.muted", {}, NO_RESULT[task.status] ?? "There is none yet.");
 }
 
 /** What is known of a task that has not ended an attempt: only where it is. */

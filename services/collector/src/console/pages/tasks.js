@@ -22,11 +22,11 @@ const took = (row) => (known(row.ended_ms) && known(row.published_ms) ? span(row
 const COLUMNS = [
   { label: "Task", rowHead: true, cls: "id", cell: (row) => [taskLink(row), row.items > 0 && h("span.muted", {}, ` batch, ${num(row.done)} of ${num(row.items)} done`)] },
   { label: "Status", cell: (row) => badge(row.status) },
-  { label: "Queue", cls: "mono", cell: (row) => row.queue },
-  { label: "Kind", cls: "mono", cell: (row) => row.kind },
+  { label: "Queue", cell: (row) => mono(row.queue) },
+  { label: "Kind", cell: (row) => mono(row.kind) },
   { label: "Job", cls: "id", cell: (row) => jobLink(row.job) },
   { label: "Attempt", num: true, cell: (row) => num(row.attempt) },
-  { label: "Worker", cls: "mono", cell: (row) => mono(row.worker) },
+  { label: "Worker", cell: (row) => mono(row.worker) },
   { label: "Published", cell: (row) => when(row.published_ms) },
   { label: "Took", num: true, cell: took },
 ];

@@ -41,7 +41,7 @@ function columns(open, toggle, done) {
   return [
     { label: "Worker", rowHead: true, cell: (row) => h("span.with-opener", {}, opener(open.has(row.name), `more of ${row.name}`, () => toggle(row.name)), mono(row.name)) },
     { label: "State", cell: (row) => [badge(row.state), Object.keys(row.troubles ?? {}).length > 0 && badge("stalled", "trouble")] },
-    { label: "Queues", cls: "mono", cell: (row) => (row.queues ?? []).join(", ") },
+    { label: "Queues", cell: (row) => mono((row.queues ?? []).join(", ")) },
     { label: "Running", cell: (row) => meter(row.running, row.slots) },
     { label: "Held", num: true, cell: (row) => num(row.held) },
     { label: "Done", num: true, cell: (row) => num(row.done) },
@@ -60,7 +60,7 @@ const childProgress = (child) => (known(child.progress)
 const CHILDREN = [
   { label: "Child", rowHead: true, cell: (child) => mono(child.name) },
   { label: "State", cell: (child) => badge(child.state) },
-  { label: "Kind", cls: "mono", cell: (child) => child.kind },
+  { label: "Kind", cell: (child) => mono(child.kind) },
   { label: "Task", cls: "id wide", cell: (child) => (known(child.task) ? [link(route("/task", { id: child.task }), child.task, { class: "mono" }), child.note && h("span.note-line", {}, child.note)] : "–") },
   { label: "For", cell: (child) => (known(child.task_ms) ? span(child.task_ms) : "–") },
   { label: "Progress", cell: (child) => childProgress(child) ?? "–" },
