@@ -119,6 +119,9 @@ function show() {
     view.draw(head("Not found"), empty("There is no such page", h("p", {}, link(FIRST, "To the overview"))));
   }
   drawTop();
+  const nav = top.querySelector("nav");
+  const here = nav?.querySelector("[aria-current]");
+  if (here) nav.scrollLeft = here.offsetLeft - (nav.clientWidth - here.offsetWidth) / 2;
   if (moved) {
     window.scrollTo(0, 0);
     main.focus({ preventScroll: true });
