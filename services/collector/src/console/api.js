@@ -66,7 +66,10 @@ async function ask(method, path, { params, body, signal, exact } = {}) {
     answer = await read(response, exact);
   } catch (fault) {
     if (signal?.aborted) throw fault;
-    throw new ApiError(0, "the collector cannot be reached; this page tries again by itself, `millpond doctor` tells what is wrong");
+    throw new ApiError(
+      0,
+      "the collector cannot be reached; this page tries again by itself, `millpond doctor` tells what is wrong",
+    );
   }
   if (response.ok) return answer;
   if (response.status === 401 && path !== "/login") ended();

@@ -22,14 +22,26 @@ import { View } from "./view.js";
 const SESSION_AGAIN_MS = 3000;
 const FIRST = "#/overview";
 const NAV = [
-  ["overview", "Overview"], ["queues", "Queues"], ["jobs", "Jobs"], ["tasks", "Tasks"],
-  ["workers", "Workers"], ["dead", "Dead letters"], ["schedules", "Schedules"],
+  ["overview", "Overview"],
+  ["queues", "Queues"],
+  ["jobs", "Jobs"],
+  ["tasks", "Tasks"],
+  ["workers", "Workers"],
+  ["dead", "Dead letters"],
+  ["schedules", "Schedules"],
 ];
 /** A page, and the entry of the navigation that it belongs to. */
 const PAGES = {
-  overview: [overviewPage, "overview"], queues: [queuesPage, "queues"], jobs: [jobsPage, "jobs"], job: [jobPage, "jobs"],
-  tasks: [tasksPage, "tasks"], task: [taskPage, "tasks"], workers: [workersPage, "workers"], dead: [deadPage, "dead"],
-  dead_letter: [letterPage, "dead"], schedules: [schedulesPage, "schedules"],
+  overview: [overviewPage, "overview"],
+  queues: [queuesPage, "queues"],
+  jobs: [jobsPage, "jobs"],
+  job: [jobPage, "jobs"],
+  tasks: [tasksPage, "tasks"],
+  task: [taskPage, "tasks"],
+  workers: [workersPage, "workers"],
+  dead: [deadPage, "dead"],
+  dead_letter: [letterPage, "dead"],
+  schedules: [schedulesPage, "schedules"],
 };
 
 const top = document.getElementById("top");
@@ -70,7 +82,11 @@ function toggleTheme() {
 }
 
 function connection() {
-  const [cls, text] = { live: ["ok", "Live"], lost: ["lost", "Connection lost, retrying"], connecting: ["wait", "Connecting"] }[live.state];
+  const [cls, text] = {
+    live: ["ok", "Live"],
+    lost: ["lost", "Connection lost, retrying"],
+    connecting: ["wait", "Connecting"],
+  }[live.state];
   return h("p.link-state", { role: "status", class: cls }, h("span.dot", { "aria-hidden": "true" }), text);
 }
 
@@ -78,18 +94,42 @@ function count(of) {
   const dead = live.tick?.totals?.dead;
   const troubles = live.tick?.problems?.filter((problem) => !problem.mended).length;
   if (of === "dead" && dead) return h("span.count", {}, short(dead), h("span.sr", {}, " wait"));
-  if (of === "overview" && troubles) return h("span.count.bad", {}, short(troubles), h("span.sr", {}, troubles === 1 ? " problem" : " problems"));
+  if (of === "overview" && troubles)
+    return h("span.count.bad", {}, short(troubles), h("span.sr", {}, troubles === 1 ? " problem" : " problems"));
   return null;
 }
 
 function drawTop() {
   const here = PAGES[readAddress().page]?.[1];
-  const entry = ([name, text]) => h("li", {}, link(`#/${name}`, [text, count(name)], { "aria-current": here === name ? "page" : null }));
-  const brand = h("a.brand", { href: FIRST }, h("img", { src: "logo.svg", alt: "", width: 28, height: 28 }), "millpond");
-  const theme = button(isDark() ? "☀" : "☾", toggleTheme, { class: "plain", "aria-label": isDark() ? "Light theme" : "Dark theme", title: isDark() ? "Light theme" : "Dark theme" });
-  const who = session.role && h("span.role", { title: session.role === "viewer" ? "May read, not act" : "May read and act" }, session.role);
-  draw(top, brand, session.role && h("nav", { "aria-label": "Pages" }, h("ul", {}, NAV.map(entry))),
-    h("div.top-right", {}, session.role && connection(), who, theme, session.role && button("Log out", logOut, { class: "plain" })));
+  const entry = ([name, text]) =>
+    h("li", {}, link(`#/${name}`, [text, count(name)], { "aria-current": here === name ? "page" : null }));
+  const brand = h(
+    "a.brand",
+    { href: FIRST },
+    h("img", { src: "logo.svg", alt: "", width: 28, height: 28 }),
+    "millpond",
+  );
+  const theme = button(isDark() ? "☀" : "☾", toggleTheme, {
+    class: "plain",
+    "aria-label": isDark() ? "Light theme" : "Dark theme",
+    title: isDark() ? "Light theme" : "Dark theme",
+  });
+  const who =
+    session.role &&
+    h("span.role", { title: session.role === "viewer" ? "May read, not act" : "May read and act" }, session.role);
+  draw(
+    top,
+    brand,
+    session.role && h("nav", { "aria-label": "Pages" }, h("ul", {}, NAV.map(entry))),
+    h(
+      "div.top-right",
+      {},
+      session.role && connection(),
+      who,
+      theme,
+      session.role && button("Log out", logOut, { class: "plain" }),
+    ),
+  );
 }
 
 function leave() {

@@ -16,7 +16,11 @@ function fieldOf({ name, label, type = "text", options, hint, value, ...props })
   const shared = { id, name, "aria-describedby": described, autocomplete: "off", spellcheck: "false", ...props };
   let input;
   if (type === "select") {
-    input = h("select", { ...shared, value: value ?? "" }, options.map(([of, text]) => h("option", { value: of }, text)));
+    input = h(
+      "select",
+      { ...shared, value: value ?? "" },
+      options.map(([of, text]) => h("option", { value: of }, text)),
+    );
   } else if (type === "textarea") {
     input = h("textarea.mono", { ...shared, rows: 10, value: value ?? "" });
   } else if (type === "checkbox") {
@@ -25,8 +29,12 @@ function fieldOf({ name, label, type = "text", options, hint, value, ...props })
     input = h("input", { ...shared, type, value: value ?? "" });
   }
   const text = h("label", { for: id }, label);
-  const el = h("div.field", { class: type === "checkbox" ? "check" : "" }, type === "checkbox" ? [input, text] : [text, input],
-    hint && h("p.hint", { id: described }, hint));
+  const el = h(
+    "div.field",
+    { class: type === "checkbox" ? "check" : "" },
+    type === "checkbox" ? [input, text] : [text, input],
+    hint && h("p.hint", { id: described }, hint),
+  );
   return { name, input, el };
 }
 
@@ -54,8 +62,15 @@ export function askFor({ title, text = [], fields = [], ok, danger = false, type
   const wrong = h("p.wrong", { role: "alert" });
   const go = h("button.button", { type: "submit", class: danger ? "danger" : "primary" }, ok);
   const leave = h("button.button", { type: "button" }, "Leave it");
-  const form = h("form", { method: "dialog" }, text.map((line) => (line instanceof Node ? line : h("p", {}, line))), made.map((field) => field.el),
-    confirm?.el, wrong, h("div.buttons", {}, leave, go));
+  const form = h(
+    "form",
+    { method: "dialog" },
+    text.map((line) => (line instanceof Node ? line : h("p", {}, line))),
+    made.map((field) => field.el),
+    confirm?.el,
+    wrong,
+    h("div.buttons", {}, leave, go),
+  );
   const dialog = shell(title, form);
   const ready = () => {
     go.disabled = confirm !== null && read(confirm) !== typed;

@@ -1,9 +1,18 @@
-// Elements from plain calls, and `draw`, which makes what is shown equal to what was built anew: focus, selection, scroll,
-// typed text and open details stay. Only text nodes and attributes are ever set; nothing is parsed as HTML.
+// Elements from plain calls, and `draw`, which makes what is shown equal to what was built anew: focus, selection,
+// scroll, typed text and open details stay. Only text nodes and attributes are ever set; nothing is parsed as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 /** Set as properties; attributes of these names are only defaults. */
-const PROPERTIES = new Set(["value", "checked", "indeterminate", "disabled", "selected", "hidden", "required", "readOnly"]);
+const PROPERTIES = new Set([
+  "value",
+  "checked",
+  "indeterminate",
+  "disabled",
+  "selected",
+  "hidden",
+  "required",
+  "readOnly",
+]);
 
 function hear(event) {
   event.currentTarget.heard?.[event.type]?.(event);

@@ -22,7 +22,8 @@ export const now = () => Date.now() + skew;
 
 export const known = (value) => value !== null && value !== undefined && value !== "";
 export const num = (n) => (known(n) ? NUMBER.format(n) : "–");
-export const short = (n) => (known(n) ? (Math.abs(n) < 10_000 ? NUMBER.format(Math.round(n * 10) / 10) : SHORT.format(n)) : "–");
+export const short = (n) =>
+  known(n) ? (Math.abs(n) < 10_000 ? NUMBER.format(Math.round(n * 10) / 10) : SHORT.format(n)) : "–";
 export const percent = (n) => (known(n) ? `${n < 10 ? Math.round(n * 10) / 10 : Math.round(n)} %` : "–");
 
 export function rate(n) {

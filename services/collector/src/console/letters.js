@@ -1,4 +1,5 @@
-// What can be done with dead letters: the selected ones, all that fit a filter (request after request), or one in another way.
+// What can be done with dead letters: the selected ones, all that fit a filter (request after request), or one in
+// another way.
 
 import { post } from "./api.js";
 import { askFor, openPanel } from "./dialog.js";
@@ -16,8 +17,18 @@ const STEP_S = 2;
 const ERRORS_SHOWN = 50;
 
 const VERBS = {
-  retry: { does: "Retry", doing: "Retrying", done: "retried", means: "Each runs again as its next attempt, with as many attempts as it first had." },
-  purge: { does: "Purge", doing: "Purging", done: "thrown away", means: "Their arguments are thrown away for good; the evidence stays with the task. This cannot be taken back." },
+  retry: {
+    does: "Retry",
+    doing: "Retrying",
+    done: "retried",
+    means: "Each runs again as its next attempt, with as many attempts as it first had.",
+  },
+  purge: {
+    does: "Purge",
+    doing: "Purging",
+    done: "thrown away",
+    means: "Their arguments are thrown away for good; the evidence stays with the task. This cannot be taken back.",
+  },
 };
 
 const named = ({ queue, id, attempt }) => ({ queue, id, attempt });
@@ -25,7 +36,8 @@ const named = ({ queue, id, attempt }) => ({ queue, id, attempt });
 /** Tells how it went. */
 function account(rows, verb) {
   const bad = rows.filter((row) => !row.ok);
-  if (bad.length) throw new Error(`${num(rows.length - bad.length)} ${VERBS[verb].done}, ${num(bad.length)} not: ${bad[0].error}`);
+  if (bad.length)
+    throw new Error(`${num(rows.length - bad.length)} ${VERBS[verb].done}, ${num(bad.length)} not: ${bad[0].error}`);
   toast(`${many(rows.length, "letter")} ${VERBS[verb].done}`);
 }
 
@@ -51,12 +63,21 @@ export function actOn(verb, letters, done) {
 /** One letter again: elsewhere, or with other arguments. */
 export function retryOne(letter, done) {
   const had = "payload" in letter ? JSON.stringify(letter.payload, null, 2) : "";
-  const hint = "payload" in letter ? "JSON; left as it is, it runs with what it had, byte for byte" : "JSON; empty: it runs with what it had, which is not shown here";
+  const hint =
+    "payload" in letter
+      ? "JSON; left as it is, it runs with what it had, byte for byte"
+      : "JSON; empty: it runs with what it had, which is not shown here";
   askFor({
     title: "Retry this letter",
     text: [h("p.mono", {}, letter.id)],
     fields: [
-      { name: "queue", label: "Queue", class: "mono", value: letter.queue, hint: "in another queue it becomes a new task that points back to this one" },
+      {
+        name: "queue",
+        label: "Queue",
+        class: "mono",
+        value: letter.queue,
+        hint: "in another queue it becomes a new task that points back to this one",
+      },
       { name: "arguments", label: "Arguments", type: "textarea", value: had, hint },
     ],
     check: (values) => {
@@ -84,7 +105,9 @@ export function retryOne(letter, done) {
 }
 
 function raw(text) {
-  return JSON.parse(text, (_key, value, context) => (typeof value === "number" && context?.source ? JSON.rawJSON(context.source) : value));
+  return JSON.parse(text, (_key, value, context) =>
+    typeof value === "number" && context?.source ? JSON.rawJSON(context.source) : value,
+  );
 }
 
 /** All letters that fit: first how many, then one request after the other, until none is left or somebody stops it. */
@@ -126,7 +149,12 @@ class Run {
     this.render();
     try {
       do {
-        const answer = await post(`/dead/${this.verb}`, { filter: this.filter, limit, ...(after ? { after } : {}), ...(rate ? { rate } : {}) });
+        const answer = await post(`/dead/${this.verb}`, {
+          filter: this.filter,
+          limit,
+          ...(after ? { after } : {}),
+          ...(rate ? { rate } : {}),
+        });
         for (const row of answer.rows) this.take(row);
         after = answer.next;
         this.after = after;
@@ -152,25 +180,55 @@ class Run {
   }
 
   filterText() {
-    const parts = Object.entries(this.filter).filter(([name]) => name !== "until").map(([name, value]) => `${name} ${name === "since" ? new Date(/^\d+$/.test(value) ? Number(value) : value).toLocaleString("en") : value}`);
+    const parts = Object.entries(this.filter)
+      .filter(([name]) => name !== "until")
+      .map(
+        ([name, value]) =>
+          `${name} ${name === "since" ? new Date(/^\d+$/.test(value) ? Number(value) : value).toLocaleString("en") : value}`,
+      );
     return parts.length ? parts.join(", ") : "no filter: all dead letters";
   }
 
   question() {
     const { does, means } = VERBS[this.verb];
-    if (!this.matched) return [h("p", {}, "No letter fits (any more)."), this.buttons(button("Close", () => this.dialog.close()))];
-    return h("form", {
-      onsubmit: (event) => {
-        event.preventDefault();
-        const rate = event.currentTarget.elements.rate.value.trim();
-        this.run(rate === "" ? null : Number(rate));
+    if (!this.matched)
+      return [h("p", {}, "No letter fits (any more)."), this.buttons(button("Close", () => this.dialog.close()))];
+    return h(
+      "form",
+      {
+        onsubmit: (event) => {
+          event.preventDefault();
+          const rate = event.currentTarget.elements.rate.value.trim();
+          this.run(rate === "" ? null : Number(rate));
+        },
       },
-    },
-    h("p.big", {}, h("b", {}, many(this.matched, "letter")), this.matched === 1 ? " fits" : " fit"), h("p.muted", {}, this.filterText()), h("p", {}, means),
-    h("div.field", {}, h("label", { for: "run-rate" }, "Letters a second, at the most"),
-      h("input", { id: "run-rate", name: "rate", type: "number", min: "1", max: "100000", step: "1", "aria-describedby": "run-rate-hint" }),
-      h("p.hint", { id: "run-rate-hint" }, "empty: as fast as it goes")),
-    this.buttons(button("Leave it", () => this.dialog.close()), h("button.button", { type: "submit", class: this.verb === "purge" ? "danger" : "primary" }, `${does} ${num(this.matched)}`)));
+      h("p.big", {}, h("b", {}, many(this.matched, "letter")), this.matched === 1 ? " fits" : " fit"),
+      h("p.muted", {}, this.filterText()),
+      h("p", {}, means),
+      h(
+        "div.field",
+        {},
+        h("label", { for: "run-rate" }, "Letters a second, at the most"),
+        h("input", {
+          id: "run-rate",
+          name: "rate",
+          type: "number",
+          min: "1",
+          max: "100000",
+          step: "1",
+          "aria-describedby": "run-rate-hint",
+        }),
+        h("p.hint", { id: "run-rate-hint" }, "empty: as fast as it goes"),
+      ),
+      this.buttons(
+        button("Leave it", () => this.dialog.close()),
+        h(
+          "button.button",
+          { type: "submit", class: this.verb === "purge" ? "danger" : "primary" },
+          `${does} ${num(this.matched)}`,
+        ),
+      ),
+    );
   }
 
   buttons(...these) {
@@ -183,13 +241,50 @@ class Run {
     const running = this.phase === "running";
     const per_ms = (ok + bad) / Math.max(1, Date.now() - this.started);
     const rest = running && per_ms > 0 ? ` · about ${span(Math.max(1000, (whole - ok - bad) / per_ms))} to go` : "";
-    const bar = h("div.progress.large", {}, h("div.bar", { role: "progressbar", "aria-label": VERBS[this.verb].doing, "aria-valuemin": "0", "aria-valuemax": String(whole), "aria-valuenow": String(ok + bad) },
-      h("span.part-done", { css: { width: `${(ok / whole) * 100}%` } }), h("span.part-dead", { css: { width: `${(bad / whole) * 100}%` } })),
-    h("p.bar-text", { role: "status" }, `${this.told()}${rest}`));
-    const title = { running: VERBS[this.verb].doing, ended: "Finished", stopped: this.fault ? "It stopped" : "Stopped" }[this.phase];
-    return [h("p", {}, badge(running ? "running" : this.fault ? "failed" : "done", title)), bar, this.fault && h("p.wrong", { role: "alert" }, this.fault.message),
-      this.errors.length > 0 && h("details", {}, h("summary", {}, `${many(bad, "refusal")}`), h("ul.refusals", {}, this.errors.map((row) => h("li", { key: `${row.queue} ${row.id}` }, mono(row.id), ` ${row.error}`)))),
-      running ? this.buttons(button(this.stopped ? "Stopping…" : "Stop", () => this.stop(), { class: "danger" })) : this.buttons(button("Close", () => this.dialog.close()), this.phase === "stopped" && button("Go on", () => this.goOn(), { class: "primary" }))];
+    const bar = h(
+      "div.progress.large",
+      {},
+      h(
+        "div.bar",
+        {
+          role: "progressbar",
+          "aria-label": VERBS[this.verb].doing,
+          "aria-valuemin": "0",
+          "aria-valuemax": String(whole),
+          "aria-valuenow": String(ok + bad),
+        },
+        h("span.part-done", { css: { width: `${(ok / whole) * 100}%` } }),
+        h("span.part-dead", { css: { width: `${(bad / whole) * 100}%` } }),
+      ),
+      h("p.bar-text", { role: "status" }, `${this.told()}${rest}`),
+    );
+    const title = {
+      running: VERBS[this.verb].doing,
+      ended: "Finished",
+      stopped: this.fault ? "It stopped" : "Stopped",
+    }[this.phase];
+    return [
+      h("p", {}, badge(running ? "running" : this.fault ? "failed" : "done", title)),
+      bar,
+      this.fault && h("p.wrong", { role: "alert" }, this.fault.message),
+      this.errors.length > 0 &&
+        h(
+          "details",
+          {},
+          h("summary", {}, `${many(bad, "refusal")}`),
+          h(
+            "ul.refusals",
+            {},
+            this.errors.map((row) => h("li", { key: `${row.queue} ${row.id}` }, mono(row.id), ` ${row.error}`)),
+          ),
+        ),
+      running
+        ? this.buttons(button(this.stopped ? "Stopping…" : "Stop", () => this.stop(), { class: "danger" }))
+        : this.buttons(
+            button("Close", () => this.dialog.close()),
+            this.phase === "stopped" && button("Go on", () => this.goOn(), { class: "primary" }),
+          ),
+    ];
   }
 
   stop() {
@@ -203,7 +298,14 @@ class Run {
   }
 
   render() {
-    const inside = { looking: () => h("p.muted", {}, "Counting what fits…"), failed: () => [h("p.wrong", { role: "alert" }, this.fault.message), this.buttons(button("Close", () => this.dialog.close()))], asking: () => this.question() }[this.phase];
+    const inside = {
+      looking: () => h("p.muted", {}, "Counting what fits…"),
+      failed: () => [
+        h("p.wrong", { role: "alert" }, this.fault.message),
+        this.buttons(button("Close", () => this.dialog.close())),
+      ],
+      asking: () => this.question(),
+    }[this.phase];
     draw(this.inside, (inside ?? (() => this.course()))());
   }
 }

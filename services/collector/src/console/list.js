@@ -1,4 +1,5 @@
-// A list of the collector, page by page: a window of some hundred rows over any number, refreshed while it is looked at.
+// A list of the collector, page by page: a window of some hundred rows over any number, refreshed while it is looked
+// at.
 
 import { h } from "./dom.js";
 import { many } from "./fmt.js";
@@ -99,10 +100,21 @@ export class List {
     if (!this.rows) return this.fault ? failed(this.fault, () => this.window()) : loading(this.what);
     const trouble = this.fault && h("p.warn", { role: "alert" }, `Not up to date: ${this.fault.message}`);
     if (!this.rows.length && this.first === 0) return [trouble, none()];
-    const before = this.first > 0 && h("div.paging", {}, button("Back to the first", () => this.top()), button("Rows before these", () => this.newer()));
-    const after = h("div.paging", {},
-      this.next && button(this.busy ? "Loading…" : "More", () => this.more(), { "aria-disabled": this.busy ? "true" : null }),
-      h("span.muted", {}, this.tail()));
+    const before =
+      this.first > 0 &&
+      h(
+        "div.paging",
+        {},
+        button("Back to the first", () => this.top()),
+        button("Rows before these", () => this.newer()),
+      );
+    const after = h(
+      "div.paging",
+      {},
+      this.next &&
+        button(this.busy ? "Loading…" : "More", () => this.more(), { "aria-disabled": this.busy ? "true" : null }),
+      h("span.muted", {}, this.tail()),
+    );
     return [trouble, before, shown(this.rows), after];
   }
 

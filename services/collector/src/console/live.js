@@ -1,4 +1,5 @@
-// One stream of events for the whole console: ticks, and which lists have changed. Comes back by itself after any loss.
+// One stream of events for the whole console: ticks, and which lists have changed. Comes back by itself after any
+// loss.
 
 import { address, get } from "./api.js";
 import { setClock } from "./fmt.js";

@@ -9,7 +9,13 @@ const SEEN_MS = 60_000;
 const SEEN_MS_MIN = 3000;
 /** Jobs that are remembered. */
 const JOBS_MAX = 500;
-const PARTS = [["done", "done"], ["dead", "dead"], ["cancelled", "cancelled"], ["purged", "purged"], ["retrying", "retrying"]];
+const PARTS = [
+  ["done", "done"],
+  ["dead", "dead"],
+  ["cancelled", "cancelled"],
+  ["purged", "purged"],
+  ["retrying", "retrying"],
+];
 
 const seen = new Map();
 
@@ -22,7 +28,9 @@ export function note(jobs) {
   const at = now();
   for (const job of jobs) {
     if (isOver(job)) continue;
-    const samples = (seen.get(job.job) ?? []).filter((sample) => at - sample.at < SEEN_MS && sample.ended <= endedOf(job));
+    const samples = (seen.get(job.job) ?? []).filter(
+      (sample) => at - sample.at < SEEN_MS && sample.ended <= endedOf(job),
+    );
     samples.push({ at, ended: endedOf(job) });
     seen.delete(job.job);
     seen.set(job.job, samples);
@@ -37,7 +45,8 @@ export function note(jobs) {
 export function speed(job) {
   const samples = seen.get(job.job) ?? [];
   const [first, last] = [samples[0], samples[samples.length - 1]];
-  if (first && last.at - first.at >= SEEN_MS_MIN) return { per_s: ((last.ended - first.ended) / (last.at - first.at)) * 1000, seen: true };
+  if (first && last.at - first.at >= SEEN_MS_MIN)
+    return { per_s: ((last.ended - first.ended) / (last.at - first.at)) * 1000, seen: true };
   const age = now() - job.created_ms;
   return { per_s: age > 0 ? (endedOf(job) / age) * 1000 : 0, seen: false };
 }
@@ -47,25 +56,45 @@ export function eta(job) {
   if (isOver(job)) return "–";
   const rest = wholeOf(job) - endedOf(job);
   if (rest <= 0 && job.state === "closed") return "any moment";
-  if (job.total === null || job.total === undefined) return h("span.muted", { title: "its producer still adds tasks" }, "total not known yet");
+  if (job.total === null || job.total === undefined)
+    return h("span.muted", { title: "its producer still adds tasks" }, "total not known yet");
   const { per_s, seen: bySight } = speed(job);
   if (per_s <= 0) return h("span.muted", { title: "nothing of it has ended lately" }, "does not move");
   const how = bySight ? "from what was seen of late" : "from its whole time";
-  return h("span", { title: `${how}: ${num(Math.round(per_s * 10) / 10)} a second` }, `about ${span(Math.max(1000, (rest / per_s) * 1000))}`);
+  return h(
+    "span",
+    { title: `${how}: ${num(Math.round(per_s * 10) / 10)} a second` },
+    `about ${span(Math.max(1000, (rest / per_s) * 1000))}`,
+  );
 }
 
 /** Its progress in words. */
 export function told(job) {
   const whole = wholeOf(job);
   const ended = endedOf(job);
-  const share = whole ? `${ended === whole ? 100 : Math.min(99.9, Math.floor((ended / whole) * 1000) / 10)} %` : "nothing yet";
-  const others = PARTS.slice(1).filter(([name]) => job[name]).map(([name, text]) => `${num(job[name])} ${text}`);
-  return [`${num(ended)} of ${job.total === null || job.total === undefined ? `${num(job.published)} so far` : num(job.total)}`, share, ...others].join(" · ");
+  const share = whole
+    ? `${ended === whole ? 100 : Math.min(99.9, Math.floor((ended / whole) * 1000) / 10)} %`
+    : "nothing yet";
+  const others = PARTS.slice(1)
+    .filter(([name]) => job[name])
+    .map(([name, text]) => `${num(job[name])} ${text}`);
+  return [
+    `${num(ended)} of ${job.total === null || job.total === undefined ? `${num(job.published)} so far` : num(job.total)}`,
+    share,
+    ...others,
+  ].join(" · ");
 }
 
 /** The bar, and its text. */
 export function progress(job, cls = "") {
   const whole = Math.max(1, wholeOf(job));
-  const parts = PARTS.filter(([name]) => job[name] > 0).map(([name]) => h("span", { key: name, class: `part-${name}`, css: { width: `${(job[name] / whole) * 100}%` } }));
-  return h("div.progress", { class: cls }, h("div.bar", { role: "img", "aria-label": `${told(job)} of ${many(whole, "task")}` }, parts), h("p.bar-text", {}, told(job)));
+  const parts = PARTS.filter(([name]) => job[name] > 0).map(([name]) =>
+    h("span", { key: name, class: `part-${name}`, css: { width: `${(job[name] / whole) * 100}%` } }),
+  );
+  return h(
+    "div.progress",
+    { class: cls },
+    h("div.bar", { role: "img", "aria-label": `${told(job)} of ${many(whole, "task")}` }, parts),
+    h("p.bar-text", {}, told(job)),
+  );
 }

@@ -1,4 +1,5 @@
-// Small parts that all pages use: links, times, badges, buttons that act, states of a list, facts, text and JSON blocks.
+// Small parts that all pages use: links, times, badges, buttons that act, states of a list, facts, text and JSON
+// blocks.
 
 import { mayNotAct } from "./api.js";
 import { draw, h, widget } from "./dom.js";
@@ -35,7 +36,11 @@ export function when(ms, missing = "–") {
 /** For how long something lasts since a moment, counted along. */
 export function lasting(ms, missing = "–") {
   if (!known(ms)) return missing;
-  return h("time", { datetime: new Date(ms).toISOString(), title: `since ${exact(ms)}`, "data-ms": ms, "data-lasting": true }, lastingText(ms));
+  return h(
+    "time",
+    { datetime: new Date(ms).toISOString(), title: `since ${exact(ms)}`, "data-ms": ms, "data-lasting": true },
+    lastingText(ms),
+  );
 }
 
 const lastingText = (ms) => span(Math.max(0, Math.floor((now() - ms) / 1000) * 1000));
@@ -50,37 +55,74 @@ export function countTimes() {
 }
 
 const SIGNS = {
-  done: "✓", finished: "✓", live: "●", dead: "✕", failed: "✕", lost: "✕", retrying: "↻", cancelled: "⊘", partial: "◐",
-  "partly done": "◐", "handed back": "↩", running: "▶", busy: "▶", open: "▶", closed: "◑", session: "◌", stalled: "!", paused: "‖",
-  draining: "⤓", idle: "○", starting: "…", stopping: "⤓", waiting: "…", scheduled: "◷", no_worker: "!", unknown: "?",
+  done: "✓",
+  finished: "✓",
+  live: "●",
+  dead: "✕",
+  failed: "✕",
+  lost: "✕",
+  retrying: "↻",
+  cancelled: "⊘",
+  partial: "◐",
+  "partly done": "◐",
+  "handed back": "↩",
+  running: "▶",
+  busy: "▶",
+  open: "▶",
+  closed: "◑",
+  session: "◌",
+  stalled: "!",
+  paused: "‖",
+  draining: "⤓",
+  idle: "○",
+  starting: "…",
+  stopping: "⤓",
+  waiting: "…",
+  scheduled: "◷",
+  no_worker: "!",
+  unknown: "?",
 };
 
 /** A state, with a sign of its own beside its colour. */
 export function badge(state, text = state) {
   const name = String(state ?? "unknown");
-  return h("span.badge", { class: `is-${name.replace(/[^a-z_]/g, "-")}` }, h("span", { "aria-hidden": "true" }, SIGNS[name] ?? "·"), text ?? "unknown");
+  return h(
+    "span.badge",
+    { class: `is-${name.replace(/[^a-z_]/g, "-")}` },
+    h("span", { "aria-hidden": "true" }, SIGNS[name] ?? "·"),
+    text ?? "unknown",
+  );
 }
 
 /** A button that changes something: for a viewer it stays reachable, and says why it does nothing. */
 export function act(label, does, props = {}) {
-  const why = props.refused ?? mayNotAct();
-  const { refused, class: cls, ...others } = props;
-  return h("button", {
-    type: "button",
-    ...others,
-    class: `button ${cls ?? ""}`,
-    "aria-disabled": why ? "true" : null,
-    title: why ?? others.title,
-    "aria-description": why,
-    onclick: (event) => (why ? toast(why) : does(event)),
-  }, label);
+  const { refused = null, class: cls, ...others } = props;
+  const why = refused ?? mayNotAct();
+  return h(
+    "button",
+    {
+      type: "button",
+      ...others,
+      class: `button ${cls ?? ""}`,
+      "aria-disabled": why ? "true" : null,
+      title: why ?? others.title,
+      "aria-description": why,
+      onclick: (event) => (why ? toast(why) : does(event)),
+    },
+    label,
+  );
 }
 
 export const button = (label, does, props = {}) =>
   h("button", { type: "button", ...props, class: `button ${props.class ?? ""}`, onclick: does }, label);
 
 function show(holder, kind, text, ms) {
-  const note = h("div.toast", { class: kind }, h("p", {}, text), h("button", { type: "button", "aria-label": "Dismiss", onclick: () => note.remove() }, "✕"));
+  const note = h(
+    "div.toast",
+    { class: kind },
+    h("p", {}, text),
+    h("button", { type: "button", "aria-label": "Dismiss", onclick: () => note.remove() }, "✕"),
+  );
   document.getElementById(holder).append(note);
   setTimeout(() => note.remove(), ms);
 }
@@ -104,35 +146,55 @@ export async function attempt(does, said) {
 }
 
 /** Nothing to show: why, and what to do. */
-export const empty = (title, ...more) => h("div.state", {}, h("p.state-title", {}, title), ...more.map((one) => (one instanceof Node ? one : h("p", {}, one))));
+export const empty = (title, ...more) =>
+  h(
+    "div.state",
+    {},
+    h("p.state-title", {}, title),
+    ...more.map((one) => (one instanceof Node ? one : h("p", {}, one))),
+  );
 
-export const loading = (what) => h("div.state", { "aria-busy": "true" }, h("span.spinner", { "aria-hidden": "true" }), h("p", {}, `Loading ${what}…`));
+export const loading = (what) =>
+  h("div.state", { "aria-busy": "true" }, h("span.spinner", { "aria-hidden": "true" }), h("p", {}, `Loading ${what}…`));
 
 export const failed = (fault, again) =>
-  h("div.state.bad", { role: "alert" }, h("p.state-title", {}, fault.status === 404 ? "Not found" : "That did not work"), h("p", {}, fault.message),
-    again && h("p", {}, button("Try again", again)));
+  h(
+    "div.state.bad",
+    { role: "alert" },
+    h("p.state-title", {}, fault.status === 404 ? "Not found" : "That did not work"),
+    h("p", {}, fault.message),
+    again && h("p", {}, button("Try again", again)),
+  );
 
 /** A command to copy. */
 export const command = (text) => h("p.command", {}, h("code", {}, text), copyButton(text));
 
 export function copyButton(text, label = "Copy") {
-  return h("button.button.small", {
-    type: "button",
-    onclick: async () => {
-      try {
-        await navigator.clipboard.writeText(text);
-        toast("Copied");
-      } catch {
-        alarm("the browser does not let this page copy; select the text and copy it by hand");
-      }
+  return h(
+    "button.button.small",
+    {
+      type: "button",
+      onclick: async () => {
+        try {
+          await navigator.clipboard.writeText(text);
+          toast("Copied");
+        } catch {
+          alarm("the browser does not let this page copy; select the text and copy it by hand");
+        }
+      },
     },
-  }, label);
+    label,
+  );
 }
 
 /** Names and values; what is not known is left out. */
 export function facts(...rows) {
   const shown = rows.filter((row) => row && known(row[1]));
-  return h("dl.facts", {}, shown.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+  return h(
+    "dl.facts",
+    {},
+    shown.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+  );
 }
 
 function makeBlock(el) {
@@ -142,10 +204,24 @@ function makeBlock(el) {
     if (before === whole) return;
     before = whole;
     const cut = whole.length > SHOWN_CHARS_MAX;
-    const shown = (text, ...tools) => draw(el,
-      h("div.block-bar", {}, h("span.muted", {}, bytes(new Blob([whole]).size)), ...tools, copyButton(whole), button("Save", () => save(whole, name), { class: "small" })),
-      h("pre", { tabindex: "0", role: "group", "aria-label": label }, text));
-    if (cut) shown(`${whole.slice(0, SHOWN_CHARS_MAX)}…`, button("Show all", () => shown(whole), { class: "small" }));
+    const shown = (text, ...tools) =>
+      draw(
+        el,
+        h(
+          "div.block-bar",
+          {},
+          h("span.muted", {}, bytes(new Blob([whole]).size)),
+          ...tools,
+          copyButton(whole),
+          button("Save", () => save(whole, name), { class: "small" }),
+        ),
+        h("pre", { tabindex: "0", role: "group", "aria-label": label }, text),
+      );
+    if (cut)
+      shown(
+        `${whole.slice(0, SHOWN_CHARS_MAX)}…`,
+        button("Show all", () => shown(whole), { class: "small" }),
+      );
     else shown(whole);
   };
 }
@@ -166,25 +242,48 @@ function save(text, name) {
 
 /** Where a large payload lies, and how to get it. */
 export function elsewhere(what, ref, how) {
-  return h("div.note", {}, h("p", {}, `${what} of ${bytes(ref.size)}: kept in the store of payloads for seven days.`), command(how),
-    facts(["Object", mono(ref.object)], ["SHA-256", mono(ref.sha256)]));
+  return h(
+    "div.note",
+    {},
+    h("p", {}, `${what} of ${bytes(ref.size)}: kept in the store of payloads for seven days.`),
+    command(how),
+    facts(["Object", mono(ref.object)], ["SHA-256", mono(ref.sha256)]),
+  );
 }
 
 /** Arguments or a result, in whatever form the collector has them. */
 export function payload(row, { label, value, how, name }) {
   if (row.ref && !known(row[value])) return elsewhere(label, row.ref, how);
   if (value in row && row[value] !== undefined) {
-    const refs = row.refs && h("p.muted", {}, `${num(Object.keys(row.refs).length)} large ones of this batch lie in the store of payloads.`);
+    const refs =
+      row.refs &&
+      h("p.muted", {}, `${num(Object.keys(row.refs).length)} large ones of this batch lie in the store of payloads.`);
     return h("div", {}, block(label, row[value], { name }), refs);
   }
   if (known(row.result_text) && value === "result") {
-    return h("div", {}, h("p.muted", {}, "Not JSON that every program can read; shown as it came."), block(label, null, { text: row.result_text, name }));
+    return h(
+      "div",
+      {},
+      h("p.muted", {}, "Not JSON that every program can read; shown as it came."),
+      block(label, null, { text: row.result_text, name }),
+    );
   }
   if (known(row.payload_base64)) {
-    return h("div", {}, h("p.muted", {}, "Not JSON; in base64."), block(label, null, { text: row.payload_base64, name }));
+    return h(
+      "div",
+      {},
+      h("p.muted", {}, "Not JSON; in base64."),
+      block(label, null, { text: row.payload_base64, name }),
+    );
   }
   return null;
 }
+
+/** A sentence of the collector: what stands between backticks is a command. */
+export const sentence = (text) =>
+  String(text)
+    .split("`")
+    .map((part, i) => (i % 2 ? h("code.said", {}, part) : part));
 
 /** A heading of a page, with what can be done on its right. */
 export const head = (title, ...actions) => h("div.head", {}, h("h1", {}, title), h("div.actions", {}, ...actions));

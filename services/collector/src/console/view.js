@@ -1,4 +1,5 @@
-// What a page has while it is shown: where to draw, what to hear, what to ask. Ends with the page, and all it asked for with it.
+// What a page has while it is shown: where to draw, what to hear, what to ask. Ends with the page, and all it asked
+// for with it.
 
 import { get, isAbort } from "./api.js";
 import { draw } from "./dom.js";
@@ -40,7 +41,10 @@ export class View {
     if (live.tick) hears(live.tick);
   }
 
-  /** Runs when one of these lists has changed: not more than once a second, one after the other, and not while nobody looks. */
+  /**
+   * Runs when one of these lists has changed: not more than once a second, one after the other, and not while nobody
+   * looks.
+   */
   onChange(lists, does) {
     const run = this.throttled(does);
     this.ends.push(subscribe(({ changed }) => changed?.some((list) => lists.includes(list)) && run()));

@@ -8,11 +8,23 @@ import { List } from "../list.js";
 import { table } from "../table.js";
 import { badge, command, empty, failed, head, jobLink, link, loading, mono, route, taskLink, when } from "../ui.js";
 
-const STATUSES = [["", "All"], ["done", "done"], ["retrying", "retrying"], ["dead", "dead"], ["cancelled", "cancelled"], ["partial", "partial"]];
+const STATUSES = [
+  ["", "All"],
+  ["done", "done"],
+  ["retrying", "retrying"],
+  ["dead", "dead"],
+  ["cancelled", "cancelled"],
+  ["partial", "partial"],
+];
 const NAMES = ["job", "queue", "kind", "status", "worker", "error", "range"];
 const FIELDS = [
-  { name: "id", label: "Id", hint: "the whole id", wide: true }, { name: "job", label: "Job" }, { name: "queue", label: "Queue", list: "known-queues" }, { name: "kind", label: "Kind" },
-  { name: "status", label: "Status", options: STATUSES }, { name: "worker", label: "Worker" }, { name: "range", label: "Published" },
+  { name: "id", label: "Id", hint: "the whole id", wide: true },
+  { name: "job", label: "Job" },
+  { name: "queue", label: "Queue", list: "known-queues" },
+  { name: "kind", label: "Kind" },
+  { name: "status", label: "Status", options: STATUSES },
+  { name: "worker", label: "Worker" },
+  { name: "range", label: "Published" },
   { name: "error", label: "Text in error", hint: "in type or message" },
 ];
 
@@ -20,7 +32,15 @@ const FIELDS = [
 const took = (row) => (known(row.ended_ms) && known(row.published_ms) ? span(row.ended_ms - row.published_ms) : "–");
 
 const COLUMNS = [
-  { label: "Task", rowHead: true, cls: "id", cell: (row) => [taskLink(row), row.items > 0 && h("span.muted", {}, ` batch, ${num(row.done)} of ${num(row.items)} done`)] },
+  {
+    label: "Task",
+    rowHead: true,
+    cls: "id",
+    cell: (row) => [
+      taskLink(row),
+      row.items > 0 && h("span.muted", {}, ` batch, ${num(row.done)} of ${num(row.items)} done`),
+    ],
+  },
   { label: "Status", cell: (row) => badge(row.status) },
   { label: "Queue", cell: (row) => mono(row.queue) },
   { label: "Kind", cell: (row) => mono(row.kind) },
@@ -37,19 +57,41 @@ function one(view, changed) {
   let fault = null;
   const ask = async () => {
     found = fault = null;
-    const answer = await view.load(() => view.get("/task", { id: view.query.get("id"), queue: view.query.get("queue") }), (wrong) => (fault = wrong));
+    const answer = await view.load(
+      () => view.get("/task", { id: view.query.get("id"), queue: view.query.get("queue") }),
+      (wrong) => (fault = wrong),
+    );
     found = answer;
     changed();
   };
   const shown = () => {
     const id = view.query.get("id");
-    if (found) return [h("p.muted", {}, "Searched by id: the other filters do not count."), table({ caption: "The task", columns: COLUMNS, rows: [found], key: (row) => `${row.queue} ${row.id}` })];
+    if (found)
+      return [
+        h("p.muted", {}, "Searched by id: the other filters do not count."),
+        table({ caption: "The task", columns: COLUMNS, rows: [found], key: (row) => `${row.queue} ${row.id}` }),
+      ];
     if (fault?.status === 404) {
-      return empty("Nothing of this id has ended an attempt", h("p", {}, "It may still wait or run: ", link(route("/task", { id, queue: view.query.get("queue") }), "where is it?")));
+      return empty(
+        "Nothing of this id has ended an attempt",
+        h(
+          "p",
+          {},
+          "It may still wait or run: ",
+          link(route("/task", { id, queue: view.query.get("queue") }), "where is it?"),
+        ),
+      );
     }
     if (fault?.status === 409) {
       const queues = fault.message.split(": ").pop().split(", ");
-      return empty("Several queues have this id", h("ul", {}, queues.map((queue) => h("li", {}, link(route("/task", { id, queue }), queue, { class: "mono" })))));
+      return empty(
+        "Several queues have this id",
+        h(
+          "ul",
+          {},
+          queues.map((queue) => h("li", {}, link(route("/task", { id, queue }), queue, { class: "mono" }))),
+        ),
+      );
     }
     return fault ? failed(fault, ask) : loading("the task");
   };
@@ -57,17 +99,45 @@ function one(view, changed) {
 }
 
 export function tasksPage(view) {
-  const list = new List(view, { path: "/tasks", params: params(view.query, NAMES), what: "tasks", changed: () => render() });
+  const list = new List(view, {
+    path: "/tasks",
+    params: params(view.query, NAMES),
+    what: "tasks",
+    changed: () => render(),
+  });
   const single = one(view, () => render());
   const byId = () => view.query.has("id");
-  const none = () => (NAMES.some((name) => view.query.has(name))
-    ? empty("No task fits", h("p", {}, "A task is listed once it has ended an attempt. ", link("#/tasks", "Show all tasks")))
-    : empty("No task has ended an attempt yet", h("p", {}, "Give the cluster one:"), command("millpond submit square 12 --wait")));
+  const none = () =>
+    NAMES.some((name) => view.query.has(name))
+      ? empty(
+          "No task fits",
+          h("p", {}, "A task is listed once it has ended an attempt. ", link("#/tasks", "Show all tasks")),
+        )
+      : empty(
+          "No task has ended an attempt yet",
+          h("p", {}, "Give the cluster one:"),
+          command("millpond submit square 12 --wait"),
+        );
   const render = () => {
     const asked = params(view.query, NAMES);
-    const download = !byId() && link(address("/tasks.ndjson", asked), "Download", { class: "button", download: "tasks.ndjson", title: "all rows that fit, one JSON object a line" });
-    view.draw(head("Tasks", download, !byId() && list.holdButton()), filterForm("/tasks", FIELDS, view.query),
-      byId() ? single.shown() : list.draw((rows) => table({ caption: "Tasks, newest first", columns: COLUMNS, rows, key: (row) => `${row.queue} ${row.id}` }), none));
+    const download =
+      !byId() &&
+      link(address("/tasks.ndjson", asked), "Download", {
+        class: "button",
+        download: "tasks.ndjson",
+        title: "all rows that fit, one JSON object a line",
+      });
+    view.draw(
+      head("Tasks", download, !byId() && list.holdButton()),
+      filterForm("/tasks", FIELDS, view.query),
+      byId()
+        ? single.shown()
+        : list.draw(
+            (rows) =>
+              table({ caption: "Tasks, newest first", columns: COLUMNS, rows, key: (row) => `${row.queue} ${row.id}` }),
+            none,
+          ),
+    );
   };
   const ask = () => {
     // A range such as the last hour moves along.
