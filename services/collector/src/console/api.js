@@ -1,0 +1,101 @@
+// The collector's HTTP API: one way to ask, one kind of error. The session is a cookie; nothing is kept in storage.
+
+/** An answer may take this long. */
+const ANSWER_MS_MAX = 120_000;
+
+/** Who is logged in; `role` is null while nobody is. */
+export const session = { role: null, expires_ms: null, kibana_url: null };
+
+/** What the collector answered, or that it did not. `status` is 0 when it cannot be reached. */
+export class ApiError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+let ended = () => {};
+
+/** `then` runs whenever an answer says that the session has ended. */
+export function onSessionEnd(then) {
+  ended = then;
+}
+
+/** The address of a path of the API, with what is asked. Empty values are left out. */
+export function address(path, params = {}) {
+  const url = new URL(`../api/v1${path}`, document.baseURI);
+  for (const [name, value] of Object.entries(params)) {
+    if (value !== null && value !== undefined && value !== "") url.searchParams.set(name, value);
+  }
+  return url.pathname + url.search;
+}
+
+/** Whole numbers too large for this language stay as they were written. */
+function exactly(_key, value, context) {
+  const rounded = typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(context?.source ?? "");
+  return rounded && JSON.rawJSON ? JSON.rawJSON(context.source) : value;
+}
+
+async function read(response, exact) {
+  const text = await response.text();
+  try {
+    return text === "" ? null : JSON.parse(text, exact ? exactly : undefined);
+  } catch {
+    return response.ok ? null : { error: text.slice(0, 500) };
+  }
+}
+
+async function ask(method, path, { params, body, signal, exact } = {}) {
+  const timeout = AbortSignal.timeout(ANSWER_MS_MAX);
+  const options = {
+    method,
+    credentials: "same-origin",
+    cache: "no-store",
+    headers: { Accept: "application/json" },
+    signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
+  };
+  if (method === "POST") {
+    options.headers["X-Millpond"] = "console";
+    options.headers["Content-Type"] = "application/json";
+    options.body = JSON.stringify(body ?? {});
+  }
+  let response;
+  let answer;
+  try {
+    response = await fetch(address(path, params), options);
+    answer = await read(response, exact);
+  } catch (fault) {
+    if (signal?.aborted) throw fault;
+    throw new ApiError(
+      0,
+      "the collector cannot be reached; this page tries again by itself, `millpond doctor` tells what is wrong",
+    );
+  }
+  if (response.ok) return answer;
+  if (response.status === 401 && path !== "/login") ended();
+  throw new ApiError(response.status, answer?.error ?? `the collector answered ${response.status}`);
+}
+
+/** Reads. `exact` keeps large whole numbers as they came. */
+export const get = (path, params, options = {}) => ask("GET", path, { params, ...options });
+
+/** Changes something. */
+export const post = (path, body, options = {}) => ask("POST", path, { body, ...options });
+
+/** Learns who is logged in; false when nobody is. */
+export async function loadSession() {
+  try {
+    Object.assign(session, await get("/session"));
+    return true;
+  } catch (fault) {
+    if (fault.status === 401) return false;
+    throw fault;
+  }
+}
+
+/** Whether a fault only says that the page was left. */
+export const isAbort = (fault) => fault?.name === "AbortError";
+
+/** Why this session may not act; null when it may. */
+export const mayNotAct = () =>
+  session.role === "operator" ? null : "this session only reads: log in with the operator token to act";

@@ -1,0 +1,101 @@
+// Schedules: what is published again and again, and when next. They are kept at the server and written by the command
+// line.
+
+import { h } from "../dom.js";
+import { known, now, num, span } from "../fmt.js";
+import { opener, table } from "../table.js";
+import { badge, block, command, empty, facts, failed, head, link, loading, mono, route, when } from "../ui.js";
+
+/** How often a time that has come is looked for. */
+const DUE_MS = 2000;
+
+function details(row) {
+  return h(
+    "div.details",
+    {},
+    facts(
+      ["Made by", row.by],
+      ["Since", when(row.since_ms)],
+      ["Timeout of an attempt", known(row.timeout_ms) ? span(row.timeout_ms) : "of its kind"],
+      ["Attempts at the most", known(row.attempts_max) ? num(row.attempts_max) : "of its kind"],
+    ),
+    h("h2", {}, "Arguments"),
+    row.args === null || row.args === undefined
+      ? h("p.muted", {}, "none, or not JSON")
+      : block(`Arguments of ${row.name}`, row.args, { name: `${row.name}.json` }),
+    h("h2", {}, row.paused ? "Go on, or remove it" : "Pause or remove it"),
+    command(`millpond schedule ${row.paused ? "resume" : "pause"} ${row.name}`),
+    command(`millpond schedule rm ${row.name}`),
+  );
+}
+
+function columns(open, toggle) {
+  return [
+    {
+      label: "Schedule",
+      rowHead: true,
+      cell: (row) =>
+        h(
+          "span.with-opener",
+          {},
+          opener(open.has(row.name), `more of ${row.name}`, () => toggle(row.name)),
+          mono(row.name),
+        ),
+    },
+    { label: "State", cell: (row) => (row.paused ? badge("paused") : badge("live", "active")) },
+    { label: "Next", cell: (row) => (row.paused ? h("span.muted", {}, "not while it is paused") : when(row.next_ms)) },
+    { label: "When", cell: (row) => mono(row.schedule) },
+    { label: "Zone", cell: (row) => row.zone ?? h("span.muted", {}, "–") },
+    {
+      label: "Queue",
+      cell: (row) => link(route("/tasks", { queue: row.queue, kind: row.kind }), row.queue, { class: "mono" }),
+    },
+    { label: "Kind", cell: (row) => mono(row.kind) },
+  ];
+}
+
+export function schedulesPage(view) {
+  const open = new Set();
+  let rows = null;
+  let fault = null;
+  const toggle = (name) => {
+    if (!open.delete(name)) open.add(name);
+    render();
+  };
+  const ask = async () => {
+    const answer = await view.load(
+      () => view.get("/schedules", {}, { exact: true }),
+      (wrong) => (fault = wrong),
+    );
+    if (answer) [rows, fault] = [answer.rows, null];
+    render();
+  };
+  const render = () => {
+    if (!rows) return view.draw(head("Schedules"), fault ? failed(fault, ask) : loading("the schedules"));
+    const late = fault && h("p.warn", { role: "alert" }, `Not up to date: ${fault.message}`);
+    view.draw(
+      head("Schedules"),
+      late,
+      rows.length
+        ? table({
+            caption: "Schedules",
+            columns: columns(open, toggle),
+            rows,
+            key: (row) => row.name,
+            more: (row) => (open.has(row.name) ? details(row) : null),
+          })
+        : empty(
+            "There is no schedule",
+            h("p", {}, "A schedule is a task that the server publishes again and again:"),
+            command("millpond schedule add report square 12 --every 10s"),
+          ),
+    );
+  };
+  // When its time has come, the next one is asked for.
+  const due = () => rows?.some((row) => !row.paused && row.next_ms && row.next_ms < now()) && ask();
+  view.title("Schedules");
+  render();
+  ask();
+  view.onChange(["schedules"], ask);
+  view.every(DUE_MS, due);
+}
