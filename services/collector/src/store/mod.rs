@@ -23,7 +23,7 @@ use tokio::sync::Mutex;
 
 use cancels::{JobCancels, job_key};
 
-pub(crate) use jobs::{Ends, Place};
+pub(crate) use jobs::Place;
 pub(crate) use operate::Letter;
 pub(crate) use read::{Page, Rows, TaskFilter};
 pub(crate) use shown::Shown;

@@ -29,6 +29,11 @@ pub(crate) struct TaskFilter {
     pub(crate) kind: Option<String>,
     pub(crate) status: Option<String>,
     pub(crate) worker: Option<String>,
+    pub(crate) error: Option<String>,
+    /// At this time or later.
+    pub(crate) since_ms: Option<i64>,
+    /// Before this time.
+    pub(crate) until_ms: Option<i64>,
 }
 
 const TASK_COLUMNS: &str =
@@ -65,6 +70,12 @@ impl Store {
         }
         if let Some(status) = status {
             query.push(" AND status = ").push_bind(status.and_then(|s| i64::try_from(s).ok()).unwrap_or(-1));
+        }
+        if let Some(since) = filter.since_ms {
+            query.push(" AND published_ms >= ").push_bind(since);
+        }
+        if let Some(until) = filter.until_ms {
+            query.push(" AND published_ms < ").push_bind(until);
         }
         if let Some(after) = page.after {
             query.push(" AND n < ").push_bind(after);
