@@ -156,6 +156,7 @@ impl Cluster {
         command.env("MILLPOND_COLLECTOR_LISTEN", format!("127.0.0.1:{http}"));
         command.env("MILLPOND_COLLECTOR_STORE", dir.join("store.sqlite"));
         command.env("MILLPOND_TOKEN", &nats.secrets.token);
+        command.env("MILLPOND_VIEWER_TOKEN", &nats.secrets.viewer_token);
         command.envs(more.iter().copied());
         Process::start(command.stdout(Stdio::null()).stderr(log(dir, "collector")))
     }

@@ -1,10 +1,6 @@
 //! The producer over HTTP: waits, streams both ways at once, errors that are always JSON, and a document that lists what
 //! is served. Schemathesis tries what nobody thought of.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
-
 use nix::sys::signal::Signal;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -12,9 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use crate::harness::{Cluster, PATIENCE, Process, until};
-
-/// The release of schemathesis that the test installs.
-const SCHEMATHESIS: &str = "schemathesis==4.32.5";
+use crate::schemathesis;
 
 /// Path, query, headers and body; then the status, and a part of the message.
 type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str, u16, &'static str);
@@ -310,40 +304,11 @@ async fn the_document_lists_what_is_served_and_nothing_else() {
     }
 }
 
-/// A Python environment with schemathesis, made once and kept in the target folder.
-fn schemathesis() -> PathBuf {
-    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join(SCHEMATHESIS.replace("==", "-"));
-    let program = venv.join("bin/schemathesis");
-    if !program.exists() {
-        let run = |program: &Path, arguments: &[&str]| {
-            let done = Command::new(program).args(arguments).status();
-            assert!(done.is_ok_and(|status| status.success()), "{} {arguments:?} failed", program.display());
-        };
-        run(Path::new("python3"), &["-m", "venv", "--clear", venv.to_str().unwrap()]);
-        run(&venv.join("bin/pip"), &["install", "--quiet", "--disable-pip-version-check", SCHEMATHESIS]);
-    }
-    program
-}
-
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "installs schemathesis and sends some thousand requests: a minute"]
 async fn schemathesis_finds_nothing() {
     let cluster = Cluster::start().await;
     let producer = Producer::start(&cluster).await;
     let _worker = cluster.worker("w1", &["--unknown-kind-after", "1s"], None);
-    let program = tokio::task::spawn_blocking(schemathesis).await.unwrap();
-    let mut command = Command::new(program);
-    command.arg("run").arg(format!("{}/openapi.json", producer.url));
-    command.args(["--header", &format!("Authorization: Bearer {}", producer.token)]);
-    let checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
-    command.args(["--checks", checks, "--max-examples", "30", "--seed", "1", "--workers", "1", "--no-color"]);
-    command.args(["--request-timeout", "20", "--generation-database", "none"]);
-    command.env("SCHEMATHESIS_HOOKS", "schemathesis_hooks").env("PYTHONDONTWRITEBYTECODE", "1");
-    command.env("PYTHONPATH", Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests"));
-    command.stdin(Stdio::null()).current_dir(env!("CARGO_TARGET_TMPDIR"));
-    let running = tokio::task::spawn_blocking(move || command.output().unwrap());
-    let output = tokio::time::timeout(Duration::from_secs(600), running).await.expect("it ends").unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    println!("{said}");
-    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    schemathesis::finds_nothing(&format!("{}/openapi.json", producer.url), &producer.token).await;
 }

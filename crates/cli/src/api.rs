@@ -1,5 +1,6 @@
 //! The collector's HTTP API, as the reading verbs use it.
 
+use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -8,8 +9,10 @@ use serde_json::Value;
 
 use crate::state::{COLLECTOR_URL, Env, TOKEN};
 
-/// How long one request may take.
+/// How long one request may take, and a download be silent.
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
+/// How long a download may take: as long as it is read.
+const DOWNLOAD_WITHIN: Duration = Duration::from_secs(100 * 24 * 3600);
 
 /// The collector of this cluster.
 pub struct Api {
@@ -33,7 +36,11 @@ impl Api {
     /// When HTTP cannot be set up.
     pub fn at(url: String, token: String) -> anyhow::Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Ok(Self { url, token, http: reqwest::Client::builder().timeout(REQUEST_WITHIN).build()? })
+        Ok(Self {
+            url,
+            token,
+            http: reqwest::Client::builder().timeout(REQUEST_WITHIN).read_timeout(REQUEST_WITHIN).build()?,
+        })
     }
 
     /// One answer; none when there is no such thing.
@@ -56,12 +63,33 @@ impl Api {
         }
     }
 
+    /// Writes a download to `out` as it comes.
+    ///
+    /// # Errors
+    /// As [`Api::get`], when it is cut off, and when `out` is closed.
+    pub async fn download(&self, path: &str, query: &[(&str, String)], out: &mut impl Write) -> anyhow::Result<()> {
+        let request = self.http.get(format!("{}{path}", self.url)).query(query).timeout(DOWNLOAD_WITHIN);
+        let mut response = self.response(request).await?;
+        if !response.status().is_success() {
+            let status = response.status().as_u16();
+            let body: Value = response.json().await.context("the collector's answer is not JSON")?;
+            bail!("the collector answered {status}: {}", text(&body, "error"));
+        }
+        while let Some(chunk) = response.chunk().await.context("the collector has cut the download off")? {
+            out.write_all(&chunk)?;
+        }
+        Ok(out.flush()?)
+    }
+
+    async fn response(&self, request: reqwest::RequestBuilder) -> anyhow::Result<reqwest::Response> {
+        request.bearer_auth(&self.token).send().await.with_context(|| {
+            format!("the collector at {} does not answer; what is stored can only be read through it", self.url)
+        })
+    }
+
     /// The answer, and its status: 200 or 404.
     async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<(u16, Value)> {
-        let request = request.bearer_auth(&self.token);
-        let response = request.send().await.with_context(|| {
-            format!("the collector at {} does not answer; what is stored can only be read through it", self.url)
-        })?;
+        let response = self.response(request).await?;
         let status = response.status();
         let body: Value = response.json().await.context("the collector's answer is not JSON")?;
         match status.as_u16() {

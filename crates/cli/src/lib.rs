@@ -21,6 +21,7 @@ mod shared;
 pub mod state;
 mod submit;
 mod task;
+mod tasks;
 mod top;
 mod up;
 mod why;
@@ -76,7 +77,7 @@ enum Command {
     /// List jobs, show one, wait for some, print results, cancel.
     #[command(subcommand)]
     Job(job::JobCommand),
-    /// Show what became of a task, print its result, cancel it.
+    /// List tasks, export them, show what became of one, print its result, cancel it.
     #[command(subcommand)]
     Task(task::TaskCommand),
     /// Dead letters: tasks that wait for a person.

@@ -9,7 +9,7 @@ use millpond::bus::{Bus, Role};
 use millpond::config::{ConnectArgs, LogArgs, bytes};
 use tokio_util::sync::CancellationToken;
 
-use crate::state::{COLLECTOR_NATS_URL, Env, PRODUCER_NATS_URL, TOKEN, WORKER_NATS_URL};
+use crate::state::{COLLECTOR_NATS_URL, Env, PRODUCER_NATS_URL, TOKEN, VIEWER_TOKEN, WORKER_NATS_URL};
 
 /// Leave when the parent does.
 #[derive(Args, Debug)]
@@ -116,6 +116,7 @@ pub async fn run_collector(command: CollectorCommand, env: &Env) -> anyhow::Resu
     let CollectorCommand::Run(mut args) = command;
     args.config.nats_url = args.config.nats_url.or_else(|| env.get(COLLECTOR_NATS_URL));
     args.config.token = args.config.token.or_else(|| env.get(TOKEN));
+    args.config.viewer_token = args.config.viewer_token.or_else(|| env.get(VIEWER_TOKEN));
     millpond_collector::run(args.config.check()?, args.parent.shutdown()?).await?;
     Ok(ExitCode::SUCCESS)
 }

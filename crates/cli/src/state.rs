@@ -27,8 +27,10 @@ pub const PUBLISHER_NATS_URL: &str = "MILLPOND_PUBLISHER_NATS_URL";
 pub const PRODUCER_URL: &str = "MILLPOND_PRODUCER_URL";
 /// The collector's HTTP address.
 pub const COLLECTOR_URL: &str = "MILLPOND_COLLECTOR_URL";
-/// The token of both HTTP APIs.
+/// The operator's token, of both HTTP APIs.
 pub const TOKEN: &str = "MILLPOND_TOKEN";
+/// The viewer's token, of the collector's.
+pub const VIEWER_TOKEN: &str = "MILLPOND_VIEWER_TOKEN";
 
 /// The keys that sign tasks.
 pub const SIGNING_KEY: &str = "MILLPOND_SIGNING_KEY";
@@ -119,13 +121,22 @@ fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     fs::rename(&written, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Passwords of the roles, and the token of the HTTP APIs. Made once, kept for the next `up`.
+/// Passwords of the roles, and the tokens of the HTTP APIs. Made once, kept for the next `up`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Secrets {
     /// Password by role.
     pub passwords: BTreeMap<String, String>,
-    /// Token of the HTTP APIs.
+    /// The operator's token of the HTTP APIs.
     pub token: String,
+    /// The viewer's token of the collector's; a folder of an older version has none yet.
+    #[serde(default = "secret")]
+    pub viewer_token: String,
+}
+
+/// A new password or token. nats-server reads passwords from its environment, where a value of digits would be a number:
+/// it starts with a letter.
+fn secret() -> String {
+    format!("m{}{}", millpond::random_token(), millpond::random_token())
 }
 
 /// The roles that have a password.
@@ -135,9 +146,8 @@ impl Secrets {
     /// New ones.
     #[must_use]
     pub fn generate() -> Self {
-        // nats-server reads them from its environment, where a value of digits would be a number: they start with a letter.
-        let secret = || format!("m{}{}", millpond::random_token(), millpond::random_token());
-        Self { passwords: ROLES.iter().map(|r| ((*r).to_owned(), secret())).collect(), token: secret() }
+        let passwords = ROLES.iter().map(|role| ((*role).to_owned(), secret())).collect();
+        Self { passwords, token: secret(), viewer_token: secret() }
     }
 
     /// Those of the state folder, made at the first call.
@@ -146,15 +156,17 @@ impl Secrets {
     /// When the folder cannot be read or written.
     pub fn load_or_generate(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join("secrets.json");
-        match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .with_context(|| format!("{} is not readable; remove it to have new passwords made", path.display())),
-            Err(_) => {
-                let secrets = Self::generate();
-                write_private(&path, &serde_json::to_vec_pretty(&secrets)?)?;
-                Ok(secrets)
-            }
+        let kept = fs::read(&path).unwrap_or_default();
+        let secrets = match kept.as_slice() {
+            [] => Self::generate(),
+            text => serde_json::from_slice(text)
+                .with_context(|| format!("{} is not readable; remove it to have new passwords made", path.display()))?,
+        };
+        let text = serde_json::to_vec_pretty(&secrets)?;
+        if text != kept {
+            write_private(&path, &text)?;
         }
+        Ok(secrets)
     }
 
     /// A URL with a role's user and password.
@@ -222,5 +234,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Secrets::load_or_generate(dir.path()).unwrap();
         assert_eq!(Secrets::load_or_generate(dir.path()).unwrap().token, first.token);
+        // A folder of an older version gets what it does not have.
+        let older = format!(r#"{{"passwords":{{}},"token":"{}"}}"#, first.token);
+        fs::write(dir.path().join("secrets.json"), older).unwrap();
+        let second = Secrets::load_or_generate(dir.path()).unwrap();
+        let third = Secrets::load_or_generate(dir.path()).unwrap();
+        assert_eq!((&second.token, &second.viewer_token), (&first.token, &third.viewer_token));
+        assert_ne!(second.viewer_token, first.viewer_token);
     }
 }

@@ -1,20 +1,38 @@
-//! `task show|result|cancel`: what became of a task, each attempt with worker and times; and its end before its time.
+//! `task show|result|cancel` (`ls` and `export` are in `tasks`): what became of a task, each attempt with worker and times; and its end before its time.
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Subcommand;
+use millpond::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
 use serde_json::{Value, json};
 
 use crate::api::{Api, text};
 use crate::output::{json_line, time, took};
 use crate::payloads::Results;
 use crate::state::Env;
+use crate::tasks::{self, Filter};
 
 /// What to do with a task.
 #[derive(Subcommand, Debug)]
 pub enum TaskCommand {
+    /// List the newest tasks that have ended an attempt.
+    Ls {
+        #[command(flatten)]
+        filter: Filter,
+        /// So many at the most.
+        #[arg(long, default_value_t = PAGE_ROWS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=i64::from(PAGE_ROWS_MAX)))]
+        limit: u32,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print all tasks that have ended an attempt, the newest first, one JSON object a line.
+    Export {
+        #[command(flatten)]
+        filter: Filter,
+    },
     /// Show its end, its attempts and its evidence.
     Show {
         /// Its id; `<id>/<i>` for an item of a batch.
@@ -54,6 +72,8 @@ pub enum TaskCommand {
 pub async fn run(command: TaskCommand, env: &Env) -> anyhow::Result<ExitCode> {
     let api = Api::new(env)?;
     match command {
+        TaskCommand::Ls { filter, limit, json } => tasks::ls(&api, &filter, limit, json).await?,
+        TaskCommand::Export { filter } => tasks::export(&api, &filter).await?,
         TaskCommand::Show { id, queue, json } => show(&api, &id, queue, json).await?,
         TaskCommand::Cancel { id, queue, json } => cancel(&api, &id, queue, json).await?,
         TaskCommand::Result { id, queue } => print_result(&find(&api, &id, queue).await?, env).await?,

@@ -1,6 +1,6 @@
 //! The words of millpond and its bus: what a producer program, a worker or a collector depends on.
 //!
-//! `task`, `batch`, `outcome`, `payload`, `dead_letter`, `call`, `job`, `schedule`, `cron`, `worker_record`, `retry`, `chain`, `signature` and `limits` have no I/O, no clock and no
+//! `task`, `batch`, `outcome`, `payload`, `dead_letter`, `call`, `job`, `schedule`, `cron`, `worker_record`, `retry`, `chain`, `signature`, `token` and `limits` have no I/O, no clock and no
 //! randomness. `bus` is the only place that names the NATS client. `client` is what a producer program uses.
 
 pub mod batch;
@@ -22,6 +22,7 @@ pub mod shutdown;
 pub mod signature;
 pub mod task;
 pub mod telemetry;
+pub mod token;
 pub mod worker_record;
 
 use rand::RngExt;

@@ -45,6 +45,8 @@ pub const PAYLOAD_FETCHES_MAX: usize = 4;
 /// Largest arguments that a handler decodes from a file, in bytes; of larger ones it reads the file itself.
 pub const ARGUMENTS_DECODED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
+/// Shortest token of an HTTP API, in characters.
+pub const TOKEN_CHARS_MIN: usize = 8;
 /// Shortest key that signs tasks, in characters.
 pub const SIGNING_KEY_CHARS_MIN: usize = 32;
 /// Keys of a cluster at once: the new one, and older ones whose tasks still wait.
@@ -213,6 +215,14 @@ pub const HTTP_WAIT_MAX: Duration = Duration::from_secs(600);
 /// Jobs of one producer service whose lines are read, or whose results are written, at once; each may hold
 /// [`PUBLISH_WINDOW_BYTES`] and [`MAP_WINDOW_BYTES`].
 pub const HTTP_JOBS_MAX: usize = 64;
+/// Exports of one collector that are under way at once; each may hold a page.
+pub const HTTP_EXPORTS_MAX: usize = 16;
+/// How long a browser's session lasts.
+pub const SESSION_LASTS: Duration = Duration::from_secs(12 * 3600);
+/// Logins that may fail within [`LOGIN_FAILURES_WITHIN`], of all callers together; then none is tried.
+pub const LOGIN_FAILURES_MAX: usize = 10;
+/// How long a login that failed is counted.
+pub const LOGIN_FAILURES_WITHIN: Duration = Duration::from_secs(60);
 /// Bytes of result lines that are written to a caller at once.
 pub const HTTP_CHUNK_BYTES: usize = 64 * 1024;
 /// How long a call may take in all, from when a worker hears it, where its caller does not say.

@@ -3,15 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use millpond::config::{ConnectArgs, LogArgs};
 use millpond::limits::{RESULTS_KEEP, STORE_KEEP, STORE_KEEP_DEAD};
+use millpond::token::Token;
 
 use crate::store::{Keep, StoreAt};
-
-/// Shortest token that is accepted, in characters.
-const TOKEN_CHARS_MIN: usize = 8;
 
 /// Settings of the collector, as typed.
 #[derive(Args, Debug, Clone)]
@@ -35,9 +33,16 @@ pub struct Config {
     /// Size at which the store forgets the oldest of what has ended, such as 20GiB; not set: no limit.
     #[arg(long, env = "MILLPOND_COLLECTOR_STORE_MAX", value_parser = millpond::config::bytes)]
     pub store_max: Option<u64>,
-    /// Token that the HTTP API asks for (`Authorization: Bearer TOKEN`), 8 characters or more.
+    /// The operator's token: the HTTP API lets who has it do everything (`Authorization: Bearer TOKEN`, or a login at
+    /// /console/), 8 characters or more.
     #[arg(long, env = "MILLPOND_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// The viewer's token: who has it may read, and change nothing; 8 characters or more. Default: there are no viewers.
+    #[arg(long, env = "MILLPOND_VIEWER_TOKEN", hide_env_values = true)]
+    pub viewer_token: Option<String>,
+    /// Where Kibana is, for the console's links into it: https://kibana.example.org. Default: no links.
+    #[arg(long, env = "MILLPOND_COLLECTOR_KIBANA_URL")]
+    pub kibana_url: Option<String>,
     /// How long NATS keeps what is stored here, for clients that read late. Raising it needs room in RESULTS.
     #[arg(long, env = "MILLPOND_COLLECTOR_RESULTS_KEEP", default_value_t = humantime::Duration::from(RESULTS_KEEP))]
     pub results_keep: humantime::Duration,
@@ -60,8 +65,12 @@ pub struct Settings {
     pub store: StoreAt,
     /// How long what is kept in it.
     pub(crate) keep: Keep,
-    /// Token of the HTTP API.
-    pub token: String,
+    /// The operator's token.
+    pub token: Token,
+    /// The viewer's token; none: there are no viewers.
+    pub viewer_token: Option<Token>,
+    /// Where Kibana is, for links.
+    pub kibana_url: Option<String>,
     /// How long NATS keeps what is stored.
     pub results_keep: Duration,
     /// How long to try to reach NATS.
@@ -77,15 +86,25 @@ impl Config {
         let nats_url =
             self.nats_url.context("no NATS url for the collector: set --nats-url or MILLPOND_COLLECTOR_NATS_URL")?;
         let token = self.token.context("no token for the HTTP API: set --token or MILLPOND_TOKEN")?;
-        if token.chars().count() < TOKEN_CHARS_MIN {
-            bail!("the token is shorter than {TOKEN_CHARS_MIN} characters: choose a longer one for MILLPOND_TOKEN");
+        let viewer_token = self.viewer_token.filter(|token| !token.is_empty());
+        ensure!(
+            viewer_token.as_ref() != Some(&token),
+            "the viewer's token is the operator's: choose another for MILLPOND_VIEWER_TOKEN"
+        );
+        let viewer_token = viewer_token.map(|token| Token::new("MILLPOND_VIEWER_TOKEN", &token)).transpose()?;
+        let kibana_url = self.kibana_url.filter(|url| !url.is_empty());
+        if let Some(url) = kibana_url.as_ref().filter(|url| !url.starts_with("https://") && !url.starts_with("http://"))
+        {
+            bail!("{url} is no address of Kibana: MILLPOND_COLLECTOR_KIBANA_URL begins with https:// or http://");
         }
         Ok(Settings {
             nats_url,
             listen: self.listen,
             store: self.store,
             keep: Keep { ended: self.keep.into(), dead: (*self.keep_dead).max(*self.keep), bytes_max: self.store_max },
-            token,
+            token: Token::new("MILLPOND_TOKEN", &token)?,
+            viewer_token,
+            kibana_url,
             results_keep: self.results_keep.into(),
             connect_timeout: self.connect.connect_timeout,
         })

@@ -11,13 +11,16 @@ mod store;
 mod thens;
 
 use std::future::IntoFuture;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use millpond::bus::results::Ended;
 use millpond::bus::{Bus, Role};
+use millpond::limits::HTTP_EXPORTS_MAX;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -59,14 +62,18 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         collecting.spawn(collect.collect(shutdown.clone()));
     }
     let address = listener.local_addr()?;
+    let viewers = settings.viewer_token.is_some();
     let app = http::App {
         store: store.clone(),
         workers,
         bus: bus.clone(),
-        token: settings.token.into(),
+        replays: Replays::new(&bus, &store),
+        tokens: http::Tokens { operator: settings.token, viewer: settings.viewer_token },
+        failures: http::Failures::default(),
+        exports: Arc::new(Semaphore::new(HTTP_EXPORTS_MAX)),
+        kibana_url: settings.kibana_url,
         metrics,
         health,
-        replays: Replays::new(&bus, &store),
     };
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),
@@ -74,9 +81,11 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         store = %settings.store,
         keep = ?settings.keep,
         results_keep = ?settings.results_keep,
+        viewers,
         "collector ready"
     );
-    let serving = axum::serve(listener, http::router(Arc::new(app)));
+    let service = http::router(Arc::new(app)).into_make_service_with_connect_info::<SocketAddr>();
+    let serving = axum::serve(listener, service);
     let serving = serving.with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let mut serving = JoinSet::from_iter([serving.into_future()]);
     let ended = tokio::select! {

@@ -3,13 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use millpond::config::{ConnectArgs, LogArgs, SigningArgs};
 use millpond::signature::Signer;
-
-/// Shortest token that is accepted, in characters.
-const TOKEN_CHARS_MIN: usize = 8;
+use millpond::token::Token;
 
 /// Settings of the producer service, as typed.
 #[derive(Args, Debug, Clone)]
@@ -42,7 +40,7 @@ pub struct Settings {
     /// Where the HTTP API listens.
     pub listen: SocketAddr,
     /// Token of the HTTP API.
-    pub token: String,
+    pub token: Token,
     /// Keys that sign what is published.
     pub signer: Option<Signer>,
     /// How long to try to reach NATS.
@@ -58,9 +56,7 @@ impl Config {
         let nats_url =
             self.nats_url.context("no NATS url for the producer: set --nats-url or MILLPOND_PRODUCER_NATS_URL")?;
         let token = self.token.context("no token for the HTTP API: set --token or MILLPOND_TOKEN")?;
-        if token.chars().count() < TOKEN_CHARS_MIN {
-            bail!("the token is shorter than {TOKEN_CHARS_MIN} characters: choose a longer one for MILLPOND_TOKEN");
-        }
+        let token = Token::new("MILLPOND_TOKEN", &token)?;
         let (signer, connect_timeout) = (self.signing.signer()?, self.connect.connect_timeout);
         Ok(Settings { nats_url, listen: self.listen, token, signer, connect_timeout })
     }

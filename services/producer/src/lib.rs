@@ -45,7 +45,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         signing_keys = settings.signer.as_ref().map(|signer| signer.key_ids().join(",")),
         "producer ready"
     );
-    let app = http::App::new(bus.clone(), settings.token.into(), metrics, shutdown.clone());
+    let app = http::App::new(bus.clone(), settings.token, metrics, shutdown.clone());
     let serving = axum::serve(listener, http::router(Arc::new(app)));
     let serving = serving.with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let mut serving = JoinSet::from_iter([serving.into_future()]);

@@ -131,7 +131,7 @@ impl Cluster {
         setup(&bus, &Limits::default()).await?;
         bus.close().await;
         let http = |port: u16| format!("127.0.0.1:{port}");
-        let token = ("MILLPOND_TOKEN", secrets.token.clone());
+        let token = (state::TOKEN, secrets.token.clone());
         let service = |name: &str, verb: &str, env: Vec<(&str, String)>| {
             Spec::service(dir, name, &[verb, "run", "--exit-with-parent"], env)
         };
@@ -143,6 +143,7 @@ impl Cluster {
                 ("MILLPOND_COLLECTOR_LISTEN", http(ports.collector)),
                 ("MILLPOND_COLLECTOR_STORE", dir.join("store.sqlite").display().to_string()),
                 token.clone(),
+                (state::VIEWER_TOKEN, secrets.viewer_token.clone()),
             ],
         ))?;
         let producer = Child::start(service(
@@ -188,6 +189,7 @@ impl Cluster {
             (state::PRODUCER_URL, format!("http://127.0.0.1:{}", self.ports.producer)),
             (state::COLLECTOR_URL, format!("http://127.0.0.1:{}", self.ports.collector)),
             (state::TOKEN, self.secrets.token.clone()),
+            (state::VIEWER_TOKEN, self.secrets.viewer_token.clone()),
         ];
         // Ours came from the environment, and so do theirs; commands in other shells find it here.
         let keys = std::env::var(state::SIGNING_KEY).ok().filter(|keys| !keys.is_empty());
@@ -207,7 +209,7 @@ impl Cluster {
         let env = self.env(args);
         state::write_env(dir, &env)?;
         if args.command.is_empty() {
-            self.greet(&env);
+            self.greet(&env, dir);
             self.watch(shutdown).await;
             eprintln!("draining; Ctrl-C again to leave at once");
             return Ok(ExitCode::SUCCESS);
@@ -263,11 +265,14 @@ impl Cluster {
         self.nats.iter_mut().chain([&mut self.collector, &mut self.producer]).chain(&mut self.workers)
     }
 
-    fn greet(&self, env: &[(&str, String)]) {
+    fn greet(&self, env: &[(&str, String)], dir: &Path) {
         let find = |name: &str| env.iter().find(|(n, _)| *n == name).map_or("", |(_, v)| v.as_str());
         println!("nats       {}", find(state::CLIENT_NATS_URL));
         println!("producer   {}", find(state::PRODUCER_URL));
-        println!("collector  {}  token {}", find(state::COLLECTOR_URL), find(state::TOKEN));
+        println!("collector  {}", find(state::COLLECTOR_URL));
+        println!("console    {}/console/", find(state::COLLECTOR_URL));
+        let (token, viewer) = (state::TOKEN, state::VIEWER_TOKEN);
+        println!("tokens     in {}: {token} for everything, {viewer} to read", dir.join("env").display());
         println!("workers    {}", self.workers.iter().map(Child::name).collect::<Vec<_>>().join(" "));
         println!("any NATS client publishes a task:");
         println!("  nats --server {} req tasks.default.square 12", find(state::CLIENT_NATS_URL));

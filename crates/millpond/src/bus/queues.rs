@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -36,6 +38,31 @@ pub struct QueueState {
     pub arrived: u64,
     /// Tasks that may wait in it, those that workers hold included; none: any number (`bounds`).
     pub max_waiting: Option<u64>,
+}
+
+/// Why a queue is not paused, or its pause not ended.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// No worker has served it yet, and so it is not there.
+    #[error("there is no queue {queue}: its workers make it, and none has served it yet")]
+    NoSuchQueue {
+        /// Its name.
+        queue: String,
+    },
+    /// The server did not do its part.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+}
+
+impl PauseError {
+    fn new(queue: &str, error: &ConsumerError) -> Self {
+        match error.kind() {
+            ConsumerErrorKind::JetStream(said) if said.error_code() == ErrorCode::CONSUMER_NOT_FOUND => {
+                Self::NoSuchQueue { queue: queue.to_owned() }
+            }
+            _ => Self::Topology(TopologyError::new(&format!("the pause of queue {queue}"), error)),
+        }
+    }
 }
 
 /// What a purge removed, for good: those tasks have no end in the store, they are covered by this.
@@ -99,14 +126,13 @@ impl Bus {
     /// Hands out nothing of a queue until `resume`, or for this long. What workers hold goes on.
     ///
     /// # Errors
-    /// [`TopologyError`] when there is no such queue, or the server does not answer.
-    pub async fn pause_queue(&self, queue: &str, how_long: Option<Duration>) -> Result<(), TopologyError> {
-        let what = format!("the pause of queue {queue} (do its workers run? they make it)");
-        let until = std::time::SystemTime::now() + how_long.unwrap_or(PAUSE_FOR_EVER);
+    /// [`PauseError`] when there is no such queue, or the server does not answer.
+    pub async fn pause_queue(&self, queue: &str, how_long: Option<Duration>) -> Result<(), PauseError> {
+        let until = std::time::SystemTime::now() + how_long.unwrap_or(PAUSE_FOR_EVER).min(PAUSE_FOR_EVER);
         for name in [STREAM_TASKS, STREAM_DUE] {
             let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
             let paused = stream.pause_consumer(&durable(queue), until.into()).await;
-            paused.map_err(|e| TopologyError::new(&what, &e))?;
+            paused.map_err(|e| PauseError::new(queue, &e))?;
         }
         Ok(())
     }
@@ -114,12 +140,11 @@ impl Bus {
     /// Ends a pause.
     ///
     /// # Errors
-    /// [`TopologyError`] when there is no such queue, or the server does not answer.
-    pub async fn resume_queue(&self, queue: &str) -> Result<(), TopologyError> {
-        let what = format!("the end of the pause of queue {queue} (do its workers run? they make it)");
+    /// [`PauseError`] when there is no such queue, or the server does not answer.
+    pub async fn resume_queue(&self, queue: &str) -> Result<(), PauseError> {
         for name in [STREAM_TASKS, STREAM_DUE] {
             let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
-            stream.resume_consumer(&durable(queue)).await.map_err(|e| TopologyError::new(&what, &e))?;
+            stream.resume_consumer(&durable(queue)).await.map_err(|e| PauseError::new(queue, &e))?;
         }
         Ok(())
     }

@@ -1,166 +1,112 @@
-//! The paths under /api/v1. Lists answer `{"rows": […], "next": cursor or null}`.
+//! What is read of the store and of the workers' records. Lists answer `{"rows": […], "next": cursor or null}`.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use millpond::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
-use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::{App, error};
-use crate::store::{Ends, JobFilter, Page, Place, Rows, Shown, TaskFilter};
-
-/// What may be asked of a list.
-#[derive(Deserialize, Debug, Default)]
-#[serde(default)]
-pub(super) struct Asked {
-    job: Option<String>,
-    queue: Option<String>,
-    kind: Option<String>,
-    status: Option<String>,
-    worker: Option<String>,
-    reason: Option<String>,
-    error: Option<String>,
-    since: Option<String>,
-    until: Option<String>,
-    id: Option<String>,
-    after: Option<String>,
-    limit: Option<String>,
-}
-
-impl Asked {
-    fn limit(&self) -> Result<u32, Box<Response>> {
-        let limit = self.limit.as_ref().map_or(Ok(PAGE_ROWS_DEFAULT), |text| text.parse());
-        let limit = limit.ok().filter(|n| (1..=PAGE_ROWS_MAX).contains(n));
-        limit.ok_or_else(|| bad(&format!("limit must be a number from 1 to {PAGE_ROWS_MAX}")))
-    }
-
-    fn after<T>(&self, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Box<Response>> {
-        let Some(text) = &self.after else { return Ok(None) };
-        parse(text).map(Some).ok_or_else(|| bad("after must be the `next` of the page before, unchanged"))
-    }
-
-    fn page(&self) -> Result<Page, Box<Response>> {
-        Ok(Page { limit: self.limit()?, after: self.after(|text| text.parse().ok())? })
-    }
-
-    fn filter(&self) -> Result<TaskFilter, Box<Response>> {
-        let names = crate::store::STATUS_NAMES;
-        if self.status.as_ref().is_some_and(|status| !names.contains(&status.as_str())) {
-            return Err(bad(&format!("status must be one of {}", names.join(", "))));
-        }
-        Ok(TaskFilter {
-            job: self.job.clone(),
-            queue: self.queue.clone(),
-            kind: self.kind.clone(),
-            status: self.status.clone(),
-            worker: self.worker.clone(),
-            error: self.error.clone().filter(|text| !text.is_empty()),
-            since_ms: time("since", self.since.as_deref())?,
-            until_ms: time("until", self.until.as_deref())?,
-        })
-    }
-}
-
-/// A time as it is asked for: RFC 3339, or Unix time in milliseconds.
-pub(super) fn time(name: &str, text: Option<&str>) -> Result<Option<i64>, Box<Response>> {
-    let Some(text) = text else { return Ok(None) };
-    let read = text.parse().ok().or_else(|| Some(text.parse::<jiff::Timestamp>().ok()?.as_millisecond()));
-    let wanted = "an RFC 3339 time such as 2026-01-31T12:00:00Z, or Unix time in milliseconds";
-    read.map(Some).ok_or_else(|| bad(&format!("{name} must be {wanted}")))
-}
-
-pub(super) fn bad(text: &str) -> Box<Response> {
-    Box::new(error(StatusCode::BAD_REQUEST, text))
-}
+use super::App;
+use super::asked::{Asked, PageQuery, Paged};
+use super::filters::{DeadQuery, JobQuery, NoQuery, OneQuery, TaskQuery};
+use super::refusal::Refusal;
+use super::rows::{DeadLetter, DeadRow, End, JobRow, Listed, Task, TaskRow, WorkerRow};
+use crate::store::{Page, Place, Rows, Shown};
 
 type AppState = State<Arc<App>>;
+type Answer<T> = Result<Json<T>, Refusal>;
 
-/// One page of a list.
-#[derive(Serialize)]
-struct Listed<T> {
-    rows: Vec<T>,
-    next: Option<String>,
+fn page(asked: &PageQuery) -> Result<Page, Refusal> {
+    Ok(Page { limit: asked.limit, after: asked.after(|text| text.parse().ok())? })
 }
 
-fn rows(found: anyhow::Result<Rows>) -> Response {
-    match found {
-        Ok((rows, next)) => Json(Listed { rows, next: next.map(|n| n.to_string()) }).into_response(),
-        Err(fault) => failed(&fault),
+fn listed(found: anyhow::Result<Rows>) -> Answer<Listed<Shown>> {
+    let (rows, next) = found.map_err(|fault| Refusal::of_store(&fault))?;
+    Ok(Json(Listed { rows, next: next.map(|n| n.to_string()) }))
+}
+
+fn one(found: anyhow::Result<Vec<Shown>>, what: &str) -> Answer<Shown> {
+    let mut found = found.map_err(|fault| Refusal::of_store(&fault))?;
+    match found.pop() {
+        None => Err(Refusal::new(StatusCode::NOT_FOUND, format!("no such {what} is stored (yet)"))),
+        Some(only) if found.is_empty() => Ok(Json(only)),
+        Some(last) => {
+            let queues: Vec<&str> = found.iter().chain([&last]).filter_map(|t| t.text("queue")).collect();
+            let text = format!("several queues have this id, name one with &queue=: {}", queues.join(", "));
+            Err(Refusal::new(StatusCode::CONFLICT, text))
+        }
     }
 }
 
-fn ends(found: anyhow::Result<Ends>) -> Response {
-    match found {
-        Ok((rows, next)) => Json(Listed { rows, next: next.map(Place::cursor) }).into_response(),
-        Err(fault) => failed(&fault),
-    }
+/// List tasks and batches that have ended an attempt.
+#[utoipa::path(get, path = "/tasks", tag = "read", params(TaskQuery, PageQuery), responses((status = 200, description = "A page", body = Listed<TaskRow>,
+    example = json!({"rows": [{"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "root": null, "items": null, "done": 1, "status": "done", "attempt": 1, "worker": "w1", "published_ms": 1_800_000_000_000_i64, "started_ms": 1_800_000_000_001_i64, "ended_ms": 1_800_000_000_002_i64, "stored_ms": 1_800_000_000_060_i64, "trace": null, "then": null, "result": 144}], "next": "41"}))))]
+pub(super) async fn tasks(State(app): AppState, Paged((), asked, at): Paged<(), TaskQuery>) -> Answer<Listed<Shown>> {
+    listed(app.store.tasks(&asked.into(), page(&at)?).await)
 }
 
-fn failed(fault: &anyhow::Error) -> Response {
-    tracing::error!(error = %format!("{fault:#}"), "the store cannot be read");
-    error(StatusCode::INTERNAL_SERVER_ERROR, "the store cannot be read; the collector's log has the reason")
+/// Show a task with its attempts and its dead letter.
+#[utoipa::path(get, path = "/task", tag = "read", params(OneQuery), responses(
+    (status = 200, description = "It", body = Task,
+        example = json!({"queue": "default", "id": "order-7", "kind": "square", "done": 0, "status": "retrying", "attempt": 1, "worker": "w1", "published_ms": 1_800_000_000_000_i64, "stored_ms": 1_800_000_000_060_i64, "attempts": [{"attempt": 1, "worker": "w1", "started_ms": 1_800_000_000_001_i64, "ended_ms": 1_800_000_000_002_i64, "status": "failed", "failure": {"type": "error", "message": "no", "retry": true}, "trace": null}], "dead": null})),
+    (status = 404, description = "It has not ended an attempt, or never was", body = Refusal, example = json!({"error": "no such task is stored (yet)"})),
+    (status = 409, description = "Several queues have this id", body = Refusal, example = json!({"error": "several queues have this id, name one with &queue=: default, high"}))))]
+pub(super) async fn task(State(app): AppState, Asked((), asked): Asked<(), OneQuery>) -> Answer<Shown> {
+    one(app.store.task(&asked.id, asked.queue.as_deref()).await, "task")
 }
 
-fn one(found: anyhow::Result<Vec<Shown>>, what: &str) -> Response {
-    match found {
-        Err(fault) => failed(&fault),
-        Ok(found) => match found.as_slice() {
-            [] => error(StatusCode::NOT_FOUND, &format!("no such {what} is stored (yet)")),
-            [only] => Json(only).into_response(),
-            several => {
-                let queues: Vec<&str> = several.iter().filter_map(|t| t.text("queue")).collect();
-                let text = format!("several queues have this id, name one with &queue=: {}", queues.join(", "));
-                error(StatusCode::CONFLICT, &text)
-            }
-        },
-    }
+/// List jobs with their progress, and sessions: jobs without a record, known from their tasks.
+#[utoipa::path(get, path = "/jobs", tag = "read", params(JobQuery, PageQuery), responses((status = 200, description = "A page", body = Listed<JobRow>,
+    example = json!({"rows": [{"job": "report-7", "state": "closed", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 97, "retrying": 1, "dead": 1, "cancelled": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "then": null}], "next": null}))))]
+pub(super) async fn jobs(State(app): AppState, Paged((), asked, at): Paged<(), JobQuery>) -> Answer<Listed<Shown>> {
+    listed(app.store.jobs(&asked.into(), page(&at)?).await)
 }
 
-pub(super) async fn tasks(State(app): AppState, Query(asked): Query<Asked>) -> Response {
-    match (asked.page(), asked.filter()) {
-        (Ok(page), Ok(filter)) => rows(app.store.tasks(&filter, page).await),
-        (Err(response), _) | (_, Err(response)) => *response,
-    }
-}
-
-pub(super) async fn task(State(app): AppState, Query(asked): Query<Asked>) -> Response {
-    let Some(id) = &asked.id else { return error(StatusCode::BAD_REQUEST, "name the task: ?id=…") };
-    one(app.store.task(id, asked.queue.as_deref()).await, "task")
-}
-
-pub(super) async fn jobs(State(app): AppState, Query(asked): Query<Asked>) -> Response {
-    match asked.page() {
-        Ok(page) => rows(app.store.jobs(&JobFilter::default(), page).await),
-        Err(response) => *response,
-    }
-}
-
-pub(super) async fn job(State(app): AppState, Path(job): Path<String>) -> Response {
+/// Show a job.
+#[utoipa::path(get, path = "/jobs/{job}", tag = "read", params(("job" = String, Path, description = "Its name", example = "report-7")), responses(
+    (status = 200, description = "It", body = JobRow,
+        example = json!({"job": "report-7", "state": "finished", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 100, "retrying": 0, "dead": 0, "cancelled": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "then": null})),
+    (status = 404, description = "There is none", body = Refusal, example = json!({"error": "no such job is stored (yet)"}))))]
+pub(super) async fn job(State(app): AppState, Asked(job, NoQuery {}): Asked<String, NoQuery>) -> Answer<Shown> {
     one(app.store.job(&job).await.map(|found| found.into_iter().collect()), "job")
 }
 
-pub(super) async fn job_results(State(app): AppState, Path(job): Path<String>, Query(asked): Query<Asked>) -> Response {
-    match (asked.limit(), asked.after(Place::parse)) {
-        (Ok(limit), Ok(after)) => ends(app.store.job_results(&job, 0, limit, after).await),
-        (Err(response), _) | (_, Err(response)) => *response,
-    }
+/// List how the tasks of a job ended, by their index; what has not ended is left out.
+#[utoipa::path(get, path = "/jobs/{job}/results", tag = "read", params(("job" = String, Path, description = "Its name", example = "report-7"), PageQuery),
+    responses((status = 200, description = "A page; empty when there is no such job", body = Listed<End>,
+        example = json!({"rows": [{"index": 0, "id": "report-7.1/0", "queue": "default", "status": "done", "result": 0}], "next": "0.17.0"}))))]
+pub(super) async fn job_results(
+    State(app): AppState,
+    Paged(job, NoQuery {}, at): Paged<String, NoQuery>,
+) -> Answer<Listed<Shown>> {
+    let after = at.after(Place::parse)?;
+    let found = app.store.job_results(&job, 0, at.limit, after).await;
+    let (rows, next) = found.map_err(|fault| Refusal::of_store(&fault))?;
+    Ok(Json(Listed { rows, next: next.map(Place::cursor) }))
 }
 
-pub(super) async fn workers(State(app): AppState) -> Response {
-    Json(Listed { rows: app.workers.rows(), next: None }).into_response()
+/// List workers by name: those that live, and those that were lost within the last ten minutes.
+#[utoipa::path(get, path = "/workers", tag = "read", responses((status = 200, description = "All of them", body = Listed<WorkerRow>,
+    example = json!({"rows": [{"name": "w1", "state": "live", "nonce": "mzxw6ytboi", "host": "here", "pid": 4711, "queues": ["default"], "kinds": ["square"], "slots": 8, "io_slots": 64, "running": 1, "held": 2, "draining": false, "done": 97, "failed": 1, "cpu_percent": 12.5, "rss_bytes": 20_000_000, "unknown_kinds": [], "started_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64}], "next": null}))))]
+pub(super) async fn workers(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Json<Listed<Value>> {
+    Json(Listed { rows: app.workers.rows(), next: None })
 }
 
-pub(super) async fn dead(State(app): AppState, Query(asked): Query<Asked>) -> Response {
-    match (asked.page(), asked.filter()) {
-        (Ok(page), Ok(filter)) => rows(app.store.dead(&filter, asked.reason.as_deref(), page).await),
-        (Err(response), _) | (_, Err(response)) => *response,
-    }
+/// List dead letters that wait for a person.
+#[utoipa::path(get, path = "/dead", tag = "read", params(DeadQuery, PageQuery), responses((status = 200, description = "A page", body = Listed<DeadRow>,
+    example = json!({"rows": [{"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "attempt": 3, "reason": "exhausted", "failure": {"type": "error", "message": "no", "retry": true}, "worker": "w1", "trace": null, "buried_ms": 1_800_000_000_000_i64}], "next": null}))))]
+pub(super) async fn dead(State(app): AppState, Paged((), asked, at): Paged<(), DeadQuery>) -> Answer<Listed<Shown>> {
+    let (filter, reason) = asked.split();
+    listed(app.store.dead(&filter, reason.as_deref(), page(&at)?).await)
 }
 
-pub(super) async fn dead_letter(State(app): AppState, Query(asked): Query<Asked>) -> Response {
-    let Some(id) = &asked.id else { return error(StatusCode::BAD_REQUEST, "name the task: ?id=…") };
-    one(app.store.dead_letter(id, asked.queue.as_deref()).await, "dead letter")
+/// Show a dead letter with its evidence, its headers and its arguments.
+#[utoipa::path(get, path = "/dead_letter", tag = "read", params(OneQuery), responses(
+    (status = 200, description = "It", body = DeadLetter,
+        example = json!({"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "attempt": 1, "reason": "fatal", "failure": {"type": "bad_arguments", "message": "no number", "retry": false}, "worker": "w1", "trace": null, "buried_ms": 1_800_000_000_000_i64, "failures": [], "evidence": {"v": 1}, "headers": [["Nats-Msg-Id", "order-7"]], "payload": "twelve"})),
+    (status = 404, description = "None waits", body = Refusal, example = json!({"error": "no such dead letter is stored (yet)"})),
+    (status = 409, description = "Several queues have this id", body = Refusal, example = json!({"error": "several queues have this id, name one with &queue=: default, high"}))))]
+pub(super) async fn dead_letter(State(app): AppState, Asked((), asked): Asked<(), OneQuery>) -> Answer<Shown> {
+    one(app.store.dead_letter(&asked.id, asked.queue.as_deref()).await, "dead letter")
 }

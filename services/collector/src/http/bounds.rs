@@ -3,33 +3,52 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use millpond::bus::bounds::QueueSettings;
-use millpond::bus::subject::check_token;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
 
-use super::{App, error};
+use super::App;
+use super::asked::{Asked, Said};
+use super::filters::{NoQuery, check_name};
+use super::refusal::Refusal;
 
-const SHAPE: &str = "send {\"max_waiting\": N} with a whole number from 1, or {\"max_waiting\": null} for no limit";
+/// How many tasks may wait.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limit {
+    /// A whole number from 1, or null for no limit.
+    #[serde(deserialize_with = "max_waiting")]
+    #[schema(required, minimum = 1)]
+    max_waiting: Option<u64>,
+}
 
-/// Sets the limit, or removes it.
+/// Null has to be said: what is left out is a mistake.
+fn max_waiting<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let shape = "max_waiting must be a whole number from 1, or null for no limit";
+    let given = Option::<u64>::deserialize(from).map_err(|_| serde::de::Error::custom(shape))?;
+    if given == Some(0) { Err(serde::de::Error::custom(shape)) } else { Ok(given) }
+}
+
+/// The limit that holds now.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Bounded {
+    queue: String,
+    max_waiting: Option<u64>,
+}
+
+/// Set how many tasks may wait in a queue, or remove the limit.
+#[utoipa::path(post, path = "/queues/{queue}/set", tag = "act", request_body(content = Limit, example = json!({"max_waiting": 100})),
+    params(("queue" = String, Path, description = "Its name", example = "low", pattern = "^[A-Za-z0-9_-]{1,64}$")),
+    responses((status = 200, description = "It holds", body = Bounded, example = json!({"queue": "low", "max_waiting": 100}))))]
 pub(super) async fn set(
     State(app): State<Arc<App>>,
-    Path(queue): Path<String>,
-    Json(asked): Json<Map<String, Value>>,
-) -> Response {
-    if let Err(wrong) = check_token("queue", &queue) {
-        return error(StatusCode::BAD_REQUEST, &wrong.to_string());
-    }
-    let max_waiting = match asked.get("max_waiting") {
-        Some(Value::Null) => None,
-        Some(value) if value.as_u64().is_some_and(|n| n > 0) => value.as_u64(),
-        _ => return error(StatusCode::BAD_REQUEST, SHAPE),
-    };
-    match app.bus.set_queue(&queue, QueueSettings { max_waiting }).await {
-        Ok(()) => Json(json!({ "queue": queue, "max_waiting": max_waiting })).into_response(),
-        Err(fault) => error(StatusCode::BAD_GATEWAY, &fault.to_string()),
-    }
+    Asked(queue, NoQuery {}): Asked<String, NoQuery>,
+    Said(Limit { max_waiting }): Said<Limit>,
+) -> Result<Json<Bounded>, Refusal> {
+    check_name("queue", &queue)?;
+    let set = app.bus.set_queue(&queue, QueueSettings { max_waiting }).await;
+    set.map_err(|fault| Refusal::new(StatusCode::BAD_GATEWAY, fault.to_string()))?;
+    Ok(Json(Bounded { queue, max_waiting }))
 }

@@ -3,14 +3,20 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use millpond::bus::cancel::CancelError;
 use millpond::bus::subject::{TaskSubject, check_token};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use utoipa::ToSchema;
+
+use super::asked::{Asked, Said};
+use super::filters::NoQuery;
+use super::refusal::Refusal;
+use super::rows::Cancelled;
 use super::{App, error};
 use crate::store::Shown;
 
@@ -19,7 +25,12 @@ type AppState = State<Arc<App>>;
 /// Who asks, as the records tell it.
 pub(super) const OPERATOR: &str = "operator";
 
-pub(super) async fn job(State(app): AppState, Path(job): Path<String>) -> Response {
+/// Cancel a job: what waits is removed, what runs is ended.
+#[utoipa::path(post, path = "/jobs/{job}/cancel", tag = "act", params(("job" = String, Path, description = "Its name", example = "report-7", pattern = "^[A-Za-z0-9_-]{1,64}$")), responses(
+    (status = 200, description = "It is cancelled", body = Cancelled, example = json!({"job": "report-7", "epoch": 1, "removed": 3})),
+    (status = 404, description = "There is none", body = Refusal, example = json!({"error": "no job report-7 is known"})),
+    (status = 409, description = "It has ended", body = Refusal, example = json!({"error": "job report-7 has ended: it is finished"}))))]
+pub(super) async fn job(State(app): AppState, Asked(job, NoQuery {}): Asked<String, NoQuery>) -> Response {
     if let Err(wrong) = check_token("job", &job) {
         return error(StatusCode::BAD_REQUEST, &wrong.to_string());
     }
@@ -49,13 +60,38 @@ pub(super) async fn job(State(app): AppState, Path(job): Path<String>) -> Respon
 }
 
 /// Which task.
-#[derive(Deserialize)]
-pub(super) struct Asked {
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OneTask {
+    /// Its id; `<id>/<i>` for an item of a batch.
     id: String,
+    /// Its queue, where several have this id, or where it is still to come.
     queue: Option<String>,
 }
 
-pub(super) async fn task(State(app): AppState, Json(asked): Json<Asked>) -> Response {
+/// A task that is cancelled.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TaskCancelled {
+    id: String,
+    queue: String,
+    /// It has ended already; else its worker ends it, or the one that gets it.
+    ended: bool,
+}
+
+/// Cancel a task: what waits for its time is removed, what runs is ended, what waits for a worker ends at its door.
+#[utoipa::path(post, path = "/task/cancel", tag = "act", request_body(content = OneTask, example = json!({"id": "order-7", "queue": "default"})), responses(
+    (status = 200, description = "It is cancelled", body = TaskCancelled, example = json!({"id": "order-7", "queue": "default", "ended": false})),
+    (status = 404, description = "It neither waits nor runs", body = Refusal, example = json!({"error": "no task order-7 waits or runs; if it is still to come, name its queue"})),
+    (status = 409, description = "It has ended, or several queues have this id", body = Refusal, example = json!({"error": "task order-7 has ended: it is done"}))))]
+pub(super) async fn task(
+    State(app): AppState,
+    Asked((), NoQuery {}): Asked<(), NoQuery>,
+    Said(asked): Said<OneTask>,
+) -> Response {
+    // Not every store takes one.
+    if asked.id.contains('\0') {
+        return error(StatusCode::BAD_REQUEST, "no id has a NUL character");
+    }
     let stored = match app.store.task(&asked.id, asked.queue.as_deref()).await {
         Ok(stored) => stored,
         Err(fault) => return error(StatusCode::INTERNAL_SERVER_ERROR, &format!("{fault:#}")),
@@ -95,7 +131,7 @@ pub(super) async fn task(State(app): AppState, Json(asked): Json<Asked>) -> Resp
         return error(StatusCode::BAD_REQUEST, &wrong.to_string());
     }
     match app.bus.cancel_task(&queue, &id, OPERATOR).await {
-        Ok(ended) => Json(json!({ "id": id, "queue": queue, "ended": ended })).into_response(),
+        Ok(ended) => Json(TaskCancelled { id, queue, ended }).into_response(),
         Err(fault) => failed(&fault),
     }
 }

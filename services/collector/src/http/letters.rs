@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use millpond::bus::subject::check_token;
 use millpond::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, TASK_BYTES_MAX};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::api::{bad, time};
+use utoipa::ToSchema;
+
+use super::App;
+use super::asked::{Said, time};
 use super::cancel::OPERATOR;
-use super::{App, error};
+use super::filters::check_name;
+use super::refusal::Refusal;
+use super::rows::{LetterName, Settled};
 use crate::replays::{Done, How};
 use crate::store::{Cursor, Letter, Page, TaskFilter};
 
@@ -34,31 +36,49 @@ const STEPS_PER_SECOND: u32 = 10;
 /// No step begins later than this in a request; one may take 10 s itself. Whoever asks waits for 30 s.
 const STEPS_FOR: Duration = Duration::from_secs(10);
 
-/// What is asked.
-#[derive(Deserialize, Default)]
+/// Which letters, and how: `letters` or a `filter`.
+#[derive(Deserialize, Default, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Asked {
+    /// These, 1000 at the most.
+    #[schema(value_type = Option<Vec<LetterName>>, max_items = 1000)]
     letters: Option<Vec<Letter>>,
+    /// All that wait and fit.
     filter: Option<Filter>,
+    /// With a filter: so many at the most.
+    #[schema(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<u32>,
+    /// The `next` of the answer before, unchanged.
     after: Option<String>,
+    /// Only tell what would be done.
     dry_run: bool,
+    /// So many a second at the most.
+    #[schema(minimum = 1, maximum = 100_000, default = 1000)]
     rate: Option<u32>,
+    /// Retry only: in this queue, as new tasks.
+    #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
     queue: Option<String>,
+    /// Retry of one letter only: with these arguments.
+    #[schema(value_type = Option<serde_json::Value>)]
     arguments: Option<Box<RawValue>>,
 }
 
 /// Which letters: a name that is not known here must not mean all of them.
-#[derive(Deserialize, Default)]
+#[derive(Serialize, Deserialize, Default, ToSchema)]
 #[serde(default, deny_unknown_fields)]
-struct Filter {
+pub(super) struct Filter {
     queue: Option<String>,
     kind: Option<String>,
     job: Option<String>,
     reason: Option<String>,
     worker: Option<String>,
+    /// Text in the type or the message of the failure.
     error: Option<String>,
+    /// Buried then or later: RFC 3339, or Unix time in milliseconds.
+    #[schema(value_type = Option<String>, format = "date-time")]
     since: Option<Value>,
+    /// Buried before then.
+    #[schema(value_type = Option<String>, format = "date-time")]
     until: Option<Value>,
 }
 
@@ -79,29 +99,37 @@ struct Chosen {
 }
 
 type AppState = State<Arc<App>>;
-type Refused = Box<Response>;
+type Answer = Result<Json<Value>, Refusal>;
 
-/// Runs each again; one that fails does not stop the others.
-pub(super) async fn retry(State(app): AppState, Json(asked): Json<Asked>) -> Response {
+/// Run dead letters again, at a pace; one that fails does not stop the others.
+#[utoipa::path(post, path = "/dead/retry", tag = "act", request_body(content = Asked, example = json!({"letters": [{"queue": "default", "id": "order-7", "attempt": 3}]})),
+    responses((status = 200, description = "What became of each; go on with `next` as `after`", body = Settled,
+        example = json!({"rows": [{"queue": "default", "id": "order-7", "attempt": 3, "ok": true, "error": null}], "next": null, "matched": 1}))))]
+pub(super) async fn retry(State(app): AppState, Said(asked): Said<Asked>) -> Answer {
     let how = How { to_queue: asked.queue.clone(), arguments: asked.arguments.clone(), by: OPERATOR.to_owned() };
-    act(&app, &asked, Verb::Retry(how)).await.unwrap_or_else(|refused| *refused)
+    act(&app, &asked, Verb::Retry(how)).await
 }
 
-/// Throws each away.
-pub(super) async fn purge(State(app): AppState, Json(asked): Json<Asked>) -> Response {
+/// Throw dead letters away, at a pace; their tasks stay dead.
+#[utoipa::path(post, path = "/dead/purge", tag = "act", request_body(content = Asked, example = json!({"letters": [{"queue": "default", "id": "order-7", "attempt": 3}]})),
+    responses((status = 200, description = "What became of each; go on with `next` as `after`", body = Settled,
+        example = json!({"rows": [{"queue": "default", "id": "order-7", "attempt": 3, "ok": true, "error": null}], "next": null, "matched": 1}))))]
+pub(super) async fn purge(State(app): AppState, Said(asked): Said<Asked>) -> Answer {
     if asked.queue.is_some() || asked.arguments.is_some() {
-        return *bad("queue and arguments are for dead/retry; in a purge the queue belongs into the filter");
+        return Err(Refusal::bad(
+            "queue and arguments are for dead/retry; in a purge the queue belongs into the filter",
+        ));
     }
-    act(&app, &asked, Verb::Purge).await.unwrap_or_else(|refused| *refused)
+    act(&app, &asked, Verb::Purge).await
 }
 
-async fn act(app: &App, asked: &Asked, verb: Verb) -> Result<Response, Refused> {
+async fn act(app: &App, asked: &Asked, verb: Verb) -> Answer {
     let rate = asked.rate.unwrap_or(RATE_DEFAULT);
     if !(1..=RATE_MAX).contains(&rate) {
-        return Err(bad(&format!("rate must be a number from 1 to {RATE_MAX}, in letters a second")));
+        return Err(Refusal::bad(format!("rate must be a number from 1 to {RATE_MAX}, in letters a second")));
     }
     if let Some(queue) = &asked.queue {
-        check_token("queue", queue).map_err(|wrong| bad(&wrong.to_string()))?;
+        check_name("queue", queue)?;
     }
     check_arguments(asked)?;
     let chosen = choose(app, asked).await?;
@@ -128,7 +156,7 @@ async fn act(app: &App, asked: &Asked, verb: Verb) -> Result<Response, Refused> 
         // Whoever goes on at once keeps the pace too.
         pace.tick().await;
     }
-    Ok(Json(json!({ "rows": rows, "next": next, "matched": chosen.matched })).into_response())
+    Ok(Json(json!({ "rows": rows, "next": next, "matched": chosen.matched })))
 }
 
 async fn step(app: &App, letters: &[Letter], verb: &Verb, dry_run: bool) -> Vec<Done> {
@@ -164,44 +192,48 @@ fn told(letter: &Letter, done: Done, dry_run: bool) -> Value {
 }
 
 /// Other arguments are meant for one task.
-fn check_arguments(asked: &Asked) -> Result<(), Refused> {
+fn check_arguments(asked: &Asked) -> Result<(), Refusal> {
     let Some(arguments) = &asked.arguments else { return Ok(()) };
     if asked.letters.as_ref().is_none_or(|letters| letters.len() != 1) {
-        return Err(bad("other arguments go with exactly one letter: name it in letters"));
+        return Err(Refusal::bad("other arguments go with exactly one letter: name it in letters"));
     }
     let bytes = arguments.get().len();
     if bytes > TASK_BYTES_MAX {
         let text =
             format!("arguments of {bytes} bytes: {TASK_BYTES_MAX} at the most; publish a new task with larger ones");
-        return Err(bad(&text));
+        return Err(Refusal::bad(text));
     }
     Ok(())
 }
 
-async fn choose(app: &App, asked: &Asked) -> Result<Chosen, Refused> {
+async fn choose(app: &App, asked: &Asked) -> Result<Chosen, Refusal> {
     match (&asked.letters, &asked.filter) {
         (Some(letters), None) => {
             if letters.len() > LETTERS_MAX {
-                return Err(bad(&format!("at most {LETTERS_MAX} letters at once; send the others in another request")));
+                return Err(Refusal::bad(format!(
+                    "at most {LETTERS_MAX} letters at once; send the others in another request"
+                )));
             }
             let skip = asked.after.as_ref().map_or(Some(0), |after| after.parse().ok());
-            let skip = skip.ok_or_else(|| bad("after must be the `next` of the answer before, unchanged"))?;
+            let skip = skip.ok_or_else(|| Refusal::bad("after must be the `next` of the answer before, unchanged"))?;
             let named = letters.iter().cloned().enumerate().skip(skip);
             let letters = named.map(|(at, letter)| ((at + 1).to_string(), letter)).collect::<Vec<_>>();
             Ok(Chosen { matched: (letters.len() + skip) as u64, letters, more: false })
         }
         (None, Some(filter)) => by_filter(app, asked, filter).await,
-        _ => Err(bad("name the letters ({\"letters\": [{queue, id, attempt}]}) or a filter ({\"filter\": {…}})")),
+        _ => Err(Refusal::bad(
+            "name the letters ({\"letters\": [{queue, id, attempt}]}) or a filter ({\"filter\": {…}})",
+        )),
     }
 }
 
-async fn by_filter(app: &App, asked: &Asked, filter: &Filter) -> Result<Chosen, Refused> {
+async fn by_filter(app: &App, asked: &Asked, filter: &Filter) -> Result<Chosen, Refusal> {
     let limit = asked.limit.unwrap_or(PAGE_ROWS_DEFAULT);
     if !(1..=PAGE_ROWS_MAX).contains(&limit) {
-        return Err(bad(&format!("limit must be a number from 1 to {PAGE_ROWS_MAX}")));
+        return Err(Refusal::bad(format!("limit must be a number from 1 to {PAGE_ROWS_MAX}")));
     }
     let after = asked.after.as_ref().map(|after| after.parse::<Cursor>()).transpose();
-    let after = after.map_err(|_| bad("after must be the `next` of the answer before, unchanged"))?;
+    let after = after.map_err(|_| Refusal::bad("after must be the `next` of the answer before, unchanged"))?;
     let said = |value: &Option<Value>| value.as_ref().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
     let (since, until) = (said(&filter.since), said(&filter.until));
     let tasks = TaskFilter {
@@ -211,13 +243,11 @@ async fn by_filter(app: &App, asked: &Asked, filter: &Filter) -> Result<Chosen, 
         status: None,
         worker: filter.worker.clone(),
         error: filter.error.clone().filter(|text| !text.is_empty()),
-        since_ms: time("since", since.as_deref())?,
-        until_ms: time("until", until.as_deref())?,
+        since_ms: since.as_deref().map(time).transpose().map_err(Refusal::bad)?,
+        until_ms: until.as_deref().map(time).transpose().map_err(Refusal::bad)?,
     };
     let reason = filter.reason.as_deref();
-    let unreadable = |fault: anyhow::Error| {
-        Box::new(error(StatusCode::INTERNAL_SERVER_ERROR, &format!("the store cannot be read: {fault:#}")))
-    };
+    let unreadable = |fault: anyhow::Error| Refusal::of_store(&fault);
     let matched = app.store.count_letters(&tasks, reason).await.map_err(unreadable)?;
     let (found, more) = app.store.letters(&tasks, reason, Page { limit, after }).await.map_err(unreadable)?;
     let letters = found.into_iter().map(|(n, letter)| (n.to_string(), letter)).collect();

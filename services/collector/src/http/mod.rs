@@ -1,111 +1,161 @@
-//! The HTTP API: what the console and the CLI read. All under /api/v1 needs the token; health and metrics do not.
+//! The HTTP API: what the console and the CLI use, and what is served. `guard` decides who may ask, `asked` reads what was
+//! said, `refusal` is how errors look; `rows` describes what lists show, and `doc` is the OpenAPI document, which lists
+//! what [`router`] serves because both come from the same routes.
 
 mod api;
+mod asked;
 mod bounds;
 mod cancel;
+mod console;
+mod doc;
+mod export;
+mod filters;
+mod guard;
 mod letters;
 mod operate;
+mod refusal;
+mod rows;
 mod schedules;
+mod session;
 mod why;
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use millpond::bus::Bus;
-use serde_json::json;
-use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(crate) use guard::Tokens;
+pub(crate) use session::Failures;
 
 use crate::collect::Health;
 use crate::records::Workers;
 use crate::replays::Replays;
 use crate::store::Store;
+use refusal::Refusal;
 
 /// What every request may use.
 pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) workers: Workers,
     pub(crate) bus: Bus,
-    pub(crate) token: Arc<str>,
+    pub(crate) tokens: Tokens,
+    /// Logins that failed of late.
+    pub(crate) failures: Failures,
+    /// A permit for each export that is under way.
+    pub(crate) exports: Arc<Semaphore>,
+    /// Where Kibana is, for the console's links.
+    pub(crate) kibana_url: Option<String>,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) health: Vec<Arc<Health>>,
     pub(crate) replays: Replays,
 }
 
-/// All routes.
+type Routes = OpenApiRouter<Arc<App>>;
+
+/// What needs no token, and tells nothing of tasks.
+fn open() -> Routes {
+    OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).routes(routes!(show_metrics))
+}
+
+/// What needs no token, under /api/v1.
+fn entrance() -> Routes {
+    OpenApiRouter::new().routes(routes!(doc::openapi)).routes(routes!(session::login)).routes(routes!(session::logout))
+}
+
+/// Everything else: a GET is for viewers and operators, all others for operators (`guard`).
+fn guarded() -> Routes {
+    OpenApiRouter::new()
+        .routes(routes!(session::show))
+        .routes(routes!(api::tasks))
+        .routes(routes!(api::task))
+        .routes(routes!(api::jobs))
+        .routes(routes!(api::job))
+        .routes(routes!(api::job_results))
+        .routes(routes!(api::workers))
+        .routes(routes!(api::dead))
+        .routes(routes!(api::dead_letter))
+        .routes(routes!(export::tasks))
+        .routes(routes!(export::dead))
+        .routes(routes!(export::job_results))
+        .routes(routes!(schedules::list))
+        .routes(routes!(why::why))
+        .routes(routes!(cancel::job))
+        .routes(routes!(cancel::task))
+        .routes(routes!(bounds::set))
+        .routes(routes!(operate::drain))
+        .routes(routes!(letters::retry))
+        .routes(routes!(letters::purge))
+        .routes(routes!(operate::queues))
+        .routes(routes!(operate::pause))
+        .routes(routes!(operate::resume))
+        .routes(routes!(operate::purge))
+}
+
+fn under_api(routes: Routes) -> Routes {
+    OpenApiRouter::new().nest("/api/v1", routes)
+}
+
+/// Everything that is served.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let api = Router::new()
-        .route("/tasks", get(api::tasks))
-        .route("/task", get(api::task))
-        .route("/jobs", get(api::jobs))
-        .route("/jobs/{job}", get(api::job))
-        .route("/jobs/{job}/results", get(api::job_results))
-        .route("/jobs/{job}/cancel", post(cancel::job))
-        .route("/task/cancel", post(cancel::task))
-        .route("/workers", get(api::workers))
-        .route("/workers/{worker}/drain", post(operate::drain))
-        .route("/dead", get(api::dead))
-        .route("/dead_letter", get(api::dead_letter))
-        .route("/dead/retry", post(letters::retry))
-        .route("/dead/purge", post(letters::purge))
-        .route("/queues", get(operate::queues))
-        .route("/queues/{queue}/set", post(bounds::set))
-        .route("/queues/{queue}/pause", post(operate::pause))
-        .route("/queues/{queue}/resume", post(operate::resume))
-        .route("/queues/{queue}/purge", post(operate::purge))
-        .route("/schedules", get(schedules::list))
-        .route("/why", get(why::why))
-        .layer(from_fn_with_state(app.clone(), with_token));
-    Router::new()
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(show_metrics))
-        .nest("/api/v1", api)
-        .fallback(async || error(StatusCode::NOT_FOUND, "no such path; docs/protocol.md and the README list them"))
+    let guarded = guarded().layer(from_fn_with_state(app.clone(), guard::admit));
+    let (routes, _) = open().merge(under_api(entrance().merge(guarded))).split_for_parts();
+    let other_methods = "this path has other methods; GET /api/v1/openapi.json lists them";
+    let other_paths = "no such path; GET /api/v1/openapi.json lists them";
+    routes
+        .merge(console::router())
+        .method_not_allowed_fallback(async move || Refusal::new(StatusCode::METHOD_NOT_ALLOWED, other_methods))
+        .fallback(async move || Refusal::new(StatusCode::NOT_FOUND, other_paths))
+        .layer(map_response(console::with_headers))
         .with_state(app)
 }
 
 /// An error as every caller gets it.
 pub(crate) fn error(status: StatusCode, text: &str) -> Response {
-    (status, Json(json!({ "error": text }))).into_response()
+    Refusal::new(status, text).into_response()
 }
 
-async fn with_token(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    let given = given.and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default();
-    if bool::from(given.as_bytes().ct_eq(app.token.as_bytes())) {
-        next.run(request).await
-    } else {
-        error(
-            StatusCode::UNAUTHORIZED,
-            "send the header `Authorization: Bearer TOKEN` with the collector's token (MILLPOND_TOKEN)",
-        )
-    }
+/// Whether the process lives.
+#[utoipa::path(get, path = "/healthz", tag = "service",
+    responses((status = 200, description = "It does", body = String, content_type = "text/plain", example = "ok\n")))]
+async fn healthz() -> &'static str {
+    "ok\n"
 }
 
-async fn ready(State(app): State<Arc<App>>) -> Response {
+/// Whether what ends is stored, and can be read.
+#[utoipa::path(get, path = "/readyz", tag = "service", responses(
+    (status = 200, description = "It is", body = String, content_type = "text/plain", example = "ready\n"),
+    (status = 503, description = "It is not", body = Refusal, example = json!({"error": "not connected to NATS"}))))]
+async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Refusal> {
+    let not = |text: &str| Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text));
     if !app.bus.is_connected() {
-        return error(StatusCode::SERVICE_UNAVAILABLE, "not connected to NATS");
+        return not("not connected to NATS");
     }
     if !app.store.is_usable().await {
-        return error(StatusCode::SERVICE_UNAVAILABLE, "the store cannot be read");
+        return not("the store cannot be read");
     }
-    if let Some(complaint) = app.health.iter().find_map(|health| health.complaint()) {
-        return error(StatusCode::SERVICE_UNAVAILABLE, &complaint);
+    match app.health.iter().find_map(|health| health.complaint()) {
+        Some(complaint) => not(&complaint),
+        None => Ok("ready\n"),
     }
-    "ready\n".into_response()
 }
 
-async fn show_metrics(State(app): State<Arc<App>>) -> Response {
+/// Metrics as Prometheus reads them.
+#[utoipa::path(get, path = "/metrics", tag = "service",
+    responses((status = 200, description = "The metrics", body = String, content_type = "text/plain",
+        example = "millpond_tasks{status=\"dead\"} 3\n")))]
+async fn show_metrics(State(app): State<Arc<App>>) -> String {
     if let Ok((retrying, dead)) = app.store.unfinished().await {
         for (status, count) in [("retrying", retrying), ("dead", dead)] {
             metrics::gauge!("millpond_tasks", "status" => status).set(u32::try_from(count).unwrap_or(u32::MAX));
         }
     }
-    app.metrics.render().into_response()
+    app.metrics.render()
 }

@@ -6,18 +6,23 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use millpond::client::shown;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{App, error};
+use super::App;
+use super::asked::Asked;
+use super::filters::NoQuery;
+use super::refusal::Refusal;
+use super::rows::{Listed, ScheduleRow};
 
-pub(super) async fn list(State(app): State<Arc<App>>) -> Response {
-    match app.bus.schedules().await {
-        Ok(schedules) => {
-            let rows: Vec<Value> = schedules.iter().map(shown).collect();
-            Json(json!({ "rows": rows, "next": null })).into_response()
-        }
-        Err(fault) => error(StatusCode::BAD_GATEWAY, &fault.to_string()),
-    }
+/// List schedules by name.
+#[utoipa::path(get, path = "/schedules", tag = "read", responses((status = 200, description = "All of them", body = Listed<ScheduleRow>,
+    example = json!({"rows": [{"name": "report", "queue": "default", "kind": "square", "args": 12, "schedule": "every 10s", "zone": null, "paused": false, "next_ms": 1_800_000_010_000_i64, "timeout_ms": null, "attempts_max": null, "by": "client", "since_ms": 1_800_000_000_000_i64}], "next": null}))))]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Asked((), NoQuery {}): Asked<(), NoQuery>,
+) -> Result<Json<Listed<Value>>, Refusal> {
+    let schedules = app.bus.schedules().await;
+    let schedules = schedules.map_err(|fault| Refusal::new(StatusCode::BAD_GATEWAY, fault.to_string()))?;
+    Ok(Json(Listed { rows: schedules.iter().map(shown).collect(), next: None }))
 }

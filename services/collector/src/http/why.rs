@@ -3,34 +3,31 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use millpond::bus::find::Whereabouts;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::asked::Asked;
+use super::filters::OneQuery;
 use super::{App, error};
-
-/// Which task.
-#[derive(Deserialize)]
-pub(super) struct Asked {
-    id: Option<String>,
-    queue: Option<String>,
-}
 
 /// A state and the sentence that explains it.
 type Why = (&'static str, String);
 
-pub(super) async fn why(State(app): State<Arc<App>>, Query(asked): Query<Asked>) -> Response {
-    let Some(id) = asked.id else { return error(StatusCode::BAD_REQUEST, "name the task: ?id=…") };
-    let stored = match app.store.task(&id, asked.queue.as_deref()).await {
+/// Why a task has no result: one sentence.
+#[utoipa::path(get, path = "/why", tag = "read", params(OneQuery), responses((status = 200, description = "It", body = super::rows::Why,
+    example = json!({"id": "order-7", "state": "paused", "sentence": "queue default is paused; `millpond queue resume default` goes on"}))))]
+pub(super) async fn why(State(app): State<Arc<App>>, Asked((), asked): Asked<(), OneQuery>) -> Response {
+    let OneQuery { id, queue } = asked;
+    let stored = match app.store.task(&id, queue.as_deref()).await {
         Ok(stored) => stored.into_iter().next().and_then(|task| serde_json::to_value(task).ok()),
         Err(fault) => return error(StatusCode::INTERNAL_SERVER_ERROR, &format!("the store cannot be read: {fault:#}")),
     };
     let (state, sentence) = match stored.as_ref().and_then(ended) {
         Some(why) => why,
-        None => match now(&app, &id, asked.queue.as_deref(), stored.as_ref()).await {
+        None => match now(&app, &id, queue.as_deref(), stored.as_ref()).await {
             Ok(why) => why,
             Err(fault) => return error(StatusCode::BAD_GATEWAY, &fault),
         },

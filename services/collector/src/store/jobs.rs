@@ -24,12 +24,9 @@ const JOB_COLUMNS: &str = "SELECT job_counts.n, job_counts.job, queue, kind, job
 pub(crate) struct JobFilter {
     /// The start of its name.
     pub(crate) name: Option<String>,
-    /// How it stands, one of [`JOB_STATES`].
+    /// How it stands, as [`state_of`] names it.
     pub(crate) state: Option<String>,
 }
-
-/// How a job may stand.
-pub(crate) const JOB_STATES: [&str; 6] = ["open", "stalled", "closed", "finished", "cancelled", "session"];
 
 /// Where a row stands in the order of its job: by index, then by age. Two tasks may claim one index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

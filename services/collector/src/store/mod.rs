@@ -29,7 +29,7 @@ use millpond::job::{JobRecord, JobState};
 use cancels::{JobCancels, job_key};
 use sql::{Database, Sql};
 
-pub(crate) use jobs::{Ends, JobFilter, Place};
+pub(crate) use jobs::{JobFilter, Place};
 pub(crate) use keep::Keep;
 pub(crate) use letters::{Again, Letter};
 pub(crate) use read::{Cursor, Page, Rows, TaskFilter};

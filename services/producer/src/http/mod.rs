@@ -19,8 +19,8 @@ use millpond::bus::Bus;
 use millpond::bus::publish::PublishError;
 use millpond::client::{Client, ClientError};
 use millpond::limits::{HTTP_JOBS_MAX, HTTP_WAITERS_MAX};
+use millpond::token::Token;
 use serde::Serialize;
-use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
@@ -34,7 +34,7 @@ const RETRY_AFTER_S: &str = "1";
 pub(crate) struct App {
     pub(crate) client: Client,
     pub(crate) bus: Bus,
-    pub(crate) token: Arc<str>,
+    pub(crate) token: Token,
     pub(crate) metrics: PrometheusHandle,
     /// A permit for each request that waits for the end of a task.
     pub(crate) waiters: Semaphore,
@@ -45,7 +45,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(bus: Bus, token: Arc<str>, metrics: PrometheusHandle, shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(bus: Bus, token: Token, metrics: PrometheusHandle, shutdown: CancellationToken) -> Self {
         let (waiters, jobs) = (Semaphore::new(HTTP_WAITERS_MAX), Arc::new(Semaphore::new(HTTP_JOBS_MAX)));
         Self { client: Client::over(bus.clone()), bus, token, metrics, waiters, jobs, shutdown }
     }
@@ -153,8 +153,7 @@ impl IntoResponse for Refusal {
 
 async fn with_token(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    let given = given.and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default();
-    if bool::from(given.as_bytes().ct_eq(app.token.as_bytes())) {
+    if given.is_some_and(|credentials| app.token.is_in(credentials)) {
         next.run(request).await
     } else {
         let text = "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)";

@@ -1,0 +1,135 @@
+//! Lists as downloads: all rows, a JSON object a line, read from the store page by page and no faster than the caller
+//! takes them. A store that fails on the way cuts the answer off, so that nobody takes it for the whole.
+
+use std::sync::Arc;
+use std::vec;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use millpond::limits::{HTTP_CHUNK_BYTES, HTTP_EXPORTS_MAX, PAGE_ROWS_MAX};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::App;
+use super::asked::Asked;
+use super::filters::{DeadQuery, NoQuery, TaskQuery, check_name};
+use super::refusal::Refusal;
+use crate::store::{Page, Place, Shown, TaskFilter};
+
+/// The media type of newline-delimited JSON.
+const NDJSON: &str = "application/x-ndjson";
+/// When who was refused may come again, in seconds.
+const RETRY_AFTER_S: u64 = 5;
+
+type AppState = State<Arc<App>>;
+
+/// Which list, and which of its rows.
+enum Wanted {
+    Tasks(TaskFilter),
+    Dead(TaskFilter, Option<String>),
+    Results(String),
+}
+
+impl Wanted {
+    /// A page, and where the next one starts: the cursors of the lists.
+    async fn page(&self, app: &App, after: Option<&str>) -> anyhow::Result<(Vec<Shown>, Option<String>)> {
+        let page = Page { limit: PAGE_ROWS_MAX, after: after.and_then(|text| text.parse().ok()) };
+        let (rows, next) = match self {
+            Self::Tasks(filter) => app.store.tasks(filter, page).await?,
+            Self::Dead(filter, reason) => app.store.dead(filter, reason.as_deref(), page).await?,
+            Self::Results(job) => {
+                let (rows, next) = app.store.job_results(job, 0, PAGE_ROWS_MAX, after.and_then(Place::parse)).await?;
+                return Ok((rows, next.map(Place::cursor)));
+            }
+        };
+        Ok((rows, next.map(|n| n.to_string())))
+    }
+}
+
+/// One download under way. Dropped when its caller is gone.
+struct Export {
+    app: Arc<App>,
+    wanted: Wanted,
+    /// What was read and not yet written.
+    rows: vec::IntoIter<Shown>,
+    next: Option<String>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Export {
+    async fn begin(app: Arc<App>, wanted: Wanted) -> Result<Self, Refusal> {
+        let Ok(permit) = app.exports.clone().try_acquire_owned() else {
+            let text = format!("{HTTP_EXPORTS_MAX} exports are under way already: come again");
+            return Err(Refusal::busy(RETRY_AFTER_S, text));
+        };
+        let (rows, next) = wanted.page(&app, None).await.map_err(|fault| Refusal::of_store(&fault))?;
+        Ok(Self { app, wanted, rows: rows.into_iter(), next, _permit: permit })
+    }
+
+    /// The next lines; none at the end.
+    async fn chunk(&mut self) -> anyhow::Result<Option<Bytes>> {
+        let mut lines = Vec::new();
+        while lines.len() < HTTP_CHUNK_BYTES {
+            if let Some(row) = self.rows.next() {
+                serde_json::to_writer(&mut lines, &row)?;
+                lines.push(b'\n');
+                continue;
+            }
+            let Some(after) = self.next.take() else { break };
+            let (rows, next) = self.wanted.page(&self.app, Some(&after)).await?;
+            (self.rows, self.next) = (rows.into_iter(), next);
+        }
+        Ok((!lines.is_empty()).then(|| Bytes::from(lines)))
+    }
+
+    fn answer(self, name: &str) -> Response {
+        let chunks = stream::try_unfold(self, async |mut export| match export.chunk().await {
+            Ok(chunk) => Ok(chunk.map(|chunk| (chunk, export))),
+            Err(fault) => {
+                tracing::error!(error = %format!("{fault:#}"), "an export is cut off: the store cannot be read");
+                Err(fault)
+            }
+        });
+        let disposition = format!("attachment; filename=\"{name}.ndjson\"");
+        let headers = [(header::CONTENT_TYPE, NDJSON), (header::CONTENT_DISPOSITION, disposition.as_str())];
+        (headers, Body::from_stream(chunks)).into_response()
+    }
+}
+
+/// Download tasks: a row of the list a line.
+#[utoipa::path(get, path = "/tasks.ndjson", tag = "read", params(TaskQuery), responses(
+    (status = 200, description = "All of them, the newest first; what is cut off is not the whole", body = String, content_type = "application/x-ndjson",
+        headers(("Content-Disposition" = String, description = "A name for the file")),
+        example = json!("{\"queue\":\"default\",\"id\":\"order-7\",\"kind\":\"square\",\"status\":\"done\",\"result\":144}\n")),
+    (status = 429, description = "Too many exports at once", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "16 exports are under way already: come again"}))))]
+pub(super) async fn tasks(State(app): AppState, Asked((), asked): Asked<(), TaskQuery>) -> Result<Response, Refusal> {
+    Ok(Export::begin(app, Wanted::Tasks(asked.into())).await?.answer("tasks"))
+}
+
+/// Download dead letters: a row of the list a line.
+#[utoipa::path(get, path = "/dead.ndjson", tag = "read", params(DeadQuery), responses(
+    (status = 200, description = "All of them, the newest first; what is cut off is not the whole", body = String, content_type = "application/x-ndjson",
+        headers(("Content-Disposition" = String, description = "A name for the file")),
+        example = json!("{\"queue\":\"default\",\"id\":\"order-7\",\"kind\":\"square\",\"attempt\":3,\"reason\":\"exhausted\"}\n")),
+    (status = 429, description = "Too many exports at once", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "16 exports are under way already: come again"}))))]
+pub(super) async fn dead(State(app): AppState, Asked((), asked): Asked<(), DeadQuery>) -> Result<Response, Refusal> {
+    let (filter, reason) = asked.split();
+    Ok(Export::begin(app, Wanted::Dead(filter, reason)).await?.answer("dead"))
+}
+
+/// Download how the tasks of a job ended, by their index: a row of the list a line.
+#[utoipa::path(get, path = "/jobs/{job}/results.ndjson", tag = "read",
+    params(("job" = String, Path, description = "Its name", example = "report-7", pattern = "^[A-Za-z0-9_-]{1,64}$")), responses(
+    (status = 200, description = "All of them; what is cut off is not the whole", body = String, content_type = "application/x-ndjson",
+        headers(("Content-Disposition" = String, description = "A name for the file")),
+        example = json!("{\"index\":0,\"id\":\"report-7.1/0\",\"queue\":\"default\",\"status\":\"done\",\"result\":0}\n")),
+    (status = 429, description = "Too many exports at once", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "16 exports are under way already: come again"}))))]
+pub(super) async fn job_results(
+    State(app): AppState,
+    Asked(job, NoQuery {}): Asked<String, NoQuery>,
+) -> Result<Response, Refusal> {
+    check_name("job", &job)?;
+    Ok(Export::begin(app, Wanted::Results(job.clone())).await?.answer(&job))
+}

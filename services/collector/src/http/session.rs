@@ -1,0 +1,235 @@
+//! Sessions of browsers: a cookie that says who it is for and until when, sealed with the token that was logged in with.
+//! Nothing is kept here, so a session is good at any collector and survives its restart; another token ends it.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use millpond::limits::{LOGIN_FAILURES_MAX, LOGIN_FAILURES_WITHIN, SESSION_LASTS};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::App;
+use super::asked::Said;
+use super::guard::{Caller, Role, Tokens, from_console, from_here};
+use super::refusal::Refusal;
+
+/// Name of the cookie.
+pub(super) const COOKIE: &str = "millpond_session";
+
+/// The value of a cookie: `<role>.<end, Unix ms>.<nonce>.<seal over what stands before>`. None: nobody has the role.
+fn sealed(tokens: &Tokens, role: Role, expires_ms: i64) -> Option<String> {
+    let text = format!("{}.{expires_ms}.{}", role.name(), millpond::random_token());
+    let seal = tokens.of(role)?.seal(&text);
+    Some(format!("{text}.{seal}"))
+}
+
+/// Whose cookie this is, at this time.
+fn read(tokens: &Tokens, cookie: &str, now_ms: i64) -> Option<Caller> {
+    let (text, seal) = cookie.rsplit_once('.')?;
+    let mut parts = text.split('.');
+    let (role, expires_ms) = (parts.next()?, parts.next()?);
+    let role = Role::ALL.into_iter().find(|known| known.name() == role)?;
+    if !tokens.of(role)?.sealed(text, seal) {
+        return None;
+    }
+    let expires_ms = expires_ms.parse().ok().filter(|expires_ms| now_ms < *expires_ms)?;
+    Some(Caller { role, expires_ms: Some(expires_ms) })
+}
+
+/// The cookie of a request, where it has one.
+fn cookie(headers: &HeaderMap) -> Option<&str> {
+    let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value)
+}
+
+/// Who asks by a session, at this time.
+pub(super) fn caller(tokens: &Tokens, headers: &HeaderMap, now_ms: i64) -> Option<Caller> {
+    read(tokens, cookie(headers)?, now_ms)
+}
+
+/// What a browser is told to keep. It sends it only where it was got, and by TLS where it came by TLS.
+fn set_cookie(headers: &HeaderMap, value: &str, lasts: Duration) -> String {
+    let proto = headers.get("x-forwarded-proto").and_then(|proto| proto.to_str().ok()).unwrap_or_default();
+    let by_tls = proto.split(',').next().is_some_and(|first| first.trim().eq_ignore_ascii_case("https"));
+    let secure = if by_tls { "; Secure" } else { "" };
+    format!("{COOKIE}={value}; Path=/; Max-Age={}; HttpOnly; SameSite=Strict{secure}", lasts.as_secs())
+}
+
+/// The logins that failed of late, of all callers together: nobody can try tokens fast.
+#[derive(Default)]
+pub(crate) struct Failures(Mutex<VecDeque<Instant>>);
+
+impl Failures {
+    /// Tries a login at this time; what `right` says. While too many have failed none is tried, and the error says for
+    /// how long.
+    fn attempt<T>(&self, now: Instant, right: impl FnOnce() -> Option<T>) -> Result<Option<T>, Duration> {
+        let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = |at: &Instant| now.saturating_duration_since(*at);
+        failed.retain(|at| age(at) < LOGIN_FAILURES_WITHIN);
+        if failed.len() >= LOGIN_FAILURES_MAX {
+            return Err(failed.front().map_or(Duration::ZERO, |at| LOGIN_FAILURES_WITHIN.saturating_sub(age(at))));
+        }
+        let found = right();
+        if found.is_none() {
+            failed.push_back(now);
+        }
+        Ok(found)
+    }
+}
+
+/// What to log in with.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Login {
+    /// The viewer's or the operator's token.
+    token: String,
+}
+
+/// Who is logged in.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LoggedIn {
+    role: Role,
+    /// When it ends, Unix time in milliseconds.
+    expires_ms: i64,
+}
+
+/// Begin a session: the answer sets its cookie.
+///
+/// It lasts 12 hours and ends early only by `/logout`, or when the collector gets another token. What changes something
+/// with the cookie needs the header `X-Millpond: console`.
+#[utoipa::path(post, path = "/login", tag = "session", request_body(content = Login, example = json!({"token": "the token"})),
+    responses(
+        (status = 200, description = "It has begun", body = LoggedIn, headers(("Set-Cookie" = String, description = "The session")),
+            example = json!({"role": "viewer", "expires_ms": 1_900_000_000_000_i64})),
+        (status = 400, description = "The body does not fit", body = Refusal, example = json!({"error": "the body cannot be read: missing field `token`"})),
+        (status = 401, description = "It is no token of this collector", body = Refusal, example = json!({"error": "this is no token of this collector"})),
+        (status = 403, description = "Another site has asked", body = Refusal, example = json!({"error": "another site has asked for this: use the console itself"})),
+        (status = 413, description = "The body is too large", body = Refusal, example = json!({"error": "length limit exceeded"})),
+        (status = 415, description = "The body is no JSON", body = Refusal, example = json!({"error": "the body is JSON: send it with Content-Type: application/json"})),
+        (status = 429, description = "Too many logins have failed; `Retry-After` says when to come again", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")),
+            example = json!({"error": "10 logins have failed within a minute: come again"})),
+    ))]
+pub(super) async fn login(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    Said(asked): Said<Login>,
+) -> Result<Response, Refusal> {
+    from_here(&headers)?;
+    let tried = app.failures.attempt(Instant::now(), || app.tokens.role(|token| token.is(&asked.token)));
+    let role = tried.map_err(|wait| {
+        let text = format!("{LOGIN_FAILURES_MAX} logins have failed within a minute: come again");
+        Refusal::busy(wait.as_secs() + 1, text)
+    })?;
+    let Some(role) = role else {
+        tracing::warn!(%peer, "a login has failed: no such token");
+        return Err(Refusal::new(StatusCode::UNAUTHORIZED, "this is no token of this collector"));
+    };
+    let expires_ms = millpond::now_ms() + i64::try_from(SESSION_LASTS.as_millis()).unwrap_or(0);
+    let cookie = sealed(&app.tokens, role, expires_ms).unwrap_or_default();
+    let cookie = set_cookie(&headers, &cookie, SESSION_LASTS);
+    tracing::info!(%peer, role = role.name(), "logged in");
+    Ok(([(header::SET_COOKIE, cookie)], Json(LoggedIn { role, expires_ms })).into_response())
+}
+
+/// End a session: the answer removes its cookie.
+#[utoipa::path(post, path = "/logout", tag = "session", responses(
+    (status = 204, description = "There is none any more", headers(("Set-Cookie" = String, description = "The end of the session"))),
+    (status = 403, description = "Another site has asked", body = Refusal, example = json!({"error": "what changes something with a session needs the header `X-Millpond: console`"}))))]
+pub(super) async fn logout(headers: HeaderMap) -> Result<Response, Refusal> {
+    if cookie(&headers).is_some() {
+        from_console(&headers)?;
+    }
+    let cookie = set_cookie(&headers, "", Duration::ZERO);
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
+}
+
+/// Who asks.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Session {
+    role: Role,
+    /// When the session ends, Unix time in milliseconds; null for a token.
+    expires_ms: Option<i64>,
+    /// Where Kibana is, for links into it; null when the collector was not told.
+    kibana_url: Option<String>,
+}
+
+/// Who I am.
+#[utoipa::path(get, path = "/session", tag = "session", responses((status = 200, description = "A session, or a token", body = Session,
+    example = json!({"role": "operator", "expires_ms": 1_900_000_000_000_i64, "kibana_url": null}))))]
+pub(super) async fn show(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Json<Session> {
+    Json(Session { role: caller.role, expires_ms: caller.expires_ms, kibana_url: app.kibana_url.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use millpond::token::Token;
+
+    use super::*;
+
+    fn tokens(operator: &str, viewer: Option<&str>) -> Tokens {
+        let token = |text| Token::new("MILLPOND_TOKEN", text).unwrap();
+        Tokens { operator: token(operator), viewer: viewer.map(token) }
+    }
+
+    #[test]
+    fn a_cookie_is_good_until_its_end_and_only_as_it_was_made() {
+        let known = tokens("operator token", Some("viewer token"));
+        for role in Role::ALL {
+            let cookie = sealed(&known, role, 1000).unwrap();
+            assert_eq!(read(&known, &cookie, 999), Some(Caller { role, expires_ms: Some(1000) }));
+            assert_eq!(read(&known, &cookie, 1000), None, "it has ended");
+            let longer = cookie.replace(".1000.", ".2000.");
+            assert_eq!(read(&known, &longer, 999), None, "{longer}");
+            for end in 0..cookie.len() {
+                assert_eq!(read(&known, &cookie[..end], 999), None, "cut at {end}");
+            }
+        }
+        let cookie = sealed(&known, Role::Viewer, 1000).unwrap();
+        assert_eq!(read(&known, &cookie.replacen("viewer", "operator", 1), 1), None, "nobody promotes himself");
+        for other in [tokens("operator token", None), tokens("operator token", Some("another viewer"))] {
+            assert_eq!(read(&other, &cookie, 1), None, "the token it was made from is gone");
+        }
+        // A restart does not end it.
+        let again = tokens("operator token", Some("viewer token"));
+        assert!(read(&again, &cookie, 1).is_some());
+        for junk in ["", ".", "...", "operator.9999..", "operator.x.y.z"] {
+            assert_eq!(read(&known, junk, 1), None, "{junk}");
+        }
+    }
+
+    #[test]
+    fn the_cookie_is_found_among_others() {
+        let known = tokens("operator token", None);
+        let value = sealed(&known, Role::Operator, 1000).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.append(header::COOKIE, "a=b".parse().unwrap());
+        headers.append(header::COOKIE, format!("c=d; {COOKIE}={value} ;e=f").parse().unwrap());
+        assert_eq!(caller(&known, &headers, 1).unwrap().role, Role::Operator);
+        assert!(set_cookie(&headers, &value, SESSION_LASTS).ends_with("; HttpOnly; SameSite=Strict"));
+        headers.insert("x-forwarded-proto", "https, http".parse().unwrap());
+        assert!(set_cookie(&headers, &value, SESSION_LASTS).ends_with("; Secure"));
+    }
+
+    #[test]
+    fn failures_are_few_in_any_minute() {
+        let (failures, start) = (Failures::default(), Instant::now());
+        let fail = |at: Duration| failures.attempt(start + at, || None::<()>);
+        for second in 0..LOGIN_FAILURES_MAX as u64 {
+            assert_eq!(failures.attempt(start, || Some(())), Ok(Some(())), "what goes well is not counted");
+            assert_eq!(fail(Duration::from_secs(second)), Ok(None));
+        }
+        let late = Duration::from_secs(LOGIN_FAILURES_MAX as u64);
+        assert_eq!(fail(late), Err(LOGIN_FAILURES_WITHIN - late), "until the first of them is old");
+        assert!(failures.attempt(start + late, || Some(())).is_err(), "a right one would tell that it is right");
+        assert_eq!(fail(LOGIN_FAILURES_WITHIN), Ok(None));
+        assert!(fail(LOGIN_FAILURES_WITHIN).is_err());
+    }
+}

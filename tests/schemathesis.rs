@@ -1,0 +1,42 @@
+//! Schemathesis: reads an OpenAPI document and sends what nobody thought of. `schemathesis_hooks.py` tells it what it has to
+//! be told.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// The release of schemathesis that is installed.
+const SCHEMATHESIS: &str = "schemathesis==4.32.5";
+
+/// A Python environment with schemathesis, made once and kept in the target folder.
+fn program() -> PathBuf {
+    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join(SCHEMATHESIS.replace("==", "-"));
+    let program = venv.join("bin/schemathesis");
+    if !program.exists() {
+        let run = |program: &Path, arguments: &[&str]| {
+            let done = Command::new(program).args(arguments).status();
+            assert!(done.is_ok_and(|status| status.success()), "{} {arguments:?} failed", program.display());
+        };
+        run(Path::new("python3"), &["-m", "venv", "--clear", venv.to_str().unwrap()]);
+        run(&venv.join("bin/pip"), &["install", "--quiet", "--disable-pip-version-check", SCHEMATHESIS]);
+    }
+    program
+}
+
+/// Sends some thousand requests to what the document lists: no 5xx, and every answer is as the document says.
+pub async fn finds_nothing(document: &str, token: &str) {
+    let program = tokio::task::spawn_blocking(program).await.unwrap();
+    let mut command = Command::new(program);
+    command.arg("run").arg(document).args(["--header", &format!("Authorization: Bearer {token}")]);
+    let checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
+    command.args(["--checks", checks, "--max-examples", "30", "--seed", "1", "--workers", "1", "--no-color"]);
+    command.args(["--request-timeout", "20", "--generation-database", "none"]);
+    command.env("SCHEMATHESIS_HOOKS", "schemathesis_hooks").env("PYTHONDONTWRITEBYTECODE", "1");
+    command.env("PYTHONPATH", Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests"));
+    command.stdin(Stdio::null()).current_dir(env!("CARGO_TARGET_TMPDIR"));
+    let running = tokio::task::spawn_blocking(move || command.output().unwrap());
+    let output = tokio::time::timeout(Duration::from_secs(600), running).await.expect("it ends").unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    println!("{said}");
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+}
