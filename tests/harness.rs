@@ -150,7 +150,16 @@ impl Cluster {
     }
 
     fn spawn_collector(nats: &NatsServer, dir: &Path, http: u16, more: &[(&str, &str)]) -> Process {
-        let mut command = Command::new(MILLPOND);
+        Self::start_collector(Command::new(MILLPOND), nats, dir, http, more)
+    }
+
+    fn start_collector(
+        mut command: Command,
+        nats: &NatsServer,
+        dir: &Path,
+        http: u16,
+        more: &[(&str, &str)],
+    ) -> Process {
         command.args(["--state", "none", "collector", "run"]);
         command.env("MILLPOND_COLLECTOR_NATS_URL", nats.url("collector"));
         command.env("MILLPOND_COLLECTOR_LISTEN", format!("127.0.0.1:{http}"));
@@ -173,6 +182,25 @@ impl Cluster {
         self.collector = Self::spawn_collector(&self.nats, self.dir.path(), self.http, more);
     }
 
+    /// Starts one more collector; its process, and its API once it is ready.
+    pub async fn another_collector(&self, more: &[(&str, &str)]) -> (Process, Api) {
+        let http = free_port();
+        let process = Self::spawn_collector(&self.nats, self.dir.path(), http, more);
+        let url = format!("http://127.0.0.1:{http}");
+        is_ready(&url).await;
+        (process, Api::at(url, self.nats.secrets.token.clone()).unwrap())
+    }
+
+    /// Ends the collector, and has this program run it in a surrounding of its own.
+    pub async fn wrap_collector(&mut self, wrapped: &[&str], more: &[(&str, &str)]) {
+        self.collector.kill9();
+        let (program, arguments) = wrapped.split_first().unwrap();
+        let mut command = Command::new(program);
+        command.args(arguments).arg(MILLPOND);
+        self.collector = Self::start_collector(command, &self.nats, self.dir.path(), self.http, more);
+        is_ready(&self.collector_url()).await;
+    }
+
     /// Starts a worker process with short delays between attempts.
     pub fn worker(&self, name: &str, arguments: &[&str], failpoint: Option<&str>) -> Process {
         let mut command = Command::new(MILLPOND);
@@ -193,9 +221,7 @@ impl Cluster {
         command.env("MILLPOND_PRODUCER_NATS_URL", self.nats.url("producer"));
         command.env("MILLPOND_TOKEN", &self.nats.secrets.token);
         let process = Process::start(command.stdout(Stdio::null()).stderr(log(self.dir.path(), "producer")));
-        let ready = format!("{url}/readyz");
-        until("producer", PATIENCE, async || reqwest::get(&ready).await.ok()?.status().is_success().then_some(()))
-            .await;
+        is_ready(&url).await;
         (process, url)
     }
 
@@ -274,6 +300,12 @@ impl Cluster {
         let attempts = task["attempts"].as_array().unwrap();
         attempts.iter().map(|a| (text(a, "worker"), text(a, "status"))).collect()
     }
+}
+
+/// Waits until a service says that it is.
+pub async fn is_ready(url: &str) {
+    let ready = format!("{url}/readyz");
+    until(&ready, PATIENCE, async || reqwest::get(&ready).await.ok()?.status().is_success().then_some(())).await;
 }
 
 /// A task of the default queue.

@@ -1,6 +1,8 @@
 //! A real Postgres for tests: started from the machine's binaries in a folder of its own, on a free port of loopback. Used by
 //! the collector's own tests too.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;

@@ -261,6 +261,8 @@ pub const COLLECT_BATCH_MAX: usize = 500;
 pub const COLLECT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long the collector waits for more before it commits.
 pub const COLLECT_GATHER: Duration = Duration::from_millis(50);
+/// Streams of events that are open at once.
+pub const HTTP_WATCHERS_MAX: usize = 256;
 /// How long the collector's store keeps what has ended.
 pub const STORE_KEEP: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long it keeps dead letters that nobody has dealt with.

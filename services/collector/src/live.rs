@@ -104,7 +104,7 @@ pub(crate) struct VersionNumbers {
     schedules: u64,
 }
 
-/// One look.
+/// One look, and its text.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub(crate) struct Tick {
     at_ms: i64,

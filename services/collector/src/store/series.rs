@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use millpond::outcome::End;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Store;
 use super::latency::Latencies;
@@ -15,14 +16,9 @@ use super::sql::{Row, Sql, Transaction};
 const STEPS_MS: [i64; 2] = [10_000, 300_000];
 /// How long fine steps are kept, in milliseconds.
 pub(super) const FINE_KEPT_MS: i64 = 2 * 3600 * 1000;
-/// What can be asked for: its name, how far back, and which step.
-pub(crate) const WINDOWS: [(&str, i64, usize); 5] = [
-    ("15m", 15 * 60_000, 0),
-    ("1h", 3600_000, 0),
-    ("6h", 6 * 3600_000, 1),
-    ("24h", 24 * 3600_000, 1),
-    ("7d", 7 * 24 * 3600_000, 1),
-];
+/// What can be asked for: how far back in milliseconds, and which step.
+pub(crate) const WINDOWS: [(i64, usize); 5] =
+    [(15 * 60_000, 0), (3600_000, 0), (6 * 3600_000, 1), (24 * 3600_000, 1), (7 * 24 * 3600_000, 1)];
 
 #[derive(Default)]
 struct Count {
@@ -38,7 +34,7 @@ struct Count {
 pub(super) struct Counts(BTreeMap<(i64, String), Count>);
 
 /// One step, all queues or one.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Step {
     /// Its start, Unix time in milliseconds.
     pub(crate) at_ms: i64,

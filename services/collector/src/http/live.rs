@@ -1,0 +1,127 @@
+//! How all stands now, over time, and as it changes: server-sent events, one a second, the same for all who watch.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures_util::{Stream, StreamExt, stream};
+use millpond::limits::HTTP_WATCHERS_MAX;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::App;
+use super::asked::Asked;
+use super::filters::NoQuery;
+use super::refusal::Refusal;
+use crate::live::{Overview, Tick};
+use crate::store::{Step, WINDOWS};
+
+/// How long one stream of events lasts: whoever watches asks again, and is asked for the token again.
+const WATCH_FOR: Duration = Duration::from_secs(3600);
+/// When whoever lost the stream asks again.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+type AppState = State<Arc<App>>;
+
+/// Show how all stands: sums, problems, the store.
+#[utoipa::path(get, path = "/overview", tag = "read", responses((status = 200, description = "How it stands", body = Overview,
+    example = json!({"at_ms": 1_800_000_000_000_i64, "version": "0.1.0", "store": {"kind": "sqlite", "bytes": 81920, "complaint": null}, "totals": {"waiting": 12, "held": 4, "scheduled": 0, "oldest_ms": 1_799_999_998_000_i64, "retrying": 1, "dead": 0, "running": 4, "workers": {"live": 2, "draining": 0, "lost": 0}}, "lag_ms": 52, "complaint": null, "problems": []}))))]
+pub(super) async fn overview(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Json<Overview> {
+    Json(app.live.look().await.overview)
+}
+
+/// How far back, and of which queue.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SeriesQuery {
+    /// How far back.
+    #[param(example = "1h", inline)]
+    #[serde(default)]
+    window: Window,
+    /// Of this queue; of all when it is not said.
+    #[param(example = "default", nullable = false)]
+    queue: Option<String>,
+}
+
+/// How far back the series goes: in steps of ten seconds up to an hour, of five minutes beyond.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, ToSchema)]
+enum Window {
+    #[serde(rename = "15m")]
+    Quarter,
+    #[default]
+    #[serde(rename = "1h")]
+    Hour,
+    #[serde(rename = "6h")]
+    Morning,
+    #[serde(rename = "24h")]
+    Day,
+    #[serde(rename = "7d")]
+    Week,
+}
+
+/// What ended when, and how the queues stood.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Series {
+    /// Length of a step, in milliseconds.
+    step_ms: i64,
+    /// The start of the window, Unix milliseconds.
+    from_ms: i64,
+    /// Its end: now.
+    to_ms: i64,
+    /// The steps in which something was seen, oldest first.
+    rows: Vec<Step>,
+}
+
+/// Show what ended over time, and how the queues stood.
+#[utoipa::path(get, path = "/series", tag = "read", params(SeriesQuery), responses((status = 200, description = "Step by step", body = Series,
+    example = json!({"step_ms": 10000, "from_ms": 1_799_996_400_000_i64, "to_ms": 1_800_000_000_000_i64, "rows": [{"at_ms": 1_799_999_990_000_i64, "published": 120, "done": 118, "failed": 1, "dead": 0, "cancelled": 0, "waiting": 3, "oldest_age_ms": 40, "p50_ms": 12, "p99_ms": 88}]}))))]
+pub(super) async fn series(
+    State(app): AppState,
+    Asked((), asked): Asked<(), SeriesQuery>,
+) -> Result<Json<Series>, Refusal> {
+    let (back_ms, step) = WINDOWS.get(asked.window as usize).copied().unwrap_or_default();
+    let found = app.store.series(back_ms, step, asked.queue.as_deref()).await;
+    let (step_ms, rows) = found.map_err(|fault| Refusal::of_store(&fault))?;
+    let to_ms = millpond::now_ms();
+    Ok(Json(Series { step_ms, from_ms: to_ms - back_ms, to_ms, rows }))
+}
+
+/// Watch all of it: an event `tick` a second.
+///
+/// Each has the overview, the queues, rates, and versions of the lists: a number that differs from the one before means
+/// that the list has changed.
+#[utoipa::path(get, path = "/events", tag = "read", responses(
+    (status = 200, description = "Server-sent events, each the data of a tick", body = Tick, content_type = "text/event-stream",
+        example = "event: tick\ndata: {\"at_ms\":1800000000000}\n\n"),
+    (status = 503, description = "Too many watch", body = Refusal, example = json!({"error": "too many watch already, come again later"}))))]
+pub(super) async fn events(
+    State(app): AppState,
+    Asked((), NoQuery {}): Asked<(), NoQuery>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
+    let permit = app.watchers.clone().try_acquire_owned().map_err(|_| {
+        let text = format!("{HTTP_WATCHERS_MAX} watch already, come again later");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text)
+    })?;
+    let (now, ticks, shutdown) = (app.live.look().await, app.live.watch(), app.shutdown.clone());
+    let later = stream::unfold((ticks, permit), async |(mut ticks, permit)| {
+        ticks.changed().await.ok()?;
+        let tick = ticks.borrow_and_update().clone();
+        Some((tick, (ticks, permit)))
+    });
+    let ends = async move {
+        tokio::select! {
+            () = shutdown.cancelled_owned() => {}
+            () = tokio::time::sleep(WATCH_FOR) => {}
+        }
+    };
+    let events = stream::iter([now]).chain(later).take_until(Box::pin(ends)).map(|tick| {
+        let event = Event::default().event("tick").retry(AGAIN_AFTER);
+        Ok(event.data(tick.text()))
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+}
