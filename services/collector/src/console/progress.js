@@ -57,7 +57,7 @@ export function eta(job) {
   const rest = wholeOf(job) - endedOf(job);
   if (rest <= 0 && job.state === "closed") return "any moment";
   if (job.total === null || job.total === undefined)
-    return h("span.muted", { title: "its producer still adds tasks" }, "total not known yet");
+    return h("span.muted", { title: "its producer still adds tasks" }, "not known yet");
   const { per_s, seen: bySight } = speed(job);
   if (per_s <= 0) return h("span.muted", { title: "nothing of it has ended lately" }, "does not move");
   const how = bySight ? "from what was seen of late" : "from its whole time";

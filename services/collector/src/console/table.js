@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 
 function cells(columns, row) {
   return columns.map((column, i) => {
-    const classes = [column.num ? "num" : "", column.cls ?? "", i === 0 || column.main ? "main" : ""].join(" ");
+    const classes = [column.num ? "num" : "", column.cls ?? "", (column.main ?? i === 0) ? "main" : ""].join(" ");
     return h(
       column.rowHead ? "th" : "td",
       {

@@ -106,7 +106,7 @@ function attemptStep(attempt, from, to) {
     attempt.started_ms,
     facts(
       ["Worker", mono(attempt.worker)],
-      ["Child", attempt.child ? mono(attempt.child) : null],
+      ["Child", attempt.child && !attempt.failure?.child ? mono(attempt.child) : null],
       ["Ended", moment(attempt.ended_ms)],
       ["Ran for", ended && known(attempt.started_ms) ? span(attempt.ended_ms - attempt.started_ms) : null],
       ["Trace", trace(attempt.trace)],

@@ -72,7 +72,7 @@ function result(row) {
 }
 
 const RESULTS = [
-  { label: "Index", num: true, cell: (row) => num(row.index) },
+  { label: "Index", num: true, main: false, cell: (row) => num(row.index) },
   { label: "Task", main: true, cell: taskLink },
   { label: "Status", cell: (row) => badge(row.status) },
   { label: "Result", cls: "wide", cell: result },
@@ -115,7 +115,13 @@ export function jobPage(view) {
     if (job) note([job]);
     render();
   };
-  const both = () => Promise.all([ask(), list.refresh()]);
+  // A job that was over before it was asked for again changes no more, but for dead letters that are run again.
+  let rests = false;
+  const both = async () => {
+    const over = job !== null && isOver(job);
+    await Promise.all([ask(), list.refresh()]);
+    rests = over;
+  };
   const render = () => {
     if (!job)
       return view.draw(head(h("span", {}, "Job ", mono(name))), fault ? failed(fault, ask) : loading("the job"));
@@ -148,5 +154,6 @@ export function jobPage(view) {
   render();
   ask();
   list.window();
-  view.onChange(["jobs", "tasks", "dead"], both);
+  view.onChange(["jobs", "tasks"], () => (rests ? null : both()));
+  view.onChange(["dead"], both);
 }

@@ -176,5 +176,5 @@ export function letterPage(view) {
   view.title(`Dead letter ${id}`);
   render();
   ask();
-  view.onChange(["dead"], ask);
+  view.onChange(["dead"], () => (gone ? null : ask()));
 }

@@ -197,6 +197,7 @@ export function taskPage(view) {
   view.title(`Task ${id}`);
   render();
   ask();
-  view.onChange(["tasks", "dead"], () => (task && task.status === "done" ? null : ask()));
+  // One that has ended changes no more, but for a dead letter that is run again.
+  view.onChange(["dead"], () => (task?.status === "dead" ? ask() : null));
   view.every(AGAIN_MS, () => (ENDED.includes(why?.state) ? null : ask()));
 }

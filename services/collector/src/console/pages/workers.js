@@ -137,7 +137,7 @@ const CHILDREN = [
           ]
         : "–",
   },
-  { label: "For", cell: (child) => (known(child.task_ms) ? span(child.task_ms) : "–") },
+  { label: "For", num: true, cell: (child) => (known(child.task_ms) ? span(child.task_ms) : "–") },
   { label: "Progress", cell: (child) => childProgress(child) ?? "–" },
   { label: "CPU", num: true, cell: (child) => percent(child.cpu_percent) },
   { label: "Memory", num: true, cell: (child) => bytes(child.rss_bytes) },
