@@ -18,7 +18,8 @@ const STORE: &str = "MILLPOND_COLLECTOR_STORE";
 async fn results(api: &Api, job: &str) -> Vec<Value> {
     let mut rows = Vec::new();
     let limit = [("limit", "1000".to_owned())];
-    let each = api.each(&format!("/api/v1/jobs/{job}/results"), &limit, |row| {
+    let path = format!("/api/v1/jobs/{job}/results");
+    let each = api.each(&path, &limit, |row| {
         rows.push(row.clone());
         Ok(true)
     });

@@ -107,6 +107,7 @@ impl Store {
         let mut transaction = self.db.begin().await?;
         let rows = transaction.rows(which).await?;
         if rows.is_empty() {
+            transaction.commit().await?;
             return Ok(0);
         }
         for table in ["attempts", "dead", "replays"] {

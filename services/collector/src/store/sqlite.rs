@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteArguments, SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteRow, SqliteSynchronous,
@@ -138,8 +139,9 @@ impl Database for SqliteDatabase {
 
     fn begin(&self) -> BoxFuture<'_, sqlx::Result<Box<dyn Transaction>>> {
         Box::pin(async move {
-            let transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-            Ok(Box::new(SqliteTransaction(transaction)) as Box<dyn Transaction>)
+            let mut connection = self.writer.acquire().await?;
+            sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+            Ok(Box::new(SqliteTransaction { connection, committed: false }) as Box<dyn Transaction>)
         })
     }
 
@@ -185,15 +187,27 @@ impl Database for SqliteDatabase {
     }
 }
 
-struct SqliteTransaction(sqlx::Transaction<'static, Sqlite>);
+struct SqliteTransaction {
+    connection: PoolConnection<Sqlite>,
+    committed: bool,
+}
+
+impl Drop for SqliteTransaction {
+    /// A full disk may have rolled it back already, or not: whatever it is, it goes with its connection.
+    fn drop(&mut self) {
+        if !self.committed {
+            self.connection.close_on_drop();
+        }
+    }
+}
 
 impl Transaction for SqliteTransaction {
     fn run<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, sqlx::Result<u64>> {
-        Box::pin(async move { Ok(query(sql).execute(&mut *self.0).await?.rows_affected()) })
+        Box::pin(async move { Ok(query(sql).execute(&mut *self.connection).await?.rows_affected()) })
     }
 
     fn rows<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, sqlx::Result<Vec<Row>>> {
-        Box::pin(async move { rows(&query(sql).fetch_all(&mut *self.0).await?) })
+        Box::pin(async move { rows(&query(sql).fetch_all(&mut *self.connection).await?) })
     }
 
     fn insert<'a>(&'a mut self, insert: Insert<'a>) -> BoxFuture<'a, sqlx::Result<u64>> {
@@ -206,13 +220,17 @@ impl Transaction for SqliteTransaction {
                 let text = format!("{head}{} {}", vec![one.as_str(); count].join(","), insert.then);
                 let statement = sqlx::query(AssertSqlSafe(text));
                 let statement = rows.by_ref().take(count).flatten().fold(statement, bound);
-                changed += statement.execute(&mut *self.0).await?.rows_affected();
+                changed += statement.execute(&mut *self.connection).await?.rows_affected();
             }
             Ok(changed)
         })
     }
 
-    fn commit(self: Box<Self>) -> BoxFuture<'static, sqlx::Result<()>> {
-        Box::pin(self.0.commit())
+    fn commit(mut self: Box<Self>) -> BoxFuture<'static, sqlx::Result<()>> {
+        Box::pin(async move {
+            sqlx::query("COMMIT").execute(&mut *self.connection).await?;
+            self.committed = true;
+            Ok(())
+        })
     }
 }
