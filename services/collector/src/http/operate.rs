@@ -58,7 +58,11 @@ fn told(letter: &Letter, done: Result<(), String>) -> Value {
 /// Run dead letters again, one after the other; one that fails does not stop the others.
 #[utoipa::path(post, path = "/dead/retry", tag = "act", request_body(content = Letters, example = json!({"letters": [{"queue": "default", "id": "order-7", "attempt": 3}]})),
     responses((status = 200, description = "What became of each", body = Settled, example = json!({"rows": [{"queue": "default", "id": "order-7", "attempt": 3, "ok": true, "error": null}]}))))]
-pub(super) async fn retry(State(app): AppState, Said(asked): Said<Letters>) -> Response {
+pub(super) async fn retry(
+    State(app): AppState,
+    Asked((), NoQuery {}): Asked<(), NoQuery>,
+    Said(asked): Said<Letters>,
+) -> Response {
     if let Err(refused) = asked.check() {
         return *refused;
     }
@@ -87,7 +91,11 @@ async fn replay(app: &App, letter: &Letter) -> Result<(), String> {
 /// Throw dead letters away; their tasks stay dead.
 #[utoipa::path(post, path = "/dead/purge", tag = "act", request_body(content = Letters, example = json!({"letters": [{"queue": "default", "id": "order-7", "attempt": 3}]})),
     responses((status = 200, description = "What became of each", body = Settled, example = json!({"rows": [{"queue": "default", "id": "order-7", "attempt": 3, "ok": true, "error": null}]}))))]
-pub(super) async fn purge_letters(State(app): AppState, Said(asked): Said<Letters>) -> Response {
+pub(super) async fn purge_letters(
+    State(app): AppState,
+    Asked((), NoQuery {}): Asked<(), NoQuery>,
+    Said(asked): Said<Letters>,
+) -> Response {
     if let Err(refused) = asked.check() {
         return *refused;
     }

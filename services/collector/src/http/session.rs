@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::App;
-use super::asked::Said;
+use super::asked::{Asked, Said};
+use super::filters::NoQuery;
 use super::guard::{Caller, Role, Tokens, from_console, from_here};
 use super::refusal::Refusal;
 
@@ -164,7 +165,11 @@ pub(super) struct Session {
 /// Who I am.
 #[utoipa::path(get, path = "/session", tag = "session", responses((status = 200, description = "A session, or a token", body = Session,
     example = json!({"role": "operator", "expires_ms": 1_900_000_000_000_i64, "kibana_url": null}))))]
-pub(super) async fn show(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Json<Session> {
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Asked((), NoQuery {}): Asked<(), NoQuery>,
+) -> Json<Session> {
     Json(Session { role: caller.role, expires_ms: caller.expires_ms, kibana_url: app.kibana_url.clone() })
 }
 

@@ -71,6 +71,17 @@ impl Store {
         if let Some(status) = status {
             query.push(" AND status = ").push_bind(status.and_then(|s| i64::try_from(s).ok()).unwrap_or(-1));
         }
+        if let Some(error) = &filter.error {
+            query.push(
+                " AND EXISTS (SELECT 1 FROM attempts WHERE attempts.queue = tasks.queue AND attempts.id = tasks.id",
+            );
+            for (part, field) in
+                [(" AND (instr(lower(failure ->> ", "type"), (" OR instr(lower(failure ->> ", "message")]
+            {
+                query.push(part).push_bind(field).push("), lower(").push_bind(error).push(")) > 0");
+            }
+            query.push("))");
+        }
         if let Some(since) = filter.since_ms {
             query.push(" AND published_ms >= ").push_bind(since);
         }
