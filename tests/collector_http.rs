@@ -278,6 +278,8 @@ async fn a_browser_logs_in_acts_from_the_console_only_and_logs_out() {
     }
     let logout = caller.ask(Method::POST, "/api/v1/logout").header(COOKIE, &operators);
     assert_eq!(refused(logout.try_clone().unwrap()).await.0, 403);
+    let form = caller.ask(Method::POST, "/api/v1/logout").send().await.unwrap();
+    assert!(form.status() == 204 && !form.headers().contains_key("set-cookie"), "another site's form ends no session");
     let gone = logout.header(console.0, console.1).send().await.unwrap();
     assert_eq!(gone.status(), 204);
     assert!(set_cookie(gone.headers()).starts_with("millpond_session=; Path=/; Max-Age=0"));

@@ -142,12 +142,14 @@ pub(super) async fn login(
 
 /// End a session: the answer removes its cookie.
 #[utoipa::path(post, path = "/logout", tag = "session", responses(
-    (status = 204, description = "There is none any more", headers(("Set-Cookie" = String, description = "The end of the session"))),
+    (status = 204, description = "There is none any more", headers(("Set-Cookie" = String, description = "The end of the session; not when the request had none"))),
     (status = 403, description = "Another site has asked", body = Refusal, example = json!({"error": "what changes something with a session needs the header `X-Millpond: console`"}))))]
 pub(super) async fn logout(headers: HeaderMap) -> Result<Response, Refusal> {
-    if cookie(&headers).is_some() {
-        from_console(&headers)?;
+    // Another site's form comes without the cookie: what it is answered must not remove it.
+    if cookie(&headers).is_none() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
     }
+    from_console(&headers)?;
     let cookie = set_cookie(&headers, "", Duration::ZERO);
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
 }
