@@ -110,3 +110,38 @@ impl Config {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Typed {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    fn check(more: &[&str]) -> anyhow::Result<Settings> {
+        let always = ["collector", "--nats-url", "nats://x"];
+        let token: &[&str] = if more.contains(&"--token=short") { &[] } else { &["--token", "operators"] };
+        Typed::parse_from(always.iter().chain(token).chain(more)).config.check()
+    }
+
+    #[test]
+    fn tokens_and_links_are_checked() {
+        assert!(check(&["--viewer-token", ""]).unwrap().viewer_token.is_none(), "there are no viewers");
+        let both = check(&["--viewer-token", "a viewer", "--kibana-url", "https://kibana.example.org"]).unwrap();
+        assert!(both.viewer_token.unwrap().is("a viewer") && both.token.is("operators") && both.kibana_url.is_some());
+        for (more, word) in [
+            (["--viewer-token", "operators"], "MILLPOND_VIEWER_TOKEN"),
+            (["--viewer-token", "short"], "MILLPOND_VIEWER_TOKEN"),
+            (["--token=short", "--connect-timeout=1s"], "MILLPOND_TOKEN"),
+            (["--kibana-url", "javascript:alert(1)"], "MILLPOND_COLLECTOR_KIBANA_URL"),
+        ] {
+            let refused = check(&more).map(drop).unwrap_err().to_string();
+            assert!(refused.contains(word) && !refused.contains("short"), "{refused}");
+        }
+    }
+}

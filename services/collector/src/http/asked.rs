@@ -38,7 +38,7 @@ pub(super) struct PageQuery {
     #[param(example = 100, minimum = 1, maximum = 1000, default = 100, required = false)]
     pub(super) limit: u32,
     /// The `next` of the page before, unchanged.
-    #[param(nullable = false)]
+    #[param(nullable = false, min_length = 1)]
     pub(super) after: Option<String>,
 }
 
@@ -98,7 +98,7 @@ fn query<Q: DeserializeOwned>(encoded: &str) -> Result<Q, Refusal> {
     Ok(query)
 }
 
-/// The body of a request: JSON, or nothing, which is `{}`.
+/// The body of a request, JSON. Where nothing is to be said it is `{}`: what changes something says so.
 pub(super) struct Said<B>(pub(super) B);
 
 impl<S: Send + Sync, B: DeserializeOwned> FromRequest<S> for Said<B> {
@@ -108,12 +108,11 @@ impl<S: Send + Sync, B: DeserializeOwned> FromRequest<S> for Said<B> {
         let is_json = is_json(request.headers());
         let body: Result<Bytes, BytesRejection> = Bytes::from_request(request, state).await;
         let body = body.map_err(|wrong| Refusal::new(wrong.status(), wrong.body_text()))?;
-        if !is_json && !body.is_empty() {
+        if !is_json {
             let text = "the body is JSON: send it with Content-Type: application/json";
             return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text));
         }
-        let text = if body.is_empty() { b"{}".as_slice() } else { &body };
-        let read = serde_json::from_slice(text);
+        let read = serde_json::from_slice(&body);
         Ok(Self(read.map_err(|wrong| Refusal::bad(format!("the body cannot be read: {wrong}")))?))
     }
 }

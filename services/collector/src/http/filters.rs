@@ -58,11 +58,11 @@ pub(super) struct TaskQuery {
     #[param(example = "w1", nullable = false)]
     worker: Option<String>,
     /// Published at this time or later: RFC 3339, or Unix time in milliseconds.
-    #[param(value_type = Option<String>, example = "2020-01-31T12:00:00Z", format = "date-time", nullable = false)]
+    #[param(value_type = Option<String>, example = "2020-01-31T12:00:00Z", pattern = "^(-?[0-9]{1,15}|[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z)$", nullable = false)]
     #[serde(default, deserialize_with = "time_field")]
     since: Option<i64>,
     /// Published before this time.
-    #[param(value_type = Option<String>, example = "2100-01-31T12:00:00Z", format = "date-time", nullable = false)]
+    #[param(value_type = Option<String>, example = "2100-01-31T12:00:00Z", pattern = "^(-?[0-9]{1,15}|[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z)$", nullable = false)]
     #[serde(default, deserialize_with = "time_field")]
     until: Option<i64>,
     /// With a failure whose type or message has this text, in small or capital letters.
@@ -74,6 +74,7 @@ impl From<TaskQuery> for TaskFilter {
     fn from(asked: TaskQuery) -> Self {
         let TaskQuery { job, queue, kind, status, worker, since, until, error } = asked;
         let status = status.map(|status| status.name().to_owned());
+        let error = error.filter(|text| !text.is_empty());
         Self { job, queue, kind, status, worker, since_ms: since, until_ms: until, error }
     }
 }
@@ -102,11 +103,11 @@ pub(super) struct DeadQuery {
     #[param(example = "timeout", nullable = false)]
     error: Option<String>,
     /// Buried at this time or later: RFC 3339, or Unix time in milliseconds.
-    #[param(value_type = Option<String>, example = "2020-01-31T12:00:00Z", format = "date-time", nullable = false)]
+    #[param(value_type = Option<String>, example = "2020-01-31T12:00:00Z", pattern = "^(-?[0-9]{1,15}|[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z)$", nullable = false)]
     #[serde(default, deserialize_with = "time_field")]
     since: Option<i64>,
     /// Buried before this time.
-    #[param(value_type = Option<String>, example = "2100-01-31T12:00:00Z", format = "date-time", nullable = false)]
+    #[param(value_type = Option<String>, example = "2100-01-31T12:00:00Z", pattern = "^(-?[0-9]{1,15}|[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z)$", nullable = false)]
     #[serde(default, deserialize_with = "time_field")]
     until: Option<i64>,
 }
@@ -115,6 +116,7 @@ impl DeadQuery {
     /// The filter, and the reason.
     pub(super) fn split(self) -> (TaskFilter, Option<String>) {
         let Self { queue, kind, job, reason, worker, error, since, until } = self;
+        let error = error.filter(|text| !text.is_empty());
         (TaskFilter { job, queue, kind, status: None, worker, since_ms: since, until_ms: until, error }, reason)
     }
 }

@@ -15,9 +15,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use utoipa::ToSchema;
 
 use super::App;
-use super::asked::{Said, time};
+use super::asked::{Asked as Query, Said, time};
 use super::cancel::OPERATOR;
-use super::filters::check_name;
+use super::filters::{NoQuery, check_name};
 use super::refusal::Refusal;
 use super::rows::{LetterName, Settled};
 use crate::replays::{Done, How};
@@ -39,7 +39,7 @@ const STEPS_FOR: Duration = Duration::from_secs(10);
 /// Which letters, and how: `letters` or a `filter`.
 #[derive(Deserialize, Default, ToSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Asked {
+pub(super) struct Letters {
     /// These, 1000 at the most.
     #[schema(value_type = Option<Vec<LetterName>>, max_items = 1000)]
     letters: Option<Vec<Letter>>,
@@ -102,19 +102,27 @@ type AppState = State<Arc<App>>;
 type Answer = Result<Json<Value>, Refusal>;
 
 /// Run dead letters again, at a pace; one that fails does not stop the others.
-#[utoipa::path(post, path = "/dead/retry", tag = "act", request_body(content = Asked, example = json!({"letters": [{"queue": "default", "id": "order-7", "attempt": 3}]})),
+#[utoipa::path(post, path = "/dead/retry", tag = "act", request_body(content = Letters, example = json!({"letters": [{"queue": "default", "id": "order-7", "attempt": 3}]})),
     responses((status = 200, description = "What became of each; go on with `next` as `after`", body = Settled,
         example = json!({"rows": [{"queue": "default", "id": "order-7", "attempt": 3, "ok": true, "error": null}], "next": null, "matched": 1}))))]
-pub(super) async fn retry(State(app): AppState, Said(asked): Said<Asked>) -> Answer {
+pub(super) async fn retry(
+    State(app): AppState,
+    Query((), NoQuery {}): Query<(), NoQuery>,
+    Said(asked): Said<Letters>,
+) -> Answer {
     let how = How { to_queue: asked.queue.clone(), arguments: asked.arguments.clone(), by: OPERATOR.to_owned() };
     act(&app, &asked, Verb::Retry(how)).await
 }
 
 /// Throw dead letters away, at a pace; their tasks stay dead.
-#[utoipa::path(post, path = "/dead/purge", tag = "act", request_body(content = Asked, example = json!({"letters": [{"queue": "default", "id": "order-7", "attempt": 3}]})),
+#[utoipa::path(post, path = "/dead/purge", tag = "act", request_body(content = Letters, example = json!({"letters": [{"queue": "default", "id": "order-7", "attempt": 3}]})),
     responses((status = 200, description = "What became of each; go on with `next` as `after`", body = Settled,
         example = json!({"rows": [{"queue": "default", "id": "order-7", "attempt": 3, "ok": true, "error": null}], "next": null, "matched": 1}))))]
-pub(super) async fn purge(State(app): AppState, Said(asked): Said<Asked>) -> Answer {
+pub(super) async fn purge(
+    State(app): AppState,
+    Query((), NoQuery {}): Query<(), NoQuery>,
+    Said(asked): Said<Letters>,
+) -> Answer {
     if asked.queue.is_some() || asked.arguments.is_some() {
         return Err(Refusal::bad(
             "queue and arguments are for dead/retry; in a purge the queue belongs into the filter",
@@ -123,7 +131,7 @@ pub(super) async fn purge(State(app): AppState, Said(asked): Said<Asked>) -> Ans
     act(&app, &asked, Verb::Purge).await
 }
 
-async fn act(app: &App, asked: &Asked, verb: Verb) -> Answer {
+async fn act(app: &App, asked: &Letters, verb: Verb) -> Answer {
     let rate = asked.rate.unwrap_or(RATE_DEFAULT);
     if !(1..=RATE_MAX).contains(&rate) {
         return Err(Refusal::bad(format!("rate must be a number from 1 to {RATE_MAX}, in letters a second")));
@@ -192,7 +200,7 @@ fn told(letter: &Letter, done: Done, dry_run: bool) -> Value {
 }
 
 /// Other arguments are meant for one task.
-fn check_arguments(asked: &Asked) -> Result<(), Refusal> {
+fn check_arguments(asked: &Letters) -> Result<(), Refusal> {
     let Some(arguments) = &asked.arguments else { return Ok(()) };
     if asked.letters.as_ref().is_none_or(|letters| letters.len() != 1) {
         return Err(Refusal::bad("other arguments go with exactly one letter: name it in letters"));
@@ -206,7 +214,7 @@ fn check_arguments(asked: &Asked) -> Result<(), Refusal> {
     Ok(())
 }
 
-async fn choose(app: &App, asked: &Asked) -> Result<Chosen, Refusal> {
+async fn choose(app: &App, asked: &Letters) -> Result<Chosen, Refusal> {
     match (&asked.letters, &asked.filter) {
         (Some(letters), None) => {
             if letters.len() > LETTERS_MAX {
@@ -227,7 +235,7 @@ async fn choose(app: &App, asked: &Asked) -> Result<Chosen, Refusal> {
     }
 }
 
-async fn by_filter(app: &App, asked: &Asked, filter: &Filter) -> Result<Chosen, Refusal> {
+async fn by_filter(app: &App, asked: &Letters, filter: &Filter) -> Result<Chosen, Refusal> {
     let limit = asked.limit.unwrap_or(PAGE_ROWS_DEFAULT);
     if !(1..=PAGE_ROWS_MAX).contains(&limit) {
         return Err(Refusal::bad(format!("limit must be a number from 1 to {PAGE_ROWS_MAX}")));

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::App;
-use super::asked::Said;
+use super::asked::{Asked, Said};
+use super::filters::NoQuery;
 use super::guard::{Caller, Role, Tokens, from_console, from_here};
 use super::refusal::Refusal;
 
@@ -141,12 +142,14 @@ pub(super) async fn login(
 
 /// End a session: the answer removes its cookie.
 #[utoipa::path(post, path = "/logout", tag = "session", responses(
-    (status = 204, description = "There is none any more", headers(("Set-Cookie" = String, description = "The end of the session"))),
+    (status = 204, description = "There is none any more", headers(("Set-Cookie" = String, description = "The end of the session; not when the request had none"))),
     (status = 403, description = "Another site has asked", body = Refusal, example = json!({"error": "what changes something with a session needs the header `X-Millpond: console`"}))))]
 pub(super) async fn logout(headers: HeaderMap) -> Result<Response, Refusal> {
-    if cookie(&headers).is_some() {
-        from_console(&headers)?;
+    // Another site's form comes without the cookie: what it is answered must not remove it.
+    if cookie(&headers).is_none() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
     }
+    from_console(&headers)?;
     let cookie = set_cookie(&headers, "", Duration::ZERO);
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
 }
@@ -164,7 +167,11 @@ pub(super) struct Session {
 /// Who I am.
 #[utoipa::path(get, path = "/session", tag = "session", responses((status = 200, description = "A session, or a token", body = Session,
     example = json!({"role": "operator", "expires_ms": 1_900_000_000_000_i64, "kibana_url": null}))))]
-pub(super) async fn show(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>) -> Json<Session> {
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Asked((), NoQuery {}): Asked<(), NoQuery>,
+) -> Json<Session> {
     Json(Session { role: caller.role, expires_ms: caller.expires_ms, kibana_url: app.kibana_url.clone() })
 }
 
