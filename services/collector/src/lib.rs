@@ -5,6 +5,8 @@ mod collect;
 mod config;
 mod history;
 mod http;
+mod live;
+mod queues;
 mod records;
 mod replays;
 mod store;
@@ -18,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use millpond::bus::results::Ended;
 use millpond::bus::{Bus, Role};
-use millpond::limits::HTTP_EXPORTS_MAX;
+use millpond::limits::{HTTP_EXPORTS_MAX, HTTP_WATCHERS_MAX};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -28,6 +30,8 @@ pub use config::{Config, Settings};
 pub use store::StoreAt;
 
 use collect::Collect;
+use live::Live;
+use queues::Queues;
 use records::Workers;
 use replays::Replays;
 use store::Store;
@@ -63,11 +67,18 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     }
     let address = listener.local_addr()?;
     let viewers = settings.viewer_token.is_some();
+    let queues = Queues::new(&bus);
+    let live = Live::new(&bus, &store, &workers, &queues, &health);
+    background.spawn(live.clone().run());
     let app = http::App {
         store: store.clone(),
         workers,
         bus: bus.clone(),
         replays: Replays::new(&bus, &store),
+        queues,
+        live,
+        watchers: Arc::new(Semaphore::new(HTTP_WATCHERS_MAX)),
+        shutdown: shutdown.clone(),
         tokens: http::Tokens { operator: settings.token, viewer: settings.viewer_token },
         failures: http::Failures::default(),
         exports: Arc::new(Semaphore::new(HTTP_EXPORTS_MAX)),

@@ -6,13 +6,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use millpond::bus::Bus;
-use millpond::bus::queues::QueueState;
 use millpond::bus::topology::{STREAM_DUE, stream_state};
 use serde::Serialize;
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
 use crate::collect::Health;
+use crate::queues::{QueueRow, Queues};
 use crate::records::Workers;
 use crate::store::{Ended, Sample, Store};
 
@@ -104,14 +104,25 @@ pub(crate) struct VersionNumbers {
     schedules: u64,
 }
 
-/// One look, and its text.
+/// One look.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub(crate) struct Tick {
     at_ms: i64,
     pub(crate) overview: Overview,
-    pub(crate) queues: Vec<QueueState>,
+    #[schema(value_type = Vec<crate::http::QueueShown>)]
+    pub(crate) queues: Vec<QueueRow>,
     rates: Rates,
     versions: VersionNumbers,
+    /// All of it as JSON.
+    #[serde(skip)]
+    text: String,
+}
+
+impl Tick {
+    /// As JSON.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
 }
 
 /// What is looked at, and the last look. Cheap to clone.
@@ -120,6 +131,7 @@ pub(crate) struct Live {
     bus: Bus,
     store: Store,
     workers: Workers,
+    queues: Queues,
     health: Arc<[Arc<Health>]>,
     last: watch::Sender<Arc<Tick>>,
     /// Bytes of the store and what is unfinished in it: looked up with each sample only, they cost more than the rest.
@@ -136,11 +148,12 @@ struct Before {
 }
 
 impl Live {
-    pub(crate) fn new(bus: &Bus, store: &Store, workers: &Workers, health: &[Arc<Health>]) -> Self {
+    pub(crate) fn new(bus: &Bus, store: &Store, workers: &Workers, queues: &Queues, health: &[Arc<Health>]) -> Self {
         Self {
             bus: bus.clone(),
             store: store.clone(),
             workers: workers.clone(),
+            queues: queues.clone(),
             health: health.into(),
             last: watch::Sender::default(),
             counted: Arc::default(),
@@ -188,7 +201,7 @@ impl Live {
     async fn tick(&self, before: &mut Before) -> Tick {
         let at_ms = millpond::now_ms();
         let (queues, due, ended) = tokio::join!(
-            self.bus.queues_with_limits(),
+            self.queues.rows(),
             stream_state(&self.bus, STREAM_DUE),
             self.store.ended_since(at_ms - RATES_BACK_MS),
         );
@@ -218,15 +231,17 @@ impl Live {
             lag_ms: self.health.iter().map(|health| health.lag_ms()).max().unwrap_or(0),
             complaint,
         };
-        Tick { at_ms, overview, queues, rates, versions }
+        let mut tick = Tick { at_ms, overview, queues, rates, versions, text: String::new() };
+        tick.text = serde_json::to_string(&tick).unwrap_or_default();
+        tick
     }
 
-    fn totals(&self, queues: &[QueueState], retrying: u64, dead: u64) -> Totals {
+    fn totals(&self, queues: &[QueueRow], retrying: u64, dead: u64) -> Totals {
         let mut totals = Totals { retrying, dead, ..Totals::default() };
         for queue in queues {
-            totals.waiting += queue.waiting;
-            totals.held += queue.held;
-            totals.scheduled += queue.scheduled;
+            totals.waiting += queue.state.waiting;
+            totals.held += queue.state.held;
+            totals.scheduled += queue.state.scheduled;
             totals.oldest_ms = [totals.oldest_ms, queue.oldest_ms].into_iter().flatten().min();
         }
         for (state, running) in self.workers.states() {
@@ -243,13 +258,13 @@ impl Live {
     /// Keeps how the queues stand, and what came to each since the sample before.
     async fn sample(&self, tick: &Tick, before: &Before, sampled: &mut BTreeMap<String, u64>) {
         let samples = tick.queues.iter().map(|queue| {
-            let arrived = before.arrived.get(&queue.queue).copied().unwrap_or(0);
-            let last = sampled.insert(queue.queue.clone(), arrived);
+            let arrived = before.arrived.get(&queue.state.queue).copied().unwrap_or(0);
+            let last = sampled.insert(queue.state.queue.clone(), arrived);
             let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
             Sample {
-                queue: queue.queue.clone(),
+                queue: queue.state.queue.clone(),
                 published: whole(last.map_or(0, |last| arrived.saturating_sub(last))),
-                waiting: whole(queue.waiting),
+                waiting: whole(queue.state.waiting),
                 oldest_age_ms: queue.oldest_ms.map_or(0, |oldest| tick.at_ms.saturating_sub(oldest)),
             }
         });
@@ -261,8 +276,8 @@ impl Live {
 }
 
 impl Before {
-    fn rates(&mut self, queues: &[QueueState], ended: Ended) -> Rates {
-        let arrived: BTreeMap<String, u64> = queues.iter().map(|q| (q.queue.clone(), q.arrived)).collect();
+    fn rates(&mut self, queues: &[QueueRow], ended: Ended) -> Rates {
+        let arrived: BTreeMap<String, u64> = queues.iter().map(|q| (q.state.queue.clone(), q.arrived())).collect();
         let mut rates = Rates::default();
         if let Some(at) = self.at {
             let seconds = at.elapsed().as_secs_f64().max(0.001);

@@ -31,7 +31,7 @@ type AppState = State<Arc<App>>;
 #[utoipa::path(get, path = "/overview", tag = "read", responses((status = 200, description = "How it stands", body = Overview,
     example = json!({"at_ms": 1_800_000_000_000_i64, "version": "0.1.0", "store": {"kind": "sqlite", "bytes": 81920, "complaint": null}, "totals": {"waiting": 12, "held": 4, "scheduled": 0, "oldest_ms": 1_799_999_998_000_i64, "retrying": 1, "dead": 0, "running": 4, "workers": {"live": 2, "draining": 0, "lost": 0}}, "lag_ms": 52, "complaint": null, "problems": []}))))]
 pub(super) async fn overview(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Json<Overview> {
-    Json(app.live.look().await.overview)
+    Json(app.live.look().await.overview.clone())
 }
 
 /// How far back, and of which queue.
@@ -80,7 +80,7 @@ pub(super) struct Series {
 /// Show what ended over time, and how the queues stood.
 #[utoipa::path(get, path = "/series", tag = "read", params(SeriesQuery), responses((status = 200, description = "Step by step", body = Series,
     example = json!({"step_ms": 10000, "from_ms": 1_799_996_400_000_i64, "to_ms": 1_800_000_000_000_i64, "rows": [{"at_ms": 1_799_999_990_000_i64, "published": 120, "done": 118, "failed": 1, "dead": 0, "cancelled": 0, "waiting": 3, "oldest_age_ms": 40, "p50_ms": 12, "p99_ms": 88}]}))))]
-pub(super) async fn series(
+pub(super) async fn over_time(
     State(app): AppState,
     Asked((), asked): Asked<(), SeriesQuery>,
 ) -> Result<Json<Series>, Refusal> {

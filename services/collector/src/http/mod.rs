@@ -12,6 +12,7 @@ mod export;
 mod filters;
 mod guard;
 mod letters;
+mod live;
 mod operate;
 mod refusal;
 mod rows;
@@ -29,13 +30,17 @@ use axum::response::{IntoResponse, Response};
 use metrics_exporter_prometheus::PrometheusHandle;
 use millpond::bus::Bus;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(crate) use guard::Tokens;
+pub(crate) use rows::QueueRow as QueueShown;
 pub(crate) use session::Failures;
 
 use crate::collect::Health;
+use crate::live::Live;
+use crate::queues::Queues;
 use crate::records::Workers;
 use crate::replays::Replays;
 use crate::store::Store;
@@ -56,6 +61,12 @@ pub(crate) struct App {
     pub(crate) metrics: PrometheusHandle,
     pub(crate) health: Vec<Arc<Health>>,
     pub(crate) replays: Replays,
+    pub(crate) queues: Queues,
+    pub(crate) live: Live,
+    /// A permit for each stream of events.
+    pub(crate) watchers: Arc<Semaphore>,
+    /// Cancelled when the service is to end: whoever watches is told.
+    pub(crate) shutdown: CancellationToken,
 }
 
 type Routes = OpenApiRouter<Arc<App>>;
@@ -87,6 +98,9 @@ fn guarded() -> Routes {
         .routes(routes!(export::job_results))
         .routes(routes!(schedules::list))
         .routes(routes!(why::why))
+        .routes(routes!(live::overview))
+        .routes(routes!(live::over_time))
+        .routes(routes!(live::events))
         .routes(routes!(cancel::job))
         .routes(routes!(cancel::task))
         .routes(routes!(bounds::set))

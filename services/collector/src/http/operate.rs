@@ -36,7 +36,7 @@ fn refused(fault: &TopologyError) -> Response {
 #[utoipa::path(get, path = "/queues", tag = "read", responses((status = 200, description = "All of them", body = Listed<QueueRow>,
     example = json!({"rows": [{"queue": "default", "waiting": 12, "held": 8, "scheduled": 1, "paused": false, "max_waiting": null}], "next": null}))))]
 pub(super) async fn queues(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Response {
-    match app.bus.queues_with_limits().await {
+    match app.queues.rows().await {
         Ok(rows) => Json(json!({ "rows": rows, "next": null })).into_response(),
         Err(fault) => refused(&fault),
     }

@@ -252,7 +252,7 @@ pub(super) struct WorkerRow {
 
 /// How a queue stands.
 #[derive(ToSchema)]
-pub(super) struct QueueRow {
+pub(crate) struct QueueRow {
     queue: String,
     /// Messages that no worker has taken.
     waiting: u64,
@@ -266,6 +266,10 @@ pub(super) struct QueueRow {
     paused_for_ms: Option<u64>,
     /// Tasks that may wait in it; null: any number.
     max_waiting: Option<u64>,
+    /// When the oldest message that waits in it was published, Unix milliseconds; null when none waits.
+    oldest_ms: Option<i64>,
+    /// Live workers that serve it.
+    workers: u64,
 }
 
 /// Names one dead letter: a later one of the same task is another.
