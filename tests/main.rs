@@ -21,6 +21,7 @@ mod multiprocessing_docs;
 mod operate;
 mod payloads;
 mod pipes;
+mod problems;
 mod producer_http;
 mod queue_order;
 mod resume;

@@ -41,9 +41,14 @@ pub(crate) struct Health {
 }
 
 impl Health {
+    /// Whether the last merge failed.
+    pub(crate) fn store_fails(&self) -> bool {
+        self.store_fails.load(Ordering::Relaxed)
+    }
+
     /// What is wrong, for a person; none when all is well.
     pub(crate) fn complaint(&self) -> Option<&'static str> {
-        if self.store_fails.load(Ordering::Relaxed) {
+        if self.store_fails() {
             Some("the store cannot be written; the collector's log has the reason")
         } else if self.pulling.load(Ordering::Relaxed) {
             None

@@ -5,6 +5,8 @@ mod collect;
 mod config;
 mod history;
 mod http;
+mod queues;
+mod reconcile;
 mod records;
 mod replays;
 mod store;
@@ -24,7 +26,9 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Config, Settings};
 
 use collect::Collect;
-use records::Workers;
+use queues::Queues;
+use reconcile::{Problems, Reconciler};
+use records::{OpenJobs, Workers};
 use replays::Replays;
 use store::Store;
 
@@ -42,10 +46,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;
     let bus = Bus::connect(&settings.nats_url, Role::Collector, "collector", settings.connect_timeout).await?;
-    let workers = Workers::default();
+    let (workers, jobs, problems) = (Workers::default(), OpenJobs::default(), Problems::default());
     let mut background = JoinSet::new();
     background.spawn(workers.clone().follow(bus.clone()));
-    background.spawn(records::follow_jobs(bus.clone(), store.clone()));
+    background.spawn(records::follow_jobs(bus.clone(), store.clone(), jobs.clone()));
     background.spawn(history::serve(store.clone(), history::listen(&bus).await?));
     background.spawn(thens::follow(bus.clone(), store.clone()));
     let (mut collecting, mut health) = (JoinSet::new(), Vec::new());
@@ -55,7 +59,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         background.spawn(collect.clone().purge_for_ever());
         collecting.spawn(collect.collect(shutdown.clone()));
     }
+    background.spawn(reconcile::watch(workers.clone(), jobs, health.clone(), problems.clone()));
+    let (looks, seen) = (problems.clone(), workers.clone());
+    background
+        .spawn(Reconciler { bus: bus.clone(), store: store.clone(), workers: seen, problems: looks }.look_for_ever());
     let address = listener.local_addr()?;
+    let queues = Queues::new(&bus, &workers);
     let app = http::App {
         store: store.clone(),
         workers,
@@ -64,6 +73,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         metrics,
         health,
         replays: Replays::new(&bus, &store),
+        queues,
+        problems,
     };
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),

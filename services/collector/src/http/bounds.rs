@@ -28,7 +28,9 @@ pub(super) async fn set(
         Some(value) if value.as_u64().is_some_and(|n| n > 0) => value.as_u64(),
         _ => return error(StatusCode::BAD_REQUEST, SHAPE),
     };
-    match app.bus.set_queue(&queue, QueueSettings { max_waiting }).await {
+    let set = app.bus.set_queue(&queue, QueueSettings { max_waiting }).await;
+    app.queues.forget().await;
+    match set {
         Ok(()) => Json(json!({ "queue": queue, "max_waiting": max_waiting })).into_response(),
         Err(fault) => error(StatusCode::BAD_GATEWAY, &fault.to_string()),
     }

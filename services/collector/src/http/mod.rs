@@ -4,6 +4,7 @@ mod api;
 mod bounds;
 mod cancel;
 mod letters;
+mod now;
 mod operate;
 mod schedules;
 mod why;
@@ -22,6 +23,8 @@ use serde_json::json;
 use subtle::ConstantTimeEq;
 
 use crate::collect::Health;
+use crate::queues::Queues;
+use crate::reconcile::Problems;
 use crate::records::Workers;
 use crate::replays::Replays;
 use crate::store::Store;
@@ -35,6 +38,8 @@ pub(crate) struct App {
     pub(crate) metrics: PrometheusHandle,
     pub(crate) health: Vec<Arc<Health>>,
     pub(crate) replays: Replays,
+    pub(crate) queues: Queues,
+    pub(crate) problems: Problems,
 }
 
 /// All routes.
@@ -53,11 +58,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/dead_letter", get(api::dead_letter))
         .route("/dead/retry", post(letters::retry))
         .route("/dead/purge", post(letters::purge))
-        .route("/queues", get(operate::queues))
+        .route("/queues", get(now::queues))
         .route("/queues/{queue}/set", post(bounds::set))
         .route("/queues/{queue}/pause", post(operate::pause))
         .route("/queues/{queue}/resume", post(operate::resume))
         .route("/queues/{queue}/purge", post(operate::purge))
+        .route("/problems", get(now::problems))
         .route("/schedules", get(schedules::list))
         .route("/why", get(why::why))
         .layer(from_fn_with_state(app.clone(), with_token));

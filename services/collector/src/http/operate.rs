@@ -25,13 +25,6 @@ fn refused(fault: &TopologyError) -> Response {
     error(StatusCode::BAD_GATEWAY, &fault.to_string())
 }
 
-pub(super) async fn queues(State(app): AppState) -> Response {
-    match app.bus.queues_with_limits().await {
-        Ok(rows) => Json(json!({ "rows": rows, "next": null })).into_response(),
-        Err(fault) => refused(&fault),
-    }
-}
-
 /// How long a pause lasts.
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -40,14 +33,18 @@ pub(super) struct Pause {
 }
 
 pub(super) async fn pause(State(app): AppState, Path(queue): Path<String>, Json(asked): Json<Pause>) -> Response {
-    match app.bus.pause_queue(&queue, asked.for_ms.map(Duration::from_millis)).await {
+    let paused = app.bus.pause_queue(&queue, asked.for_ms.map(Duration::from_millis)).await;
+    app.queues.forget().await;
+    match paused {
         Ok(()) => Json(json!({ "queue": queue, "paused": true })).into_response(),
         Err(fault) => refused(&fault),
     }
 }
 
 pub(super) async fn resume(State(app): AppState, Path(queue): Path<String>) -> Response {
-    match app.bus.resume_queue(&queue).await {
+    let resumed = app.bus.resume_queue(&queue).await;
+    app.queues.forget().await;
+    match resumed {
         Ok(()) => Json(json!({ "queue": queue, "paused": false })).into_response(),
         Err(fault) => refused(&fault),
     }
@@ -83,7 +80,9 @@ pub(super) async fn purge(State(app): AppState, Path(queue): Path<String>, Json(
             return error(StatusCode::BAD_REQUEST, &wrong.to_string());
         }
     }
-    match app.bus.purge_queue(&queue, asked.kind.as_deref(), !asked.keep_running, OPERATOR).await {
+    let purged = app.bus.purge_queue(&queue, asked.kind.as_deref(), !asked.keep_running, OPERATOR).await;
+    app.queues.forget().await;
+    match purged {
         Ok(record) => Json(json!(record)).into_response(),
         Err(fault) => refused(&fault),
     }

@@ -18,7 +18,7 @@ const PAGE_BYTES_MAX: i64 = 8 * 1024 * 1024;
 const NO_INDEX: i64 = i64::MAX;
 
 const JOB_COLUMNS: &str = "SELECT job_counts.n, job_counts.job, queue, kind, job_counts.created_ms, done, retrying,
-    dead, cancelled, record FROM job_counts LEFT JOIN jobs ON jobs.job = job_counts.job";
+    dead, cancelled, purged, record FROM job_counts LEFT JOIN jobs ON jobs.job = job_counts.job";
 
 /// Where a row stands in the order of its job: by index, then by age. Two tasks may claim one index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -264,14 +264,19 @@ impl Store {
             let published = record.as_ref().map_or(0, |record| record.total.unwrap_or(record.published));
             (retrying, dead, cancelled) = (0, 0, cancelled.max(published.saturating_sub(done)));
         }
+        // One that ends after all is counted as what it is.
+        let purged = match record.as_ref().and_then(|record| record.total).filter(|_| !is_cancelled) {
+            Some(total) => count("purged").min(total.saturating_sub(done + dead + cancelled)),
+            None => 0,
+        };
         let state = match &record {
             _ if is_cancelled => "cancelled",
-            Some(record) => state_of(record, done + dead + cancelled),
+            Some(record) => state_of(record, done + dead + cancelled + purged),
             None => "session",
         };
         let mut job = Shown::new(json!({
             "job": job, "state": state, "done": done, "retrying": retrying, "dead": dead, "cancelled": cancelled,
-            "queue": text(row, "queue"), "kind": text(row, "kind"), "created_ms": count("created_ms"),
+            "purged": purged, "queue": text(row, "queue"), "kind": text(row, "kind"), "created_ms": count("created_ms"),
             "total": Value::Null,
         }));
         if let Some(record) = record {

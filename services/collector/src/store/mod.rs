@@ -7,6 +7,7 @@ mod jobs;
 mod letters;
 mod merge;
 mod read;
+mod reconcile;
 mod shown;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use cancels::{JobCancels, job_key};
 pub(crate) use jobs::{Ends, Place};
 pub(crate) use letters::{Again, Letter};
 pub(crate) use read::{Page, Rows, TaskFilter};
+pub(crate) use reconcile::{PURGED, Standing, Unended};
 pub(crate) use shown::Shown;
 
 /// Connections that read at once.

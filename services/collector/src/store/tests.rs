@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Page, Place, Shown, Store};
 
+mod again;
 mod cancelled;
 mod edges;
 mod speed;

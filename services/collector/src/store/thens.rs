@@ -60,24 +60,26 @@ impl Store {
         }
         self.watch.ends_matter.store(true, Ordering::SeqCst);
         let rows = sqlx::query(
-            "SELECT job_thens.job, job_thens.epoch, job_thens.queue, job_thens.kind, total, done, dead, cancelled FROM job_thens
+            "SELECT job_thens.job, job_thens.epoch, job_thens.queue, job_thens.kind, total, done, dead, cancelled, purged FROM job_thens
              JOIN job_counts ON job_counts.job = iif(job_thens.epoch > 1, job_thens.job || '@' || job_thens.epoch, job_thens.job)
-             WHERE settled_ms IS NULL AND (done + dead + cancelled >= total OR EXISTS
+             WHERE settled_ms IS NULL AND (done + dead + cancelled + purged >= total OR EXISTS
                 (SELECT 1 FROM job_cancels WHERE job_cancels.job = job_thens.job AND job_cancels.epoch >= job_thens.epoch))",
         )
         .fetch_all(&self.readers)
         .await?;
         let ended = rows.iter().map(|row| {
             let count = |name: &str| anyhow::Ok(u64::try_from(row.try_get::<i64, _>(name)?)?);
+            let (total, done, dead, cancelled) = (count("total")?, count("done")?, count("dead")?, count("cancelled")?);
             Ok(JobEnded {
                 job: row.try_get("job")?,
                 epoch: u32::try_from(row.try_get::<i64, _>("epoch")?)?,
                 queue: row.try_get("queue")?,
                 kind: row.try_get("kind")?,
-                total: count("total")?,
-                done: count("done")?,
-                dead: count("dead")?,
-                cancelled: count("cancelled")?,
+                total,
+                done,
+                dead,
+                cancelled,
+                purged: count("purged")?.min(total.saturating_sub(done + dead + cancelled)),
             })
         });
         ended.collect()
