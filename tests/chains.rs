@@ -240,7 +240,7 @@ async fn the_end_of_a_job_starts_one_task_with_its_counts() {
     })
     .await;
     let (_producer, _) = cluster.producer().await;
-    let counts = |job: &str, total: u64, done: u64, dead: u64| json!({ "job": job, "epoch": 1, "total": total, "done": done, "dead": dead, "cancelled": 0 });
+    let counts = |job: &str, total: u64, done: u64, dead: u64| json!({ "job": job, "epoch": 1, "total": total, "done": done, "dead": dead, "cancelled": 0, "purged": 0 });
     assert_eq!(cluster.ended("early.1/then").await["result"], counts("early", 4, 3, 1));
     // Killed before it asks, and between the answer and the note of it.
     for (number, place) in (1..).zip(["collector.then_ready", "collector.then_asked"]) {

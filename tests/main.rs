@@ -24,6 +24,7 @@ mod operate;
 mod payloads;
 mod pipes;
 mod postgres;
+mod problems;
 mod producer_http;
 mod queue_order;
 mod resume;

@@ -57,7 +57,8 @@ async fn refused(cluster: &Cluster, claimed: &str) -> Value {
 async fn what_is_signed_runs_through_all_that_becomes_of_it() {
     let cluster = Cluster::start().await;
     let keys = format!("{NEW},{OLD}");
-    let _worker = cluster.worker("w1", &["--signing-key", NEW, "--slots", "2", "--io-slots", "2"], None);
+    let of_both = ["--signing-key", NEW, "--slots", "2", "--io-slots", "2", "--queues", "default,slow"];
+    let _worker = cluster.worker("w1", &of_both, None);
     let (_producer, url) = producer(&cluster, &keys).await;
     let client = client(&cluster, &keys);
     // Retries, also of items of a batch; and what is handed on, in halves of halves.
@@ -98,6 +99,15 @@ async fn what_is_signed_runs_through_all_that_becomes_of_it() {
         (task["status"] == "done").then_some(())
     })
     .await;
+    // So is the task that it becomes in another queue, with other arguments.
+    client
+        .submit(&NewTask { id: Some("words".into()), ..task("square", r#""no number""#) }, Patience::Endless)
+        .await
+        .unwrap();
+    assert_eq!(cluster.ended("words").await["status"], "dead");
+    let moved = cli(&cluster, &["dead", "retry", "words", "--to-queue", "slow", "--args", "12"], "").await;
+    assert_eq!(text(&moved.stdout).trim(), "words@slow", "{}", text(&moved.stderr));
+    assert_eq!(cluster.ended("words@slow").await["result"], 144);
     assert!(!cluster.log("w1").contains(NEW), "no key is logged");
 }
 

@@ -227,7 +227,7 @@ async fn named(api: &Api, chosen: &Chosen) -> anyhow::Result<Vec<Value>> {
         let Some(dead) = api.get("/api/v1/dead_letter", &query).await? else {
             bail!("no dead letter {id} waits; `millpond dead ls` lists them");
         };
-        letters.push(json!({ "queue": dead["queue"], "id": dead["id"], "attempt": dead["attempt"] }));
+        letters.push(json!({ "queue": dead.get("queue"), "id": dead.get("id"), "attempt": dead.get("attempt") }));
     }
     Ok(letters)
 }

@@ -109,9 +109,20 @@ async fn show(api: &Api, job: &str, json: bool) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut out = std::io::stdout().lock();
-    for field in
-        ["job", "state", "queue", "kind", "total", "published", "done", "retrying", "dead", "cancelled", "epoch"]
-    {
+    for field in [
+        "job",
+        "state",
+        "queue",
+        "kind",
+        "total",
+        "published",
+        "done",
+        "retrying",
+        "dead",
+        "cancelled",
+        "purged",
+        "epoch",
+    ] {
         writeln!(out, "{field:<10} {}", text(&job, field))?;
     }
     writeln!(out, "{:<10} {}", "created", time(&job, "created_ms"))?;

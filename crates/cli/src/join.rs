@@ -92,12 +92,13 @@ impl Watched {
             (self.seen, self.since) = (found, Instant::now());
         }
         let count = |field: &str| self.seen.get(field).and_then(Value::as_u64).unwrap_or(0);
-        let (done, dead, cancelled) = (count("done"), count("dead"), count("cancelled"));
+        let (done, dead, cancelled, purged) = (count("done"), count("dead"), count("cancelled"), count("purged"));
         let name = &self.name;
         match text(&self.seen, "state").as_str() {
-            "finished" if dead + cancelled == 0 => return Ok(Some(End::Well)),
+            "finished" if dead + cancelled + purged == 0 => return Ok(Some(End::Well)),
             "finished" => {
-                eprintln!("millpond: job {name}: {dead} dead, {cancelled} cancelled");
+                let purged = if purged > 0 { format!(", {purged} removed by a purge") } else { String::new() };
+                eprintln!("millpond: job {name}: {dead} dead, {cancelled} cancelled{purged}");
                 return Ok(Some(End::Failed));
             }
             "cancelled" => {

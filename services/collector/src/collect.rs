@@ -45,9 +45,14 @@ pub(crate) struct Health {
 }
 
 impl Health {
+    /// Whether the last merge failed.
+    pub(crate) fn store_fails(&self) -> bool {
+        self.failing().is_some()
+    }
+
     /// What is wrong, for a person; none when all is well.
     pub(crate) fn complaint(&self) -> Option<String> {
-        if let Some((why, _)) = &*self.store_fails() {
+        if let Some((why, _)) = &*self.failing() {
             return Some(format!("the store cannot be written, nothing is acknowledged and all is tried again: {why}"));
         }
         let pulls = self.pulling.load(Ordering::Relaxed);
@@ -56,27 +61,27 @@ impl Health {
 
     /// How far the store is behind its stream, in milliseconds; 0 when nothing came of late.
     pub(crate) fn lag_ms(&self) -> i64 {
-        if let Some((_, since)) = &*self.store_fails() {
+        if let Some((_, since)) = &*self.failing() {
             return millpond::now_ms() - since;
         }
         let lag = *self.lag.lock().unwrap_or_else(PoisonError::into_inner);
         lag.filter(|(_, at)| at.elapsed() < LOOK_EVERY).map_or(0, |(lag, _)| lag.max(0))
     }
 
-    fn store_fails(&self) -> MutexGuard<'_, Option<(String, i64)>> {
+    fn failing(&self) -> MutexGuard<'_, Option<(String, i64)>> {
         self.store_fails.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A merge has failed; true when it is time to say so.
     fn failed(&self, why: String, times: u32) -> bool {
-        let mut fails = self.store_fails();
+        let mut fails = self.failing();
         let since = fails.as_ref().map_or_else(millpond::now_ms, |(_, since)| *since);
         *fails = Some((why, since));
         times % SAY_EVERY == 0
     }
 
     fn committed(&self, messages: &[EndedMessage]) {
-        *self.store_fails() = None;
+        *self.failing() = None;
         if let Some(newest) = messages.iter().map(|message| message.stored_ms).max() {
             let lag = millpond::now_ms() - newest;
             *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = Some((lag, Instant::now()));

@@ -7,6 +7,7 @@ mod history;
 mod http;
 mod live;
 mod queues;
+mod reconcile;
 mod records;
 mod replays;
 mod store;
@@ -32,7 +33,8 @@ pub use store::StoreAt;
 use collect::Collect;
 use live::Live;
 use queues::Queues;
-use records::Workers;
+use reconcile::{Problems, Reconciler};
+use records::{OpenJobs, Workers};
 use replays::Replays;
 use store::Store;
 
@@ -50,12 +52,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;
     let bus = Bus::connect(&settings.nats_url, Role::Collector, "collector", settings.connect_timeout).await?;
-    let workers = Workers::default();
+    let (workers, jobs, problems) = (Workers::default(), OpenJobs::default(), Problems::default());
     let mut background = JoinSet::new();
     background.spawn(workers.clone().follow(bus.clone()));
     background.spawn(store.clone().follow());
     background.spawn(store.clone().keep_for_ever(settings.keep));
-    background.spawn(records::follow_jobs(bus.clone(), store.clone()));
+    background.spawn(records::follow_jobs(bus.clone(), store.clone(), jobs.clone()));
     background.spawn(history::serve(store.clone(), history::listen(&bus).await?));
     background.spawn(thens::follow(bus.clone(), store.clone()));
     let (mut collecting, mut health) = (JoinSet::new(), Vec::new());
@@ -65,10 +67,14 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         background.spawn(collect.clone().purge_for_ever());
         collecting.spawn(collect.collect(shutdown.clone()));
     }
+    background.spawn(reconcile::watch(workers.clone(), jobs, health.clone(), problems.clone()));
+    let (looks, seen) = (problems.clone(), workers.clone());
+    background
+        .spawn(Reconciler { bus: bus.clone(), store: store.clone(), workers: seen, problems: looks }.look_for_ever());
     let address = listener.local_addr()?;
     let viewers = settings.viewer_token.is_some();
-    let queues = Queues::new(&bus);
-    let live = Live::new(&bus, &store, &workers, &queues, &health);
+    let queues = Queues::new(&bus, &workers);
+    let live = Live::new(&bus, &store, &workers, &queues, &problems, &health);
     background.spawn(live.clone().run());
     let app = http::App {
         store: store.clone(),
@@ -85,6 +91,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         kibana_url: settings.kibana_url,
         metrics,
         health,
+        problems,
     };
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),

@@ -13,7 +13,8 @@ use utoipa::ToSchema;
 
 use crate::collect::Health;
 use crate::queues::{QueueRow, Queues};
-use crate::records::Workers;
+use crate::reconcile::{Problem, Problems};
+use crate::records::{WorkerState, Workers};
 use crate::store::{Ended, Sample, Store};
 
 /// How often it is looked while somebody watches.
@@ -79,6 +80,8 @@ pub(crate) struct Overview {
     lag_ms: i64,
     /// Why the queues cannot be looked at; their numbers are the last ones known.
     complaint: Option<String>,
+    /// What is wrong, and what was mended lately.
+    problems: Vec<Problem>,
 }
 
 /// Per second, of late.
@@ -132,6 +135,7 @@ pub(crate) struct Live {
     store: Store,
     workers: Workers,
     queues: Queues,
+    problems: Problems,
     health: Arc<[Arc<Health>]>,
     last: watch::Sender<Arc<Tick>>,
     /// Bytes of the store and what is unfinished in it: looked up with each sample only, they cost more than the rest.
@@ -148,12 +152,20 @@ struct Before {
 }
 
 impl Live {
-    pub(crate) fn new(bus: &Bus, store: &Store, workers: &Workers, queues: &Queues, health: &[Arc<Health>]) -> Self {
+    pub(crate) fn new(
+        bus: &Bus,
+        store: &Store,
+        workers: &Workers,
+        queues: &Queues,
+        problems: &Problems,
+        health: &[Arc<Health>],
+    ) -> Self {
         Self {
             bus: bus.clone(),
             store: store.clone(),
             workers: workers.clone(),
             queues: queues.clone(),
+            problems: problems.clone(),
             health: health.into(),
             last: watch::Sender::default(),
             counted: Arc::default(),
@@ -230,6 +242,7 @@ impl Live {
             totals: self.totals(&queues, retrying, dead),
             lag_ms: self.health.iter().map(|health| health.lag_ms()).max().unwrap_or(0),
             complaint,
+            problems: self.problems.rows(),
         };
         let mut tick = Tick { at_ms, overview, queues, rates, versions, text: String::new() };
         tick.text = serde_json::to_string(&tick).unwrap_or_default();
@@ -244,13 +257,14 @@ impl Live {
             totals.scheduled += queue.state.scheduled;
             totals.oldest_ms = [totals.oldest_ms, queue.oldest_ms].into_iter().flatten().min();
         }
-        for (state, running) in self.workers.states() {
-            totals.running += if state == "lost" { 0 } else { running };
-            *match state {
-                "live" => &mut totals.workers.live,
-                "draining" => &mut totals.workers.draining,
-                _ => &mut totals.workers.lost,
-            } += 1;
+        for (worker, state) in self.workers.records() {
+            let (count, runs) = match state {
+                WorkerState::Live => (&mut totals.workers.live, true),
+                WorkerState::Draining => (&mut totals.workers.draining, true),
+                WorkerState::Lost => (&mut totals.workers.lost, false),
+            };
+            *count += 1;
+            totals.running += if runs { worker.running.into() } else { 0 };
         }
         totals
     }

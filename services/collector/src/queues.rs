@@ -10,6 +10,8 @@ use millpond::bus::topology::TopologyError;
 use serde::Serialize;
 use tokio::sync::Mutex;
 
+use crate::records::{WorkerState, Workers};
+
 /// How long a look is good for: less than until the next look of whoever watches.
 const KNOWN_FOR: Duration = Duration::from_millis(900);
 
@@ -28,20 +30,24 @@ pub(crate) struct QueueRow {
 impl QueueRow {
     /// Messages that TASKS took for it since its consumer was made; what was handed out again counts again.
     pub(crate) fn arrived(&self) -> u64 {
-        self.state.arrived
+        self.state.places.first().map_or(0, |tasks| tasks.waiting + tasks.deliveries)
     }
 }
+
+/// Rows, and when they were looked at.
+type Looked = (Instant, Vec<QueueRow>);
 
 /// Looks at the queues. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Queues {
     bus: Bus,
-    looked: Arc<Mutex<Option<(Instant, Vec<QueueRow>)>>>,
+    workers: Workers,
+    looked: Arc<Mutex<Option<Looked>>>,
 }
 
 impl Queues {
-    pub(crate) fn new(bus: &Bus) -> Self {
-        Self { bus: bus.clone(), looked: Arc::default() }
+    pub(crate) fn new(bus: &Bus, workers: &Workers) -> Self {
+        Self { bus: bus.clone(), workers: workers.clone(), looked: Arc::default() }
     }
 
     /// All of them, by name; a second old at the most.
@@ -52,10 +58,27 @@ impl Queues {
         {
             return Ok(rows.clone());
         }
-        let states = self.bus.queues_with_limits().await?;
-        let rows: Vec<QueueRow> =
-            states.into_iter().map(|state| QueueRow { state, oldest_ms: None, workers: 0 }).collect();
+        let rows = self.look().await?;
         *looked = Some((Instant::now(), rows.clone()));
+        Ok(rows)
+    }
+
+    /// What was known is not so any more: somebody changed it through this collector.
+    pub(crate) async fn forget(&self) {
+        *self.looked.lock().await = None;
+    }
+
+    async fn look(&self) -> Result<Vec<QueueRow>, TopologyError> {
+        let workers = self.workers.records();
+        let mut rows = Vec::new();
+        for queue in self.bus.queues_with_limits().await? {
+            let serves = |served: &String| *served == queue.queue;
+            let live = workers
+                .iter()
+                .filter(|(worker, state)| *state == WorkerState::Live && worker.queues.iter().any(serves));
+            let workers = live.count() as u64;
+            rows.push(QueueRow { oldest_ms: self.bus.oldest_waiting(&queue).await?, state: queue, workers });
+        }
         Ok(rows)
     }
 }

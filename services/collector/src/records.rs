@@ -1,6 +1,6 @@
 //! What is watched rather than collected: workers (kept in memory) and jobs (kept in the store).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -8,9 +8,10 @@ use std::time::Duration;
 use millpond::bus::Bus;
 use millpond::bus::records::{BucketWatch, decode};
 use millpond::bus::topology::{BUCKET_JOBS, BUCKET_WORKERS};
-use millpond::job::JobRecord;
-use millpond::limits::HEARTBEAT_LOST_AFTER;
+use millpond::job::{JobRecord, JobState};
+use millpond::limits::{HEARTBEAT_EVERY, HEARTBEAT_LOST_AFTER};
 use millpond::worker_record::WorkerRecord;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::store::Store;
@@ -20,10 +21,51 @@ const LOST_SHOWN_FOR: Duration = Duration::from_secs(600);
 /// How long a record that cannot be stored is tried again later.
 const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// How long the history of a worker is kept, one entry for each heartbeat.
+const HISTORY_ENTRIES_MAX: usize = 150;
+
+const _: () = assert!(HISTORY_ENTRIES_MAX as u128 * HEARTBEAT_EVERY.as_millis() == 300_000, "five minutes");
+
+/// Whether a worker is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WorkerState {
+    /// It takes tasks.
+    Live,
+    /// It takes nothing more.
+    Draining,
+    /// Its heartbeat has stopped.
+    Lost,
+}
+
+impl WorkerState {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Draining => "draining",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// How a worker and its children fared at one heartbeat.
+#[derive(Debug, Clone, Serialize)]
+struct Beat {
+    at_ms: i64,
+    cpu_percent: f64,
+    rss_bytes: u64,
+    running: u32,
+}
+
+/// A worker's record, and those before it in short.
+struct Known {
+    record: WorkerRecord,
+    history: VecDeque<Beat>,
+}
+
 /// The workers' records. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Workers {
-    records: Arc<RwLock<BTreeMap<String, WorkerRecord>>>,
+    known: Arc<RwLock<BTreeMap<String, Known>>>,
     version: Arc<AtomicU64>,
 }
 
@@ -31,29 +73,30 @@ impl Workers {
     /// All workers by name, with their state: live, draining or lost.
     pub(crate) fn rows(&self) -> Vec<Value> {
         let now = millpond::now_ms();
-        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
-        let listed = records.values().filter_map(|record| Some((record, state_of(record, now)?)));
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let listed = known.values().filter_map(|one| Some((one, state(&one.record, now)?)));
         listed
-            .map(|(record, state)| {
-                let mut row = json!(record);
+            .map(|(one, state)| {
+                let mut row = json!(one.record);
                 if let Some(row) = row.as_object_mut() {
-                    row.insert("state".to_owned(), json!(state));
+                    row.insert("state".to_owned(), json!(state.name()));
+                    row.insert("history".to_owned(), json!(one.history));
                 }
                 row
             })
             .collect()
     }
 
+    /// The same as records.
+    pub(crate) fn records(&self) -> Vec<(WorkerRecord, WorkerState)> {
+        let now = millpond::now_ms();
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.values().filter_map(|one| Some((one.record.clone(), state(&one.record, now)?))).collect()
+    }
+
     /// Differs when a record has changed.
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Relaxed)
-    }
-
-    /// The state of each, and how much it runs.
-    pub(crate) fn states(&self) -> Vec<(&'static str, u64)> {
-        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
-        let now = millpond::now_ms();
-        records.values().filter_map(|record| Some((state_of(record, now)?, record.running.into()))).collect()
     }
 
     /// Follows the bucket for ever.
@@ -62,33 +105,80 @@ impl Workers {
         loop {
             let change = watch.next().await;
             let record = change.value.as_deref().and_then(decode::<WorkerRecord>);
-            let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
-            match record {
-                Some(record) => drop(records.insert(change.key, record)),
-                None => drop(records.remove(&change.key)),
+            self.note(change.key, record);
+        }
+    }
+
+    fn note(&self, name: String, record: Option<WorkerRecord>) {
+        let now = millpond::now_ms();
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        // Nobody is shown those any more.
+        known.retain(|_, one| state(&one.record, now).is_some());
+        let Some(record) = record else {
+            known.remove(&name);
+            return;
+        };
+        let mut history = known.remove(&name).map(|one| one.history).unwrap_or_default();
+        // All are told again after a loss of the connection.
+        if history.back().is_none_or(|last| last.at_ms < record.heartbeat_ms) {
+            history.push_back(Beat {
+                at_ms: record.heartbeat_ms,
+                cpu_percent: record.cpu_percent + record.children.iter().map(|child| child.cpu_percent).sum::<f64>(),
+                rss_bytes: record.rss_bytes + record.children.iter().map(|child| child.rss_bytes).sum::<u64>(),
+                running: record.running,
+            });
+            if history.len() > HISTORY_ENTRIES_MAX {
+                history.pop_front();
             }
             self.version.fetch_add(1, Ordering::Relaxed);
+        }
+        known.insert(name, Known { record, history });
+    }
+}
+
+/// Whether it is there; none when it is gone for so long that it is not shown any more.
+fn state(record: &WorkerRecord, now_ms: i64) -> Option<WorkerState> {
+    let age = u128::try_from(now_ms.saturating_sub(record.heartbeat_ms)).unwrap_or(0);
+    match record.draining {
+        _ if age >= LOST_SHOWN_FOR.as_millis() => None,
+        _ if age > HEARTBEAT_LOST_AFTER.as_millis() => Some(WorkerState::Lost),
+        true => Some(WorkerState::Draining),
+        false => Some(WorkerState::Live),
+    }
+}
+
+/// The jobs whose producers still add tasks, as far as their records tell. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct OpenJobs {
+    records: Arc<RwLock<BTreeMap<String, JobRecord>>>,
+}
+
+impl OpenJobs {
+    /// Those whose producer has not been heard of for too long.
+    pub(crate) fn stalled(&self) -> Vec<JobRecord> {
+        let now = millpond::now_ms();
+        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
+        let silent = |record: &&JobRecord| u128::try_from(now.saturating_sub(record.heartbeat_ms)).unwrap_or(0);
+        records.values().filter(|record| silent(record) > HEARTBEAT_LOST_AFTER.as_millis()).cloned().collect()
+    }
+
+    fn note(&self, name: String, record: Option<&JobRecord>) {
+        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
+        match record.filter(|record| record.state == JobState::Open) {
+            Some(record) => drop(records.insert(name, record.clone())),
+            None => drop(records.remove(&name)),
         }
     }
 }
 
-/// Live, draining or lost; none for one that was lost long ago.
-fn state_of(record: &WorkerRecord, now_ms: i64) -> Option<&'static str> {
-    let age = u128::try_from(now_ms.saturating_sub(record.heartbeat_ms)).unwrap_or(0);
-    match record.draining {
-        _ if age >= LOST_SHOWN_FOR.as_millis() => None,
-        _ if age > HEARTBEAT_LOST_AFTER.as_millis() => Some("lost"),
-        true => Some("draining"),
-        false => Some("live"),
-    }
-}
-
 /// Follows the jobs' bucket for ever, into the store.
-pub(crate) async fn follow_jobs(bus: Bus, store: Store) {
+pub(crate) async fn follow_jobs(bus: Bus, store: Store, open: OpenJobs) {
     let mut watch = BucketWatch::new(&bus, BUCKET_JOBS);
     loop {
         let change = watch.next().await;
-        let Some(record) = change.value.as_deref().and_then(decode::<JobRecord>) else { continue };
+        let record = change.value.as_deref().and_then(decode::<JobRecord>);
+        open.note(change.key, record.as_ref());
+        let Some(record) = record else { continue };
         while let Err(error) = store.put_job(&record, change.stored_ms).await {
             tracing::error!(%error, job = %record.job, "a job's record cannot be stored, will try again");
             tokio::time::sleep(STORE_AGAIN_AFTER).await;

@@ -40,15 +40,15 @@ pub struct Fill {
 
 /// What the server says of a stream's subjects.
 #[derive(Deserialize)]
-struct Page {
+pub(super) struct Page {
     #[serde(default)]
-    total: usize,
-    state: Subjects,
+    pub(super) total: usize,
+    pub(super) state: Subjects,
 }
 
 #[derive(Deserialize)]
-struct Subjects {
-    subjects: Option<HashMap<String, u64>>,
+pub(super) struct Subjects {
+    pub(super) subjects: Option<HashMap<String, u64>>,
 }
 
 impl Bus {
@@ -82,8 +82,8 @@ impl Bus {
         }
     }
 
-    /// One page of the subjects of a stream.
-    async fn subjects(&self, stream: &str, filter: &str, offset: usize) -> Result<Page, TopologyError> {
+    /// One page of the subjects of a stream, 100 000 at the most.
+    pub(super) async fn subjects(&self, stream: &str, filter: &str, offset: usize) -> Result<Page, TopologyError> {
         let failed = |error: &dyn std::error::Error| TopologyError::new(stream, error);
         let question = Bytes::from(json!({ "subjects_filter": filter, "offset": offset }).to_string());
         let asked = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), question);

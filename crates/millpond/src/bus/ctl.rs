@@ -51,10 +51,10 @@ pub struct Replay {
 /// A job that has ended, and the task that this starts.
 ///
 /// ```
-/// let text = r#"{"job":"j1","epoch":1,"queue":"default","kind":"report","total":3,"done":2,"dead":1,"cancelled":0}"#;
+/// let text = r#"{"job":"j1","epoch":1,"queue":"default","kind":"report","total":3,"done":2,"dead":1,"cancelled":0,"purged":0}"#;
 /// let ended: millpond::bus::ctl::JobEnded = serde_json::from_str(text).unwrap();
 /// assert_eq!(ended.id(), "j1.1/then");
-/// assert_eq!(ended.arguments(), r#"{"job":"j1","epoch":1,"total":3,"done":2,"dead":1,"cancelled":0}"#);
+/// assert_eq!(ended.arguments(), r#"{"job":"j1","epoch":1,"total":3,"done":2,"dead":1,"cancelled":0,"purged":0}"#);
 /// ```
 #[derive(Debug, Serialize, Deserialize)]
 pub struct JobEnded {
@@ -74,6 +74,9 @@ pub struct JobEnded {
     pub dead: u64,
     /// Those that were cancelled.
     pub cancelled: u64,
+    /// Those that a purge of their queue removed.
+    #[serde(default)]
+    pub purged: u64,
 }
 
 impl JobEnded {
@@ -86,10 +89,10 @@ impl JobEnded {
     /// The argument of the task, JSON.
     #[must_use]
     pub fn arguments(&self) -> String {
-        let Self { epoch, total, done, dead, cancelled, .. } = self;
+        let Self { epoch, total, done, dead, cancelled, purged, .. } = self;
         let job = serde_json::to_string(&self.job).unwrap_or_default();
         format!(
-            r#"{{"job":{job},"epoch":{epoch},"total":{total},"done":{done},"dead":{dead},"cancelled":{cancelled}}}"#
+            r#"{{"job":{job},"epoch":{epoch},"total":{total},"done":{done},"dead":{dead},"cancelled":{cancelled},"purged":{purged}}}"#
         )
     }
 }

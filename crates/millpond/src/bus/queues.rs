@@ -38,6 +38,25 @@ pub struct QueueState {
     pub arrived: u64,
     /// Tasks that may wait in it, those that workers hold included; none: any number (`bounds`).
     pub max_waiting: Option<u64>,
+    /// A worker has served it once: it has its consumers.
+    #[serde(skip)]
+    pub has_consumer: bool,
+    /// How it stands in TASKS and in DUE.
+    #[serde(skip)]
+    pub places: [Place; 2],
+}
+
+/// How a queue stands in one stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Messages that no worker has taken yet.
+    pub waiting: u64,
+    /// Messages that were given out and not settled.
+    pub held: u64,
+    /// The last sequence that was given out.
+    pub delivered: u64,
+    /// How often something was given out.
+    pub deliveries: u64,
 }
 
 /// Why a queue is not paused, or its pause not ended.
@@ -87,40 +106,88 @@ pub struct PurgeRecord {
     pub at_ms: i64,
 }
 
+impl QueueState {
+    fn add(&mut self, at: usize, more: Place) {
+        self.waiting += more.waiting;
+        self.held += more.held;
+        if let Some(place) = self.places.get_mut(at) {
+            *place = Place { waiting: place.waiting + more.waiting, ..more };
+        }
+    }
+}
+
 impl Bus {
-    /// All queues that have a consumer, by name.
+    /// All queues that have a consumer, and those where something waits for a first worker, by name.
     ///
     /// # Errors
     /// [`TopologyError`] when the server does not answer.
     pub async fn queues(&self) -> Result<Vec<QueueState>, TopologyError> {
-        let mut queues: BTreeMap<String, QueueState> = BTreeMap::new();
-        for name in [STREAM_TASKS, STREAM_DUE] {
-            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
-            let mut consumers = stream.consumers();
-            while let Some(info) = consumers.next().await {
-                let info = info.map_err(|e| TopologyError::new(name, &e))?;
-                let Some(queue) = info.name.strip_prefix("q-") else { continue };
-                let state = queues.entry(queue.to_owned()).or_default();
-                queue.clone_into(&mut state.queue);
-                state.waiting += info.num_pending;
-                if name == STREAM_TASKS {
-                    state.arrived = info.num_pending + info.delivered.consumer_sequence;
-                }
-                state.held += info.num_ack_pending as u64;
-                state.paused |= info.paused;
-                let left = info.pause_remaining.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
-                state.paused_for_ms = state.paused_for_ms.max(left.filter(|_| info.paused));
-            }
-        }
+        let mut queues = self.standing().await?;
         let due = self.js.get_stream(STREAM_DUE).await.map_err(|e| TopologyError::new(STREAM_DUE, &e))?;
         let subjects = due.info_with_subjects("sched.>").await.map_err(|e| TopologyError::new(STREAM_DUE, &e))?;
         let mut subjects = subjects.take(SCHEDULED_COUNTED_MAX);
         while let Some(Ok((subject, count))) = subjects.next().await {
-            if let Some(state) = subject.split('.').nth(1).and_then(|queue| queues.get_mut(queue)) {
+            let queue = subject.split('.').nth(1).unwrap_or_default();
+            if let Some(state) = queues.iter_mut().find(|state| state.queue == queue) {
                 state.scheduled += count as u64;
             }
         }
+        Ok(queues)
+    }
+
+    /// The same without what waits for its time: a few requests, however much waits.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn standing(&self) -> Result<Vec<QueueState>, TopologyError> {
+        let mut queues: BTreeMap<String, QueueState> = BTreeMap::new();
+        for (at, name) in [STREAM_TASKS, STREAM_DUE].into_iter().enumerate() {
+            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+            let mut consumers = stream.consumers();
+            let mut served = 0;
+            while let Some(info) = consumers.next().await {
+                let info = info.map_err(|e| TopologyError::new(name, &e))?;
+                let Some(queue) = info.name.strip_prefix("q-") else { continue };
+                let state = queues.entry(queue.to_owned()).or_default();
+                let place = Place {
+                    waiting: info.num_pending,
+                    held: info.num_ack_pending as u64,
+                    delivered: info.delivered.stream_sequence,
+                    deliveries: info.delivered.consumer_sequence,
+                };
+                served += place.waiting + place.held;
+                state.add(at, place);
+                state.has_consumer = true;
+                state.paused |= info.paused;
+                let left = info.pause_remaining.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+                state.paused_for_ms = state.paused_for_ms.max(left.filter(|_| info.paused));
+            }
+            if stream.cached_info().state.messages > served {
+                self.add_unserved(&mut queues, at, name).await?;
+            }
+        }
+        for (queue, state) in &mut queues {
+            queue.clone_into(&mut state.queue);
+        }
         Ok(queues.into_values().collect())
+    }
+
+    /// What waits in queues that no worker has ever served.
+    async fn add_unserved(
+        &self,
+        queues: &mut BTreeMap<String, QueueState>,
+        at: usize,
+        stream: &str,
+    ) -> Result<(), TopologyError> {
+        let filter = if stream == STREAM_DUE { "due.>" } else { "tasks.>" };
+        for (subject, waiting) in self.subjects(stream, filter, 0).await?.state.subjects.unwrap_or_default() {
+            let Some(queue) = subject.split('.').nth(1) else { continue };
+            let state = queues.entry(queue.to_owned()).or_default();
+            if !state.has_consumer {
+                state.add(at, Place { waiting, ..Place::default() });
+            }
+        }
+        Ok(())
     }
 
     /// Hands out nothing of a queue until `resume`, or for this long. What workers hold goes on.

@@ -99,7 +99,8 @@ CREATE TABLE job_counts (
     done BIGINT NOT NULL DEFAULT 0,
     retrying BIGINT NOT NULL DEFAULT 0,
     dead BIGINT NOT NULL DEFAULT 0,
-    cancelled BIGINT NOT NULL DEFAULT 0
+    cancelled BIGINT NOT NULL DEFAULT 0,
+    purged BIGINT NOT NULL DEFAULT 0
 );
 CREATE INDEX jobs_by_age ON job_counts (created_ms);
 

@@ -18,6 +18,7 @@ use super::asked::Asked;
 use super::filters::NoQuery;
 use super::refusal::Refusal;
 use crate::live::{Overview, Tick};
+use crate::reconcile::Problem;
 use crate::store::{Step, WINDOWS};
 
 /// How long one stream of events lasts: whoever watches asks again, and is asked for the token again.
@@ -32,6 +33,20 @@ type AppState = State<Arc<App>>;
     example = json!({"at_ms": 1_800_000_000_000_i64, "version": "0.1.0", "store": {"kind": "sqlite", "bytes": 81920, "complaint": null}, "totals": {"waiting": 12, "held": 4, "scheduled": 0, "oldest_ms": 1_799_999_998_000_i64, "retrying": 1, "dead": 0, "running": 4, "workers": {"live": 2, "draining": 0, "lost": 0}}, "lag_ms": 52, "complaint": null, "problems": []}))))]
 pub(super) async fn overview(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Json<Overview> {
     Json(app.live.look().await.overview.clone())
+}
+
+/// What is wrong.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Wrong {
+    /// By kind; a hundred of each at the most.
+    rows: Vec<Problem>,
+}
+
+/// List what is wrong, since when, and what to do; and what was mended lately.
+#[utoipa::path(get, path = "/problems", tag = "read", responses((status = 200, description = "All of it", body = Wrong,
+    example = json!({"rows": [{"kind": "no_worker", "what": "mail", "sentence": "18 messages wait in queue mail, and no live worker serves it; `millpond worker run --queues mail` starts one", "since_ms": 1_800_000_000_000_i64, "mended": false}]}))))]
+pub(super) async fn problems(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Json<Wrong> {
+    Json(Wrong { rows: app.problems.rows() })
 }
 
 /// How far back, and of which queue.

@@ -41,6 +41,7 @@ pub(crate) use session::Failures;
 use crate::collect::Health;
 use crate::live::Live;
 use crate::queues::Queues;
+use crate::reconcile::Problems;
 use crate::records::Workers;
 use crate::replays::Replays;
 use crate::store::Store;
@@ -67,6 +68,7 @@ pub(crate) struct App {
     pub(crate) watchers: Arc<Semaphore>,
     /// Cancelled when the service is to end: whoever watches is told.
     pub(crate) shutdown: CancellationToken,
+    pub(crate) problems: Problems,
 }
 
 type Routes = OpenApiRouter<Arc<App>>;
@@ -99,6 +101,7 @@ fn guarded() -> Routes {
         .routes(routes!(schedules::list))
         .routes(routes!(why::why))
         .routes(routes!(live::overview))
+        .routes(routes!(live::problems))
         .routes(routes!(live::over_time))
         .routes(routes!(live::events))
         .routes(routes!(cancel::job))

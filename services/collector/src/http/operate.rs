@@ -32,9 +32,10 @@ fn refused(fault: &TopologyError) -> Response {
     error(StatusCode::BAD_GATEWAY, &fault.to_string())
 }
 
-/// List queues by name: those that workers have served, and those with a limit.
+/// List queues by name: those that workers have served, those where something waits for a first worker, and those with a
+/// limit.
 #[utoipa::path(get, path = "/queues", tag = "read", responses((status = 200, description = "All of them", body = Listed<QueueRow>,
-    example = json!({"rows": [{"queue": "default", "waiting": 12, "held": 8, "scheduled": 1, "paused": false, "max_waiting": null}], "next": null}))))]
+    example = json!({"rows": [{"queue": "default", "waiting": 12, "held": 8, "scheduled": 1, "paused": false, "max_waiting": null, "oldest_ms": 1_800_000_000_000_i64, "workers": 2}], "next": null}))))]
 pub(super) async fn queues(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Response {
     match app.queues.rows().await {
         Ok(rows) => Json(json!({ "rows": rows, "next": null })).into_response(),
@@ -71,7 +72,9 @@ pub(super) async fn pause(
     if let Err(wrong) = check_token("queue", &queue) {
         return error(StatusCode::BAD_REQUEST, &wrong.to_string());
     }
-    match app.bus.pause_queue(&queue, asked.for_ms.map(Duration::from_millis)).await {
+    let paused = app.bus.pause_queue(&queue, asked.for_ms.map(Duration::from_millis)).await;
+    app.queues.forget().await;
+    match paused {
         Ok(()) => Json(json!({ "queue": queue, "paused": true })).into_response(),
         Err(fault) => not_paused(&fault),
     }
@@ -85,7 +88,9 @@ pub(super) async fn resume(State(app): AppState, Asked(queue, NoQuery {}): Asked
     if let Err(wrong) = check_token("queue", &queue) {
         return error(StatusCode::BAD_REQUEST, &wrong.to_string());
     }
-    match app.bus.resume_queue(&queue).await {
+    let resumed = app.bus.resume_queue(&queue).await;
+    app.queues.forget().await;
+    match resumed {
         Ok(()) => Json(json!({ "queue": queue, "paused": false })).into_response(),
         Err(fault) => not_paused(&fault),
     }
@@ -134,7 +139,9 @@ pub(super) async fn purge(
             return error(StatusCode::BAD_REQUEST, &wrong.to_string());
         }
     }
-    match app.bus.purge_queue(&queue, asked.kind.as_deref(), !asked.keep_running, OPERATOR).await {
+    let purged = app.bus.purge_queue(&queue, asked.kind.as_deref(), !asked.keep_running, OPERATOR).await;
+    app.queues.forget().await;
+    match purged {
         Ok(record) => Json(json!(record)).into_response(),
         Err(fault) => refused(&fault),
     }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::asked::Asked;
 use super::filters::OneQuery;
 use super::{App, error};
+use crate::store::PURGED;
 
 /// A state and the sentence that explains it.
 type Why = (&'static str, String);
@@ -53,7 +54,12 @@ fn ended(task: &Value) -> Option<Why> {
     let attempt = text(task, "attempt");
     match text(task, "status").as_str() {
         "done" => Some(("done", format!("it is done: attempt {attempt} on {}", text(task, "worker")))),
-        "cancelled" => Some(("cancelled", "it was cancelled".to_owned())),
+        "cancelled" => {
+            let last = task.get("attempts").and_then(Value::as_array).and_then(|attempts| attempts.last());
+            let purged = last.and_then(|last| last.get("failure")).filter(|failure| failure["type"] == PURGED);
+            let how = purged.map_or_else(|| "cancelled".to_owned(), |failure| text(failure, "message"));
+            Some(("cancelled", format!("it was {how}")))
+        }
         "dead" => {
             let last = task.get("replays").and_then(Value::as_array).and_then(|replays| replays.last());
             if let Some(moved) = last.filter(|last| last.get("new_id").is_some() && !task["dead"].is_object()) {

@@ -17,7 +17,7 @@ const PAGE_BYTES_MAX: i64 = 8 * 1024 * 1024;
 const NO_INDEX: i64 = i64::MAX;
 
 const JOB_COLUMNS: &str = "SELECT job_counts.n, job_counts.job, queue, kind, job_counts.created_ms, done, retrying,
-    dead, cancelled, record FROM job_counts LEFT JOIN jobs ON jobs.job = job_counts.job";
+    dead, cancelled, purged, record FROM job_counts LEFT JOIN jobs ON jobs.job = job_counts.job";
 
 /// Which jobs.
 #[derive(Debug, Default, Clone)]
@@ -262,13 +262,19 @@ impl Store {
             let published = record.as_ref().map_or(0, |record| record.total.unwrap_or(record.published));
             (retrying, dead, cancelled) = (0, 0, cancelled.max(published.saturating_sub(done)));
         }
+        // One that ends after all is counted as what it is.
+        let purged = match record.as_ref().and_then(|record| record.total).filter(|_| !is_cancelled) {
+            Some(total) => count("purged").min(total.saturating_sub(done + dead + cancelled)),
+            None => 0,
+        };
         let state = match &record {
             _ if is_cancelled => "cancelled",
-            Some(record) => state_of(record, done + dead + cancelled),
+            Some(record) => state_of(record, done + dead + cancelled + purged),
             None => "session",
         };
         let mut job = Shown::new(json!({
             "job": job, "state": state, "done": done, "retrying": retrying, "dead": dead, "cancelled": cancelled,
+            "purged": purged,
             "queue": row.text("queue"), "kind": row.text("kind"), "created_ms": count("created_ms"),
             "total": Value::Null,
         }));
@@ -309,8 +315,8 @@ fn of_state(sql: &mut Sql<'_>, state: &str) {
     match state {
         "open" => sql.push(" AND jobs.state = 'open' AND jobs.heartbeat_ms >= ?", lost),
         "stalled" => sql.push(" AND jobs.state = 'open' AND jobs.heartbeat_ms < ?", lost),
-        "closed" => sql.push_text(" AND jobs.state = 'closed' AND done + dead + cancelled < coalesce(jobs.total, done + dead + cancelled + 1)"),
-        "finished" => sql.push_text(" AND jobs.state = 'closed' AND done + dead + cancelled >= jobs.total"),
+        "closed" => sql.push_text(" AND jobs.state = 'closed' AND done + dead + cancelled + purged < coalesce(jobs.total, done + dead + cancelled + purged + 1)"),
+        "finished" => sql.push_text(" AND jobs.state = 'closed' AND done + dead + cancelled + purged >= jobs.total"),
         "session" => sql.push_text(" AND jobs.job IS NULL"),
         _ => sql.push_text(&format!(" AND {cancelled}")),
     }

@@ -10,6 +10,7 @@ mod letters;
 mod merge;
 mod postgres;
 mod read;
+mod reconcile;
 mod series;
 mod shown;
 mod sql;
@@ -33,6 +34,7 @@ pub(crate) use jobs::{JobFilter, Place};
 pub(crate) use keep::Keep;
 pub(crate) use letters::{Again, Letter};
 pub(crate) use read::{Cursor, Page, Rows, TaskFilter};
+pub(crate) use reconcile::{PURGED, Standing, Unended};
 pub(crate) use series::{Ended, Sample, Step, WINDOWS};
 pub(crate) use shown::Shown;
 

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::sql::Sql;
 use super::{JobFilter, Keep, Page, Place, Shown, Store, StoreAt, TaskFilter};
 
+mod again;
 mod cancelled;
 mod edges;
 mod history;

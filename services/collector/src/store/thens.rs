@@ -55,22 +55,28 @@ impl Store {
         }
         self.watch.ends_matter.store(true, Ordering::SeqCst);
         let rows = self.db.read(Sql::new(
-            "SELECT job_thens.job, job_thens.epoch, job_thens.queue, job_thens.kind, total, done, dead, cancelled FROM job_thens
+            "SELECT job_thens.job, job_thens.epoch, job_thens.queue, job_thens.kind, total, done, dead, cancelled,
+                purged FROM job_thens
              JOIN job_counts ON job_counts.job =
                 CASE WHEN job_thens.epoch > 1 THEN job_thens.job || '@' || job_thens.epoch ELSE job_thens.job END
-             WHERE settled_ms IS NULL AND (done + dead + cancelled >= total OR EXISTS
+             WHERE settled_ms IS NULL AND (done + dead + cancelled + purged >= total OR EXISTS
                 (SELECT 1 FROM job_cancels WHERE job_cancels.job = job_thens.job AND job_cancels.epoch >= job_thens.epoch))",
         ));
         let rows = rows.await?;
-        let ended = rows.iter().map(|row| JobEnded {
-            job: row.string("job"),
-            epoch: u32::try_from(row.count("epoch")).unwrap_or(u32::MAX),
-            queue: row.string("queue"),
-            kind: row.string("kind"),
-            total: row.count("total"),
-            done: row.count("done"),
-            dead: row.count("dead"),
-            cancelled: row.count("cancelled"),
+        let ended = rows.iter().map(|row| {
+            let (total, done, dead, cancelled) =
+                (row.count("total"), row.count("done"), row.count("dead"), row.count("cancelled"));
+            JobEnded {
+                job: row.string("job"),
+                epoch: u32::try_from(row.count("epoch")).unwrap_or(u32::MAX),
+                queue: row.string("queue"),
+                kind: row.string("kind"),
+                total,
+                done,
+                dead,
+                cancelled,
+                purged: row.count("purged").min(total.saturating_sub(done + dead + cancelled)),
+            }
         });
         Ok(ended.collect())
     }

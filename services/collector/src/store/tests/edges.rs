@@ -128,7 +128,7 @@ async fn counts_of_jobs_are_made_for_a_store_of_before() {
         "DROP TABLE job_counts",
         "DROP TRIGGER tasks_count_new",
         "DROP TRIGGER tasks_count_changed",
-        "DELETE FROM _sqlx_migrations WHERE version = 2",
+        "DELETE FROM _sqlx_migrations WHERE version IN (2, 41)",
     ] {
         transaction.run(Sql::new(undo)).await.unwrap();
     }

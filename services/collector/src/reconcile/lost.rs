@@ -1,0 +1,187 @@
+//! Tasks that the store expects more of, and that are nowhere: nothing of them lies on the bus, and nobody holds them. What
+//! a purge removed is ended as cancelled; what nothing explains is shown. Some rows a look, and a rest after the last.
+
+use std::collections::BTreeMap;
+
+use millpond::bus::backlog::{LOOKED_AT_MAX, Purges};
+use millpond::bus::queues::PurgeRecord;
+
+use super::judge::counted;
+use super::problems::{Found, Kind};
+use super::{LookError, Marks, Reconciler, Seen, TWICE_AFTER_MS};
+use crate::store::Unended;
+
+/// Rows of one look.
+const ROWS_MAX: u32 = 500;
+/// Of those, so many are looked for that no purge explains: most of the time all of them wait, and all is well.
+const UNEXPLAINED_MAX: u32 = 50;
+/// How long to rest when all rows were looked at, in milliseconds.
+const REST_MS: i64 = 30_000;
+/// How old what was last told of a task must be, in milliseconds: what was published with it is there by then.
+const SETTLED_MS: i64 = 5_000;
+/// The same where no purge explains that it is nowhere.
+const LOST_AFTER_MS: i64 = 60_000;
+/// An outcome that came so much later than a purge may be of a retry that was published before it, in milliseconds.
+const SLACK_MS: i64 = 10_000;
+
+/// A task that was nowhere when it was looked for.
+struct Suspect {
+    task: Unended,
+    since_ms: i64,
+    marks: Marks,
+    walk: u64,
+    /// It was nowhere twice, and no purge explains it.
+    is_lost: bool,
+}
+
+/// Walks through the tasks that have not ended.
+#[derive(Default)]
+pub(super) struct LostTasks {
+    /// First the batches, then the others.
+    others: bool,
+    after: i64,
+    walk: u64,
+    rest_until_ms: i64,
+    suspects: BTreeMap<(String, String), Suspect>,
+}
+
+/// The purge that explains why a task is nowhere: it was there then, and not told of or run again since.
+fn covering<'a>(purges: &'a Purges, task: &Unended) -> Option<&'a PurgeRecord> {
+    let purge = purges.covering(&task.queue, &task.kind)?;
+    (task.published_ms <= purge.at_ms && task.changed_ms <= purge.at_ms + SLACK_MS).then_some(purge)
+}
+
+impl LostTasks {
+    /// Something was purged: no rest now.
+    pub(super) fn hurry(&mut self) {
+        self.rest_until_ms = 0;
+    }
+
+    /// Those that nothing explains, by queue.
+    pub(super) fn found(&self) -> Vec<Found> {
+        let mut queues: BTreeMap<&str, (u64, &Suspect)> = BTreeMap::new();
+        for suspect in self.suspects.values().filter(|suspect| suspect.is_lost) {
+            let (count, first) = queues.entry(&suspect.task.queue).or_insert((0, suspect));
+            *count += 1;
+            if suspect.since_ms < first.since_ms {
+                *first = suspect;
+            }
+        }
+        let found = queues.into_iter().map(|(queue, (count, first))| {
+            let (tasks, id) = (counted(count, "task"), &first.task.id);
+            let sentence = format!(
+                "{tasks} of queue {queue} should run again, and nothing of them waits or runs, {id} for one; look at nats-server's log for lost data, and publish them again"
+            );
+            Found { kind: Kind::LostTask, what: queue.to_owned(), sentence, since_ms: first.since_ms }
+        });
+        found.collect()
+    }
+
+    /// Looks at some.
+    pub(super) async fn look(&mut self, by: &Reconciler, seen: &Seen, purges: &Purges) -> Result<(), LookError> {
+        if seen.now_ms < self.rest_until_ms {
+            return Ok(());
+        }
+        let rows = by.store.unended(!self.others, self.after, seen.now_ms - SETTLED_MS, ROWS_MAX).await?;
+        let mut last = rows.last().map(|row| row.n).filter(|_| rows.len() == ROWS_MAX as usize);
+        let (mut queues, mut unexplained): (BTreeMap<String, Vec<Unended>>, u32) = (BTreeMap::new(), 0);
+        for task in rows {
+            if covering(purges, &task).is_none() {
+                if seen.now_ms - task.changed_ms < LOST_AFTER_MS {
+                    continue;
+                }
+                unexplained += 1;
+            }
+            let n = task.n;
+            if task.is_partial() || !by.bus.waits_for_its_time(&task.queue, &task.id).await? {
+                queues.entry(task.queue.clone()).or_default().push(task);
+            }
+            if unexplained == UNEXPLAINED_MAX {
+                last = Some(n);
+                break;
+            }
+        }
+        for (queue, tasks) in queues {
+            self.look_in(by, seen, purges, &queue, tasks).await?;
+        }
+        match (last, self.others) {
+            (Some(last), _) => self.after = last,
+            (None, false) => (self.others, self.after) = (true, 0),
+            (None, true) => self.end_walk(seen.now_ms),
+        }
+        Ok(())
+    }
+
+    fn end_walk(&mut self, now_ms: i64) {
+        let walk = self.walk;
+        // What was not met again is not missing any more.
+        self.suspects.retain(|_, suspect| suspect.walk == walk);
+        let is_open = self.suspects.values().any(|suspect| !suspect.is_lost);
+        self.rest_until_ms = now_ms + if is_open { TWICE_AFTER_MS } else { REST_MS };
+        (self.others, self.after, self.walk) = (false, 0, walk + 1);
+    }
+
+    async fn look_in(
+        &mut self,
+        by: &Reconciler,
+        seen: &Seen,
+        purges: &Purges,
+        queue: &str,
+        tasks: Vec<Unended>,
+    ) -> Result<(), LookError> {
+        // Too much to look through tells nothing.
+        if seen.lying(queue) > LOOKED_AT_MAX {
+            return Ok(());
+        }
+        let Some(lying) = by.bus.lying(queue).await? else { return Ok(()) };
+        let marks = Marks::now(&by.bus).await?;
+        let mut removed = Vec::new();
+        for task in tasks {
+            let root = task.root.clone().unwrap_or_else(|| task.id.clone());
+            if lying.contains(&task.id) || lying.contains(&root) || by.bus.is_held(queue, &root, &task.id).await {
+                continue;
+            }
+            if !self.is_missing_twice(&task, seen, marks) {
+                continue;
+            }
+            match covering(purges, &task) {
+                Some(purge) if !seen.may_come_back(queue) => removed.push((task, purge.clone())),
+                Some(_) => {}
+                None => {
+                    if let Some(suspect) = self.suspects.get_mut(&(task.queue, task.id)) {
+                        suspect.is_lost = true;
+                    }
+                }
+            }
+        }
+        if removed.is_empty() {
+            return Ok(());
+        }
+        let ended = by.store.end_purged(&removed).await?;
+        for (task, _) in removed {
+            self.suspects.remove(&(task.queue, task.id));
+        }
+        let sentence =
+            format!("{} of queue {queue} that a purge had removed are cancelled now", counted(ended, "task"));
+        by.problems.mended(Kind::LostTask, queue, sentence);
+        Ok(())
+    }
+
+    /// Notes that it is nowhere; whether it was so some time ago, too, all that had ended by then is stored, and nothing
+    /// was told of it since.
+    fn is_missing_twice(&mut self, task: &Unended, seen: &Seen, marks: Marks) -> bool {
+        let walk = self.walk;
+        let key = (task.queue.clone(), task.id.clone());
+        match self.suspects.get_mut(&key) {
+            Some(before) if before.task == *task => {
+                before.walk = walk;
+                seen.now_ms - before.since_ms >= TWICE_AFTER_MS && before.marks.are_stored(seen)
+            }
+            _ => {
+                let suspect = Suspect { task: task.clone(), since_ms: seen.now_ms, marks, walk, is_lost: false };
+                self.suspects.insert(key, suspect);
+                false
+            }
+        }
+    }
+}
