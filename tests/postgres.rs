@@ -3,24 +3,22 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 /// The user `nobody`: Postgres does not run as root.
 const NOBODY: u32 = 65534;
-/// Longer than it takes to make or start one.
-const START_WITHIN: Duration = Duration::from_secs(60);
+/// Longer than it takes to start one, in seconds.
+const START_WITHIN_S: &str = "60";
 
 /// One server; it ends when this is dropped.
 pub struct Server {
-    process: Child,
     dir: TempDir,
     port: u16,
 }
@@ -52,7 +50,7 @@ fn is_root() -> bool {
 impl Server {
     /// Starts one; none, and a line that says so, where the machine has no Postgres. In CI that is an error.
     pub fn start() -> Option<Self> {
-        let (Some(initdb), Some(postgres)) = (program("initdb"), program("postgres")) else {
+        let Some(initdb) = program("initdb") else {
             assert!(std::env::var_os("CI").is_none(), "CI needs Postgres: apt-get install postgresql");
             eprintln!("skipped: no Postgres on this machine (apt-get install postgresql)");
             return None;
@@ -69,30 +67,23 @@ impl Server {
         let made = made.unwrap();
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let log = std::fs::File::create(dir.path().join("postgres.log")).unwrap();
-        let mut command = as_nobody(postgres);
-        command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-k"]).arg(dir.path());
         // It need not survive the machine.
-        command.args(["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "dynamic_shared_memory_type=mmap"]);
-        let process = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let mut server = Self { process, dir, port };
-        server.wait();
+        let settings = "-c listen_addresses=127.0.0.1 -c fsync=off -c dynamic_shared_memory_type=mmap";
+        let options = format!("-p {port} -k {} {settings}", dir.path().display());
+        let server = Self { dir, port };
+        let log = server.dir.path().join("postgres.log");
+        // It answers when this ends.
+        let started =
+            server.control(&["start", "-w", "-t", START_WITHIN_S, "-o", &options, "-l", log.to_str().unwrap()]);
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        assert!(started, "Postgres does not start: {said}");
         Some(server)
     }
 
-    fn wait(&mut self) {
-        let started = Instant::now();
-        let psql = program("psql").expect("psql comes with Postgres");
-        loop {
-            let asked = Command::new(&psql).arg(self.url()).args(["-c", "SELECT 1"]).output().unwrap();
-            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() && asked.status.success() {
-                return;
-            }
-            let log = || std::fs::read_to_string(self.dir.path().join("postgres.log")).unwrap_or_default();
-            assert!(self.process.try_wait().unwrap().is_none(), "Postgres ended: {}", log());
-            assert!(started.elapsed() < START_WITHIN, "Postgres does not answer: {}", log());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+    fn control(&self, arguments: &[&str]) -> bool {
+        let mut command = as_nobody(program("pg_ctl").expect("pg_ctl comes with Postgres"));
+        command.args(arguments).arg("-D").arg(self.dir.path().join("data"));
+        command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|ended| ended.success())
     }
 
     /// Its url, with the database that is always there.
@@ -114,13 +105,6 @@ pub fn database(server: &str) -> String {
 impl Drop for Server {
     fn drop(&mut self) {
         // At once, and all its processes with it.
-        let stop = program("pg_ctl").map(|pg_ctl| {
-            let mut stop = as_nobody(pg_ctl);
-            stop.args(["stop", "-m", "immediate", "-D"]).arg(self.dir.path().join("data")).output()
-        });
-        if !matches!(stop, Some(Ok(output)) if output.status.success()) {
-            let _ = self.process.kill();
-        }
-        let _ = self.process.wait();
+        self.control(&["stop", "-m", "immediate"]);
     }
 }

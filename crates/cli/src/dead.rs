@@ -16,6 +16,7 @@ use crate::api::{Api, text};
 use crate::output::{Table, json_line, short, time};
 use crate::state::Env;
 use crate::task::print_failure;
+use crate::tasks::time_ms;
 
 /// Letters a second that are run again or thrown away, when nothing else is said.
 const RATE_DEFAULT: u32 = 1000;
@@ -101,17 +102,6 @@ impl Filter {
         ];
         Ok(fields.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect())
     }
-}
-
-/// A time as typed, as Unix time in milliseconds.
-fn time_ms(text: Option<&str>) -> anyhow::Result<Option<String>> {
-    let Some(text) = text else { return Ok(None) };
-    let ago = humantime::parse_duration(text).ok().and_then(|ago| i64::try_from(ago.as_millis()).ok());
-    let at = ago.map(|ago| millpond::now_ms().saturating_sub(ago));
-    let at = at.or_else(|| Some(text.parse::<jiff::Timestamp>().ok()?.as_millisecond()));
-    let at =
-        at.with_context(|| format!("{text:?} is no time: type 2026-01-31T12:00:00Z, or so long ago, such as 2h"))?;
-    Ok(Some(at.to_string()))
 }
 
 /// What to run again or throw away.

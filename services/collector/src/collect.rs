@@ -77,7 +77,7 @@ impl Health {
         let mut fails = self.failing();
         let since = fails.as_ref().map_or_else(millpond::now_ms, |(_, since)| *since);
         *fails = Some((why, since));
-        times % SAY_EVERY == 0
+        times.is_multiple_of(SAY_EVERY)
     }
 
     fn committed(&self, messages: &[EndedMessage]) {

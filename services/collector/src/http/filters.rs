@@ -171,6 +171,35 @@ impl JobStatus {
     }
 }
 
+/// Which part of the series.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SeriesQuery {
+    /// How far back.
+    #[param(example = "1h", nullable = false, inline)]
+    pub(super) window: Option<Window>,
+    /// Of this queue; of all when it is not said.
+    #[param(example = "default", nullable = false)]
+    pub(super) queue: Option<String>,
+}
+
+/// How far back the series goes: in steps of ten seconds up to an hour, of five minutes beyond.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, ToSchema)]
+pub(super) enum Window {
+    #[serde(rename = "15m")]
+    Quarter,
+    #[default]
+    #[serde(rename = "1h")]
+    Hour,
+    #[serde(rename = "6h")]
+    Morning,
+    #[serde(rename = "24h")]
+    Day,
+    #[serde(rename = "7d")]
+    Week,
+}
+
 /// Which task.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

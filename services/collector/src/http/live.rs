@@ -4,18 +4,19 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::{Extension, Json};
 use futures_util::{Stream, StreamExt, stream};
 use millpond::limits::HTTP_WATCHERS_MAX;
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::App;
 use super::asked::Asked;
-use super::filters::NoQuery;
+use super::filters::{NoQuery, SeriesQuery};
+use super::guard::Caller;
 use super::refusal::Refusal;
 use crate::live::{Overview, Tick};
 use crate::reconcile::Problem;
@@ -49,36 +50,6 @@ pub(super) async fn problems(State(app): AppState, Asked((), NoQuery {}): Asked<
     Json(Wrong { rows: app.problems.rows() })
 }
 
-/// How far back, and of which queue.
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub(super) struct SeriesQuery {
-    /// How far back.
-    #[param(example = "1h", inline)]
-    #[serde(default)]
-    window: Window,
-    /// Of this queue; of all when it is not said.
-    #[param(example = "default", nullable = false)]
-    queue: Option<String>,
-}
-
-/// How far back the series goes: in steps of ten seconds up to an hour, of five minutes beyond.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, ToSchema)]
-enum Window {
-    #[serde(rename = "15m")]
-    Quarter,
-    #[default]
-    #[serde(rename = "1h")]
-    Hour,
-    #[serde(rename = "6h")]
-    Morning,
-    #[serde(rename = "24h")]
-    Day,
-    #[serde(rename = "7d")]
-    Week,
-}
-
 /// What ended when, and how the queues stood.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Series {
@@ -99,7 +70,7 @@ pub(super) async fn over_time(
     State(app): AppState,
     Asked((), asked): Asked<(), SeriesQuery>,
 ) -> Result<Json<Series>, Refusal> {
-    let (back_ms, step) = WINDOWS.get(asked.window as usize).copied().unwrap_or_default();
+    let (back_ms, step) = WINDOWS.get(asked.window.unwrap_or_default() as usize).copied().unwrap_or_default();
     let found = app.store.series(back_ms, step, asked.queue.as_deref()).await;
     let (step_ms, rows) = found.map_err(|fault| Refusal::of_store(&fault))?;
     let to_ms = millpond::now_ms();
@@ -116,6 +87,7 @@ pub(super) async fn over_time(
     (status = 503, description = "Too many watch", body = Refusal, example = json!({"error": "too many watch already, come again later"}))))]
 pub(super) async fn events(
     State(app): AppState,
+    Extension(caller): Extension<Caller>,
     Asked((), NoQuery {}): Asked<(), NoQuery>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refusal> {
     let permit = app.watchers.clone().try_acquire_owned().map_err(|_| {
@@ -128,10 +100,13 @@ pub(super) async fn events(
         let tick = ticks.borrow_and_update().clone();
         Some((tick, (ticks, permit)))
     });
+    let left_ms = caller.expires_ms.map(|at| at.saturating_sub(millpond::now_ms()));
+    let left = left_ms.map(|left| Duration::from_millis(u64::try_from(left).unwrap_or(0)));
+    let watch_for = left.unwrap_or(WATCH_FOR).min(WATCH_FOR);
     let ends = async move {
         tokio::select! {
             () = shutdown.cancelled_owned() => {}
-            () = tokio::time::sleep(WATCH_FOR) => {}
+            () = tokio::time::sleep(watch_for) => {}
         }
     };
     let events = stream::iter([now]).chain(later).take_until(Box::pin(ends)).map(|tick| {

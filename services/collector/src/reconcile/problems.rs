@@ -170,15 +170,8 @@ mod tests {
     }
 
     fn whats(problems: &Problems) -> Vec<(String, i64, bool)> {
-        let field = |row: &Value, name: &str| row[name].clone();
         let rows = problems.rows();
-        let of = |row| {
-            (
-                field(row, "what").as_str().unwrap().into(),
-                field(row, "since_ms").as_i64().unwrap(),
-                row["mended"] == true,
-            )
-        };
+        let of = |row: &Problem| (row.what.clone(), row.since_ms, row.mended);
         rows.iter().map(of).collect()
     }
 
@@ -192,7 +185,7 @@ mod tests {
         problems.mended(Kind::LostTask, "q", "some".into());
         problems.replace(&Kind::ALL, Vec::new());
         assert_eq!(whats(&problems).len(), 1);
-        assert_eq!(problems.rows()[0]["mended"], true);
+        assert!(problems.rows()[0].mended);
         problems.replace(&[Kind::LostTask], vec![found(Kind::LostTask, "q", 1)]);
         assert_eq!(whats(&problems), [("q".into(), 1, false)]);
         let many = (0..200).map(|n| found(Kind::StalledJob, &format!("{n:03}"), 1)).collect();

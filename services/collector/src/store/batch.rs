@@ -8,7 +8,7 @@ use millpond::payload::PayloadRef;
 use serde_json::value::RawValue;
 
 use super::cancels::stored_job;
-use super::merge::{Ending, Rows, status_of};
+use super::merge::{Ending, How, Rows, status_of};
 use super::sql::{Sql, Transaction};
 use super::{CANCELLED, DONE, PARTIAL};
 
@@ -109,7 +109,8 @@ pub(super) async fn merge_items<'a>(
             Err(not_done) if !batch.has(item) => {
                 if let Some(status) = status_of(not_done.end) {
                     let index = ending.outcome.index.map(|i| i + u64::from(item - items.from));
-                    rows.push(ending, id, index, Some(root), status, None, not_done.failure.as_ref());
+                    let how = How { status, kept: None, failure: not_done.failure.as_ref() };
+                    rows.push(ending, id, index, Some(root), how);
                 }
             }
             Ok(_) | Err(_) => {}

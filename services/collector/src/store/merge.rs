@@ -64,6 +64,16 @@ pub(super) struct Rows<'a> {
     counts: Counts,
 }
 
+/// How a task or an item has ended.
+#[derive(Clone, Copy)]
+pub(super) struct How<'a> {
+    pub(super) status: i64,
+    /// Its result, where it has one.
+    pub(super) kept: Option<Kept<'a>>,
+    /// Why it has none.
+    pub(super) failure: Option<&'a Failure>,
+}
+
 /// One outcome and where it came from.
 #[derive(Clone, Copy)]
 pub(super) struct Ending<'a> {
@@ -224,7 +234,7 @@ impl<'a> Rows<'a> {
             },
             None => return,
         };
-        self.push(ending, outcome.id.clone(), outcome.index, None, status, kept, failure);
+        self.push(ending, outcome.id.clone(), outcome.index, None, How { status, kept, failure });
     }
 
     pub(super) fn push(
@@ -233,10 +243,9 @@ impl<'a> Rows<'a> {
         id: String,
         index: Option<u64>,
         root: Option<&'a str>,
-        status: i64,
-        kept: Option<Kept<'a>>,
-        failure: Option<&Failure>,
+        how: How<'a>,
     ) {
+        let How { status, kept, failure } = how;
         // What is done at last tells of the failures before it.
         let error = failure.or_else(|| ending.outcome.failures.last().map(|failed| &failed.failure));
         let (result, stored) = match kept {

@@ -15,10 +15,10 @@ use super::sql::{Row, Sql, Transaction};
 /// The steps, in milliseconds: the fine one, and the one that is kept.
 const STEPS_MS: [i64; 2] = [10_000, 300_000];
 /// How long fine steps are kept, in milliseconds.
-pub(super) const FINE_KEPT_MS: i64 = 2 * 3600 * 1000;
+pub(super) const FINE_KEPT_MS: i64 = 2 * 3_600_000;
 /// What can be asked for: how far back in milliseconds, and which step.
 pub(crate) const WINDOWS: [(i64, usize); 5] =
-    [(15 * 60_000, 0), (3600_000, 0), (6 * 3600_000, 1), (24 * 3600_000, 1), (7 * 24 * 3600_000, 1)];
+    [(15 * 60_000, 0), (3_600_000, 0), (6 * 3_600_000, 1), (24 * 3_600_000, 1), (7 * 24 * 3_600_000, 1)];
 
 #[derive(Default)]
 struct Count {
