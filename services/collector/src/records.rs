@@ -185,3 +185,40 @@ pub(crate) async fn follow_jobs(bus: Bus, store: Store, open: OpenJobs) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(heartbeat_ms: i64) -> WorkerRecord {
+        let text = r#"{"name":"w","nonce":"n","host":"h","pid":1,"queues":["q"],"kinds":["k"],"slots":2,"running":1,"held":1,
+            "draining":false,"done":0,"failed":0,"cpu_percent":1.5,"rss_bytes":10,"unknown_kinds":[],"started_ms":0,
+            "heartbeat_ms":0,"children":[{"name":"w/k-0","kind":"k","pid":2,"state":"busy","done":0,"restarts":0,
+            "cpu_percent":98.5,"rss_bytes":90,"started_ms":0}]}"#;
+        WorkerRecord { heartbeat_ms, ..serde_json::from_str(text).unwrap() }
+    }
+
+    #[test]
+    fn the_history_is_bounded_and_ends_with_the_worker() {
+        let (workers, now) = (Workers::default(), millpond::now_ms());
+        for beat in 0..2 * HISTORY_ENTRIES_MAX as i64 {
+            // Each is told twice.
+            for _ in 0..2 {
+                workers.note("w".into(), Some(record(now - 600 + beat)));
+            }
+        }
+        let rows = workers.rows();
+        let history = rows[0]["history"].as_array().unwrap();
+        let last = json!({ "at_ms": now - 301, "cpu_percent": 100.0, "rss_bytes": 100, "running": 1 });
+        assert_eq!((history.len(), history.last()), (HISTORY_ENTRIES_MAX, Some(&last)));
+        assert_eq!(rows[0]["state"], "live");
+        workers.note("w".into(), None);
+        workers.note("w".into(), Some(record(now)));
+        assert_eq!(workers.rows()[0]["history"].as_array().unwrap().len(), 1);
+        // One that is gone for long is forgotten with the next news of any.
+        let long_ago = now - LOST_SHOWN_FOR.as_millis() as i64;
+        workers.note("old".into(), Some(record(long_ago)));
+        workers.note("w".into(), Some(record(now)));
+        assert_eq!(workers.known.read().unwrap().len(), 1);
+    }
+}

@@ -17,6 +17,8 @@ const ROWS_MAX: u32 = 500;
 const UNEXPLAINED_MAX: u32 = 50;
 /// How long to rest when all rows were looked at, in milliseconds.
 const REST_MS: i64 = 30_000;
+/// For how long after a purge to rest little, in milliseconds.
+const HURRY_MS: i64 = 60_000;
 /// How old what was last told of a task must be, in milliseconds: what was published with it is there by then.
 const SETTLED_MS: i64 = 5_000;
 /// The same where no purge explains that it is nowhere.
@@ -42,6 +44,8 @@ pub(super) struct LostTasks {
     after: i64,
     walk: u64,
     rest_until_ms: i64,
+    /// When something was purged last, Unix time in milliseconds.
+    purged_ms: i64,
     suspects: BTreeMap<(String, String), Suspect>,
 }
 
@@ -52,9 +56,10 @@ fn covering<'a>(purges: &'a Purges, task: &Unended) -> Option<&'a PurgeRecord> {
 }
 
 impl LostTasks {
-    /// Something was purged: no rest now.
-    pub(super) fn hurry(&mut self) {
-        self.rest_until_ms = 0;
+    /// Something was purged: from the first row on, and without much rest for a while.
+    pub(super) fn hurry(&mut self, now_ms: i64) {
+        (self.rest_until_ms, self.purged_ms) = (0, now_ms);
+        (self.others, self.after) = (false, 0);
     }
 
     /// Those that nothing explains, by queue.
@@ -116,7 +121,7 @@ impl LostTasks {
         let walk = self.walk;
         // What was not met again is not missing any more.
         self.suspects.retain(|_, suspect| suspect.walk == walk);
-        let is_open = self.suspects.values().any(|suspect| !suspect.is_lost);
+        let is_open = self.suspects.values().any(|suspect| !suspect.is_lost) || now_ms - self.purged_ms < HURRY_MS;
         self.rest_until_ms = now_ms + if is_open { TWICE_AFTER_MS } else { REST_MS };
         (self.others, self.after, self.walk) = (false, 0, walk + 1);
     }

@@ -127,7 +127,7 @@ impl Reconciler {
         let found = judge.found(&Moment { now_ms: *now_ms, queues, workers, durables });
         self.problems.replace(&OF_A_MOMENT, found);
         if self.bus.read_purges(purges).await? {
-            lost.hurry();
+            lost.hurry(*now_ms);
             robbed.purged(purges);
         }
         lost.look(self, &seen, purges).await?;

@@ -58,8 +58,11 @@ impl RobbedJobs {
         self.note_idle(seen);
         self.read(by).await?;
         let due = self.watched.iter().filter(|(_, watched)| watched.look_at_ms <= seen.now_ms);
-        let due: Vec<String> = due.map(|(key, _)| key.clone()).take(JOBS_MAX).collect();
-        for key in due {
+        let mut due: Vec<(i64, String)> = due.map(|(key, watched)| (watched.look_at_ms, key.clone())).collect();
+        // Who waits longest goes first.
+        due.sort_unstable();
+        due.truncate(JOBS_MAX);
+        for (_, key) in due {
             let next_ms = match by.store.standing(&key).await? {
                 Some(job) if job.may_miss() => self.look_at(by, seen, purges, &job).await?,
                 _ => None,
