@@ -102,6 +102,21 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         viewers,
         "collector ready"
     );
+    let ended = serve(listener, app, collecting, shutdown).await;
+    background.shutdown().await;
+    bus.close().await;
+    store.close().await;
+    tracing::info!("collector stopped");
+    ended
+}
+
+/// Serves until `shutdown`, or until collecting or serving ends by itself; then what was pulled is stored.
+async fn serve(
+    listener: TcpListener,
+    app: http::App,
+    mut collecting: JoinSet<()>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let service = http::router(Arc::new(app)).into_make_service_with_connect_info::<SocketAddr>();
     let serving = axum::serve(listener, service);
     let serving = serving.with_graceful_shutdown(shutdown.clone().cancelled_owned());
@@ -117,9 +132,5 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     // A client that holds a request open must not keep the process.
     let _ = tokio::time::timeout(CLOSE_WITHIN, serving.join_next()).await;
     serving.shutdown().await;
-    background.shutdown().await;
-    bus.close().await;
-    store.close().await;
-    tracing::info!("collector stopped");
     ended
 }

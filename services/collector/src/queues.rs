@@ -1,5 +1,5 @@
 //! The queues as they are shown: how much waits, since when, and how many workers serve them. One look serves all who ask
-//! within a second.
+//! at about the same time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use tokio::sync::Mutex;
 
 use crate::records::{WorkerState, Workers};
 
-/// How long a look is good for: less than until the next look of whoever watches.
-const KNOWN_FOR: Duration = Duration::from_millis(900);
+/// How long a look is good for: much less than until the next look of whoever watches.
+const KNOWN_FOR: Duration = Duration::from_millis(250);
 
 /// A queue.
 #[derive(Debug, Clone, Serialize)]
@@ -50,7 +50,7 @@ impl Queues {
         Self { bus: bus.clone(), workers: workers.clone(), looked: Arc::default() }
     }
 
-    /// All of them, by name; a second old at the most.
+    /// All of them, by name; as they were a moment ago.
     pub(crate) async fn rows(&self) -> Result<Vec<QueueRow>, TopologyError> {
         let mut looked = self.looked.lock().await;
         if let Some((at, rows)) = &*looked

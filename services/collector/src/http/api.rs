@@ -49,7 +49,7 @@ pub(super) async fn tasks(State(app): AppState, Paged((), asked, at): Paged<(), 
 /// Show a task with its attempts and its dead letter.
 #[utoipa::path(get, path = "/task", tag = "read", params(OneQuery), responses(
     (status = 200, description = "It", body = Task,
-        example = json!({"queue": "default", "id": "order-7", "kind": "square", "done": 0, "status": "retrying", "attempt": 1, "worker": "w1", "published_ms": 1_800_000_000_000_i64, "stored_ms": 1_800_000_000_060_i64, "attempts": [{"attempt": 1, "worker": "w1", "started_ms": 1_800_000_000_001_i64, "ended_ms": 1_800_000_000_002_i64, "status": "failed", "failure": {"type": "error", "message": "no", "retry": true}, "trace": null}], "dead": null})),
+        example = json!({"queue": "default", "id": "order-7", "kind": "square", "done": 0, "status": "retrying", "attempt": 1, "worker": "w1", "published_ms": 1_800_000_000_000_i64, "stored_ms": 1_800_000_000_060_i64, "attempts": [{"attempt": 1, "worker": "w1", "started_ms": 1_800_000_000_001_i64, "ended_ms": 1_800_000_000_002_i64, "status": "failed", "child": null, "failure": {"type": "error", "message": "no", "retry": true}, "trace": null}], "dead": null, "replays": [], "replay_of": null})),
     (status = 404, description = "It has not ended an attempt, or never was", body = Refusal, example = json!({"error": "no such task is stored (yet)"})),
     (status = 409, description = "Several queues have this id", body = Refusal, example = json!({"error": "several queues have this id, name one with &queue=: default, high"}))))]
 pub(super) async fn task(State(app): AppState, Asked((), asked): Asked<(), OneQuery>) -> Answer<Shown> {
@@ -58,7 +58,7 @@ pub(super) async fn task(State(app): AppState, Asked((), asked): Asked<(), OneQu
 
 /// List jobs with their progress, and sessions: jobs without a record, known from their tasks.
 #[utoipa::path(get, path = "/jobs", tag = "read", params(JobQuery, PageQuery), responses((status = 200, description = "A page", body = Listed<JobRow>,
-    example = json!({"rows": [{"job": "report-7", "state": "closed", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 97, "retrying": 1, "dead": 1, "cancelled": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "then": null}], "next": null}))))]
+    example = json!({"rows": [{"job": "report-7", "state": "closed", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 97, "retrying": 1, "dead": 1, "cancelled": 0, "purged": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "then": null}], "next": null}))))]
 pub(super) async fn jobs(State(app): AppState, Paged((), asked, at): Paged<(), JobQuery>) -> Answer<Listed<Shown>> {
     listed(app.store.jobs(&asked.into(), page(&at)?).await)
 }
@@ -66,7 +66,7 @@ pub(super) async fn jobs(State(app): AppState, Paged((), asked, at): Paged<(), J
 /// Show a job.
 #[utoipa::path(get, path = "/jobs/{job}", tag = "read", params(("job" = String, Path, description = "Its name", example = "report-7")), responses(
     (status = 200, description = "It", body = JobRow,
-        example = json!({"job": "report-7", "state": "finished", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 100, "retrying": 0, "dead": 0, "cancelled": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "then": null})),
+        example = json!({"job": "report-7", "state": "finished", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 100, "retrying": 0, "dead": 0, "cancelled": 0, "purged": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "then": null})),
     (status = 404, description = "There is none", body = Refusal, example = json!({"error": "no such job is stored (yet)"}))))]
 pub(super) async fn job(State(app): AppState, Asked(job, NoQuery {}): Asked<String, NoQuery>) -> Answer<Shown> {
     one(app.store.job(&job).await.map(|found| found.into_iter().collect()), "job")
@@ -88,7 +88,7 @@ pub(super) async fn job_results(
 
 /// List workers by name: those that live, and those that were lost within the last ten minutes.
 #[utoipa::path(get, path = "/workers", tag = "read", responses((status = 200, description = "All of them", body = Listed<WorkerRow>,
-    example = json!({"rows": [{"name": "w1", "state": "live", "nonce": "mzxw6ytboi", "host": "here", "pid": 4711, "queues": ["default"], "kinds": ["square"], "slots": 8, "io_slots": 64, "running": 1, "held": 2, "draining": false, "done": 97, "failed": 1, "cpu_percent": 12.5, "rss_bytes": 20_000_000, "unknown_kinds": [], "started_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64}], "next": null}))))]
+    example = json!({"rows": [{"name": "w1", "state": "live", "nonce": "mzxw6ytboi", "host": "here", "pid": 4711, "queues": ["default"], "kinds": ["square"], "slots": 8, "io_slots": 64, "running": 1, "held": 2, "draining": false, "done": 97, "failed": 1, "cpu_percent": 12.5, "rss_bytes": 20_000_000, "unknown_kinds": [], "started_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "history": []}], "next": null}))))]
 pub(super) async fn workers(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Json<Listed<Value>> {
     Json(Listed { rows: app.workers.rows(), next: None })
 }

@@ -76,6 +76,31 @@ pub(super) struct Task {
     /// Its dead letter, while it waits for a person.
     #[schema(value_type = Option<Object>)]
     dead: Option<Value>,
+    /// The dead letters that it left behind because it was run again, the oldest first.
+    replays: Vec<Replayed>,
+    /// The dead letter of another queue that it was made of: `queue`, `id`, `attempt`.
+    #[schema(value_type = Option<Object>)]
+    replay_of: Option<Value>,
+}
+
+/// A dead letter that was run again.
+#[derive(ToSchema)]
+pub(super) struct Replayed {
+    /// The attempt that it died in.
+    attempt: i64,
+    reason: String,
+    buried_ms: i64,
+    /// Who asked.
+    by: String,
+    at_ms: i64,
+    /// With other arguments.
+    arguments: bool,
+    /// The queue that it was moved to.
+    #[schema(nullable = false)]
+    to_queue: Option<String>,
+    /// The id of its task there.
+    #[schema(nullable = false)]
+    new_id: Option<String>,
 }
 
 /// One execution that ended.
@@ -87,6 +112,8 @@ pub(super) struct Attempt {
     ended_ms: Option<i64>,
     /// `done`, `failed`, `cancelled`, `handed back` or `partly done`.
     status: Option<String>,
+    /// The child process that it failed in.
+    child: Option<String>,
     /// `type`, `message`, and what else is known.
     #[schema(value_type = Option<Object>)]
     failure: Option<Value>,
@@ -119,6 +146,8 @@ pub(super) struct JobRow {
     retrying: u64,
     dead: u64,
     cancelled: u64,
+    /// Removed by a purge of their queue before they had an end.
+    purged: u64,
     created_ms: i64,
     #[schema(nullable = false)]
     heartbeat_ms: Option<i64>,
@@ -248,6 +277,9 @@ pub(super) struct WorkerRow {
     unknown_kinds: Vec<String>,
     started_ms: i64,
     heartbeat_ms: i64,
+    /// The last five minutes, with its children: `at_ms`, `cpu_percent`, `rss_bytes`, `running`.
+    #[schema(value_type = Vec<Object>)]
+    history: Vec<Value>,
 }
 
 /// How a queue stands.
