@@ -1,8 +1,8 @@
-//! The queues as they are shown: how much waits, since when, and how many workers serve them. One look serves all who ask
-//! at about the same time.
+//! The queues as they are shown: how much waits, since when, and how many workers serve them. One look serves all who
+//! wait for it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use millpond::bus::Bus;
 use millpond::bus::queues::QueueState;
@@ -11,9 +11,6 @@ use serde::Serialize;
 use tokio::sync::Mutex;
 
 use crate::records::{WorkerState, Workers};
-
-/// How long a look is good for: much less than until the next look of whoever watches.
-const KNOWN_FOR: Duration = Duration::from_millis(250);
 
 /// A queue.
 #[derive(Debug, Clone, Serialize)]
@@ -34,7 +31,7 @@ impl QueueRow {
     }
 }
 
-/// Rows, and when they were looked at.
+/// Rows, and when the look at them began.
 type Looked = (Instant, Vec<QueueRow>);
 
 /// Looks at the queues. Cheap to clone.
@@ -50,22 +47,20 @@ impl Queues {
         Self { bus: bus.clone(), workers: workers.clone(), looked: Arc::default() }
     }
 
-    /// All of them, by name; as they were a moment ago.
+    /// All of them, by name, as they are from now on: a look that began before is not good enough, one that others wait
+    /// for is.
     pub(crate) async fn rows(&self) -> Result<Vec<QueueRow>, TopologyError> {
+        let asked = Instant::now();
         let mut looked = self.looked.lock().await;
-        if let Some((at, rows)) = &*looked
-            && at.elapsed() < KNOWN_FOR
+        if let Some((began, rows)) = &*looked
+            && *began >= asked
         {
             return Ok(rows.clone());
         }
+        let began = Instant::now();
         let rows = self.look().await?;
-        *looked = Some((Instant::now(), rows.clone()));
+        *looked = Some((began, rows.clone()));
         Ok(rows)
-    }
-
-    /// What was known is not so any more: somebody changed it through this collector.
-    pub(crate) async fn forget(&self) {
-        *self.looked.lock().await = None;
     }
 
     async fn look(&self) -> Result<Vec<QueueRow>, TopologyError> {

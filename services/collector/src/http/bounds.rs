@@ -49,7 +49,6 @@ pub(super) async fn set(
 ) -> Result<Json<Bounded>, Refusal> {
     check_name("queue", &queue)?;
     let set = app.bus.set_queue(&queue, QueueSettings { max_waiting }).await;
-    app.queues.forget().await;
     set.map_err(|fault| Refusal::new(StatusCode::BAD_GATEWAY, fault.to_string()))?;
     Ok(Json(Bounded { queue, max_waiting }))
 }

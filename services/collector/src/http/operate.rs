@@ -73,7 +73,6 @@ pub(super) async fn pause(
         return error(StatusCode::BAD_REQUEST, &wrong.to_string());
     }
     let paused = app.bus.pause_queue(&queue, asked.for_ms.map(Duration::from_millis)).await;
-    app.queues.forget().await;
     match paused {
         Ok(()) => Json(json!({ "queue": queue, "paused": true })).into_response(),
         Err(fault) => not_paused(&fault),
@@ -89,7 +88,6 @@ pub(super) async fn resume(State(app): AppState, Asked(queue, NoQuery {}): Asked
         return error(StatusCode::BAD_REQUEST, &wrong.to_string());
     }
     let resumed = app.bus.resume_queue(&queue).await;
-    app.queues.forget().await;
     match resumed {
         Ok(()) => Json(json!({ "queue": queue, "paused": false })).into_response(),
         Err(fault) => not_paused(&fault),
@@ -140,7 +138,6 @@ pub(super) async fn purge(
         }
     }
     let purged = app.bus.purge_queue(&queue, asked.kind.as_deref(), !asked.keep_running, OPERATOR).await;
-    app.queues.forget().await;
     match purged {
         Ok(record) => Json(json!(record)).into_response(),
         Err(fault) => refused(&fault),
