@@ -16,6 +16,12 @@ use crate::state::Env;
 pub enum JobCommand {
     /// List jobs, the newest first.
     Ls {
+        /// Those whose name begins so.
+        #[arg(long)]
+        name: Option<String>,
+        /// Those that stand so.
+        #[arg(long, value_parser = ["open", "stalled", "closed", "finished", "cancelled", "session"])]
+        state: Option<String>,
         /// One JSON object a line.
         #[arg(long)]
         json: bool,
@@ -55,7 +61,11 @@ pub enum JobCommand {
 pub async fn run(command: JobCommand, env: &Env) -> anyhow::Result<ExitCode> {
     let api = Api::new(env)?;
     match command {
-        JobCommand::Ls { json } => ls(&api, json).await,
+        JobCommand::Ls { name, state, json } => {
+            let filters = [("name", name), ("state", state)];
+            let query: Vec<_> = filters.into_iter().filter_map(|(field, value)| Some((field, value?))).collect();
+            ls(&api, &query, json).await
+        }
         JobCommand::Show { job, json } => show(&api, &job, json).await,
         JobCommand::Wait(args) => crate::join::run(&api, args).await,
         JobCommand::Cancel { job, json } => {
@@ -74,10 +84,10 @@ pub async fn run(command: JobCommand, env: &Env) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn ls(api: &Api, json: bool) -> anyhow::Result<ExitCode> {
+async fn ls(api: &Api, query: &[(&str, String)], json: bool) -> anyhow::Result<ExitCode> {
     let mut table =
         Table::new(&["JOB", "STATE", "QUEUE", "KIND", "TOTAL", "DONE", "RETRYING", "DEAD", "CANCELLED", "CREATED"]);
-    api.each("/api/v1/jobs", &[], |job| {
+    api.each("/api/v1/jobs", query, |job| {
         if json {
             json_line(job)?;
         } else {

@@ -21,6 +21,8 @@ pub struct Seen {
     pub queues: Vec<Value>,
     /// Jobs, the newest first, as `job ls --json` prints them.
     pub jobs: Vec<Value>,
+    /// What is wrong, as the collector sees it: `kind`, `what`, `sentence`, `since_ms`, `mended`.
+    pub problems: Vec<Value>,
     at_ms: i64,
 }
 
@@ -30,12 +32,13 @@ pub struct Seen {
 /// When the collector does not answer.
 pub async fn look(api: &Api) -> anyhow::Result<Seen> {
     let limit = [("limit", JOBS_SHOWN.to_string())];
-    let (workers, queues, jobs) = tokio::try_join!(
+    let (workers, queues, jobs, problems) = tokio::try_join!(
         page(api, "/api/v1/workers", &[]),
         page(api, "/api/v1/queues", &[]),
-        page(api, "/api/v1/jobs", &limit)
+        page(api, "/api/v1/jobs", &limit),
+        page(api, "/api/v1/problems", &[])
     )?;
-    Ok(Seen { workers, queues, jobs, at_ms: millpond::now_ms() })
+    Ok(Seen { workers, queues, jobs, problems, at_ms: millpond::now_ms() })
 }
 
 /// Looks after `wait`, and not for long.
@@ -182,7 +185,7 @@ impl History {
         totals
     }
 
-    /// All of it as one object: `{"at_ms", "error", "totals", "queues", "workers", "jobs"}`; `error` is null when the
+    /// All of it as one object: `{"at_ms", "error", "totals", "problems", "queues", "workers", "jobs"}`; `error` is null when the
     /// collector answers, else the rest is as it was last.
     pub fn json(&self) -> Value {
         let totals = self.totals();
@@ -195,7 +198,7 @@ impl History {
         let rows = |pick: fn(&Seen) -> &Vec<Value>| self.seen.as_ref().map(|seen| json!(pick(seen)));
         json!({
             "at_ms": self.seen.as_ref().map(|seen| seen.at_ms), "error": error, "totals": totals,
-            "queues": rows(|s| &s.queues), "workers": rows(|s| &s.workers), "jobs": rows(|s| &s.jobs),
+            "problems": rows(|s| &s.problems), "queues": rows(|s| &s.queues), "workers": rows(|s| &s.workers), "jobs": rows(|s| &s.jobs),
         })
     }
 }
@@ -206,7 +209,7 @@ pub(super) mod tests {
 
     pub(in crate::top) fn seen(workers: Value, queues: Value, jobs: Value) -> Seen {
         let list = |value: Value| value.as_array().unwrap().clone();
-        Seen { workers: list(workers), queues: list(queues), jobs: list(jobs), at_ms: 0 }
+        Seen { workers: list(workers), queues: list(queues), jobs: list(jobs), problems: Vec::new(), at_ms: 0 }
     }
 
     fn worker(heartbeat_ms: i64, done: u64, nonce: &str) -> Seen {

@@ -14,6 +14,8 @@ use super::view;
 
 /// Keys that wait to be looked at, at the most; a person does not type faster.
 const KEYS_MAX: usize = 32;
+/// Problems that are shown.
+const PROBLEM_LINES_MAX: usize = 4;
 /// Lines of queues and of jobs that are shown at the most, headings included; workers get the rest.
 const PART_LINES_MAX: usize = 8;
 const HELP: &str = "q quits | arrows, PgUp, PgDn scroll the workers";
@@ -107,11 +109,15 @@ fn meaning(event: &Event) -> Option<Ask> {
 }
 
 fn draw(frame: &mut Frame, history: &History, scrolled: &mut usize) {
-    let trouble = view::trouble(history);
+    let mut troubles = view::problems(history);
+    let hidden = troubles.len().saturating_sub(PROBLEM_LINES_MAX);
+    troubles.truncate(PROBLEM_LINES_MAX);
+    troubles.extend((hidden > 0).then(|| format!("! and {hidden} more (the console shows all)")));
+    troubles.extend(view::trouble(history));
     let (queues, workers, jobs) = (view::queues(history), view::workers(history), view::jobs(history));
     let height = |lines: usize| u16::try_from(lines).unwrap_or(u16::MAX);
     let areas = Layout::vertical([
-        Constraint::Length(1 + u16::from(trouble.is_some())),
+        Constraint::Length(1 + height(troubles.len())),
         Constraint::Length(1 + height(queues.len().min(PART_LINES_MAX))),
         Constraint::Min(3),
         Constraint::Length(1 + height(jobs.len().min(PART_LINES_MAX))),
@@ -119,7 +125,7 @@ fn draw(frame: &mut Frame, history: &History, scrolled: &mut usize) {
     ]);
     let [top, of_queues, of_workers, of_jobs, bottom] = areas.areas(frame.area());
     let mut header = vec![Line::styled(view::header(history), Style::new().add_modifier(Modifier::BOLD))];
-    header.extend(trouble.map(|trouble| Line::styled(trouble, Style::new().fg(Color::Red))));
+    header.extend(troubles.into_iter().map(|trouble| Line::styled(trouble, Style::new().fg(Color::Red))));
     frame.render_widget(Paragraph::new(header), top);
     part(frame, of_queues, queues, 0);
     let room = usize::from(of_workers.height).saturating_sub(2);

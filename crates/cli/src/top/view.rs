@@ -35,6 +35,13 @@ pub fn trouble(history: &History) -> Option<String> {
     Some(format!("no answer for {} s, trying again: {error}", how_long.as_secs()))
 }
 
+/// What is wrong and not mended, a sentence each; nothing when all is well.
+pub fn problems(history: &History) -> Lines {
+    let all = history.seen().into_iter().flat_map(|seen| &seen.problems);
+    let open = all.filter(|problem| problem.get("mended") != Some(&Value::Bool(true)));
+    open.map(|problem| format!("! {}: {}", field(problem, "kind"), field(problem, "sentence"))).collect()
+}
+
 /// Queues; only the heading when there are none.
 pub fn queues(history: &History) -> Lines {
     let mut rows = vec![heading(&["QUEUE", "WAITING", "IN FLIGHT", "SCHEDULED", "STATE"])];
@@ -71,6 +78,7 @@ pub fn jobs(history: &History) -> Lines {
 pub fn text(history: &History) -> Lines {
     let mut lines: Lines = trouble(history).into_iter().collect();
     lines.push(header(history));
+    lines.extend(problems(history));
     for part in [queues(history), workers(history), jobs(history)] {
         lines.push(String::new());
         lines.extend(part);
@@ -119,13 +127,18 @@ mod tests {
     #[test]
     fn a_picture_holds_everything() {
         let mut history = History::default();
-        history.add(Ok(seen(
+        let mut seen = seen(
             json!([{ "name": "w1", "state": "live", "running": 2, "slots": 2, "heartbeat_ms": 0, "started_ms": 0,
                 "children": [{ "name": "w1/x-1", "kind": "x", "state": "busy", "task": "t1", "task_ms": 5 }] }]),
             json!([{ "queue": "default", "waiting": 4, "held": 2, "scheduled": 0, "paused_for_ms": 60_000 }]),
             json!([{ "job": "j1", "state": "open", "queue": "default", "kind": "x", "total": 8, "done": 2 }]),
-        )));
+        );
+        let problem =
+            |sentence, mended| json!({ "kind": "paused", "what": "low", "sentence": sentence, "mended": mended });
+        seen.problems = vec![problem("go on", false), problem("it was", true)];
+        history.add(Ok(seen));
         let text = text(&history);
+        assert_eq!(text[1..3], ["! paused: go on", ""], "what is mended is no problem");
         assert_eq!(text[0], "workers 1 live | running 2 | done - | failed - | waiting 4, in flight 2, scheduled 0");
         let line = |with: &str| text.iter().find(|l| l.contains(with)).unwrap();
         assert!(line("default  4").ends_with("paused for 60.00s"), "{text:?}");

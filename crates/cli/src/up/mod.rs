@@ -75,6 +75,9 @@ pub struct UpArgs {
     /// The nats-server program to start. Default: the one on PATH, else one that is fetched once.
     #[arg(long, env = "MILLPOND_NATS_SERVER")]
     nats_server: Option<PathBuf>,
+    /// The collector's store: a file of SQLite, or postgres://user:password@host:5432/database. Default: a file in --state.
+    #[arg(long, env = "MILLPOND_COLLECTOR_STORE", hide_env_values = true)]
+    store: Option<String>,
     /// Give the server an account for the raw rounds of `bench` too.
     #[arg(long, hide = true)]
     bench_account: bool,
@@ -135,13 +138,14 @@ impl Cluster {
         let service = |name: &str, verb: &str, env: Vec<(&str, String)>| {
             Spec::service(dir, name, &[verb, "run", "--exit-with-parent"], env)
         };
+        let store = args.store.clone().unwrap_or_else(|| dir.join("store.sqlite").display().to_string());
         let collector = Child::start(service(
             "collector",
             "collector",
             vec![
                 (state::COLLECTOR_NATS_URL, url("collector")),
                 ("MILLPOND_COLLECTOR_LISTEN", http(ports.collector)),
-                ("MILLPOND_COLLECTOR_STORE", dir.join("store.sqlite").display().to_string()),
+                ("MILLPOND_COLLECTOR_STORE", store),
                 token.clone(),
                 (state::VIEWER_TOKEN, secrets.viewer_token.clone()),
             ],

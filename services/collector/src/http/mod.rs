@@ -174,5 +174,8 @@ async fn show_metrics(State(app): State<Arc<App>>) -> String {
             metrics::gauge!("millpond_tasks", "status" => status).set(u32::try_from(count).unwrap_or(u32::MAX));
         }
     }
+    #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+    let lag_s = app.health.iter().map(|health| health.lag_ms()).max().unwrap_or(0) as f64 / 1e3;
+    metrics::gauge!("millpond_store_lag_seconds").set(lag_s);
     app.metrics.render()
 }
