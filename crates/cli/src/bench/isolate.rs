@@ -106,7 +106,7 @@ pub(super) async fn run(args: &BenchArgs, client: &Client, slots: usize) -> anyh
         for row in &mut rows {
             eprintln!("round {} of {}: {} …", round + 1, args.rounds, row.name);
             let count = (args.tasks * row.per_hundred / 100).max(1);
-            let ours = async || map(client, row.kind, row.batch, count, |n| n).await;
+            let ours = async || anyhow::Ok(map(client, row.kind, row.batch, count, |n| n).await?.0);
             let (ours, theirs) = if round % 2 == 0 {
                 (ours().await?, pool.run(row, count).await?)
             } else {

@@ -22,6 +22,10 @@ use report::{Report, Round};
 
 /// Where the inner process finds the account of the raw rounds.
 pub const BENCH_NATS_URL: &str = "MILLPOND_BENCH_NATS_URL";
+/// How long the collector may take to store a round after its last result.
+const STORED_WITHIN: Duration = Duration::from_secs(120);
+/// How often it is asked.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long the idle cluster is watched.
 const IDLE_FOR: Duration = Duration::from_secs(10);
 /// What the cluster is left alone for before that.
@@ -104,8 +108,10 @@ async fn inside(args: &BenchArgs, env: &Env) -> anyhow::Result<ExitCode> {
     let mut raw = Raw::start(&env.need(BENCH_NATS_URL)?, slots(args)).await?;
     // Outside the clock: connections, caches, and what is learnt of durations.
     raw.round(1000).await?;
-    map(&client, "square", Batch::Auto, 20_000, square).await?;
-    lone(&client, 20).await?;
+    let (_, job) = map(&client, "square", Batch::Auto, 20_000, square).await?;
+    settled(env, &job, 20_000).await?;
+    let (_, job) = lone(&client, 20).await?;
+    settled(env, &job, 20).await?;
     for round in 0..args.rounds {
         let mut kinds = KINDS;
         if round % 2 == 1 {
@@ -114,19 +120,29 @@ async fn inside(args: &BenchArgs, env: &Env) -> anyhow::Result<ExitCode> {
         for kind in kinds {
             eprintln!("round {} of {}: {kind} …", round + 1, args.rounds);
             let before = snapshot();
+            let mut job = None;
             let (tasks, took, trips) = match kind {
                 "raw" => (args.tasks, raw.round(args.tasks).await?, Vec::new()),
-                "single" => {
-                    (args.tasks, map(&client, "square", Batch::Fixed(1), args.tasks, square).await?, Vec::new())
-                }
-                "auto" => {
-                    let tasks = args.tasks * BATCHED_FACTOR;
-                    (tasks, map(&client, "square", Batch::Auto, tasks, square).await?, Vec::new())
-                }
                 "raw_lone" => lone_round(raw.lone(args.lone).await?),
-                _ => lone_round(lone(&client, args.lone).await?),
+                "lone" => {
+                    let (trips, session) = lone(&client, args.lone).await?;
+                    job = Some(session);
+                    lone_round(trips)
+                }
+                _ => {
+                    let (batch, tasks) = match kind {
+                        "single" => (Batch::Fixed(1), args.tasks),
+                        _ => (Batch::Auto, args.tasks * BATCHED_FACTOR),
+                    };
+                    let (took, mapped) = map(&client, "square", batch, tasks, square).await?;
+                    job = Some(mapped);
+                    (tasks, took, Vec::new())
+                }
             };
-            let all_stored = settled(env).await;
+            let all_stored = match job {
+                Some(job) => settled(env, &job, tasks).await?,
+                None => Duration::ZERO,
+            };
             report.add(Round { kind, tasks, took, trips, all_stored }, &before, &snapshot());
         }
     }
@@ -140,19 +156,20 @@ fn lone_round(trips: Vec<Duration>) -> (u64, Duration, Vec<Duration>) {
 }
 
 /// How long the collector needed to store the rest: its CPU time belongs to the round, and it must not burden the next.
-async fn settled(env: &Env) -> Duration {
+async fn settled(env: &Env, job: &str, tasks: u64) -> anyhow::Result<Duration> {
     let started = Instant::now();
-    let Ok(api) = crate::api::Api::new(env) else { return Duration::ZERO };
-    let mut last = None;
+    let api = crate::api::Api::new(env)?;
     loop {
-        let jobs = api.get("/api/v1/jobs", &[("limit", "1".to_owned())]).await.ok().flatten();
-        let done = jobs.as_ref().and_then(|jobs| jobs.pointer("/rows/0")).cloned();
-        let finished = done.as_ref().is_some_and(|job| crate::api::text(job, "state") != "closed");
-        if finished && done == last || started.elapsed() > Duration::from_secs(60) {
-            return started.elapsed();
+        let found = api.get(&format!("/api/v1/jobs/{job}"), &[]).await?;
+        let done = found.as_ref().and_then(|job| job.get("done")?.as_u64()).unwrap_or(0);
+        let took = started.elapsed();
+        if done >= tasks {
+            return Ok(took);
         }
-        last = done;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        if took > STORED_WITHIN {
+            bail!("the collector has stored {done} of {tasks} tasks of {job} after {} s", took.as_secs());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
@@ -160,14 +177,15 @@ fn square(n: u64) -> u64 {
     n * n
 }
 
-/// Runs `kind` over `count` numbers and checks its results; how long it took from the first publish to the last result.
+/// Runs `kind` over `count` numbers and checks its results; how long it took from the first publish to the last result, and
+/// the job.
 async fn map(
     client: &Client,
     kind: &str,
     batch: Batch,
     count: u64,
     expected: impl Fn(u64) -> u64,
-) -> anyhow::Result<Duration> {
+) -> anyhow::Result<(Duration, String)> {
     let spec = MapSpec {
         queue: "default".to_owned(),
         kind: kind.to_owned(),
@@ -181,6 +199,7 @@ async fn map(
     let numbers = futures_util::stream::iter((0..count).map(|n| Ok(Bytes::from(n.to_string()))));
     let started = Instant::now();
     let mut run = client.map(spec, numbers).await?;
+    let job = run.job();
     for n in 0..count {
         let item = run.next().await.context("a map ended early")??;
         let right = item.end.as_ref().is_ok_and(|end| end.get().parse() == Ok(expected(n)));
@@ -192,12 +211,13 @@ async fn map(
     if run.next().await.is_some() {
         bail!("a map gave more than was asked");
     }
-    Ok(took)
+    Ok((took, job))
 }
 
-/// Lone tasks, one after the other, each checked.
-async fn lone(client: &Client, count: u64) -> anyhow::Result<Vec<Duration>> {
+/// Lone tasks, one after the other, each checked; and the job of their session.
+async fn lone(client: &Client, count: u64) -> anyhow::Result<(Vec<Duration>, String)> {
     let mut session = client.session(None).await?;
+    let job = session.job().to_owned();
     let mut took = Vec::new();
     for n in 0..count {
         let task = NewTask {
@@ -213,5 +233,5 @@ async fn lone(client: &Client, count: u64) -> anyhow::Result<Vec<Duration>> {
             bail!("lone task {n} ended as {end:?}");
         }
     }
-    Ok(took)
+    Ok((took, job))
 }

@@ -158,8 +158,13 @@ impl Report {
             writeln!(out, "{name:<16} {share:>10.2} {:>14.1} {end:>16.1}", mib(used.rss))?;
         }
         writeln!(out, "{:<16} {sum:>10.2}", "all")?;
-        let stored = spread(self.each("auto", |r| r.all_stored.as_secs_f64()));
-        writeln!(out, "\nthe collector had stored all of a round of batches {} s after its last result", stored.text(1))
+        let stored = |kind| spread(self.each(kind, |r| r.all_stored.as_secs_f64())).text(2);
+        writeln!(
+            out,
+            "\nthe collector had stored all of a round {} s after its last result, {} s with batches",
+            stored("single"),
+            stored("auto")
+        )
     }
 
     fn json(&self) -> Value {

@@ -227,7 +227,11 @@ impl Database for PostgresDatabase {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.pool.close())
+        Box::pin(async move {
+            // It holds a connection, and the pool waits for all.
+            drop(self.listener.lock().await.take());
+            self.pool.close().await;
+        })
     }
 }
 
