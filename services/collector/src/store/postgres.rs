@@ -50,6 +50,8 @@ impl PostgresDatabase {
     pub(super) async fn open(url: &str) -> anyhow::Result<Self> {
         let options = PgConnectOptions::from_str(url)
             .context("the store's url cannot be read: postgres://user:password@host:5432/database")?;
+        // A plan that was made while the tables were small would be kept, and read them whole when they are large.
+        let options = options.options([("plan_cache_mode", "force_custom_plan")]);
         let options = options.application_name("millpond-collector").disable_statement_logging();
         let pool = PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(ACQUIRE_WAIT);
         let pool = pool
