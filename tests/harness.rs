@@ -50,6 +50,11 @@ impl Process {
         let _ = self.child.wait();
     }
 
+    /// Waits for its end, on this thread.
+    pub fn wait(&mut self) {
+        let _ = self.child.wait();
+    }
+
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }

@@ -6,11 +6,13 @@
 mod bad_input;
 mod batches;
 mod bounded;
+mod browser;
 mod calls;
 mod cancel;
 mod chains;
 mod children;
 mod collector_http;
+mod console;
 mod examples;
 mod exports;
 mod failpoints;

@@ -15,12 +15,10 @@ use crate::collect::Health;
 use crate::queues::{QueueRow, Queues};
 use crate::reconcile::{Problem, Problems};
 use crate::records::{WorkerState, Workers};
-use crate::store::{Ended, Sample, Store};
+use crate::store::{Ended, STEP_MS, Sample, Store};
 
 /// How often it is looked while somebody watches.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often a step of the series ends, and how often it is looked when nobody watches.
-const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 /// The share of the time that looking may take, as a divisor: what takes 400 ms is done every two seconds.
 const LOOK_SHARE: u32 = 5;
 /// How far back rates count, in milliseconds.
@@ -138,7 +136,8 @@ pub(crate) struct Live {
     problems: Problems,
     health: Arc<[Arc<Health>]>,
     last: watch::Sender<Arc<Tick>>,
-    /// Bytes of the store and what is unfinished in it: looked up with each sample only, they cost more than the rest.
+    /// Bytes of the store and what is unfinished in it: looked up with each sample, and when letters came or went; they
+    /// cost more than the rest.
     counted: Arc<RwLock<(u64, (u64, u64))>>,
 }
 
@@ -185,17 +184,22 @@ impl Live {
     /// Looks for ever.
     pub(crate) async fn run(self) {
         let (mut before, mut sampled) = (Before::default(), BTreeMap::new());
-        let mut sample_at = Instant::now();
+        let (mut step, mut dead) = (None, 0);
         loop {
             let started = Instant::now();
-            if started >= sample_at {
-                sample_at = started + SAMPLE_EVERY;
+            // A step that has ended is sampled right after.
+            let ended = millpond::now_ms() / STEP_MS - 1;
+            let over = step.replace(ended) != Some(ended);
+            let watched = self.last.receiver_count() > 0;
+            let [_, _, dead_now] = self.store.versions.now();
+            if over || watched && dead_now != dead {
+                dead = dead_now;
                 self.count().await;
             }
-            if self.last.receiver_count() > 0 || sample_at == started + SAMPLE_EVERY {
+            if over || watched {
                 let tick = self.tick(&mut before).await;
-                if sample_at == started + SAMPLE_EVERY {
-                    self.sample(&tick, &before, &mut sampled).await;
+                if over {
+                    self.sample(ended * STEP_MS, &tick, &before, &mut sampled).await;
                 }
                 self.last.send_replace(Arc::new(tick));
             }
@@ -269,8 +273,8 @@ impl Live {
         totals
     }
 
-    /// Keeps how the queues stand, and what came to each since the sample before.
-    async fn sample(&self, tick: &Tick, before: &Before, sampled: &mut BTreeMap<String, u64>) {
+    /// Keeps how the queues stand at the end of a step, and what came to each since the sample before.
+    async fn sample(&self, step_ms: i64, tick: &Tick, before: &Before, sampled: &mut BTreeMap<String, u64>) {
         let samples = tick.queues.iter().map(|queue| {
             let arrived = before.arrived.get(&queue.state.queue).copied().unwrap_or(0);
             let last = sampled.insert(queue.state.queue.clone(), arrived);
@@ -283,7 +287,7 @@ impl Live {
             }
         });
         let samples: Vec<Sample> = samples.collect();
-        if let Err(error) = self.store.sample(tick.at_ms, &samples).await {
+        if let Err(error) = self.store.sample(step_ms, &samples).await {
             tracing::debug!(%error, "how the queues stand cannot be kept");
         }
     }

@@ -60,6 +60,9 @@ export function span(ms) {
   return two(n, DAY, "d", HOUR, "h");
 }
 
+/** How long something took: moments are whole milliseconds, so nothing took none. */
+export const took = (ms) => (ms < 1 ? "< 1 ms" : span(ms));
+
 /** `12 s ago` or `in 3 min`. */
 export function relative(ms) {
   const away = ms - now();

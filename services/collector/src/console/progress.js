@@ -53,7 +53,9 @@ export function speed(job) {
 
 /** When it may end, in words. */
 export function eta(job) {
-  if (isOver(job)) return "–";
+  if (isOver(job) || job.state === "session") return "–";
+  if (job.state === "stalled")
+    return h("span.muted", { title: "its producer is gone before the end of its input" }, "not by itself");
   const rest = wholeOf(job) - endedOf(job);
   if (rest <= 0 && job.state === "closed") return "any moment";
   if (job.total === null || job.total === undefined)
@@ -78,8 +80,9 @@ export function told(job) {
   const others = PARTS.slice(1)
     .filter(([name]) => job[name])
     .map(([name, text]) => `${num(job[name])} ${text}`);
+  if (job.state === "session") return [`${num(ended)} ended`, ...others].join(" · ");
   return [
-    `${num(ended)} of ${job.total === null || job.total === undefined ? `${num(job.published)} so far` : num(job.total)}`,
+    `${num(ended)} of ${job.total === null || job.total === undefined ? `${num(job.published ?? whole)} so far` : num(job.total)}`,
     share,
     ...others,
   ].join(" · ");

@@ -2,11 +2,13 @@
 
 import { session } from "./api.js";
 import { h } from "./dom.js";
-import { bytes, clock, exact, known, span } from "./fmt.js";
+import { bytes, clock, exact, known, span, took } from "./fmt.js";
 import { badge, facts, mono, when } from "./ui.js";
 
 /** A wait shorter than this is not worth a line. */
 const WAIT_MS_MIN = 1;
+/** The shortest attempt is still seen, in percent of the whole. */
+const LANE_PERCENT_MIN = 0.6;
 const SIGNALS = {
   1: "SIGHUP",
   2: "SIGINT",
@@ -66,7 +68,7 @@ export function failure(of) {
       h(
         "details",
         { open: true },
-        h("summary", {}, `Last ${child.log.length} lines of its log`),
+        h("summary", {}, child.log.length === 1 ? "Last line of its log" : `Last ${child.log.length} lines of its log`),
         h("pre", { tabindex: "0", role: "group", "aria-label": "Last log lines" }, child.log.join("\n")),
       ),
   );
@@ -83,12 +85,13 @@ function step(key, sign, title, at, ...more) {
 /** Where the attempt lies in the task's whole time. */
 function lane(attempt, from, to) {
   if (!known(attempt.started_ms) || !known(attempt.ended_ms) || to <= from) return null;
-  const share = (ms) => `${Math.min(100, Math.max(0, ((ms - from) / (to - from)) * 100))}%`;
-  const width = `${Math.max(0.6, ((attempt.ended_ms - attempt.started_ms) / (to - from)) * 100)}%`;
+  const share = (ms) => (ms / (to - from)) * 100;
+  const width = Math.max(LANE_PERCENT_MIN, share(attempt.ended_ms - attempt.started_ms));
+  const left = Math.min(100 - width, Math.max(0, share(attempt.started_ms - from)));
   return h(
     "div.lane",
     { "aria-hidden": "true" },
-    h("span", { class: `part-${attempt.failure ? "dead" : "done"}`, css: { left: share(attempt.started_ms), width } }),
+    h("span", { class: `part-${attempt.failure ? "dead" : "done"}`, css: { left: `${left}%`, width: `${width}%` } }),
   );
 }
 
@@ -108,8 +111,8 @@ function attemptStep(attempt, from, to) {
       ["Worker", mono(attempt.worker)],
       ["Child", attempt.child && !attempt.failure?.child ? mono(attempt.child) : null],
       ["Ended", moment(attempt.ended_ms)],
-      ["Ran for", ended && known(attempt.started_ms) ? span(attempt.ended_ms - attempt.started_ms) : null],
-      ["Trace", trace(attempt.trace)],
+      ["Ran for", ended && known(attempt.started_ms) ? took(attempt.ended_ms - attempt.started_ms) : null],
+      ["Trace", trace(attempt.trace), "long"],
     ),
     lane(attempt, from, to),
     failure(attempt.failure),

@@ -187,13 +187,13 @@ export function copyButton(text, label = "Copy") {
   );
 }
 
-/** Names and values; what is not known is left out. */
+/** Names and values (and a class); what is not known is left out. */
 export function facts(...rows) {
   const shown = rows.filter((row) => row && known(row[1]));
   return h(
     "dl.facts",
     {},
-    shown.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+    shown.map(([name, value, cls]) => h("div", { class: cls }, h("dt", {}, name), h("dd", {}, value))),
   );
 }
 

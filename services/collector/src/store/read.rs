@@ -239,12 +239,11 @@ impl Store {
         Ok(self.db.read(sql).await?.iter().map(|row| dead_letter(row, true)).collect())
     }
 
-    /// Tasks that are retrying and dead, for the metrics.
+    /// Tasks that are retrying, and dead letters that wait.
     pub(crate) async fn unfinished(&self) -> anyhow::Result<(u64, u64)> {
-        let count =
-            "SELECT count(CASE WHEN status = 1 THEN 1 END) AS retrying, count(CASE WHEN status = 2 THEN 1 END) AS dead
-            FROM tasks WHERE status <> 3 AND status IN (1, 2)";
-        let rows = self.db.read(Sql::new(count)).await?;
-        Ok(rows.first().map_or((0, 0), |row| (row.count("retrying"), row.count("dead"))))
+        let retrying = "SELECT count(*) AS retrying FROM tasks WHERE status <> 3 AND status = 1";
+        let rows = self.db.read(Sql::new(retrying)).await?;
+        let dead = self.count_letters(&TaskFilter::default(), None).await?;
+        Ok((rows.first().map_or(0, |row| row.count("retrying")), dead))
     }
 }

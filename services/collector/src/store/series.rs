@@ -12,8 +12,10 @@ use super::latency::Latencies;
 use super::merge::Ending;
 use super::sql::{Row, Sql, Transaction};
 
+/// Length of a fine step, in milliseconds.
+pub(crate) const STEP_MS: i64 = 10_000;
 /// The steps, in milliseconds: the fine one, and the one that is kept.
-const STEPS_MS: [i64; 2] = [10_000, 300_000];
+const STEPS_MS: [i64; 2] = [STEP_MS, 300_000];
 /// How long fine steps are kept, in milliseconds.
 pub(super) const FINE_KEPT_MS: i64 = 2 * 3_600_000;
 /// What can be asked for: how far back in milliseconds, and which step.
@@ -142,8 +144,7 @@ impl Store {
                      WHERE series.published IS NULL OR series.step_ms <> ?",
                 );
                 let put = put.bind(step_ms).bind(start(at_ms, step)).bind(&sample.queue).bind(sample.published);
-                let put =
-                    put.bind(sample.waiting).bind(sample.oldest_age_ms).bind(STEPS_MS.first().copied().unwrap_or(0));
+                let put = put.bind(sample.waiting).bind(sample.oldest_age_ms).bind(STEP_MS);
                 first = first && transaction.run(put).await? > 0;
                 if !first {
                     break;
@@ -160,7 +161,7 @@ impl Store {
             "SELECT at_ms, CAST(sum(done) AS BIGINT) AS done, CAST(sum(failed) AS BIGINT) AS failed,
                 CAST(sum(dead) AS BIGINT) AS dead FROM series WHERE step_ms = ? AND at_ms >= ? GROUP BY at_ms",
         );
-        let sums = self.db.read(sums.bind(STEPS_MS.first().copied().unwrap_or(0)).bind(since_ms)).await?;
+        let sums = self.db.read(sums.bind(STEP_MS).bind(since_ms)).await?;
         let step = |row: &Row| (row.int("at_ms").unwrap_or(0), ["done", "failed", "dead"].map(|name| row.count(name)));
         Ok(sums.iter().map(step).collect())
     }

@@ -81,13 +81,13 @@ const RESULTS = [
 function about(job) {
   const { per_s, seen } = speed(job);
   return facts(
-    ["State", [badge(job.state), " ", h("span.muted", {}, MEANING[job.state] ?? "")]],
+    ["State", [badge(job.state), " ", h("span.muted", {}, MEANING[job.state] ?? "")], "long"],
     ["Ends in", eta(job)],
     ["Speed", isOver(job) ? null : `${rate(per_s)} ${seen ? "of late" : "over its whole time"}`],
     ["Queue", link(route("/tasks", { queue: job.queue }), job.queue, { class: "mono" })],
     ["Kind", mono(job.kind)],
-    ["Total", known(job.total) ? num(job.total) : "not known yet"],
-    ["Published", num(job.published)],
+    ["Total", known(job.total) ? num(job.total) : job.state === "session" ? null : "not known yet"],
+    ["Published", known(job.published) ? num(job.published) : null],
     ["Done", num(job.done)],
     ["Retrying", num(job.retrying)],
     ["Dead", num(job.dead)],

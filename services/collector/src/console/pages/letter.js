@@ -1,7 +1,7 @@
 // One dead letter: its evidence, and the ways to run it again or be rid of it.
 
 import { h } from "../dom.js";
-import { known, num, span } from "../fmt.js";
+import { known, num, took } from "../fmt.js";
 import { actOn, retryOne } from "../letters.js";
 import { timeline, trace } from "../timeline.js";
 import {
@@ -43,7 +43,7 @@ const MEANING = {
 function about(letter) {
   const evidence = letter.evidence ?? {};
   return facts(
-    ["Reason", [badge("dead", letter.reason), " ", h("span.muted", {}, MEANING[letter.reason] ?? "")]],
+    ["Reason", [badge("dead", letter.reason), " ", h("span.muted", {}, MEANING[letter.reason] ?? "")], "long"],
     ["Queue", link(route("/dead", { queue: letter.queue }), letter.queue, { class: "mono" })],
     ["Kind", link(route("/dead", { queue: letter.queue, kind: letter.kind }), letter.kind, { class: "mono" })],
     ["Job", known(letter.job) ? jobLink(letter.job) : null],
@@ -53,7 +53,7 @@ function about(letter) {
     ["Published", when(evidence.published_ms, null)],
     ["Last start", when(evidence.started_ms, null)],
     ["Buried", when(letter.buried_ms)],
-    ["From start to end", known(evidence.published_ms) ? span(letter.buried_ms - evidence.published_ms) : null],
+    ["From start to end", known(evidence.published_ms) ? took(letter.buried_ms - evidence.published_ms) : null],
     ["Published as", known(evidence.root) && evidence.root !== letter.id ? mono(evidence.root) : null],
     [
       "Items",
@@ -62,7 +62,7 @@ function about(letter) {
         : null,
     ],
     ["Unique key", known(evidence.unique) ? mono(evidence.unique) : null],
-    ["Trace", trace(letter.trace)],
+    ["Trace", trace(letter.trace), "long"],
   );
 }
 
@@ -95,6 +95,7 @@ function headers(letter) {
         ...pairs.map(([name, value]) => [
           name,
           h("span.mono", {}, typeof value === "string" ? value : JSON.stringify(value)),
+          "whole",
         ]),
       )
     : h("p.muted", {}, "It has none.");

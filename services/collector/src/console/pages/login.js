@@ -15,12 +15,15 @@ export function loginPage(view, enters) {
     required: true,
     spellcheck: "false",
   });
+  // Who keeps tokens for a person wants a name beside each.
+  const name = h("input", { name: "username", autocomplete: "username", value: "millpond", hidden: true });
   const go = h("button.button.primary", { type: "submit" }, "Log in");
   const form = h(
     "form.login",
     { key: "login" },
     h("img", { src: "logo.svg", alt: "", width: 56, height: 56 }),
     h("h1", {}, "millpond"),
+    name,
     h(
       "div.field",
       {},

@@ -13,6 +13,8 @@ const WINDOWS = [
 ];
 /** The charts are asked for anew at this pace at the most. */
 const SERIES_MS_MIN = 5000;
+/** A step that runs says something from here on. */
+const STEP_MS_MIN = 10_000;
 /** From here on the collector's lag is told as a problem. */
 const LAG_MS_TOLD = 5000;
 /** Where to look at a problem of a kind. */
@@ -101,8 +103,8 @@ function tiles(now) {
   return h(
     "div.tiles",
     { key: "tiles" },
-    tile("Coming in", rate(rates.published_per_s), "published"),
-    tile("Done", rate(rates.done_per_s), "with a result", "#/tasks?status=done"),
+    tile("Coming in", rate(rates.published_per_s), "messages"),
+    tile("Done", rate(rates.done_per_s), "tasks", "#/tasks?status=done"),
     tile(
       "Failed attempts",
       rate(rates.failed_per_s),
@@ -120,7 +122,7 @@ function tiles(now) {
     tile(
       "Waiting",
       short(totals.waiting),
-      totals.oldest_ms ? ["oldest ", when(totals.oldest_ms)] : "nothing is old",
+      totals.oldest_ms ? ["longest ", lasting(totals.oldest_ms)] : totals.waiting ? "–" : "nothing waits",
       "#/queues",
     ),
     tile("Running", short(totals.running), `${short(totals.held)} held by workers`, "#/workers"),
@@ -135,8 +137,23 @@ function tiles(now) {
   );
 }
 
-function charts({ step_ms, rows }) {
-  const per = (name) => (row) => (row[name] === null || row[name] === undefined ? null : row[name] / (step_ms / 1000));
+/** The steps of which enough is over, with their length so far; where nobody looked an empty one, which leaves a gap. */
+function steps({ step_ms, to_ms, rows }) {
+  const found = [];
+  for (const row of rows) {
+    const over_ms = Math.min(step_ms, to_ms - row.at_ms);
+    if (over_ms < STEP_MS_MIN) continue;
+    const last = found[found.length - 1];
+    if (last && row.at_ms - last.at_ms > step_ms) found.push({ at_ms: last.at_ms + step_ms });
+    found.push({ ...row, over_ms });
+  }
+  return found;
+}
+
+function charts(series) {
+  const { step_ms } = series;
+  const rows = steps(series);
+  const per = (name) => (row) => (known(row[name]) ? row[name] / (row.over_ms / 1000) : null);
   const plain = (name) => (row) => row[name];
   return h(
     "div.charts",
@@ -145,7 +162,7 @@ function charts({ step_ms, rows }) {
       title: "Throughput",
       unit: "rate",
       rows,
-      note: `per ${span(step_ms)}`,
+      note: `in steps of ${span(step_ms)}; of tasks, and published messages`,
       series: [
         { name: "published", value: per("published") },
         { name: "done", value: per("done") },
@@ -167,7 +184,7 @@ function charts({ step_ms, rows }) {
       title: "Waiting",
       unit: "count",
       rows,
-      note: "tasks in queues",
+      note: "messages in queues",
       series: [{ name: "waiting", value: plain("waiting") }],
     }),
     chart({

@@ -14,6 +14,8 @@ const PAUSES = [
   ["8h", "for 8 hours"],
   ["own", "for another time…"],
 ];
+/** A pause that lasts longer has no end that anybody chose, in milliseconds: ten years. */
+const FOR_EVER_MS = 10 * 365 * 24 * 3_600_000;
 const at = (queue, verb) => `/queues/${encodeURIComponent(queue)}/${verb}`;
 
 function pause(queue, done) {
@@ -88,7 +90,7 @@ function purge(row, done) {
       h(
         "p",
         {},
-        h("b", {}, `${many(all, "task")} that wait are removed for good`),
+        h("b", {}, `${many(all, "task that waits is", "tasks that wait are")} removed for good`),
         `: ${num(row.waiting)} now in the queue and ${num(row.scheduled)} that wait for their time. They have no result and are no dead letters. This cannot be taken back.`,
       ),
       "Jobs that lose tasks do not finish by themselves: cancel them.",
@@ -116,8 +118,10 @@ function purge(row, done) {
 }
 
 function state(row) {
-  if (row.paused)
-    return [badge("paused"), row.paused_for_ms ? h("span.muted", {}, ` for ${span(row.paused_for_ms)} more`) : null];
+  if (row.paused) {
+    const ends = row.paused_for_ms && row.paused_for_ms < FOR_EVER_MS;
+    return [badge("paused"), ends ? h("span.muted", {}, ` for ${span(row.paused_for_ms)} more`) : null];
+  }
   if (row.workers === 0 && row.waiting > 0) return badge("no_worker", "no worker");
   if (row.max_waiting && row.waiting + row.held >= row.max_waiting) return badge("waiting", "full");
   return badge("live", "open");

@@ -3,7 +3,7 @@
 import { post } from "../api.js";
 import { askFor } from "../dialog.js";
 import { h } from "../dom.js";
-import { known, num, span } from "../fmt.js";
+import { known, num, took } from "../fmt.js";
 import { timeline, trace } from "../timeline.js";
 import {
   act,
@@ -70,8 +70,8 @@ function about(task) {
     ["Last start", when(task.started_ms, null)],
     ["Ended", when(task.ended_ms, null)],
     ["Stored", when(task.stored_ms, null)],
-    ["Took in all", known(task.ended_ms) && known(task.published_ms) ? span(task.ended_ms - task.published_ms) : null],
-    ["Trace", trace(task.trace)],
+    ["Took in all", known(task.ended_ms) && known(task.published_ms) ? took(task.ended_ms - task.published_ms) : null],
+    ["Trace", trace(task.trace), "long"],
     ["Then", known(task.then) ? mono(steps(task.then)) : null],
   );
 }

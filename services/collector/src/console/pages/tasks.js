@@ -3,7 +3,7 @@
 import { address } from "../api.js";
 import { h } from "../dom.js";
 import { filterForm, params } from "../filters.js";
-import { known, num, span } from "../fmt.js";
+import { known, num, took } from "../fmt.js";
 import { List } from "../list.js";
 import { table } from "../table.js";
 import { badge, command, empty, failed, head, jobLink, link, loading, mono, route, taskLink, when } from "../ui.js";
@@ -29,7 +29,7 @@ const FIELDS = [
 ];
 
 /** From when it was published to when it ended. */
-const took = (row) => (known(row.ended_ms) && known(row.published_ms) ? span(row.ended_ms - row.published_ms) : "–");
+const lasted = (row) => (known(row.ended_ms) && known(row.published_ms) ? took(row.ended_ms - row.published_ms) : "–");
 
 const COLUMNS = [
   {
@@ -48,7 +48,7 @@ const COLUMNS = [
   { label: "Attempt", num: true, cell: (row) => num(row.attempt) },
   { label: "Worker", cell: (row) => mono(row.worker) },
   { label: "Published", cell: (row) => when(row.published_ms) },
-  { label: "Took", num: true, cell: took },
+  { label: "Took", num: true, cell: lasted },
 ];
 
 /** An id alone: that task, in whichever queue. */

@@ -78,7 +78,7 @@ function columns(open, toggle, done) {
       cell: (row) => [badge(row.state), Object.keys(row.troubles ?? {}).length > 0 && badge("stalled", "trouble")],
     },
     { label: "Queues", cell: (row) => mono((row.queues ?? []).join(", ")) },
-    { label: "Running", cell: (row) => meter(row.running, row.slots) },
+    { label: "Running", cell: (row) => meter(row.running, row.slots + (row.io_slots ?? 0)) },
     { label: "Held", num: true, cell: (row) => num(row.held) },
     { label: "Done", num: true, cell: (row) => num(row.done) },
     { label: "Failed", num: true, cell: (row) => num(row.failed) },
