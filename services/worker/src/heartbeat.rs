@@ -17,6 +17,9 @@ use crate::config::{Settings, host};
 use crate::supervisor::{Usage, usage};
 use crate::work::Shop;
 
+/// Over less time a share of the CPU says nothing: the kernel counts in steps of 10 ms.
+const COUNT_CPU_EVERY: Duration = Duration::from_millis(500);
+
 /// Writes the record. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Heartbeat {
@@ -24,8 +27,8 @@ pub(crate) struct Heartbeat {
     first: WorkerRecord,
     shop: Arc<Shop>,
     leases: Leases,
-    /// CPU time when the record before was written, and when that was.
-    before: Arc<Mutex<(Instant, Duration)>>,
+    /// When CPU time was counted, how much there was, and the share that came of it.
+    counted: Arc<Mutex<(Instant, Duration, f64)>>,
 }
 
 impl Heartbeat {
@@ -64,8 +67,8 @@ impl Heartbeat {
             started_ms: now,
             heartbeat_ms: now,
         };
-        let before = Arc::new(Mutex::new((Instant::now(), Duration::ZERO)));
-        Self { bus: bus.clone(), first, shop: shop.clone(), leases: leases.clone(), before }
+        let counted = Arc::new(Mutex::new((Instant::now(), usage(&[first.pid]).cpu, 0.0)));
+        Self { bus: bus.clone(), first, shop: shop.clone(), leases: leases.clone(), counted }
     }
 
     fn record(&self) -> WorkerRecord {
@@ -89,10 +92,13 @@ impl Heartbeat {
     }
 
     fn cpu_percent(&self, usage: Usage) -> f64 {
-        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, cpu) = std::mem::replace(&mut *before, (Instant::now(), usage.cpu));
-        let share = usage.cpu.saturating_sub(cpu).as_secs_f64() / at.elapsed().as_secs_f64().max(1e-3);
-        (share * 1000.0).round() / 10.0
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, cpu, _) = *counted;
+        if at.elapsed() >= COUNT_CPU_EVERY {
+            let share = usage.cpu.saturating_sub(cpu).as_secs_f64() / at.elapsed().as_secs_f64();
+            *counted = (Instant::now(), usage.cpu, (share * 1000.0).round() / 10.0);
+        }
+        counted.2
     }
 
     /// Writes the record as it is now, and tells it to whoever listens.

@@ -122,10 +122,10 @@ function tiles(now) {
     tile(
       "Waiting",
       short(totals.waiting),
-      totals.oldest_ms ? ["longest ", lasting(totals.oldest_ms)] : totals.waiting ? "–" : "nothing waits",
+      totals.oldest_ms ? ["oldest ", lasting(totals.oldest_ms)] : totals.waiting ? "–" : "nothing waits",
       "#/queues",
     ),
-    tile("Running", short(totals.running), `${short(totals.held)} held by workers`, "#/workers"),
+    tile("Running", short(totals.running), `${short(totals.held)} held`, "#/workers"),
     tile("Scheduled", short(totals.scheduled), "wait for their time", "#/queues"),
     tile(
       "Workers",
