@@ -105,11 +105,13 @@ impl JobCancels {
 pub(super) async fn cancel_job(transaction: &mut dyn Transaction, cancelled: &CancelledJob) -> sqlx::Result<()> {
     let keep = Sql::new(
         "INSERT INTO job_cancels (job, epoch, by, at_ms, n)
-         VALUES (?, ?, ?, ?, (SELECT coalesce(max(n), 0) + 1 FROM job_cancels))
+         VALUES (?, ?, ?, ?, (SELECT CASE WHEN coalesce(max(n), 0) < ? THEN ? ELSE max(n) + 1 END FROM job_cancels))
          ON CONFLICT (job) DO UPDATE SET epoch = excluded.epoch, by = excluded.by, at_ms = excluded.at_ms, n = excluded.n
          WHERE excluded.epoch >= job_cancels.epoch",
     );
     let keep = keep.bind(&cancelled.job).bind(cancelled.epoch).bind(&cancelled.by).bind(cancelled.at_ms);
+    // By the clock, so that numbers go on when those before are forgotten.
+    let keep = keep.bind(millpond::now_ms()).bind(millpond::now_ms());
     transaction.run(keep).await?;
     for epoch in 1..=cancelled.epoch.max(1) {
         let end = Sql::new("UPDATE tasks SET status = ? WHERE job = ? AND status < 3 AND (? > 0 OR published_ms <= ?)");

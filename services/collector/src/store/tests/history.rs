@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use millpond::outcome::CancelledJob;
+
 use super::*;
 use crate::store::Sample;
 
@@ -159,6 +161,22 @@ async fn what_is_old_is_forgotten_and_what_waits_is_not() {
     assert_eq!(store.forget(&all).await.unwrap(), 2, "the dead one, and the batch that never ended");
     let left = numbers(&store, "SELECT count(*) AS number FROM attempts UNION ALL SELECT count(*) FROM dead").await;
     assert_eq!(left, [1, 0], "nothing is left of what is gone");
+}
+
+fn cancelled(job: &str) -> EndedMessage {
+    let cancelled = Some(CancelledJob { job: job.into(), epoch: 1, by: "o".into(), at_ms: 5 });
+    message(EndedBody::Pack(subject(), Pack { cancelled, ..pack() }), b"")
+}
+
+#[tokio::test]
+async fn what_is_cancelled_after_all_before_is_forgotten_is_known_everywhere() {
+    let (home, store) = store().await;
+    merge(&store, &[cancelled("first"), cancelled("second")]).await;
+    assert!(store.is_cancelled("second", 1));
+    store.forget(&keep()).await.unwrap();
+    merge(&store, &[cancelled("third")]).await;
+    assert!(store.is_cancelled("third", 1), "by the one that forgot");
+    assert!(!home.open().await.is_cancelled("second", 1), "it is forgotten");
 }
 
 #[tokio::test]
