@@ -21,7 +21,7 @@ pub enum JobCommand {
         name: Option<String>,
         /// Those that stand so.
         #[arg(long, value_parser = ["open", "stalled", "closed", "finished", "cancelled", "session"])]
-        state: Option<String>,
+        status: Option<String>,
         /// One JSON object a line.
         #[arg(long)]
         json: bool,
@@ -61,8 +61,8 @@ pub enum JobCommand {
 pub async fn run(command: JobCommand, env: &Env) -> anyhow::Result<ExitCode> {
     let api = Api::new(env)?;
     match command {
-        JobCommand::Ls { name, state, json } => {
-            let filters = [("name", name), ("state", state)];
+        JobCommand::Ls { name, status, json } => {
+            let filters = [("name", name), ("state", status)];
             let query: Vec<_> = filters.into_iter().filter_map(|(field, value)| Some((field, value?))).collect();
             ls(&api, &query, json).await
         }
