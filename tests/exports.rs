@@ -22,10 +22,10 @@ async fn lists_are_filtered_and_exported_whole() {
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     };
     assert!(run(&["map", "square", "--range", &range, "--batch", "1", "--job", "m"]).await.status.success());
+    cluster.job_ends("m", TASKS as u64, PATIENCE).await;
     let dying = NewTask { id: Some("dies".into()), attempts_max: Some(1), ..task("fail", r#""no""#) };
     cluster.client.submit(&dying, Patience::Endless).await.unwrap();
     cluster.ended("dies").await;
-    cluster.job_ends("m", TASKS as u64, PATIENCE).await;
     let after = millpond::now_ms() + 1;
     let export = async |path: &str| {
         let answer = caller.get(path).bearer_auth(&cluster.nats.secrets.viewer_token).send().await.unwrap();

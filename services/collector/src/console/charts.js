@@ -5,7 +5,7 @@ import { draw, h, s, widget } from "./dom.js";
 import { bytes, clock, percent, rate, short, span } from "./fmt.js";
 
 const HEIGHT = 150;
-const LEFT = 62;
+const LEFT = 70;
 const RIGHT = 8;
 const TOP = 8;
 const BOTTOM = 20;

@@ -151,7 +151,6 @@ function steps({ step_ms, to_ms, rows }) {
 }
 
 function charts(series) {
-  const { step_ms } = series;
   const rows = steps(series);
   const per = (name) => (row) => (known(row[name]) ? row[name] / (row.over_ms / 1000) : null);
   const plain = (name) => (row) => row[name];
@@ -162,7 +161,7 @@ function charts(series) {
       title: "Throughput",
       unit: "rate",
       rows,
-      note: `in steps of ${span(step_ms)}; of tasks, and published messages`,
+      note: "tasks, and messages published",
       series: [
         { name: "published", value: per("published") },
         { name: "done", value: per("done") },

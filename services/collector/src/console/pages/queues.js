@@ -93,7 +93,7 @@ function purge(row, done) {
         h("b", {}, `${many(all, "task that waits is", "tasks that wait are")} removed for good`),
         `: ${num(row.waiting)} now in the queue and ${num(row.scheduled)} that wait for their time. They have no result and are no dead letters. This cannot be taken back.`,
       ),
-      "Jobs that lose tasks do not finish by themselves: cancel them.",
+      "Jobs count what they lose as purged, and finish without it.",
     ],
     fields: [
       { name: "kind", label: "Only of this kind", class: "mono", hint: "empty for all kinds" },

@@ -32,7 +32,7 @@ function drain(row, done) {
   askFor({
     title: `Drain ${row.name}`,
     text: [
-      `It takes nothing more, finishes the ${many(row.running, "task")} that run, and leaves. Nothing is lost.`,
+      `It takes nothing more, finishes what runs (${many(row.running, "task")}), and leaves. Nothing is lost.`,
       row.queues?.length ? `It serves ${row.queues.join(", ")}.` : "",
     ],
     ok: "Drain",
