@@ -150,7 +150,10 @@ impl Cluster {
         let (dir, http) = (tempfile::tempdir().unwrap(), free_port());
         let collector = Self::spawn_collector(&nats, dir.path(), http, &[]);
         let client = Client::connect(&nats.url("client"), "test", PATIENCE).await.unwrap();
-        let api = Api::at(format!("http://127.0.0.1:{http}"), nats.secrets.token.clone()).unwrap();
+        let url = format!("http://127.0.0.1:{http}");
+        // Commands say nothing of workers while nobody answers.
+        is_ready(&url).await;
+        let api = Api::at(url, nats.secrets.token.clone()).unwrap();
         Self { nats, collector, client, api, dir, http }
     }
 
