@@ -151,9 +151,10 @@ impl Cluster {
         let collector = Self::spawn_collector(&nats, dir.path(), http, &[]);
         let client = Client::connect(&nats.url("client"), "test", PATIENCE).await.unwrap();
         let url = format!("http://127.0.0.1:{http}");
+        // It sets up what any HTTP of this program needs.
+        let api = Api::at(url.clone(), nats.secrets.token.clone()).unwrap();
         // Commands say nothing of workers while nobody answers.
         is_ready(&url).await;
-        let api = Api::at(url, nats.secrets.token.clone()).unwrap();
         Self { nats, collector, client, api, dir, http }
     }
 
