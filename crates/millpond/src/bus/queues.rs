@@ -33,9 +33,6 @@ pub struct QueueState {
     /// The server hands out again by itself after this long, in milliseconds; none when it is not paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused_for_ms: Option<u64>,
-    /// Messages that TASKS took for it since its consumer was made; what was handed out again counts again.
-    #[serde(skip)]
-    pub arrived: u64,
     /// Tasks that may wait in it, those that workers hold included; none: any number (`bounds`).
     pub max_waiting: Option<u64>,
     /// A worker has served it once: it has its consumers.

@@ -1,9 +1,9 @@
-// A list of the collector, page by page: a window of some hundred rows over any number, refreshed while it is looked
-// at.
+// Lists of the collector, refreshed while they are looked at: `List` page by page, a window of some hundred rows over any
+// number; `whole` in one piece.
 
 import { h } from "./dom.js";
 import { many } from "./fmt.js";
-import { button, failed, loading } from "./ui.js";
+import { button, failed, head, loading } from "./ui.js";
 
 const PAGE_ROWS = 100;
 /** Rows in the document at the most: further pages push the first ones out. */
@@ -129,4 +129,36 @@ export class List {
   holdButton() {
     return button(this.held ? "Update again" : "Hold updates", () => this.hold(), { "aria-pressed": this.held });
   }
+}
+
+/**
+ * A page with a list that comes in one piece. `body(list)` answers what is shown of `list.rows`; `list.ask()` asks again,
+ * `list.take(rows)` shows rows that were heard, `list.toggle(name)` opens and closes what `list.open` has.
+ */
+export function whole(view, { title, what, path, exact = false, body }) {
+  const list = { rows: null, fault: null, open: new Set() };
+  list.toggle = (name) => {
+    if (!list.open.delete(name)) list.open.add(name);
+    list.render();
+  };
+  list.take = (rows) => {
+    Object.assign(list, { rows, fault: null });
+    list.render();
+  };
+  list.ask = async () => {
+    const answer = await view.load(
+      () => view.get(path, {}, { exact }),
+      (wrong) => (list.fault = wrong),
+    );
+    if (answer) list.take(answer.rows);
+    else list.render();
+  };
+  list.render = () => {
+    if (!list.rows) return view.draw(head(title), list.fault ? failed(list.fault, list.ask) : loading(what));
+    const late = list.fault && h("p.warn", { role: "alert" }, `Not up to date: ${list.fault.message}`);
+    view.draw(head(title), late, body(list));
+  };
+  view.title(title);
+  list.render();
+  return list;
 }

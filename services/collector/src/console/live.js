@@ -64,11 +64,10 @@ function onTick(event) {
   clearTimeout(watchdog);
   watchdog = setTimeout(silent, SILENT_MS_MAX);
   const tick = JSON.parse(event.data);
-  // The contract has the overview's fields beside `queues`, or below `overview`.
-  live.tick = { ...tick, ...(tick.overview ?? {}) };
+  live.tick = { ...tick, ...tick.overview };
   setClock(tick.at_ms);
   const back = live.state !== "live";
-  const now = tick.versions ?? {};
+  const now = tick.versions;
   const changed = Object.keys(now).filter((list) => back || versions[list] !== now[list]);
   versions = now;
   become("live");

@@ -135,7 +135,7 @@ export function timeline(task, end) {
     before = attempt.ended_ms ?? attempt.started_ms;
   });
   const replays = (task.replays ?? []).map((replay, i) =>
-    step(`replay ${i}`, "is-open", "Run again by an operator", replay.at_ms ?? replay.replayed_ms, replayed(replay)),
+    step(`replay ${i}`, "is-open", "Run again by an operator", replay.at_ms, replayed(replay)),
   );
   return h(
     "ol.timeline",
@@ -151,7 +151,7 @@ function replayed(replay) {
   return facts(
     ["By", replay.by],
     ["As", known(replay.new_id) ? mono(replay.new_id) : null],
-    ["Queue", replay.queue],
+    ["Queue", replay.to_queue],
     ["After attempt", replay.attempt],
   );
 }

@@ -200,6 +200,20 @@ pub(super) enum Window {
     Week,
 }
 
+impl Window {
+    /// Its length, in milliseconds.
+    pub(super) fn back_ms(self) -> i64 {
+        let minutes = match self {
+            Self::Quarter => 15,
+            Self::Hour => 60,
+            Self::Morning => 6 * 60,
+            Self::Day => 24 * 60,
+            Self::Week => 7 * 24 * 60,
+        };
+        minutes * 60_000
+    }
+}
+
 /// Which task.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -20,7 +20,7 @@ use super::guard::Caller;
 use super::refusal::Refusal;
 use crate::live::{Overview, Tick};
 use crate::reconcile::Problem;
-use crate::store::{Step, WINDOWS};
+use crate::store::Step;
 
 /// How long one stream of events lasts: whoever watches asks again, and is asked for the token again.
 const WATCH_FOR: Duration = Duration::from_secs(3600);
@@ -70,8 +70,8 @@ pub(super) async fn over_time(
     State(app): AppState,
     Asked((), asked): Asked<(), SeriesQuery>,
 ) -> Result<Json<Series>, Refusal> {
-    let (back_ms, step) = WINDOWS.get(asked.window.unwrap_or_default() as usize).copied().unwrap_or_default();
-    let found = app.store.series(back_ms, step, asked.queue.as_deref()).await;
+    let back_ms = asked.window.unwrap_or_default().back_ms();
+    let found = app.store.series(back_ms, asked.queue.as_deref()).await;
     let (step_ms, rows) = found.map_err(|fault| Refusal::of_store(&fault))?;
     let to_ms = millpond::now_ms();
     Ok(Json(Series { step_ms, from_ms: to_ms - back_ms, to_ms, rows }))

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::series::FINE_KEPT_MS;
+use super::series::{FINE_KEPT_MS, STEP_MS};
 use super::sql::{Row, Sql, Transaction};
 use super::{DONE, Store};
 
@@ -71,7 +71,7 @@ impl Store {
         }
         forgotten += self.forget_for_size(keep.bytes_max).await?;
         self.forget_jobs(ago_ms(keep.ended)).await?;
-        while self.db.vacuum().await? {
+        while forgotten > 0 && self.db.vacuum().await? {
             tokio::time::sleep(REST).await;
         }
         Ok(forgotten)
@@ -144,7 +144,9 @@ impl Store {
         for gone in [
             Sql::new("DELETE FROM unreadable WHERE stored_ms < ?").bind(before_ms),
             Sql::new("DELETE FROM job_cancels WHERE at_ms < ?").bind(before_ms),
-            Sql::new("DELETE FROM series WHERE step_ms = 10000 AND at_ms < ?").bind(millpond::now_ms() - FINE_KEPT_MS),
+            Sql::new("DELETE FROM series WHERE step_ms = ? AND at_ms < ?")
+                .bind(STEP_MS)
+                .bind(millpond::now_ms() - FINE_KEPT_MS),
             Sql::new("DELETE FROM series WHERE at_ms < ?").bind(before_ms),
         ] {
             transaction.run(gone).await?;

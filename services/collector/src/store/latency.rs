@@ -9,6 +9,9 @@ const EXACT_BELOW: u64 = 16;
 /// Buckets of one power of two, as a power of two.
 const BUCKET_BITS: u32 = 3;
 
+/// Buckets that there are.
+const BUCKETS: u32 = (u64::BITS << BUCKET_BITS) - 16;
+
 /// Counts of latencies in milliseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Latencies(BTreeMap<u32, u64>);
@@ -37,7 +40,7 @@ impl Latencies {
     pub(super) fn parse(text: &str) -> Self {
         let parts = text.split(',').filter_map(|part| part.split_once(':'));
         let counts = parts.filter_map(|(bucket, count)| Some((bucket.parse().ok()?, count.parse().ok()?)));
-        Self(counts.filter(|(bucket, _): &(u32, u64)| *bucket < 480).collect())
+        Self(counts.filter(|(bucket, _): &(u32, u64)| *bucket < BUCKETS).collect())
     }
 
     pub(super) fn text(&self) -> String {

@@ -35,7 +35,7 @@ pub(crate) use keep::Keep;
 pub(crate) use letters::{Again, Letter};
 pub(crate) use read::{Cursor, Page, Rows, TaskFilter};
 pub(crate) use reconcile::{PURGED, Standing, Unended};
-pub(crate) use series::{Ended, STEP_MS, Sample, Step, WINDOWS};
+pub(crate) use series::{Ended, STEP_MS, Sample, Step};
 pub(crate) use shown::Shown;
 
 /// A batch with items that have not ended.

@@ -19,7 +19,8 @@ use super::sql::{Database, Insert, Row, Sql, Transaction, Type, Value};
 const CONNECTIONS_MAX: u32 = 8;
 /// How long one waits for a connection.
 const ACQUIRE_WAIT: Duration = Duration::from_secs(10);
-/// How long one waits for the lock of the writers, and for the answer to any statement of a writer.
+/// How long one waits for the lock of the writers, and how long a transaction may stand idle: whoever waits longer gives up and
+/// tries again, and a writer that hangs stops the others no longer than this.
 const WRITER_WAIT: &str = "60s";
 /// Rows that are fetched at once where the end is not known.
 const FETCH_ROWS: usize = 256;
@@ -51,7 +52,11 @@ impl PostgresDatabase {
         let options = PgConnectOptions::from_str(url)
             .context("the store's url cannot be read: postgres://user:password@host:5432/database")?;
         // A plan that was made while the tables were small would be kept, and read them whole when they are large.
-        let options = options.options([("plan_cache_mode", "force_custom_plan")]);
+        let options = options.options([
+            ("plan_cache_mode", "force_custom_plan"),
+            ("lock_timeout", WRITER_WAIT),
+            ("idle_in_transaction_session_timeout", WRITER_WAIT),
+        ]);
         let options = options.application_name("millpond-collector").disable_statement_logging();
         let pool = PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(ACQUIRE_WAIT);
         let pool = pool
@@ -144,11 +149,6 @@ impl Database for PostgresDatabase {
     fn begin(&self) -> BoxFuture<'_, sqlx::Result<Box<dyn Transaction>>> {
         Box::pin(async move {
             let mut transaction = self.pool.begin().await?;
-            // Whoever waits longer than this gives up and tries again: a writer that hangs must not stop the others unseen.
-            let wait = format!(
-                "SET LOCAL lock_timeout = '{WRITER_WAIT}'; SET LOCAL idle_in_transaction_session_timeout = '{WRITER_WAIT}'"
-            );
-            sqlx::raw_sql(AssertSqlSafe(wait)).execute(&mut *transaction).await?;
             query(Sql::new("SELECT pg_advisory_xact_lock(?)").bind(WRITER_LOCK)).execute(&mut *transaction).await?;
             Ok(Box::new(PostgresTransaction(transaction)) as Box<dyn Transaction>)
         })

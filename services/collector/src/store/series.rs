@@ -18,9 +18,9 @@ pub(crate) const STEP_MS: i64 = 10_000;
 const STEPS_MS: [i64; 2] = [STEP_MS, 300_000];
 /// How long fine steps are kept, in milliseconds.
 pub(super) const FINE_KEPT_MS: i64 = 2 * 3_600_000;
-/// What can be asked for: how far back in milliseconds, and which step.
-pub(crate) const WINDOWS: [(i64, usize); 5] =
-    [(15 * 60_000, 0), (3_600_000, 0), (6 * 3_600_000, 1), (24 * 3_600_000, 1), (7 * 24 * 3_600_000, 1)];
+/// How far back a window with fine steps goes at the most, in milliseconds.
+const FINE_BACK_MS: i64 = 3_600_000;
+const _: () = assert!(FINE_BACK_MS < FINE_KEPT_MS);
 
 #[derive(Default)]
 struct Count {
@@ -168,12 +168,8 @@ impl Store {
 
     /// The steps of a window that ends now, oldest first, without those in which nothing was seen; and their length in
     /// milliseconds.
-    pub(crate) async fn series(
-        &self,
-        back_ms: i64,
-        step: usize,
-        queue: Option<&str>,
-    ) -> anyhow::Result<(i64, Vec<Step>)> {
+    pub(crate) async fn series(&self, back_ms: i64, queue: Option<&str>) -> anyhow::Result<(i64, Vec<Step>)> {
+        let step = usize::from(back_ms > FINE_BACK_MS);
         let step_ms = STEPS_MS.get(step).copied().unwrap_or(1);
         let mut sql = Sql::new(
             "SELECT at_ms, published, done, failed, dead, cancelled, latencies, waiting, oldest_age_ms FROM series

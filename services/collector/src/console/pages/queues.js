@@ -4,8 +4,9 @@ import { post } from "../api.js";
 import { askFor } from "../dialog.js";
 import { h } from "../dom.js";
 import { many, num, readSpan, span } from "../fmt.js";
+import { whole } from "../list.js";
 import { table } from "../table.js";
-import { act, badge, command, empty, failed, head, link, loading, route, toast, when } from "../ui.js";
+import { act, badge, command, empty, link, route, toast, when } from "../ui.js";
 
 const PAUSES = [
   ["", "until it is resumed"],
@@ -174,35 +175,15 @@ function columns(done) {
 }
 
 export function queuesPage(view) {
-  let rows = null;
-  let fault = null;
-  const ask = async () => {
-    const answer = await view.load(
-      () => view.get("/queues"),
-      (wrong) => (fault = wrong),
-    );
-    if (answer) [rows, fault] = [answer.rows, null];
-    render();
-  };
-  const render = () => {
-    if (!rows) return view.draw(head("Queues"), fault ? failed(fault, ask) : loading("the queues"));
-    view.draw(
-      head("Queues"),
-      rows.length
-        ? table({ caption: "Queues", columns: columns(ask), rows, key: (row) => row.queue })
-        : empty(
-            "There is no queue yet",
-            h("p", {}, "A queue is there once something was published to it, or a worker serves it."),
-            command("millpond submit square 12 --wait"),
-          ),
-    );
-  };
-  view.title("Queues");
-  render();
-  view.onTick((tick) => {
-    if (!tick.queues) return;
-    [rows, fault] = [tick.queues, null];
-    render();
-  });
-  if (!rows) ask();
+  const body = ({ rows, ask }) =>
+    rows.length
+      ? table({ caption: "Queues", columns: columns(ask), rows, key: (row) => row.queue })
+      : empty(
+          "There is no queue yet",
+          h("p", {}, "A queue is there once something was published to it, or a worker serves it."),
+          command("millpond submit square 12 --wait"),
+        );
+  const list = whole(view, { title: "Queues", what: "the queues", path: "/queues", body });
+  view.onTick((tick) => list.take(tick.queues));
+  if (!list.rows) list.ask();
 }

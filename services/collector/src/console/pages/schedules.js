@@ -3,8 +3,9 @@
 
 import { h } from "../dom.js";
 import { known, now, num, span } from "../fmt.js";
+import { whole } from "../list.js";
 import { opener, table } from "../table.js";
-import { badge, block, command, empty, facts, failed, head, link, loading, mono, route, when } from "../ui.js";
+import { badge, block, command, empty, facts, link, mono, route, when } from "../ui.js";
 
 /** How often a time that has come is looked for. */
 const DUE_MS = 2000;
@@ -58,47 +59,24 @@ function columns(open, toggle) {
 }
 
 export function schedulesPage(view) {
-  const open = new Set();
-  let rows = null;
-  let fault = null;
-  const toggle = (name) => {
-    if (!open.delete(name)) open.add(name);
-    render();
-  };
-  const ask = async () => {
-    const answer = await view.load(
-      () => view.get("/schedules", {}, { exact: true }),
-      (wrong) => (fault = wrong),
-    );
-    if (answer) [rows, fault] = [answer.rows, null];
-    render();
-  };
-  const render = () => {
-    if (!rows) return view.draw(head("Schedules"), fault ? failed(fault, ask) : loading("the schedules"));
-    const late = fault && h("p.warn", { role: "alert" }, `Not up to date: ${fault.message}`);
-    view.draw(
-      head("Schedules"),
-      late,
-      rows.length
-        ? table({
-            caption: "Schedules",
-            columns: columns(open, toggle),
-            rows,
-            key: (row) => row.name,
-            more: (row) => (open.has(row.name) ? details(row) : null),
-          })
-        : empty(
-            "There is no schedule",
-            h("p", {}, "A schedule is a task that the server publishes again and again:"),
-            command("millpond schedule add report square 12 --every 10s"),
-          ),
-    );
-  };
+  const body = ({ rows, open, toggle }) =>
+    rows.length
+      ? table({
+          caption: "Schedules",
+          columns: columns(open, toggle),
+          rows,
+          key: (row) => row.name,
+          more: (row) => (open.has(row.name) ? details(row) : null),
+        })
+      : empty(
+          "There is no schedule",
+          h("p", {}, "A schedule is a task that the server publishes again and again:"),
+          command("millpond schedule add report square 12 --every 10s"),
+        );
+  const list = whole(view, { title: "Schedules", what: "the schedules", path: "/schedules", exact: true, body });
   // When its time has come, the next one is asked for.
-  const due = () => rows?.some((row) => !row.paused && row.next_ms && row.next_ms < now()) && ask();
-  view.title("Schedules");
-  render();
-  ask();
-  view.onChange(["schedules"], ask);
+  const due = () => list.rows?.some((row) => !row.paused && row.next_ms && row.next_ms < now()) && list.ask();
+  list.ask();
+  view.onChange(["schedules"], list.ask);
   view.every(DUE_MS, due);
 }

@@ -94,14 +94,7 @@ function end(task) {
 function given(task) {
   const how = `millpond dead show ${task.id}`;
   const found =
-    payload(task, { label: "Arguments", value: "arguments", how, name: `${task.id}.arguments.json` }) &&
-    "arguments" in task
-      ? payload(
-          { arguments: task.arguments },
-          { label: "Arguments", value: "arguments", how, name: `${task.id}.arguments.json` },
-        )
-      : task.dead &&
-        payload(task.dead, { label: "Arguments", value: "payload", how, name: `${task.id}.arguments.json` });
+    task.dead && payload(task.dead, { label: "Arguments", value: "payload", how, name: `${task.id}.arguments.json` });
   return (
     found || h("p.muted", {}, "The collector keeps the arguments of what failed for good; of this task it has none.")
   );

@@ -5,23 +5,9 @@ import { chart, spark } from "../charts.js";
 import { askFor } from "../dialog.js";
 import { h } from "../dom.js";
 import { bytes, known, many, num, percent, span } from "../fmt.js";
+import { whole } from "../list.js";
 import { opener, table } from "../table.js";
-import {
-  act,
-  badge,
-  command,
-  facts,
-  failed,
-  head,
-  lasting,
-  link,
-  loading,
-  mono,
-  route,
-  section,
-  toast,
-  when,
-} from "../ui.js";
+import { act, badge, command, facts, lasting, link, mono, route, section, toast, when } from "../ui.js";
 
 const total = (row, field) =>
   (row[field] ?? 0) + (row.children ?? []).reduce((sum, child) => sum + (child[field] ?? 0), 0);
@@ -212,66 +198,44 @@ function details(row) {
   );
 }
 
+function summary(rows) {
+  const of = (state) => rows.filter((row) => row.state === state).length;
+  const busy = rows.reduce((sum, row) => sum + (row.state === "lost" ? 0 : row.running), 0);
+  return h(
+    "p.muted.summary",
+    {},
+    [
+      `${num(of("live"))} live`,
+      of("draining") && `${num(of("draining"))} draining`,
+      of("lost") && `${num(of("lost"))} lost`,
+      `${many(busy, "task")} running`,
+    ]
+      .filter(Boolean)
+      .join(" · "),
+  );
+}
+
 export function workersPage(view) {
-  const open = new Set();
-  let rows = null;
-  let fault = null;
-  const toggle = (name) => {
-    if (!open.delete(name)) open.add(name);
-    render();
-  };
-  const ask = async () => {
-    const answer = await view.load(
-      () => view.get("/workers"),
-      (wrong) => (fault = wrong),
-    );
-    if (answer) [rows, fault] = [answer.rows, null];
-    render();
-  };
-  const summary = () => {
-    const of = (state) => rows.filter((row) => row.state === state).length;
-    const busy = rows.reduce((sum, row) => sum + (row.state === "lost" ? 0 : row.running), 0);
-    return h(
-      "p.muted.summary",
-      {},
-      [
-        `${num(of("live"))} live`,
-        of("draining") && `${num(of("draining"))} draining`,
-        of("lost") && `${num(of("lost"))} lost`,
-        `${many(busy, "task")} running`,
-      ]
-        .filter(Boolean)
-        .join(" · "),
-    );
-  };
-  const render = () => {
-    if (!rows) return view.draw(head("Workers"), fault ? failed(fault, ask) : loading("the workers"));
-    const late = fault && h("p.warn", { role: "alert" }, `Not up to date: ${fault.message}`);
-    view.draw(
-      head("Workers"),
-      late,
-      rows.length
-        ? [
-            summary(),
-            table({
-              caption: "Workers",
-              columns: columns(open, toggle, ask),
-              rows,
-              key: (row) => row.name,
-              more: (row) => (open.has(row.name) ? details(row) : null),
-            }),
-          ]
-        : section(
-            "No worker is here",
-            {},
-            h("p", {}, "Nothing runs until one joins. On this machine:"),
-            command("millpond worker run --name w1"),
-            h("p.muted", {}, "On another machine give it the address of NATS in MILLPOND_WORKER_NATS_URL."),
-          ),
-    );
-  };
-  view.title("Workers");
-  render();
-  ask();
-  view.onChange(["workers"], ask);
+  const body = ({ rows, open, toggle, ask }) =>
+    rows.length
+      ? [
+          summary(rows),
+          table({
+            caption: "Workers",
+            columns: columns(open, toggle, ask),
+            rows,
+            key: (row) => row.name,
+            more: (row) => (open.has(row.name) ? details(row) : null),
+          }),
+        ]
+      : section(
+          "No worker is here",
+          {},
+          h("p", {}, "Nothing runs until one joins. On this machine:"),
+          command("millpond worker run --name w1"),
+          h("p.muted", {}, "On another machine give it the address of NATS in MILLPOND_WORKER_NATS_URL."),
+        );
+  const list = whole(view, { title: "Workers", what: "the workers", path: "/workers", body });
+  list.ask();
+  view.onChange(["workers"], list.ask);
 }

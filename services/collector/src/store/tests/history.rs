@@ -119,14 +119,15 @@ async fn the_series_counts_each_end_once() {
     store.sample(now, &[sample(5)]).await.unwrap();
     // Another collector counts the same step.
     store.sample(now, &[sample(6)]).await.unwrap();
-    for (window, step) in [(60_000, 0), (3_600_000, 1)] {
-        let (_, steps) = store.series(window, step, Some("q")).await.unwrap();
+    for (window, length) in [(60_000, 10_000), (6 * 3_600_000, 300_000)] {
+        let (step_ms, steps) = store.series(window, Some("q")).await.unwrap();
+        assert_eq!(step_ms, length);
         assert_eq!(steps.len(), 1, "{steps:?}");
         let step = &steps[0];
         assert_eq!((step.done, step.dead, step.published, step.waiting), (2, 1, Some(5), Some(7)), "{step:?}");
         assert!(step.p50_ms.unwrap().abs_diff(500) < 40 && step.p99_ms.unwrap().abs_diff(4000) < 300, "{step:?}");
     }
-    assert!(store.series(60_000, 0, Some("other")).await.unwrap().1.is_empty());
+    assert!(store.series(60_000, Some("other")).await.unwrap().1.is_empty());
 }
 
 fn keep() -> Keep {
