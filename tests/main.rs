@@ -37,6 +37,7 @@ mod signing;
 mod store;
 mod tidy;
 mod time;
+mod tls;
 mod unique;
 mod up;
 mod verbs;

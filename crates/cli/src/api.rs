@@ -1,13 +1,14 @@
 //! The collector's HTTP API, as the reading verbs use it.
 
 use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::state::{COLLECTOR_URL, Env, TOKEN};
+use crate::state::{COLLECTOR_URL, Env, TLS_CA, TOKEN};
 
 /// How long one request may take, and a download be silent.
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
@@ -27,7 +28,11 @@ impl Api {
     /// # Errors
     /// When its address or token is not known.
     pub fn new(env: &Env) -> anyhow::Result<Self> {
-        Self::at(env.need(COLLECTOR_URL)?, env.need(TOKEN)?)
+        let builder = match env.get(TLS_CA) {
+            Some(file) => trusting(Path::new(&file))?,
+            None => reqwest::Client::builder(),
+        };
+        Self::with(builder, env.need(COLLECTOR_URL)?, env.need(TOKEN)?)
     }
 
     /// The one at an address.
@@ -35,12 +40,12 @@ impl Api {
     /// # Errors
     /// When HTTP cannot be set up.
     pub fn at(url: String, token: String) -> anyhow::Result<Self> {
+        Self::with(reqwest::Client::builder(), url, token)
+    }
+
+    fn with(builder: reqwest::ClientBuilder, url: String, token: String) -> anyhow::Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Ok(Self {
-            url,
-            token,
-            http: reqwest::Client::builder().timeout(REQUEST_WITHIN).read_timeout(REQUEST_WITHIN).build()?,
-        })
+        Ok(Self { url, token, http: builder.timeout(REQUEST_WITHIN).read_timeout(REQUEST_WITHIN).build()? })
     }
 
     /// One answer; none when there is no such thing.
@@ -124,6 +129,14 @@ impl Api {
             }
         }
     }
+}
+
+/// HTTPS that trusts the authorities of a file, and none else.
+fn trusting(file: &Path) -> anyhow::Result<reqwest::ClientBuilder> {
+    let text = std::fs::read(file).with_context(|| format!("cannot read {} ({TLS_CA})", file.display()))?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&text);
+    let certificates = certificates.with_context(|| format!("{} ({TLS_CA}) holds no certificates", file.display()))?;
+    Ok(reqwest::Client::builder().tls_certs_only(certificates))
 }
 
 /// A field as text: empty when it is not there.

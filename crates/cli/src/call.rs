@@ -53,7 +53,7 @@ pub struct CallArgs {
 /// When it cannot be made.
 pub async fn run(args: CallArgs, env: &Env) -> anyhow::Result<ExitCode> {
     let payload = arguments(&args)?;
-    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "call", args.connect.connect_timeout).await?;
+    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "call", args.connect.check()?).await?;
     let timeout: Duration = args.timeout.into();
     let code = if args.pipe {
         match client.pipe(&args.queue, &args.kind, payload, timeout).await {

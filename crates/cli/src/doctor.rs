@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use millpond::bus::inspect::{self, StreamFacts};
-use millpond::bus::{Bus, Role};
+use millpond::bus::{Access, Bus, Role};
 use millpond::config::ConnectArgs;
 use serde_json::{Value, json};
 
@@ -69,7 +69,7 @@ impl Findings {
 /// When standard output is closed.
 pub async fn run(args: DoctorArgs, env: &Env) -> anyhow::Result<ExitCode> {
     let mut findings = Findings::default();
-    nats(&mut findings, env, args.connect.connect_timeout).await;
+    nats(&mut findings, env, args.connect.check()?).await;
     collector(&mut findings, env).await;
     for finding in &findings.0 {
         let level = match finding.level {
@@ -89,13 +89,13 @@ pub async fn run(args: DoctorArgs, env: &Env) -> anyhow::Result<ExitCode> {
     Ok(if failed { ExitCode::from(EXIT_TASK_FAILED) } else { ExitCode::SUCCESS })
 }
 
-async fn nats(findings: &mut Findings, env: &Env, within: Duration) {
+async fn nats(findings: &mut Findings, env: &Env, access: Access) {
     let Some(url) = env.get(CLIENT_NATS_URL) else {
         let advice =
             "set MILLPOND_NATS_URL, name the folder of a running `up` by --state, or start one with `millpond up`";
         return findings.not_ok(Level::Fail, "nats", "its address is not known", advice);
     };
-    let bus = match Bus::connect(&url, Role::Client, "doctor", within).await {
+    let bus = match Bus::connect(&url, Role::Client, "doctor", access).await {
         Ok(bus) => bus,
         Err(error) => {
             return findings.not_ok(

@@ -16,6 +16,7 @@ mod output;
 mod payloads;
 mod queue;
 mod schedule;
+mod secrets;
 mod service;
 mod shared;
 pub mod state;
@@ -114,6 +115,10 @@ enum Command {
     Collector(Box<service::CollectorCommand>),
     /// Make or update streams, consumers and buckets; safe to repeat.
     Setup(service::SetupArgs),
+    /// Make passwords and tokens for a cluster of containers: once, as files, a folder for each service.
+    Secrets(secrets::SecretsArgs),
+    /// Print the settings of the cluster, with its secrets, as lines for a shell or for another machine's .millpond/env.
+    Env(secrets::EnvArgs),
     /// Run a program that ends when standard input does.
     #[command(hide = true)]
     Guard(guard::GuardArgs),
@@ -172,6 +177,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Producer(command) => service::run_producer(*command, &env).await,
         Command::Collector(command) => service::run_collector(*command, &env).await,
         Command::Setup(args) => service::run_setup(args, &env).await,
+        Command::Secrets(args) => secrets::run(&args),
+        Command::Env(args) => secrets::env(&args, &env),
         Command::Guard(args) => guard::run(args).await,
     }
 }

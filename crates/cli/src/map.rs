@@ -104,7 +104,7 @@ fn range(text: &str) -> Result<Range, String> {
 /// When the input cannot be read or a task cannot be published.
 pub async fn run(args: MapArgs, env: &Env) -> anyhow::Result<ExitCode> {
     let (input, total) = open(&args).await?;
-    let client = publisher(env, "map", args.connect.connect_timeout, &args.signing).await?;
+    let client = publisher(env, "map", args.connect.check()?, &args.signing).await?;
     let spec = MapSpec {
         queue: args.queue.clone(),
         kind: args.kind.clone(),

@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -17,10 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::EXIT_TASK_FAILED;
 use crate::api::Api;
-use crate::state::{CLIENT_NATS_URL, Env};
-
-/// How long a connection is tried for a result.
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+use crate::state::{self, CLIENT_NATS_URL, Env};
 
 /// Gives a task the bytes of a file, or of standard input for `-`, as its arguments: in the message when they are JSON
 /// and small, else from the store, so that a handler gets small and large files of one kind in one way.
@@ -64,7 +60,7 @@ impl<'a> Results<'a> {
         let at: PayloadRef = serde_json::from_value(at.clone()).context("the collector's reference cannot be read")?;
         let client = match &self.client {
             Some(client) => client.clone(),
-            None => Client::connect(&self.env.need(CLIENT_NATS_URL)?, "results", CONNECT_WITHIN).await?,
+            None => Client::connect(&self.env.need(CLIENT_NATS_URL)?, "results", state::access()?).await?,
         };
         self.client = Some(client.clone());
         Ok(Some(client.get_result(&at).await?))

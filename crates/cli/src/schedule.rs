@@ -132,7 +132,7 @@ pub async fn run(args: ScheduleArgs, env: &Env) -> anyhow::Result<ExitCode> {
         ScheduleCommand::Add(add) => Ok(add.schedule()?),
         other => Err(other),
     };
-    let client = publisher(env, "schedule", args.connect.connect_timeout, &args.signing).await?;
+    let client = publisher(env, "schedule", args.connect.check()?, &args.signing).await?;
     let done = match command {
         Ok(schedule) => add(&client, &schedule, args.json).await,
         Err(command) => act(&client, command, args.json).await,

@@ -79,7 +79,7 @@ impl ProducerCommand {
 pub async fn run_producer(command: ProducerCommand, env: &Env) -> anyhow::Result<ExitCode> {
     let ProducerCommand::Run(mut args) = command;
     args.config.nats_url = args.config.nats_url.or_else(|| env.get(PRODUCER_NATS_URL));
-    args.config.token = args.config.token.or_else(|| env.get(TOKEN));
+    args.config.token = env.or(args.config.token, args.config.token_file.is_some(), TOKEN);
     args.config.signing = env.signing(&args.config.signing);
     millpond_producer::run(args.config.check()?, args.parent.shutdown()?).await?;
     Ok(ExitCode::SUCCESS)
@@ -115,8 +115,8 @@ impl CollectorCommand {
 pub async fn run_collector(command: CollectorCommand, env: &Env) -> anyhow::Result<ExitCode> {
     let CollectorCommand::Run(mut args) = command;
     args.config.nats_url = args.config.nats_url.or_else(|| env.get(COLLECTOR_NATS_URL));
-    args.config.token = args.config.token.or_else(|| env.get(TOKEN));
-    args.config.viewer_token = args.config.viewer_token.or_else(|| env.get(VIEWER_TOKEN));
+    args.config.token = env.or(args.config.token, args.config.token_file.is_some(), TOKEN);
+    args.config.viewer_token = env.or(args.config.viewer_token, args.config.viewer_token_file.is_some(), VIEWER_TOKEN);
     millpond_collector::run(args.config.check()?, args.parent.shutdown()?).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -167,7 +167,7 @@ pub async fn run_setup(args: SetupArgs, env: &Env) -> anyhow::Result<ExitCode> {
         payloads_bytes_max: args.payloads_bytes_max.map_or(-1, signed),
         replicas: args.replicas,
     };
-    let bus = Bus::connect(&url, Role::Setup, "setup", args.connect.connect_timeout).await?;
+    let bus = Bus::connect(&url, Role::Setup, "setup", args.connect.check()?).await?;
     setup(&bus, &limits).await?;
     bus.close().await;
     eprintln!("streams, consumers and buckets are in place");

@@ -76,7 +76,7 @@ pub enum SharedCommand {
 /// # Errors
 /// When NATS cannot be reached, or refuses.
 pub async fn run(args: SharedArgs, env: &Env) -> anyhow::Result<ExitCode> {
-    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "shared", args.connect.connect_timeout).await?;
+    let client = Client::connect(&env.need(CLIENT_NATS_URL)?, "shared", args.connect.check()?).await?;
     let done = act(&client.shared().await?, args.command, args.json).await;
     client.close().await;
     match done {

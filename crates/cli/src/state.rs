@@ -6,11 +6,11 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use millpond::bus::Access;
 use millpond::client::Client;
-use millpond::config::SigningArgs;
+use millpond::config::{ConnectArgs, SigningArgs};
 use serde::{Deserialize, Serialize};
 
 /// NATS for the CLI and producer programs, with the client role's password.
@@ -32,6 +32,8 @@ pub const TOKEN: &str = "MILLPOND_TOKEN";
 /// The viewer's token, of the collector's.
 pub const VIEWER_TOKEN: &str = "MILLPOND_VIEWER_TOKEN";
 
+/// File of the authorities that certificates are checked against: NATS's, and the collector's.
+pub const TLS_CA: &str = "MILLPOND_TLS_CA";
 /// The keys that sign tasks.
 pub const SIGNING_KEY: &str = "MILLPOND_SIGNING_KEY";
 
@@ -63,6 +65,11 @@ impl Env {
         std::env::var(name).ok().filter(|v| !v.is_empty()).or_else(|| self.from_file.get(name).cloned())
     }
 
+    /// What DIR/env says, by name.
+    pub fn in_file(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.from_file.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// A setting.
     ///
     /// # Errors
@@ -74,20 +81,44 @@ impl Env {
         })
     }
 
+    /// A secret as given, else that of DIR/env; none, when a file holds it.
+    #[must_use]
+    pub fn or(&self, given: Option<String>, in_file: bool, name: &str) -> Option<String> {
+        if in_file { given } else { given.or_else(|| self.get(name)) }
+    }
+
     /// The keys that sign tasks: as given, else those of DIR/env.
     #[must_use]
     pub fn signing(&self, given: &SigningArgs) -> SigningArgs {
-        SigningArgs { signing_key: given.signing_key.clone().or_else(|| self.get(SIGNING_KEY).map(Into::into)) }
+        let mut signing = given.clone();
+        if signing.signing_key_file.is_none() {
+            signing.signing_key = signing.signing_key.or_else(|| self.get(SIGNING_KEY).map(Into::into));
+        }
+        signing
     }
+}
+
+/// How to reach NATS, for verbs without flags for it: as the environment says.
+///
+/// # Errors
+/// When a file that it names is of no use.
+pub fn access() -> anyhow::Result<Access> {
+    #[derive(clap::Parser)]
+    struct Environment {
+        #[command(flatten)]
+        connect: ConnectArgs,
+    }
+    let read = <Environment as clap::Parser>::try_parse_from(["millpond"])?;
+    Ok(read.connect.check()?)
 }
 
 /// A client for a verb that publishes.
 ///
 /// # Errors
 /// When NATS cannot be reached, or a key does not fit.
-pub async fn publisher(env: &Env, name: &str, within: Duration, signing: &SigningArgs) -> anyhow::Result<Client> {
+pub async fn publisher(env: &Env, name: &str, access: Access, signing: &SigningArgs) -> anyhow::Result<Client> {
     let signer = env.signing(signing).signer()?;
-    Ok(Client::connect(&env.need(CLIENT_NATS_URL)?, name, within).await?.with_signer(signer))
+    Ok(Client::connect(&env.need(CLIENT_NATS_URL)?, name, access).await?.with_signer(signer))
 }
 
 fn parse_line(line: &str) -> Option<(String, String)> {
@@ -112,7 +143,11 @@ pub fn remove_env(dir: &Path) {
     let _ = fs::remove_file(dir.join("env"));
 }
 
-fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+/// Writes a file at once and whole, readable by its owner only.
+///
+/// # Errors
+/// When its folder cannot be written.
+pub fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let written = path.with_extension("new");
     let _ = fs::remove_file(&written);
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&written)?;
@@ -131,6 +166,12 @@ pub struct Secrets {
     /// The viewer's token of the collector's; a folder of an older version has none yet.
     #[serde(default = "secret")]
     pub viewer_token: String,
+    /// Password of the collectors' database, where they share one.
+    #[serde(default = "secret")]
+    pub database_password: String,
+    /// Password between the servers of a cluster.
+    #[serde(default = "secret")]
+    pub route_password: String,
 }
 
 /// A new password or token. nats-server reads passwords from its environment, where a value of digits would be a number:
@@ -147,7 +188,13 @@ impl Secrets {
     #[must_use]
     pub fn generate() -> Self {
         let passwords = ROLES.iter().map(|role| ((*role).to_owned(), secret())).collect();
-        Self { passwords, token: secret(), viewer_token: secret() }
+        Self {
+            passwords,
+            token: secret(),
+            viewer_token: secret(),
+            database_password: secret(),
+            route_password: secret(),
+        }
     }
 
     /// Those of the state folder, made at the first call.

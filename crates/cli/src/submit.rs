@@ -135,7 +135,7 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
         unique: args.unique,
         ..Default::default()
     };
-    let client = publisher(env, "submit", args.connect.connect_timeout, &args.signing).await?;
+    let client = publisher(env, "submit", args.connect.check()?, &args.signing).await?;
     if let Some(path) = &args.file {
         crate::payloads::attach(&mut task, path, &client, Patience::Endless).await?;
     }

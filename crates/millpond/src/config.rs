@@ -1,10 +1,11 @@
 //! Command-line groups shared by the services and the CLI. What is typed here is checked once, at the start.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 
+use crate::bus::Access;
 use crate::signature::{Signer, SigningKeyError};
 
 /// Parses a duration as a person writes it: `30s`, `5m`, `1h30m`.
@@ -32,13 +33,139 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| format!("{text:?} is too large"))
 }
 
-/// How long to try to reach NATS.
+/// How to reach NATS.
 #[derive(Args, Debug, Clone)]
 pub struct ConnectArgs {
     /// How long to try to reach NATS at the start before giving up with an error; once connected, a service
     /// reconnects for ever. Raise it where services start before their server.
     #[arg(long, env = "MILLPOND_CONNECT_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub connect_timeout: Duration,
+    /// File with the password of the user that the NATS URL names (nats://worker@host:4222), instead of one in the URL.
+    #[arg(long, env = "MILLPOND_NATS_PASSWORD_FILE")]
+    pub nats_password_file: Option<PathBuf>,
+    /// File with the certificates (PEM) of the authorities that NATS's certificate is checked against; with it the
+    /// connection is TLS or none. Default: those of the system, for a URL that begins with tls://.
+    #[arg(long, env = "MILLPOND_TLS_CA")]
+    pub tls_ca: Option<PathBuf>,
+    /// File with the certificate (PEM, with what it was signed by) that NATS is shown: mutual TLS. Needs --tls-key.
+    #[arg(long, env = "MILLPOND_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// File with the private key (PEM) of that certificate.
+    #[arg(long, env = "MILLPOND_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
+}
+
+impl ConnectArgs {
+    /// Reads the files. Certificates are read again at each connect, so that renewed ones are used; they are looked at
+    /// here, so that a wrong path is told at once.
+    ///
+    /// # Errors
+    /// [`FileError`], when one of them cannot be read, or one is missing beside another.
+    pub fn check(&self) -> Result<Access, FileError> {
+        let read = |file: &Option<PathBuf>, name| set(file).map(|path| read_secret(path, name)).transpose();
+        let identity = both(("MILLPOND_TLS_CERT", &self.tls_cert), ("MILLPOND_TLS_KEY", &self.tls_key))?;
+        read(&self.tls_ca, "MILLPOND_TLS_CA")?;
+        Ok(Access {
+            timeout: self.connect_timeout,
+            password: read(&self.nats_password_file, "MILLPOND_NATS_PASSWORD_FILE")?,
+            ca: set(&self.tls_ca).map(Path::to_owned),
+            identity,
+        })
+    }
+}
+
+/// Why a file that a setting names is of no use. Shows nothing that stands in it.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("cannot read {} ({name}): {source}; give a file that this process's user may read", .path.display())]
+    Unreadable {
+        /// The setting.
+        name: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Nothing stands in it.
+    #[error("{} ({name}) is empty", .path.display())]
+    Empty {
+        /// The setting.
+        name: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The value is given twice.
+    #[error("{name} and {name}_FILE are both set: keep one of them")]
+    Twice {
+        /// The setting.
+        name: &'static str,
+    },
+    /// A setting needs another.
+    #[error("{given} is set and {missing} is not: a certificate and its key go together")]
+    Alone {
+        /// What is set.
+        given: &'static str,
+        /// What is not.
+        missing: &'static str,
+    },
+    /// The certificate and the key cannot be used.
+    #[error("{} ({name}) and its key cannot be used: {reason}; both are PEM, and the key is the certificate's", .path.display())]
+    Unfit {
+        /// The setting.
+        name: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// A file that is named; a variable without a value names none.
+fn set(file: &Option<PathBuf>) -> Option<&Path> {
+    file.as_deref().filter(|path| !path.as_os_str().is_empty())
+}
+
+/// What a file holds, without the line break at its end.
+fn read_secret(path: &Path, name: &'static str) -> Result<Secret, FileError> {
+    let unreadable = |source| FileError::Unreadable { name, path: path.to_owned(), source };
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(FileError::Empty { name, path: path.to_owned() }),
+        text => Ok(Secret(text.to_owned())),
+    }
+}
+
+type Named<'a> = (&'static str, &'a Option<PathBuf>);
+
+/// A certificate's file and its key's: both, or neither; both can be read.
+pub(crate) fn both(cert: Named<'_>, key: Named<'_>) -> Result<Option<(PathBuf, PathBuf)>, FileError> {
+    match (set(cert.1), set(key.1)) {
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(FileError::Alone { given: cert.0, missing: key.0 }),
+        (None, Some(_)) => Err(FileError::Alone { given: key.0, missing: cert.0 }),
+        (Some(cert_file), Some(key_file)) => {
+            read_secret(cert_file, cert.0)?;
+            read_secret(key_file, key.0)?;
+            Ok(Some((cert_file.to_owned(), key_file.to_owned())))
+        }
+    }
+}
+
+/// The setting `name`, as given or as it stands in the file that `<name>_FILE` names; an empty value is none.
+///
+/// # Errors
+/// [`FileError`], when both are given or the file is of no use.
+pub fn given_or_file(
+    given: Option<String>,
+    file: &Option<PathBuf>,
+    name: &'static str,
+) -> Result<Option<String>, FileError> {
+    match (given.filter(|text| !text.is_empty()), set(file)) {
+        (Some(_), Some(_)) => Err(FileError::Twice { name }),
+        (None, Some(path)) => Ok(Some(read_secret(path, name)?.0)),
+        (given, None) => Ok(given),
+    }
 }
 
 /// Text that is never shown: not in logs, not in errors.
@@ -48,6 +175,13 @@ pub struct Secret(String);
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Secret")
+    }
+}
+
+impl Secret {
+    /// The text itself, for whoever it is meant for.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
     }
 }
 
@@ -64,16 +198,31 @@ pub struct SigningArgs {
     /// runs only what is signed with one of them; all that publishes needs them too. Better in the environment than here.
     #[arg(long, env = "MILLPOND_SIGNING_KEY", hide_env_values = true)]
     pub signing_key: Option<Secret>,
+    /// File with these keys, instead of the keys themselves.
+    #[arg(long, env = "MILLPOND_SIGNING_KEY_FILE")]
+    pub signing_key_file: Option<PathBuf>,
+}
+
+/// Why there are no keys to sign with.
+#[derive(Debug, thiserror::Error)]
+pub enum SigningError {
+    /// Their file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// One of them.
+    #[error(transparent)]
+    Key(#[from] SigningKeyError),
 }
 
 impl SigningArgs {
     /// The keys; none when there are none.
     ///
     /// # Errors
-    /// [`SigningKeyError`] when one does not fit; its text shows none.
-    pub fn signer(&self) -> Result<Option<Signer>, SigningKeyError> {
-        let given = self.signing_key.as_ref().filter(|keys| !keys.0.trim().is_empty());
-        given.map(|keys| Signer::new(&keys.0)).transpose()
+    /// [`SigningError`] when one does not fit; its text shows none.
+    pub fn signer(&self) -> Result<Option<Signer>, SigningError> {
+        let given = self.signing_key.clone().map(|keys| keys.0).filter(|keys| !keys.trim().is_empty());
+        let keys = given_or_file(given, &self.signing_key_file, "MILLPOND_SIGNING_KEY")?;
+        Ok(keys.map(|keys| Signer::new(&keys)).transpose()?)
     }
 }
 
@@ -107,5 +256,31 @@ mod tests {
         check("1MB", None);
         check("", None);
         check("99999999999GiB", None);
+    }
+
+    #[test]
+    fn a_secret_is_given_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let ask = |given: &str, file: &Option<PathBuf>| given_or_file(Some(given.to_owned()), file, "MILLPOND_TOKEN");
+        let fails = |given, file| ask(given, file).unwrap_err().to_string();
+        assert_eq!(ask("abc", &None).unwrap().as_deref(), Some("abc"));
+        assert_eq!(ask("", &Some(PathBuf::new())).unwrap(), None);
+        let named = Some(file.clone());
+        assert!(fails("", &named).contains("cannot read"));
+        std::fs::write(&file, "\n").unwrap();
+        assert!(fails("", &named).contains("is empty"));
+        std::fs::write(&file, "a secret \r\n").unwrap();
+        assert_eq!(ask("", &named).unwrap().as_deref(), Some("a secret "));
+        let twice = fails("abc", &named);
+        assert!(twice.contains("MILLPOND_TOKEN_FILE") && !twice.contains("abc") && !twice.contains("a secret"));
+    }
+
+    #[test]
+    fn a_certificate_comes_with_its_key() {
+        let key = Some(PathBuf::from("key.pem"));
+        let alone = both(("CERT", &None), ("KEY", &key)).unwrap_err().to_string();
+        assert!(alone.contains("KEY is set and CERT is not"), "{alone}");
+        assert!(both(("CERT", &None), ("KEY", &None)).unwrap().is_none());
     }
 }

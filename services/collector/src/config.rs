@@ -1,15 +1,21 @@
 //! What is typed ([`Config`]) becomes what the collector uses ([`Settings`]). Nothing else reads the environment.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, Error, bail, ensure};
 use clap::Args;
-use millpond::config::{ConnectArgs, LogArgs};
+use millpond::bus::Access;
+use millpond::config::{ConnectArgs, LogArgs, given_or_file};
 use millpond::limits::{RESULTS_KEEP, STORE_KEEP, STORE_KEEP_DEAD};
+use millpond::listen::{HttpTls, HttpTlsArgs};
 use millpond::token::Token;
 
 use crate::store::{Keep, StoreAt};
+
+/// The store where none is named.
+const STORE: &str = "millpond.sqlite";
 
 /// Settings of the collector, as typed.
 #[derive(Args, Debug, Clone)]
@@ -22,8 +28,11 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The store: a file of SQLite, made when it is not there; or postgres://user:password@host:5432/database, which
     /// several collectors may share.
-    #[arg(long, env = "MILLPOND_COLLECTOR_STORE", default_value = "millpond.sqlite", hide_env_values = true)]
-    pub store: StoreAt,
+    #[arg(long, env = "MILLPOND_COLLECTOR_STORE", default_value = STORE, hide_env_values = true)]
+    pub store: String,
+    /// File with the store's address, instead of the address itself: it has a password.
+    #[arg(long, env = "MILLPOND_COLLECTOR_STORE_FILE")]
+    pub store_file: Option<PathBuf>,
     /// How long tasks and jobs that have ended are kept. Raising it needs room in the store.
     #[arg(long, env = "MILLPOND_COLLECTOR_KEEP", default_value_t = humantime::Duration::from(STORE_KEEP))]
     pub keep: humantime::Duration,
@@ -37,15 +46,24 @@ pub struct Config {
     /// /console/), 8 characters or more.
     #[arg(long, env = "MILLPOND_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// File with that token, instead of the token itself.
+    #[arg(long, env = "MILLPOND_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
     /// The viewer's token: who has it may read, and change nothing; 8 characters or more. Default: there are no viewers.
     #[arg(long, env = "MILLPOND_VIEWER_TOKEN", hide_env_values = true)]
     pub viewer_token: Option<String>,
+    /// File with the viewer's token, instead of the token itself.
+    #[arg(long, env = "MILLPOND_VIEWER_TOKEN_FILE")]
+    pub viewer_token_file: Option<PathBuf>,
     /// Where Kibana is, for the console's links into it: https://kibana.example.org. Default: no links.
     #[arg(long, env = "MILLPOND_COLLECTOR_KIBANA_URL")]
     pub kibana_url: Option<String>,
     /// How long NATS keeps what is stored here, for clients that read late. Raising it needs room in RESULTS.
     #[arg(long, env = "MILLPOND_COLLECTOR_RESULTS_KEEP", default_value_t = humantime::Duration::from(RESULTS_KEEP))]
     pub results_keep: humantime::Duration,
+    /// Whether HTTP is served by TLS.
+    #[command(flatten)]
+    pub http_tls: HttpTlsArgs,
     /// How to reach NATS.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -73,20 +91,40 @@ pub struct Settings {
     pub kibana_url: Option<String>,
     /// How long NATS keeps what is stored.
     pub results_keep: Duration,
-    /// How long to try to reach NATS.
-    pub connect_timeout: Duration,
+    /// What HTTP is served with, where it is by TLS.
+    pub http_tls: HttpTls,
+    /// How to reach NATS.
+    pub access: Access,
 }
 
 impl Config {
+    /// Whether the collector that runs with these settings is ready.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn health(&self) -> anyhow::Result<()> {
+        Ok(millpond::listen::health(self.listen, &self.http_tls.check()?)?)
+    }
+
+    /// The operator's token, for whoever runs this program.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn operators_token(self) -> anyhow::Result<String> {
+        let token = given_or_file(self.token, &self.token_file, "MILLPOND_TOKEN")?;
+        token.context("no token for the HTTP API: set MILLPOND_TOKEN, or MILLPOND_TOKEN_FILE")
+    }
+
     /// Checks what was typed.
     ///
     /// # Errors
     /// The first setting that does not fit, and what would.
     pub fn check(self) -> anyhow::Result<Settings> {
+        let token = self.clone().operators_token()?;
         let nats_url =
             self.nats_url.context("no NATS url for the collector: set --nats-url or MILLPOND_COLLECTOR_NATS_URL")?;
-        let token = self.token.context("no token for the HTTP API: set --token or MILLPOND_TOKEN")?;
-        let viewer_token = self.viewer_token.filter(|token| !token.is_empty());
+        let viewer_token =
+            given_or_file(self.viewer_token, &self.viewer_token_file, "MILLPOND_VIEWER_TOKEN")?;
         ensure!(
             viewer_token.as_ref() != Some(&token),
             "the viewer's token is the operator's: choose another for MILLPOND_VIEWER_TOKEN"
@@ -97,16 +135,19 @@ impl Config {
         {
             bail!("{url} is no address of Kibana: MILLPOND_COLLECTOR_KIBANA_URL begins with https:// or http://");
         }
+        let store = Some(self.store).filter(|store| self.store_file.is_none() || store != STORE);
+        let store = given_or_file(store, &self.store_file, "MILLPOND_COLLECTOR_STORE")?;
         Ok(Settings {
             nats_url,
             listen: self.listen,
-            store: self.store,
+            store: store.as_deref().unwrap_or(STORE).parse().map_err(Error::msg)?,
             keep: Keep { ended: self.keep.into(), dead: (*self.keep_dead).max(*self.keep), bytes_max: self.store_max },
             token: Token::new("MILLPOND_TOKEN", &token)?,
             viewer_token,
             kibana_url,
             results_keep: self.results_keep.into(),
-            connect_timeout: self.connect.connect_timeout,
+            http_tls: self.http_tls.check()?,
+            access: self.connect.check()?,
         })
     }
 }

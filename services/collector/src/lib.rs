@@ -14,7 +14,6 @@ mod store;
 mod thens;
 
 use std::future::IntoFuture;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use anyhow::{Context, anyhow};
 use millpond::bus::results::Ended;
 use millpond::bus::{Bus, Role};
 use millpond::limits::{HTTP_EXPORTS_MAX, HTTP_WATCHERS_MAX};
-use tokio::net::TcpListener;
+use millpond::listen::{Listener, Peer};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -49,9 +48,10 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = millpond::telemetry::metrics();
     let store = Store::open(&settings.store).await?;
-    let listener = TcpListener::bind(settings.listen).await;
+    let by_tls = settings.http_tls.is_some();
+    let listener = Listener::bind(settings.listen, settings.http_tls).await;
     let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;
-    let bus = Bus::connect(&settings.nats_url, Role::Collector, "collector", settings.connect_timeout).await?;
+    let bus = Bus::connect(&settings.nats_url, Role::Collector, "collector", settings.access).await?;
     let (workers, jobs, problems) = (Workers::default(), OpenJobs::default(), Problems::default());
     let mut background = JoinSet::new();
     background.spawn(workers.clone().follow(bus.clone()));
@@ -71,7 +71,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let (looks, seen) = (problems.clone(), workers.clone());
     background
         .spawn(Reconciler { bus: bus.clone(), store: store.clone(), workers: seen, problems: looks }.look_for_ever());
-    let address = listener.local_addr()?;
+    let address = axum::serve::Listener::local_addr(&listener)?;
     let viewers = settings.viewer_token.is_some();
     let queues = Queues::new(&bus, &workers);
     let live = Live::new(&bus, &store, &workers, &queues, &problems, &health);
@@ -88,6 +88,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         tokens: http::Tokens { operator: settings.token, viewer: settings.viewer_token },
         failures: http::Failures::default(),
         exports: Arc::new(Semaphore::new(HTTP_EXPORTS_MAX)),
+        by_tls,
         kibana_url: settings.kibana_url,
         metrics,
         health,
@@ -112,12 +113,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
 
 /// Serves until `shutdown`, or until collecting or serving ends by itself; then what was pulled is stored.
 async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     app: http::App,
     mut collecting: JoinSet<()>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let service = http::router(Arc::new(app)).into_make_service_with_connect_info::<SocketAddr>();
+    let service = http::router(Arc::new(app)).into_make_service_with_connect_info::<Peer>();
     let serving = axum::serve(listener, service);
     let serving = serving.with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let mut serving = JoinSet::from_iter([serving.into_future()]);

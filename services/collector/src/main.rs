@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 /// Keeps what ended: results, attempts, dead letters; and serves them over HTTP.
 #[derive(Parser)]
@@ -11,6 +11,17 @@ use clap::Parser;
 struct Cli {
     #[command(flatten)]
     config: millpond_collector::Config,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What else it can do than to run.
+#[derive(Subcommand)]
+enum Command {
+    /// Ask the collector that runs here, with these settings, whether it is ready: exit code 0 when it is. For containers.
+    Health,
+    /// Print the operator's token, for a login at /console/.
+    Token,
 }
 
 /// The C library's allocator takes a fifth of a busy worker's time (`millpond bench` tells).
@@ -18,7 +29,7 @@ struct Cli {
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    match start(Cli::parse().config) {
+    match start(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("millpond-collector: {error:#}");
@@ -27,7 +38,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(config: millpond_collector::Config) -> anyhow::Result<()> {
+fn start(cli: Cli) -> anyhow::Result<()> {
+    let config = cli.config;
+    match cli.command {
+        Some(Command::Health) => return config.health(),
+        Some(Command::Token) => {
+            println!("{}", config.operators_token()?);
+            return Ok(());
+        }
+        None => {}
+    }
     let telemetry = millpond::telemetry::start("millpond-collector", &config.log)?;
     let settings = config.check()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;

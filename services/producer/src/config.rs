@@ -1,11 +1,13 @@
 //! What is typed ([`Config`]) becomes what the producer uses ([`Settings`]). Nothing else reads the environment.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use millpond::config::{ConnectArgs, LogArgs, SigningArgs};
+use millpond::bus::Access;
+use millpond::config::{ConnectArgs, LogArgs, SigningArgs, given_or_file};
+use millpond::listen::{HttpTls, HttpTlsArgs};
 use millpond::signature::Signer;
 use millpond::token::Token;
 
@@ -21,9 +23,15 @@ pub struct Config {
     /// Token that the HTTP API asks for (`Authorization: Bearer TOKEN`), 8 characters or more.
     #[arg(long, env = "MILLPOND_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// File with that token, instead of the token itself.
+    #[arg(long, env = "MILLPOND_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
     /// Whether tasks are signed.
     #[command(flatten)]
     pub signing: SigningArgs,
+    /// Whether HTTP is served by TLS.
+    #[command(flatten)]
+    pub http_tls: HttpTlsArgs,
     /// How to reach NATS.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -43,11 +51,21 @@ pub struct Settings {
     pub token: Token,
     /// Keys that sign what is published.
     pub signer: Option<Signer>,
-    /// How long to try to reach NATS.
-    pub connect_timeout: Duration,
+    /// What HTTP is served with, where it is by TLS.
+    pub http_tls: HttpTls,
+    /// How to reach NATS.
+    pub access: Access,
 }
 
 impl Config {
+    /// Whether the producer that runs with these settings is ready.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn health(&self) -> anyhow::Result<()> {
+        Ok(millpond::listen::health(self.listen, &self.http_tls.check()?)?)
+    }
+
     /// Checks what was typed.
     ///
     /// # Errors
@@ -55,9 +73,10 @@ impl Config {
     pub fn check(self) -> anyhow::Result<Settings> {
         let nats_url =
             self.nats_url.context("no NATS url for the producer: set --nats-url or MILLPOND_PRODUCER_NATS_URL")?;
-        let token = self.token.context("no token for the HTTP API: set --token or MILLPOND_TOKEN")?;
+        let token = given_or_file(self.token, &self.token_file, "MILLPOND_TOKEN")?;
+        let token = token.context("no token for the HTTP API: set MILLPOND_TOKEN, or MILLPOND_TOKEN_FILE")?;
         let token = Token::new("MILLPOND_TOKEN", &token)?;
-        let (signer, connect_timeout) = (self.signing.signer()?, self.connect.connect_timeout);
-        Ok(Settings { nats_url, listen: self.listen, token, signer, connect_timeout })
+        let (signer, access, http_tls) = (self.signing.signer()?, self.connect.check()?, self.http_tls.check()?);
+        Ok(Settings { nats_url, listen: self.listen, token, signer, http_tls, access })
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::Context;
 use millpond::bus::{Bus, Role};
 use millpond::client::Client;
-use tokio::net::TcpListener;
+use millpond::listen::Listener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -31,9 +31,9 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// When NATS cannot be reached at the start, or the address is taken.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = millpond::telemetry::metrics();
-    let listener = TcpListener::bind(settings.listen).await;
+    let listener = Listener::bind(settings.listen, settings.http_tls).await;
     let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;
-    let bus = Bus::connect(&settings.nats_url, Role::Producer, "producer", settings.connect_timeout).await?;
+    let bus = Bus::connect(&settings.nats_url, Role::Producer, "producer", settings.access).await?;
     let bus = bus.with_signer(settings.signer.clone());
     let client = Client::over(bus.clone());
     let mut background = JoinSet::new();
@@ -41,7 +41,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     background.spawn(then::serve(client, then::listen(&bus).await?));
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),
-        listen = %listener.local_addr()?,
+        listen = %axum::serve::Listener::local_addr(&listener)?,
         signing_keys = settings.signer.as_ref().map(|signer| signer.key_ids().join(",")),
         "producer ready"
     );

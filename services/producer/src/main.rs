@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 /// Takes tasks over HTTP and publishes them to NATS.
 #[derive(Parser)]
@@ -11,6 +11,15 @@ use clap::Parser;
 struct Cli {
     #[command(flatten)]
     config: millpond_producer::Config,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What else it can do than to run.
+#[derive(Subcommand)]
+enum Command {
+    /// Ask the producer that runs here, with these settings, whether it is ready: exit code 0 when it is. For containers.
+    Health,
 }
 
 /// The C library's allocator takes a fifth of a busy worker's time (`millpond bench` tells).
@@ -18,7 +27,7 @@ struct Cli {
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    match start(Cli::parse().config) {
+    match start(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("millpond-producer: {error:#}");
@@ -27,7 +36,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(config: millpond_producer::Config) -> anyhow::Result<()> {
+fn start(cli: Cli) -> anyhow::Result<()> {
+    let config = cli.config;
+    match cli.command {
+        Some(Command::Health) => return config.health(),
+        None => {}
+    }
     let telemetry = millpond::telemetry::start("millpond-producer", &config.log)?;
     let settings = config.check()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;

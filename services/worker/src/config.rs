@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use millpond::bus::Access;
 use millpond::bus::subject::check_token;
 use millpond::config::{ConnectArgs, LogArgs, SigningArgs, duration};
 use millpond::limits::{
     IO_SLOTS_DEFAULT, RETRY_DELAY_BASE, RETRY_DELAY_MAX, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER,
 };
+use millpond::listen::{HttpTls, HttpTlsArgs};
 use millpond::retry::Backoff;
 use millpond::signature::Signer;
 
@@ -73,6 +75,9 @@ pub struct Config {
     /// Whether tasks must be signed.
     #[command(flatten)]
     pub signing: SigningArgs,
+    /// Whether HTTP is served by TLS.
+    #[command(flatten)]
+    pub http_tls: HttpTlsArgs,
     /// How to reach NATS.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -114,11 +119,22 @@ pub struct Settings {
     pub unknown_kind_after: Duration,
     /// Keys; with them only signed tasks run.
     pub signer: Option<Signer>,
-    /// How long to try to reach NATS.
-    pub connect_timeout: Duration,
+    /// What HTTP is served with, where it is by TLS.
+    pub http_tls: HttpTls,
+    /// How to reach NATS.
+    pub access: Access,
 }
 
 impl Config {
+    /// Whether the worker that runs with these settings is ready.
+    ///
+    /// # Errors
+    /// When it is not, or serves no health.
+    pub fn health(&self) -> anyhow::Result<()> {
+        let listen = self.listen.context("this worker serves no health: set --listen or MILLPOND_WORKER_LISTEN")?;
+        Ok(millpond::listen::health(listen, &self.http_tls.check()?)?)
+    }
+
     /// Checks what was typed.
     ///
     /// # Errors
@@ -159,7 +175,8 @@ impl Config {
             backoff,
             unknown_kind_after: self.unknown_kind_after.into(),
             signer: self.signing.signer()?,
-            connect_timeout: self.connect.connect_timeout,
+            http_tls: self.http_tls.check()?,
+            access: self.connect.check()?,
         })
     }
 }

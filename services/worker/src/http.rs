@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use millpond::bus::Bus;
-use tokio::net::TcpListener;
+use millpond::listen::{HttpTls, Listener};
 use tokio::task::JoinSet;
 
 use crate::work::Shop;
@@ -29,13 +29,15 @@ struct App {
 /// When the address is taken.
 pub(crate) async fn start(
     listen: Option<SocketAddr>,
+    tls: HttpTls,
     bus: &Bus,
     shop: &Arc<Shop>,
     background: &mut JoinSet<()>,
 ) -> anyhow::Result<Option<SocketAddr>> {
     let Some(listen) = listen else { return Ok(None) };
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen} (--listen)"))?;
-    let address = listener.local_addr()?;
+    let listener =
+        Listener::bind(listen, tls).await.with_context(|| format!("cannot listen on {listen} (--listen)"))?;
+    let address = axum::serve::Listener::local_addr(&listener)?;
     let app = Arc::new(App { bus: bus.clone(), shop: shop.clone(), metrics: millpond::telemetry::metrics() });
     let router = Router::new()
         .route("/healthz", get(async || "ok\n"))

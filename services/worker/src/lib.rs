@@ -178,7 +178,7 @@ impl Worker {
         }
         let Self { settings, mut handlers, isolated } = self;
         let pools = pools(&settings, &mut handlers, isolated)?;
-        let bus = Bus::connect(&settings.nats_url, Role::Worker, &settings.name, settings.connect_timeout).await?;
+        let bus = Bus::connect(&settings.nats_url, Role::Worker, &settings.name, settings.access.clone()).await?;
         let bus = bus.with_signer(settings.signer.clone());
         let nonce = millpond::random_token();
         let mut background = JoinSet::new();
@@ -206,7 +206,7 @@ impl Worker {
             lanes,
             supervisor,
         });
-        let http = http::start(settings.listen, &bus, &shop, &mut background).await?;
+        let http = http::start(settings.listen, settings.http_tls.clone(), &bus, &shop, &mut background).await?;
         let shutdown = requests::drained_on_request(&bus, &settings.name, &shutdown, &mut background).await?;
         // Before its record: whoever sees that may call.
         let calls = Calls::start(&bus, &settings, &shop).await?;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 /// Takes tasks from NATS, runs their handlers in slots, and settles them.
 #[derive(Parser)]
@@ -12,6 +12,15 @@ use clap::Parser;
 struct Cli {
     #[command(flatten)]
     config: millpond_worker::Config,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What else it can do than to run.
+#[derive(Subcommand)]
+enum Command {
+    /// Ask the worker that runs here, with these settings, whether it is ready: exit code 0 when it is. For containers.
+    Health,
 }
 
 /// The C library's allocator takes a fifth of a busy worker's time (`millpond bench` tells).
@@ -20,7 +29,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     millpond_worker::child_main();
-    match start(Cli::parse().config) {
+    match start(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("millpond-worker: {error:#}");
@@ -29,7 +38,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(config: millpond_worker::Config) -> anyhow::Result<()> {
+fn start(cli: Cli) -> anyhow::Result<()> {
+    let config = cli.config;
+    match cli.command {
+        Some(Command::Health) => return config.health(),
+        None => {}
+    }
     let telemetry = millpond::telemetry::start("millpond-worker", &config.log)?;
     let settings = config.check()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;

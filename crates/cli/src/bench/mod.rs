@@ -94,7 +94,7 @@ fn slots(args: &BenchArgs) -> usize {
 const KINDS: [&str; 5] = ["raw", "single", "auto", "raw_lone", "lone"];
 
 async fn inside(args: &BenchArgs, env: &Env) -> anyhow::Result<ExitCode> {
-    let client = publisher(env, "bench", Duration::from_secs(10), &SigningArgs::default()).await?;
+    let client = publisher(env, "bench", crate::state::access()?, &SigningArgs::default()).await?;
     if args.isolate {
         isolate::run(args, &client, slots(args)).await?;
         client.close().await;

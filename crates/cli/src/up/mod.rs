@@ -36,7 +36,7 @@ const STORE_WITHIN: Duration = Duration::from_secs(15);
 const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// The server's configuration, the same files as in deploy/.
-const CONFIG_FILES: [(&str, &str); 2] = [
+pub(crate) const CONFIG_FILES: [(&str, &str); 2] = [
     ("millpond.conf", include_str!("../../../../deploy/nats/millpond.conf")),
     ("roles.conf", include_str!("../../../../deploy/nats/roles.conf")),
 ];

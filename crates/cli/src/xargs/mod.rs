@@ -117,7 +117,7 @@ pub async fn run(mut args: XargsArgs, env: &Env) -> anyhow::Result<ExitCode> {
         return dry_run(&template, lines).await;
     }
     let mut report = Report::new(&args, template.clone())?;
-    let client = publisher(env, "xargs", args.connect.connect_timeout, &args.signing).await?;
+    let client = publisher(env, "xargs", args.connect.check()?, &args.signing).await?;
     let spec = MapSpec {
         queue: args.queue.clone(),
         kind: KIND.to_owned(),

@@ -2,6 +2,7 @@
 //! `subject` names things, `topology` makes them, `publish` stores messages, `lease` takes and ends tasks,
 //! `results` reads what workers said, `records` holds the buckets.
 
+mod access;
 pub mod admit;
 pub mod backlog;
 pub mod bounds;
@@ -29,6 +30,8 @@ mod talk;
 pub mod topology;
 pub(crate) mod unique;
 mod who;
+
+pub use access::{Access, without_password};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -132,22 +135,24 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Connects, and tries until `timeout` is over; once connected, it reconnects by itself for ever.
+    /// Connects, and tries for as long as `access` says (a [`Duration`] alone will do); once connected, it reconnects by
+    /// itself for ever.
     ///
     /// # Errors
     /// [`ConnectError`], with the address but never the password.
-    pub async fn connect(url: &str, role: Role, name: &str, timeout: Duration) -> Result<Self, ConnectError> {
+    pub async fn connect(url: &str, role: Role, name: &str, access: impl Into<Access>) -> Result<Self, ConnectError> {
+        let access = access.into();
+        let timeout = access.timeout;
         let (sender, connection) = watch::channel(Connection { epoch: 0, up: true });
         let dropped = Arc::new(AtomicU64::new(0));
         let deadline = tokio::time::Instant::now() + timeout;
-        let servers = servers(url);
+        let servers = access::servers(url);
+        // Without the password: the client writes addresses to its debug log.
+        let bare: Vec<ServerAddr> = servers.iter().filter_map(access::without_credentials).collect();
+        let unreachable =
+            |reason| ConnectError::Unreachable { address: without_password(url), role: role.name(), timeout, reason };
         let client = loop {
-            let mut options = options(role, name, sender.clone(), dropped.clone());
-            if let Some((user, password)) = servers.iter().find_map(credentials) {
-                options = options.user_and_password(user, password);
-            }
-            // Without the password: the client writes addresses to its debug log.
-            let bare: Vec<ServerAddr> = servers.iter().filter_map(without_credentials).collect();
+            let options = access.apply(&servers, options(role, name, sender.clone(), dropped.clone()));
             let attempt = tokio::time::timeout_at(deadline, options.connect(bare.as_slice())).await;
             let reason = match attempt {
                 Ok(Ok(client)) => break client,
@@ -156,8 +161,7 @@ impl Bus {
             };
             let denied = reason.contains("authorization");
             if denied || tokio::time::Instant::now() + Duration::from_millis(100) >= deadline {
-                let address = without_password(url);
-                return Err(ConnectError::Unreachable { address, role: role.name(), timeout, reason });
+                return Err(unreachable(reason));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
@@ -224,21 +228,6 @@ impl Bus {
     }
 }
 
-/// The servers that a URL names, separated by commas; what is no address is left out, and told by [`Bus::connect`].
-fn servers(url: &str) -> Vec<ServerAddr> {
-    url.split(',').filter_map(|one| one.trim().parse().ok()).collect()
-}
-
-/// User and password of a URL: the client itself does not take them from there.
-fn credentials(server: &ServerAddr) -> Option<(String, String)> {
-    let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
-    Some((decode(server.username()?), decode(server.password().unwrap_or_default())))
-}
-
-fn without_credentials(server: &ServerAddr) -> Option<ServerAddr> {
-    format!("{}://{}:{}", server.scheme(), server.host(), server.port()).parse().ok()
-}
-
 fn options(role: Role, name: &str, connection: watch::Sender<Connection>, dropped: Arc<AtomicU64>) -> ConnectOptions {
     let options = ConnectOptions::new()
         .name(format!("millpond {name}"))
@@ -287,18 +276,6 @@ fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// `nats://user:…@host:port` without the part that is nobody's business.
-#[must_use]
-pub fn without_password(url: &str) -> String {
-    url.split(',')
-        .map(|one| match one.rsplit_once('@') {
-            Some((_, host)) => host.to_owned(),
-            None => one.trim_start_matches("nats://").to_owned(),
-        })
-        .collect::<Vec<_>>()
-        .join(",")
-}
-
 fn version_at_least(version: &str, major: u64, minor: u64) -> bool {
     let mut numbers = version.split('.').map(|n| n.parse::<u64>().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
@@ -326,12 +303,6 @@ fn from_nats(map: Option<&async_nats::HeaderMap>) -> Headers {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn passwords_are_not_shown() {
-        assert_eq!(without_password("nats://client:secret@127.0.0.1:4222"), "127.0.0.1:4222");
-        assert_eq!(without_password("nats://a:b@h:1,nats://h:2"), "h:1,h:2");
-    }
 
     #[test]
     fn versions() {

@@ -41,7 +41,7 @@ use crate::bus::publish::{Patience, PublishError, Room};
 use crate::bus::shared::{Shared, SharedError};
 use crate::bus::subject::SubjectError;
 use crate::bus::topology::TopologyError;
-use crate::bus::{Bus, ConnectError, Role};
+use crate::bus::{Access, Bus, ConnectError, Role};
 use crate::limits::PAYLOAD_KEEP;
 use crate::outcome::Failure;
 use crate::schedule::ScheduleError;
@@ -204,12 +204,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects; tries until `timeout` is over.
+    /// Connects; tries for as long as `access` says (a [`Duration`](std::time::Duration) alone will do).
     ///
     /// # Errors
     /// [`ClientError::Connect`].
-    pub async fn connect(url: &str, name: &str, timeout: Duration) -> Result<Self, ClientError> {
-        Ok(Self::over(Bus::connect(url, Role::Client, name, timeout).await?))
+    pub async fn connect(url: &str, name: &str, access: impl Into<Access>) -> Result<Self, ClientError> {
+        Ok(Self::over(Bus::connect(url, Role::Client, name, access).await?))
     }
 
     /// The same client; with keys, it signs what it publishes.

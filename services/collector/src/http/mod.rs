@@ -57,6 +57,8 @@ pub(crate) struct App {
     pub(crate) failures: Failures,
     /// A permit for each export that is under way.
     pub(crate) exports: Arc<Semaphore>,
+    /// Whether browsers come by TLS.
+    pub(crate) by_tls: bool,
     /// Where Kibana is, for the console's links.
     pub(crate) kibana_url: Option<String>,
     pub(crate) metrics: PrometheusHandle,

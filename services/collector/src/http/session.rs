@@ -2,7 +2,6 @@
 //! Nothing is kept here, so a session is good at any collector and survives its restart; another token ends it.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use millpond::limits::{LOGIN_FAILURES_MAX, LOGIN_FAILURES_WITHIN, SESSION_LASTS};
+use millpond::listen::Peer;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -56,9 +56,9 @@ pub(super) fn caller(tokens: &Tokens, headers: &HeaderMap, now_ms: i64) -> Optio
 }
 
 /// What a browser is told to keep. It sends it only where it was got, and by TLS where it came by TLS.
-fn set_cookie(headers: &HeaderMap, value: &str, lasts: Duration) -> String {
+fn set_cookie(by_tls: bool, headers: &HeaderMap, value: &str, lasts: Duration) -> String {
     let proto = headers.get("x-forwarded-proto").and_then(|proto| proto.to_str().ok()).unwrap_or_default();
-    let by_tls = proto.split(',').next().is_some_and(|first| first.trim().eq_ignore_ascii_case("https"));
+    let by_tls = by_tls || proto.split(',').next().is_some_and(|first| first.trim().eq_ignore_ascii_case("https"));
     let secure = if by_tls { "; Secure" } else { "" };
     format!("{COOKIE}={value}; Path=/; Max-Age={}; HttpOnly; SameSite=Strict{secure}", lasts.as_secs())
 }
@@ -119,7 +119,7 @@ pub(super) struct LoggedIn {
     ))]
 pub(super) async fn login(
     State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ConnectInfo(Peer(peer)): ConnectInfo<Peer>,
     headers: HeaderMap,
     Said(asked): Said<Login>,
 ) -> Result<Response, Refusal> {
@@ -135,7 +135,7 @@ pub(super) async fn login(
     };
     let expires_ms = millpond::now_ms() + i64::try_from(SESSION_LASTS.as_millis()).unwrap_or(0);
     let cookie = sealed(&app.tokens, role, expires_ms).unwrap_or_default();
-    let cookie = set_cookie(&headers, &cookie, SESSION_LASTS);
+    let cookie = set_cookie(app.by_tls, &headers, &cookie, SESSION_LASTS);
     tracing::info!(%peer, role = role.name(), "logged in");
     Ok(([(header::SET_COOKIE, cookie)], Json(LoggedIn { role, expires_ms })).into_response())
 }
@@ -144,13 +144,13 @@ pub(super) async fn login(
 #[utoipa::path(post, path = "/logout", tag = "session", responses(
     (status = 204, description = "There is none any more", headers(("Set-Cookie" = String, description = "The end of the session; not when the request had none"))),
     (status = 403, description = "Another site has asked", body = Refusal, example = json!({"error": "what changes something with a session needs the header `X-Millpond: console`"}))))]
-pub(super) async fn logout(headers: HeaderMap) -> Result<Response, Refusal> {
+pub(super) async fn logout(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Refusal> {
     // Another site's form comes without the cookie: what it is answered must not remove it.
     if cookie(&headers).is_none() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     from_console(&headers)?;
-    let cookie = set_cookie(&headers, "", Duration::ZERO);
+    let cookie = set_cookie(app.by_tls, &headers, "", Duration::ZERO);
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
 }
 
@@ -220,9 +220,10 @@ mod tests {
         headers.append(header::COOKIE, "a=b".parse().unwrap());
         headers.append(header::COOKIE, format!("c=d; {COOKIE}={value} ;e=f").parse().unwrap());
         assert_eq!(caller(&known, &headers, 1).unwrap().role, Role::Operator);
-        assert!(set_cookie(&headers, &value, SESSION_LASTS).ends_with("; HttpOnly; SameSite=Strict"));
+        assert!(set_cookie(false, &headers, &value, SESSION_LASTS).ends_with("; HttpOnly; SameSite=Strict"));
+        assert!(set_cookie(true, &headers, &value, SESSION_LASTS).ends_with("; Secure"));
         headers.insert("x-forwarded-proto", "https, http".parse().unwrap());
-        assert!(set_cookie(&headers, &value, SESSION_LASTS).ends_with("; Secure"));
+        assert!(set_cookie(false, &headers, &value, SESSION_LASTS).ends_with("; Secure"));
     }
 
     #[test]

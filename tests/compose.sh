@@ -1,0 +1,245 @@
+#!/usr/bin/env bash
+# The cluster in containers, from `git clone` on: build, up, the main job, scaling in mid-job, each container killed under
+# load and all at once, down and up again; who may do what in them, and what they tell. Needs a Docker engine with compose
+# (tests/containers/engine.sh gets one), git and python3. Traffic stays in the networks that it makes.
+#
+#   tests/compose.sh [--keep]     --keep leaves the cluster as it is at the end
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+keep=${1:-}
+here=$PWD
+work=$(mktemp -d)
+export COMPOSE_PROJECT_NAME=millpond-test-$$
+# Free ports, so that it runs beside another cluster.
+read -r MILLPOND_NATS_PORT MILLPOND_PRODUCER_PORT MILLPOND_COLLECTOR_PORT < <(python3 -c '
+import socket
+held = [socket.socket() for _ in range(3)]
+[s.bind(("127.0.0.1", 0)) for s in held]
+print(*(s.getsockname()[1] for s in held))')
+export MILLPOND_NATS_PORT MILLPOND_PRODUCER_PORT MILLPOND_COLLECTOR_PORT
+export MILLPOND_WORKER_DRAIN_TIME=20s DOCKER_BUILDKIT=1
+# The largest that an image may add to its base, in MiB.
+IMAGE_MIB_MAX=60
+
+step() { printf '%5ss  %s\n' "$SECONDS" "$*"; }
+fail() {
+    printf 'compose.sh: %s\n' "$*" >&2
+    exit 1
+}
+is() { # is WHAT EXPECTED GOT
+    [ "$2" = "$3" ] || fail "$1: expected $2, got $3"
+    step "$1: $3"
+}
+cleanup() {
+    local code=$?
+    if [ "$code" != 0 ]; then
+        docker compose ps -a >&2 || true
+        docker compose logs --tail 20 >&2 || true
+    fi
+    if [ "$keep" != --keep ]; then
+        docker compose down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1 || true
+        rm -rf "$work"
+    fi
+    exit "$code"
+}
+trap cleanup EXIT
+
+cli() { docker compose run --rm --no-deps -T cli "$@" </dev/null 2>>"$work/cli.log"; }
+up() { docker compose up --detach --wait --wait-timeout 120 "$@" >>"$work/up.log" 2>&1 || fail "up failed: $(tail -n 5 "$work/up.log")"; }
+containers() { docker compose ps --quiet "$@"; }
+# Of the tasks of a job: how many there are, have ended well, and had more than one attempt.
+counts() {
+    cli task export --job "$1" | python3 -c '
+import json, sys
+rows = [json.loads(line) for line in sys.stdin]
+print(len(rows), sum(r["status"] == "done" for r in rows), sum(r["attempt"] > 1 for r in rows))'
+}
+# Publishes a job of COUNT tasks that sleep for SECONDS each; returns when they are stored.
+submit_sleeps() { # JOB COUNT SECONDS
+    python3 -c 'import sys; print(*[sys.argv[2]] * int(sys.argv[1]), sep="\n")' "$2" "$3" |
+        docker compose run --rm --no-deps -T cli map sleep - --batch 1 --no-wait --job "$1" >/dev/null 2>>"$work/cli.log"
+}
+# Waits until a job has ended, whatever the collector does meanwhile.
+joined() {
+    for _ in $(seq 30); do
+        if cli job wait "$1" --timeout 60s >/dev/null; then return; fi
+        sleep 1
+    done
+    fail "job $1 has not ended: $(cli job show "$1")"
+}
+# Until some of a job has ended: then it is in its middle.
+begun() {
+    for _ in $(seq 120); do
+        [ "$(cli job show "$1" --json | python3 -c 'import json, sys; print(json.load(sys.stdin).get("done", 0) > 3)')" = True ] && return
+        sleep 0.2
+    done
+    fail "job $1 does not begin"
+}
+
+git clone --quiet "$here" "$work/millpond"
+cd "$work/millpond"
+for profile in "" elk metrics; do
+    docker compose ${profile:+--profile "$profile"} config --quiet 2>"$work/config.log" || fail "config $profile: $(cat "$work/config.log")"
+    [ ! -s "$work/config.log" ] || fail "config $profile: $(cat "$work/config.log")"
+done
+docker compose -f docker-compose.yml -f docker-compose.ha.yml config --quiet
+step "docker compose config is clean: default, elk, metrics, ha"
+docker compose build --quiet >"$work/build.log" 2>&1 || fail "build: $(tail -n 20 "$work/build.log")"
+docker compose build --quiet cli >>"$work/build.log" 2>&1 || fail "build: $(tail -n 20 "$work/build.log")"
+step "built"
+
+up
+step "up: $(containers | wc -l) containers run"
+is "submit square 12 --wait" 144 "$(cli submit square 12 --wait)"
+is "primes up to 10000 by map" 1229 "$(cli map is_prime --range 1..=10000 | grep -c true)"
+
+# --- workers 1 -> 4 -> 1 in mid-job ---
+submit_sleeps scaled 600 0.1
+begun scaled
+up --scale worker=4 --no-recreate
+is "workers, in mid-job" 4 "$(containers worker | wc -l)"
+sleep 2
+up --scale worker=1 --no-recreate
+is "workers, still in mid-job" 1 "$(containers worker | wc -l)"
+joined scaled
+is "tasks, done, run again" "600 600 0" "$(counts scaled)"
+
+# --- each container killed in turn, under load, then all at once ---
+n=0
+for service in nats producer collector worker; do
+    n=$((n + 1))
+    submit_sleeps "killed-$service" 300 0.05
+    begun "killed-$service"
+    containers "$service" | xargs docker kill --signal KILL >/dev/null
+    up --no-recreate
+    joined "killed-$service"
+    read -r all done again < <(counts "killed-$service")
+    is "$service killed: tasks, done" "300 300" "$all $done"
+    step "  of them run again: $again"
+done
+submit_sleeps killed-all 300 0.05
+cli submit fail '{"how": "fatal"}' --id letter >/dev/null
+begun killed-all
+containers | xargs docker kill --signal KILL >/dev/null
+is "containers that run" 0 "$(docker compose ps --quiet --status running | wc -l)"
+up --no-recreate
+joined killed-all
+read -r all done again < <(counts killed-all)
+is "all killed: tasks, done" "300 300" "$all $done"
+step "  of them run again: $again"
+# A crash, not an order: the engine starts it again by itself.
+worker=$(containers worker)
+before=$(docker inspect --format '{{.RestartCount}}' "$worker")
+kill -KILL "$(docker inspect --format '{{.State.Pid}}' "$worker")"
+for _ in $(seq 60); do
+    [ "$(docker inspect --format '{{.RestartCount}} {{.State.Health.Status}}' "$worker")" = "$((before + 1)) healthy" ] && break
+    sleep 0.5
+done
+is "a crashed worker is healthy after restarts" "$((before + 1)) healthy" \
+    "$(docker inspect --format '{{.RestartCount}} {{.State.Health.Status}}' "$worker")"
+
+# --- SIGTERM lets run what runs ---
+submit_sleeps drained 4 4
+for _ in $(seq 50); do
+    [ "$(cli worker ls --json | python3 -c 'import json, sys; print(sum(json.loads(line).get("running", 0) for line in sys.stdin))')" -gt 0 ] && break
+    sleep 0.2
+done
+docker compose stop worker >/dev/null 2>&1
+is "exit code of a worker that was stopped" 0 "$(docker inspect --format '{{.State.ExitCode}}' "$worker")"
+up
+joined drained
+is "stopped in mid-task: tasks, done, run again" "4 4 0" "$(counts drained)"
+
+# --- down and up keep everything ---
+what() {
+    cli job ls --json | python3 -c '
+import json, sys
+print(sorted((r["job"], r["done"], r["dead"]) for r in map(json.loads, sys.stdin)))'
+    cli job results killed-nats | sha256sum
+    cli dead ls --json | python3 -c 'import json, sys; print(sorted(json.loads(line)["id"] for line in sys.stdin))'
+}
+what >"$work/before"
+docker compose down >/dev/null 2>&1
+up
+what >"$work/after"
+diff "$work/before" "$work/after" >&2 || fail "down and up have changed what is stored"
+grep -q letter "$work/after" || fail "the dead letter is gone"
+step "down and up: jobs, results and dead letters are the same"
+
+# --- what a container may, and what it tells ---
+token=$(docker compose exec -T collector millpond-collector token)
+answer() { python3 -c '
+import sys, urllib.error, urllib.request
+request = urllib.request.Request(sys.argv[1], headers={"Authorization": "Bearer " + sys.argv[2]})
+try: print(urllib.request.urlopen(request).status)
+except urllib.error.HTTPError as refused: print(refused.code)' "$@"; }
+is "the token opens the API" 200 "$(answer "http://127.0.0.1:$MILLPOND_COLLECTOR_PORT/api/v1/tasks" "$token")"
+is "another does not" 401 "$(answer "http://127.0.0.1:$MILLPOND_COLLECTOR_PORT/api/v1/tasks" another-token)"
+cli env >"$work/secrets"
+for container in $(containers); do
+    name=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.service"}}' "$container")
+    pid=$(docker inspect --format '{{.State.Pid}}' "$container")
+    status() { awk -v field="$1:" '$1 == field { print $2 }' "/proc/$pid/status"; }
+    is "$name: user, rights, rights it may get, no new ones" "65532 0000000000000000 0000000000000000 1" \
+        "$(status Uid) $(status CapEff) $(status CapBnd) $(status NoNewPrivs)"
+    grep -q ' / [a-z]* ro[, ]' "/proc/$pid/mounts" || fail "$name: its root can be written"
+    grep -q docker.sock "/proc/$pid/mounts" && fail "$name: it sees the engine"
+    limits=$(docker inspect --format '{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.Privileged}} {{.HostConfig.PidMode}}{{.HostConfig.IpcMode}}' "$container")
+    [[ $limits =~ ^[1-9][0-9]*\ [1-9][0-9]*\ false\ private$ ]] || fail "$name: limits are $limits"
+    ports=$(docker inspect --format '{{range .HostConfig.PortBindings}}{{range .}}{{.HostIp}} {{end}}{{end}}' "$container")
+    [[ $ports =~ ^(127\.0\.0\.1\ )*$ ]] || fail "$name: it is open at $ports"
+done
+# A worker runs what others wrote: it sees its own password and no other.
+is "what a worker sees of the secrets" nats_password "$(ls "/proc/$(docker inspect --format '{{.State.Pid}}' "$(containers worker)")/root/run/millpond")"
+containers | xargs docker inspect >"$work/inspect"
+for container in $(containers); do docker top "$container" -eo args; done >"$work/ps"
+for container in $(containers); do tr '\0' '\n' <"/proc/$(docker inspect --format '{{.State.Pid}}' "$container")/environ"; done >"$work/environ"
+docker compose logs --no-color >"$work/logs" 2>&1
+docker compose config >"$work/config"
+for image in producer worker collector cli; do
+    docker history --no-trunc "millpond/$image:0.1.0"
+    docker inspect "millpond/$image:0.1.0"
+done >"$work/images"
+python3 - "$work" <<'P'
+import re, sys
+work = sys.argv[1]
+read = lambda name: open(f"{work}/{name}", errors="replace").read()
+lines = read("secrets")
+secrets = set(re.findall(r"//[a-z]+:([^@]+)@", lines)) | set(re.findall(r"TOKEN='([^']+)'", lines))
+assert len(secrets) >= 4 and min(map(len, secrets)) > 20, len(secrets)
+for name in ["inspect", "ps", "environ", "logs", "config", "images"]:
+    text = read(name)
+    assert len(text) > 100, name
+    told = [secret[:4] for secret in secrets if secret in text]
+    assert not told, f"{name} tells {told}"
+P
+step "no secret in docker inspect, ps, the environment, logs, docker compose config, images"
+base() { docker image inspect --format '{{.Size}}' "$1"; }
+for image in producer worker collector cli; do
+    mib=$((($(base "millpond/$image:0.1.0") - $(base gcr.io/distroless/cc-debian12:nonroot)) / 1024 / 1024))
+    [ "$mib" -lt "$IMAGE_MIB_MAX" ] || fail "$image: $mib MiB beyond its base"
+    step "$image: $mib MiB beyond its base"
+done
+
+# --- handlers of a user's in Python: two lines ---
+docker build --quiet --target worker-python --tag millpond/worker-python:0.1.0 . >/dev/null
+mkdir "$work/mine" && cat >"$work/mine/handlers.toml" <<'T'
+[double]
+command = ["python3", "double.py"]
+T
+cat >"$work/mine/double.py" <<'P'
+import json, sys
+for line in sys.stdin:
+    print(json.dumps({"ok": 2 * json.loads(line)["args"]}), flush=True)
+P
+printf 'FROM millpond/worker-python:0.1.0\nCOPY . /handlers/\n' >"$work/mine/Dockerfile"
+docker build --quiet --tag "$COMPOSE_PROJECT_NAME" "$work/mine" >/dev/null
+cat >"$work/mine/compose.yml" <<'Y'
+services:
+  worker: { image: "${COMPOSE_PROJECT_NAME}", build: !reset null }
+Y
+docker compose -f docker-compose.yml -f "$work/mine/compose.yml" up --detach --wait --no-build worker >>"$work/up.log" 2>&1 || fail "worker-python: $(tail -n 5 "$work/up.log")"
+is "a handler in Python" 42 "$(cli submit double 21 --wait)"
+docker image rm --force "$COMPOSE_PROJECT_NAME" >/dev/null
+step "compose.sh: all of it is as it should be"
