@@ -12,6 +12,7 @@ mod records;
 mod replays;
 mod store;
 mod thens;
+mod traced;
 
 use std::future::IntoFuture;
 use std::net::SocketAddr;
@@ -47,7 +48,7 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// When NATS cannot be reached at the start, the store cannot be opened, the address is taken, or collecting or serving
 /// ends by itself: a collector that only answers must not look alive.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let metrics = millpond::telemetry::metrics();
+    let metrics = millpond::telemetry::Metrics::start();
     let store = Store::open(&settings.store).await?;
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 }
 
 fn start(config: millpond_collector::Config) -> anyhow::Result<()> {
-    let telemetry = millpond::telemetry::start("millpond-collector", &config.log)?;
+    let telemetry = millpond::telemetry::start("millpond-collector", None, &config.log)?;
     let settings = config.check()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     let result = runtime.block_on(async {

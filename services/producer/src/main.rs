@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 }
 
 fn start(config: millpond_producer::Config) -> anyhow::Result<()> {
-    let telemetry = millpond::telemetry::start("millpond-producer", &config.log)?;
+    let telemetry = millpond::telemetry::start("millpond-producer", None, &config.log)?;
     let settings = config.check()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     let result = runtime.block_on(async {

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
 }
 
 fn start(config: millpond_worker::Config) -> anyhow::Result<()> {
-    let telemetry = millpond::telemetry::start("millpond-worker", &config.log)?;
+    let telemetry = millpond::telemetry::start("millpond-worker", Some(&config.name()), &config.log)?;
     let settings = config.check()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     let result = runtime.block_on(async {
