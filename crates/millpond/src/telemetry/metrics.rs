@@ -43,7 +43,7 @@ impl Metrics {
         let sorted = handle.clone();
         let sort = move || {
             loop {
-                std::thread::sleep(SORT_EVERY);
+                std::thread::park_timeout(SORT_EVERY);
                 sorted.run_upkeep();
             }
         };
