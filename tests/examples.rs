@@ -257,11 +257,11 @@ async fn every_log_line_of_every_child_is_in_one_file() {
     let mut tasks: BTreeMap<String, String> = BTreeMap::new();
     for line in text.lines() {
         let line: Value = serde_json::from_str(line).unwrap();
-        let (fields, level) = (&line["fields"], line["level"].as_str().unwrap().to_owned());
+        let (fields, level) = (&line, line["log.level"].as_str().unwrap().to_owned());
         let message = fields["message"].as_str().unwrap().to_owned();
         let Some(child) = fields["child"].as_str().filter(|_| message.starts_with("line ")) else { continue };
         assert_eq!((&fields["kind"], &fields["attempt"]), (&json!("chatter"), &json!(1)), "{line}");
-        assert_eq!(fields["trace_id"].as_str().map(str::len), Some(32), "{line}");
+        assert_eq!(fields["trace.id"].as_str().map(str::len), Some(32), "{line}");
         let task = fields["task_id"].as_str().unwrap();
         assert_eq!(tasks.entry(child.to_owned()).or_insert_with(|| task.to_owned()), task);
         by_child.entry(child.to_owned()).or_default().push((level, message));

@@ -212,13 +212,19 @@ impl Cluster {
 
     /// Starts a worker process with short delays between attempts.
     pub fn worker(&self, name: &str, arguments: &[&str], failpoint: Option<&str>) -> Process {
+        let failpoint: Vec<_> = failpoint.into_iter().map(|f| ("MILLPOND_FAILPOINT", f)).collect();
+        self.worker_with(name, arguments, &failpoint)
+    }
+
+    /// The same, with more in its environment.
+    pub fn worker_with(&self, name: &str, arguments: &[&str], more: &[(&str, &str)]) -> Process {
         let mut command = Command::new(MILLPOND);
         command.args(["--state", "none", "worker", "run", "--name", name]).args(arguments);
         if !arguments.contains(&"--retry-delay") {
             command.args(["--retry-delay", "100ms"]);
         }
         command.env("MILLPOND_WORKER_NATS_URL", self.nats.url("worker"));
-        command.envs(failpoint.map(|f| ("MILLPOND_FAILPOINT", f)));
+        command.envs(more.iter().copied());
         Process::start(command.stdout(Stdio::null()).stderr(log(self.dir.path(), name)))
     }
 

@@ -146,6 +146,25 @@ fn every_environment_variable_is_documented() {
 }
 
 #[test]
+fn every_metric_is_documented() {
+    let told = fs::read_to_string(root().join("docs/observability.md")).unwrap();
+    let mut seen = 0;
+    for (path, text) in sources().into_iter().filter(|(path, _)| !path.starts_with("tests")) {
+        for call in ["gauge!(\"", "counter!(\"", "histogram!(\"", "took(\""] {
+            for name in text.split(call).skip(1).filter_map(|rest| rest.split('"').next()) {
+                seen += 1;
+                assert!(
+                    told.contains(&format!("`{name}`")),
+                    "{name} of {} is not in docs/observability.md",
+                    path.display()
+                );
+            }
+        }
+    }
+    assert!(seen > 30, "the metrics are found");
+}
+
+#[test]
 fn every_failpoint_is_listed() {
     let develop = fs::read_to_string(root().join("docs/develop.md")).unwrap();
     for (path, text) in sources().into_iter().filter(|(path, _)| !path.starts_with("tests")) {

@@ -141,8 +141,8 @@ pub fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
-    let (name, log) = cli.command.logs();
-    let telemetry = millpond::telemetry::start(name, &log)?;
+    let (name, instance, log) = cli.command.logs();
+    let telemetry = millpond::telemetry::start(name, instance.as_deref(), &log)?;
     let runtime = tokio::runtime::Runtime::new()?;
     let result = runtime.block_on(run(cli));
     // A thread that waits for standard input, or a handler that never ends, must not keep the process.
@@ -184,13 +184,15 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 impl Command {
-    /// The name under which this process logs, and how: services as they are told, verbs only what is unexpected.
-    fn logs(&self) -> (&'static str, LogArgs) {
+    /// The names under which this process logs, and how: services as they are told, verbs only what is unexpected.
+    fn logs(&self) -> (&'static str, Option<String>, LogArgs) {
         match self {
-            Self::Worker(worker::WorkerCommand::Run(args)) => ("millpond-worker", args.config.log.clone()),
-            Self::Producer(command) => ("millpond-producer", command.log()),
-            Self::Collector(command) => ("millpond-collector", command.log()),
-            _ => ("millpond", quiet()),
+            Self::Worker(worker::WorkerCommand::Run(args)) => {
+                ("millpond-worker", Some(args.config.name()), args.config.log.clone())
+            }
+            Self::Producer(command) => ("millpond-producer", None, command.log()),
+            Self::Collector(command) => ("millpond-collector", None, command.log()),
+            _ => ("millpond", None, quiet()),
         }
     }
 }

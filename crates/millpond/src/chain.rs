@@ -16,7 +16,7 @@ use crate::task::{
 /// The steps that come after a task, in order: `<kind>` or `<queue>.<kind>`, separated by commas.
 pub const HEADER_THEN: &str = "Millpond-Then";
 /// What a next step has of the one before it. Timeout and attempts are those of its own kind.
-const INHERITED: [&str; 4] = [HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TRACEPARENT, HEADER_TRACESTATE];
+const INHERITED: [&str; 3] = [HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TRACESTATE];
 /// What a step's id ends with; the id of the step before it stands in front.
 const SUFFIX: &str = "/then";
 
@@ -99,9 +99,10 @@ impl Task {
     }
 
     /// The headers of the step after this one, for `items` of it that are done: they keep their places, so that an item's
-    /// next step has one id, whatever message it comes in. `at_ms` is now, Unix time in milliseconds.
+    /// next step has one id, whatever message it comes in. `at_ms` is now, Unix time in milliseconds; `traceparent` is of the
+    /// attempt that it follows.
     #[must_use]
-    pub fn next_headers(&self, items: Option<Items>, at_ms: i64) -> Headers {
+    pub fn next_headers(&self, items: Option<Items>, at_ms: i64, traceparent: String) -> Headers {
         let root = next_id(&self.root);
         let kept = self.forwarded.iter().filter(|(name, _)| INHERITED.contains(&name.as_str()));
         let mut headers: Headers = kept.cloned().collect();
@@ -113,6 +114,7 @@ impl Task {
         put(HEADER_ROOT, root);
         put(HEADER_ATTEMPT, "1".to_owned());
         put(HEADER_PUBLISHED, at_ms.to_string());
+        put(HEADER_TRACEPARENT, traceparent);
         if let Some(i) = items {
             put(HEADER_ITEMS, format!("{}+{}/{}", i.from, i.len, i.of));
         }
@@ -156,17 +158,18 @@ mod tests {
         let arrival = Arrival { origin: Origin::Tasks, epoch: "e", seq: 1, stored_ms: 5 };
         let task = Task::read("tasks.q.a.j-j", &headers, Bytes::from_static(b"[1,2,3,4,5]"), arrival);
         assert_eq!(task.next_step().unwrap().due(), "due.q.b");
-        let next = task.next_headers(Some(Items { of: 5, from: 1, len: 2 }), 7);
+        let next = task.next_headers(Some(Items { of: 5, from: 1, len: 2 }), 7, "00-u".into());
         let arrival = Arrival { origin: Origin::Due, ..arrival };
         let next = Task::read("due.q.b", &next, Bytes::from_static(b"[1,2]"), arrival);
         assert_eq!((next.id().as_str(), next.root.as_str(), next.items_len()), ("r/then/1+2", "r/then", 2));
         assert_eq!((next.index, next.attempt, next.timeout, next.attempts_max), (None, 1, None, None));
         assert_eq!(
             (next.reply_to.as_deref(), next.traceparent(), next.published_ms),
-            (Some("reply.x"), Some("00-t"), 7)
+            (Some("reply.x"), Some("00-u"), 7)
         );
         assert_eq!((next.next_step().unwrap().due(), next.defect.clone()), ("due.q2.c".into(), None));
-        let last = Task::read("due.q2.c", &next.next_headers(None, 8), Bytes::from_static(b"1"), arrival);
+        let last =
+            Task::read("due.q2.c", &next.next_headers(None, 8, "00-v".into()), Bytes::from_static(b"1"), arrival);
         assert_eq!((last.id().as_str(), last.next_step()), ("r/then/then", None));
         let long = next_id(&"x".repeat(TASK_ID_BYTES_MAX));
         assert!(long.len() < 64 && long == next_id(&"x".repeat(TASK_ID_BYTES_MAX)));

@@ -99,6 +99,9 @@ pub struct Evidence {
     /// W3C trace id, 32 hex digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
+    /// Id of the last attempt's span, 16 hex digits; none when it was not exported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span: Option<String>,
 }
 
 impl Evidence {

@@ -257,6 +257,9 @@ pub struct Outcome {
     /// W3C trace id, 32 hex digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
+    /// Id of the attempt's span, 16 hex digits; none when it was not exported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span: Option<String>,
     /// Where what is done goes next, `<queue>.<kind>`: the next step of its chain is stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub then: Option<String>,

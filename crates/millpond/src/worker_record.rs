@@ -86,6 +86,19 @@ pub enum ChildState {
     Stopping,
 }
 
+impl ChildState {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
 /// One child process of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ChildRecord {

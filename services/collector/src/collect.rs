@@ -3,16 +3,17 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use millpond::bus::Bus;
 use millpond::bus::results::{Ended, EndedMessage, EndedReader};
 use millpond::failpoint;
 use millpond::limits::{COLLECT_BATCH_MAX, COLLECT_BYTES_MAX, COLLECT_GATHER};
+use millpond::telemetry::took;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use crate::store::Store;
+use crate::traced;
 
 /// How long to wait before a merge that failed is tried again.
 const MERGE_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -135,18 +136,11 @@ impl Collect {
             }
             idle = false;
             self.health.pulling.store(true, Ordering::Relaxed);
-            let span = tracing::info_span!(
-                "store",
-                otel.name = "store",
-                otel.kind = "consumer",
-                messaging.system = "nats",
-                messaging.operation.name = "store",
-                messaging.destination.name = self.from.stream(),
-                messaging.batch.message_count = i64::try_from(messages.len()).unwrap_or(i64::MAX),
-            );
-            if !self.keep_all(&messages, &shutdown).instrument(span).await {
+            let started = SystemTime::now();
+            if !self.keep_all(&messages, &shutdown).await {
                 return;
             }
+            traced::stored(self.from, &messages, started);
             failpoint::hit("collector.committed");
             let count = messages.len() as u64;
             for receipt in receipts {
@@ -174,8 +168,10 @@ impl Collect {
     /// Stores them, and tries again while the store cannot; false when stopped meanwhile (they come again).
     async fn keep_all(&self, messages: &[EndedMessage], shutdown: &CancellationToken) -> bool {
         for times in 0.. {
+            let started = Instant::now();
             match self.store.merge(self.from, messages).await {
                 Ok(()) => {
+                    took("millpond_store_commit_seconds", &[("stream", self.from.stream())], started.elapsed());
                     if times > 0 {
                         tracing::info!(stream = self.from.stream(), "the store can be written again");
                     }

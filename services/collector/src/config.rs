@@ -123,8 +123,7 @@ impl Config {
         let token = self.clone().operators_token()?;
         let nats_url =
             self.nats_url.context("no NATS url for the collector: set --nats-url or MILLPOND_COLLECTOR_NATS_URL")?;
-        let viewer_token =
-            given_or_file(self.viewer_token, &self.viewer_token_file, "MILLPOND_VIEWER_TOKEN")?;
+        let viewer_token = given_or_file(self.viewer_token, &self.viewer_token_file, "MILLPOND_VIEWER_TOKEN")?;
         ensure!(
             viewer_token.as_ref() != Some(&token),
             "the viewer's token is the operator's: choose another for MILLPOND_VIEWER_TOKEN"

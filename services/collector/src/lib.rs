@@ -12,6 +12,7 @@ mod records;
 mod replays;
 mod store;
 mod thens;
+mod traced;
 
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// When NATS cannot be reached at the start, the store cannot be opened, the address is taken, or collecting or serving
 /// ends by itself: a collector that only answers must not look alive.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let metrics = millpond::telemetry::metrics();
+    let metrics = millpond::telemetry::Metrics::start();
     let store = Store::open(&settings.store).await?;
     let by_tls = settings.http_tls.is_some();
     let listener = Listener::bind(settings.listen, settings.http_tls).await;

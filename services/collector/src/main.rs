@@ -48,7 +48,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         }
         None => {}
     }
-    let telemetry = millpond::telemetry::start("millpond-collector", &config.log)?;
+    let telemetry = millpond::telemetry::start("millpond-collector", None, &config.log)?;
     let settings = config.check()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     let result = runtime.block_on(async {

@@ -21,7 +21,7 @@ pub(crate) struct QueueRow {
     /// When the oldest message that waits in it was published, Unix milliseconds; null when none waits.
     pub(crate) oldest_ms: Option<i64>,
     /// Live workers that serve it.
-    workers: u64,
+    pub(crate) workers: u64,
 }
 
 impl QueueRow {

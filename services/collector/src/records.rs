@@ -38,7 +38,7 @@ pub(crate) enum WorkerState {
 }
 
 impl WorkerState {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Live => "live",
             Self::Draining => "draining",

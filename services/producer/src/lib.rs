@@ -30,7 +30,7 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// # Errors
 /// When NATS cannot be reached at the start, or the address is taken.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let metrics = millpond::telemetry::metrics();
+    let metrics = millpond::telemetry::Metrics::start();
     let listener = Listener::bind(settings.listen, settings.http_tls).await;
     let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;
     let bus = Bus::connect(&settings.nats_url, Role::Producer, "producer", settings.access).await?;

@@ -42,7 +42,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         Some(Command::Health) => return config.health(),
         None => {}
     }
-    let telemetry = millpond::telemetry::start("millpond-producer", &config.log)?;
+    let telemetry = millpond::telemetry::start("millpond-producer", None, &config.log)?;
     let settings = config.check()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     let result = runtime.block_on(async {

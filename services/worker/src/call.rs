@@ -30,7 +30,7 @@ pub struct Call {
     /// the attempt has ended. [`Call::args`] reads it too, up to
     /// [`ARGUMENTS_DECODED_BYTES_MAX`](millpond::limits::ARGUMENTS_DECODED_BYTES_MAX).
     pub file: Option<PathBuf>,
-    /// The trace that the attempt belongs to; none in a handler that runs in a process of its own.
+    /// The span of the attempt: what a handler does elsewhere on its behalf is below it.
     pub trace: Option<TraceContext>,
     /// Cancelled when nobody waits for the answer any more: after the timeout, or at the end of the drain.
     pub stop: CancellationToken,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use millpond::bus::Bus;
@@ -15,11 +15,10 @@ use millpond::config::duration;
 use millpond::limits::{CALL_TIMEOUT_DEFAULT, CALL_TIMEOUT_MAX, CALLS_WAITING_MAX, PIPE_HANDLER_GRACE, TASK_BYTES_MAX};
 use millpond::outcome::Failure;
 use millpond::task::{HEADER_TIMEOUT, HEADER_TRACEPARENT};
-use millpond::telemetry::TraceContext;
+use millpond::telemetry::{About, Scope, TraceContext};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use crate::call::Call;
 use crate::config::Settings;
@@ -29,6 +28,7 @@ use crate::lanes::Slot;
 use crate::panics::caught;
 use crate::share::{CallEnd, Share};
 use crate::supervisor::NotNow;
+use crate::traced;
 use crate::work::Shop;
 
 /// How long the answers of calls that were ended may take.
@@ -67,7 +67,9 @@ enum Runner {
 struct Admitted {
     runner: Runner,
     call: Call,
-    trace: TraceContext,
+    /// Whose it is.
+    parent: Option<TraceContext>,
+    scope: Scope,
     timeout: Duration,
     deadline: Instant,
 }
@@ -163,16 +165,18 @@ fn admit(shop: &Shop, called: &Called) -> Result<Admitted, Refusal> {
         }
         (handler, None) => Runner::Once(handler),
     };
-    let trace = called.header(HEADER_TRACEPARENT).and_then(TraceContext::parse).unwrap_or_else(TraceContext::random);
+    let parent = called.header(HEADER_TRACEPARENT).and_then(TraceContext::parse);
     let call = Call {
         file: None,
         id: format!("call-{}", millpond::random_token()),
         attempt: 1,
         payload: called.payload.clone(),
-        trace: Some(trace),
+        trace: TraceContext::below(parent),
         stop: shop.stop.child_token(),
     };
-    Ok(Admitted { runner, call, trace, timeout, deadline: Instant::now() + timeout })
+    let (queue, kind) = (Some(called.queue().to_owned()), Some(kind.to_owned()));
+    let scope = Scope::new(About { task_id: call.id.clone(), queue, kind, attempt: call.attempt }, call.trace);
+    Ok(Admitted { runner, call, parent, scope, timeout, deadline: Instant::now() + timeout })
 }
 
 fn wanted(called: &Called, id: &str) -> Result<Wanted, Refusal> {
@@ -184,29 +188,26 @@ fn wanted(called: &Called, id: &str) -> Result<Wanted, Refusal> {
 }
 
 async fn take(shop: Arc<Shop>, called: Called) {
+    let started = SystemTime::now();
     let ended = match admit(&shop, &called) {
         Err(refusal) => Err(refusal),
-        Ok(admitted) => {
-            let span = tracing::info_span!(
-                "process",
-                otel.name = %format!("process call.{}.{}", called.queue(), called.kind()),
-                otel.kind = "server",
-                messaging.system = "nats",
-                queue = %called.queue(),
-                kind = %called.kind(),
-                task_id = %admitted.call.id,
-                trace_id = %admitted.trace.trace_id(),
-            );
-            admitted.trace.adopt(&span);
-            match admitted.runner {
+        Ok(Admitted { runner, call, parent, scope, timeout, deadline }) => {
+            let (queue, kind) = (called.queue().to_owned(), called.kind().to_owned());
+            let (trace, id) = (call.trace, call.id.clone());
+            let over = move |failure: Option<Failure>| {
+                let trace = trace.filter(|trace| trace.is_recorded());
+                trace.iter().for_each(|at| traced::called((&queue, &kind, &id), *at, parent, started, failure.clone()));
+            };
+            match runner {
                 Runner::Once(handler) => {
-                    let Admitted { call, timeout, deadline, .. } = admitted;
                     let kind = called.kind();
-                    once(&shop, kind, &handler, call, (timeout, deadline)).instrument(span).await
+                    let ended = scope.around(once(&shop, kind, &handler, call, (timeout, deadline))).await;
+                    over(ended.as_ref().err().map(|Refusal(_, failure)| failure.clone()));
+                    ended
                 }
                 Runner::Talk(talker, wanted) => {
-                    let Admitted { call, timeout, deadline, .. } = admitted;
-                    return talk(&shop, called, talker, wanted, call, (timeout, deadline)).instrument(span).await;
+                    scope.around(talk(&shop, called, talker, wanted, call, (timeout, deadline))).await;
+                    return over(None);
                 }
             }
         }

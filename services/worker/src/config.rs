@@ -135,15 +135,21 @@ impl Config {
         Ok(millpond::listen::health(listen, &self.http_tls.check()?)?)
     }
 
+    /// The worker's name, as typed or as it is otherwise.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.name.clone().unwrap_or_else(default_name)
+    }
+
     /// Checks what was typed.
     ///
     /// # Errors
     /// The first setting that does not fit, and what would.
     pub fn check(self) -> anyhow::Result<Settings> {
+        let name = self.name();
         let nats_url = self.nats_url.context(
             "no NATS url for the worker: set --nats-url or MILLPOND_WORKER_NATS_URL (`millpond up` writes it to .millpond/env)",
         )?;
-        let name = self.name.unwrap_or_else(default_name);
         check_token("worker name", &name)?;
         for queue in &self.queues {
             check_token("queue", queue)?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use millpond::telemetry::Scope;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -103,8 +104,9 @@ async fn on_threads(
 
 fn start_thread(handler: Blocking, calls: Arc<Vec<Call>>, share: Arc<Share>) -> mpsc::Receiver<Reply> {
     let (sender, receiver) = mpsc::channel(64);
-    let thread = share.next_thread();
+    let (thread, scope) = (share.next_thread(), Scope::current());
     tokio::task::spawn_blocking(move || {
+        let _in = scope.enter();
         while let Some(call) = share.claim(thread).and_then(|next| calls.get(next)) {
             let reply = in_handler(|| handler(call)).unwrap_or_else(Err);
             if sender.blocking_send(reply).is_err() {

@@ -1,6 +1,7 @@
 //! Health and metrics of this worker over HTTP, for whoever scrapes or probes it; nothing here needs a token, and
 //! nothing of tasks is told.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -10,9 +11,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use metrics_exporter_prometheus::PrometheusHandle;
 use millpond::bus::Bus;
+use millpond::bus::lease::Leases;
 use millpond::listen::{HttpTls, Listener};
+use millpond::telemetry::{Metrics, gauge};
 use tokio::task::JoinSet;
 
 use crate::work::Shop;
@@ -20,7 +22,8 @@ use crate::work::Shop;
 struct App {
     bus: Bus,
     shop: Arc<Shop>,
-    metrics: PrometheusHandle,
+    leases: Leases,
+    metrics: Metrics,
 }
 
 /// Serves in the background; the address, when there is one to serve on.
@@ -32,13 +35,15 @@ pub(crate) async fn start(
     tls: HttpTls,
     bus: &Bus,
     shop: &Arc<Shop>,
+    leases: &Leases,
     background: &mut JoinSet<()>,
 ) -> anyhow::Result<Option<SocketAddr>> {
     let Some(listen) = listen else { return Ok(None) };
     let listener =
         Listener::bind(listen, tls).await.with_context(|| format!("cannot listen on {listen} (--listen)"))?;
     let address = axum::serve::Listener::local_addr(&listener)?;
-    let app = Arc::new(App { bus: bus.clone(), shop: shop.clone(), metrics: millpond::telemetry::metrics() });
+    let (shop, leases) = (shop.clone(), leases.clone());
+    let app = Arc::new(App { bus: bus.clone(), shop, leases, metrics: Metrics::start() });
     let router = Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -64,21 +69,33 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn show_metrics(State(app): State<Arc<App>>) -> String {
-    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    metrics::gauge!("millpond_slots").set(count(app.shop.lanes.size()));
-    metrics::gauge!("millpond_messages_running").set(count(app.shop.lanes.running()));
-    for (kind, ended) in app.shop.stats.kinds() {
+    let App { bus, shop, leases, .. } = &*app;
+    for (lane, size, running) in shop.lanes.each() {
+        let lane = || [metrics::Label::new("lane", lane.clone())].to_vec();
+        metrics::gauge!("millpond_slots", lane()).set(gauge(size));
+        metrics::gauge!("millpond_slots_used", lane()).set(gauge(running));
+    }
+    metrics::gauge!("millpond_leases_held").set(gauge(leases.held()));
+    metrics::gauge!("millpond_leases_listening").set(gauge(leases.listening()));
+    metrics::gauge!("millpond_acks_unanswered").set(gauge(leases.unanswered()));
+    metrics::gauge!("millpond_connected").set(f64::from(u8::from(bus.is_connected())));
+    metrics::gauge!("millpond_draining").set(f64::from(u8::from(shop.draining.is_cancelled())));
+    for (kind, ended) in shop.stats.kinds() {
         for (status, n) in [("done", ended.done), ("failed", ended.failed)] {
             metrics::counter!("millpond_attempts_total", "kind" => kind.clone(), "status" => status).absolute(n);
         }
     }
-    for child in app.shop.supervisor.records() {
+    let mut children: BTreeMap<(String, &'static str), u64> = BTreeMap::new();
+    for child in shop.supervisor.records() {
+        *children.entry((child.kind.clone(), child.state.name())).or_default() += 1;
         let labels = [("child", child.name), ("kind", child.kind)];
         metrics::gauge!("millpond_child_cpu_ratio", &labels).set(child.cpu_percent / 100.0);
-        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-        metrics::gauge!("millpond_child_resident_memory_bytes", &labels).set(child.rss_bytes as f64);
-        metrics::gauge!("millpond_child_tasks", &labels).set(u32::try_from(child.done).unwrap_or(u32::MAX));
+        metrics::gauge!("millpond_child_resident_memory_bytes", &labels).set(gauge(child.rss_bytes));
+        metrics::gauge!("millpond_child_tasks", &labels).set(gauge(child.done));
         metrics::counter!("millpond_child_restarts_total", &labels).absolute(child.restarts.into());
+    }
+    for ((kind, state), count) in children {
+        metrics::gauge!("millpond_children", "kind" => kind, "state" => state).set(gauge(count));
     }
     app.metrics.render()
 }

@@ -144,6 +144,20 @@ impl Lanes {
         lane.pace_ns.store(after, Ordering::Relaxed);
     }
 
+    /// Each lane: `cpu`, `io`, or the kind whose own it is; its slots, and how many are used.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (String, usize, usize)> {
+        self.all.iter().enumerate().map(|(id, lane)| {
+            let own =
+                || self.by_kind.iter().find(|(_, of)| **of == id).map_or_else(String::new, |(kind, _)| kind.clone());
+            let name = match id {
+                CPU => "cpu".to_owned(),
+                IO => "io".to_owned(),
+                _ => own(),
+            };
+            (name, lane.size, lane.running())
+        })
+    }
+
     /// Messages that run now.
     pub(crate) fn running(&self) -> usize {
         self.all.iter().map(Lane::running).sum()

@@ -24,6 +24,7 @@ mod spool;
 mod stats;
 mod supervisor;
 mod then;
+mod traced;
 mod work;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ use millpond::bus::pull::Puller;
 use millpond::bus::{Bus, Role};
 use millpond::limits::{ATTEMPTS_MAX_DEFAULT, HAND_BACK_AFTER, SETTLING_MAX};
 use millpond::outcome::Failure;
+use millpond::telemetry::Metrics;
 use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -178,6 +180,10 @@ impl Worker {
         }
         let Self { settings, mut handlers, isolated } = self;
         let pools = pools(&settings, &mut handlers, isolated)?;
+        if settings.listen.is_some() {
+            // Before anything counts.
+            let _ = Metrics::start();
+        }
         let bus = Bus::connect(&settings.nats_url, Role::Worker, &settings.name, settings.access.clone()).await?;
         let bus = bus.with_signer(settings.signer.clone());
         let nonce = millpond::random_token();
@@ -206,7 +212,8 @@ impl Worker {
             lanes,
             supervisor,
         });
-        let http = http::start(settings.listen, settings.http_tls.clone(), &bus, &shop, &mut background).await?;
+        let http =
+            http::start(settings.listen, settings.http_tls.clone(), &bus, &shop, &leases, &mut background).await?;
         let shutdown = requests::drained_on_request(&bus, &settings.name, &shutdown, &mut background).await?;
         // Before its record: whoever sees that may call.
         let calls = Calls::start(&bus, &settings, &shop).await?;

@@ -44,7 +44,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         Some(Command::Health) => return config.health(),
         None => {}
     }
-    let telemetry = millpond::telemetry::start("millpond-worker", &config.log)?;
+    let telemetry = millpond::telemetry::start("millpond-worker", Some(&config.name()), &config.log)?;
     let settings = config.check()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     let result = runtime.block_on(async {

@@ -23,6 +23,7 @@ use crate::large;
 use crate::policy::Policies;
 use crate::share::CallEnd;
 use crate::then::next_steps;
+use crate::traced::trace_of;
 
 /// When the halves of a batch that kills workers may start.
 const SPLIT_DELAY: Duration = Duration::from_secs(1);
@@ -42,6 +43,7 @@ pub(crate) struct Attempt {
     pub(crate) ended_ms: i64,
     /// How long its handler ran.
     pub(crate) busy: Duration,
+    /// Its own place, or that of its task when it did not run.
     pub(crate) trace: TraceContext,
     /// One end per covered item.
     pub(crate) ends: Vec<CallEnd>,
@@ -247,11 +249,6 @@ impl Settler {
     }
 }
 
-/// The trace that a task came with, or a new one.
-pub(crate) fn trace_of(task: &Task) -> TraceContext {
-    task.traceparent().and_then(TraceContext::parse).unwrap_or_else(TraceContext::random)
-}
-
 /// The argument of each covered item; empty when a batch cannot be taken apart.
 pub(crate) fn arguments(task: &Task) -> Vec<Bytes> {
     match task.items {
@@ -275,6 +272,7 @@ fn schedule(effect: &mut Effect, task: &Task, id: &str, delay: Duration) -> i64 
 struct Plan {
     worker: String,
     started: Option<i64>,
+    trace: TraceContext,
     effects: Vec<Effect>,
     outcome: Outcome,
     rest: Vec<u32>,
@@ -299,6 +297,7 @@ impl Plan {
             ended_ms: attempt.ended_ms,
             busy_us: u64::try_from(attempt.busy.as_micros()).unwrap_or(u64::MAX),
             trace: Some(attempt.trace.trace_id()),
+            span: attempt.trace.span_id(),
             then: None,
             results: Vec::with_capacity(attempt.ends.len()),
             refs: Vec::new(),
@@ -309,6 +308,7 @@ impl Plan {
         Self {
             worker,
             started,
+            trace: attempt.trace,
             effects: Vec::new(),
             outcome,
             rest: Vec::new(),
@@ -319,7 +319,7 @@ impl Plan {
     }
 
     fn add_next_steps(&mut self, task: &Task) {
-        let next = if self.goes_on { next_steps(task, &self.outcome) } else { Vec::new() };
+        let next = if self.goes_on { next_steps(task, &self.outcome, self.trace) } else { Vec::new() };
         if !next.is_empty() {
             self.outcome.then = task.next_step().map(|step| format!("{}.{}", step.queue, step.kind));
             self.effects.extend(next);
@@ -396,6 +396,7 @@ impl Plan {
             started_ms: self.started,
             buried_ms: millpond::now_ms(),
             trace: self.outcome.trace.clone(),
+            span: self.outcome.span.clone(),
         };
         let mut headers = task.forwarded.clone();
         let message_id = format!("{}/{id}/d{}", task.subject.queue, task.attempt);

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use metrics::{Histogram, histogram};
 use millpond::worker_record::KindCount;
 
 use crate::settle::Tally;
@@ -11,6 +12,26 @@ use crate::settle::Tally;
 /// Counts. Cheap: one short lock for each message.
 pub(crate) struct Stats {
     counts: Mutex<Counts>,
+    /// Of the kinds that this worker knows.
+    times: BTreeMap<String, Times>,
+}
+
+/// How long the messages of a kind take.
+struct Times {
+    wait: Histogram,
+    run: Histogram,
+    settle: Histogram,
+}
+
+impl Times {
+    fn of(kind: &str) -> Self {
+        let kind = || [metrics::Label::new("kind", kind.to_owned())].to_vec();
+        Self {
+            wait: histogram!("millpond_message_wait_seconds", kind()),
+            run: histogram!("millpond_message_run_seconds", kind()),
+            settle: histogram!("millpond_message_settle_seconds", kind()),
+        }
+    }
 }
 
 struct Counts {
@@ -21,8 +42,10 @@ struct Counts {
 
 impl Stats {
     pub(crate) fn new<'a>(kinds: impl Iterator<Item = &'a String>) -> Self {
-        let by_kind = kinds.map(|kind| (kind.clone(), KindCount::default())).collect();
-        Self { counts: Mutex::new(Counts { by_kind, total: KindCount::default() }) }
+        let kinds: Vec<&String> = kinds.collect();
+        let by_kind = kinds.iter().map(|kind| ((*kind).clone(), KindCount::default())).collect();
+        let times = kinds.iter().map(|kind| ((*kind).clone(), Times::of(kind))).collect();
+        Self { counts: Mutex::new(Counts { by_kind, total: KindCount::default() }), times }
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -39,9 +62,19 @@ impl Stats {
         }
     }
 
-    /// A message's handler ran for this long.
-    pub(crate) fn ran(&self, kind: &str, took: Duration) {
-        metrics::histogram!("millpond_message_run_seconds", "kind" => kind.to_owned()).record(took.as_secs_f64());
+    /// A message that waited since then starts.
+    pub(crate) fn starts(&self, kind: &str, waited_since: SystemTime, now: SystemTime) {
+        if let Some(times) = self.times.get(kind) {
+            times.wait.record(now.duration_since(waited_since).unwrap_or_default().as_secs_f64());
+        }
+    }
+
+    /// A message's handler ran for this long, and it took so long to store what came of it.
+    pub(crate) fn ran(&self, kind: &str, took: Duration, settled: Duration) {
+        if let Some(times) = self.times.get(kind) {
+            times.run.record(took.as_secs_f64());
+            times.settle.record(settled.as_secs_f64());
+        }
     }
 
     /// Done and failed by kind, those with any.

@@ -7,17 +7,18 @@ use millpond::limits::{PACK_BYTES_MAX, PAYLOAD_EXPIRY_MARGIN, PAYLOAD_KEEP};
 use millpond::outcome::{Items, Kept, Outcome};
 use millpond::payload::PayloadRef;
 use millpond::task::{HEADER_EXPIRES, HEADER_REF, Headers, Task};
+use millpond::telemetry::TraceContext;
 use serde_json::value::RawValue;
 
 use crate::settle::Effect;
 
 /// One message for a task alone; for a batch one for each run of neighbours that are done, as large as a pack may be. A
 /// large result lies in the store already: the next step refers to it, alone.
-pub(crate) fn next_steps(task: &Task, outcome: &Outcome) -> Vec<Effect> {
+pub(crate) fn next_steps(task: &Task, outcome: &Outcome, trace: TraceContext) -> Vec<Effect> {
     let Some(next) = task.next_step() else { return Vec::new() };
     let effect = |items: Option<Items>, payload: Bytes| Effect {
         subject: next.due(),
-        headers: task.next_headers(items, outcome.ended_ms),
+        headers: task.next_headers(items, outcome.ended_ms, trace.to_traceparent()),
         payload,
     };
     let text = |value: &RawValue| Bytes::copy_from_slice(value.get().as_bytes());

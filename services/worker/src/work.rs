@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use millpond::batch;
 use millpond::bus::lease::{Admission, Lease};
@@ -16,7 +16,6 @@ use millpond::task::Task;
 use millpond::telemetry::TraceContext;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use crate::call::Call;
 use crate::cancels::Cancelled;
@@ -25,10 +24,11 @@ use crate::execute::execute;
 use crate::handlers::{Handler, Handlers};
 use crate::kinds::Kinds;
 use crate::lanes::{LaneId, Lanes, Slot};
-use crate::settle::{Attempt, Settler, arguments, trace_of};
+use crate::settle::{Attempt, Settler, arguments};
 use crate::share::{CallEnd, Share};
 use crate::stats::Stats;
 use crate::supervisor::{NotNow, Supervisor};
+use crate::traced::Traced;
 
 /// When a task comes again whose arguments could not be fetched.
 const FETCH_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -97,9 +97,9 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: Slot, lane: La
             None => return,
         },
     };
-    let trace = trace_of(&lease.task);
+    let traced = Traced::new(&lease.task);
     let stop = shop.stop.child_token();
-    let calls = match calls(&lease.task, fetched.as_ref(), trace, &stop) {
+    let calls = match calls(&lease.task, fetched.as_ref(), traced.attempt, &stop) {
         Ok(calls) => calls,
         Err(error) => {
             drop(slot);
@@ -136,26 +136,15 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: Slot, lane: La
         return Box::pin(lease.let_go()).await;
     }
     failpoint::hit("work.started");
-    let task = &lease.task;
-    let span = tracing::info_span!(
-        "process",
-        otel.name = %format!("process tasks.{}.{}", task.subject.queue, task.subject.kind),
-        otel.kind = "consumer",
-        messaging.system = "nats",
-        messaging.operation.name = "process",
-        queue = %task.subject.queue,
-        kind = %task.subject.kind,
-        task_id = %task.id(),
-        attempt = i64::from(task.attempt),
-        trace_id = %trace.trace_id(),
-    );
-    trace.adopt(&span);
-    let timeouts = handler.timeouts(task.timeout, shop.task_timeout);
-    let (started, started_ms) = (Instant::now(), millpond::now_ms());
+    let timeouts = handler.timeouts(lease.task.timeout, shop.task_timeout);
+    let (started, started_ms, started_at) = (Instant::now(), millpond::now_ms(), SystemTime::now());
+    let scope = traced.scope(&lease.task);
+    traced.started(&lease, started_at);
+    shop.stats.starts(&lease.task.subject.kind, Traced::waited_since(&lease), started_at);
     let share = Arc::new(Share::new(calls.len()));
     let over = CancellationToken::new();
     let running = async {
-        let executing = execute(ready, calls, share.clone(), timeouts, &stop).instrument(span);
+        let executing = scope.around(execute(ready, calls, share.clone(), timeouts, &stop));
         let ends = tokio::select! {
             biased;
             ends = executing => ends,
@@ -171,12 +160,15 @@ pub(crate) async fn work(shop: Arc<Shop>, mut lease: Lease, slot: Slot, lane: La
     };
     shop.lanes.note(lane, busy);
     drop(fetched);
+    traced.ran(&lease.task, started_at, &ends);
     // Large results keep their slot until they are stored: so few are in memory at once.
     let slot = ends.iter().any(CallEnd::is_large).then_some(slot);
-    let attempt = Attempt { started_ms, ended_ms: millpond::now_ms(), busy, trace, ends, handed_on };
+    let attempt = Attempt { started_ms, ended_ms: millpond::now_ms(), busy, trace: traced.attempt, ends, handed_on };
     let kind = lease.task.subject.kind.clone();
-    shop.stats.ran(&kind, busy);
-    shop.stats.count(&kind, shop.settler.settle(lease, attempt).await);
+    let settling = Instant::now();
+    let tally = scope.around(shop.settler.settle(lease, attempt)).await;
+    shop.stats.ran(&kind, busy, settling.elapsed());
+    shop.stats.count(&kind, tally);
     drop(slot);
 }
 

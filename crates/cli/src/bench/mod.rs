@@ -5,7 +5,9 @@ mod isolate;
 mod process;
 mod raw;
 mod report;
+mod telemetry;
 
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -51,6 +53,9 @@ pub struct BenchArgs {
     /// Measure handlers in child processes instead, beside Python's multiprocessing.Pool.
     #[arg(long)]
     isolate: bool,
+    /// Measure what exported spans and logs cost instead, also when the Collector is away, hangs or refuses.
+    #[arg(long, conflicts_with = "isolate")]
+    telemetry: bool,
     /// All figures as one JSON object.
     #[arg(long)]
     json: bool,
@@ -64,16 +69,17 @@ pub struct BenchArgs {
 /// # Errors
 /// When a result is wrong, or the cluster cannot be started.
 pub async fn run(args: BenchArgs, env: &Env) -> anyhow::Result<ExitCode> {
-    if args.inside { inside(&args, env).await } else { outside(&args).await }
+    match (args.inside, args.telemetry) {
+        (true, _) => inside(&args, env).await,
+        (false, true) => telemetry::outside(&args).await.map(|()| ExitCode::SUCCESS),
+        (false, false) => outside(&args).await,
+    }
 }
 
 /// Starts a cluster and runs this command in it.
 async fn outside(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let dir = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let program = std::env::current_exe().context("this program cannot be found again")?;
-    let mut command = tokio::process::Command::new(program);
-    command.arg("--state").arg(dir.path()).args(["up", "--ports", "auto", "--bench-account"]);
-    command.args(args.slots.map(|slots| format!("--slots={slots}"))).env_remove("NATS_URL");
+    let mut command = cluster(args, dir.path())?;
     if args.isolate {
         command.arg("--handlers").arg(isolate::handlers(dir.path(), slots(args))?);
     }
@@ -86,6 +92,15 @@ async fn outside(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(crate::EXIT_ERROR)))
 }
 
+/// The command that starts a cluster in this folder.
+fn cluster(args: &BenchArgs, dir: &Path) -> anyhow::Result<tokio::process::Command> {
+    let program = std::env::current_exe().context("this program cannot be found again")?;
+    let mut command = tokio::process::Command::new(program);
+    command.arg("--state").arg(dir).args(["up", "--ports", "auto", "--bench-account"]);
+    command.args(args.slots.map(|slots| format!("--slots={slots}"))).env_remove("NATS_URL");
+    Ok(command)
+}
+
 fn slots(args: &BenchArgs) -> usize {
     args.slots.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
@@ -95,6 +110,11 @@ const KINDS: [&str; 5] = ["raw", "single", "auto", "raw_lone", "lone"];
 
 async fn inside(args: &BenchArgs, env: &Env) -> anyhow::Result<ExitCode> {
     let client = publisher(env, "bench", crate::state::access()?, &SigningArgs::default()).await?;
+    if args.telemetry {
+        telemetry::inside(args, &client, env).await?;
+        client.close().await;
+        return Ok(ExitCode::SUCCESS);
+    }
     if args.isolate {
         isolate::run(args, &client, slots(args)).await?;
         client.close().await;

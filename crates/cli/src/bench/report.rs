@@ -29,7 +29,7 @@ pub(super) struct Report {
 /// Median, least and most.
 #[derive(Clone, Copy)]
 pub(super) struct Spread {
-    median: f64,
+    pub(super) median: f64,
     min: f64,
     max: f64,
 }

@@ -176,6 +176,7 @@ fn never_ran(task: &Task) -> Outcome {
         ended_ms: now,
         busy_us: 0,
         trace: None,
+        span: None,
         results: items.clone().map(|_| RawValue::NULL.to_owned()).collect(),
         not_done: items.map(cancelled).collect(),
         refs: Vec::new(),

@@ -1,7 +1,7 @@
 //! Calls: a question and its answer, not stored; and conversations, which a call opens.
 
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -16,7 +16,7 @@ use crate::call::{Code, HEADER_PIPE, HEADER_ROOM};
 use crate::limits::{CALL_ANSWER_GRACE, CALL_TIMEOUT_MAX, TASK_BYTES_MAX};
 use crate::outcome::Failure;
 use crate::task::{HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers};
-use crate::telemetry::TraceContext;
+use crate::telemetry::{FIELD_KIND, FIELD_QUEUE, KeyValue, Span, SpanKind, TraceContext, messaging, record};
 
 /// How soon a call whose worker drains is made again: another worker gets it.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
@@ -153,7 +153,7 @@ impl Client {
         Ok(pipe)
     }
 
-    /// Asks, and asks another worker while the one that heard it drains.
+    /// Asks, once what is asked fits.
     async fn ask(
         &self,
         queue: &str,
@@ -171,23 +171,39 @@ impl Client {
         if timeout.is_zero() || timeout > CALL_TIMEOUT_MAX {
             return Err(CallError::BadTimeout { timeout });
         }
-        let span = tracing::info_span!(
-            "call",
-            otel.name = %format!("call {queue}.{kind}"),
-            otel.kind = "client",
-            messaging.system = "nats",
-            queue = %queue,
-            kind = %kind,
-        );
-        let trace = TraceContext::of(&span).unwrap_or_else(TraceContext::random);
+        let parent = TraceContext::current();
+        let (trace, started) = (TraceContext::below(parent), SystemTime::now());
+        let answered = self.ask_until_answered(queue, kind, (&subject, args), timeout, trace, more).await;
+        if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
+            let mut attributes = messaging("call", Some("send"), subject);
+            attributes.push(KeyValue::new(FIELD_QUEUE, queue.to_owned()));
+            attributes.push(KeyValue::new(FIELD_KIND, kind.to_owned()));
+            let failure = answered.as_ref().err().map(|error| Failure::new("call", error.to_string()));
+            let (name, ended) = (format!("call call.{queue}.{kind}"), SystemTime::now());
+            let (kind, links) = (SpanKind::Client, Vec::new());
+            record(Span { trace, parent, name, kind, started, ended, attributes, links, failure });
+        }
+        answered
+    }
+
+    /// Asks another worker while the one that heard it drains.
+    async fn ask_until_answered(
+        &self,
+        queue: &str,
+        kind: &str,
+        (subject, args): (&str, Bytes),
+        timeout: Duration,
+        trace: Option<TraceContext>,
+        more: &[(String, String)],
+    ) -> Result<Answer, CallError> {
         let deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Duration::from_millis(u64::try_from(left.as_micros().div_ceil(1000)).unwrap_or(1).max(1));
             let mut headers: Headers = more.to_vec();
             headers.push((HEADER_TIMEOUT.to_owned(), humantime::format_duration(left).to_string()));
-            headers.push((HEADER_TRACEPARENT.to_owned(), trace.to_traceparent()));
-            return match self.bus.call(&subject, &headers, args.clone(), left + CALL_ANSWER_GRACE).await {
+            headers.extend(trace.map(|trace| (HEADER_TRACEPARENT.to_owned(), trace.to_traceparent())));
+            return match self.bus.call(subject, &headers, args.clone(), left + CALL_ANSWER_GRACE).await {
                 Asked::Answered(answer) => match answer.error() {
                     None => Ok(answer),
                     // It has not run.

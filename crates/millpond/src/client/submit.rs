@@ -1,6 +1,6 @@
 //! One task: its headers, its publish, and the wait for its end.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
@@ -17,7 +17,8 @@ use crate::task::{
     HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_ID, HEADER_INDEX, HEADER_MSG_ID, HEADER_REF,
     HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers, schedule_headers,
 };
-use crate::telemetry::TraceContext;
+use crate::telemetry::{FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, KeyValue, Span, SpanKind, TraceContext};
+use crate::telemetry::{batch_of, messaging, record};
 
 /// A task to publish, or a batch of them.
 #[derive(Debug, Clone, Default)]
@@ -53,7 +54,8 @@ pub struct NewTask {
     pub then: Vec<Step>,
     /// Its unique key, a token: refused while another task of this queue, kind and key waits or runs.
     pub unique: Option<String>,
-    /// The trace it continues, as a `traceparent`; none starts a new one.
+    /// The trace it continues, as a `traceparent`; none: that of the span which submits it, else one of its own, which
+    /// this process begins when it exports spans, or the worker.
     pub traceparent: Option<String>,
 }
 
@@ -75,10 +77,10 @@ impl NewTask {
         if alone { Ok(TaskSubject { unique: self.unique.clone(), ..subject }) } else { Err(ClientError::NotAlone) }
     }
 
-    fn headers(&self, id: &str, trace: TraceContext, stored: Option<&StoredPayload>) -> Headers {
-        let mut headers =
-            vec![(HEADER_MSG_ID.to_owned(), id.to_owned()), (HEADER_TRACEPARENT.to_owned(), trace.to_traceparent())];
+    fn headers(&self, id: &str, trace: Option<TraceContext>, stored: Option<&StoredPayload>) -> Headers {
+        let mut headers = vec![(HEADER_MSG_ID.to_owned(), id.to_owned())];
         let mut put = |name: &str, value: Option<String>| headers.extend(value.map(|v| (name.to_owned(), v)));
+        put(HEADER_TRACEPARENT, trace.map(TraceContext::to_traceparent));
         put(HEADER_BATCH, self.batch.map(|n| n.to_string()));
         put(HEADER_INDEX, self.index.map(|n| n.to_string()));
         put(HEADER_TIMEOUT, self.timeout.map(|t| humantime::format_duration(t).to_string()));
@@ -108,23 +110,24 @@ impl Client {
 
     /// As [`Client::submit`]; a batch that was made before its queue was bounded counts as one task.
     pub(super) async fn publish(&self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
-        let subject = task.subject()?;
         let id = task.id.clone().unwrap_or_else(crate::random_token);
-        let span = tracing::info_span!(
-            "publish",
-            otel.name = %format!("send tasks.{}.{}", task.queue, task.kind),
-            otel.kind = "producer",
-            messaging.system = "nats",
-            messaging.operation.name = "send",
-            queue = %task.queue,
-            kind = %task.kind,
-            task_id = %id,
-        );
-        let parent = task.traceparent.as_deref().and_then(TraceContext::parse);
-        if let Some(parent) = parent {
-            parent.adopt(&span);
+        let parent = task.traceparent.as_deref().and_then(TraceContext::parse).or_else(TraceContext::current);
+        let (trace, started) = (TraceContext::below(parent), SystemTime::now());
+        let published = self.publish_as(task, id.clone(), trace, patience).await;
+        if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
+            record_publish(task, id, (trace, parent), started, &published);
         }
-        let trace = TraceContext::of(&span).or(parent).unwrap_or_else(TraceContext::random);
+        published
+    }
+
+    async fn publish_as(
+        &self,
+        task: &NewTask,
+        id: String,
+        trace: Option<TraceContext>,
+        patience: Patience,
+    ) -> Result<Submitted, ClientError> {
+        let subject = task.subject()?;
         self.room.wait().await;
         // Boxed: most tasks have none.
         let stored = if task.is_claimed() { Some(Box::pin(self.claim(task, patience)).await?) } else { None };
@@ -166,6 +169,27 @@ impl Client {
         }
         Err(ClientError::AlreadyThere { key: task.unique.clone().unwrap_or_default() })
     }
+}
+
+fn record_publish(
+    task: &NewTask,
+    id: String,
+    (trace, parent): (TraceContext, Option<TraceContext>),
+    started: SystemTime,
+    published: &Result<Submitted, ClientError>,
+) {
+    let destination = format!("tasks.{}.{}", task.queue, task.kind);
+    let name = format!("publish {destination}");
+    let mut attributes = messaging("publish", Some("send"), destination);
+    attributes.push(KeyValue::new("messaging.message.id", id.clone()));
+    attributes.push(KeyValue::new(FIELD_TASK_ID, id));
+    attributes.push(KeyValue::new(FIELD_QUEUE, task.queue.clone()));
+    attributes.push(KeyValue::new(FIELD_KIND, task.kind.clone()));
+    attributes.extend(task.job.clone().map(|job| KeyValue::new(FIELD_JOB, job)));
+    attributes.extend(task.batch.map(|items| batch_of(items as usize)));
+    let failure = published.as_ref().err().map(|error| Failure::new("not_stored", error.to_string()));
+    let (kind, links, ended) = (SpanKind::Producer, Vec::new(), SystemTime::now());
+    record(Span { trace, parent, name, kind, started, ended, attributes, links, failure });
 }
 
 /// How an item ended for good; none while a later attempt waits.

@@ -13,6 +13,7 @@ mod filters;
 mod guard;
 mod letters;
 mod live;
+mod metrics;
 mod operate;
 mod refusal;
 mod rows;
@@ -27,8 +28,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use metrics_exporter_prometheus::PrometheusHandle;
 use millpond::bus::Bus;
+use millpond::telemetry::Metrics;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
@@ -61,7 +62,7 @@ pub(crate) struct App {
     pub(crate) by_tls: bool,
     /// Where Kibana is, for the console's links.
     pub(crate) kibana_url: Option<String>,
-    pub(crate) metrics: PrometheusHandle,
+    pub(crate) metrics: Metrics,
     pub(crate) health: Vec<Arc<Health>>,
     pub(crate) replays: Replays,
     pub(crate) queues: Queues,
@@ -171,13 +172,6 @@ async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Refusal> {
     responses((status = 200, description = "The metrics", body = String, content_type = "text/plain",
         example = "millpond_tasks{status=\"dead\"} 3\n")))]
 async fn show_metrics(State(app): State<Arc<App>>) -> String {
-    if let Ok((retrying, dead)) = app.store.unfinished().await {
-        for (status, count) in [("retrying", retrying), ("dead", dead)] {
-            metrics::gauge!("millpond_tasks", "status" => status).set(u32::try_from(count).unwrap_or(u32::MAX));
-        }
-    }
-    #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-    let lag_s = app.health.iter().map(|health| health.lag_ms()).max().unwrap_or(0) as f64 / 1e3;
-    metrics::gauge!("millpond_store_lag_seconds").set(lag_s);
+    metrics::look(&app).await;
     app.metrics.render()
 }

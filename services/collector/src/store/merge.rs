@@ -129,6 +129,7 @@ impl Store {
         rows.counts.write(&mut *transaction).await?;
         millpond::failpoint::hit("collector.merged");
         transaction.commit().await?;
+        rows.counts.tell();
         if !rows.freshly_cancelled.is_empty() {
             self.cancelled.refresh(&*self.db).await?;
         }

@@ -104,6 +104,19 @@ impl Counts {
         self.0.values().any(|count| count.dead > 0)
     }
 
+    /// Counts them for the metrics, once they are committed. Not by queue or kind: anybody may publish under any name.
+    pub(super) fn tell(&self) {
+        let sum = |of: fn(&Count) -> i64| self.0.values().map(of).sum::<i64>().unsigned_abs();
+        for (status, count) in [
+            ("done", sum(|count| count.done)),
+            ("retrying", sum(|count| count.failed)),
+            ("dead", sum(|count| count.dead)),
+            ("cancelled", sum(|count| count.cancelled)),
+        ] {
+            metrics::counter!("millpond_tasks_ended_total", "status" => status).increment(count);
+        }
+    }
+
     pub(super) async fn write(&self, transaction: &mut dyn Transaction) -> sqlx::Result<()> {
         for ((at_ms, queue), count) in &self.0 {
             for (step, step_ms) in STEPS_MS.into_iter().enumerate() {

@@ -113,6 +113,7 @@ fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, E
         ended_ms: i64::from(attempt) + 1,
         busy_us: 0,
         trace: None,
+        span: None,
         then: None,
         results: ends.iter().map(result).collect(),
         refs: Vec::new(),
@@ -144,6 +145,7 @@ fn dead(root: &str, items: Option<Items>, attempt: u32) -> EndedMessage {
         started_ms: Some(2),
         buried_ms: 3,
         trace: None,
+        span: None,
     };
     let subject = TaskSubject::new("q", "k", None).unwrap();
     message(EndedBody::Dead(subject, Box::new(evidence)), b"[1]")

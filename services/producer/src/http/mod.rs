@@ -8,17 +8,18 @@ mod jobs;
 mod tasks;
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use metrics_exporter_prometheus::PrometheusHandle;
 use millpond::bus::Bus;
 use millpond::bus::publish::PublishError;
 use millpond::client::{Client, ClientError};
 use millpond::limits::{HTTP_JOBS_MAX, HTTP_WAITERS_MAX};
+use millpond::telemetry::{Metrics, gauge, took};
 use millpond::token::Token;
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -35,7 +36,7 @@ pub(crate) struct App {
     pub(crate) client: Client,
     pub(crate) bus: Bus,
     pub(crate) token: Token,
-    pub(crate) metrics: PrometheusHandle,
+    pub(crate) metrics: Metrics,
     /// A permit for each request that waits for the end of a task.
     pub(crate) waiters: Semaphore,
     /// A permit for each job whose lines are being read or whose results are being written.
@@ -45,7 +46,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(bus: Bus, token: Token, metrics: PrometheusHandle, shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(bus: Bus, token: Token, metrics: Metrics, shutdown: CancellationToken) -> Self {
         let (waiters, jobs) = (Semaphore::new(HTTP_WAITERS_MAX), Arc::new(Semaphore::new(HTTP_JOBS_MAX)));
         Self { client: Client::over(bus.clone()), bus, token, metrics, waiters, jobs, shutdown }
     }
@@ -70,6 +71,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let guarded = guarded().layer(from_fn_with_state(app.clone(), with_token));
     let (routes, _) = open().merge(guarded).split_for_parts();
     routes
+        .route_layer(from_fn(counted))
         .method_not_allowed_fallback(async || {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this path has other methods; GET /openapi.json lists them")
         })
@@ -185,5 +187,19 @@ async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Refusal> {
     responses((status = 200, description = "The metrics", body = String, content_type = "text/plain",
         example = "millpond_tasks_published_total{stored=\"yes\"} 12\n")))]
 async fn show_metrics(State(app): State<Arc<App>>) -> String {
+    let used = |max: usize, free: usize| gauge(max.saturating_sub(free));
+    metrics::gauge!("millpond_http_waiters").set(used(HTTP_WAITERS_MAX, app.waiters.available_permits()));
+    metrics::gauge!("millpond_http_jobs").set(used(HTTP_JOBS_MAX, app.jobs.available_permits()));
+    metrics::gauge!("millpond_connected").set(f64::from(u8::from(app.bus.is_connected())));
     app.metrics.render()
+}
+
+/// Counts what was asked, by route; health and metrics too.
+async fn counted(path: MatchedPath, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let response = next.run(request).await;
+    let (path, status) = (path.as_str().to_owned(), response.status().as_u16().to_string());
+    took("millpond_http_request_seconds", &[("path", &path)], started.elapsed());
+    metrics::counter!("millpond_http_requests_total", "path" => path, "status" => status).increment(1);
+    response
 }

@@ -10,7 +10,6 @@ use bytes::{BufMut, BytesMut};
 use millpond::bus::pipe::{Pipe, PipeReceiver, PipeSender};
 use millpond::limits::{CHILD_END_WITHIN, PIPE_MESSAGE_BYTES_MAX};
 use millpond::outcome::Failure;
-use millpond::telemetry::TraceContext;
 use millpond::worker_record::ChildState;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{ChildStdin, ChildStdout};
@@ -49,15 +48,8 @@ pub(crate) async fn run(
         }
         Err(error) => return Err(error.to_string()),
     };
-    view.runs(
-        Running {
-            id: call.id.clone(),
-            attempt: call.attempt,
-            trace: call.trace.map(TraceContext::trace_id),
-            since: Instant::now(),
-        },
-        true,
-    );
+    let (id, attempt, trace) = (call.id.clone(), call.attempt, call.trace);
+    view.runs(Running { id, attempt, trace, since: Instant::now() }, true);
     let (status, killed) = wait(&mut process, spec, pipe, stop).await;
     if process.never_started(status) {
         return Err(view.last_line().unwrap_or_default());

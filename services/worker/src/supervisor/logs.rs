@@ -1,6 +1,7 @@
 //! A child's standard error, line by line, as log events of the worker with the child, its kind, its task and its trace.
 
 use bytes::Bytes;
+use millpond::telemetry::{About, Scope};
 use serde::Deserialize;
 use tracing::{debug, error, info, trace, warn};
 
@@ -48,18 +49,19 @@ pub(crate) fn line(view: &View, line: &Bytes) {
     let level = structured.as_ref().and_then(|s| s.level.as_ref()).map_or(b'i', Level::letter);
     let message = structured.and_then(|s| s.message);
     let message = message.as_deref().unwrap_or(text);
-    let running = view.running();
-    let task_id = running.as_ref().map(|r| r.id.as_str());
-    let attempt = running.as_ref().map(|r| r.attempt);
-    let trace_id = running.as_ref().and_then(|r| r.trace.as_deref());
+    let scope = view.running().map(|running| {
+        let about = About { task_id: running.id, queue: None, kind: None, attempt: running.attempt };
+        Scope::new(about, running.trace)
+    });
+    let _in = scope.as_ref().map(Scope::enter);
     let (worker, child, kind) = (view.worker.as_str(), view.name.as_str(), view.kind.as_str());
     // The level of an event is part of its place in the code.
     match level {
-        b't' => trace!(worker, child, kind, task_id, attempt, trace_id, "{message}"),
-        b'd' => debug!(worker, child, kind, task_id, attempt, trace_id, "{message}"),
-        b'w' => warn!(worker, child, kind, task_id, attempt, trace_id, "{message}"),
-        b'e' | b'f' | b'c' | b'p' => error!(worker, child, kind, task_id, attempt, trace_id, "{message}"),
-        _ => info!(worker, child, kind, task_id, attempt, trace_id, "{message}"),
+        b't' => trace!(worker, child, kind, "{message}"),
+        b'd' => debug!(worker, child, kind, "{message}"),
+        b'w' => warn!(worker, child, kind, "{message}"),
+        b'e' | b'f' | b'c' | b'p' => error!(worker, child, kind, "{message}"),
+        _ => info!(worker, child, kind, "{message}"),
     }
 }
 

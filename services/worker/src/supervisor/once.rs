@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use millpond::limits::{CHILD_END_WITHIN, RESULT_BYTES_MAX};
 use millpond::outcome::Failure;
-use millpond::telemetry::TraceContext;
 use millpond::worker_record::ChildState;
 use serde_json::value::RawValue;
 use tokio::fs::File;
@@ -82,15 +81,8 @@ pub(crate) async fn run(
         }
         Err(error) => return Err(error.to_string()),
     };
-    view.runs(
-        Running {
-            id: call.id.clone(),
-            attempt: call.attempt,
-            trace: call.trace.map(TraceContext::trace_id),
-            since: Instant::now(),
-        },
-        true,
-    );
+    let (id, attempt, trace) = (call.id.clone(), call.attempt, call.trace);
+    view.runs(Running { id, attempt, trace, since: Instant::now() }, true);
     let left = wait(&mut process, input, timeouts, spec.grace, stop).await;
     if left.stopped {
         return Ok(CallEnd::NotRun);

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use millpond::limits::{CHILD_AHEAD, CHILD_AHEAD_TASKS_MAX, CHILD_END_WITHIN, CHILD_LINE_BYTES_MAX, RESULT_BYTES_MAX};
 use millpond::outcome::Failure;
-use millpond::telemetry::TraceContext;
 use millpond::worker_record::ChildState;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
@@ -214,8 +213,7 @@ impl Stream {
         {
             // What was written ahead may have logged already: those lines stay.
             let alone = work.open.len() == 1;
-            let trace = call.trace.map(TraceContext::trace_id);
-            let (id, attempt) = (call.id.clone(), call.attempt);
+            let (id, attempt, trace) = (call.id.clone(), call.attempt, call.trace);
             self.process.view.runs(Running { id, attempt, trace, since: Instant::now() }, alone);
         }
     }

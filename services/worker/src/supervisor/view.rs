@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use millpond::limits::{EVIDENCE_LINES_MAX, EVIDENCE_LOG_BYTES_MAX, PROGRESS_NOTE_BYTES_MAX};
 use millpond::outcome::{ChildEvidence, cut};
+use millpond::telemetry::TraceContext;
 use millpond::worker_record::{ChildRecord, ChildState};
 
 use super::proc::Usage;
@@ -18,7 +19,7 @@ use super::proc::Usage;
 pub(crate) struct Running {
     pub(crate) id: String,
     pub(crate) attempt: u32,
-    pub(crate) trace: Option<String>,
+    pub(crate) trace: Option<TraceContext>,
     pub(crate) since: Instant,
 }
 

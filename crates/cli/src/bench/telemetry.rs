@@ -1,0 +1,192 @@
+//! `bench --telemetry`: what it costs to export spans and logs, and what a Collector costs that is away, hangs or refuses.
+//! A cluster of its own for each round, in turn; the sink is in this process and only reads.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use millpond::client::{Batch, Client};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use super::process::snapshot;
+use super::report::{Spread, spread};
+use super::{BenchArgs, map, settled, square};
+use crate::state::Env;
+
+/// Tasks before the clock starts.
+const WARM_TASKS: u64 = 5000;
+/// Span ids that are sampled of a hundred, as the sampler is told.
+const SAMPLED: &str = "0.01";
+
+/// How the Collector is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Mode {
+    Off,
+    On,
+    Sampled,
+    Away,
+    Hangs,
+    Refuses,
+}
+
+const MODES: [Mode; 6] = [Mode::Off, Mode::On, Mode::Sampled, Mode::Away, Mode::Hangs, Mode::Refuses];
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "all traces, logs",
+            Self::Sampled => "1 % of traces, logs",
+            Self::Away => "all, Collector away",
+            Self::Hangs => "all, Collector hangs",
+            Self::Refuses => "all, Collector answers 500",
+        }
+    }
+
+    /// What it is compared with, and what that should give.
+    fn goal(self) -> Option<(Self, &'static str)> {
+        match self {
+            Self::Off => None,
+            Self::On => Some((Self::Off, "at least 0.90")),
+            Self::Sampled => Some((Self::Off, "at least 0.97")),
+            Self::Away | Self::Hangs | Self::Refuses => Some((Self::On, "at least 0.95")),
+        }
+    }
+}
+
+/// One round, within its cluster: how many tasks a second, and the memory of each process at the end.
+pub(super) async fn inside(args: &BenchArgs, client: &Client, env: &Env) -> anyhow::Result<()> {
+    let (_, job) = map(client, "square", Batch::Fixed(1), WARM_TASKS, square).await?;
+    settled(env, &job, WARM_TASKS).await?;
+    let before = snapshot();
+    let (took, job) = map(client, "square", Batch::Fixed(1), args.tasks, square).await?;
+    settled(env, &job, args.tasks).await?;
+    let after = snapshot();
+    let tasks = super::report::float(args.tasks);
+    let cpu = |name: &String, used: f64| (used - before.get(name).map_or(0.0, |b| b.cpu_s)) * 1e6 / tasks;
+    let cpu: BTreeMap<&String, f64> = after.iter().map(|(name, used)| (name, cpu(name, used.cpu_s))).collect();
+    let rss: BTreeMap<&String, u64> = after.iter().map(|(name, used)| (name, used.rss)).collect();
+    let round = json!({ "tasks_per_s": tasks / took.as_secs_f64(), "cpu_us_per_task": cpu, "rss_bytes": rss });
+    writeln!(std::io::stdout().lock(), "{round}").context("the round cannot be told")
+}
+
+/// All rounds.
+pub(super) async fn outside(args: &BenchArgs) -> anyhow::Result<()> {
+    let mut rounds: BTreeMap<Mode, Vec<Value>> = BTreeMap::new();
+    for round in 0..args.rounds {
+        let mut modes = MODES;
+        if round % 2 == 1 {
+            modes.reverse();
+        }
+        for mode in modes {
+            eprintln!("round {} of {}: {} …", round + 1, args.rounds, mode.name());
+            rounds.entry(mode).or_default().push(one(args, mode).await?);
+        }
+    }
+    print(&rounds, args.json).context("the figures cannot be told")
+}
+
+async fn one(args: &BenchArgs, mode: Mode) -> anyhow::Result<Value> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.context("no port is free")?;
+    let endpoint = format!("http://{}", listener.local_addr()?);
+    let mut sink = JoinSet::new();
+    match mode {
+        Mode::Off | Mode::Away => drop(listener),
+        _ => {
+            sink.spawn(take(listener, mode));
+        }
+    }
+    let dir = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let mut command = super::cluster(args, dir.path())?;
+    command.args(["--", "bench", "--inside", "--telemetry", "--tasks", &args.tasks.to_string()]);
+    for name in ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"] {
+        command.env_remove(name);
+    }
+    if mode != Mode::Off {
+        command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
+    }
+    if mode == Mode::Sampled {
+        command.env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio").env("OTEL_TRACES_SAMPLER_ARG", SAMPLED);
+    }
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().await.context("no cluster starts")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let round = said.lines().find_map(|line| serde_json::from_str(line).ok());
+    match round {
+        Some(round) if output.status.success() => Ok(round),
+        _ => bail!("a round failed ({}): {said}", output.status),
+    }
+}
+
+/// Reads what comes, and answers or not.
+async fn take(listener: TcpListener, mode: Mode) {
+    let mut connections = JoinSet::new();
+    while let Ok((connection, _)) = listener.accept().await {
+        connections.spawn(async move {
+            let _ = answer(BufReader::new(connection), mode).await;
+        });
+    }
+}
+
+async fn answer(mut connection: BufReader<TcpStream>, mode: Mode) -> std::io::Result<()> {
+    let status = if mode == Mode::Refuses { "500 Internal Server Error" } else { "200 OK" };
+    loop {
+        let (mut line, mut length) = (String::new(), 0);
+        loop {
+            line.clear();
+            if connection.read_line(&mut line).await? == 0 {
+                return Ok(());
+            }
+            let Some((name, value)) = line.trim_end().split_once(':') else {
+                if line.trim_end().is_empty() {
+                    break;
+                }
+                continue;
+            };
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.trim().parse().unwrap_or(0);
+            }
+        }
+        let mut body = (&mut connection).take(length);
+        tokio::io::copy(&mut body, &mut tokio::io::sink()).await?;
+        if mode == Mode::Hangs {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+        }
+        connection.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await?;
+    }
+}
+
+fn figures(rounds: &[Value], of: impl Fn(&Value) -> Option<f64>) -> Vec<f64> {
+    rounds.iter().map(|round| of(round).unwrap_or(f64::NAN)).collect()
+}
+
+fn print(rounds: &BTreeMap<Mode, Vec<Value>>, as_json: bool) -> std::io::Result<()> {
+    let rates = |mode| figures(rounds.get(&mode).map_or(&[], Vec::as_slice), |r| r.get("tasks_per_s")?.as_f64());
+    let ratio = |mode: Mode| -> Option<(Spread, &str)> {
+        let (to, goal) = mode.goal()?;
+        Some((spread(rates(mode).iter().zip(rates(to)).map(|(of, to)| of / to)), goal))
+    };
+    let median = |mode: Mode, figure: &str, process: &str| {
+        let of = |r: &Value| r.get(figure)?.get(process)?.as_f64();
+        spread(figures(rounds.get(&mode).map_or(&[], Vec::as_slice), of)).median
+    };
+    let mut out = std::io::stdout().lock();
+    if as_json {
+        let all: BTreeMap<&str, Value> = rounds.iter().map(|(mode, rounds)| (mode.name(), json!(rounds))).collect();
+        return writeln!(out, "{}", json!(all));
+    }
+    writeln!(out, "\n{:<28} {:<28} {:<20} CPU us/task, RSS MiB", "", "tasks/s: median (min-max)", "ratio, goal")?;
+    for mode in MODES {
+        let ratio = ratio(mode).map_or_else(String::new, |(ratio, goal)| format!("{}, {goal}", ratio.text(2)));
+        let used = ["bench", "worker", "collector"].map(|process| {
+            let (cpu, rss) = (median(mode, "cpu_us_per_task", process), median(mode, "rss_bytes", process));
+            format!("{process} {cpu:.1} {:.0}", rss / 1024.0 / 1024.0)
+        });
+        writeln!(out, "{:<28} {:<28} {ratio:<36} {}", mode.name(), spread(rates(mode)).text(0), used.join("  "))?;
+    }
+    Ok(())
+}

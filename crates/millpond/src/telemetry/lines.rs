@@ -1,0 +1,222 @@
+//! Log lines for people, and as JSON with the field names of the Elastic Common Schema
+//! (<https://www.elastic.co/docs/reference/ecs>). Both name the task and the trace that a line belongs to.
+
+use std::fmt::{self, Debug};
+
+use serde_json::{Map, Value};
+use tracing::field::Visit;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::fmt::format::{Compact, Format, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, time::FormatTime, time::SystemTime};
+use tracing_subscriber::registry::LookupSpan;
+
+use super::trace::{Field, fields, ids};
+use super::{FIELD_SPAN_ID, FIELD_TRACE_ID};
+
+/// Version of the schema that the names are of.
+const ECS_VERSION: &str = "9.2.0";
+
+/// How a line is written.
+pub(super) enum Lines {
+    /// For people.
+    Text(Format<Compact>),
+    /// As an object: the service and its instance.
+    Json(&'static str, String),
+}
+
+impl Lines {
+    pub(super) fn text(colours: bool) -> Self {
+        Self::Text(tracing_subscriber::fmt::format().with_target(false).with_ansi(colours).compact())
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        match self {
+            Self::Text(format) => {
+                let mut line = String::new();
+                format.format_event(context, Writer::new(&mut line), event)?;
+                to.write_str(line.trim_end_matches('\n'))?;
+                let said = event.metadata().fields();
+                let mut result = Ok(());
+                fields(|name, value| {
+                    if said.field(name).is_none() && result.is_ok() {
+                        result = match value {
+                            Field::Text(text) => write!(to, " {name}={text}"),
+                            Field::Number(number) => write!(to, " {name}={number}"),
+                        };
+                    }
+                });
+                result?;
+                if let Some((trace, _)) = ids() {
+                    write!(to, " {FIELD_TRACE_ID}={trace}")?;
+                }
+                to.write_char('\n')
+            }
+            Self::Json(service, instance) => {
+                let object = object(service, instance, event);
+                let line = serde_json::to_string(&object).map_err(|_| fmt::Error)?;
+                to.write_str(&line)?;
+                to.write_char('\n')
+            }
+        }
+    }
+}
+
+fn object(service: &str, instance: &str, event: &Event<'_>) -> Map<String, Value> {
+    let mut object = Map::new();
+    let mut time = String::new();
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    let level = event.metadata().level().as_str().to_ascii_lowercase();
+    let mut put = |name: &str, value: Value| object.insert(name.to_owned(), value);
+    put("@timestamp", time.into());
+    put("log.level", level.into());
+    put("message", Value::String(String::new()));
+    put("ecs.version", ECS_VERSION.into());
+    put("service.name", service.into());
+    put("service.node.name", instance.into());
+    put("log.logger", event.metadata().target().into());
+    if let Some((trace, span)) = ids() {
+        put("trace.id", trace.into());
+        put("span.id", span.into());
+    }
+    fields(|name, value| {
+        let value = match value {
+            Field::Text(text) => text.into(),
+            Field::Number(number) => number.into(),
+        };
+        put(name, value);
+    });
+    event.record(&mut Fields(&mut object));
+    object
+}
+
+/// Puts the fields of an event into an object.
+struct Fields<'a>(&'a mut Map<String, Value>);
+
+impl Fields<'_> {
+    fn put(&mut self, field: &tracing::field::Field, value: Value) {
+        let name = match field.name() {
+            "error" => "error.message",
+            FIELD_TRACE_ID => "trace.id",
+            FIELD_SPAN_ID => "span.id",
+            name => name,
+        };
+        self.0.insert(name.to_owned(), value);
+    }
+}
+
+impl Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn Debug) {
+        self.put(field, format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
+        self.put(field, value.into());
+    }
+
+    fn record_i64(&mut self, field: &tracing::field::Field, value: i64) {
+        self.put(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &tracing::field::Field, value: u64) {
+        self.put(field, value.into());
+    }
+
+    fn record_f64(&mut self, field: &tracing::field::Field, value: f64) {
+        self.put(field, value.into());
+    }
+
+    fn record_bool(&mut self, field: &tracing::field::Field, value: bool) {
+        self.put(field, value.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::fmt::MakeWriter;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::super::{About, Scope, TraceContext};
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for Written {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
+    }
+
+    fn written(lines: Lines, log: impl FnOnce()) -> String {
+        let written = Written::default();
+        let layer = tracing_subscriber::fmt::layer().with_writer(written.clone()).event_format(lines);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
+        String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
+    }
+
+    fn scope() -> Scope {
+        let trace = TraceContext::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        Scope::new(About { task_id: "t".into(), queue: None, kind: Some("k".into()), attempt: 2 }, trace)
+    }
+
+    #[test]
+    fn a_line_names_its_task_and_its_trace() {
+        let said = written(Lines::text(false), || {
+            tracing::info!("before");
+            let _in = scope().enter();
+            tracing::warn!(kind = "own", "within");
+        });
+        let lines: Vec<&str> = said.lines().collect();
+        assert!(lines[0].ends_with("before"), "{said}");
+        assert!(
+            lines[1].ends_with("within kind=\"own\" task_id=t attempt=2 trace_id=0af7651916cd43dd8448eb211c80319c"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn json_has_the_names_of_the_schema() {
+        let said = written(Lines::Json("millpond-worker", "w1".into()), || {
+            let _in = scope().enter();
+            tracing::error!(error = %"no", count = 3, is = true, "failed");
+        });
+        let line: Value = serde_json::from_str(&said).unwrap();
+        for (name, value) in [
+            ("log.level", Value::from("error")),
+            ("message", "failed".into()),
+            ("service.name", "millpond-worker".into()),
+            ("service.node.name", "w1".into()),
+            ("trace.id", "0af7651916cd43dd8448eb211c80319c".into()),
+            ("span.id", "b7ad6b7169203331".into()),
+            ("error.message", "no".into()),
+            ("task_id", "t".into()),
+            ("attempt", 2.into()),
+            ("count", 3.into()),
+            ("is", true.into()),
+        ] {
+            assert_eq!(line[name], value, "{name}: {said}");
+        }
+        assert!(line["@timestamp"].as_str().unwrap().ends_with('Z'));
+    }
+}

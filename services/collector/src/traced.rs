@@ -1,0 +1,41 @@
+//! The span of a commit. It belongs to no task's trace, for it stores what came of many; it refers to each whose attempt is
+//! traced.
+
+use std::time::SystemTime;
+
+use millpond::bus::results::{Ended, EndedBody, EndedMessage};
+use millpond::limits::SPAN_LINKS_MAX;
+use millpond::telemetry::{Span, SpanKind, TraceContext, batch_of, messaging, record};
+
+/// These were stored; nothing is said where none of them is traced.
+pub(crate) fn stored(from: Ended, messages: &[EndedMessage], started: SystemTime) {
+    // Whoever traced them has decided.
+    let Some(trace) = TraceContext::begin_sampled() else { return };
+    let mut links: Vec<TraceContext> = Vec::new();
+    for message in messages {
+        match &message.body {
+            Ok(EndedBody::Pack(_, pack)) => {
+                links.extend(pack.outcomes.iter().filter_map(|o| link(o.trace.as_deref(), o.span.as_deref())));
+            }
+            Ok(EndedBody::Dead(_, evidence)) => {
+                links.extend(link(evidence.trace.as_deref(), evidence.span.as_deref()));
+            }
+            Err(_) => {}
+        }
+        // More are not kept.
+        if links.len() > SPAN_LINKS_MAX {
+            break;
+        }
+    }
+    if links.is_empty() {
+        return;
+    }
+    let mut attributes = messaging("store", Some("process"), from.stream().to_owned());
+    attributes.push(batch_of(messages.len()));
+    let (name, kind, ended) = (format!("store {}", from.stream()), SpanKind::Consumer, SystemTime::now());
+    record(Span { trace, parent: None, name, kind, started, ended, attributes, links, failure: None });
+}
+
+fn link(trace: Option<&str>, span: Option<&str>) -> Option<TraceContext> {
+    TraceContext::of_ids(trace?, span?)
+}

@@ -1,0 +1,164 @@
+//! What takes telemetry in the tests: OTLP over HTTP as a Collector takes it, or one that refuses, or never answers.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::post;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use prost::Message;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+/// How it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Takes,
+    Refuses,
+    Hangs,
+}
+
+/// A span that was exported.
+#[derive(Debug, Clone)]
+pub struct SeenSpan {
+    pub name: String,
+    pub trace: String,
+    pub span: String,
+    /// Empty when it is the first of its trace.
+    pub parent: String,
+    /// Trace and span.
+    pub links: Vec<(String, String)>,
+    /// Names of its events.
+    pub events: Vec<String>,
+    pub failed: bool,
+    /// How long it took, in nanoseconds.
+    pub took_ns: u64,
+    pub fields: BTreeMap<String, String>,
+    pub resource: BTreeMap<String, String>,
+}
+
+/// A log record that was exported.
+#[derive(Debug, Clone)]
+pub struct SeenLog {
+    pub message: String,
+    pub level: String,
+    pub trace: String,
+    pub span: String,
+    pub fields: BTreeMap<String, String>,
+    pub resource: BTreeMap<String, String>,
+}
+
+#[derive(Default)]
+struct Seen {
+    spans: Mutex<Vec<SeenSpan>>,
+    logs: Mutex<Vec<SeenLog>>,
+    asked: AtomicBool,
+}
+
+/// Listens while it lives.
+pub struct Sink {
+    seen: Arc<Seen>,
+    pub url: String,
+    _serving: JoinSet<()>,
+}
+
+impl Sink {
+    pub async fn start(mode: Mode) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let seen = Arc::new(Seen::default());
+        let router = match mode {
+            Mode::Takes => Router::new().route("/v1/traces", post(take_spans)).route("/v1/logs", post(take_logs)),
+            Mode::Refuses => Router::new().fallback(async || StatusCode::INTERNAL_SERVER_ERROR),
+            Mode::Hangs => Router::new().fallback(async |State(seen): State<Arc<Seen>>| {
+                seen.asked.store(true, Ordering::SeqCst);
+                std::future::pending::<StatusCode>().await
+            }),
+        };
+        let router = router.with_state(seen.clone());
+        let mut serving = JoinSet::new();
+        serving.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { seen, url, _serving: serving }
+    }
+
+    /// What a process needs to export there.
+    pub fn environment(&self) -> [(&str, &str); 1] {
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", &self.url)]
+    }
+
+    pub fn spans(&self) -> Vec<SeenSpan> {
+        self.seen.spans.lock().unwrap().clone()
+    }
+
+    pub fn logs(&self) -> Vec<SeenLog> {
+        self.seen.logs.lock().unwrap().clone()
+    }
+
+    /// Whether somebody waits for an answer that never comes.
+    pub fn was_asked(&self) -> bool {
+        self.seen.asked.load(Ordering::SeqCst)
+    }
+}
+
+async fn take_spans(State(seen): State<Arc<Seen>>, body: Bytes) {
+    let request = ExportTraceServiceRequest::decode(body).unwrap();
+    for of in request.resource_spans {
+        let resource = fields(of.resource.unwrap_or_default().attributes);
+        for span in of.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+            seen.spans.lock().unwrap().push(SeenSpan {
+                name: span.name,
+                trace: hex(&span.trace_id),
+                span: hex(&span.span_id),
+                parent: hex(&span.parent_span_id),
+                links: span.links.iter().map(|link| (hex(&link.trace_id), hex(&link.span_id))).collect(),
+                events: span.events.into_iter().map(|event| event.name).collect(),
+                failed: span.status.is_some_and(|status| status.code == 2),
+                took_ns: span.end_time_unix_nano - span.start_time_unix_nano,
+                fields: fields(span.attributes),
+                resource: resource.clone(),
+            });
+        }
+    }
+}
+
+async fn take_logs(State(seen): State<Arc<Seen>>, body: Bytes) {
+    let request = ExportLogsServiceRequest::decode(body).unwrap();
+    for of in request.resource_logs {
+        let resource = fields(of.resource.unwrap_or_default().attributes);
+        for record in of.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
+            seen.logs.lock().unwrap().push(SeenLog {
+                message: record.body.map(text).unwrap_or_default(),
+                level: record.severity_text,
+                trace: hex(&record.trace_id),
+                span: hex(&record.span_id),
+                fields: fields(record.attributes),
+                resource: resource.clone(),
+            });
+        }
+    }
+}
+
+fn fields(attributes: Vec<KeyValue>) -> BTreeMap<String, String> {
+    attributes.into_iter().map(|field| (field.key, field.value.map(text).unwrap_or_default())).collect()
+}
+
+fn text(value: AnyValue) -> String {
+    match value.value {
+        Some(Value::StringValue(text)) => text,
+        Some(Value::IntValue(number)) => number.to_string(),
+        Some(Value::DoubleValue(number)) => number.to_string(),
+        Some(Value::BoolValue(is)) => is.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(bytes)
+}
