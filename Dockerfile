@@ -39,7 +39,9 @@ RUN cargo build --release --locked -p millpond-cli -p millpond-producer -p millp
 # What the service images have in common: no shell, no package manager, and a user who is not root. A volume that is
 # mounted below /var/lib/millpond becomes this user's.
 FROM gcr.io/distroless/cc-debian12:nonroot AS base
-LABEL org.opencontainers.image.source="https://github.com/millpond/millpond" \
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.source="https://github.com/millpond/millpond" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.vendor="millpond"
 COPY --from=build --chown=65532:65532 /out/var/data /var/lib/millpond/data
@@ -77,7 +79,9 @@ ENTRYPOINT ["millpond-worker"]
 
 # For handlers in Python: two lines make an image of yours (docs/containers.md).
 FROM python:3.11-slim-bookworm AS worker-python
-LABEL org.opencontainers.image.source="https://github.com/millpond/millpond" \
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.source="https://github.com/millpond/millpond" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.vendor="millpond" \
       org.opencontainers.image.title="millpond-worker-python" \

@@ -123,8 +123,8 @@ fn put(dir: &Path, service: &str, name: &str, text: &str) -> anyhow::Result<()> 
 /// For which host.
 #[derive(Args, Debug)]
 pub struct EnvArgs {
-    /// Put this host in the place of those in the addresses: 127.0.0.1 for a shell outside the containers, whose ports
-    /// are open there.
+    /// Put this host in the place of those in the addresses, and name one server of several: 127.0.0.1 for a shell
+    /// outside the containers, whose ports are open there.
     #[arg(long)]
     host: Option<String>,
 }
@@ -137,7 +137,7 @@ pub fn env(args: &EnvArgs, env: &Env) -> anyhow::Result<ExitCode> {
     env.need(state::CLIENT_NATS_URL)?;
     for (name, value) in env.in_file() {
         let value = match &args.host {
-            Some(host) => value.split(',').map(|one| at_host(one, host)).collect::<Vec<_>>().join(","),
+            Some(host) => at_host(value.split(',').next().unwrap_or_default(), host),
             None => value.to_owned(),
         };
         println!("{name}='{value}'");

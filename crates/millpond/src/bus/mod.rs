@@ -151,15 +151,18 @@ impl Bus {
         let bare: Vec<ServerAddr> = servers.iter().filter_map(access::without_credentials).collect();
         let unreachable =
             |reason| ConnectError::Unreachable { address: without_password(url), role: role.name(), timeout, reason };
+        let mut reason = "no answer".to_owned();
         let client = loop {
             let options = access.apply(&servers, options(role, name, sender.clone(), dropped.clone()));
             let attempt = tokio::time::timeout_at(deadline, options.connect(bare.as_slice())).await;
-            let reason = match attempt {
+            match attempt {
                 Ok(Ok(client)) => break client,
-                Ok(Err(error)) => describe(&error),
-                Err(_) => "no answer".to_owned(),
-            };
-            let denied = reason.contains("authorization");
+                Ok(Err(error)) => reason = describe(&error),
+                // What was said before says more.
+                Err(_) => {}
+            }
+            // Time does not heal these. The second is the client's word for both sides' certificates.
+            let denied = ["authorization", "certificate"].iter().any(|word| reason.to_lowercase().contains(word));
             if denied || tokio::time::Instant::now() + Duration::from_millis(100) >= deadline {
                 return Err(unreachable(reason));
             }
