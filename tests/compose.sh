@@ -85,6 +85,9 @@ for profile in "" elk metrics; do
 done
 docker compose -f docker-compose.yml -f docker-compose.ha.yml config --quiet
 step "docker compose config is clean: default, elk, metrics, ha"
+# Few slots, so that there is a mid-job to scale and to kill in.
+printf 'services: { worker: { environment: { MILLPOND_WORKER_IO_SLOTS: "4" } } }\n' >"$work/slots.yml"
+export COMPOSE_FILE=docker-compose.yml:$work/slots.yml
 docker compose build --quiet >"$work/build.log" 2>&1 || fail "build: $(tail -n 20 "$work/build.log")"
 docker compose build --quiet cli >>"$work/build.log" 2>&1 || fail "build: $(tail -n 20 "$work/build.log")"
 step "built"
@@ -109,7 +112,7 @@ is "tasks, done, run again" "600 600 0" "$(counts scaled)"
 n=0
 for service in nats producer collector worker; do
     n=$((n + 1))
-    submit_sleeps "killed-$service" 300 0.05
+    submit_sleeps "killed-$service" 300 0.1
     begun "killed-$service"
     containers "$service" | xargs docker kill --signal KILL >/dev/null
     up --no-recreate
@@ -118,7 +121,7 @@ for service in nats producer collector worker; do
     is "$service killed: tasks, done" "300 300" "$all $done"
     step "  of them run again: $again"
 done
-submit_sleeps killed-all 300 0.05
+submit_sleeps killed-all 300 0.1
 cli submit fail '{"how": "fatal"}' --id letter >/dev/null
 begun killed-all
 containers | xargs docker kill --signal KILL >/dev/null
@@ -239,7 +242,7 @@ cat >"$work/mine/compose.yml" <<'Y'
 services:
   worker: { image: "${COMPOSE_PROJECT_NAME}", build: !reset null }
 Y
-docker compose -f docker-compose.yml -f "$work/mine/compose.yml" up --detach --wait --no-build worker >>"$work/up.log" 2>&1 || fail "worker-python: $(tail -n 5 "$work/up.log")"
+COMPOSE_FILE=$COMPOSE_FILE:$work/mine/compose.yml docker compose up --detach --wait --no-build worker >>"$work/up.log" 2>&1 || fail "worker-python: $(tail -n 5 "$work/up.log")"
 is "a handler in Python" 42 "$(cli submit double 21 --wait)"
 docker image rm --force "$COMPOSE_PROJECT_NAME" >/dev/null
 step "compose.sh: all of it is as it should be"
