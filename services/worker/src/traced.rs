@@ -87,7 +87,11 @@ impl Traced {
             failure,
             ..span("process", Some("process"), task)
         };
+        span.attributes.push(KeyValue::new(FIELD_QUEUE, task.subject.queue.clone()));
+        span.attributes.push(KeyValue::new(FIELD_KIND, task.subject.kind.clone()));
+        span.attributes.extend(task.subject.job.clone().map(|job| KeyValue::new(FIELD_JOB, job)));
         if task.is_batch() {
+            span.attributes.push(batch_of(task.items_len() as usize));
             span.attributes.push(KeyValue::new("failed", i64::try_from(failed).unwrap_or(i64::MAX)));
         }
         record(span);
@@ -96,19 +100,12 @@ impl Traced {
 
 /// What the spans of a message have in common.
 fn span(operation: &'static str, kind: Option<&'static str>, task: &Task) -> Span {
-    let (queue, kind_of) = (&task.subject.queue, &task.subject.kind);
-    let (destination, id) = (format!("tasks.{queue}.{kind_of}"), task.id());
+    let destination = format!("tasks.{}.{}", task.subject.queue, task.subject.kind);
     let name = format!("{operation} {destination}");
     let mut attributes = messaging(operation, kind, destination);
-    attributes.push(KeyValue::new("messaging.message.id", id.clone()));
-    attributes.push(KeyValue::new(FIELD_TASK_ID, id));
-    attributes.push(KeyValue::new(FIELD_QUEUE, queue.clone()));
-    attributes.push(KeyValue::new(FIELD_KIND, kind_of.clone()));
+    attributes.push(KeyValue::new(FIELD_TASK_ID, task.id()));
     attributes.push(KeyValue::new(FIELD_ATTEMPT, i64::from(task.attempt)));
-    attributes.extend(task.subject.job.clone().map(|job| KeyValue::new(FIELD_JOB, job)));
-    attributes.extend(task.is_batch().then(|| batch_of(task.items_len() as usize)));
-    let now = SystemTime::UNIX_EPOCH;
-    let (trace, kind) = (trace_of(task), SpanKind::Internal);
+    let (trace, kind, now) = (trace_of(task), SpanKind::Internal, SystemTime::UNIX_EPOCH);
     Span { trace, parent: None, name, kind, started: now, ended: now, attributes, links: Vec::new(), failure: None }
 }
 

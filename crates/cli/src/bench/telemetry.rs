@@ -170,6 +170,15 @@ fn print(rounds: &BTreeMap<Mode, Vec<Value>>, as_json: bool) -> std::io::Result<
         let (to, goal) = mode.goal()?;
         Some((spread(rates(mode).iter().zip(rates(to)).map(|(of, to)| of / to)), goal))
     };
+    // Of all processes together: what others do on the machine hides less of it.
+    let cpu = |mode: Mode| {
+        let sum = |r: &Value| Some(r.get("cpu_us_per_task")?.as_object()?.values().filter_map(Value::as_f64).sum());
+        figures(rounds.get(&mode).map_or(&[], Vec::as_slice), sum)
+    };
+    let cpu_ratio = |mode: Mode| -> Option<Spread> {
+        let (to, _) = mode.goal()?;
+        Some(spread(cpu(to).iter().zip(cpu(mode)).map(|(to, of)| to / of)))
+    };
     let median = |mode: Mode, figure: &str, process: &str| {
         let of = |r: &Value| r.get(figure)?.get(process)?.as_f64();
         spread(figures(rounds.get(&mode).map_or(&[], Vec::as_slice), of)).median
@@ -179,14 +188,20 @@ fn print(rounds: &BTreeMap<Mode, Vec<Value>>, as_json: bool) -> std::io::Result<
         let all: BTreeMap<&str, Value> = rounds.iter().map(|(mode, rounds)| (mode.name(), json!(rounds))).collect();
         return writeln!(out, "{}", json!(all));
     }
-    writeln!(out, "\n{:<28} {:<28} {:<20} CPU us/task, RSS MiB", "", "tasks/s: median (min-max)", "ratio, goal")?;
+    writeln!(
+        out,
+        "\n{:<26} {:<26} {:<32} {:<18} {:<16} by process: CPU, RSS MiB",
+        "", "tasks/s: median (min-max)", "ratio, goal", "CPU us/task", "ratio"
+    )?;
     for mode in MODES {
         let ratio = ratio(mode).map_or_else(String::new, |(ratio, goal)| format!("{}, {goal}", ratio.text(2)));
-        let used = ["bench", "worker", "collector"].map(|process| {
+        let cpu_ratio = cpu_ratio(mode).map_or_else(String::new, |ratio| ratio.text(2));
+        let used = ["bench", "nats-server", "worker", "collector"].map(|process| {
             let (cpu, rss) = (median(mode, "cpu_us_per_task", process), median(mode, "rss_bytes", process));
             format!("{process} {cpu:.1} {:.0}", rss / 1024.0 / 1024.0)
         });
-        writeln!(out, "{:<28} {:<28} {ratio:<36} {}", mode.name(), spread(rates(mode)).text(0), used.join("  "))?;
+        let (rate, cpu) = (spread(rates(mode)).text(0), spread(cpu(mode)).text(0));
+        writeln!(out, "{:<26} {rate:<26} {ratio:<32} {cpu:<18} {cpu_ratio:<16} {}", mode.name(), used.join("  "))?;
     }
     Ok(())
 }

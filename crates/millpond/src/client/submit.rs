@@ -181,7 +181,6 @@ fn record_publish(
     let destination = format!("tasks.{}.{}", task.queue, task.kind);
     let name = format!("publish {destination}");
     let mut attributes = messaging("publish", Some("send"), destination);
-    attributes.push(KeyValue::new("messaging.message.id", id.clone()));
     attributes.push(KeyValue::new(FIELD_TASK_ID, id));
     attributes.push(KeyValue::new(FIELD_QUEUE, task.queue.clone()));
     attributes.push(KeyValue::new(FIELD_KIND, task.kind.clone()));
