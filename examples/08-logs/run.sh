@@ -12,5 +12,5 @@ trap - EXIT
 kill "$worker"
 wait "$worker"
 for child in 1 2 3 4; do
-    echo "logs/chatter-$child $(grep -c "\"message\":\"line .*\"child\":\"logs/chatter-$child\"" "$log")"
+    echo "logs/chatter-$child $(grep '"message":"line ' "$log" | grep -c "\"child\":\"logs/chatter-$child\"")"
 done
