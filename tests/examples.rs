@@ -238,9 +238,9 @@ async fn a_monitor_sees_what_each_child_uses() {
 /// What the example writes as line `n`, and with which level it comes.
 fn expected(n: usize) -> (&'static str, String) {
     let level = match (n % 2, n % 3) {
-        (1, 1) => "WARN",
-        (1, 2) => "ERROR",
-        _ => "INFO",
+        (1, 1) => "warn",
+        (1, 2) => "error",
+        _ => "info",
     };
     (level, format!("line {n}"))
 }
