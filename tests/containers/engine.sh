@@ -37,7 +37,7 @@ engine() {
         quiet apt-get update
         quiet env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends docker.io iptables
     fi
-    setsid nohup nice -n "${ENGINE_NICE:-0}" dockerd >"$ENGINE_DIR/dockerd.log" 2>&1 </dev/null &
+    setsid nohup dockerd >"$ENGINE_DIR/dockerd.log" 2>&1 </dev/null &
     echo $! >"$ENGINE_DIR/dockerd.pid"
     for _ in $(seq 60); do
         if docker info >/dev/null 2>&1; then return; fi
