@@ -26,7 +26,8 @@ def search(url, streams, field, value):
 def story(url, trace):
     spans = search(url, "traces-*.otel-*", "trace_id", trace)
     lines = search(url, "logs-*.otel-*", "trace_id", trace)
-    return spans, [line for line in lines if "event_name" in line], [line for line in lines if "event_name" not in line]
+    events = [line for line in lines if "event.name" in line["attributes"]]
+    return spans, events, [line for line in lines if line not in events]
 
 
 def counts(spans, events, lines):
@@ -43,7 +44,7 @@ def main():
     time.sleep(QUIET_S)
     spans, events, lines = found = story(url, trace)
     if counts(*found) != expected:
-        sys.exit(f"{task}: expected {expected}, got {counts(*found)}: {json.dumps(found, indent=1)[:8000]}")
+        sys.exit(f"{task}: expected {expected}, got {counts(*found)}: {json.dumps(found, indent=1)[:3000]}")
     assert len(spans) == sum(expected[:3]), "no other spans"
     attempts = {span["span_id"]: span for span in spans if span["name"].startswith("process")}
     publish = next(span for span in spans if span["name"].startswith("publish"))
