@@ -147,16 +147,24 @@ stories() {
 }
 retried=$(trace retried) dead=$(trace dead) chained=$(trace chained) batched=$(trace batched.1/0+3)
 stories
+python3 tests/elk/panels.py "$ELASTICSEARCH_URL"
 step "retried, dead, chained, batched: every span and line, found by trace id"
 
 # --- an outage: nobody takes what the Collector has, and it is started again meanwhile ---
 stop "$logstash"
 run submit story '{"until": 2}' --id outage --wait
-sleep 3
+outage=$(trace outage)
+# What prometheus.yml scrapes: how full the queue of the exporter is.
+waits_in_queue() {
+    curl -sf "http://127.0.0.1:$metrics_port/metrics" >"$work/metrics" && grep -q '^otelcol_exporter_queue_capacity{' "$work/metrics" &&
+        grep '^otelcol_exporter_queue_size{.*traces' "$work/metrics" | grep -qv ' 0$'
+}
+until_true "something in the queue of the Collector" waits_in_queue
+sleep 2
 stop "$otelcol_pid"
+check "$outage" outage 0 0 0 0 0
 start_otelcol
 start_logstash
-outage=$(trace outage)
 check "$outage" outage 1 2 2 1 4
 step "a task of the outage is there, from the queue on disk"
 

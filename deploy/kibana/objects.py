@@ -30,8 +30,9 @@ def text(value):
 def data_view(name, title, pattern):
     formats = {
         "trace_id": {"id": "url", "params": {"urlTemplate": STORY, "labelTemplate": "{{value}}", "openLinkInCurrentTab": True}},
-        "duration": {"id": "duration", "params": {"inputFormat": "nanoseconds", "outputFormat": "humanizePrecise"}},
     }
+    if name != LOGS:
+        formats["duration"] = {"id": "duration", "params": {"inputFormat": "nanoseconds", "outputFormat": "humanizePrecise"}}
     put("index-pattern", name, {"name": title, "title": pattern, "timeFieldName": "@timestamp", "fieldFormatMap": text(formats)})
 
 

@@ -46,6 +46,8 @@ def main():
     if counts(*found) != expected:
         sys.exit(f"{task}: expected {expected}, got {counts(*found)}: {json.dumps(found, indent=1)[:3000]}")
     assert len(spans) == sum(expected[:3]), "no other spans"
+    if not any(expected):
+        return print(f"{task}: nothing yet")
     attempts = {span["span_id"]: span for span in spans if span["name"].startswith("process")}
     publish = next(span for span in spans if span["name"].startswith("publish"))
     assert "parent_span_id" not in publish, publish
