@@ -154,7 +154,7 @@ def grafana(names):
             assert target["datasource"]["uid"] == uid == panel["datasource"]["uid"], panel["title"]
             expressions.append(target["expr"])
     for variable in board["templating"]["list"]:
-        expressions.append(re.match(r"label_values\((\w+), \w+\)$", variable["definition"])[1])
+        expressions.append(re.match(r"label_values\((\w+), \w+\)$", variable["query"]["query"])[1])
     variables = {variable["name"] for variable in board["templating"]["list"]} | {"__rate_interval"}
     for name in re.findall(r"\$(\w+)", " ".join(expressions)):
         assert name in variables, f"${name} is no variable"
@@ -185,8 +185,30 @@ def secrets():
     print(f"secrets: {len(seen)} uses")
 
 
+def containers():
+    """As tests/compose.sh has it of those that run: rights, limits, exact images, nothing open to other machines."""
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode != 0:
+        return print("docker compose is not here: containers were not looked at")
+    asked = ["docker", "compose", "--profile", "elk", "--profile", "metrics", "config", "--format", "json"]
+    said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+    services = json.loads(said.stdout)["services"]
+    for name, service in services.items():
+        assert re.search(r":v?\d+\.\d+(\.\d+|-alpine)$", service["image"]), f"{name}: {service['image']} is no exact version"
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["user"].startswith("65532:") and service["mem_limit"] and service["pids_limit"], name
+        assert service.get("read_only") or "docker.elastic.co" in service["image"], f"{name}: its root can be written"
+        assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", [])), f"{name} is open"
+        for mount in service["volumes"]:
+            source = pathlib.Path(mount["source"])
+            assert mount["type"] == "volume" or source.exists() and mount["read_only"], f"{name}: {source}"
+    for name in ("producer", "worker", "collector"):
+        assert "OTEL_EXPORTER_OTLP_ENDPOINT" in services[name]["environment"], name
+    print(f"containers: {len(services)}")
+
+
 metrics = metrics_of_code()
 kibana(templates())
 prometheus(metrics)
 grafana(metrics)
 secrets()
+containers()
