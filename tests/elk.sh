@@ -8,7 +8,7 @@
 #
 #   tests/elk.sh [MILLPOND]     MILLPOND: the program; default: cargo builds it
 #
-# Needs JDK 17, Maven, Go, Ruby (or JRuby as RUBY), python3, curl, unzip, libzstd, about 2 GB in $ELK_DIR (default:
+# Needs JDK 17, Maven, Go, Ruby (or JRuby as RUBY), python3, curl, unzip, libzstd, Prometheus where metrics are to be tried, about 2 GB in $ELK_DIR (default:
 # /var/tmp/millpond-elk), where what it builds is kept, and a network for the first time. Everything listens on 127.0.0.1 only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -40,7 +40,7 @@ stop() {
 cleanup() {
     local code=$?
     for pid in "${started[@]}"; do stop "$pid"; done
-    if [ "$code" != 0 ]; then tail -n 15 "$work"/*.log >&2; fi
+    if [ "$code" != 0 ]; then tail -n 5 "$work"/*.log >&2; fi
     rm -rf "$work"
     exit "$code"
 }
@@ -90,9 +90,9 @@ millpond=$(realpath "$millpond")
 step "built, or found"
 
 # --- the pipeline ---
-read -r search_port otlp_port health_port metrics_port logstash_port < <(python3 -c '
+read -r search_port otlp_port health_port metrics_port logstash_port worker_port prometheus_port < <(python3 -c '
 import socket
-held = [socket.socket() for _ in range(5)]
+held = [socket.socket() for _ in range(7)]
 [s.bind(("127.0.0.1", 0)) for s in held]
 print(*(s.getsockname()[1] for s in held))')
 export ELASTICSEARCH_URL=http://127.0.0.1:$search_port
@@ -124,9 +124,13 @@ mkdir "$work/handlers"
 printf '[story]\ncommand = ["python3", "%s"]\nslots = 2\n' "$here/tests/handlers/story.py" >"$work/handlers/handlers.toml"
 export MILLPOND_STATE=$work/state MILLPOND_WORKER_RETRY_DELAY=200ms
 export OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:$otlp_port
-start millpond "$millpond" up --ports auto --handlers "$work/handlers/handlers.toml"
+start millpond "$millpond" up --ports auto --workers 0
 up=$pid
-until_true "millpond up" "$millpond" doctor
+until_true "millpond up" test -s "$work/state/env"
+until_true "the collector" "$millpond" job ls
+start worker "$millpond" worker run --name w1 --listen "127.0.0.1:$worker_port" --handlers "$work/handlers/handlers.toml"
+worker=$pid
+until_true "the worker" curl -sf "http://127.0.0.1:$worker_port/readyz"
 run() { "$millpond" "$@" >>"$work/commands.log" 2>&1; }
 trace() { # of a task
     "$millpond" task show "$1" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["trace"])'
@@ -150,6 +154,30 @@ stories
 python3 tests/elk/panels.py "$ELASTICSEARCH_URL"
 step "retried, dead, chained, batched: every span and line, found by trace id"
 
+# --- metrics ---
+if command -v prometheus >/dev/null; then
+    address() { sed -n "s#^$1=['\"]*http://\([^/'\"]*\).*#\1#p" "$work/state/env"; }
+    python3 tests/elk/metrics.py config "127.0.0.1:$worker_port" "$(address MILLPOND_PRODUCER_URL)" \
+        "$(address MILLPOND_COLLECTOR_URL)" "127.0.0.1:$metrics_port" >"$work/prometheus.yml"
+    start prometheus prometheus --config.file="$work/prometheus.yml" --storage.tsdb.path="$work/metrics.db" \
+        --web.listen-address="127.0.0.1:$prometheus_port"
+    prometheus=$pid
+    until_true "Prometheus" curl -sf "http://127.0.0.1:$prometheus_port/-/ready"
+    # Histograms and rates want tasks between two looks; and one over HTTP, for the producer.
+    token=$(sed -n "s/^MILLPOND_TOKEN=['\"]*\([^'\"]*\).*/\1/p" "$work/state/env")
+    for _ in 1 2 3; do
+        sleep 1.5
+        run submit story '{}' --wait
+        run submit story '{"fatal": true}' --wait || true
+        curl -sf -H "Authorization: Bearer $token" -d 12 "http://$(address MILLPOND_PRODUCER_URL)/v1/tasks/default/square" >/dev/null
+    done
+    python3 tests/elk/metrics.py ask "http://127.0.0.1:$prometheus_port"
+    stop "$prometheus"
+    step "Prometheus has figures for every panel of Grafana"
+else
+    step "NOT run: there is no prometheus here"
+fi
+
 # --- an outage: nobody takes what the Collector has, and it is started again meanwhile ---
 stop "$logstash"
 run submit story '{"until": 2}' --id outage --wait
@@ -169,6 +197,7 @@ check "$outage" outage 1 2 2 1 4
 step "a task of the outage is there, from the queue on disk"
 
 # --- nothing more comes of them when all is over, and no document was refused ---
+stop "$worker"
 stop "$up"
 stop "$otelcol_pid"
 stories
