@@ -32,7 +32,11 @@ COPY deploy/nats deploy/nats
 COPY services services
 RUN cargo build --release --locked -p millpond-cli -p millpond-producer -p millpond-worker -p millpond-collector \
     && mkdir -p /out/bin /out/var/secrets/nats /out/var/secrets/setup /out/var/secrets/producer /out/var/secrets/worker \
-         /out/var/secrets/collector /out/var/secrets/cli /out/var/secrets/postgres /out/var/nats /out/var/nats-2 /out/var/nats-3 /out/var/data \
+         /out/var/secrets/collector /out/var/secrets/cli /out/var/secrets/postgres /out/var/secrets/elasticsearch \
+         /out/var/secrets/elk-setup /out/var/secrets/logstash /out/var/secrets/otel-collector /out/var/secrets/kibana \
+         /out/var/secrets/grafana /out/var/pipeline/certs /out/var/pipeline/elasticsearch /out/var/pipeline/logstash \
+         /out/var/pipeline/otel-collector /out/var/pipeline/kibana /out/var/pipeline/prometheus /out/var/pipeline/grafana \
+         /out/var/nats /out/var/nats-2 /out/var/nats-3 /out/var/data \
     && cp target/release/millpond target/release/millpond-producer target/release/millpond-worker \
          target/release/millpond-collector /out/bin/
 

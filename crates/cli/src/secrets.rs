@@ -14,7 +14,8 @@ use crate::up::CONFIG_FILES;
 /// Where the services are, as compose and the chart name them.
 #[derive(Args, Debug)]
 pub struct SecretsArgs {
-    /// The folder; each of its folders is for one service: nats, setup, producer, worker, collector, cli, postgres.
+    /// The folder; each of its folders is for one service: nats, setup, producer, worker, collector, cli, postgres; of what
+    /// takes telemetry: elasticsearch, elk-setup, logstash, otel-collector, kibana, grafana.
     dir: PathBuf,
     /// Host and port of NATS, several separated by commas, as the services reach it.
     #[arg(long, default_value = "nats:4222", value_delimiter = ',')]
@@ -41,6 +42,21 @@ enum Server {
     /// One of three that `--nats` names: each message is on two disks before it is acknowledged.
     Cluster,
 }
+
+/// Who needs which secret of the programs that take telemetry (deploy/elasticsearch/setup.sh makes the users).
+const PIPELINE: [(&str, &str); 11] = [
+    ("elasticsearch", "elastic_password"),
+    ("elk-setup", "elastic_password"),
+    ("elk-setup", "kibana_password"),
+    ("elk-setup", "writer_password"),
+    ("elk-setup", "reader_password"),
+    ("logstash", "writer_password"),
+    ("otel-collector", "writer_password"),
+    ("kibana", "kibana_password"),
+    ("kibana", "reader_password"),
+    ("kibana", "encryption_key"),
+    ("grafana", "grafana_password"),
+];
 
 /// What a server of a cluster needs. NAME is `$HOSTNAME`: the container's.
 fn cluster(hosts: &[String], password: &str) -> String {
@@ -74,6 +90,9 @@ pub fn run(args: &SecretsArgs) -> anyhow::Result<ExitCode> {
     put(dir, "postgres", "password", &secrets.database_password)?;
     let store = format!("postgres://millpond:{}@{}/millpond", secrets.database_password, args.postgres);
     put(dir, "collector", "postgres_store", &store)?;
+    for (service, name) in PIPELINE {
+        put(dir, service, name, secrets.pipeline.get(name).map_or("", String::as_str))?;
+    }
     let url = |role: &str| {
         let servers = args.nats.iter().map(|host| format!("nats://{role}:{}@{host}", password(role)));
         servers.collect::<Vec<_>>().join(",")
@@ -186,6 +205,9 @@ mod tests {
         run(&args(Server::Cluster)).unwrap();
         assert_eq!(read("worker/nats_password"), worker);
         assert_eq!(fs::read_dir(dir.path().join("worker")).unwrap().count(), 1);
+        assert_eq!(read("elk-setup/writer_password"), read("logstash/writer_password"));
+        assert_eq!(fs::read_dir(dir.path().join("logstash")).unwrap().count(), 1);
+        assert!(PIPELINE.iter().all(|(service, name)| read(&format!("{service}/{name}")).len() > 32));
         assert!(read("nats/roles.conf").starts_with("MILLPOND_CLIENT_PASSWORD: \"m"));
         assert!(read("nats/millpond.conf").contains("@nats-2:6222"));
         let env = Env::load(&dir.path().join("cli"));

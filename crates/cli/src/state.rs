@@ -172,12 +172,23 @@ pub struct Secrets {
     /// Password between the servers of a cluster.
     #[serde(default = "secret")]
     pub route_password: String,
+    /// Of the programs that take telemetry, by name.
+    #[serde(default = "pipeline_secrets")]
+    pub pipeline: BTreeMap<String, String>,
 }
 
 /// A new password or token. nats-server reads passwords from its environment, where a value of digits would be a number:
 /// it starts with a letter.
 fn secret() -> String {
     format!("m{}{}", millpond::random_token(), millpond::random_token())
+}
+
+/// Users of Elasticsearch, what Kibana encrypts with, and the administrator of Grafana.
+pub const PIPELINE: [&str; 6] =
+    ["elastic_password", "kibana_password", "writer_password", "reader_password", "encryption_key", "grafana_password"];
+
+fn pipeline_secrets() -> BTreeMap<String, String> {
+    PIPELINE.iter().map(|name| ((*name).to_owned(), secret())).collect()
 }
 
 /// The roles that have a password.
@@ -194,6 +205,7 @@ impl Secrets {
             viewer_token: secret(),
             database_password: secret(),
             route_password: secret(),
+            pipeline: pipeline_secrets(),
         }
     }
 
