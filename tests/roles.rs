@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::{Client, ConnectOptions, Event};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -256,6 +256,6 @@ async fn setup_may_be_repeated_and_keeps_the_epochs() {
     }
     assert_eq!((state().await.epoch, state().await.messages_max), (before, Some(500)));
     let js = jetstream::new(Intruder::connect(&cluster.nats, "setup").await.client);
-    let names: Vec<String> = js.stream_names().filter_map(async |n| n.ok()).collect().await;
+    let names: Vec<String> = js.stream_names().try_collect().await.unwrap();
     assert_eq!(names.len(), 4 + 8 + 1, "{names:?}");
 }
