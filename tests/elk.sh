@@ -19,7 +19,7 @@ COLLECTOR_VERSION=v0.165.0
 here=$PWD
 engine=$ELK_DIR/search-engine otelcol=$ELK_DIR/otelcol/otelcol
 work=$(mktemp -d)
-started=()
+declare -A started
 
 step() { printf '%5ss  %s\n' "$SECONDS" "$*"; }
 fail() {
@@ -30,16 +30,17 @@ fail() {
 start() { # start NAME COMMAND…
     "${@:2}" >>"$work/$1.log" 2>&1 &
     pid=$!
-    started+=("$pid")
+    started[$pid]=1
 }
 # Ends a process that was started here, and waits for it.
 stop() {
+    unset "started[$1]"
     kill "$1" 2>/dev/null || true
     wait "$1" 2>/dev/null || true
 }
 cleanup() {
     local code=$?
-    for pid in "${started[@]}"; do stop "$pid"; done
+    for pid in "${!started[@]}"; do stop "$pid"; done
     if [ "$code" != 0 ]; then tail -n 5 "$work"/*.log >&2; fi
     rm -rf "$work"
     exit "$code"
