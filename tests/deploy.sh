@@ -30,6 +30,7 @@ npm install --silent --no-audit --no-fund --prefix target/grafana-schema @grafan
 target/grafana-schema/node_modules/.bin/tsc --noEmit --strict --skipLibCheck --module nodenext --moduleResolution nodenext \
     target/grafana-schema/board.ts
 echo "the dashboard of Grafana fits its schema"
+"${RUBY:-ruby}" -ryaml -e 'ARGV.each { |file| YAML.safe_load_file(file, aliases: true) }' deploy/*/*.y*ml deploy/grafana/provisioning/*/*.yml
 for script in deploy/elasticsearch/*.sh tests/elk.sh; do bash -n "$script"; done
 if docker compose version >/dev/null 2>&1; then
     said=$(docker compose --profile elk --profile metrics config --quiet 2>&1)

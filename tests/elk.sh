@@ -19,7 +19,7 @@ COLLECTOR_VERSION=v0.165.0
 here=$PWD
 engine=$ELK_DIR/search-engine otelcol=$ELK_DIR/otelcol/otelcol
 work=$(mktemp -d)
-started=()
+declare -A started
 
 step() { printf '%5ss  %s\n' "$SECONDS" "$*"; }
 fail() {
@@ -30,16 +30,17 @@ fail() {
 start() { # start NAME COMMAND…
     "${@:2}" >>"$work/$1.log" 2>&1 &
     pid=$!
-    started+=("$pid")
+    started[$pid]=1
 }
 # Ends a process that was started here, and waits for it.
 stop() {
+    unset "started[$1]"
     kill "$1" 2>/dev/null || true
     wait "$1" 2>/dev/null || true
 }
 cleanup() {
     local code=$?
-    for pid in "${started[@]}"; do stop "$pid"; done
+    for pid in "${!started[@]}"; do stop "$pid"; done
     if [ "$code" != 0 ]; then tail -n 5 "$work"/*.log >&2; fi
     rm -rf "$work"
     exit "$code"
@@ -152,6 +153,13 @@ stories() {
 retried=$(trace retried) dead=$(trace dead) chained=$(trace chained) batched=$(trace batched.1/0+3)
 stories
 python3 tests/elk/panels.py "$ELASTICSEARCH_URL"
+# As docs/observability.md has it: 7 spans, 2 exceptions, 6 lines; and the kind that fails.
+found=$(curl -sf "$ELASTICSEARCH_URL/traces-*,logs-*/_search?size=1000&sort=@timestamp&q=trace_id:$retried" |
+    python3 -c 'import json, sys; print(len(json.load(sys.stdin)["hits"]["hits"]))')
+[ "$found" = 15 ] || fail "the story of the retried task by curl: expected 15, got $found"
+curl -sf -H 'Content-Type: application/json' "$ELASTICSEARCH_URL/traces-*/_search?size=0&q=status.code:Error" -d '
+  {"aggs": {"kind": {"terms": {"field": "attributes.kind"}, "aggs": {"ns": {"max": {"field": "duration"}}}}}}' |
+    grep -q '"key":"story","doc_count":3' || fail "the kinds that fail by curl"
 step "retried, dead, chained, batched: every span and line, found by trace id"
 
 # --- metrics ---
