@@ -188,9 +188,13 @@ async fn a_retry_that_was_cut_off_and_asked_for_again_runs_once() {
         let moved = queue == "slow";
         let ended = if moved { text(&again["rows"][0], "new_id") } else { id };
         let _worker = cluster.worker("w", &["--queues", "default,slow"], None);
-        let task = ends_as(&cluster, &ended, if moved { "dead" } else { "done" }).await;
-        let ran: Vec<_> = task["attempts"].as_array().unwrap().iter().filter(|a| a["worker"] == "w").collect();
-        assert_eq!(ran.len(), 1, "{place} {queue}: {task}");
+        // A letter and the attempt that it is of come by two streams.
+        let ran = until("its attempt", PATIENCE, async || {
+            let task = ends_as(&cluster, &ended, if moved { "dead" } else { "done" }).await;
+            let ran = task["attempts"].as_array().unwrap().iter().filter(|a| a["worker"] == "w").count();
+            (ran > 0).then_some(ran)
+        });
+        assert_eq!(ran.await, 1, "{place} {queue}");
     }
 }
 
