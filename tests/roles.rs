@@ -177,7 +177,10 @@ async fn worker_answers_a_call_once_and_nothing_else() {
     let mut worker = Intruder::connect(&nats, "worker").await;
     let client = Intruder::connect(&nats, "client").await.client;
     let mut calls = worker.client.subscribe("call.>").await.unwrap();
-    worker.client.flush().await.unwrap();
+    // The server takes one thing after the other: when it has sent this back, it knows of the subscription above.
+    let mut own = worker.client.subscribe("_INBOX_worker.own").await.unwrap();
+    worker.client.publish("_INBOX_worker.own", "".into()).await.unwrap();
+    own.next().await.unwrap();
     let answer = client.request("call.default.square", "12".into());
     let answering = async {
         let reply = calls.next().await.unwrap().reply.unwrap();
@@ -186,7 +189,8 @@ async fn worker_answers_a_call_once_and_nothing_else() {
         // Nor what it was not asked.
         worker.may_not_publish(&format!("{reply}x")).await;
     };
-    let (answer, ()) = tokio::join!(answer, answering);
+    let both = tokio::time::timeout(Duration::from_secs(30), async { tokio::join!(answer, answering) }).await;
+    let (answer, ()) = both.expect("the call arrives");
     assert_eq!(answer.unwrap().payload, "144");
 }
 
