@@ -57,7 +57,7 @@ compose() {
     echo "$COMPOSE_SHA256  $deb" | sha256sum --check --quiet || cannot "docker compose: the package is not the expected one"
     rm -rf "$ENGINE_DIR/compose" && dpkg-deb -x "$deb" "$ENGINE_DIR/compose"
     mkdir -p "$plugins"
-    find "$ENGINE_DIR/compose" -type f -name docker-compose -exec cp {} "$plugins/" \;
+    find "$ENGINE_DIR/compose" -type f -name docker-compose -size +1M -exec install -m 755 {} "$plugins/docker-compose" \;
     docker compose version >/dev/null || cannot "docker compose does not run here"
 }
 
