@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use millpond::bus::results::{Ended, EndedBody, EndedMessage};
 use millpond::limits::SPAN_LINKS_MAX;
-use millpond::telemetry::{Span, SpanKind, TraceContext, batch_of, messaging, record};
+use millpond::telemetry::{Span, SpanKind, TraceContext, record};
 
 /// These were stored; nothing is said where none of them is traced.
 pub(crate) fn stored(from: Ended, messages: &[EndedMessage], started: SystemTime) {
@@ -30,10 +30,11 @@ pub(crate) fn stored(from: Ended, messages: &[EndedMessage], started: SystemTime
     if links.is_empty() {
         return;
     }
-    let mut attributes = messaging("store", Some("process"), from.stream().to_owned());
-    attributes.push(batch_of(messages.len()));
-    let (name, kind, ended) = (format!("store {}", from.stream()), SpanKind::Consumer, SystemTime::now());
-    record(Span { trace, parent: None, name, kind, started, ended, attributes, links, failure: None });
+    let destination = from.stream().to_owned();
+    let mut span = Span::new(("store", Some("process")), destination, SpanKind::Consumer, (trace, None), started);
+    span.say_batch(messages.len());
+    span.links = links;
+    record(span);
 }
 
 fn link(trace: Option<&str>, span: Option<&str>) -> Option<TraceContext> {

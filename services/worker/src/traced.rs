@@ -7,8 +7,8 @@ use millpond::bus::lease::Lease;
 use millpond::outcome::Failure;
 use millpond::task::Task;
 use millpond::telemetry::{
-    About, FIELD_ATTEMPT, FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, KeyValue, Scope, Span, SpanKind,
-    TraceContext, batch_of, messaging, record, time_of,
+    About, FIELD_ATTEMPT, FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, Scope, Span, SpanKind, TraceContext,
+    record, time_of,
 };
 
 use crate::share::CallEnd;
@@ -23,19 +23,30 @@ pub(crate) struct Traced {
     pub(crate) attempt: TraceContext,
 }
 
+/// What a task says of where it belongs.
+fn said(task: &Task) -> Option<TraceContext> {
+    task.traceparent().and_then(TraceContext::parse)
+}
+
+/// Where a task belongs that says nothing of it.
+fn unsaid(task: &Task) -> TraceContext {
+    TraceContext::of_task(&task.subject.queue, &task.root)
+}
+
 /// Where a task belongs that does not run here.
 pub(crate) fn trace_of(task: &Task) -> TraceContext {
-    let said = task.traceparent().and_then(TraceContext::parse);
-    said.unwrap_or_else(|| TraceContext::of_task(&task.subject.queue, &task.root))
+    said(task).unwrap_or_else(|| unsaid(task))
 }
 
 impl Traced {
     pub(crate) fn new(task: &Task) -> Self {
-        let wait = trace_of(task).child();
-        match task.traceparent().and_then(TraceContext::parse) {
-            Some(parent) => Self { parent: Some(parent), wait, attempt: parent.child() },
+        match said(task) {
+            Some(parent) => Self { parent: Some(parent), wait: parent.child(), attempt: parent.child() },
             // Nobody has told where it came from: its wait is what the trace begins with.
-            None => Self { parent: None, wait, attempt: wait.child() },
+            None => {
+                let wait = unsaid(task).child();
+                Self { parent: None, wait, attempt: wait.child() }
+            }
         }
     }
 
@@ -54,16 +65,8 @@ impl Traced {
     /// It starts: its wait is over.
     pub(crate) fn started(&self, lease: &Lease, at: SystemTime) {
         if self.wait.is_recorded() {
-            record(Span {
-                trace: self.wait,
-                parent: self.parent,
-                kind: SpanKind::Internal,
-                started: Self::waited_since(lease),
-                ended: at,
-                links: Vec::new(),
-                failure: None,
-                ..span("wait", None, &lease.task)
-            });
+            let (place, since) = ((self.wait, self.parent), Self::waited_since(lease));
+            record(Span { ended: at, ..span(("wait", None), SpanKind::Internal, &lease.task, place, since) });
         }
     }
 
@@ -73,45 +76,44 @@ impl Traced {
             return;
         }
         let failed = ends.iter().filter(|end| matches!(end, CallEnd::Failed(_))).count();
-        let failure = ends.iter().find_map(|end| match end {
+        let place = (self.attempt, Some(self.parent.unwrap_or(self.wait)));
+        let mut span = span(("process", Some("process")), SpanKind::Consumer, task, place, started);
+        span.links.extend(self.parent);
+        span.failure = ends.iter().find_map(|end| match end {
             CallEnd::Failed(failure) => Some(failure.clone()),
             CallEnd::Done(_) | CallEnd::NotRun => None,
         });
-        let mut span = Span {
-            trace: self.attempt,
-            parent: Some(self.parent.unwrap_or(self.wait)),
-            kind: SpanKind::Consumer,
-            started,
-            ended: SystemTime::now(),
-            links: self.parent.into_iter().collect(),
-            failure,
-            ..span("process", Some("process"), task)
-        };
-        span.attributes.push(KeyValue::new(FIELD_QUEUE, task.subject.queue.clone()));
-        span.attributes.push(KeyValue::new(FIELD_KIND, task.subject.kind.clone()));
-        span.attributes.extend(task.subject.job.clone().map(|job| KeyValue::new(FIELD_JOB, job)));
+        span.say(FIELD_QUEUE, task.subject.queue.clone());
+        span.say(FIELD_KIND, task.subject.kind.clone());
+        if let Some(job) = &task.subject.job {
+            span.say(FIELD_JOB, job.clone());
+        }
         if task.is_batch() {
-            span.attributes.push(batch_of(task.items_len() as usize));
-            span.attributes.push(KeyValue::new("failed", i64::try_from(failed).unwrap_or(i64::MAX)));
+            span.say_batch(task.items_len() as usize);
+            span.say("failed", i64::try_from(failed).unwrap_or(i64::MAX));
         }
         record(span);
     }
 }
 
 /// What the spans of a message have in common.
-fn span(operation: &'static str, kind: Option<&'static str>, task: &Task) -> Span {
+fn span(
+    operation: (&'static str, Option<&'static str>),
+    kind: SpanKind,
+    task: &Task,
+    place: (TraceContext, Option<TraceContext>),
+    started: SystemTime,
+) -> Span {
     let destination = format!("tasks.{}.{}", task.subject.queue, task.subject.kind);
-    let name = format!("{operation} {destination}");
-    let mut attributes = messaging(operation, kind, destination);
-    attributes.push(KeyValue::new(FIELD_TASK_ID, task.id()));
-    attributes.push(KeyValue::new(FIELD_ATTEMPT, i64::from(task.attempt)));
-    let (trace, kind, now) = (trace_of(task), SpanKind::Internal, SystemTime::UNIX_EPOCH);
-    Span { trace, parent: None, name, kind, started: now, ended: now, attributes, links: Vec::new(), failure: None }
+    let mut span = Span::new(operation, destination, kind, place, started);
+    span.say(FIELD_TASK_ID, task.id());
+    span.say(FIELD_ATTEMPT, i64::from(task.attempt));
+    span
 }
 
 /// The span of a call: a question that is answered and not stored.
 pub(crate) fn called(
-    (queue, kind_of, id): (&str, &str, &str),
+    (queue, kind, id): (&str, &str, &str),
     trace: TraceContext,
     parent: Option<TraceContext>,
     started: SystemTime,
@@ -120,12 +122,11 @@ pub(crate) fn called(
     if !trace.is_recorded() {
         return;
     }
-    let destination = format!("call.{queue}.{kind_of}");
-    let name = format!("process {destination}");
-    let mut attributes = messaging("process", Some("process"), destination);
-    attributes.push(KeyValue::new(FIELD_TASK_ID, id.to_owned()));
-    attributes.push(KeyValue::new(FIELD_QUEUE, queue.to_owned()));
-    attributes.push(KeyValue::new(FIELD_KIND, kind_of.to_owned()));
-    let (kind, links, ended) = (SpanKind::Server, Vec::new(), SystemTime::now());
-    record(Span { trace, parent, name, kind, started, ended, attributes, links, failure });
+    let (operation, destination) = (("process", Some("process")), format!("call.{queue}.{kind}"));
+    let mut span = Span::new(operation, destination, SpanKind::Server, (trace, parent), started);
+    span.say(FIELD_TASK_ID, id.to_owned());
+    span.say(FIELD_QUEUE, queue.to_owned());
+    span.say(FIELD_KIND, kind.to_owned());
+    span.failure = failure;
+    record(span);
 }

@@ -16,7 +16,7 @@ use crate::call::{Code, HEADER_PIPE, HEADER_ROOM};
 use crate::limits::{CALL_ANSWER_GRACE, CALL_TIMEOUT_MAX, TASK_BYTES_MAX};
 use crate::outcome::Failure;
 use crate::task::{HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers};
-use crate::telemetry::{FIELD_KIND, FIELD_QUEUE, KeyValue, Span, SpanKind, TraceContext, messaging, record};
+use crate::telemetry::{FIELD_KIND, FIELD_QUEUE, Span, SpanKind, TraceContext, record};
 
 /// How soon a call whose worker drains is made again: another worker gets it.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
@@ -175,13 +175,11 @@ impl Client {
         let (trace, started) = (TraceContext::below(parent), SystemTime::now());
         let answered = self.ask_until_answered(queue, kind, (&subject, args), timeout, trace, more).await;
         if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
-            let mut attributes = messaging("call", Some("send"), subject);
-            attributes.push(KeyValue::new(FIELD_QUEUE, queue.to_owned()));
-            attributes.push(KeyValue::new(FIELD_KIND, kind.to_owned()));
-            let failure = answered.as_ref().err().map(|error| Failure::new("call", error.to_string()));
-            let (name, ended) = (format!("call call.{queue}.{kind}"), SystemTime::now());
-            let (kind, links) = (SpanKind::Client, Vec::new());
-            record(Span { trace, parent, name, kind, started, ended, attributes, links, failure });
+            let mut span = Span::new(("call", Some("send")), subject, SpanKind::Client, (trace, parent), started);
+            span.say(FIELD_QUEUE, queue.to_owned());
+            span.say(FIELD_KIND, kind.to_owned());
+            span.failure = answered.as_ref().err().map(|error| Failure::new("call", error.to_string()));
+            record(span);
         }
         answered
     }

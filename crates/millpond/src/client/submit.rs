@@ -17,8 +17,7 @@ use crate::task::{
     HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_ID, HEADER_INDEX, HEADER_MSG_ID, HEADER_REF,
     HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers, schedule_headers,
 };
-use crate::telemetry::{FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, KeyValue, Span, SpanKind, TraceContext};
-use crate::telemetry::{batch_of, messaging, record};
+use crate::telemetry::{FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, Span, SpanKind, TraceContext, record};
 
 /// A task to publish, or a batch of them.
 #[derive(Debug, Clone, Default)]
@@ -174,21 +173,23 @@ impl Client {
 fn record_publish(
     task: &NewTask,
     id: String,
-    (trace, parent): (TraceContext, Option<TraceContext>),
+    place: (TraceContext, Option<TraceContext>),
     started: SystemTime,
     published: &Result<Submitted, ClientError>,
 ) {
     let destination = format!("tasks.{}.{}", task.queue, task.kind);
-    let name = format!("publish {destination}");
-    let mut attributes = messaging("publish", Some("send"), destination);
-    attributes.push(KeyValue::new(FIELD_TASK_ID, id));
-    attributes.push(KeyValue::new(FIELD_QUEUE, task.queue.clone()));
-    attributes.push(KeyValue::new(FIELD_KIND, task.kind.clone()));
-    attributes.extend(task.job.clone().map(|job| KeyValue::new(FIELD_JOB, job)));
-    attributes.extend(task.batch.map(|items| batch_of(items as usize)));
-    let failure = published.as_ref().err().map(|error| Failure::new("not_stored", error.to_string()));
-    let (kind, links, ended) = (SpanKind::Producer, Vec::new(), SystemTime::now());
-    record(Span { trace, parent, name, kind, started, ended, attributes, links, failure });
+    let mut span = Span::new(("publish", Some("send")), destination, SpanKind::Producer, place, started);
+    span.say(FIELD_TASK_ID, id);
+    span.say(FIELD_QUEUE, task.queue.clone());
+    span.say(FIELD_KIND, task.kind.clone());
+    if let Some(job) = &task.job {
+        span.say(FIELD_JOB, job.clone());
+    }
+    if let Some(items) = task.batch {
+        span.say_batch(items as usize);
+    }
+    span.failure = published.as_ref().err().map(|error| Failure::new("not_stored", error.to_string()));
+    record(span);
 }
 
 /// How an item ended for good; none while a later attempt waits.

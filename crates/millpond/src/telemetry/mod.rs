@@ -16,8 +16,8 @@ use std::sync::Mutex;
 use file_rotate::compression::Compression;
 use file_rotate::suffix::AppendCount;
 use file_rotate::{ContentLimit, FileRotate};
-use opentelemetry::InstrumentationScope;
 use opentelemetry::trace::TracerProvider;
+use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
@@ -34,8 +34,7 @@ use lines::Lines;
 use span::Sampling;
 
 pub use metrics::{Metrics, gauge, took};
-pub use opentelemetry::KeyValue;
-pub use span::{Span, SpanKind, batch_of, messaging, record, time_of};
+pub use span::{Span, SpanKind, record, time_of};
 pub use trace::{About, Scope, TraceContext};
 
 /// Id of a task in logs and spans.

@@ -17,6 +17,9 @@ use crate::outcome::Failure;
 
 pub use opentelemetry::trace::SpanKind;
 
+/// Attributes of the spans that have the most: one allocation each.
+const ATTRIBUTES_MOST: usize = 12;
+
 /// A span that is over.
 #[derive(Debug)]
 pub struct Span {
@@ -32,12 +35,45 @@ pub struct Span {
     pub started: SystemTime,
     /// Its end.
     pub ended: SystemTime,
-    /// What it is about: [`messaging`] and more.
+    /// What it is about.
     pub attributes: Vec<KeyValue>,
     /// Spans of other traces that it is about; more than [`SPAN_LINKS_MAX`] are counted only.
     pub links: Vec<TraceContext>,
     /// Why it failed.
     pub failure: Option<Failure>,
+}
+
+impl Span {
+    /// One that ends now, of what is done with a message
+    /// (<https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/>): the operation, its type in these
+    /// conventions where it has one, and the subject. Its place, and the span above it.
+    #[must_use]
+    pub fn new(
+        (operation, of_type): (&'static str, Option<&'static str>),
+        destination: String,
+        kind: SpanKind,
+        (trace, parent): (TraceContext, Option<TraceContext>),
+        started: SystemTime,
+    ) -> Self {
+        let name = format!("{operation} {destination}");
+        let mut attributes = Vec::with_capacity(ATTRIBUTES_MOST);
+        attributes.push(KeyValue::new("messaging.system", "nats"));
+        attributes.push(KeyValue::new("messaging.operation.name", operation));
+        attributes.extend(of_type.map(|of_type| KeyValue::new("messaging.operation.type", of_type)));
+        attributes.push(KeyValue::new("messaging.destination.name", destination));
+        let (links, ended) = (Vec::new(), SystemTime::now());
+        Self { trace, parent, name, kind, started, ended, attributes, links, failure: None }
+    }
+
+    /// Says one thing more of it.
+    pub fn say(&mut self, name: &'static str, value: impl Into<opentelemetry::Value>) {
+        self.attributes.push(KeyValue::new(name, value));
+    }
+
+    /// Says how many tasks its message has.
+    pub fn say_batch(&mut self, messages: usize) {
+        self.say("messaging.batch.message_count", i64::try_from(messages).unwrap_or(i64::MAX));
+    }
 }
 
 /// Who takes spans, and which.
@@ -148,24 +184,6 @@ pub fn record(span: Span) {
         status,
         instrumentation_scope: export.scope.clone(),
     });
-}
-
-/// What every span of a message says (<https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/>): what is
-/// done, of which type of the conventions, and to which subject.
-#[must_use]
-pub fn messaging(operation: &'static str, kind: Option<&'static str>, destination: String) -> Vec<KeyValue> {
-    let mut attributes = Vec::with_capacity(12);
-    attributes.push(KeyValue::new("messaging.system", "nats"));
-    attributes.push(KeyValue::new("messaging.operation.name", operation));
-    attributes.extend(kind.map(|kind| KeyValue::new("messaging.operation.type", kind)));
-    attributes.push(KeyValue::new("messaging.destination.name", destination));
-    attributes
-}
-
-/// The attribute of a batch.
-#[must_use]
-pub fn batch_of(messages: usize) -> KeyValue {
-    KeyValue::new("messaging.batch.message_count", i64::try_from(messages).unwrap_or(i64::MAX))
 }
 
 /// Unix time in milliseconds as a span has it.
