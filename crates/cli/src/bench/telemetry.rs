@@ -4,13 +4,15 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
 use millpond::client::{Batch, Client};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::process::snapshot;
@@ -124,40 +126,12 @@ async fn one(args: &BenchArgs, mode: Mode) -> anyhow::Result<Value> {
 
 /// Reads what comes, and answers or not.
 async fn take(listener: TcpListener, mode: Mode) {
-    let mut connections = JoinSet::new();
-    while let Ok((connection, _)) = listener.accept().await {
-        connections.spawn(async move {
-            let _ = answer(BufReader::new(connection), mode).await;
-        });
-    }
-}
-
-async fn answer(mut connection: BufReader<TcpStream>, mode: Mode) -> std::io::Result<()> {
-    let status = if mode == Mode::Refuses { "500 Internal Server Error" } else { "200 OK" };
-    loop {
-        let (mut line, mut length) = (String::new(), 0);
-        loop {
-            line.clear();
-            if connection.read_line(&mut line).await? == 0 {
-                return Ok(());
-            }
-            let Some((name, value)) = line.trim_end().split_once(':') else {
-                if line.trim_end().is_empty() {
-                    break;
-                }
-                continue;
-            };
-            if name.eq_ignore_ascii_case("content-length") {
-                length = value.trim().parse().unwrap_or(0);
-            }
-        }
-        let mut body = (&mut connection).take(length);
-        tokio::io::copy(&mut body, &mut tokio::io::sink()).await?;
-        if mode == Mode::Hangs {
-            tokio::time::sleep(Duration::from_secs(3600)).await;
-        }
-        connection.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await?;
-    }
+    let router = Router::new().fallback(async move |_body: Bytes| match mode {
+        Mode::Hangs => std::future::pending().await,
+        Mode::Refuses => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::OK,
+    });
+    let _ = axum::serve(listener, router.layer(DefaultBodyLimit::disable())).await;
 }
 
 fn figures(rounds: &[Value], of: impl Fn(&Value) -> Option<f64>) -> Vec<f64> {
