@@ -58,7 +58,7 @@ const PIPELINE: [(&str, &str); 11] = [
     ("grafana", "grafana_password"),
 ];
 
-/// What a server of a cluster needs. NAME is `$HOSTNAME`: the container's.
+/// What a server of a cluster needs. Its name is that of its container.
 fn cluster(hosts: &[String], password: &str) -> String {
     let routes: Vec<String> = hosts
         .iter()
