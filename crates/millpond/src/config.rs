@@ -122,7 +122,7 @@ pub enum FileError {
 }
 
 /// A file that is named; a variable without a value names none.
-fn set(file: &Option<PathBuf>) -> Option<&Path> {
+pub(crate) fn set(file: &Option<PathBuf>) -> Option<&Path> {
     file.as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 

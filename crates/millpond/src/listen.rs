@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
-use crate::config::{FileError, both};
+use crate::config::{FileError, both, set};
 
 /// How long a service may take to say whether it is ready.
 const HEALTH_WITHIN: Duration = Duration::from_secs(4);
@@ -58,6 +58,33 @@ impl HttpTlsArgs {
         let mut config = config.map_err(|error| unfit(error.to_string()))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Some(Arc::new(config)))
+    }
+
+    /// Asks the service that listens at `listen` on this machine, with these settings, whether it is ready. Its certificate
+    /// is not checked: nothing is told, and what answers there is this machine's.
+    ///
+    /// # Errors
+    /// [`HealthError`], when it is not.
+    pub fn health(&self, listen: SocketAddr) -> Result<(), HealthError> {
+        let ip = match listen.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ip => ip,
+        };
+        let scheme = if set(&self.tls_http_cert).is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}/readyz", SocketAddr::new(ip, listen.port()));
+        let silent =
+            |error: reqwest::Error| HealthError::Silent { url: url.clone(), reason: error.without_url().to_string() };
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::blocking::Client::builder().timeout(HEALTH_WITHIN).no_proxy();
+        let client = client.tls_danger_accept_invalid_certs(true).build().map_err(silent)?;
+        let answer = client.get(&url).send().map_err(silent)?;
+        if answer.status().is_success() {
+            return Ok(());
+        }
+        let status = answer.status();
+        let said = answer.text().unwrap_or_default();
+        Err(HealthError::NotReady(format!("{} ({status})", said.trim())))
     }
 }
 
@@ -139,31 +166,4 @@ pub enum HealthError {
     /// It says that it is not.
     #[error("not ready: {0}")]
     NotReady(String),
-}
-
-/// Asks the service that listens at `listen` on this machine whether it is ready. Its certificate is not checked: nothing
-/// is told, and what answers there is this machine's.
-///
-/// # Errors
-/// [`HealthError`], when it is not.
-pub fn health(listen: SocketAddr, tls: &HttpTls) -> Result<(), HealthError> {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let url = format!("{scheme}://{}/readyz", SocketAddr::new(ip, listen.port()));
-    let silent =
-        |error: reqwest::Error| HealthError::Silent { url: url.clone(), reason: error.without_url().to_string() };
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client =
-        reqwest::blocking::Client::builder().timeout(HEALTH_WITHIN).no_proxy().tls_danger_accept_invalid_certs(true);
-    let answer = client.build().map_err(silent)?.get(&url).send().map_err(silent)?;
-    if answer.status().is_success() {
-        return Ok(());
-    }
-    let status = answer.status();
-    let said = answer.text().unwrap_or_default();
-    Err(HealthError::NotReady(format!("{} ({status})", said.trim())))
 }

@@ -27,9 +27,9 @@ pub struct Config {
     #[arg(long, env = "MILLPOND_COLLECTOR_LISTEN", default_value = "127.0.0.1:7611")]
     pub listen: SocketAddr,
     /// The store: a file of SQLite, made when it is not there; or postgres://user:password@host:5432/database, which
-    /// several collectors may share.
-    #[arg(long, env = "MILLPOND_COLLECTOR_STORE", default_value = STORE, hide_env_values = true)]
-    pub store: String,
+    /// several collectors may share. Default: millpond.sqlite.
+    #[arg(long, env = "MILLPOND_COLLECTOR_STORE", hide_env_values = true)]
+    pub store: Option<String>,
     /// File with the store's address, instead of the address itself: it has a password.
     #[arg(long, env = "MILLPOND_COLLECTOR_STORE_FILE")]
     pub store_file: Option<PathBuf>,
@@ -98,14 +98,6 @@ pub struct Settings {
 }
 
 impl Config {
-    /// Whether the collector that runs with these settings is ready.
-    ///
-    /// # Errors
-    /// When it is not.
-    pub fn health(&self) -> anyhow::Result<()> {
-        Ok(millpond::listen::health(self.listen, &self.http_tls.check()?)?)
-    }
-
     /// The operator's token, for whoever runs this program.
     ///
     /// # Errors
@@ -134,8 +126,7 @@ impl Config {
         {
             bail!("{url} is no address of Kibana: MILLPOND_COLLECTOR_KIBANA_URL begins with https:// or http://");
         }
-        let store = Some(self.store).filter(|store| self.store_file.is_none() || store != STORE);
-        let store = given_or_file(store, &self.store_file, "MILLPOND_COLLECTOR_STORE")?;
+        let store = given_or_file(self.store, &self.store_file, "MILLPOND_COLLECTOR_STORE")?;
         Ok(Settings {
             nats_url,
             listen: self.listen,

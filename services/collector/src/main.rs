@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 fn start(cli: Cli) -> anyhow::Result<()> {
     let config = cli.config;
     match cli.command {
-        Some(Command::Health) => return config.health(),
+        Some(Command::Health) => return Ok(config.http_tls.health(config.listen)?),
         Some(Command::Token) => {
             println!("{}", config.operators_token()?);
             return Ok(());

@@ -58,14 +58,6 @@ pub struct Settings {
 }
 
 impl Config {
-    /// Whether the producer that runs with these settings is ready.
-    ///
-    /// # Errors
-    /// When it is not.
-    pub fn health(&self) -> anyhow::Result<()> {
-        Ok(millpond::listen::health(self.listen, &self.http_tls.check()?)?)
-    }
-
     /// Checks what was typed.
     ///
     /// # Errors

@@ -38,9 +38,8 @@ fn main() -> ExitCode {
 
 fn start(cli: Cli) -> anyhow::Result<()> {
     let config = cli.config;
-    match cli.command {
-        Some(Command::Health) => return config.health(),
-        None => {}
+    if let Some(Command::Health) = cli.command {
+        return Ok(config.http_tls.health(config.listen)?);
     }
     let telemetry = millpond::telemetry::start("millpond-producer", None, &config.log)?;
     let settings = config.check()?;

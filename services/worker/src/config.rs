@@ -126,15 +126,6 @@ pub struct Settings {
 }
 
 impl Config {
-    /// Whether the worker that runs with these settings is ready.
-    ///
-    /// # Errors
-    /// When it is not, or serves no health.
-    pub fn health(&self) -> anyhow::Result<()> {
-        let listen = self.listen.context("this worker serves no health: set --listen or MILLPOND_WORKER_LISTEN")?;
-        Ok(millpond::listen::health(listen, &self.http_tls.check()?)?)
-    }
-
     /// The worker's name, as typed or as it is otherwise.
     #[must_use]
     pub fn name(&self) -> String {

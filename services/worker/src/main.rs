@@ -40,9 +40,9 @@ fn main() -> ExitCode {
 
 fn start(cli: Cli) -> anyhow::Result<()> {
     let config = cli.config;
-    match cli.command {
-        Some(Command::Health) => return config.health(),
-        None => {}
+    if let Some(Command::Health) = cli.command {
+        let listen = config.listen.context("this worker serves no health: set --listen or MILLPOND_WORKER_LISTEN")?;
+        return Ok(config.http_tls.health(listen)?);
     }
     let telemetry = millpond::telemetry::start("millpond-worker", Some(&config.name()), &config.log)?;
     let settings = config.check()?;
