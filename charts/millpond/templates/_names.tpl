@@ -1,0 +1,75 @@
+{{- /* Names, labels, images, addresses: what more than one object says. */ -}}
+
+{{- define "millpond.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "millpond.fullname" -}}
+{{- $name := include "millpond.name" . }}
+{{- $made := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) }}
+{{- .Values.fullnameOverride | default $made | replace "." "-" | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- /* Of a component: (list $ "worker"), and what it selects by. Never changed: selectors cannot be. */ -}}
+{{- define "millpond.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ include "millpond.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{- define "millpond.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "millpond.selector" . }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: millpond
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- /* (list $ "worker" $values.image) */ -}}
+{{- define "millpond.image" -}}
+{{- $root := index . 0 }}
+{{- $own := index . 2 }}
+{{- $repository := $own.repository | default (printf "%s/%s" $root.Values.image.repository (index . 1)) }}
+{{- $registry := $own.registry | default $root.Values.global.imageRegistry }}
+{{- $tag := $own.tag | default $root.Values.image.tag | default $root.Chart.AppVersion }}
+{{- with $registry }}{{ . }}/{{ end }}{{ $repository }}
+{{- if $own.digest }}@{{ $own.digest }}{{ else }}:{{ $tag }}{{ end }}
+{{- end }}
+
+{{- /* Images of others: (list $ $values.image) */ -}}
+{{- define "millpond.foreignImage" -}}
+{{- with (index . 0).Values.global.imageRegistry }}{{ . }}/{{ end }}{{ (index . 1).repository }}:{{ (index . 1).tag }}
+{{- end }}
+
+{{- define "millpond.authSecret" -}}
+{{- .Values.auth.existingSecret | default (printf "%s-auth" (include "millpond.fullname" .)) }}
+{{- end }}
+
+{{- /* NATS's addresses for a user: (list $ "worker") */ -}}
+{{- define "millpond.natsUrl" -}}
+{{- $root := index . 0 }}
+{{- $url := $root.Values.nats.url }}
+{{- if $root.Values.nats.trial.enabled }}
+{{- $url = printf "nats://%s-nats:4222" (include "millpond.fullname" $root) }}
+{{- end }}
+{{- regexReplaceAll "(nats|tls)://" $url (printf "${1}://%s@" (index . 1)) }}
+{{- end }}
+
+{{- define "millpond.otlpEndpoint" -}}
+{{- .Values.telemetry.otlpEndpoint }}
+{{- end }}
+
+{{- /* The pools of workers as a list in JSON, each with what `worker` says where it says nothing. */ -}}
+{{- define "millpond.pools" -}}
+{{- $pools := list }}
+{{- range .Values.pools }}
+{{- $pools = append $pools (mergeOverwrite (deepCopy $.Values.worker) (deepCopy .)) }}
+{{- end }}
+{{- toJson $pools }}
+{{- end }}
+
+{{- define "millpond.poolName" -}}
+{{- printf "%s-worker-%s" (include "millpond.fullname" (index . 0)) (index . 1) }}
+{{- end }}
