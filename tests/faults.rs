@@ -1,18 +1,19 @@
 //! Processes and the server are killed, paused and restarted under work.
 
-use std::process::Stdio;
+use std::fs::File;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use millpond::bus::Role;
 use millpond::bus::publish::Patience;
 use millpond::bus::results::{Ended, EndedReader};
-use millpond::bus::topology::{STREAM_RESULTS, stream_state};
+use millpond::bus::topology::{Limits, STREAM_RESULTS, setup, stream_state};
 use millpond::limits::{PULL_EXPIRES, PULL_WATCHDOG};
 use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PATIENCE, Process, statuses, task, until};
+use crate::harness::{Cluster, MILLPOND, NatsServer, PATIENCE, Process, free_port, is_ready, statuses, task, until};
 
 async fn submit(cluster: &Cluster, kind: &str, arguments: &str) -> String {
     cluster.client.submit(&task(kind, arguments), Patience::Endless).await.unwrap().id
@@ -249,4 +250,27 @@ async fn a_worker_that_was_idle_for_long_still_takes_tasks() {
     cluster.worker_is("w1", |w| age(w) > idle_ms).await;
     let id = cluster.client.submit(&task("square", "12"), Patience::Endless).await.unwrap().id;
     assert_eq!(cluster.ended(&id).await["result"], 144);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_starts_before_setup_waits_for_it() {
+    let nats = NatsServer::start();
+    let dir = tempfile::tempdir().unwrap();
+    let worker = |wait: &str| {
+        let port = free_port();
+        let mut command = Command::new(MILLPOND);
+        command.args(["--state", "none", "worker", "run", "--connect-timeout", wait]);
+        command.args(["--listen", &format!("127.0.0.1:{port}")]);
+        command.env("MILLPOND_WORKER_NATS_URL", nats.url("worker"));
+        let log = File::create(dir.path().join(wait)).unwrap();
+        (Process::start(command.stdout(Stdio::null()).stderr(log)), format!("http://127.0.0.1:{port}"))
+    };
+    nats.bus(Role::Setup).await;
+    let log = |wait: &str| std::fs::read_to_string(dir.path().join(wait)).unwrap();
+    assert!(!worker("1s").0.end(PATIENCE).await.success());
+    assert!(log("1s").contains("has `setup` run?"), "{}", log("1s"));
+    let (_patient, url) = worker("60s");
+    until("a worker that waits", PATIENCE, async || log("60s").contains("waiting for setup").then_some(())).await;
+    setup(&nats.bus(Role::Setup).await, &Limits::default()).await.unwrap();
+    is_ready(&url).await;
 }

@@ -36,6 +36,7 @@ use millpond::bus::lease::Leases;
 use millpond::bus::pack::Packer;
 use millpond::bus::pipe::Pipe;
 use millpond::bus::pull::Puller;
+use millpond::bus::topology::await_setup;
 use millpond::bus::{Bus, Role};
 use millpond::limits::{ATTEMPTS_MAX_DEFAULT, HAND_BACK_AFTER, SETTLING_MAX};
 use millpond::outcome::Failure;
@@ -186,6 +187,7 @@ impl Worker {
         }
         let bus = Bus::connect(&settings.nats_url, Role::Worker, &settings.name, settings.access.clone()).await?;
         let bus = bus.with_signer(settings.signer.clone());
+        await_setup(&bus, settings.access.timeout).await?;
         let nonce = millpond::random_token();
         let mut background = JoinSet::new();
         let leases = Leases::start(&bus, &settings.name, &nonce, &mut background).await?;

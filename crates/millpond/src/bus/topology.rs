@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::{kv, stream};
+use tokio::time::Instant;
 
 use super::{Bus, describe};
 use crate::limits::{
@@ -47,6 +48,9 @@ pub const BUCKET_PAYLOADS: &str = "millpond_payloads";
 const CONSUMER_IS_THERE: u64 = 10148;
 /// Key of a stream's epoch in its metadata: sequences repeat when a stream is made anew, epochs do not.
 const METADATA_EPOCH: &str = "millpond-epoch";
+
+/// How often a worker looks whether setup has run.
+const LOOK_FOR_SETUP_EVERY: Duration = Duration::from_millis(200);
 
 /// How much the streams may hold.
 #[derive(Debug, Clone)]
@@ -232,6 +236,27 @@ fn buckets(limits: &Limits) -> [kv::Config; 8] {
         bucket(BUCKET_SHARED, Duration::ZERO),
         bucket(BUCKET_QUEUES, Duration::ZERO),
     ]
+}
+
+/// Waits until setup has made what a worker needs: the two may be started at the same time.
+///
+/// # Errors
+/// [`TopologyError`] of the last look, when there is nothing after `within`.
+pub async fn await_setup(bus: &Bus, within: Duration) -> Result<(), TopologyError> {
+    let deadline = Instant::now() + within;
+    // The last one that setup makes of those that a worker may ask for.
+    let last = format!("KV_{BUCKET_SERVERS}");
+    let mut told = false;
+    while let Err(error) = stream_state(bus, &last).await {
+        if Instant::now() + LOOK_FOR_SETUP_EVERY > deadline {
+            return Err(error);
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::info!(?within, "waiting for setup, which makes streams and buckets");
+        }
+        tokio::time::sleep(LOOK_FOR_SETUP_EVERY).await;
+    }
+    Ok(())
 }
 
 /// Makes the two durables of a queue. A worker's role may make these names with these filters and no others.
