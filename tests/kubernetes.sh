@@ -328,7 +328,7 @@ fi
 # --- removed ---
 helm uninstall millpond --wait >/dev/null 2>&1
 queue=
-[ "$telemetry" != tried ] || queue="persistentvolumeclaim/queue-millpond-otel-collector-0 "
+[ "$telemetry" != tried ] || queue="persistentvolumeclaim/data-millpond-otel-collector-0 "
 left() { k get all,configmap,secret,serviceaccount,pvc,pdb,hpa,networkpolicy,ingress -l app.kubernetes.io/instance=millpond -o name 2>/dev/null; k get pvc -o name; }
 is "what is left after helm uninstall" \
     "persistentvolumeclaim/data-millpond-nats-0 ${queue}persistentvolumeclaim/runs persistentvolumeclaim/store-millpond-collector-0 secret/millpond-auth" \
