@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 keep=${1:-}
 ns=millpond-test-$$
 work=$(mktemp -d)
-HELM=${HELM:-$(command -v helm || echo target/chart/venv/bin/helm)}
+HELM=${HELM:-$(command -v helm || echo target/chart/python/bin/helm)}
 TASKS=${TASKS:-10000}
 MOST=6
 : "${LOAD_IMAGE:?a command that brings a Docker image into the cluster}"
