@@ -100,9 +100,7 @@ export ELASTICSEARCH_URL=http://127.0.0.1:$search_port
 export OTELCOL_LISTEN=127.0.0.1:$otlp_port OTELCOL_HEALTH=127.0.0.1:$health_port OTELCOL_METRICS_HOST=127.0.0.1
 export OTELCOL_METRICS_PORT=$metrics_port OTELCOL_STORAGE=$work/queue LOGSTASH_URL=http://127.0.0.1:$logstash_port
 mkdir "$work/queue"
-cp -r "$engine/home" "$work/home"
-start elasticsearch java -Xms512m -Xmx512m -XX:+UseSerialGC -Dlog4j2.disable.jmx=true -Des.nativelibs.path="$engine/native" \
-    -cp "$engine/libraries/*:$engine/classes" Main "$work/home" "$search_port"
+start elasticsearch tests/elk/search-engine/start.sh "$engine" "$work/home" "$search_port"
 SECRETS=$work deploy/elasticsearch/setup.sh templates
 step "Elasticsearch is up, with the templates of deploy/elasticsearch"
 configs=(--config deploy/otel-collector/config.yaml --config deploy/otel-collector/logstash.yaml)

@@ -1,7 +1,7 @@
 # What Logstash does with deploy/logstash/pipeline/otlp.conf, without a Logstash: takes requests over HTTP, runs the filter, writes
 # documents into their data streams by `_bulk`. The filter is the real one; the rest stands in for plugins that are not here.
 #
-#   ruby logstash.rb PORT ELASTICSEARCH_URL
+#   ruby logstash.rb PORT ELASTICSEARCH_URL [ADDRESS]     ADDRESS: where it listens, 127.0.0.1 when not given
 require "json"
 require "net/http"
 require "socket"
@@ -43,5 +43,5 @@ end
 
 register({ "namespace" => "default", "environment" => "test" })
 elasticsearch = URI("#{ARGV[1]}/_bulk?require_data_stream=true")
-server = TCPServer.new("127.0.0.1", ARGV[0].to_i)
+server = TCPServer.new(ARGV[2] || "127.0.0.1", ARGV[0].to_i)
 loop { Thread.new(server.accept) { |client| serve(client, elasticsearch) } }

@@ -58,7 +58,27 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end }}
 
 {{- define "millpond.otlpEndpoint" -}}
-{{- .Values.telemetry.otlpEndpoint }}
+{{- if .Values.telemetry.otlpEndpoint }}{{ .Values.telemetry.otlpEndpoint }}
+{{- else if .Values.otelCollector.enabled }}http://{{ include "millpond.fullname" . }}-otel-collector:4318{{ end }}
+{{- end }}
+
+{{- define "millpond.logstashUrl" -}}
+{{- .Values.otelCollector.logstashUrl | default (printf "http://%s-logstash:4319" (include "millpond.fullname" .)) }}
+{{- end }}
+
+{{- /* Of Elasticsearch, for a program: (list $ $values); its passwords and certificates. */ -}}
+{{- define "millpond.elasticsearchUrl" -}}
+{{- (index . 1).elasticsearchUrl | default (printf "https://%s-elasticsearch:9200" (include "millpond.fullname" (index . 0))) }}
+{{- end }}
+
+{{- define "millpond.elkSecret" -}}
+{{- (index . 1).elasticsearchSecret | default (printf "%s-elk" (include "millpond.fullname" (index . 0))) }}
+{{- end }}
+
+{{- define "millpond.urlPort" -}}
+{{- $url := urlParse . }}
+{{- if contains ":" $url.host }}{{ splitList ":" $url.host | last }}
+{{- else if $url.host }}{{ ternary 443 80 (eq $url.scheme "https") }}{{ end }}
 {{- end }}
 
 {{- /* The pools of workers as a list in JSON, each with what `worker` says where it says nothing. */ -}}

@@ -5,6 +5,9 @@ use std::path::Path;
 
 use nix::unistd::{SysconfVar, getpid, getppid, sysconf};
 
+/// The server's program.
+const NATS_SERVER: &str = "nats-server";
+
 /// What a process has used.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Used {
@@ -70,6 +73,8 @@ fn name(pid: i32, up: i32) -> Option<String> {
     match (program, service) {
         ("millpond", Some(&"guard")) => None,
         ("millpond", Some(service)) => Some((*service).to_owned()),
+        // In the cache its version is in its name.
+        (program, _) if program.starts_with(NATS_SERVER) => Some(NATS_SERVER.to_owned()),
         (program, _) => Some(program.to_owned()),
     }
 }

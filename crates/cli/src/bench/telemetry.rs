@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::process::snapshot;
 use super::report::{Spread, spread};
-use super::{BenchArgs, map, settled, square};
+use super::{BATCHED_FACTOR, BenchArgs, map, settled, square};
 use crate::state::Env;
 
 /// Tasks before the clock starts.
@@ -69,11 +69,20 @@ pub(super) async fn inside(args: &BenchArgs, client: &Client, env: &Env) -> anyh
     let (took, job) = map(client, "square", Batch::Fixed(1), args.tasks, square).await?;
     settled(env, &job, args.tasks).await?;
     let after = snapshot();
+    let batched_tasks = args.tasks * BATCHED_FACTOR;
+    let (batched_took, job) = map(client, "square", Batch::Auto, batched_tasks, square).await?;
+    settled(env, &job, batched_tasks).await?;
     let tasks = super::report::float(args.tasks);
     let cpu = |name: &String, used: f64| (used - before.get(name).map_or(0.0, |b| b.cpu_s)) * 1e6 / tasks;
     let cpu: BTreeMap<&String, f64> = after.iter().map(|(name, used)| (name, cpu(name, used.cpu_s))).collect();
     let rss: BTreeMap<&String, u64> = after.iter().map(|(name, used)| (name, used.rss)).collect();
-    let round = json!({ "tasks_per_s": tasks / took.as_secs_f64(), "cpu_us_per_task": cpu, "rss_bytes": rss });
+    let batched = super::report::float(batched_tasks) / batched_took.as_secs_f64();
+    let round = json!({
+        "tasks_per_s": tasks / took.as_secs_f64(),
+        "batched_per_s": batched,
+        "cpu_us_per_task": cpu,
+        "rss_bytes": rss,
+    });
     writeln!(std::io::stdout().lock(), "{round}").context("the round cannot be told")
 }
 
@@ -139,10 +148,10 @@ fn figures(rounds: &[Value], of: impl Fn(&Value) -> Option<f64>) -> Vec<f64> {
 }
 
 fn print(rounds: &BTreeMap<Mode, Vec<Value>>, as_json: bool) -> std::io::Result<()> {
-    let rates = |mode| figures(rounds.get(&mode).map_or(&[], Vec::as_slice), |r| r.get("tasks_per_s")?.as_f64());
-    let ratio = |mode: Mode| -> Option<(Spread, &str)> {
+    let rates = |mode, of| figures(rounds.get(&mode).map_or(&[], Vec::as_slice), |r| r.get(of)?.as_f64());
+    let ratio = |mode: Mode, figure| -> Option<(Spread, &str)> {
         let (to, goal) = mode.goal()?;
-        Some((spread(rates(mode).iter().zip(rates(to)).map(|(of, to)| of / to)), goal))
+        Some((spread(rates(mode, figure).iter().zip(rates(to, figure)).map(|(of, to)| of / to)), goal))
     };
     // Of all processes together: what others do on the machine hides less of it.
     let cpu = |mode: Mode| {
@@ -162,20 +171,23 @@ fn print(rounds: &BTreeMap<Mode, Vec<Value>>, as_json: bool) -> std::io::Result<
         let all: BTreeMap<&str, Value> = rounds.iter().map(|(mode, rounds)| (mode.name(), json!(rounds))).collect();
         return writeln!(out, "{}", json!(all));
     }
-    writeln!(
-        out,
-        "\n{:<26} {:<26} {:<32} {:<18} {:<16} by process: CPU, RSS MiB",
-        "", "tasks/s: median (min-max)", "ratio, goal", "CPU us/task", "ratio"
-    )?;
+    for (title, figure) in [("one per message", "tasks_per_s"), ("automatic batches", "batched_per_s")] {
+        writeln!(out, "\n{title:<26} {:<30} ratio, goal", "tasks/s: median (min-max)")?;
+        for mode in MODES {
+            let ratio =
+                ratio(mode, figure).map_or_else(String::new, |(ratio, goal)| format!("{}, {goal}", ratio.text(2)));
+            writeln!(out, "{:<26} {:<30} {ratio}", mode.name(), spread(rates(mode, figure)).text(0))?;
+        }
+    }
+    writeln!(out, "\n{:<26} {:<18} {:<16} by process: CPU, RSS MiB", "one per message", "CPU us/task", "ratio")?;
     for mode in MODES {
-        let ratio = ratio(mode).map_or_else(String::new, |(ratio, goal)| format!("{}, {goal}", ratio.text(2)));
         let cpu_ratio = cpu_ratio(mode).map_or_else(String::new, |ratio| ratio.text(2));
         let used = ["bench", "nats-server", "worker", "collector"].map(|process| {
             let (cpu, rss) = (median(mode, "cpu_us_per_task", process), median(mode, "rss_bytes", process));
             format!("{process} {cpu:.1} {:.0}", rss / 1024.0 / 1024.0)
         });
-        let (rate, cpu) = (spread(rates(mode)).text(0), spread(cpu(mode)).text(0));
-        writeln!(out, "{:<26} {rate:<26} {ratio:<32} {cpu:<18} {cpu_ratio:<16} {}", mode.name(), used.join("  "))?;
+        let cpu = spread(cpu(mode)).text(0);
+        writeln!(out, "{:<26} {cpu:<18} {cpu_ratio:<16} {}", mode.name(), used.join("  "))?;
     }
     Ok(())
 }
