@@ -7,7 +7,8 @@
 #
 # Needs a cluster of one node on this machine in KUBECONFIG, with metrics and a default storage class; LOAD_IMAGE, which brings
 # an image of the Docker engine there (`kind load docker-image`, say); kubectl, helm, docker, python3. Everything is made in a
-# namespace of its own. What needs the node's processes (kill -9) looks for them in /proc.
+# namespace of its own. What needs the node's processes (kill -9) looks for them in /proc. HOSTPATH_DIR is where the volumes are,
+# when they are mere folders of this machine, of a provisioner that heeds no fsGroup: they are given to the pods' user.
 #
 # Traces and logs by the chart's own OpenTelemetry Collector into a real Elasticsearch are tried where tests/elk.sh has built
 # both before, and ON_NODE (a command that runs another in the node's network) and NODE_ADDRESS are given; else it says so.
@@ -20,8 +21,9 @@ work=$(mktemp -d)
 HELM=${HELM:-$(command -v helm || echo target/chart/python/bin/helm)}
 TASKS=${TASKS:-10000}
 MOST=6
+SLOW=24
 : "${LOAD_IMAGE:?a command that brings a Docker image into the cluster}"
-forwards=()
+background=()
 
 step() { printf '%5ss  %s\n' "$SECONDS" "$*"; }
 fail() {
@@ -37,7 +39,7 @@ k() { kubectl --namespace "$ns" "$@"; }
 helm() { "$HELM" --namespace "$ns" "$@" 2> >(grep -v 'found symbolic link' >&2); }
 cleanup() {
     local code=$?
-    for group in "${forwards[@]}"; do kill -- "-$group" 2>/dev/null || true; done
+    for group in "${background[@]}"; do kill -- "-$group" 2>/dev/null || true; done
     if [ "$code" != 0 ]; then
         k get pods,hpa -o wide >&2 || true
         k get events --sort-by=.lastTimestamp 2>/dev/null | tail -n 15 >&2 || true
@@ -73,7 +75,12 @@ submit_job() { # JOB [QUEUE]
 tasks() { python3 -c 'import random, sys
 random.seed(sys.argv[1])
 for _ in range(int(sys.argv[2])): print("{\"%s\": %.3f}" % (sys.argv[3], random.uniform(float(sys.argv[4]), float(sys.argv[5]))))' "$@"; } # SEED COUNT busy|idle FROM TO
-ended() { millpond job show "$1" --json | python3 -c 'import json, sys; job = json.load(sys.stdin); print(sum(job.get(end, 0) for end in ("done", "dead", "cancelled")))'; }
+# How many have ended; asked again while the collector is away.
+ended() {
+    local job=
+    until job=$(millpond job show "$1" --json); do sleep 0.5; done
+    python3 -c 'import json, sys; job = json.loads(sys.argv[1]); print(sum(job.get(end, 0) for end in ("done", "dead", "cancelled")))' "$job"
+}
 begun() { [ "$(ended "$1")" -gt "${2:-3}" ]; }
 joined() {
     for _ in $(seq 40); do
@@ -126,7 +133,7 @@ print("%5s s   %5s %% of request   %s replicas, %s wanted   %s of %s tasks" % (s
 # A port of this machine to one of a Service, also when the pod behind it is another.
 forward() { # SERVICE PORT TO
     setsid bash -c 'while :; do kubectl --namespace "$0" port-forward "svc/$1" "$2:$3"; sleep 0.3; done' "$ns" "$@" >>"$work/forward.log" 2>&1 </dev/null &
-    forwards+=($!)
+    background+=($!)
 }
 # With all that was set before.
 settings=()
@@ -135,6 +142,11 @@ upgrade() {
     helm upgrade millpond charts/millpond --values "$work/values.yaml" "${settings[@]}" --wait --timeout 5m >"$work/upgrade.log" 2>&1 ||
         fail "upgrade: $(tail -n 3 "$work/upgrade.log")"
 }
+
+if [ -n "${HOSTPATH_DIR:-}" ]; then
+    setsid bash -c 'while :; do chmod 755 "$0"; chown 65532:65532 "$0"/*; sleep 0.3; done' "$HOSTPATH_DIR" >/dev/null 2>&1 </dev/null &
+    background+=($!)
+fi
 
 # --- images, and a namespace with restricted pods only ---
 if [ "${BUILD:-yes}" = yes ]; then
@@ -154,7 +166,7 @@ kubectl create namespace "$ns" >/dev/null
 kubectl label namespace "$ns" pod-security.kubernetes.io/enforce=restricted >/dev/null
 cp tests/kubernetes/values.yaml "$work/values.yaml"
 for values in charts/millpond/ci/*-values.yaml tests/kubernetes/values.yaml; do
-    helm template dry charts/millpond --values "$values" --include-crds=false >"$work/dry.yaml"
+    helm template dry charts/millpond --values "$values" --skip-tests >"$work/dry.yaml"
     k apply --dry-run=server --filename "$work/dry.yaml" >"$work/dry.log" 2>&1 || fail "$values is refused: $(tail -n 3 "$work/dry.log")"
     if grep -i warning "$work/dry.log" >&2; then fail "$values is warned of"; fi
 done
@@ -209,16 +221,16 @@ while [ "$(ended scaled)" -lt "$TASKS" ]; do
 done
 [ -n "$upgraded" ] || fail "it never came to $MOST workers"
 # These keep slots and no core: pods that have work are told to leave.
-tasks 2 40 idle 10 20 | submit_job slow
-until have_replicas 1 && [ "$(ended slow)" = 40 ]; do
-    row slow 40
+tasks 2 "$SLOW" idle 10 20 | submit_job slow
+until have_replicas 1 && [ "$(ended slow)" = "$SLOW" ]; do
+    row slow "$SLOW"
     [ "$((SECONDS - began))" -lt 2400 ] || fail "it does not come back to one worker"
     sleep 15
 done
-row slow 40
+row slow "$SLOW"
 joined scaled
 is "scaled out and in: tasks, done, runs beyond one each" "$TASKS $TASKS 0" "$(counts scaled)"
-is "of those that ran while it scaled in" "40 40 0" "$(counts slow)"
+is "of those that ran while it scaled in" "$SLOW $SLOW 0" "$(counts slow)"
 is "workers that were killed at the end of their grace" 0 "$(k get events -o json | python3 -c '
 import json, sys
 print(sum(e["reason"] in ("ExceededGracePeriod", "OOMKilling", "BackOff", "Unhealthy") and "worker" in e["involvedObject"]["name"] and "probe failed" not in e["message"] for e in json.load(sys.stdin)["items"]))')"
@@ -294,7 +306,7 @@ elk=${ELK_DIR:-/var/tmp/millpond-elk}
 if [ -n "${ON_NODE:-}" ] && [ -n "${NODE_ADDRESS:-}" ] && [ -x "$elk/otelcol/otelcol" ] && [ -e "$elk/search-engine/classes/Main.class" ]; then
     start() { # NAME COMMAND…: in the node's network
         setsid $ON_NODE "${@:2}" >>"$work/$1.log" 2>&1 </dev/null &
-        forwards+=($!)
+        background+=($!)
     }
     cp "$elk/otelcol/otelcol" "$work/otelcol"
     printf 'FROM gcr.io/distroless/cc-debian12:nonroot\nCOPY otelcol /otelcol\nENTRYPOINT ["/otelcol"]\n' >"$work/Dockerfile"
