@@ -108,8 +108,9 @@ pods() { k get pods -l "app.kubernetes.io/component=$1${2:+,millpond/pool=$2}" -
 processes() {
     local uid
     uid=$(k get pod "$1" -o jsonpath='{.metadata.uid}')
-    grep -lE "pod($uid|${uid//-/_})" /proc/[0-9]*/cgroup 2>/dev/null | cut -d/ -f3 | while read -r pid; do
-        case $(readlink "/proc/$pid/exe") in */pause | "") ;; *) echo "$pid" ;; esac
+    # Some end while this looks.
+    for pid in $({ grep -lE "pod($uid|${uid//-/_})" /proc/[0-9]*/cgroup 2>/dev/null || true; } | cut -d/ -f3); do
+        case $(readlink "/proc/$pid/exe" || true) in */pause | "") ;; *) echo "$pid" ;; esac
     done
 }
 kill9() {
@@ -250,7 +251,7 @@ joined rolled
 is "all workers replaced under load: tasks, done, runs beyond one each" "200 200 0" "$(counts rolled)"
 
 load killed
-victim=$(pods worker default | head -n 1)
+victim=$(pods worker default | sed -n 1p)
 kill9 "$victim"
 joined killed
 read -r all done again < <(counts killed)
