@@ -103,7 +103,13 @@ print(len(rows), sum(row["status"] == "done" for row in rows), sum(n - 1 for n i
 runs() { k exec deploy/millpond-worker-long -- cat /runs/started; }
 
 # --- what there is of pods ---
-pods() { k get pods -l "app.kubernetes.io/component=$1${2:+,millpond/pool=$2}" --field-selector status.phase=Running -o jsonpath='{range .items[?(!@.metadata.deletionTimestamp)]}{.metadata.name}{"\n"}{end}'; }
+# Those of a component and a pool that run and are not on their way out.
+pods() {
+    k get pods -l "app.kubernetes.io/component=$1,millpond/pool=$2" -o json | python3 -c '
+import json, sys
+for pod in json.load(sys.stdin)["items"]:
+    if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]: print(pod["metadata"]["name"])'
+}
 # Processes of a pod that run here.
 processes() {
     local uid
