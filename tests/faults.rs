@@ -8,7 +8,7 @@ use millpond::bus::Role;
 use millpond::bus::publish::Patience;
 use millpond::bus::results::{Ended, EndedReader};
 use millpond::bus::topology::{Limits, STREAM_RESULTS, setup, stream_state};
-use millpond::limits::{PULL_EXPIRES, PULL_WATCHDOG};
+use millpond::limits::{LEASE_ACK_WAIT, PULL_EXPIRES, PULL_WATCHDOG};
 use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -65,6 +65,27 @@ async fn a_long_task_runs_once_also_over_a_restart_of_the_server() {
         cluster.worker_is(worker, |w| w["held"] == 0 && w["state"] == "live").await;
     }
     assert_eq!(cluster.attempts(&id).await.len(), 1, "{:?}", cluster.attempts(&id).await);
+}
+
+/// By then its lease is over at the server, which gives the task to whoever is back first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_back_late_after_a_restart_keeps_its_task() {
+    let mut cluster = Cluster::start().await;
+    let first = cluster.worker("w1", &[], None);
+    cluster.worker_is("w1", |w| w["state"] == "live").await;
+    let id = submit(&cluster, "sleep", "8").await;
+    cluster.worker_is("w1", busy).await;
+    let _second = cluster.worker_with("w2", &[], &[("MILLPOND_LOG", "debug")]);
+    cluster.worker_is("w2", |w| w["state"] == "live").await;
+    cluster.nats.kill9();
+    first.signal(Signal::SIGSTOP);
+    tokio::time::sleep(LEASE_ACK_WAIT).await;
+    cluster.nats.restart();
+    until("w2 is back", PATIENCE, async || cluster.log("w2").contains("on their way back").then_some(())).await;
+    first.signal(Signal::SIGCONT);
+    let ended = cluster.ended(&id).await;
+    assert_eq!((&ended["status"], &ended["worker"]), (&json!("done"), &json!("w1")), "{}", cluster.log("w2"));
+    assert_eq!(ended["attempts"].as_array().unwrap().len(), 1, "{ended}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

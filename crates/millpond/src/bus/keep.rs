@@ -35,6 +35,9 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         if !connection.borrow_and_update().up {
             continue;
         }
+        if changed {
+            shared.note_return();
+        }
         if paused || changed || extended.elapsed() >= LEASE_EXTEND_EVERY {
             extended = Instant::now();
             extend(&shared).await;

@@ -18,7 +18,7 @@ use super::topology::{STREAM_DUE, STREAM_TASKS, TopologyError, stream_state};
 use super::who::{Answer, Listeners, Question, ask};
 use super::{Bus, keep};
 use crate::failpoint;
-use crate::limits::{LEASE_SETTLED_KEEP, PAUSE_MIN, SETTLED_IDS_MAX, STARTS_MAX};
+use crate::limits::{LEASE_SETTLED_KEEP, PAUSE_MIN, RECONNECT_SPREAD, SETTLED_IDS_MAX, STARTS_MAX};
 use crate::outcome::Items;
 use crate::task::{HEADER_ATTEMPT, Origin, Task};
 
@@ -41,6 +41,8 @@ pub(super) struct Shared {
     clock: Instant,
     /// When the keeper last looked, in milliseconds of `clock`: far behind means that this process was paused.
     looked_ms: AtomicU64,
+    /// When the connection came back, in milliseconds of `clock`, from 1; 0: it was never lost.
+    returned_ms: AtomicU64,
     /// Grows with every loss, return and pause: what was delivered in an older era lets go before its start.
     pub(super) era: AtomicU64,
     /// Whether the server record of this connection is read; without it nothing is pulled.
@@ -117,6 +119,7 @@ impl Leases {
             epoch_due: stream_state(bus, STREAM_DUE).await?.epoch,
             clock: Instant::now(),
             looked_ms: AtomicU64::new(0),
+            returned_ms: AtomicU64::new(0),
             era: AtomicU64::new(0),
             known: AtomicBool::new(false),
             old_tasks: AtomicU64::new(u64::MAX),
@@ -176,14 +179,28 @@ impl Shared {
         self.bus.connection.borrow().up
     }
 
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn note_return(&self) {
+        self.returned_ms.store(self.now_ms().max(1), Ordering::SeqCst);
+    }
+
+    /// For how long others may still be on their way back, when this worker's connection has just come back.
+    fn others_may_be_away(&self) -> Option<Duration> {
+        let returned = Some(self.returned_ms.load(Ordering::SeqCst)).filter(|ms| *ms > 0)?;
+        let since = Duration::from_millis(self.now_ms().saturating_sub(returned));
+        RECONNECT_SPREAD.checked_sub(since).filter(|rest| !rest.is_zero())
+    }
+
     pub(super) fn was_paused(&self) -> bool {
-        let now = u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now = self.now_ms();
         u128::from(now.saturating_sub(self.looked_ms.load(Ordering::SeqCst))) > PAUSE_MIN.as_millis()
     }
 
     pub(super) fn look(&self) {
-        let now = u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.looked_ms.store(now, Ordering::SeqCst);
+        self.looked_ms.store(self.now_ms(), Ordering::SeqCst);
     }
 
     pub(super) fn forget_server(&self) {
@@ -343,6 +360,12 @@ impl Lease {
         self.shared.listeners.listen(&self.shared, &question.queue, &question.root).await;
         let mut answer = self.shared.answer_for(&question, Some(self.number));
         if answer == Answer::Silence {
+            answer = ask(&self.shared.bus, &question).await;
+        }
+        // After a restart of the server whoever holds it may be back a moment later than this worker.
+        if let Some(rest) = self.shared.others_may_be_away().filter(|_| answer == Answer::Silence) {
+            tracing::debug!(task_id = %self.task.id(), ?rest, "nobody holds it yet; others may be on their way back");
+            tokio::time::sleep(rest).await;
             answer = ask(&self.shared.bus, &question).await;
         }
         failpoint::hit("door.asked");

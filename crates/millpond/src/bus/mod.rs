@@ -42,7 +42,7 @@ use async_nats::jetstream;
 use async_nats::{ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
 
-use crate::limits::{PUBLISH_ACK_WAIT, PUBLISH_WINDOW, SERVER_PAYLOAD_BYTES_MAX};
+use crate::limits::{PUBLISH_ACK_WAIT, PUBLISH_WINDOW, RECONNECT_DELAY_MAX, SERVER_PAYLOAD_BYTES_MAX};
 use crate::signature::Signer;
 use crate::task::Headers;
 
@@ -238,7 +238,7 @@ fn options(role: Role, name: &str, connection: watch::Sender<Connection>, droppe
         .connection_timeout(Duration::from_secs(5))
         .ping_interval(Duration::from_secs(5))
         .max_reconnects(None)
-        .reconnect_delay_callback(|attempts| Duration::from_millis((attempts as u64 * 50).min(500)))
+        .reconnect_delay_callback(|attempts| Duration::from_millis(attempts as u64 * 50).min(RECONNECT_DELAY_MAX))
         .event_callback(move |event| {
             observe(&event, &connection, &dropped);
             std::future::ready(())
