@@ -277,7 +277,8 @@ k delete pod millpond-nats-0 --wait=false >/dev/null
 k delete pod millpond-collector-0 --wait=false >/dev/null
 joined restarted
 is "NATS and collector restarted: tasks, done, runs beyond one each" "200 200 0" "$(counts restarted)"
-until_true "all pods" 180 k wait --for=condition=Ready pod --all --timeout=60s
+# Not those that are done, of setup and test.
+until_true "all pods" 180 k wait --for=condition=Ready pod --field-selector status.phase!=Succeeded --all --timeout=60s
 
 load drained
 node=$(kubectl get nodes -o jsonpath='{.items[0].metadata.name}')
