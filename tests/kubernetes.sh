@@ -307,7 +307,7 @@ is "a task longer than the drain, its pod deleted in mid-run: its result" "12.0"
 is "  its attempts" "handed back at the pod that was gone, done at the other" "$(millpond task show longer --json | python3 -c '
 import json, sys
 names = ["at the other", "at the pod that was gone"]
-print(", ".join(f"{a[\"status\"]} {names[a[\"worker\"] == sys.argv[1]]}" for a in json.load(sys.stdin)["attempts"]))' "$first")"
+print(", ".join("%s %s" % (a["status"], names[a["worker"] == sys.argv[1]]) for a in json.load(sys.stdin)["attempts"]))' "$first")"
 
 # --- traces and logs, by the chart's Collector, of a task in a pod ---
 elk=${ELK_DIR:-/var/tmp/millpond-elk}
