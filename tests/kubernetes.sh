@@ -148,6 +148,8 @@ upgrade() {
     settings+=("$@")
     helm upgrade millpond charts/millpond --values "$work/values.yaml" "${settings[@]}" --wait --timeout 5m >"$work/upgrade.log" 2>&1 ||
         fail "upgrade: $(tail -n 3 "$work/upgrade.log")"
+    # A forwarded port ends with its pod, at the first use.
+    until_true "the collector, through a forwarded port" 60 millpond job ls
 }
 
 if [ -n "${HOSTPATH_DIR:-}" ]; then
