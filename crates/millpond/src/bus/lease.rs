@@ -41,7 +41,7 @@ pub(super) struct Shared {
     clock: Instant,
     /// When the keeper last looked, in milliseconds of `clock`: far behind means that this process was paused.
     looked_ms: AtomicU64,
-    /// When the connection came back, in milliseconds of `clock`, from 1; 0: it was never lost.
+    /// When the connection came back, or was made to a server that had just started, in milliseconds of `clock`, from 1; 0: neither.
     returned_ms: AtomicU64,
     /// Grows with every loss, return and pause: what was delivered in an older era lets go before its start.
     pub(super) era: AtomicU64,
@@ -212,6 +212,10 @@ impl Shared {
     pub(super) fn learn(&self, record: ServerRecord) {
         self.old_tasks.store(record.tasks, Ordering::SeqCst);
         self.old_due.store(record.due, Ordering::SeqCst);
+        // To a server that has just started others are on their way back, also when this worker itself is new.
+        if u128::from(crate::now_ms().abs_diff(record.seen_ms)) < RECONNECT_SPREAD.as_millis() {
+            self.note_return();
+        }
         self.known.store(true, Ordering::SeqCst);
     }
 

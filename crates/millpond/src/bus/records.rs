@@ -23,6 +23,9 @@ pub struct ServerRecord {
     pub tasks: u64,
     /// Last sequence of DUE.
     pub due: u64,
+    /// When that was, Unix time in milliseconds; 0 in records of before there was this.
+    #[serde(default)]
+    pub seen_ms: i64,
 }
 
 /// A change of a bucket: the key, and its value unless it was removed.
@@ -162,6 +165,7 @@ impl Bus {
         let record = ServerRecord {
             tasks: stream_state(self, STREAM_TASKS).await?.last_seq,
             due: stream_state(self, STREAM_DUE).await?.last_seq,
+            seen_ms: crate::now_ms(),
         };
         // Whoever was first saw less stored: that record is the better one.
         if store.create(&id, encode(&record)).await.is_err() {
