@@ -32,10 +32,12 @@ pub(super) async fn keep(shared: Arc<Shared>) {
             }
         }
         shared.look();
-        if !connection.borrow_and_update().up {
+        let now = *connection.borrow_and_update();
+        if !now.up {
             continue;
         }
-        if changed {
+        // The first change is that it is there at all.
+        if changed && now.epoch > 1 {
             shared.note_return();
         }
         if paused || changed || extended.elapsed() >= LEASE_EXTEND_EVERY {

@@ -23,7 +23,7 @@ pub struct ServerRecord {
     pub tasks: u64,
     /// Last sequence of DUE.
     pub due: u64,
-    /// When that was, Unix time in milliseconds; 0 in records of before there was this.
+    /// When that was, Unix time in milliseconds; 0 of the first server of all, and in records of before there was this.
     #[serde(default)]
     pub seen_ms: i64,
 }
@@ -162,10 +162,12 @@ impl Bus {
         if let Some(record) = stored.and_then(|v| decode(&v)) {
             return Ok(record);
         }
+        let servers = format!("KV_{BUCKET_SERVERS}");
         let record = ServerRecord {
             tasks: stream_state(self, STREAM_TASKS).await?.last_seq,
             due: stream_state(self, STREAM_DUE).await?.last_seq,
-            seen_ms: crate::now_ms(),
+            // The first of all has no one to come back to it.
+            seen_ms: if stream_state(self, &servers).await?.last_seq > 0 { crate::now_ms() } else { 0 },
         };
         // Whoever was first saw less stored: that record is the better one.
         if store.create(&id, encode(&record)).await.is_err() {
