@@ -68,9 +68,9 @@ until_true() {
 # --- what there is of tasks ---
 millpond() { "$work/millpond" --state none "$@" 2>>"$work/millpond.log" </dev/null; }
 # A job, of a task for each line of standard input; returns when they are stored.
-submit_job() { # JOB [QUEUE]
+submit_job() { # JOB
     cat >"$work/$1.ndjson"
-    millpond map note "$work/$1.ndjson" --batch 1 --no-wait --job "$1" --queue "${2:-default}" --attempts-max 3 >/dev/null
+    millpond map note "$work/$1.ndjson" --batch 1 --no-wait --job "$1" --attempts-max 3 >/dev/null
 }
 tasks() { python3 -c 'import random, sys
 random.seed(sys.argv[1])
@@ -81,7 +81,7 @@ ended() {
     until job=$(millpond job show "$1" --json); do sleep 0.5; done
     python3 -c 'import json, sys; job = json.loads(sys.argv[1]); print(sum(job.get(end, 0) for end in ("done", "dead", "cancelled")))' "$job"
 }
-begun() { [ "$(ended "$1")" -gt "${2:-3}" ]; }
+begun() { [ "$(ended "$1")" -gt 3 ]; }
 joined() {
     for _ in $(seq 40); do
         if millpond job wait "$1" --timeout 60s >/dev/null; then return; fi
@@ -91,7 +91,7 @@ joined() {
 }
 # Of the tasks of a job: how many are stored, how many have ended well, and how many were started more than once.
 counts() {
-    runs >"$work/started"
+    k exec deploy/millpond-worker-long -- cat /runs/started >"$work/started"
     millpond task export --job "$1" | python3 -c '
 import collections, json, sys
 rows = [json.loads(line) for line in sys.stdin]
@@ -100,7 +100,6 @@ assert set(started) == {row["id"] for row in rows}, "not what was published has 
 assert len(rows) == len({row["id"] for row in rows}), "stored twice"
 print(len(rows), sum(row["status"] == "done" for row in rows), sum(n - 1 for n in started.values()))' "$1" "$work/started"
 }
-runs() { k exec deploy/millpond-worker-long -- cat /runs/started; }
 
 # --- what there is of pods ---
 # Those of a component and a pool that run and are not on their way out.
@@ -195,9 +194,9 @@ is "restarts of containers since" 0 "$(k get pods -o jsonpath='{.items[*].status
 helm test millpond >"$work/test.log" 2>&1 || fail "helm test: $(cat "$work/test.log"; k logs millpond-test)"
 step "helm test: $(sed -n 's/^Phase: *//p' "$work/test.log")"
 secret() { k get secret millpond-auth -o "jsonpath={.data.$1}" | base64 -d; }
-read -r nats_port collector_port < <(python3 -c '
+read -r nats_port collector_port otlp_port < <(python3 -c '
 import socket
-held = [socket.socket() for _ in range(2)]
+held = [socket.socket() for _ in range(3)]
 [s.bind(("127.0.0.1", 0)) for s in held]
 print(*(s.getsockname()[1] for s in held))')
 forward millpond-nats "$nats_port" 4222
@@ -207,8 +206,7 @@ MILLPOND_TOKEN=$(secret token)
 export MILLPOND_NATS_URL MILLPOND_TOKEN MILLPOND_COLLECTOR_URL=http://127.0.0.1:$collector_port MILLPOND_CONNECT_TIMEOUT=60s
 until_true "the collector, through a forwarded port" 60 millpond job ls
 is "submit square 12 --wait" 144 "$(millpond submit square 12 --wait)"
-touch_runs() { millpond submit note '{}' --queue long --wait; }
-is "a handler in Python" true "$(touch_runs)"
+is "a handler in Python" true "$(millpond submit note '{}' --queue long --wait)"
 
 # --- out and in by CPU ---
 until_true "a figure of CPU at the autoscaler" 120 sh -c "kubectl -n $ns get hpa millpond-worker-default -o jsonpath='{.status.conditions[?(@.type==\"ScalingActive\")].status}' | grep -q True"
@@ -327,7 +325,6 @@ if [ -n "${ON_NODE:-}" ] && [ -n "${NODE_ADDRESS:-}" ] && [ -x "$elk/otelcol/ote
     start logstash "${RUBY:-ruby}" tests/elk/logstash.rb 4319 http://127.0.0.1:9200 "$NODE_ADDRESS"
     upgrade --set otelCollector.enabled=true --set otelCollector.image.repository=millpond-test/otelcol \
         --set otelCollector.logstashUrl="http://$NODE_ADDRESS:4319"
-    read -r otlp_port < <(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     forward millpond-otel-collector "$otlp_port" 4318
     until_true "the Collector, through a forwarded port" 60 curl -s "http://127.0.0.1:$otlp_port"
     export OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:$otlp_port
