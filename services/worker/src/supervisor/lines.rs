@@ -8,6 +8,7 @@ use millpond::outcome::Failure;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::ChildStderr;
 
 use crate::call::{Call, Reply};
 
@@ -15,6 +16,10 @@ use crate::call::{Call, Reply};
 pub(crate) const SHUTDOWN_LINE: &[u8] = b"{\"shutdown\":true}\n";
 /// What one read takes.
 const READ_BYTES: usize = 64 * 1024;
+/// What a pipe holds (pipe(7)).
+const PIPE_BYTES: usize = 64 * 1024;
+/// What one read takes where most find nothing.
+const PIECE_BYTES: usize = 4 * 1024;
 
 /// What a reader found.
 #[derive(Debug, PartialEq, Eq)]
@@ -67,7 +72,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     }
 
     /// A line that was read already.
-    fn buffered(&mut self) -> Option<Found> {
+    pub(crate) fn buffered(&mut self) -> Option<Found> {
         let end = self.buffer.get(self.looked..)?.iter().position(|b| *b == b'\n');
         let Some(end) = end.map(|n| n + self.looked).filter(|end| *end <= self.bytes_max) else {
             self.looked = self.buffer.len();
@@ -86,6 +91,21 @@ impl<R: AsyncRead + Unpin> Lines<R> {
     /// A last line without an end.
     fn rest(&mut self) -> Found {
         if self.buffer.is_empty() { Found::End } else { Found::Line(self.buffer.split().freeze()) }
+    }
+}
+
+impl Lines<ChildStderr> {
+    /// Reads what was written until now. The runtime may hear of it later than of what was written after it elsewhere.
+    pub(crate) fn read_written(&mut self) {
+        let mut piece = [0; PIECE_BYTES];
+        for _ in 0..PIPE_BYTES / PIECE_BYTES {
+            // Our end of the pipe does not block: where nothing is, that is an error. Its end is left to `next`.
+            let Ok(bytes) = nix::unistd::read(&self.from, &mut piece) else { return };
+            self.buffer.extend_from_slice(piece.get(..bytes).unwrap_or_default());
+            if bytes < PIECE_BYTES {
+                return;
+            }
+        }
     }
 }
 

@@ -2,11 +2,9 @@
 //! the one task that was next to be answered.
 
 use std::collections::VecDeque;
-use std::future::{pending, poll_fn};
-use std::pin::pin;
+use std::future::pending;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use millpond::limits::{CHILD_AHEAD, CHILD_AHEAD_TASKS_MAX, CHILD_END_WITHIN, CHILD_LINE_BYTES_MAX, RESULT_BYTES_MAX};
@@ -35,8 +33,6 @@ pub(super) const STOP_GRACE_MAX: Duration = Duration::from_millis(300);
 
 /// Answers without a log line after which tasks are written ahead.
 const QUIET_ANSWERS: u32 = 16;
-/// How long log lines without a pause go before answers; then answers have a turn.
-const LOGS_FIRST_FOR: Duration = Duration::from_millis(250);
 
 /// When a task is asked to stop, and when it is killed.
 #[derive(Debug, Clone, Copy)]
@@ -109,8 +105,6 @@ struct Work<'a> {
     closed: Option<&'static str>,
     /// It wrote what is no answer: what it writes from then on counts for nothing.
     deaf: bool,
-    /// Since when log lines come without a pause.
-    logging: Option<Clock>,
 }
 
 impl Stream {
@@ -126,7 +120,6 @@ impl Stream {
             match event {
                 Event::Log(Found::Line(line) | Found::TooLong(line)) => {
                     self.quiet_for = 0;
-                    work.logging.get_or_insert_with(Clock::now);
                     logs::line(&self.process.view, &line);
                 }
                 Event::Log(Found::End) => {}
@@ -218,8 +211,7 @@ impl Stream {
         }
     }
 
-    /// Time and stop first, so that nothing a child writes puts them off. Then its log lines: what a task wrote before its
-    /// answer is then known with it; when they do not end, answers have a turn.
+    /// Time and stop first, so that nothing a child writes puts them off; its log lines last, so that they put off nothing.
     async fn next_event(&mut self, work: &mut Work<'_>) -> Event {
         let unwritten = work.out.get(work.written..).unwrap_or_default();
         let due = work.due(&self.spec);
@@ -228,49 +220,36 @@ impl Stream {
             return Event::Time;
         }
         let Self { process: Process { handle, stderr, stdin, .. }, stdout, .. } = self;
-        let logging = &mut work.logging;
-        let logs_first = logging.is_none_or(|since| since.elapsed() < LOGS_FIRST_FOR);
-        let (logs, outputs) = (!stderr.has_ended(), !work.output_ended);
+        let log_ended = stderr.has_ended();
         let stdin = stdin.as_mut().filter(|_| !unwritten.is_empty());
-        let mut writing = pin!(async {
+        let writing = async {
             match stdin {
                 Some(stdin) => stdin.write(unwritten).await,
                 None => pending().await,
             }
-        });
-        let (mut time, mut stop) = (pin!(sleep_until(due)), pin!(work.order.stop.cancelled()));
-        let (mut log, mut output, mut ended) = (pin!(stderr.next()), pin!(stdout.next()), pin!(handle.wait()));
-        poll_fn(|context| {
-            if time.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Event::Time);
-            }
-            if !work.stopped && stop.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Event::Stop);
-            }
-            if logs && logs_first {
-                match log.as_mut().poll(context) {
-                    Poll::Ready(found) => return Poll::Ready(Event::Log(found)),
-                    Poll::Pending => *logging = None,
-                }
-            }
-            if outputs && let Poll::Ready(found) = output.as_mut().poll(context) {
-                return Poll::Ready(Event::Output(found));
-            }
-            if let Poll::Ready(written) = writing.as_mut().poll(context) {
-                return Poll::Ready(Event::Written(written));
-            }
-            if logs
-                && !logs_first
-                && let Poll::Ready(found) = log.as_mut().poll(context)
-            {
-                return Poll::Ready(Event::Log(found));
-            }
-            ended.as_mut().poll(context).map(Event::Ended)
-        })
-        .await
+        };
+        tokio::select! {
+            biased;
+            () = sleep_until(due) => Event::Time,
+            () = work.order.stop.cancelled(), if !work.stopped => Event::Stop,
+            found = stdout.next(), if !work.output_ended => Event::Output(found),
+            written = writing => Event::Written(written),
+            status = handle.wait() => Event::Ended(status),
+            found = stderr.next(), if !log_ended => Event::Log(found),
+        }
+    }
+
+    /// What it wrote to its log before what it says now is known with it.
+    fn log_so_far(&mut self) {
+        self.process.stderr.read_written();
+        while let Some(Found::Line(line) | Found::TooLong(line)) = self.process.stderr.buffered() {
+            self.quiet_for = 0;
+            logs::line(&self.process.view, &line);
+        }
     }
 
     fn output(&mut self, work: &mut Work<'_>, found: Found) {
+        self.log_so_far();
         let line = match found {
             Found::End => {
                 work.output_ended = true;
@@ -406,7 +385,6 @@ impl<'a> Work<'a> {
             excused: false,
             closed: None,
             deaf: false,
-            logging: None,
         }
     }
 
