@@ -9,6 +9,7 @@
 # where there is none. Without network the second time. What cannot be had is named, and with CI set it is an error.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tests/steps.sh
 
 chart=charts/millpond
 here=$PWD/target/chart
@@ -26,11 +27,6 @@ declare -A TOOLS=(
 )
 missing=()
 
-step() { printf '%5ss  %s\n' "$SECONDS" "$*"; }
-fail() {
-    printf 'chart.sh: %s\n' "$*" >&2
-    exit 1
-}
 # quietly COMMAND…: its output only when it fails.
 quietly() {
     local said

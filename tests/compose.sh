@@ -6,17 +6,14 @@
 #   tests/compose.sh [--keep]     --keep leaves the cluster as it is at the end
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tests/steps.sh
 
 keep=${1:-}
 here=$PWD
 work=$(mktemp -d)
 export COMPOSE_PROJECT_NAME=millpond-test-$$
 # Free ports, so that it runs beside another cluster.
-read -r MILLPOND_NATS_PORT MILLPOND_PRODUCER_PORT MILLPOND_COLLECTOR_PORT < <(python3 -c '
-import socket
-held = [socket.socket() for _ in range(3)]
-[s.bind(("127.0.0.1", 0)) for s in held]
-print(*(s.getsockname()[1] for s in held))')
+read -r MILLPOND_NATS_PORT MILLPOND_PRODUCER_PORT MILLPOND_COLLECTOR_PORT < <(free_ports 3)
 export MILLPOND_NATS_PORT MILLPOND_PRODUCER_PORT MILLPOND_COLLECTOR_PORT
 export MILLPOND_WORKER_DRAIN_TIME=20s DOCKER_BUILDKIT=1
 # The largest that an image may add to its base, in MiB.
@@ -25,15 +22,6 @@ IMAGE_MIB_MAX=60
 # Slots of a worker of this test.
 SLOTS=4
 
-step() { printf '%5ss  %s\n' "$SECONDS" "$*"; }
-fail() {
-    printf 'compose.sh: %s\n' "$*" >&2
-    exit 1
-}
-is() { # is WHAT EXPECTED GOT
-    [ "$2" = "$3" ] || fail "$1: expected $2, got $3"
-    step "$1: $3"
-}
 cleanup() {
     local code=$?
     if [ "$code" != 0 ]; then
@@ -49,14 +37,14 @@ cleanup() {
 }
 trap cleanup EXIT
 
-cli() { docker compose run --rm --no-deps -T cli "$@" </dev/null 2>>"$work/cli.log"; }
+millpond() { docker compose run --rm --no-deps -T cli "$@" </dev/null 2>>"$work/cli.log"; }
 up() { docker compose up --detach --wait --wait-timeout 120 "$@" >>"$work/up.log" 2>&1 || fail "up failed: $(tail -n 5 "$work/up.log")"; }
 containers() { docker compose ps --quiet "$@"; }
 # Of the tasks of a job: how many there are, how many have ended well, and how many runs there were beyond one each: the
 # handler notes each start in a file of the volume that all workers share.
 counts() {
     docker compose exec -T worker cat /var/lib/millpond/data/started >"$work/started"
-    cli task export --job "$1" | python3 -c '
+    millpond task export --job "$1" | python3 -c '
 import json, sys
 rows = [json.loads(line) for line in sys.stdin]
 started = [line for line in open(sys.argv[2]).read().split() if line.startswith(sys.argv[1] + ".")]
@@ -68,18 +56,10 @@ submit_job() { # JOB COUNT SECONDS
     python3 -c 'import sys; print(*[sys.argv[2]] * int(sys.argv[1]), sep="\n")' "$2" "$3" |
         docker compose run --rm --no-deps -T cli map note - --batch 1 --no-wait --job "$1" >/dev/null 2>>"$work/cli.log"
 }
-# Waits until a job has ended, whatever the collector does meanwhile.
-joined() {
-    for _ in $(seq 30); do
-        if cli job wait "$1" --timeout 60s >/dev/null; then return; fi
-        sleep 1
-    done
-    fail "job $1 has not ended: $(cli job show "$1")"
-}
 # Until some of a job has ended: then it is in its middle.
 begun() {
     for _ in $(seq 120); do
-        [ "$(cli job show "$1" --json | python3 -c 'import json, sys; print(json.load(sys.stdin).get("done", 0) > 3)')" = True ] && return
+        [ "$(millpond job show "$1" --json | python3 -c 'import json, sys; print(json.load(sys.stdin).get("done", 0) > 3)')" = True ] && return
         sleep 0.2
     done
     fail "job $1 does not begin"
@@ -98,8 +78,8 @@ step "built"
 
 up
 step "up: $(containers | wc -l) containers run"
-is "submit square 12 --wait" 144 "$(cli submit square 12 --wait)"
-is "primes up to 10000 by map" 1229 "$(cli map is_prime --range 1..=10000 | grep -c true)"
+is "submit square 12 --wait" 144 "$(millpond submit square 12 --wait)"
+is "primes up to 10000 by map" 1229 "$(millpond map is_prime --range 1..=10000 | grep -c true)"
 
 # --- handlers of a user's in Python: two lines make the image ---
 docker build --quiet --target worker-python --tag millpond/worker-python:0.1.0 . >/dev/null
@@ -126,7 +106,7 @@ docker build --quiet --tag "$COMPOSE_PROJECT_NAME" "$work/mine" >/dev/null
 printf 'services: { worker: { image: "%s", build: !reset null } }\n' "$COMPOSE_PROJECT_NAME" >"$work/mine.yml"
 export COMPOSE_FILE=docker-compose.yml:$work/mine.yml
 up
-is "a handler in Python" 0.5 "$(cli submit note 0.5 --wait)"
+is "a handler in Python" 0.5 "$(millpond submit note 0.5 --wait)"
 
 # --- workers 1 -> 4 -> 1 in mid-job ---
 submit_job scaled 600 0.1
@@ -154,7 +134,7 @@ for service in nats producer collector worker; do
     step "  runs beyond one each: $again"
 done
 submit_job killed-all 300 0.1
-cli submit fail '{"how": "fatal"}' --id letter >/dev/null
+millpond submit fail '{"how": "fatal"}' --id letter >/dev/null
 begun killed-all
 containers | xargs docker kill --signal KILL >/dev/null
 is "containers that run" 0 "$(docker compose ps --quiet --status running | wc -l)"
@@ -178,7 +158,7 @@ is "a crashed worker is healthy after restarts" "$((before + 1)) healthy" \
 # --- SIGTERM lets run what runs ---
 submit_job drained 4 4
 for _ in $(seq 50); do
-    [ "$(cli worker ls --json | python3 -c 'import json, sys; print(sum(json.loads(line).get("running", 0) for line in sys.stdin))')" -gt 0 ] && break
+    [ "$(millpond worker ls --json | python3 -c 'import json, sys; print(sum(json.loads(line).get("running", 0) for line in sys.stdin))')" -gt 0 ] && break
     sleep 0.2
 done
 docker compose stop worker >/dev/null 2>&1
@@ -189,11 +169,11 @@ is "stopped in mid-task: tasks, done, runs beyond one each" "4 4 0" "$(counts dr
 
 # --- down and up keep everything ---
 what() {
-    cli job ls --json | python3 -c '
+    millpond job ls --json | python3 -c '
 import json, sys
 print(sorted((r["job"], r["done"], r["dead"]) for r in map(json.loads, sys.stdin)))'
-    cli job results killed-nats | sha256sum
-    cli dead ls --json | python3 -c 'import json, sys; print(sorted(json.loads(line)["id"] for line in sys.stdin))'
+    millpond job results killed-nats | sha256sum
+    millpond dead ls --json | python3 -c 'import json, sys; print(sorted(json.loads(line)["id"] for line in sys.stdin))'
 }
 what >"$work/before"
 docker compose down >/dev/null 2>&1
@@ -212,7 +192,7 @@ try: print(urllib.request.urlopen(request).status)
 except urllib.error.HTTPError as refused: print(refused.code)' "$@"; }
 is "the token opens the API" 200 "$(answer "http://127.0.0.1:$MILLPOND_COLLECTOR_PORT/api/v1/tasks" "$token")"
 is "another does not" 401 "$(answer "http://127.0.0.1:$MILLPOND_COLLECTOR_PORT/api/v1/tasks" another-token)"
-cli env >"$work/secrets"
+millpond env >"$work/secrets"
 for container in $(containers); do
     name=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.service"}}' "$container")
     pid=$(docker inspect --format '{{.State.Pid}}' "$container")

@@ -12,6 +12,7 @@
 # /var/tmp/millpond-elk), where what it builds is kept, and a network for the first time. Everything listens on 127.0.0.1 only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tests/steps.sh
 
 ELK_DIR=${ELK_DIR:-/var/tmp/millpond-elk}
 RUBY=${RUBY:-ruby}
@@ -21,11 +22,6 @@ engine=$ELK_DIR/search-engine otelcol=$ELK_DIR/otelcol/otelcol
 work=$(mktemp -d)
 declare -A started
 
-step() { printf '%5ss  %s\n' "$SECONDS" "$*"; }
-fail() {
-    printf 'elk.sh: %s\n' "$*" >&2
-    exit 1
-}
 # Starts a command, its output in a file of its name; its process id is in $pid.
 start() { # start NAME COMMAND…
     "${@:2}" >>"$work/$1.log" 2>&1 &
@@ -46,14 +42,6 @@ cleanup() {
     exit "$code"
 }
 trap cleanup EXIT
-# until_true WHAT COMMAND…
-until_true() {
-    for _ in $(seq 600); do
-        if "${@:2}" >/dev/null 2>&1; then return; fi
-        sleep 0.2
-    done
-    fail "waited in vain: $1"
-}
 for program in java javac mvn go "$RUBY" python3 curl unzip; do
     command -v "$program" >/dev/null || fail "$program is not here"
 done
@@ -91,11 +79,7 @@ millpond=$(realpath "$millpond")
 step "built, or found"
 
 # --- the pipeline ---
-read -r search_port otlp_port health_port metrics_port logstash_port worker_port prometheus_port < <(python3 -c '
-import socket
-held = [socket.socket() for _ in range(7)]
-[s.bind(("127.0.0.1", 0)) for s in held]
-print(*(s.getsockname()[1] for s in held))')
+read -r search_port otlp_port health_port metrics_port logstash_port worker_port prometheus_port < <(free_ports 7)
 export ELASTICSEARCH_URL=http://127.0.0.1:$search_port
 export OTELCOL_LISTEN=127.0.0.1:$otlp_port OTELCOL_HEALTH=127.0.0.1:$health_port OTELCOL_METRICS_HOST=127.0.0.1
 export OTELCOL_METRICS_PORT=$metrics_port OTELCOL_STORAGE=$work/queue LOGSTASH_URL=http://127.0.0.1:$logstash_port
@@ -112,7 +96,7 @@ start_logstash() {
 start_otelcol() {
     start otelcol "$otelcol" "${configs[@]}"
     otelcol_pid=$pid
-    until_true "the Collector" curl -sf "http://127.0.0.1:$health_port"
+    until_true "the Collector" 120 curl -sf "http://127.0.0.1:$health_port"
 }
 start_logstash
 start_otelcol
@@ -125,11 +109,11 @@ export MILLPOND_STATE=$work/state MILLPOND_WORKER_RETRY_DELAY=200ms
 export OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:$otlp_port
 start millpond "$millpond" up --ports auto --workers 0
 up=$pid
-until_true "millpond up" test -s "$work/state/env"
-until_true "the collector" "$millpond" job ls
+until_true "millpond up" 120 test -s "$work/state/env"
+until_true "the collector" 120 "$millpond" job ls
 start worker "$millpond" worker run --name w1 --listen "127.0.0.1:$worker_port" --handlers "$work/handlers/handlers.toml"
 worker=$pid
-until_true "the worker" curl -sf "http://127.0.0.1:$worker_port/readyz"
+until_true "the worker" 120 curl -sf "http://127.0.0.1:$worker_port/readyz"
 run() { "$millpond" "$@" >>"$work/commands.log" 2>&1; }
 trace() { # of a task
     "$millpond" task show "$1" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["trace"])'
@@ -139,7 +123,7 @@ run submit story '{"fatal": true}' --id dead --wait || true
 run submit story '{}' --id chained --then story --wait
 printf '{}\n{}\n{}\n' >"$work/input"
 run map story - --batch 3 --job batched <"$work/input"
-until_true "the step of the chain" "$millpond" why chained/then
+until_true "the step of the chain" 120 "$millpond" why chained/then
 check() { python3 tests/elk/check.py "$ELASTICSEARCH_URL" "$@"; }
 # Publishes, waits, attempts; exceptions; lines of children.
 stories() {
@@ -168,7 +152,7 @@ if command -v prometheus >/dev/null; then
     start prometheus prometheus --config.file="$work/prometheus.yml" --storage.tsdb.path="$work/metrics.db" \
         --web.listen-address="127.0.0.1:$prometheus_port"
     prometheus=$pid
-    until_true "Prometheus" curl -sf "http://127.0.0.1:$prometheus_port/-/ready"
+    until_true "Prometheus" 120 curl -sf "http://127.0.0.1:$prometheus_port/-/ready"
     # Histograms and rates want tasks between two looks; and one over HTTP, for the producer.
     token=$(sed -n "s/^MILLPOND_TOKEN=['\"]*\([^'\"]*\).*/\1/p" "$work/state/env")
     for _ in 1 2 3; do
@@ -193,7 +177,7 @@ waits_in_queue() {
     curl -sf "http://127.0.0.1:$metrics_port/metrics" >"$work/metrics" && grep -q '^otelcol_exporter_queue_capacity{' "$work/metrics" &&
         grep '^otelcol_exporter_queue_size{.*traces' "$work/metrics" | grep -qv ' 0$'
 }
-until_true "something in the queue of the Collector" waits_in_queue
+until_true "something in the queue of the Collector" 120 waits_in_queue
 sleep 2
 stop "$otelcol_pid"
 check "$outage" outage 0 0 0 0 0

@@ -14,6 +14,7 @@
 # both before, and ON_NODE (a command that runs another in the node's network) and NODE_ADDRESS are given; else it says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tests/steps.sh
 
 keep=${1:-}
 ns=millpond-test-$$
@@ -25,15 +26,6 @@ SLOW=24
 : "${LOAD_IMAGE:?a command that brings a Docker image into the cluster}"
 background=()
 
-step() { printf '%5ss  %s\n' "$SECONDS" "$*"; }
-fail() {
-    printf 'kubernetes.sh: %s\n' "$*" >&2
-    exit 1
-}
-is() { # is WHAT EXPECTED GOT
-    [ "$2" = "$3" ] || fail "$1: expected $2, got $3"
-    step "$1: $3"
-}
 k() { kubectl --namespace "$ns" "$@"; }
 # Of symbolic links in a chart helm says each time that it follows them.
 helm() { "$HELM" --namespace "$ns" "$@" 2> >(grep -v 'found symbolic link' >&2); }
@@ -56,14 +48,6 @@ cleanup() {
     exit "$code"
 }
 trap cleanup EXIT
-# until_true WHAT SECONDS COMMAND…
-until_true() {
-    local end=$((SECONDS + $2))
-    until "${@:3}" >/dev/null 2>&1; do
-        [ "$SECONDS" -lt "$end" ] || fail "waited in vain: $1"
-        sleep 0.5
-    done
-}
 
 # --- what there is of tasks ---
 millpond() { "$work/millpond" --state none "$@" 2>>"$work/millpond.log" </dev/null; }
@@ -82,13 +66,6 @@ ended() {
     python3 -c 'import json, sys; job = json.loads(sys.argv[1]); print(sum(job.get(end, 0) for end in ("done", "dead", "cancelled")))' "$job"
 }
 begun() { [ "$(ended "$1")" -gt 3 ]; }
-joined() {
-    for _ in $(seq 40); do
-        if millpond job wait "$1" --timeout 60s >/dev/null; then return; fi
-        sleep 1
-    done
-    fail "job $1 has not ended: $(millpond job show "$1")"
-}
 # Of the tasks of a job: how many are stored, how many have ended well, and how many were started more than once.
 counts() {
     k exec deploy/millpond-worker-long -- cat /runs/started >"$work/started"
@@ -194,11 +171,7 @@ is "restarts of containers since" 0 "$(k get pods -o jsonpath='{.items[*].status
 helm test millpond >"$work/test.log" 2>&1 || fail "helm test: $(cat "$work/test.log"; k logs millpond-test)"
 step "helm test: $(sed -n 's/^Phase: *//p' "$work/test.log")"
 secret() { k get secret millpond-auth -o "jsonpath={.data.$1}" | base64 -d; }
-read -r nats_port collector_port otlp_port < <(python3 -c '
-import socket
-held = [socket.socket() for _ in range(3)]
-[s.bind(("127.0.0.1", 0)) for s in held]
-print(*(s.getsockname()[1] for s in held))')
+read -r nats_port collector_port otlp_port < <(free_ports 3)
 forward millpond-nats "$nats_port" 4222
 forward millpond-collector "$collector_port" 7611
 MILLPOND_NATS_URL=nats://client:$(secret client_password)@127.0.0.1:$nats_port
