@@ -1,59 +1,5 @@
-{{- /* What takes telemetry: what its programs have in common. They are given a dict: root, component, values (of the program),
-config (its files), ports (name -> port), elastic (its image is Elastic's); of Elasticsearch's Secret keys (the passwords that it
-may know) and certs (what it needs beside ca.crt, and as Elasticsearch itself: key -> path). */ -}}
-
-{{- /* A set of one pod, up to the pod. */ -}}
-{{- define "millpond.telemetrySet" -}}
-apiVersion: apps/v1
-kind: {{ .kind | default "StatefulSet" }}
-metadata:
-  name: {{ include "millpond.fullname" .root }}-{{ .component }}
-  labels:
-    {{- include "millpond.labels" (list .root .component) | nindent 4 }}
-spec:
-  replicas: 1
-  {{- if .kind }}
-  strategy: { type: Recreate }
-  {{- else }}
-  serviceName: {{ include "millpond.fullname" .root }}-{{ .component }}
-  {{- end }}
-  selector:
-    matchLabels:
-      {{- include "millpond.selector" (list .root .component) | nindent 6 }}
-  template:
-    metadata:
-      labels:
-        {{- include "millpond.selector" (list .root .component) | nindent 8 }}
-      annotations:
-        checksum/config: {{ sha256sum .config }}
-{{- end }}
-
-{{- /* Images of Elastic may have any user whose group is 0, and write beside their data (Elasticsearch, a keystore beside its
-settings); not tried with a root that is read-only. */ -}}
-{{- define "millpond.telemetryPod" -}}
-serviceAccountName: {{ include "millpond.fullname" .root }}-{{ .component }}
-automountServiceAccountToken: false
-# Kubernetes would set ELASTICSEARCH_…, KIBANA_… and LOGSTASH_… of its own, and these programs take settings from there.
-enableServiceLinks: false
-securityContext:
-  {{- include "millpond.podSecurity" . | replace "runAsGroup: 65532" (printf "runAsGroup: %d" (ternary 0 65532 (hasKey . "elastic"))) | nindent 2 }}
-{{- include "millpond.pullSecrets" .root }}
-{{- end }}
-
-{{- define "millpond.telemetryContainer" -}}
-image: {{ include "millpond.foreignImage" (list .root .values.image) }}
-imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-securityContext:
-  {{- include "millpond.containerSecurity" . | replace "RootFilesystem: true" (printf "RootFilesystem: %t" (not (hasKey . "elastic"))) | nindent 2 }}
-resources:
-  {{- toYaml .values.resources | nindent 2 }}
-{{- with .ports }}
-ports:
-  {{- range $name, $port := . }}
-  - { name: {{ $name }}, containerPort: {{ $port }} }
-  {{- end }}
-{{- end }}
-{{- end }}
+{{- /* What takes telemetry has more in common than all that is foreign: beside what _foreign.tpl wants, its dict has of Elasticsearch's
+Secret keys (the passwords that it may know) and certs (what it needs beside ca.crt, and as Elasticsearch itself: key -> path). */ -}}
 
 {{- /* dict: port, ready (how to ask; default: whether the port is open) */ -}}
 {{- define "millpond.telemetryProbes" -}}
@@ -103,44 +49,6 @@ livenessProbe:
 - { name: tmp, mountPath: /tmp }
 {{- end }}
 
-{{- define "millpond.telemetryClaim" -}}
-volumeClaimTemplates:
-  - metadata:
-      name: data
-    spec:
-      accessModes: [ReadWriteOnce]
-      {{- with .values.storageClass }}
-      storageClassName: {{ . }}
-      {{- end }}
-      resources: { requests: { storage: {{ .values.storage }} } }
-{{- end }}
-
-{{- /* Its files, and its Service. */ -}}
-{{- define "millpond.telemetryAround" }}
-apiVersion: v1
-kind: ConfigMap
-metadata:
-  name: {{ include "millpond.fullname" .root }}-{{ .component }}
-  labels:
-    {{- include "millpond.labels" (list .root .component) | nindent 4 }}
-data:
-  {{- .config | nindent 2 }}
----
-apiVersion: v1
-kind: Service
-metadata:
-  name: {{ include "millpond.fullname" .root }}-{{ .component }}
-  labels:
-    {{- include "millpond.labels" (list .root .component) | nindent 4 }}
-spec:
-  ports:
-    {{- range $name, $port := .ports }}
-    - { name: {{ $name }}, port: {{ $port }}, targetPort: {{ $name }} }
-    {{- end }}
-  selector:
-    {{- include "millpond.selector" (list .root .component) | nindent 4 }}
-{{- end }}
-
 {{- /* A Job of deploy/elasticsearch/setup.sh. dict: root, name, steps, keys */ -}}
 {{- define "millpond.elkJob" }}
 {{- $root := .root }}
@@ -166,10 +74,10 @@ template:
       {{- include "millpond.selector" (list .root .component) | nindent 6 }}
   spec:
     restartPolicy: OnFailure
-    {{- include "millpond.telemetryPod" . | nindent 4 }}
+    {{- include "millpond.foreignPod" . | nindent 4 }}
     containers:
       - name: setup
-        {{- include "millpond.telemetryContainer" . | nindent 8 }}
+        {{- include "millpond.foreignContainer" . | nindent 8 }}
         command: [bash, /etc/elasticsearch/setup.sh]
         args:
           {{- toYaml .steps | nindent 10 }}
