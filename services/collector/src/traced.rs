@@ -30,10 +30,9 @@ pub(crate) fn stored(from: Ended, messages: &[EndedMessage], started: SystemTime
     if links.is_empty() {
         return;
     }
-    let destination = from.stream().to_owned();
-    let mut span = Span::new(("store", Some("process")), destination, SpanKind::Consumer, (trace, None), started);
+    let mut span = Span::new(("store", Some("process")), from.stream(), SpanKind::Consumer, (trace, None), started);
     span.say_batch(messages.len());
-    span.links = links;
+    links.into_iter().for_each(|to| span.link(to));
     record(span);
 }
 

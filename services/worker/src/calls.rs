@@ -196,7 +196,9 @@ async fn take(shop: Arc<Shop>, called: Called) {
             let (trace, id) = (call.trace, call.id.clone());
             let over = move |failure: Option<Failure>| {
                 let trace = trace.filter(|trace| trace.is_recorded());
-                trace.iter().for_each(|at| traced::called((&queue, &kind, &id), *at, parent, started, failure.clone()));
+                trace
+                    .iter()
+                    .for_each(|at| traced::called((&queue, &kind, &id), *at, parent, started, failure.as_ref()));
             };
             match runner {
                 Runner::Once(handler) => {

@@ -66,7 +66,7 @@ impl Traced {
     pub(crate) fn started(&self, lease: &Lease, at: SystemTime) {
         if self.wait.is_recorded() {
             let (place, since) = ((self.wait, self.parent), Self::waited_since(lease));
-            record(Span { ended: at, ..span(("wait", None), SpanKind::Internal, &lease.task, place, since) });
+            record(span(("wait", None), SpanKind::Internal, &lease.task, place, since).ended(at));
         }
     }
 
@@ -75,22 +75,27 @@ impl Traced {
         if !self.attempt.is_recorded() {
             return;
         }
-        let failed = ends.iter().filter(|end| matches!(end, CallEnd::Failed(_))).count();
-        let place = (self.attempt, Some(self.parent.unwrap_or(self.wait)));
-        let mut span = span(("process", Some("process")), SpanKind::Consumer, task, place, started);
-        span.links.extend(self.parent);
-        span.failure = ends.iter().find_map(|end| match end {
-            CallEnd::Failed(failure) => Some(failure.clone()),
+        let failures = ends.iter().filter_map(|end| match end {
+            CallEnd::Failed(failure) => Some(failure),
             CallEnd::Done(_) | CallEnd::NotRun => None,
         });
-        span.say(FIELD_QUEUE, task.subject.queue.clone());
-        span.say(FIELD_KIND, task.subject.kind.clone());
+        let failures: Vec<&Failure> = failures.collect();
+        let place = (self.attempt, Some(self.parent.unwrap_or(self.wait)));
+        let mut span = span(("process", Some("process")), SpanKind::Consumer, task, place, started);
+        if let Some(parent) = self.parent {
+            span.link(parent);
+        }
+        span.say(FIELD_QUEUE, &task.subject.queue);
+        span.say(FIELD_KIND, &task.subject.kind);
         if let Some(job) = &task.subject.job {
-            span.say(FIELD_JOB, job.clone());
+            span.say(FIELD_JOB, job);
         }
         if task.is_batch() {
             span.say_batch(task.items_len() as usize);
-            span.say("failed", i64::try_from(failed).unwrap_or(i64::MAX));
+            span.say("failed", i64::try_from(failures.len()).unwrap_or(i64::MAX));
+        }
+        if let Some(first) = failures.first() {
+            span.failed(first);
         }
         record(span);
     }
@@ -105,8 +110,8 @@ fn span(
     started: SystemTime,
 ) -> Span {
     let destination = format!("tasks.{}.{}", task.subject.queue, task.subject.kind);
-    let mut span = Span::new(operation, destination, kind, place, started);
-    span.say(FIELD_TASK_ID, task.id());
+    let mut span = Span::new(operation, &destination, kind, place, started);
+    span.say(FIELD_TASK_ID, &task.id());
     span.say(FIELD_ATTEMPT, i64::from(task.attempt));
     span
 }
@@ -117,16 +122,18 @@ pub(crate) fn called(
     trace: TraceContext,
     parent: Option<TraceContext>,
     started: SystemTime,
-    failure: Option<Failure>,
+    failure: Option<&Failure>,
 ) {
     if !trace.is_recorded() {
         return;
     }
     let (operation, destination) = (("process", Some("process")), format!("call.{queue}.{kind}"));
-    let mut span = Span::new(operation, destination, SpanKind::Server, (trace, parent), started);
-    span.say(FIELD_TASK_ID, id.to_owned());
-    span.say(FIELD_QUEUE, queue.to_owned());
-    span.say(FIELD_KIND, kind.to_owned());
-    span.failure = failure;
+    let mut span = Span::new(operation, &destination, SpanKind::Server, (trace, parent), started);
+    span.say(FIELD_TASK_ID, id);
+    span.say(FIELD_QUEUE, queue);
+    span.say(FIELD_KIND, kind);
+    if let Some(failure) = failure {
+        span.failed(failure);
+    }
     record(span);
 }

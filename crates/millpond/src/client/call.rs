@@ -175,10 +175,12 @@ impl Client {
         let (trace, started) = (TraceContext::below(parent), SystemTime::now());
         let answered = self.ask_until_answered(queue, kind, (&subject, args), timeout, trace, more).await;
         if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
-            let mut span = Span::new(("call", Some("send")), subject, SpanKind::Client, (trace, parent), started);
-            span.say(FIELD_QUEUE, queue.to_owned());
-            span.say(FIELD_KIND, kind.to_owned());
-            span.failure = answered.as_ref().err().map(|error| Failure::new("call", error.to_string()));
+            let mut span = Span::new(("call", Some("send")), &subject, SpanKind::Client, (trace, parent), started);
+            span.say(FIELD_QUEUE, queue);
+            span.say(FIELD_KIND, kind);
+            if let Err(error) = &answered {
+                span.failed(&Failure::new("call", error.to_string()));
+            }
             record(span);
         }
         answered

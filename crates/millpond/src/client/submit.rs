@@ -114,7 +114,7 @@ impl Client {
         let (trace, started) = (TraceContext::below(parent), SystemTime::now());
         let published = self.publish_as(task, id.clone(), trace, patience).await;
         if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
-            record_publish(task, id, (trace, parent), started, &published);
+            record_publish(task, &id, (trace, parent), started, &published);
         }
         published
     }
@@ -172,23 +172,25 @@ impl Client {
 
 fn record_publish(
     task: &NewTask,
-    id: String,
+    id: &str,
     place: (TraceContext, Option<TraceContext>),
     started: SystemTime,
     published: &Result<Submitted, ClientError>,
 ) {
     let destination = format!("tasks.{}.{}", task.queue, task.kind);
-    let mut span = Span::new(("publish", Some("send")), destination, SpanKind::Producer, place, started);
+    let mut span = Span::new(("publish", Some("send")), &destination, SpanKind::Producer, place, started);
     span.say(FIELD_TASK_ID, id);
-    span.say(FIELD_QUEUE, task.queue.clone());
-    span.say(FIELD_KIND, task.kind.clone());
+    span.say(FIELD_QUEUE, &task.queue);
+    span.say(FIELD_KIND, &task.kind);
     if let Some(job) = &task.job {
-        span.say(FIELD_JOB, job.clone());
+        span.say(FIELD_JOB, job);
     }
     if let Some(items) = task.batch {
         span.say_batch(items as usize);
     }
-    span.failure = published.as_ref().err().map(|error| Failure::new("not_stored", error.to_string()));
+    if let Err(error) = published {
+        span.failed(&Failure::new("not_stored", error.to_string()));
+    }
     record(span);
 }
 

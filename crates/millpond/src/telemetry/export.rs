@@ -1,21 +1,28 @@
 //! The way out: spans and log records wait in bounded queues for a thread that sends them by OTLP over HTTP. Whoever gives
 //! one never waits, and what cannot be sent is counted.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use opentelemetry::logs::{AnyValue, LogRecord};
 use opentelemetry::{Context, InstrumentationScope, Key};
-use opentelemetry_otlp::{ExporterBuildError, LogExporter, SpanExporter};
+use opentelemetry_http::{HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{
+    ExporterBuildError, LogExporter, OTEL_EXPORTER_OTLP_TIMEOUT, OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT,
+    OTEL_EXPORTER_OTLP_TRACES_TIMEOUT, SpanExporter, WithHttpConfig,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::logs::{
     BatchConfigBuilder as LogsConfig, BatchLogProcessor, LogBatch, LogExporter as _, LogProcessor, SdkLogRecord,
 };
-use opentelemetry_sdk::trace::{
-    BatchConfigBuilder as SpansConfig, BatchSpanProcessor, Span, SpanData, SpanExporter as _, SpanProcessor,
-};
+use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter as _, SpanProcessor};
 
+use super::otlp::{self, Envelope};
 use super::trace::{Field, fields};
 use crate::limits::{TELEMETRY_BATCH_MAX, TELEMETRY_QUEUE_MAX, TELEMETRY_SEND_EVERY};
 
@@ -90,27 +97,6 @@ impl Gate {
     }
 }
 
-/// Sends spans.
-#[derive(Debug)]
-struct CountedSpans(SpanExporter);
-
-impl opentelemetry_sdk::trace::SpanExporter for CountedSpans {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let count = batch.len();
-        let result = self.0.export(batch).await;
-        TRACES.left(count, &result);
-        result
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.0.shutdown_with_timeout(timeout)
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.0.set_resource(resource);
-    }
-}
-
 /// Sends log records.
 #[derive(Debug)]
 struct CountedLogs(LogExporter);
@@ -132,39 +118,151 @@ impl opentelemetry_sdk::logs::LogExporter for CountedLogs {
     }
 }
 
-/// Spans on their way. Cheap to clone.
-#[derive(Debug, Clone)]
-pub(super) struct QueuedSpans(std::sync::Arc<BatchSpanProcessor>);
+/// Spans that are sent together, as they travel: our own, and those of handlers in their scopes.
+#[derive(Debug, Default)]
+struct Batch {
+    spans: Vec<u8>,
+    scoped: Vec<u8>,
+    count: usize,
+}
 
-impl QueuedSpans {
-    /// Starts the thread that sends them.
-    pub(super) fn start(resource: &Resource) -> Result<Self, ExporterBuildError> {
-        let mut exporter = SpanExporter::builder().with_http().build()?;
-        exporter.set_resource(resource);
-        let config = SpansConfig::default()
-            .with_max_queue_size(TELEMETRY_QUEUE_MAX)
-            .with_max_export_batch_size(TELEMETRY_BATCH_MAX)
-            .with_scheduled_delay(TELEMETRY_SEND_EVERY);
-        let processor = BatchSpanProcessor::new(CountedSpans(exporter), config.build());
-        Ok(Self(std::sync::Arc::new(processor)))
+#[derive(Debug, Default)]
+struct Waiting {
+    batches: VecDeque<Batch>,
+    /// All is to be sent, and no more.
+    ends: bool,
+    /// All was sent.
+    ended: bool,
+}
+
+impl Waiting {
+    fn is_due(&self) -> bool {
+        self.ends || self.batches.front().is_some_and(|batch| batch.count >= TELEMETRY_BATCH_MAX)
     }
 }
 
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+/// Spans on their way. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct QueuedSpans(Arc<Queue>);
+
+/// The library's exporter knows where to send, with which headers, and what to try again; it is given no spans, and this one
+/// puts what is to be sent in the place of its body.
+#[derive(Debug)]
+struct Post {
+    client: reqwest::blocking::Client,
+    body: Arc<Mutex<Bytes>>,
+}
+
+#[async_trait]
+impl HttpClient for Post {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let body = lock(&self.body).clone();
+        self.client.send_bytes(request.map(|_| body)).await
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long one request may take: what a client of one's own must be told.
+fn request_timeout() -> Duration {
+    let asked = |name| std::env::var(name).ok()?.parse().ok();
+    let asked = asked(OTEL_EXPORTER_OTLP_TRACES_TIMEOUT).or_else(|| asked(OTEL_EXPORTER_OTLP_TIMEOUT));
+    asked.map_or(OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT, Duration::from_millis)
+}
+
+impl QueuedSpans {
+    /// Starts the thread that sends them; an error says what is wrong.
+    pub(super) fn start(resource: &Resource) -> Result<Self, String> {
+        let client = reqwest::blocking::Client::builder().timeout(request_timeout()).build();
+        let body = Arc::<Mutex<Bytes>>::default();
+        let post = Post { client: client.map_err(|e| e.to_string())?, body: body.clone() };
+        let exporter = SpanExporter::builder().with_http().with_http_client(post).build().map_err(|e| e.to_string())?;
+        let (queued, envelope) = (Self(Arc::default()), Envelope::new(resource));
+        let queue = queued.0.clone();
+        let send = move || {
+            while let Some(batch) = queue.next() {
+                *lock(&body) = envelope.request(&batch.spans, &batch.scoped).into();
+                let result = futures_executor::block_on(exporter.export(Vec::new()));
+                TRACES.left(batch.count, &result);
+            }
+        };
+        std::thread::Builder::new().name("spans".to_owned()).spawn(send).map_err(|e| e.to_string())?;
+        Ok(queued)
+    }
+
+    /// Takes one of ours, as it travels.
+    pub(super) fn take(&self, span: &[u8]) {
+        if TRACES.lets_in() {
+            self.0.put(|batch| otlp::span(span, &mut batch.spans));
+        }
+    }
+
+    /// Sends what waits, and then no more; it is over when all was sent, or after this time.
+    pub(super) fn end(&self, within: Duration) {
+        let mut waiting = lock(&self.0.waiting);
+        waiting.ends = true;
+        self.0.changed.notify_all();
+        drop(self.0.changed.wait_timeout_while(waiting, within, |waiting| !waiting.ended));
+    }
+}
+
+impl Queue {
+    fn put(&self, write: impl FnOnce(&mut Batch)) {
+        let mut waiting = lock(&self.waiting);
+        let open = waiting.batches.pop_back_if(|last| last.count < TELEMETRY_BATCH_MAX);
+        let mut batch = open.unwrap_or_default();
+        write(&mut batch);
+        batch.count += 1;
+        waiting.batches.push_back(batch);
+        if waiting.is_due() {
+            self.changed.notify_all();
+        }
+    }
+
+    /// What is to be sent next; none when all was sent that there will be.
+    fn next(&self) -> Option<Batch> {
+        let mut waiting = lock(&self.waiting);
+        loop {
+            let waited = self.changed.wait_timeout_while(waiting, TELEMETRY_SEND_EVERY, |waiting| !waiting.is_due());
+            (waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            if let Some(batch) = waiting.batches.pop_front() {
+                return Some(batch);
+            }
+            if waiting.ends {
+                waiting.ended = true;
+                self.changed.notify_all();
+                return None;
+            }
+        }
+    }
+}
+
+/// Spans that a handler makes with `tracing`.
 impl SpanProcessor for QueuedSpans {
     fn on_start(&self, _: &mut Span, _: &Context) {}
 
     fn on_end(&self, span: SpanData) {
         if TRACES.lets_in() {
-            self.0.on_end(span);
+            self.0.put(|batch| otlp::scoped(span, &mut batch.scoped));
         }
     }
 
+    /// They are sent each second anyway.
     fn force_flush(&self) -> OTelSdkResult {
-        self.0.force_flush()
+        Ok(())
     }
 
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.0.shutdown_with_timeout(timeout)
+    fn shutdown_with_timeout(&self, within: Duration) -> OTelSdkResult {
+        self.end(within);
+        Ok(())
     }
 }
 
@@ -218,7 +316,12 @@ impl LogProcessor for QueuedLogs {
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry::KeyValue;
+    use opentelemetry::trace::{Span as _, Tracer as _, TracerProvider as _};
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use opentelemetry_sdk::error::OTelSdkError;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use prost::Message;
 
     use super::*;
 
@@ -232,5 +335,26 @@ mod tests {
         gate.left(5, &Err(OTelSdkError::InternalFailure("no".into())));
         let waiting = TELEMETRY_QUEUE_MAX - 15;
         assert_eq!(gate.counted(), Counted { waiting, sent: 10, dropped: 5 + beyond as u64 });
+    }
+
+    #[test]
+    fn spans_are_sent_in_few_batches_each_in_its_scope() {
+        let queued = QueuedSpans(Arc::default());
+        let provider = SdkTracerProvider::builder().with_span_processor(queued.clone()).build();
+        let mut theirs = provider.tracer("handler").start("step");
+        theirs.set_attribute(KeyValue::new("n", 1));
+        theirs.end();
+        // A span of which nothing is known.
+        (0..TELEMETRY_BATCH_MAX).for_each(|_| queued.take(&[]));
+        lock(&queued.0.waiting).ends = true;
+        let (first, second) = (queued.0.next().unwrap(), queued.0.next().unwrap());
+        assert_eq!((first.count, second.count, queued.0.next().is_none()), (TELEMETRY_BATCH_MAX, 1, true));
+        assert!(lock(&queued.0.waiting).ended);
+        let request = Envelope::new(&Resource::builder_empty().build()).request(&first.spans, &first.scoped);
+        let read = ExportTraceServiceRequest::decode(request.as_slice()).unwrap();
+        let [ours, theirs] = read.resource_spans[0].scope_spans.as_slice() else { panic!("{read:?}") };
+        assert_eq!(ours.spans.len(), TELEMETRY_BATCH_MAX - 1);
+        assert_eq!((theirs.scope.as_ref().unwrap().name.as_str(), theirs.spans.len()), ("handler", 1));
+        assert_eq!((theirs.spans[0].name.as_str(), theirs.spans[0].attributes[0].key.as_str()), ("step", "n"));
     }
 }

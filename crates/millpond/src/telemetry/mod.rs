@@ -1,11 +1,12 @@
 //! Logs to standard error; spans and the same logs over OTLP/HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set; metrics.
 //! Field names are constants here, because they are the mapping of the log store too. Trace context that came
-//! is passed on, whether or not anything is exported. `trace` is where something belongs, `span` what is exported of it, `export`
-//! the way out, `lines` how logs look, `metrics` what Prometheus reads.
+//! is passed on, whether or not anything is exported. `trace` is where something belongs, `span` what is exported of it, `otlp`
+//! how that travels, `export` the way out, `lines` how logs look, `metrics` what Prometheus reads.
 
 mod export;
 mod lines;
 mod metrics;
+mod otlp;
 mod span;
 mod trace;
 
@@ -16,13 +17,13 @@ use std::sync::Mutex;
 use file_rotate::compression::Compression;
 use file_rotate::suffix::AppendCount;
 use file_rotate::{ContentLimit, FileRotate};
+use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider;
-use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
-use opentelemetry_sdk::trace::{SdkTracerProvider, SpanProcessor};
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -186,18 +187,14 @@ fn spans(resource: &Resource) -> Result<Option<(QueuedSpans, SdkTracerProvider)>
     }
     let (name, ratio) = (variable("OTEL_TRACES_SAMPLER"), variable("OTEL_TRACES_SAMPLER_ARG"));
     let sampling = Sampling::new(name.as_deref(), ratio.as_deref()).map_err(TelemetryError::Sampler)?;
-    let failed = |e: opentelemetry_otlp::ExporterBuildError| TelemetryError::Exporter {
-        signal: TRACES.signal,
-        reason: e.to_string(),
-    };
+    let failed = |reason| TelemetryError::Exporter { signal: TRACES.signal, reason };
     let queued = QueuedSpans::start(resource).map_err(failed)?;
     let provider = SdkTracerProvider::builder()
         .with_span_processor(queued.clone())
         .with_sampler(sampling.clone().sampler())
         .with_resource(resource.clone())
         .build();
-    let scope = InstrumentationScope::builder("millpond").with_version(env!("CARGO_PKG_VERSION")).build();
-    span::export(queued.clone(), sampling, scope);
+    span::export(queued.clone(), sampling);
     Ok(Some((queued, provider)))
 }
 
@@ -248,7 +245,7 @@ impl Telemetry {
     pub fn flush(&self) {
         std::thread::scope(|scope| {
             if let Some(spans) = &self.spans {
-                scope.spawn(|| spans.shutdown_with_timeout(TELEMETRY_FLUSH_WITHIN));
+                scope.spawn(|| spans.end(TELEMETRY_FLUSH_WITHIN));
             }
             if let Some(logs) = &self.logs {
                 scope.spawn(|| logs.shutdown_with_timeout(TELEMETRY_FLUSH_WITHIN));

@@ -1,86 +1,146 @@
-//! Spans: whether one is exported, and how it is given to the exporter. A span is made when it is over, from its data; one
-//! that is not sampled costs nothing. docs/observability.md lists them.
+//! Spans: whether one is exported, and how it is told. A span is written down when it is over, as it travels; one that is not
+//! sampled costs nothing. docs/observability.md lists them.
 
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use opentelemetry::trace::{Event, Link, Status};
-use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_sdk::trace::{
-    Sampler, SamplingDecision, ShouldSample, SpanData, SpanEvents, SpanLinks, SpanProcessor,
-};
+use opentelemetry_proto::tonic::trace::v1::SpanFlags;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind as WireKind;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
+use opentelemetry_sdk::trace::{Sampler, SamplingDecision, ShouldSample};
 
 use super::TraceContext;
 use super::export::QueuedSpans;
+use super::otlp::{Said, attribute, begin, bytes, field, fixed32, fixed64, number};
 use crate::limits::SPAN_LINKS_MAX;
 use crate::outcome::Failure;
 
 pub use opentelemetry::trace::SpanKind;
 
-/// Attributes of the spans that have the most: one allocation each.
-const ATTRIBUTES_MOST: usize = 12;
+/// What most spans take at the most, in bytes: one allocation each.
+const SPAN_BYTES_MOST: usize = 640;
+/// Bytes of a link: two ids and flags, each with its field's number, the ids with their lengths.
+const LINK_BYTES: usize = (2 + 16) + (2 + 8) + (1 + 4);
 
 /// A span that is over.
 #[derive(Debug)]
 pub struct Span {
-    /// Its own place.
-    pub trace: TraceContext,
-    /// The span above it; none: it is the first of its trace.
-    pub parent: Option<TraceContext>,
-    /// `{operation} {destination}`, of few values.
-    pub name: String,
-    /// What it is to the message.
-    pub kind: SpanKind,
-    /// Its begin.
-    pub started: SystemTime,
-    /// Its end.
-    pub ended: SystemTime,
-    /// What it is about.
-    pub attributes: Vec<KeyValue>,
-    /// Spans of other traces that it is about; more than [`SPAN_LINKS_MAX`] are counted only.
-    pub links: Vec<TraceContext>,
-    /// Why it failed.
-    pub failure: Option<Failure>,
+    started: SystemTime,
+    ended: SystemTime,
+    links: usize,
+    wire: Vec<u8>,
 }
 
 impl Span {
     /// One that ends now, of what is done with a message
     /// (<https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/>): the operation, its type in these
-    /// conventions where it has one, and the subject. Its place, and the span above it.
+    /// conventions where it has one, and the subject. Its place, and the span above it; none: it is the first of its trace.
     #[must_use]
     pub fn new(
         (operation, of_type): (&'static str, Option<&'static str>),
-        destination: String,
+        destination: &str,
         kind: SpanKind,
         (trace, parent): (TraceContext, Option<TraceContext>),
         started: SystemTime,
     ) -> Self {
-        let name = format!("{operation} {destination}");
-        let mut attributes = Vec::with_capacity(ATTRIBUTES_MOST);
-        attributes.push(KeyValue::new("messaging.system", "nats"));
-        attributes.push(KeyValue::new("messaging.operation.name", operation));
-        attributes.extend(of_type.map(|of_type| KeyValue::new("messaging.operation.type", of_type)));
-        attributes.push(KeyValue::new("messaging.destination.name", destination));
-        let (links, ended) = (Vec::new(), SystemTime::now());
-        Self { trace, parent, name, kind, started, ended, attributes, links, failure: None }
+        let mut wire = Vec::with_capacity(SPAN_BYTES_MOST);
+        bytes(field::TRACE_ID, &trace.trace_bytes(), &mut wire);
+        bytes(field::SPAN_ID, &trace.span_bytes(), &mut wire);
+        if let Some(parent) = parent {
+            bytes(field::PARENT_SPAN_ID, &parent.span_bytes(), &mut wire);
+        }
+        // `{operation} {destination}`, of few values.
+        begin(field::NAME, operation.len() + 1 + destination.len(), &mut wire);
+        wire.extend_from_slice(operation.as_bytes());
+        wire.push(b' ');
+        wire.extend_from_slice(destination.as_bytes());
+        let is_remote = parent.is_some() && kind != SpanKind::Internal;
+        number(field::KIND, u64::try_from(WireKind::from(kind) as i32).unwrap_or(0), &mut wire);
+        fixed32(field::FLAGS, flags(is_remote), &mut wire);
+        fixed64(field::START_TIME, nanoseconds(started), &mut wire);
+        let mut span = Self { started, ended: SystemTime::now(), links: 0, wire };
+        span.say("messaging.system", "nats");
+        span.say("messaging.operation.name", operation);
+        if let Some(of_type) = of_type {
+            span.say("messaging.operation.type", of_type);
+        }
+        span.say("messaging.destination.name", destination);
+        span
+    }
+
+    /// The same, which ended then.
+    #[must_use]
+    pub fn ended(self, at: SystemTime) -> Self {
+        Self { ended: at, ..self }
     }
 
     /// Says one thing more of it.
-    pub fn say(&mut self, name: &'static str, value: impl Into<opentelemetry::Value>) {
-        self.attributes.push(KeyValue::new(name, value));
+    pub fn say<'a>(&mut self, name: &'static str, value: impl Into<Said<'a>>) {
+        attribute(field::ATTRIBUTES, name, value.into(), &mut self.wire);
     }
 
     /// Says how many tasks its message has.
     pub fn say_batch(&mut self, messages: usize) {
         self.say("messaging.batch.message_count", i64::try_from(messages).unwrap_or(i64::MAX));
     }
+
+    /// A span of another trace that it is about; more than [`SPAN_LINKS_MAX`] are counted only.
+    pub fn link(&mut self, to: TraceContext) {
+        self.links += 1;
+        if self.links > SPAN_LINKS_MAX {
+            return;
+        }
+        begin(field::LINKS, LINK_BYTES, &mut self.wire);
+        bytes(field::TRACE_ID, &to.trace_bytes(), &mut self.wire);
+        bytes(field::SPAN_ID, &to.span_bytes(), &mut self.wire);
+        fixed32(field::LINK_FLAGS, flags(true), &mut self.wire);
+    }
+
+    /// Why it failed, as an event too.
+    pub fn failed(&mut self, failure: &Failure) {
+        self.say("error.type", &failure.kind);
+        let (mut event, mut status) = (Vec::new(), Vec::new());
+        fixed64(field::EVENT_TIME, nanoseconds(self.ended), &mut event);
+        bytes(field::EVENT_NAME, b"exception", &mut event);
+        let mut about = |name, text: &String| attribute(field::EVENT_ATTRIBUTES, name, text.into(), &mut event);
+        about("exception.type", &failure.kind);
+        about("exception.message", &failure.message);
+        if let Some(traceback) = &failure.traceback {
+            about("exception.stacktrace", traceback);
+        }
+        bytes(field::EVENTS, &event, &mut self.wire);
+        bytes(field::STATUS_MESSAGE, failure.message.as_bytes(), &mut status);
+        number(field::STATUS_CODE, u64::try_from(StatusCode::Error as i32).unwrap_or(0), &mut status);
+        bytes(field::STATUS, &status, &mut self.wire);
+    }
+
+    /// As it travels.
+    fn into_wire(mut self) -> Vec<u8> {
+        // A clock that was set back makes no negative time.
+        fixed64(field::END_TIME, nanoseconds(self.ended.max(self.started)), &mut self.wire);
+        let beyond = self.links.saturating_sub(SPAN_LINKS_MAX);
+        if beyond > 0 {
+            number(field::DROPPED_LINKS, beyond as u64, &mut self.wire);
+        }
+        self.wire
+    }
+}
+
+/// Of what is sampled; it is known whether the span above, or the one that a link is to, is another process's.
+fn flags(is_remote: bool) -> u32 {
+    let remote = if is_remote { SpanFlags::ContextIsRemoteMask as u32 } else { 0 };
+    1 | SpanFlags::ContextHasIsRemoteMask as u32 | remote
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Who takes spans, and which.
 struct Export {
     to: QueuedSpans,
     sampling: Sampling,
-    scope: InstrumentationScope,
 }
 
 /// Which traces are exported.
@@ -94,8 +154,8 @@ pub(super) struct Sampling {
 static EXPORT: OnceLock<Export> = OnceLock::new();
 
 /// Exports spans from now on.
-pub(super) fn export(to: QueuedSpans, sampling: Sampling, scope: InstrumentationScope) {
-    let _ = EXPORT.set(Export { to, sampling, scope });
+pub(super) fn export(to: QueuedSpans, sampling: Sampling) {
+    let _ = EXPORT.set(Export { to, sampling });
 }
 
 pub(super) fn is_exported() -> bool {
@@ -151,39 +211,9 @@ impl Sampling {
 /// Gives it to the exporter; call it only for a trace that [is recorded](TraceContext::is_recorded). Never waits: when the
 /// exporter is behind, the span is counted as dropped.
 pub fn record(span: Span) {
-    let Some(export) = EXPORT.get() else { return };
-    let mut links = SpanLinks::default();
-    let beyond = span.links.len().saturating_sub(SPAN_LINKS_MAX);
-    links.links = span.links.iter().take(SPAN_LINKS_MAX).map(|to| Link::new(to.context(true), Vec::new(), 0)).collect();
-    links.dropped_count = u32::try_from(beyond).unwrap_or(u32::MAX);
-    let (mut attributes, mut events, mut status) = (span.attributes, SpanEvents::default(), Status::Unset);
-    if let Some(failure) = span.failure {
-        attributes.push(KeyValue::new("error.type", failure.kind.clone()));
-        let mut what = vec![
-            KeyValue::new("exception.type", failure.kind),
-            KeyValue::new("exception.message", failure.message.clone()),
-        ];
-        what.extend(failure.traceback.map(|trace| KeyValue::new("exception.stacktrace", trace)));
-        events.events.push(Event::new("exception", span.ended, what, 0));
-        status = Status::error(failure.message);
+    if let Some(export) = EXPORT.get() {
+        export.to.take(&span.into_wire());
     }
-    let is_remote = span.parent.is_some() && span.kind != SpanKind::Internal;
-    export.to.on_end(SpanData {
-        span_context: span.trace.context(false),
-        parent_span_id: span.parent.map_or(opentelemetry::SpanId::INVALID, TraceContext::span_number),
-        parent_span_is_remote: is_remote,
-        span_kind: span.kind,
-        name: span.name.into(),
-        start_time: span.started,
-        // A clock that was set back makes no negative time.
-        end_time: span.ended.max(span.started),
-        attributes,
-        dropped_attributes_count: 0,
-        events,
-        links,
-        status,
-        instrumentation_scope: export.scope.clone(),
-    });
 }
 
 /// Unix time in milliseconds as a span has it.
@@ -194,7 +224,101 @@ pub fn time_of(ms: i64) -> SystemTime {
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use opentelemetry_proto::tonic::common::v1::KeyValue;
+    use opentelemetry_proto::tonic::common::v1::any_value::Value;
+    use opentelemetry_proto::tonic::trace::v1::Span as WireSpan;
+    use opentelemetry_sdk::Resource;
+    use prost::Message;
+
+    use super::super::otlp::{self, Envelope};
     use super::*;
+
+    fn text(attributes: &[KeyValue]) -> Vec<String> {
+        let value = |of: &KeyValue| match of.value.as_ref().and_then(|value| value.value.clone()) {
+            Some(Value::StringValue(text)) => format!("{}={text}", of.key),
+            Some(Value::IntValue(number)) => format!("{}={number}", of.key),
+            other => format!("{}: {other:?}", of.key),
+        };
+        attributes.iter().map(value).collect()
+    }
+
+    /// Sends spans to nowhere, and reads them as a Collector does.
+    fn sent(spans: Vec<Span>) -> Vec<WireSpan> {
+        let mut wire = Vec::new();
+        spans.into_iter().for_each(|span| otlp::span(&span.into_wire(), &mut wire));
+        let resource = Resource::builder_empty().with_service_name("s").build();
+        let request = Envelope::new(&resource).request(&wire, &[]);
+        let mut read = ExportTraceServiceRequest::decode(request.as_slice()).unwrap();
+        let mut of = read.resource_spans.pop().unwrap();
+        assert_eq!(text(&of.resource.unwrap().attributes), ["service.name=s"]);
+        let scoped = of.scope_spans.pop().unwrap();
+        assert_eq!(scoped.scope.unwrap().name, "millpond");
+        assert!(read.resource_spans.is_empty() && of.scope_spans.is_empty());
+        scoped.spans
+    }
+
+    fn place(n: u8) -> TraceContext {
+        TraceContext::of_ids(&format!("{n:032x}"), &format!("{n:016x}")).unwrap()
+    }
+
+    #[test]
+    fn a_collector_reads_what_was_told() {
+        let mut failure = Failure::new("ValueError", "no");
+        failure.traceback = Some("l".repeat(300));
+        let mut long = Span::new(
+            ("process", Some("process")),
+            "tasks.q.k",
+            SpanKind::Consumer,
+            (place(1), Some(place(2))),
+            time_of(1500),
+        )
+        .ended(time_of(2500));
+        long.say("attempt", -3);
+        long.say("text", "x".repeat(200).as_str());
+        long.say_batch(700);
+        (0..SPAN_LINKS_MAX + 2).for_each(|_| long.link(place(9)));
+        long.failed(&failure);
+        let backwards =
+            Span::new(("wait", None), "d", SpanKind::Internal, (place(3), None), time_of(5)).ended(time_of(4));
+        let read = sent(vec![long, backwards]);
+        let [long, backwards] = read.as_slice() else { panic!("{read:?}") };
+
+        assert_eq!(
+            (&long.trace_id[15], &long.span_id[7], &long.parent_span_id[7], long.trace_id.len(), long.span_id.len()),
+            (&1, &1, &2, 16, 8)
+        );
+        assert_eq!(
+            (long.name.as_str(), long.kind, long.flags),
+            ("process tasks.q.k", WireKind::Consumer as i32, 0x301)
+        );
+        assert_eq!((long.start_time_unix_nano, long.end_time_unix_nano), (1_500_000_000, 2_500_000_000));
+        assert_eq!(
+            text(&long.attributes),
+            [
+                "messaging.system=nats",
+                "messaging.operation.name=process",
+                "messaging.operation.type=process",
+                "messaging.destination.name=tasks.q.k",
+                "attempt=-3",
+                &format!("text={}", "x".repeat(200)),
+                "messaging.batch.message_count=700",
+                "error.type=ValueError",
+            ]
+        );
+        assert_eq!((long.links.len(), long.dropped_links_count), (SPAN_LINKS_MAX, 2));
+        assert!(long.links.iter().all(|l| l.trace_id[15] == 9 && l.span_id[7] == 9 && l.flags == 0x301));
+        let [event] = long.events.as_slice() else { panic!("{:?}", long.events) };
+        assert_eq!((event.name.as_str(), event.time_unix_nano), ("exception", 2_500_000_000));
+        let stack = format!("exception.stacktrace={}", "l".repeat(300));
+        assert_eq!(text(&event.attributes), ["exception.type=ValueError", "exception.message=no", &stack]);
+        let status = long.status.as_ref().unwrap();
+        assert_eq!((status.code, status.message.as_str()), (StatusCode::Error as i32, "no"));
+
+        assert_eq!((backwards.parent_span_id.len(), backwards.flags, &backwards.status), (0, 0x101, &None));
+        assert_eq!(backwards.start_time_unix_nano, backwards.end_time_unix_nano);
+        assert_eq!(backwards.attributes.len(), 3);
+    }
 
     #[test]
     fn who_decides_what_is_exported() {

@@ -1,6 +1,7 @@
 //! Which trace something belongs to: the W3C trace context that travels in the header `traceparent`, and the scope that
 //! gives log lines their task and spans of a handler their parent.
 
+use data_encoding::HEXLOWER;
 use opentelemetry::trace::{FutureExt, SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use opentelemetry::{Context, ContextGuard};
 use rand::RngExt;
@@ -104,29 +105,39 @@ impl TraceContext {
     /// The header's value.
     #[must_use]
     pub fn to_traceparent(self) -> String {
-        format!("00-{:032x}-{:016x}-{:02x}", self.trace, self.span, u8::from(self.sampled))
+        let mut text = String::with_capacity("00-".len() + 32 + "-".len() + 16 + "-01".len());
+        text.push_str("00-");
+        HEXLOWER.encode_append(&self.trace_bytes(), &mut text);
+        text.push('-');
+        HEXLOWER.encode_append(&self.span_bytes(), &mut text);
+        text.push_str(if self.sampled { "-01" } else { "-00" });
+        text
     }
 
     /// The trace id, 32 hex digits.
     #[must_use]
     pub fn trace_id(self) -> String {
-        format!("{:032x}", self.trace)
+        HEXLOWER.encode(&self.trace_bytes())
     }
 
     /// The span id, 16 hex digits; none where no such span is exported.
     #[must_use]
     pub fn span_id(self) -> Option<String> {
-        self.is_recorded().then(|| format!("{:016x}", self.span))
+        self.is_recorded().then(|| HEXLOWER.encode(&self.span_bytes()))
     }
 
-    pub(super) fn span_number(self) -> SpanId {
-        SpanId::from_bytes(self.span.to_be_bytes())
+    pub(super) fn trace_bytes(self) -> [u8; 16] {
+        self.trace.to_be_bytes()
+    }
+
+    pub(super) fn span_bytes(self) -> [u8; 8] {
+        self.span.to_be_bytes()
     }
 
     pub(super) fn context(self, is_remote: bool) -> SpanContext {
         let flags = if self.sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
-        let trace = TraceId::from_bytes(self.trace.to_be_bytes());
-        SpanContext::new(trace, self.span_number(), flags, is_remote, TraceState::default())
+        let (trace, span) = (TraceId::from_bytes(self.trace_bytes()), SpanId::from_bytes(self.span_bytes()));
+        SpanContext::new(trace, span, flags, is_remote, TraceState::default())
     }
 }
 
@@ -191,7 +202,7 @@ pub(super) fn fields(mut each: impl FnMut(&'static str, Field<'_>)) {
 
 /// The ids of the trace and span that this thread works on now, in hex.
 pub(super) fn ids() -> Option<(String, String)> {
-    TraceContext::current().map(|context| (context.trace_id(), format!("{:016x}", context.span)))
+    TraceContext::current().map(|context| (context.trace_id(), HEXLOWER.encode(&context.span_bytes())))
 }
 
 /// The value of a field.
