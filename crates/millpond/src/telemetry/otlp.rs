@@ -87,7 +87,11 @@ pub(super) fn fixed64(field: u32, value: u64, to: &mut Vec<u8>) {
 /// The begin of what is so many bytes long.
 pub(super) fn begin(field: u32, length: usize, to: &mut Vec<u8>) {
     encode_key(field, WireType::LengthDelimited, to);
-    encode_varint(length as u64, to);
+    match u8::try_from(length) {
+        // Most are so short.
+        Ok(short) if short < 0x80 => to.push(short),
+        _ => encode_varint(length as u64, to),
+    }
 }
 
 /// Text, bytes, or a message.
