@@ -171,7 +171,7 @@ panel(
     "Longest waits",
     'attributes.messaging.operation.name: "wait"',
     "table",
-    [metric("max", "duration", "longest"), metric("avg", "duration", "mean"), by("bucket", "attributes.queue"), by("bucket", "attributes.kind")],
+    [metric("max", "duration", "longest"), metric("avg", "duration", "mean"), by("bucket", "attributes.messaging.destination.name")],
     TABLE,
 )
 panel(
