@@ -31,7 +31,7 @@ def attributes_of_code():
     telemetry = "".join(text for path, text in sources() if "telemetry" in path.parts)
     names = set(re.findall(r'FIELD_\w+: &str = "([^"]+)"', telemetry)) - {"trace_id", "span_id"}
     for _, text in sources():
-        names |= set(re.findall(r'(?:KeyValue::new|\bsay)\(\s*"([^"]+)"', text))
+        names |= set(re.findall(r'(?:KeyValue::new|\bsay|\babout)\(\s*"([^"]+)"', text))
     names |= {name for name in re.findall(r'"([a-z0-9._]+)"\)', telemetry) if name.startswith("k8s.")}
     assert len(names) > 20, names
     return names

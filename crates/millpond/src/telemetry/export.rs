@@ -342,7 +342,7 @@ mod tests {
         let queued = QueuedSpans(Arc::default());
         let provider = SdkTracerProvider::builder().with_span_processor(queued.clone()).build();
         let mut theirs = provider.tracer("handler").start("step");
-        theirs.set_attribute(KeyValue::new("n", 1));
+        theirs.set_attribute(KeyValue::new("attempt", 1));
         theirs.end();
         // A span of which nothing is known.
         (0..TELEMETRY_BATCH_MAX).for_each(|_| queued.take(&[]));
@@ -355,6 +355,6 @@ mod tests {
         let [ours, theirs] = read.resource_spans[0].scope_spans.as_slice() else { panic!("{read:?}") };
         assert_eq!(ours.spans.len(), TELEMETRY_BATCH_MAX - 1);
         assert_eq!((theirs.scope.as_ref().unwrap().name.as_str(), theirs.spans.len()), ("handler", 1));
-        assert_eq!((theirs.spans[0].name.as_str(), theirs.spans[0].attributes[0].key.as_str()), ("step", "n"));
+        assert_eq!((theirs.spans[0].name.as_str(), theirs.spans[0].attributes[0].key.as_str()), ("step", "attempt"));
     }
 }

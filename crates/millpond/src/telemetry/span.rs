@@ -275,7 +275,7 @@ mod tests {
         )
         .ended(time_of(2500));
         long.say("attempt", -3);
-        long.say("text", "x".repeat(200).as_str());
+        long.say("kind", "x".repeat(200).as_str());
         long.say_batch(700);
         (0..SPAN_LINKS_MAX + 2).for_each(|_| long.link(place(9)));
         long.failed(&failure);
@@ -301,7 +301,7 @@ mod tests {
                 "messaging.operation.type=process",
                 "messaging.destination.name=tasks.q.k",
                 "attempt=-3",
-                &format!("text={}", "x".repeat(200)),
+                &format!("kind={}", "x".repeat(200)),
                 "messaging.batch.message_count=700",
                 "error.type=ValueError",
             ]
