@@ -8,7 +8,7 @@ use millpond::bus::Role;
 use millpond::bus::publish::Patience;
 use millpond::bus::results::{Ended, EndedReader};
 use millpond::bus::topology::{Limits, STREAM_RESULTS, setup, stream_state};
-use millpond::limits::{LEASE_ACK_WAIT, PULL_EXPIRES, PULL_WATCHDOG};
+use millpond::limits::{HEARTBEAT_LOST_AFTER, LEASE_ACK_WAIT, PULL_EXPIRES, PULL_WATCHDOG};
 use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -67,25 +67,47 @@ async fn a_long_task_runs_once_also_over_a_restart_of_the_server() {
     assert_eq!(cluster.attempts(&id).await.len(), 1, "{:?}", cluster.attempts(&id).await);
 }
 
-/// By then its lease is over at the server, which gives the task to whoever is back first.
+/// By then its lease is over at the server, which gives the task to whoever is back first. The time is well within
+/// that after which a heartbeat is lost, and well beyond what a new connection takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_back_late_after_a_restart_keeps_its_task() {
-    let mut cluster = Cluster::start().await;
-    let first = cluster.worker("w1", &[], None);
-    cluster.worker_is("w1", |w| w["state"] == "live").await;
-    let id = submit(&cluster, "sleep", "8").await;
-    cluster.worker_is("w1", busy).await;
-    let _second = cluster.worker_with("w2", &[], &[("MILLPOND_LOG", "debug")]);
-    cluster.worker_is("w2", |w| w["state"] == "live").await;
+    let (mut cluster, [first, _second], id) = one_busy_and_one_idle("14").await;
     cluster.nats.kill9();
     first.signal(Signal::SIGSTOP);
     tokio::time::sleep(LEASE_ACK_WAIT).await;
     cluster.nats.restart();
     until("w2 is back", PATIENCE, async || cluster.log("w2").contains("on their way back").then_some(())).await;
+    tokio::time::sleep(HEARTBEAT_LOST_AFTER / 2).await;
     first.signal(Signal::SIGCONT);
     let ended = cluster.ended(&id).await;
     assert_eq!((&ended["status"], &ended["worker"]), (&json!("done"), &json!("w1")), "{}", cluster.log("w2"));
     assert_eq!(ended["attempts"].as_array().unwrap().len(), 1, "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_of_a_worker_that_dies_with_the_server_restarts_when_its_heartbeat_is_lost() {
+    let (mut cluster, [mut first, _second], id) = one_busy_and_one_idle("3").await;
+    cluster.nats.kill9();
+    first.kill9();
+    tokio::time::sleep(LEASE_ACK_WAIT).await;
+    cluster.nats.restart();
+    until("w2 waits", PATIENCE, async || cluster.log("w2").contains("on their way back").then_some(())).await;
+    let ended = cluster.ended(&id).await;
+    assert_eq!((&ended["status"], &ended["worker"]), (&json!("done"), &json!("w2")), "{}", cluster.log("w2"));
+    let told = cluster.log("w2");
+    assert!(told.contains("did not come back") && told.contains("w1"), "{told}");
+}
+
+/// The worker that runs a task of so many seconds, and one that waits for nothing else, and logs all it thinks.
+async fn one_busy_and_one_idle(seconds: &str) -> (Cluster, [Process; 2], String) {
+    let cluster = Cluster::start().await;
+    let first = cluster.worker("w1", &[], None);
+    cluster.worker_is("w1", |w| w["state"] == "live").await;
+    let id = submit(&cluster, "sleep", seconds).await;
+    cluster.worker_is("w1", busy).await;
+    let second = cluster.worker_with("w2", &[], &[("MILLPOND_LOG", "debug")]);
+    cluster.worker_is("w2", |w| w["state"] == "live").await;
+    (cluster, [first, second], id)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -99,8 +99,6 @@ pub const PAUSE_MIN: Duration = Duration::from_millis(1500);
 pub const LEASE_WHO_WAIT: Duration = Duration::from_millis(500);
 /// Longest delay between two tries of a client to be connected again.
 pub const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(500);
-/// How long others may take to be back after this worker is: until then silence of `lease.who` is not believed.
-pub const RECONNECT_SPREAD: Duration = Duration::from_secs(2);
 /// How long an unanswered ack is sent again, and `lease.who` answered `settled`.
 pub const LEASE_SETTLED_KEEP: Duration = Duration::from_secs(60);
 /// Settled ids that a worker remembers.

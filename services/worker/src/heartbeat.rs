@@ -112,11 +112,22 @@ impl Heartbeat {
         self.bus.put_worker(&record).await
     }
 
+    /// Others wait for it after a restart of the server: it is written as soon as the worker is back, and not before
+    /// it listens for what it holds.
     pub(crate) async fn beat_for_ever(self) {
+        let mut connection = self.bus.connection();
         loop {
-            tokio::time::sleep(HEARTBEAT_EVERY).await;
-            if let Err(error) = self.beat().await {
-                tracing::debug!(%error, "record not written, will try again");
+            if let Ok(Err(_)) = tokio::time::timeout(HEARTBEAT_EVERY, connection.changed()).await {
+                return;
+            }
+            self.leases.ready().await;
+            connection.borrow_and_update();
+            let mut lost = connection.clone();
+            tokio::select! {
+                written = self.beat() => if let Err(error) = written {
+                    tracing::debug!(%error, "record not written, will try again");
+                },
+                _ = lost.changed() => {}
             }
         }
     }

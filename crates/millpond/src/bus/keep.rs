@@ -1,5 +1,5 @@
-//! The keeper of a worker's leases: extends them each second whatever the handlers do, notices pauses and reconnects,
-//! sends unanswered acks again, and sweeps start records of messages that are gone.
+//! The keeper of a worker's leases: extends them each second whatever the handlers do, notices pauses and reconnects
+//! (then the roll is called: bus/roll_call.rs), sends unanswered acks again, and sweeps start records of messages that are gone.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
     let mut tick = tokio::time::interval(PAUSE_TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut extended = Instant::now();
+    let mut lost_ms = None;
     loop {
         let changed = tokio::select! {
             _ = tick.tick() => false,
@@ -34,17 +35,21 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         shared.look();
         let now = *connection.borrow_and_update();
         if !now.up {
+            if changed {
+                lost_ms = Some(crate::now_ms());
+                shared.roll_call.lost();
+            }
             continue;
         }
         // The first change is that it is there at all.
         if changed && now.epoch > 1 {
-            shared.note_return();
+            shared.roll_call.begin(&shared.bus, shared.worker(), lost_ms.take().unwrap_or_else(crate::now_ms));
         }
         if paused || changed || extended.elapsed() >= LEASE_EXTEND_EVERY {
             extended = Instant::now();
             extend(&shared).await;
         }
-        if !shared.known.load(Ordering::SeqCst) {
+        if !*shared.known.borrow() {
             match tokio::time::timeout(PAUSE_MIN / 2, shared.bus.server_record()).await {
                 Ok(Ok(record)) => shared.learn(record),
                 Ok(Err(error)) => tracing::debug!(%error, "the server does not answer yet"),

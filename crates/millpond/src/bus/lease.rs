@@ -5,20 +5,22 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::records::{ServerRecord, StartEntry, Starts};
+use super::roll_call::RollCall;
 use super::topology::{STREAM_DUE, STREAM_TASKS, TopologyError, stream_state};
 use super::who::{Answer, Listeners, Question, ask};
 use super::{Bus, keep};
 use crate::failpoint;
-use crate::limits::{LEASE_SETTLED_KEEP, PAUSE_MIN, RECONNECT_SPREAD, SETTLED_IDS_MAX, STARTS_MAX};
+use crate::limits::{HEARTBEAT_LOST_AFTER, LEASE_SETTLED_KEEP, PAUSE_MIN, SETTLED_IDS_MAX, STARTS_MAX};
 use crate::outcome::Items;
 use crate::task::{HEADER_ATTEMPT, Origin, Task};
 
@@ -41,12 +43,12 @@ pub(super) struct Shared {
     clock: Instant,
     /// When the keeper last looked, in milliseconds of `clock`: far behind means that this process was paused.
     looked_ms: AtomicU64,
-    /// When the connection came back, or was made to a server that had just started, in milliseconds of `clock`, from 1; 0: neither.
-    returned_ms: AtomicU64,
+    /// Who is not back yet, after the connection came back or was made to a server that had just started.
+    pub(super) roll_call: RollCall,
     /// Grows with every loss, return and pause: what was delivered in an older era lets go before its start.
     pub(super) era: AtomicU64,
     /// Whether the server record of this connection is read; without it nothing is pulled.
-    pub(super) known: AtomicBool,
+    pub(super) known: watch::Sender<bool>,
     /// Messages up to these sequences may have been delivered before by a server that forgot it.
     old_tasks: AtomicU64,
     old_due: AtomicU64,
@@ -119,9 +121,9 @@ impl Leases {
             epoch_due: stream_state(bus, STREAM_DUE).await?.epoch,
             clock: Instant::now(),
             looked_ms: AtomicU64::new(0),
-            returned_ms: AtomicU64::new(0),
+            roll_call: RollCall::default(),
             era: AtomicU64::new(0),
-            known: AtomicBool::new(false),
+            known: watch::Sender::new(false),
             old_tasks: AtomicU64::new(u64::MAX),
             old_due: AtomicU64::new(u64::MAX),
             state: Mutex::new(State {
@@ -136,6 +138,11 @@ impl Leases {
         tasks.spawn(keep::keep(shared.clone()));
         tasks.spawn(keep::sweep(shared.clone()));
         Ok(Self { shared })
+    }
+
+    /// Returns when this worker extends what it holds, listens for it, and knows the server it is connected to.
+    pub async fn ready(&self) {
+        let _ = self.shared.known.subscribe().wait_for(|known| *known).await;
     }
 
     /// Leases held now, running or not.
@@ -172,7 +179,7 @@ impl Shared {
 
     /// Whether pulls may be sent: connected, not just woken, and it is known what this server may have forgotten.
     pub(super) fn may_pull(&self) -> bool {
-        self.known.load(Ordering::SeqCst) && self.connection_up() && !self.was_paused()
+        *self.known.borrow() && self.connection_up() && !self.was_paused()
     }
 
     fn connection_up(&self) -> bool {
@@ -181,17 +188,6 @@ impl Shared {
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    pub(super) fn note_return(&self) {
-        self.returned_ms.store(self.now_ms().max(1), Ordering::SeqCst);
-    }
-
-    /// For how long others may still be on their way back, when this worker's connection has just come back.
-    fn others_may_be_away(&self) -> Option<Duration> {
-        let returned = Some(self.returned_ms.load(Ordering::SeqCst)).filter(|ms| *ms > 0)?;
-        let since = Duration::from_millis(self.now_ms().saturating_sub(returned));
-        RECONNECT_SPREAD.checked_sub(since).filter(|rest| !rest.is_zero())
     }
 
     pub(super) fn was_paused(&self) -> bool {
@@ -204,7 +200,7 @@ impl Shared {
     }
 
     pub(super) fn forget_server(&self) {
-        self.known.store(false, Ordering::SeqCst);
+        self.known.send_replace(false);
         self.old_tasks.store(u64::MAX, Ordering::SeqCst);
         self.old_due.store(u64::MAX, Ordering::SeqCst);
     }
@@ -213,10 +209,11 @@ impl Shared {
         self.old_tasks.store(record.tasks, Ordering::SeqCst);
         self.old_due.store(record.due, Ordering::SeqCst);
         // To a server that has just started others are on their way back, also when this worker itself is new.
-        if u128::from(crate::now_ms().abs_diff(record.seen_ms)) < RECONNECT_SPREAD.as_millis() {
-            self.note_return();
+        let is_new = u128::from(crate::now_ms().abs_diff(record.seen_ms)) < HEARTBEAT_LOST_AFTER.as_millis();
+        if is_new && !self.roll_call.is_open() {
+            self.roll_call.begin(&self.bus, &self.worker, record.seen_ms);
         }
-        self.known.store(true, Ordering::SeqCst);
+        self.known.send_replace(true);
     }
 
     /// What this worker says about a message; `except` is the asker's own hold when it asks itself.
@@ -366,10 +363,10 @@ impl Lease {
         if answer == Answer::Silence {
             answer = ask(&self.shared.bus, &question).await;
         }
-        // After a restart of the server whoever holds it may be back a moment later than this worker.
-        if let Some(rest) = self.shared.others_may_be_away().filter(|_| answer == Answer::Silence) {
-            tracing::debug!(task_id = %self.task.id(), ?rest, "nobody holds it yet; others may be on their way back");
-            tokio::time::sleep(rest).await;
+        // After a restart of the server whoever holds it may be back later than this worker.
+        if answer == Answer::Silence && self.shared.roll_call.is_awaited(&question.queue) {
+            tracing::debug!(task_id = %self.task.id(), "nobody holds it yet; others may be on their way back");
+            self.shared.roll_call.all_back(&question.queue).await;
             answer = ask(&self.shared.bus, &question).await;
         }
         failpoint::hit("door.asked");

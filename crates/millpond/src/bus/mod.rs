@@ -22,6 +22,7 @@ pub mod pull;
 pub mod queues;
 pub mod records;
 pub mod results;
+mod roll_call;
 pub mod schedules;
 pub mod service;
 pub mod shared;
