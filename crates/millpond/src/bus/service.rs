@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use async_nats::client::RequestErrorKind;
 use async_nats::{HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::stream::SelectAll;
+use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 
-use super::topology::TopologyError;
+use super::topology::{STREAM_TASKS, TopologyError, stream_state};
 use super::{Bus, from_nats, subject};
 use crate::call::{Code, HEADER_ERROR, HEADER_ERROR_CODE, HEADER_PIPE, HEADER_ROOM, HEADER_WORKER, error_line};
 use crate::limits::PIPE_WINDOW;
@@ -23,8 +23,12 @@ use crate::task::Headers;
 
 /// The service's name; and of the workers of this group one hears each call.
 const SERVICE: &str = "millpond";
-/// How long calls that had come before the subscriptions ended may take to be read.
+/// How long the server may take to say that the subscriptions have ended.
 const LAST_WITHIN: Duration = Duration::from_secs(1);
+/// After how many messages a subscription ends, as it is said when it is to end now: nats-server reads no such number
+/// and ends it at once, while the client still takes what is on its way. Its own `drain` does not: it forgets the
+/// subscription before the server has heard of it, and a call that was sent in between is lost.
+const AT_ONCE: u64 = u64::MAX;
 
 /// What an endpoint has done since it started.
 #[derive(Default)]
@@ -225,11 +229,10 @@ impl Calls {
     pub async fn next(&mut self) -> Option<Called> {
         loop {
             let message = self.messages.next().await?;
-            // Nobody waits for an answer to what was only published.
-            let Some(reply) = message.reply.clone() else { continue };
-            if let Some(endpoint) = self.service.endpoints.get(message.subject.as_str()) {
-                return Some(self.called(endpoint.clone(), reply, &message));
+            if let Some(called) = self.called(&message) {
+                return Some(called);
             }
+            let Some(reply) = message.reply else { continue };
             // `$SRV.<verb>`, and its name or id where that is asked for.
             let answer = message.subject.split('.').nth(1).and_then(|verb| self.service.answer(verb));
             if let Some(answer) = answer {
@@ -238,31 +241,37 @@ impl Calls {
         }
     }
 
-    fn called(&self, endpoint: Arc<Endpoint>, reply: Subject, message: &Message) -> Called {
-        Called {
+    /// None when it is no call, or one that was only published: nobody waits for an answer.
+    fn called(&self, message: &Message) -> Option<Called> {
+        let endpoint = self.service.endpoints.get(message.subject.as_str())?;
+        Some(Called {
             bus: self.bus.clone(),
-            endpoint,
+            endpoint: endpoint.clone(),
             worker: self.service.worker.clone(),
-            reply,
+            reply: message.reply.clone()?,
             since: Instant::now(),
             headers: from_nats(message.headers.as_ref()),
             payload: message.payload.clone(),
-        }
+        })
     }
 
     /// Takes no more calls: others in the group get them. What had come already is left to the caller.
     pub async fn stop(mut self) -> Vec<Called> {
         for messages in self.messages.iter_mut() {
-            let _ = messages.drain().await;
+            let _ = messages.unsubscribe_after(AT_ONCE).await;
         }
-        let mut last = Vec::new();
-        let _ = tokio::time::timeout(LAST_WITHIN, async {
-            while let Some(called) = self.next().await {
-                last.push(called);
+        // The server hears in order and answers in order: with this answer all is here that was sent before.
+        let heard = tokio::time::timeout(LAST_WITHIN, stream_state(&self.bus, STREAM_TASKS)).await;
+        if !matches!(heard, Ok(Ok(_))) {
+            tracing::debug!("the server does not say that no more calls come");
+        }
+        let mut came = Vec::new();
+        for messages in self.messages.iter_mut() {
+            while let Some(Some(message)) = tokio::task::unconstrained(messages.next()).now_or_never() {
+                came.push(message);
             }
-        })
-        .await;
-        last
+        }
+        came.iter().filter_map(|message| self.called(message)).collect()
     }
 }
 
