@@ -109,7 +109,7 @@ fn span(
     place: (TraceContext, Option<TraceContext>),
     started: SystemTime,
 ) -> Span {
-    let destination = format!("tasks.{}.{}", task.subject.queue, task.subject.kind);
+    let destination = ["tasks", &task.subject.queue, &task.subject.kind].join(".");
     let mut span = Span::new(operation, &destination, kind, place, started);
     span.say(FIELD_TASK_ID, &task.id());
     span.say(FIELD_ATTEMPT, i64::from(task.attempt));
@@ -127,7 +127,7 @@ pub(crate) fn called(
     if !trace.is_recorded() {
         return;
     }
-    let (operation, destination) = (("process", Some("process")), format!("call.{queue}.{kind}"));
+    let (operation, destination) = (("process", Some("process")), ["call", queue, kind].join("."));
     let mut span = Span::new(operation, &destination, SpanKind::Server, (trace, parent), started);
     span.say(FIELD_TASK_ID, id);
     span.say(FIELD_QUEUE, queue);

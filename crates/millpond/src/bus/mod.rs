@@ -290,8 +290,12 @@ fn to_nats(headers: &Headers) -> async_nats::HeaderMap {
     let mut map = async_nats::HeaderMap::new();
     for (name, value) in headers {
         // Line breaks would end the header early; everything else may stand in a value.
-        let value: String = value.chars().map(|c| if c == '\r' || c == '\n' { ' ' } else { c }).collect();
-        map.append(name.as_str(), value.as_str());
+        let breaks = ['\r', '\n'];
+        if value.contains(breaks) {
+            map.append(name.as_str(), value.replace(breaks, " "));
+        } else {
+            map.append(name.as_str(), value.as_str());
+        }
     }
     map
 }
@@ -300,7 +304,9 @@ fn to_nats(headers: &Headers) -> async_nats::HeaderMap {
 fn from_nats(map: Option<&async_nats::HeaderMap>) -> Headers {
     let Some(map) = map else { return Vec::new() };
     map.iter()
-        .flat_map(|(name, values)| values.iter().map(move |v| (name.to_string(), v.as_str().to_owned())))
+        .flat_map(|(name, values)| {
+            values.iter().map(move |v| (AsRef::<str>::as_ref(name).to_owned(), v.as_str().to_owned()))
+        })
         .collect()
 }
 

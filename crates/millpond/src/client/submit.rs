@@ -177,7 +177,7 @@ fn record_publish(
     started: SystemTime,
     published: &Result<Submitted, ClientError>,
 ) {
-    let destination = format!("tasks.{}.{}", task.queue, task.kind);
+    let destination = ["tasks", &task.queue, &task.kind].join(".");
     let mut span = Span::new(("publish", Some("send")), &destination, SpanKind::Producer, place, started);
     span.say(FIELD_TASK_ID, id);
     span.say(FIELD_QUEUE, &task.queue);

@@ -129,6 +129,8 @@ struct Batch {
 #[derive(Debug, Default)]
 struct Waiting {
     batches: VecDeque<Batch>,
+    /// Bytes of spans in the last that was full: the next one takes no more allocations.
+    usual_bytes: usize,
     /// All is to be sent, and no more.
     ends: bool,
     /// All was sent.
@@ -217,11 +219,18 @@ impl QueuedSpans {
 impl Queue {
     fn put(&self, write: impl FnOnce(&mut Batch)) {
         let mut waiting = lock(&self.waiting);
-        let open = waiting.batches.pop_back_if(|last| last.count < TELEMETRY_BATCH_MAX);
-        let mut batch = open.unwrap_or_default();
-        write(&mut batch);
-        batch.count += 1;
-        waiting.batches.push_back(batch);
+        if waiting.batches.back().is_none_or(|last| last.count >= TELEMETRY_BATCH_MAX) {
+            let spans = Vec::with_capacity(waiting.usual_bytes);
+            waiting.batches.push_back(Batch { spans, ..Batch::default() });
+        }
+        let Waiting { batches, usual_bytes, .. } = &mut *waiting;
+        if let Some(batch) = batches.back_mut() {
+            write(batch);
+            batch.count += 1;
+            if batch.count == TELEMETRY_BATCH_MAX {
+                *usual_bytes = batch.spans.len();
+            }
+        }
         if waiting.is_due() {
             self.changed.notify_all();
         }

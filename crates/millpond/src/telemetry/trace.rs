@@ -83,9 +83,11 @@ impl TraceContext {
     /// Reads a `traceparent`; none when it is not a valid one.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.split('-');
-        let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        if version.len() != 2 || version == "ff" || flags.len() != 2 {
+        let part = |from: usize, to: usize| text.get(from..to);
+        let (version, trace, span, flags) = (part(0, 2)?, part(3, 35)?, part(36, 52)?, part(53, 55)?);
+        // Later versions may have more behind the flags.
+        let is_apart = [2, 35, 52, 55].iter().all(|at| text.as_bytes().get(*at).is_none_or(|byte| *byte == b'-'));
+        if !is_apart || version == "ff" {
             return None;
         }
         let sampled = u8::from_str_radix(flags, 16).ok()? & 1 == 1;
@@ -222,9 +224,16 @@ mod tests {
     fn traceparent_reads_back() {
         let context = TraceContext::parse(TEXT).unwrap();
         assert_eq!(context.to_traceparent(), TEXT);
-        for bad in
-            ["", "00-0-0-00", &TEXT.replacen("00", "ff", 1), &TEXT.replace("b7ad6b7169203331", "0000000000000000")]
-        {
+        assert_eq!(TraceContext::parse(&format!("{TEXT}-more")), Some(context));
+        for bad in [
+            "",
+            "00-0-0-00",
+            &TEXT.replacen("00", "ff", 1),
+            &TEXT.replace("b7ad6b7169203331", "0000000000000000"),
+            &TEXT.replace('-', "_"),
+            &format!("{TEXT}0"),
+            &TEXT[..54],
+        ] {
             assert_eq!(TraceContext::parse(bad), None, "{bad}");
         }
     }
