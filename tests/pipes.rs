@@ -273,9 +273,10 @@ async fn a_caller_that_is_gone_frees_the_slot_and_ends_the_child() {
         let pipe = opened(&cluster, "talk").await;
         drop(pipe);
         let mut command = cluster.command(&["call", "talk", "--pipe"]);
-        let mut verb = Process::start_talking(command.stdout(Stdio::null()));
-        let running = cluster.worker_is("w1", |w| w["children"][0]["state"] == "busy").await;
-        let pid = running["children"][0]["pid"].as_u64().unwrap();
+        let mut verb = Process::start_talking(command.stdout(Stdio::piped()));
+        // Once it answers, it converses, and minds signals.
+        let pid = verb.asked("pid");
+        assert!(Path::new(&format!("/proc/{pid}")).exists());
         if kill {
             verb.kill9();
         } else {

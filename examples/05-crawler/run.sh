@@ -14,7 +14,7 @@ awk -v good="http://127.0.0.1:$port" -v nobody="http://127.0.0.1:1" 'BEGIN {
     for (i = 1; i <= 100; i++) {
         url = good "/page/" i
         if (i % 10 == 0) url = i <= 40 ? good "/broken/" i : i <= 70 ? good "/slow/" i : nobody "/" i
-        printf "{\"url\": \"%s\", \"tries\": 3, \"timeout_ms\": 500}\n", url
+        printf "{\"url\": \"%s\", \"tries\": 3, \"timeout_ms\": 2000}\n", url
     }
 }' > "$tmp/urls"
 

@@ -51,8 +51,8 @@ pub(crate) async fn run(
     let (id, attempt, trace) = (call.id.clone(), call.attempt, call.trace);
     view.runs(Running { id, attempt, trace, since: Instant::now() }, true);
     let (status, killed) = wait(&mut process, spec, pipe, stop).await;
-    if process.never_started(status) {
-        return Err(view.last_line().unwrap_or_default());
+    if let Some(why) = process.never_started(status) {
+        return Err(why);
     }
     if status.success() && killed.is_none() {
         return Ok(Ok(()));

@@ -87,12 +87,11 @@ pub(crate) async fn run(
     if left.stopped {
         return Ok(CallEnd::NotRun);
     }
-    let never_started = process.never_started(left.status);
-    Ok(match &args {
-        Some(args) if left.killed.is_none() && process.view.over_memory().is_none() => {
+    Ok(match (&args, process.never_started(left.status)) {
+        (Some(args), _) if left.killed.is_none() && process.view.over_memory().is_none() => {
             CallEnd::of(xargs::answer(args, call.attempt, left.status, left.written))
         }
-        None if never_started => return Err(view.last_line().unwrap_or_default()),
+        (None, Some(why)) => return Err(why),
         _ => judge(&process, left, spec.memory_max),
     })
 }

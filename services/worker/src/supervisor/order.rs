@@ -347,7 +347,7 @@ impl Stream {
             }
         }
         self.process.last_lines(|_| {}).await;
-        let never_started = self.total == 0 && self.process.never_started(status);
+        let never_started = self.process.never_started(status);
         // It may leave after a task; the next child runs the others. One that leaves at its first has not run it.
         let left_in_order = status.success() && self.total > 0 && work.pressed == Pressed::No;
         if work.stopped || left_in_order || work.excused {
@@ -355,8 +355,9 @@ impl Stream {
         }
         let killed = work.killed.take().or_else(|| (work.pressed > Pressed::No).then(|| work.soft_failure()));
         let failure = self.process.failure(status, self.spec.memory_max, killed);
-        self.fault = Some(if never_started { self.process.fault(status) } else { failure.message.clone() });
-        if work.open.is_empty() || never_started || !work.wrote {
+        let burns_none = work.open.is_empty() || never_started.is_some() || !work.wrote;
+        self.fault = Some(never_started.unwrap_or_else(|| failure.message.clone()));
+        if burns_none {
             return;
         }
         work.open.pop_front();

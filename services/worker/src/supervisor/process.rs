@@ -154,16 +154,15 @@ impl Process {
         let _ = tokio::time::timeout(LAST_LINES_WITHIN, all).await;
     }
 
-    /// Whether its guard could not start it.
-    pub(crate) fn never_started(&self, status: ExitStatus) -> bool {
-        let said = || self.view.last_line().is_some_and(|line| line.starts_with(CANNOT_START));
-        status.code() == Some(EXIT_CANNOT_START) && said()
+    /// Why its guard could not start it, if so. It may have been given a task since the guard said it.
+    pub(crate) fn never_started(&self, status: ExitStatus) -> Option<String> {
+        let said = self.view.first_line().filter(|line| line.starts_with(CANNOT_START));
+        said.filter(|_| status.code() == Some(EXIT_CANNOT_START))
     }
 
     /// Why it ended, when it had no task.
     pub(crate) fn fault(&self, status: ExitStatus) -> String {
-        let never_started = self.never_started(status).then(|| self.view.last_line()).flatten();
-        never_started.unwrap_or_else(|| self.failure(status, None, None).message)
+        self.never_started(status).unwrap_or_else(|| self.failure(status, None, None).message)
     }
 
     /// Why its task failed, from how it ended; `killed`: by us, for this reason.

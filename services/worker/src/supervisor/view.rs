@@ -48,6 +48,7 @@ struct Now {
     note: Option<String>,
     log: VecDeque<String>,
     log_bytes: usize,
+    first_line: Option<String>,
     /// Its memory when it was found above its limit.
     over_memory: Option<u64>,
 }
@@ -66,6 +67,7 @@ impl View {
             note: None,
             log: VecDeque::new(),
             log_bytes: 0,
+            first_line: None,
             over_memory: None,
         };
         Self {
@@ -135,6 +137,9 @@ impl View {
         let mut now = self.now();
         let line = cut(line.to_owned(), EVIDENCE_LOG_BYTES_MAX / 8);
         now.log_bytes += line.len();
+        if now.first_line.is_none() {
+            now.first_line = Some(line.clone());
+        }
         now.log.push_back(line);
         while now.log.len() > EVIDENCE_LINES_MAX || now.log_bytes > EVIDENCE_LOG_BYTES_MAX {
             now.log_bytes -= now.log.pop_front().map_or(0, |l| l.len());
@@ -171,6 +176,11 @@ impl View {
         self.now().log.back().cloned()
     }
 
+    /// The first log line of its life, whatever has run since: there a guard says that it can start nothing.
+    pub(crate) fn first_line(&self) -> Option<String> {
+        self.now().first_line.clone()
+    }
+
     /// What is known of it now, and of its end where it has ended.
     pub(crate) fn evidence(&self, ended: Option<ExitStatus>, oom: bool) -> Box<ChildEvidence> {
         let now = self.now();
@@ -201,5 +211,21 @@ impl View {
             rss_bytes: now.usage.rss_bytes,
             started_ms: self.started_ms,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guard_said_is_known_after_its_child_was_given_a_task() {
+        let view = View::new("w1", "k", 1, 0, 0);
+        assert_eq!(view.first_line(), None);
+        ["cannot start x: no such file", "second"].iter().for_each(|line| view.logged(line));
+        let running = Running { id: "t".to_owned(), attempt: 1, trace: None, since: Instant::now() };
+        view.runs(running, true);
+        assert_eq!(view.last_line(), None, "the lines of a task are its own");
+        assert_eq!(view.first_line().as_deref(), Some("cannot start x: no such file"));
     }
 }
