@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use millpond::bus::publish::Patience;
 use millpond::client::NewTask;
 use millpond::limits::TELEMETRY_QUEUE_MAX;
+use millpond::telemetry::TraceContext;
 use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -328,4 +329,25 @@ async fn who_begins_a_trace_decides_whether_it_is_exported() {
     assert!(worker.end(PATIENCE).await.success());
     let counts: Vec<[usize; 4]> = submitted.iter().map(|trace| Story::of(&sink, trace).counts()).collect();
     assert_eq!(counts, [[0; 4], [0; 4], [0, 2, 2, 0]], "{submitted:?}");
+}
+
+/// Publisher and worker come to the same trace, told or not: the same ratio exports all of it or nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trace_that_its_publisher_does_not_export_is_not_told() {
+    let sink = Sink::start(Mode::Takes).await;
+    let cluster = Cluster::start().await;
+    let mut counts = Vec::new();
+    for (id, publisher, worker) in [("none", "0", "0"), ("told", "1", "0"), ("below", "0", "1")] {
+        let sampler = |ratio| [("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", ratio)];
+        let mut worker = cluster.worker_with("w1", &[], &[&sink.environment()[..], &sampler(worker)].concat());
+        let mut submit = cluster.command(&["submit", "fail", r#"{"until":2}"#, "--id", id]);
+        submit.envs(sink.environment()).envs(sampler(publisher)).stdout(Stdio::null());
+        assert!(tokio::task::spawn_blocking(move || submit.status().unwrap()).await.unwrap().success());
+        let trace = trace_of(&cluster, id).await;
+        assert_eq!(trace, TraceContext::of_task("default", id).trace_id());
+        worker.signal(Signal::SIGTERM);
+        assert!(worker.end(PATIENCE).await.success());
+        counts.push(Story::of(&sink, &trace).counts());
+    }
+    assert_eq!(counts, [[0; 4], [1, 2, 2, 0], [0, 2, 2, 0]]);
 }

@@ -111,7 +111,8 @@ impl Client {
     pub(super) async fn publish(&self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
         let id = task.id.clone().unwrap_or_else(crate::random_token);
         let parent = task.traceparent.as_deref().and_then(TraceContext::parse).or_else(TraceContext::current);
-        let (trace, started) = (TraceContext::below(parent), SystemTime::now());
+        let trace = parent.map_or_else(|| TraceContext::of_publish(&task.queue, &id), |parent| Some(parent.child()));
+        let started = SystemTime::now();
         let published = self.publish_as(task, id.clone(), trace, patience).await;
         if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
             record_publish(task, &id, (trace, parent), started, &published);

@@ -66,6 +66,14 @@ impl TraceContext {
         Self { trace, span, sampled: span::is_sampled(None, trace) }
     }
 
+    /// That of the publish of a task which begins its trace; none where it is not exported. So nothing needs to be told of it:
+    /// whoever runs the task comes to the same trace, and with the same sampler to the same decision.
+    #[must_use]
+    pub fn of_publish(queue: &str, root: &str) -> Option<Self> {
+        let task = span::is_exported().then(|| Self::of_task(queue, root))?;
+        task.sampled.then(|| task.child())
+    }
+
     /// That of a span of this process below this one; this one itself where no such span would be exported, so that the next
     /// one is below the last that was.
     #[must_use]
