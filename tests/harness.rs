@@ -1,7 +1,7 @@
 //! A nats-server with the roles, a collector, workers: real processes, ended by their id when dropped.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -38,13 +38,11 @@ impl Process {
         Self { child: command.stdin(Stdio::piped()).spawn().unwrap() }
     }
 
-    /// Its answer to a line, both of them to be piped.
+    /// Its answer to a line, both of them piped.
     pub fn asked(&mut self, line: &str) -> String {
         tokio::task::block_in_place(|| {
             writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
-            let answer =
-                self.child.stdout.as_mut().unwrap().bytes().map(Result::unwrap).take_while(|byte| *byte != b'\n');
-            String::from_utf8(answer.collect()).unwrap()
+            BufReader::new(self.child.stdout.as_mut().unwrap()).lines().next().unwrap().unwrap()
         })
     }
 
