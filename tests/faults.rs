@@ -27,7 +27,7 @@ fn busy(worker: &Value) -> bool {
 async fn work_of_a_killed_worker_restarts_within_five_seconds() {
     let cluster = Cluster::start().await;
     let mut first = cluster.worker("w1", &[], None);
-    let id = submit(&cluster, "sleep", "5").await;
+    let id = submit(&cluster, "sleep", "12").await;
     cluster.worker_is("w1", busy).await;
     let _second = cluster.worker("w2", &[], None);
     cluster.worker_is("w2", |w| w["state"] == "live").await;
@@ -86,7 +86,7 @@ async fn a_worker_that_is_back_late_after_a_restart_keeps_its_task() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn work_of_a_worker_that_dies_with_the_server_restarts_when_its_heartbeat_is_lost() {
-    let (mut cluster, [mut first, _second], id) = one_busy_and_one_idle("3").await;
+    let (mut cluster, [mut first, _second], id) = one_busy_and_one_idle("12").await;
     cluster.nats.kill9();
     first.kill9();
     tokio::time::sleep(LEASE_ACK_WAIT).await;
@@ -114,7 +114,7 @@ async fn one_busy_and_one_idle(seconds: &str) -> (Cluster, [Process; 2], String)
 async fn a_paused_worker_cannot_store_a_second_result() {
     let cluster = Cluster::start().await;
     let paused = cluster.worker("w1", &[], None);
-    let id = submit(&cluster, "sleep", "3").await;
+    let id = submit(&cluster, "sleep", "10").await;
     cluster.worker_is("w1", busy).await;
     paused.signal(Signal::SIGSTOP);
     let _second = cluster.worker("w2", &[], None);
@@ -220,12 +220,12 @@ async fn a_worker_that_is_told_to_stop_loses_and_repeats_nothing() {
 async fn what_does_not_end_within_the_drain_time_is_handed_on() {
     let cluster = Cluster::start().await;
     let mut first = cluster.worker("w1", &["--drain-time", "500ms", "--slots", "2", "--io-slots", "2"], None);
-    let alone = submit(&cluster, "sleep", "4").await;
+    let alone = submit(&cluster, "sleep", "15").await;
     let batch = millpond::client::NewTask {
         job: Some("rest".into()),
         index: Some(0),
         batch: Some(4),
-        payload: "[0.1, 3, 0.1, 0.1]".into(),
+        payload: "[0.1, 12, 0.1, 0.1]".into(),
         ..task("sleep", "")
     };
     cluster.client.submit(&batch, Patience::Endless).await.unwrap();

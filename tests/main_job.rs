@@ -163,8 +163,8 @@ async fn failed_attempts_are_retried_and_then_buried_with_evidence() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_worker_leaves_when_told_to() {
     let cluster = Cluster::start().await;
-    let mut worker = cluster.worker("w1", &["--idle-exit", "500ms"], None);
     let id = cluster.client.submit(&crate::harness::task("square", "5"), Patience::Endless).await.unwrap().id;
+    let mut worker = cluster.worker("w1", &["--idle-exit", "500ms"], None);
     assert_eq!(cluster.ended(&id).await["result"], 25);
     assert!(worker.end(Duration::from_secs(10)).await.success());
 }

@@ -236,6 +236,8 @@ async fn a_draining_worker_lets_conversations_go_on_for_its_drain_time() {
     let cluster = Cluster::start().await;
     let mut handled = talker(&cluster, "slots = 1", &["--drain-time", "4s"]);
     let mut pipe = opened(&cluster, "talk").await;
+    pipe.send("hello").await.unwrap();
+    assert_eq!(text(pipe.recv().await.unwrap()), "heard hello");
     handled.worker.signal(Signal::SIGTERM);
     until("the end of its service", SOON, async || {
         let error = cluster.client.pipe("default", "talk", "1", Duration::from_millis(100)).await.err().unwrap();
@@ -343,12 +345,15 @@ async fn any_client_may_converse() {
         let headers = message.headers.unwrap();
         let Some(seq) = headers.get("Millpond-Seq") else { continue };
         let end = headers.get("Millpond-End").map(ToString::to_string);
-        said.push((seq.to_string(), String::from_utf8_lossy(&message.payload).into_owned()));
+        // What is not answered for in time comes again.
+        let one = (seq.to_string(), String::from_utf8_lossy(&message.payload).into_owned());
+        if !said.contains(&one) {
+            said.push(one);
+        }
         if end.as_deref() == Some("ok") {
             break;
         }
     }
-    said.dedup();
     let expected = [("1", "heard one"), ("2", "heard two"), ("3", "closed"), ("4", "")];
     assert_eq!(said, expected.map(|(seq, text)| (seq.to_owned(), text.to_owned())));
 }

@@ -17,7 +17,7 @@ async fn a_delayed_task_waits_through_a_restart_of_the_server_and_keeps_its_id()
     let mut cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &[], None);
     cluster.worker_is("w1", |w| w["state"] == "live").await;
-    let at_ms = millpond::now_ms() + 4000;
+    let at_ms = millpond::now_ms() + 10_000;
     let later = NewTask { id: Some("later".into()), at_ms: Some(at_ms), ..task("square", "12") };
     cluster.client.submit(&later, Patience::Endless).await.unwrap();
     // The same id again replaces nothing and adds nothing.

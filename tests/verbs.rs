@@ -134,7 +134,7 @@ async fn a_drained_worker_finishes_what_runs_and_leaves() {
     assert_eq!(nobody.status.code(), Some(1));
     assert!(said(&nobody).contains("nobody") && said(&nobody).contains("worker ls"), "{}", said(&nobody));
     let mut worker = cluster.worker("w1", &[], None);
-    let id = cluster.client.submit(&task("sleep", "4"), Patience::Endless).await.unwrap().id;
+    let id = cluster.client.submit(&task("sleep", "15"), Patience::Endless).await.unwrap().id;
     until("start of the task", PATIENCE, async || {
         let why = cluster.get("/api/v1/why", &[("id", id.clone())]).await?;
         (why["state"] == "running").then_some(())

@@ -10,7 +10,7 @@ trap 'rm -r "$tmp"' EXIT
 # `env -i`: as on another machine, with nothing of this cluster but the URL.
 for name in left right; do
     env -i PATH="$PATH" HOME="$tmp" MILLPOND_WORKER_NATS_URL="$url" \
-        "$m" --state "$tmp/none" worker run --name "$name" --queues squares --slots 1 --idle-exit 3s 2> "$tmp/$name.log" &
+        "$m" --state "$tmp/none" worker run --name "$name" --queues squares --slots 1 --idle-exit 10s 2> "$tmp/$name.log" &
 done
 until [ "$("$m" worker ls --json | grep -c '"squares"')" = 2 ]; do sleep 0.1; done
 
@@ -19,8 +19,8 @@ echo "sum of squares: $(grep -o '"result":[0-9]*' "$tmp/results" | cut -d: -f2 |
 wait
 echo "both workers have left"
 
-away() { # The exit code, and the error; 124 would be a wait for more than five seconds.
-    timeout 5 "$@" 2> "$tmp/error" && code=0 || code=$?
+away() { # The exit code, and the error; 124 would be a wait for more than fifteen seconds.
+    timeout 15 "$@" 2> "$tmp/error" && code=0 || code=$?
     echo "exit code $code: $(grep -o 'cannot connect to NATS' "$tmp/error")"
 }
 host=${url#*@}

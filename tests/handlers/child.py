@@ -17,12 +17,12 @@ def log(text):
 
 
 def main():
-    if "ready" in sys.argv:
-        say({"ready": True})
     if "hang" in sys.argv:
         time.sleep(3600)
     if "deaf" in sys.argv:
         signal.signal(signal.SIGTERM, lambda *_: log("asked to end, and staying"))
+    if "ready" in sys.argv:
+        say({"ready": True})
     for line in sys.stdin:
         task = json.loads(line)
         if task.get("shutdown"):
