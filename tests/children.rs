@@ -63,7 +63,7 @@ fn runs(pid: i32) -> bool {
 }
 
 async fn gone(pid: i32) {
-    until(&format!("end of process {pid}"), Duration::from_secs(10), async || (!runs(pid)).then_some(())).await;
+    until(&format!("end of process {pid}"), Duration::from_secs(1), async || (!runs(pid)).then_some(())).await;
 }
 
 /// Processes below `root`.
@@ -237,7 +237,7 @@ async fn nothing_outlives_its_task_or_its_worker() {
     let died = Instant::now();
     let _second = handlers.worker(&cluster, "w2", &[]);
     cluster.worker_is("w2", busy).await;
-    assert!(died.elapsed() < Duration::from_secs(15), "5 s, and what the records lag behind: {:?}", died.elapsed());
+    assert!(died.elapsed() < Duration::from_secs(8), "5 s, and what the records lag behind: {:?}", died.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

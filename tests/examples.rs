@@ -105,7 +105,7 @@ async fn processes_have_names_and_do_not_outlive_their_worker() {
     assert!(pids.len() >= 3 && pids.iter().all(|pid| lives(*pid)), "{pids:?}");
     let worker = i32::try_from(w1["pid"].as_i64().unwrap()).unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), Signal::SIGKILL).unwrap();
-    until("end of the children", Duration::from_secs(10), async || (!pids.iter().any(|pid| lives(*pid))).then_some(()))
+    until("end of the children", Duration::from_secs(1), async || (!pids.iter().any(|pid| lives(*pid))).then_some(()))
         .await;
     example.end().await;
 }

@@ -19,8 +19,8 @@ echo "sum of squares: $(grep -o '"result":[0-9]*' "$tmp/results" | cut -d: -f2 |
 wait
 echo "both workers have left"
 
-away() { # The exit code, and the error; 124 would be a wait for more than fifteen seconds.
-    timeout 15 "$@" 2> "$tmp/error" && code=0 || code=$?
+away() { # The exit code, and the error; 124 would be a wait for more than five seconds.
+    timeout 5 "$@" 2> "$tmp/error" && code=0 || code=$?
     echo "exit code $code: $(grep -o 'cannot connect to NATS' "$tmp/error")"
 }
 host=${url#*@}
