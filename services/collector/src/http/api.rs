@@ -12,13 +12,15 @@ use super::asked::{Asked, PageQuery, Paged};
 use super::filters::{DeadQuery, JobQuery, NoQuery, OneQuery, TaskQuery};
 use super::refusal::Refusal;
 use super::rows::{DeadLetter, DeadRow, End, JobRow, Listed, Task, TaskRow, WorkerRow};
-use crate::store::{Page, Place, Rows, Shown};
+use crate::store::{Cursor, Page, Place, Rows, Shown};
 
 type AppState = State<Arc<App>>;
 type Answer<T> = Result<Json<T>, Refusal>;
 
-fn page(asked: &PageQuery) -> Result<Page, Refusal> {
-    Ok(Page { limit: asked.limit, after: asked.after(|text| text.parse().ok())? })
+/// `timed`: whether the list is in the order of times.
+fn page(asked: &PageQuery, timed: bool) -> Result<Page, Refusal> {
+    let cursor = |text: &str| text.parse().ok().filter(|after: &Cursor| after.at_ms.is_some() == timed);
+    Ok(Page { limit: asked.limit, after: asked.after(cursor)? })
 }
 
 fn listed(found: anyhow::Result<Rows>) -> Answer<Listed<Shown>> {
@@ -41,9 +43,9 @@ fn one(found: anyhow::Result<Vec<Shown>>, what: &str) -> Answer<Shown> {
 
 /// List tasks and batches that have ended an attempt.
 #[utoipa::path(get, path = "/tasks", tag = "read", params(TaskQuery, PageQuery), responses((status = 200, description = "A page", body = Listed<TaskRow>,
-    example = json!({"rows": [{"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "root": null, "items": null, "done": 1, "status": "done", "attempt": 1, "worker": "w1", "published_ms": 1_800_000_000_000_i64, "started_ms": 1_800_000_000_001_i64, "ended_ms": 1_800_000_000_002_i64, "stored_ms": 1_800_000_000_060_i64, "trace": null, "then": null, "result": 144}], "next": "41"}))))]
+    example = json!({"rows": [{"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "root": null, "items": null, "done": 1, "status": "done", "attempt": 1, "worker": "w1", "published_ms": 1_800_000_000_000_i64, "started_ms": 1_800_000_000_001_i64, "ended_ms": 1_800_000_000_002_i64, "stored_ms": 1_800_000_000_060_i64, "trace": null, "then": null, "result": 144}], "next": "1800000000000.41"}))))]
 pub(super) async fn tasks(State(app): AppState, Paged((), asked, at): Paged<(), TaskQuery>) -> Answer<Listed<Shown>> {
-    listed(app.store.tasks(&asked.into(), page(&at)?).await)
+    listed(app.store.tasks(&asked.into(), page(&at, true)?).await)
 }
 
 /// Show a task with its attempts and its dead letter.
@@ -60,7 +62,7 @@ pub(super) async fn task(State(app): AppState, Asked((), asked): Asked<(), OneQu
 #[utoipa::path(get, path = "/jobs", tag = "read", params(JobQuery, PageQuery), responses((status = 200, description = "A page", body = Listed<JobRow>,
     example = json!({"rows": [{"job": "report-7", "state": "closed", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 97, "retrying": 1, "dead": 1, "cancelled": 0, "purged": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "then": null}], "next": null}))))]
 pub(super) async fn jobs(State(app): AppState, Paged((), asked, at): Paged<(), JobQuery>) -> Answer<Listed<Shown>> {
-    listed(app.store.jobs(&asked.into(), page(&at)?).await)
+    listed(app.store.jobs(&asked.into(), page(&at, false)?).await)
 }
 
 /// Show a job.
@@ -98,7 +100,7 @@ pub(super) async fn workers(State(app): AppState, Asked((), NoQuery {}): Asked<(
     example = json!({"rows": [{"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "attempt": 3, "reason": "exhausted", "failure": {"type": "error", "message": "no", "retry": true}, "worker": "w1", "trace": null, "buried_ms": 1_800_000_000_000_i64}], "next": null}))))]
 pub(super) async fn dead(State(app): AppState, Paged((), asked, at): Paged<(), DeadQuery>) -> Answer<Listed<Shown>> {
     let (filter, reason) = asked.split();
-    listed(app.store.dead(&filter, reason.as_deref(), page(&at)?).await)
+    listed(app.store.dead(&filter, reason.as_deref(), page(&at, false)?).await)
 }
 
 /// Show a dead letter with its evidence, its headers and its arguments.

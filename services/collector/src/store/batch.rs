@@ -1,7 +1,7 @@
 //! The row of a root batch: a bitmap of the items that have a result, and the results. Merged under the store's one
 //! writer. A bit that is set wins over anything that is said of its item later, unless it was cancelled before.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use millpond::outcome::{Items, Kept, id_of};
 use millpond::payload::PayloadRef;
@@ -97,17 +97,24 @@ pub(super) async fn merge_items<'a>(
         tracing::warn!(task_id = root, queue, "an id was used for two tasks or batches; the later one changes nothing");
         return Ok(());
     };
-    let cancelled = items_with(transaction, queue, root, CANCELLED).await?;
+    // Most batches have none: then no id is asked for.
+    let apart = items_apart(transaction, queue, root).await?;
     let mut finished: Vec<String> = Vec::new();
     for (item, end) in ending.outcome.ends() {
-        let id = id_of_item(root, items, item);
         match end {
-            Ok(kept) if !batch.has(item) && !cancelled.contains(&id) => {
-                batch.set(item, kept);
-                finished.push(id);
+            Ok(kept) if !batch.has(item) => {
+                let id = (!apart.is_empty()).then(|| id_of_item(root, items, item));
+                match id.and_then(|id| apart.get_key_value(&id)) {
+                    Some((_, &CANCELLED)) => {}
+                    known => {
+                        batch.set(item, kept);
+                        finished.extend(known.filter(|(_, status)| **status < DONE).map(|(id, _)| id.clone()));
+                    }
+                }
             }
             Err(not_done) if !batch.has(item) => {
                 if let Some(status) = status_of(not_done.end) {
+                    let id = id_of_item(root, items, item);
                     let index = ending.outcome.index.map(|i| i + u64::from(item - items.from));
                     let how = How { status, kept: None, failure: not_done.failure.as_ref() };
                     rows.push(ending, id, index, Some(root), how);
@@ -122,15 +129,11 @@ pub(super) async fn merge_items<'a>(
     Ok(())
 }
 
-async fn items_with(
-    transaction: &mut dyn Transaction,
-    queue: &str,
-    root: &str,
-    status: i64,
-) -> sqlx::Result<HashSet<String>> {
-    let items = Sql::new("SELECT id FROM tasks WHERE queue = ? AND root = ? AND status = ?");
-    let rows = transaction.rows(items.bind(queue).bind(root).bind(status)).await?;
-    Ok(rows.iter().map(|row| row.string("id")).collect())
+/// The items that have a row of their own, because they did not succeed at first, and its status.
+async fn items_apart(transaction: &mut dyn Transaction, queue: &str, root: &str) -> sqlx::Result<HashMap<String, i64>> {
+    let items = Sql::new("SELECT id, status FROM tasks WHERE queue = ? AND root = ?");
+    let rows = transaction.rows(items.bind(queue).bind(root)).await?;
+    Ok(rows.iter().map(|row| (row.string("id"), row.int("status").unwrap_or(0))).collect())
 }
 
 async fn write_batch(
@@ -179,21 +182,15 @@ async fn write_batch(
     Ok(())
 }
 
-/// Items that had a row of their own, because they did not succeed at first, and now have a result.
+/// Items that had a row of their own and now have a result.
 async fn finish_items(
     transaction: &mut dyn Transaction,
     ending: &Ending<'_>,
     finished: &[String],
     batch: &Batch,
 ) -> sqlx::Result<()> {
-    if finished.is_empty() {
-        return Ok(());
-    }
     let queue = &ending.subject.queue;
-    let open = Sql::new("SELECT id FROM tasks WHERE queue = ? AND root = ? AND status < 3");
-    let rows = transaction.rows(open.bind(queue).bind(ending.outcome.root())).await?;
-    let finished: HashSet<&str> = finished.iter().map(String::as_str).collect();
-    for id in rows.iter().filter_map(|row| row.text("id")).filter(|id| finished.contains(id)) {
+    for id in finished {
         let item = id.rsplit('/').next().and_then(|i| i.parse::<u32>().ok());
         let stored = item.and_then(|i| batch.refs.get(&i)).map(PayloadRef::to_json);
         let result = item.and_then(|i| batch.results.get(i as usize)).map(|r| r.get()).filter(|_| stored.is_none());

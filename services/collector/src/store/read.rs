@@ -13,7 +13,7 @@ use super::shown::{Shown, dead_letter, item_of, listed_task, whole_task};
 use super::sql::{Row, Sql};
 use super::{DONE, STATUS_NAMES, Store};
 
-/// Where a page ended: the row's number, and its time where the list is ordered by time.
+/// Where a page ended: the row's number, and its time where the list is ordered by time, as that of tasks is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cursor {
     pub(crate) n: i64,
@@ -81,7 +81,7 @@ pub(super) fn paged(rows: &[Row], limit: u32, shown: impl Fn(&Row) -> Shown) -> 
 }
 
 impl Store {
-    /// Tasks, the newest first: by their time where a time is asked for.
+    /// Tasks, those published last first: each index of theirs is in this order, so that no list is sorted.
     pub(crate) async fn tasks(&self, filter: &TaskFilter, page: Page) -> anyhow::Result<Rows> {
         let mut sql = Sql::new(TASK_COLUMNS);
         let job = self.job_of(filter).await?;
@@ -113,21 +113,15 @@ impl Store {
                 sql.push(condition, at);
             }
         }
-        let by_time = filter.since_ms.is_some() || filter.until_ms.is_some();
-        match page.after {
-            Some(Cursor { n, at_ms: Some(at) }) if by_time => {
-                sql.push(" AND (published_ms, n) < (?", at);
-                sql.push(", ?)", n);
-            }
-            Some(after) => sql.push(" AND n < ?", after.n),
-            None => {}
+        if let Some(after) = page.after {
+            sql.push(" AND (published_ms, n) < (?", after.at_ms.unwrap_or(i64::MIN));
+            sql.push(", ?)", after.n);
         }
-        let order = if by_time { " ORDER BY published_ms DESC, n DESC LIMIT ?" } else { " ORDER BY n DESC LIMIT ?" };
-        sql.push(order, i64::from(page.limit) + 1);
+        sql.push(" ORDER BY published_ms DESC, n DESC LIMIT ?", i64::from(page.limit) + 1);
         let rows = self.db.read(sql).await?;
         let (shown, next) = paged(&rows, page.limit, listed_task);
         let last = rows.get(shown.len().saturating_sub(1)).and_then(|row| row.int("published_ms"));
-        Ok((shown, next.map(|next| Cursor { at_ms: last.filter(|_| by_time), ..next })))
+        Ok((shown, next.map(|next| Cursor { at_ms: last, ..next })))
     }
 
     /// The job that is asked for, as the store names it.

@@ -51,7 +51,8 @@ impl SqliteDatabase {
             .pragma("journal_size_limit", WAL_BYTES_KEPT)
             .disable_statement_logging();
         let one = SqlitePoolOptions::new().max_connections(1).acquire_timeout(WRITER_WAIT).test_before_acquire(false);
-        let writing = options.clone().auto_vacuum(SqliteAutoVacuum::Incremental);
+        // What a statement would undo, a few pages, is kept in memory instead of in a file.
+        let writing = options.clone().auto_vacuum(SqliteAutoVacuum::Incremental).pragma("temp_store", "MEMORY");
         let writer = one.idle_timeout(None).max_lifetime(None).connect_with(writing).await;
         let writer = writer.with_context(|| format!("cannot open the store {}", path.display()))?;
         let migrated = sqlx::migrate!("migrations/sqlite").run(&writer).await;
@@ -73,7 +74,9 @@ async fn shrinkable(writer: &SqlitePool) -> anyhow::Result<()> {
     let mode: i64 = sqlx::query_scalar("PRAGMA auto_vacuum").fetch_one(writer).await?;
     if mode == 0 {
         tracing::info!("the store is written anew, so that its file can shrink; this happens once");
-        sqlx::raw_sql("PRAGMA auto_vacuum = INCREMENTAL; VACUUM").execute(writer).await?;
+        sqlx::raw_sql("PRAGMA temp_store = FILE; PRAGMA auto_vacuum = INCREMENTAL; VACUUM; PRAGMA temp_store = MEMORY")
+            .execute(writer)
+            .await?;
     }
     Ok(())
 }

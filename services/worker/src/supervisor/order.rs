@@ -347,7 +347,8 @@ impl Stream {
             }
         }
         self.process.last_lines(|_| {}).await;
-        let never_started = self.process.never_started(status);
+        // One that has answered has started, whatever its first line was.
+        let never_started = self.process.never_started(status).filter(|_| self.total == 0);
         // It may leave after a task; the next child runs the others. One that leaves at its first has not run it.
         let left_in_order = status.success() && self.total > 0 && work.pressed == Pressed::No;
         if work.stopped || left_in_order || work.excused {

@@ -66,15 +66,27 @@ async fn tasks_are_found_by_what_their_errors_say() {
 }
 
 #[tokio::test]
-async fn a_time_range_is_listed_by_time() {
+async fn tasks_are_listed_by_time() {
     let (_home, store) = store().await;
     let times = [50, 10, 40, 20, 30, 30];
     let story = times.iter().enumerate().map(|(n, at)| timed(&format!("t{n}"), *at, 99, Ok(1)));
     merge(&store, &story.collect::<Vec<_>>()).await;
-    let filter = TaskFilter { since_ms: Some(20), until_ms: Some(50), ..TaskFilter::default() };
-    for limit in 1..6 {
-        let found = ids(&store, &filter, Page { limit, after: None }).await;
-        assert_eq!(found, ["t2", "t5", "t4", "t3"], "pages of {limit}");
+    let of = |since_ms, until_ms, kind: Option<&str>| TaskFilter {
+        since_ms,
+        until_ms,
+        kind: kind.map(str::to_owned),
+        ..TaskFilter::default()
+    };
+    for (filter, expected) in [
+        (of(Some(20), Some(50), None), &["t2", "t5", "t4", "t3"][..]),
+        (of(Some(30), None, Some("k")), &["t0", "t2", "t5", "t4"]),
+        (of(None, None, None), &["t0", "t2", "t5", "t4", "t3", "t1"]),
+        (of(None, None, Some("k")), &["t0", "t2", "t5", "t4", "t3", "t1"]),
+    ] {
+        for limit in 1..6 {
+            let found = ids(&store, &filter, Page { limit, after: None }).await;
+            assert_eq!(found, expected, "pages of {limit}: {filter:?}");
+        }
     }
 }
 
