@@ -86,7 +86,7 @@ pub(super) async fn merge_items<'a>(
     ending: &Ending<'a>,
     items: Items,
 ) -> anyhow::Result<()> {
-    // Rows of items that wait to be written must be seen by the look at what was cancelled.
+    // Rows of items that wait to be written must be seen by the look at those apart.
     rows.flush(transaction).await?;
     let (queue, root) = (ending.subject.queue.as_str(), ending.outcome.root());
     // One record has ended all of its job: no row is made or changed any more.
