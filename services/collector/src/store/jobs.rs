@@ -68,19 +68,20 @@ pub(crate) type Ends = (Vec<Shown>, Option<Place>);
 impl Store {
     /// Jobs with their progress, the newest first, and sessions: jobs without a record, known from their tasks.
     pub(crate) async fn jobs(&self, filter: &JobFilter, page: Page) -> anyhow::Result<Rows> {
-        let mut sql = Sql::new(format!("{JOB_COLUMNS} WHERE 1 = 1"));
+        // Which they are is read from an index alone; only those of the page are looked at.
+        let mut sql = Sql::new(format!("{JOB_COLUMNS} WHERE job_counts.n IN (SELECT n FROM job_counts WHERE 1 = 1"));
         if let Some(name) = &filter.name {
-            sql.push(" AND job_counts.job >= ?", name);
+            sql.push(" AND job >= ?", name);
             // All that start with it: no text that UTF-8 can have comes after.
-            sql.push(" AND job_counts.job < ?", format!("{name}\u{10ffff}"));
+            sql.push(" AND job < ?", format!("{name}\u{10ffff}"));
         }
         if let Some(state) = &filter.state {
             of_state(&mut sql, state);
         }
         if let Some(after) = page.after {
-            sql.push(" AND job_counts.n < ?", after.n);
+            sql.push(" AND n < ?", after.n);
         }
-        sql.push(" ORDER BY job_counts.n DESC LIMIT ?", i64::from(page.limit) + 1);
+        sql.push(" ORDER BY n DESC LIMIT ?) ORDER BY job_counts.n DESC", i64::from(page.limit) + 1);
         let rows = self.db.read(sql).await?;
         Ok(paged(&rows, page.limit, |row| self.shown_job(row)))
     }
@@ -304,20 +305,14 @@ fn state_of(record: &JobRecord, ended: u64) -> &'static str {
     }
 }
 
-/// The condition on a job's state: what [`state_of`] says, as far as the tables know it.
-fn of_state(sql: &mut Sql<'_>, state: &str) {
+/// The condition on a job's state: what [`state_of`] says. The table knows all but whether its owner is silent.
+fn of_state<'a>(sql: &mut Sql<'a>, state: &'a str) {
+    let silent = match state {
+        "open" => ">=",
+        "stalled" => "<",
+        _ => return sql.push(" AND state = ?", state),
+    };
     let lost = millpond::now_ms().saturating_sub(i64::try_from(HEARTBEAT_LOST_AFTER.as_millis()).unwrap_or(i64::MAX));
-    let cancelled = "(jobs.state = 'cancelled' OR EXISTS (SELECT 1 FROM job_cancels
-        WHERE job_cancels.job || '@' || job_cancels.epoch = job_counts.job OR job_cancels.job = job_counts.job))";
-    if state != "cancelled" {
-        sql.push_text(&format!(" AND NOT coalesce({cancelled}, FALSE)"));
-    }
-    match state {
-        "open" => sql.push(" AND jobs.state = 'open' AND jobs.heartbeat_ms >= ?", lost),
-        "stalled" => sql.push(" AND jobs.state = 'open' AND jobs.heartbeat_ms < ?", lost),
-        "closed" => sql.push_text(" AND jobs.state = 'closed' AND done + dead + cancelled + purged < coalesce(jobs.total, done + dead + cancelled + purged + 1)"),
-        "finished" => sql.push_text(" AND jobs.state = 'closed' AND done + dead + cancelled + purged >= jobs.total"),
-        "session" => sql.push_text(" AND jobs.job IS NULL"),
-        _ => sql.push_text(&format!(" AND {cancelled}")),
-    }
+    let owner = format!("SELECT 1 FROM jobs WHERE jobs.job = job_counts.job AND heartbeat_ms {silent} ?");
+    sql.push(&format!(" AND state = 'open' AND EXISTS ({owner})"), lost);
 }

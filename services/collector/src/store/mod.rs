@@ -168,6 +168,12 @@ impl Store {
             JobState::Cancelled => "cancelled",
         };
         let mut transaction = self.db.begin().await?;
+        // The list of jobs is read from there. First, so that the record finds it, whoever makes it.
+        let listed = Sql::new(
+            "INSERT INTO job_counts (job, queue, kind, created_ms) VALUES (?, ?, ?, ?) ON CONFLICT (job) DO NOTHING",
+        );
+        let listed = listed.bind(&*job).bind(&record.queue).bind(&record.kind).bind(record.created_ms);
+        transaction.run(listed).await?;
         let put = Sql::new(
             "INSERT INTO jobs (job, record, created_ms, state, total, heartbeat_ms, told_ms) VALUES (?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (job) DO UPDATE SET record = excluded.record, created_ms = excluded.created_ms,
@@ -178,12 +184,6 @@ impl Store {
         let put = put.bind(&*job).bind(serde_json::to_string(record)?).bind(record.created_ms).bind(state);
         let put = put.bind(record.total.and_then(|n| i64::try_from(n).ok())).bind(record.heartbeat_ms);
         transaction.run(put.bind(told_ms)).await?;
-        // The list of jobs is read from there.
-        let listed = Sql::new(
-            "INSERT INTO job_counts (job, queue, kind, created_ms) VALUES (?, ?, ?, ?) ON CONFLICT (job) DO NOTHING",
-        );
-        let listed = listed.bind(&*job).bind(&record.queue).bind(&record.kind).bind(record.created_ms);
-        transaction.run(listed).await?;
         let noted = thens::note(&mut *transaction, record).await?;
         transaction.commit().await?;
         self.versions.jobs.fetch_add(1, Ordering::Relaxed);

@@ -99,3 +99,79 @@ async fn a_later_epoch_is_another_job_under_the_same_name() {
     let names: Vec<&str> = jobs.iter().filter_map(|j| j.text("job")).collect();
     assert_eq!(names, ["j@2", "j"]);
 }
+
+/// A message of another job than `j`.
+fn of(job: &str, mut message: EndedMessage) -> EndedMessage {
+    if let Ok(EndedBody::Pack(subject, pack)) = &mut message.body {
+        *subject = TaskSubject::new("q", "k", Some(job.to_owned())).unwrap();
+        pack.cancelled.iter_mut().for_each(|cancelled| job.clone_into(&mut cancelled.job));
+    }
+    message
+}
+
+/// Each job with the state that it is shown with; each is found under it, and under no other.
+async fn states(store: &Store) -> Vec<String> {
+    let all = store.jobs(&JobFilter::default(), PAGE).await.unwrap().0;
+    let (mut shown, mut found) = (Vec::new(), Vec::new());
+    for job in &all {
+        shown.push(format!("{} {}", job.text("job").unwrap(), job.text("state").unwrap()));
+    }
+    for state in ["open", "stalled", "closed", "finished", "cancelled", "session"] {
+        let filter = JobFilter { state: Some(state.to_owned()), ..JobFilter::default() };
+        for job in store.jobs(&filter, PAGE).await.unwrap().0 {
+            found.push(format!("{} {state}", job.text("job").unwrap()));
+        }
+    }
+    shown.sort();
+    found.sort();
+    assert_eq!(found, shown);
+    shown
+}
+
+#[tokio::test]
+async fn each_job_is_found_under_its_state() {
+    let (_home, store) = store().await;
+    let now = millpond::now_ms();
+    let named = |job: &str, state, total| JobRecord { job: job.into(), total, heartbeat_ms: now, ..record(1, state) };
+    let put = async |record: JobRecord, told_ms: i64| store.put_job(&record, told_ms).await.unwrap();
+    // A record before its tasks, tasks before their record, and tasks alone.
+    put(named("a", JobState::Open, None), 1).await;
+    put(JobRecord { heartbeat_ms: 1, ..named("silent", JobState::Open, None) }, 1).await;
+    for job in ["a", "b", "alone", "over"] {
+        merge(&store, &[of(job, outcome(&format!("{job}.1/0"), None, 1, &[Ok(1)]))]).await;
+    }
+    put(named("b", JobState::Closed, Some(2)), 1).await;
+    // Cancelled before anything else is known of it, in a later epoch and after its end.
+    merge(&store, &[of("early", cancelled(2))]).await;
+    put(named("early", JobState::Open, None), 1).await;
+    put(JobRecord { epoch: 2, ..named("early", JobState::Open, None) }, 1).await;
+    put(JobRecord { epoch: 3, ..named("early", JobState::Open, None) }, 1).await;
+    put(named("told", JobState::Cancelled, None), 1).await;
+    merge(&store, &[of("over", cancelled(0))]).await;
+    let rest = ["early cancelled", "early@2 cancelled", "early@3 open", "over cancelled"];
+    let with = |more: &[&str]| {
+        let mut all: Vec<String> = [&rest[..], more].concat().iter().map(|job| (*job).to_owned()).collect();
+        all.sort();
+        all
+    };
+    let before = with(&["a open", "alone session", "b closed", "silent stalled", "told cancelled"]);
+    assert_eq!(states(&store).await, before);
+    // An older record changes nothing; a task that dies ends its job as well as one that is done.
+    put(named("a", JobState::Cancelled, None), 0).await;
+    assert_eq!(states(&store).await, before);
+    merge(&store, &[of("b", outcome("b.1/1", None, 3, &[Err(End::Dead)]))]).await;
+    put(named("a", JobState::Closed, Some(1)), 2).await;
+    put(JobRecord { heartbeat_ms: now, ..named("silent", JobState::Open, None) }, 2).await;
+    let after = with(&["a finished", "alone session", "b finished", "silent open", "told cancelled"]);
+    assert_eq!(states(&store).await, after);
+    // A later cancellation covers the later epoch too.
+    merge(&store, &[of("early", cancelled(3))]).await;
+    let again: Vec<String> = after.iter().map(|job| job.replace("early@3 open", "early@3 cancelled")).collect();
+    assert_eq!(states(&store).await, again);
+    // A name and a state, and pages.
+    let filter = JobFilter { name: Some("early".into()), state: Some("cancelled".into()) };
+    let (first, next) = store.jobs(&filter, Page { limit: 2, after: None }).await.unwrap();
+    let (second, end) = store.jobs(&filter, Page { limit: 2, after: next }).await.unwrap();
+    let names: Vec<&str> = first.iter().chain(&second).filter_map(|job| job.text("job")).collect();
+    assert_eq!((names, end), (vec!["early@3", "early@2", "early"], None));
+}

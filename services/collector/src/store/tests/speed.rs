@@ -8,6 +8,8 @@ use super::*;
 /// Packs of one pull, and outcomes of one pack, under load.
 const PACKS: usize = 16;
 const OUTCOMES: usize = 256;
+/// Jobs with a record.
+const JOBS: usize = 100_000;
 /// Looks at each list.
 const LOOKS: usize = 9;
 
@@ -45,6 +47,40 @@ async fn looks(what: &str, mut look: impl AsyncFnMut()) {
     }
     took.sort();
     println!("{what:<48} median {:>10.3?}, longest {:>10.3?}", took[LOOKS / 2], took[LOOKS - 1]);
+}
+
+/// Lists of many jobs: all but a few are finished.
+async fn list_jobs(store: &Store) {
+    let started = Instant::now();
+    for n in 0..JOBS {
+        let (job, now) = (format!("many-{n}"), millpond::now_ms());
+        let (state, heartbeat_ms) = match n % 10_000 {
+            1 => ("open", now + 3_600_000),
+            2 => ("open", 1),
+            3 => ("cancelled", now),
+            _ => ("closed", now),
+        };
+        let total = u64::from(n % 10_000 == 4);
+        let record = json!({"job": job, "queue": "q", "kind": "k", "epoch": 1, "state": state, "total": total,
+            "published": total, "results_after": 0, "producer": "p", "created_ms": now, "heartbeat_ms": heartbeat_ms});
+        store.put_job(&serde_json::from_value(record).unwrap(), now).await.unwrap();
+    }
+    println!("{JOBS} records of jobs written in {:?}", started.elapsed());
+    let page = Page { limit: 100, after: None };
+    let named = |name: &str| Some(name.to_owned());
+    looks("jobs", async || drop(store.jobs(&JobFilter::default(), page).await.unwrap())).await;
+    for name in ["many", "many-77", "none"] {
+        let filter = JobFilter { name: named(name), state: None };
+        looks(&format!("jobs, {name}…"), async || drop(store.jobs(&filter, page).await.unwrap())).await;
+    }
+    for state in ["open", "stalled", "closed", "finished", "cancelled", "session"] {
+        let filter = JobFilter { name: None, state: named(state) };
+        looks(&format!("jobs, {state}"), async || drop(store.jobs(&filter, page).await.unwrap())).await;
+    }
+    let filter = JobFilter { name: named("many-99999"), state: named("finished") };
+    looks("jobs, finished, one name", async || drop(store.jobs(&filter, page).await.unwrap())).await;
+    let before = Page { after: Some(crate::store::Cursor { n: 500, at_ms: None }), ..page };
+    looks("jobs before 500", async || drop(store.jobs(&JobFilter::default(), before).await.unwrap())).await;
 }
 
 #[tokio::test]
@@ -98,7 +134,7 @@ async fn speed() {
         let page = Page { after: Some(crate::store::Cursor { n: at, at_ms: Some(at + 1_000_000) }), ..page };
         looks(&format!("tasks before {at}"), async || drop(store.tasks(&none(), page).await.unwrap())).await;
     }
-    looks("jobs", async || drop(store.jobs(&JobFilter::default(), page).await.unwrap())).await;
+    list_jobs(&store).await;
     let after = Place::parse("50000.0.0");
     looks("results from the middle of a job", async || drop(store.job_results("j2", 0, 100, after).await.unwrap()))
         .await;
