@@ -104,12 +104,10 @@ pub(super) async fn merge_items<'a>(
         match end {
             Ok(kept) if !batch.has(item) => {
                 let id = (!apart.is_empty()).then(|| id_of_item(root, items, item));
-                match id.and_then(|id| apart.get_key_value(&id)) {
-                    Some((_, &CANCELLED)) => {}
-                    known => {
-                        batch.set(item, kept);
-                        finished.extend(known.filter(|(_, status)| **status < DONE).map(|(id, _)| id.clone()));
-                    }
+                let known = id.as_ref().and_then(|id| apart.get(id)).copied();
+                if known != Some(CANCELLED) {
+                    batch.set(item, kept);
+                    finished.extend(id.filter(|_| known.is_some_and(|status| status < DONE)));
                 }
             }
             Err(not_done) if !batch.has(item) => {
