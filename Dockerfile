@@ -13,13 +13,13 @@ ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo CARG
 # Dependencies are a layer of their own: they are built again when a manifest changes, not when the code does.
 COPY Cargo.toml Cargo.lock ./
 COPY bench/Cargo.toml bench/
-COPY crates/cli/Cargo.toml crates/cli/
+COPY cli/Cargo.toml cli/
 COPY crates/millpond/Cargo.toml crates/millpond/
 COPY services/collector/Cargo.toml services/collector/
 COPY services/producer/Cargo.toml services/producer/
 COPY services/worker/Cargo.toml services/worker/
 RUN mkdir tests && echo 'fn main() {}' >tests/main.rs \
-    && for dir in bench crates/cli crates/millpond services/collector services/producer services/worker; do \
+    && for dir in bench cli crates/millpond services/collector services/producer services/worker; do \
          mkdir -p "$dir/src" && : >"$dir/src/lib.rs" && echo 'fn main() {}' >"$dir/src/main.rs"; \
        done \
     && cargo build --release --locked -p millpond-cli -p millpond-producer -p millpond-worker -p millpond-collector \

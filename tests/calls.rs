@@ -75,7 +75,7 @@ impl Handled {
 }
 
 pub fn script(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/handlers").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/handlers").join(name);
     path.canonicalize().unwrap().to_str().unwrap().to_owned()
 }
 

@@ -74,7 +74,7 @@ fn letter_of(id: &str) -> String {
 /// A worker with two kinds in children: one that misbehaves as it is asked, and one that says its arguments in its log.
 fn children(cluster: &Cluster, name: &str, more: &[&str]) -> (Process, TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/handlers/child.py");
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/handlers/child.py");
     let script = script.canonicalize().unwrap();
     let handlers = format!(
         "[child]\ncommand = [\"python3\", {script:?}]\nattempts = 2\n

@@ -172,7 +172,7 @@ def grafana(names):
 
 def secrets():
     """Each file below /run/millpond that compose and deploy/ name is one that `millpond secrets` makes for that service."""
-    made = set(re.findall(r'\("([\w-]+)", "(\w+)"\),', read("crates/cli/src/secrets.rs")))
+    made = set(re.findall(r'\("([\w-]+)", "(\w+)"\),', read("cli/src/secrets.rs")))
     compose, service, seen = read("docker-compose.yml"), None, set()
     for line in compose.split("# --- profiles elk and metrics")[1].splitlines():
         service = (re.match(r"  ([\w-]+):", line) or [None, service])[1]

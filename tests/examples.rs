@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::harness::{MILLPOND, PATIENCE, Process, until};
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
 /// A cluster as the README of an example starts it.

@@ -13,7 +13,7 @@ use crate::harness::{Cluster, PATIENCE, task};
 
 /// The files that the page names: `<!-- file: NAME -->`, then a fenced block.
 fn files() -> Vec<(String, String)> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/handlers.md");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/handlers.md");
     let page = std::fs::read_to_string(page).unwrap();
     let mut lines = page.lines();
     let mut files = Vec::new();

@@ -121,7 +121,7 @@ impl NatsServer {
     }
 
     fn spawn(dir: &Path, port: u16, secrets: &Secrets) -> Process {
-        let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/nats/millpond.conf");
+        let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats/millpond.conf");
         let log = File::options().create(true).append(true).open(dir.join("nats.log")).unwrap();
         let mut command = Command::new(nats_server::find(None).unwrap());
         command.arg("-c").arg(conf).arg("-sd").arg(dir.join("data")).args(["-a", "127.0.0.1", "-p", &port.to_string()]);

@@ -15,7 +15,7 @@ struct Page {
 }
 
 fn page() -> Page {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/from-multiprocessing.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/from-multiprocessing.md");
     let text = std::fs::read_to_string(path).unwrap();
     let mut lines = text.lines();
     let mut page = Page { files: Vec::new(), commands: Vec::new() };

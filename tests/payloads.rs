@@ -62,7 +62,7 @@ struct Handlers {
 
 impl Handlers {
     fn new(more: &str) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/handlers/digest.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/handlers/digest.py");
         let script = script.canonicalize().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let text = format!(

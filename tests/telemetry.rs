@@ -19,7 +19,7 @@ use crate::otlp_sink::{Mode, SeenLog, SeenSpan, Sink};
 
 /// A folder with `handlers.toml`: the kind `story`, by a warm child, and `once`, by a process for each task.
 fn handlers() -> TempDir {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/handlers/story.py").canonicalize().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/handlers/story.py").canonicalize().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let once = r#"command = ["sh", "-c", "echo one line >&2; echo $TRACEPARENT"]"#;
     let text = format!("[story]\ncommand = [\"python3\", {script:?}]\nslots = 2\n[once]\nmode = \"once\"\n{once}\n");

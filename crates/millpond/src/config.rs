@@ -122,7 +122,7 @@ pub enum FileError {
 }
 
 /// A file that is named; a variable without a value names none.
-pub(crate) fn set(file: &Option<PathBuf>) -> Option<&Path> {
+pub fn set(file: &Option<PathBuf>) -> Option<&Path> {
     file.as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 
@@ -139,7 +139,7 @@ fn read_secret(path: &Path, name: &'static str) -> Result<Secret, FileError> {
 type Named<'a> = (&'static str, &'a Option<PathBuf>);
 
 /// A certificate's file and its key's: both, or neither; both can be read.
-pub(crate) fn both(cert: Named<'_>, key: Named<'_>) -> Result<Option<(PathBuf, PathBuf)>, FileError> {
+pub fn both(cert: Named<'_>, key: Named<'_>) -> Result<Option<(PathBuf, PathBuf)>, FileError> {
     match (set(cert.1), set(key.1)) {
         (None, None) => Ok(None),
         (Some(_), None) => Err(FileError::Alone { given: cert.0, missing: key.0 }),

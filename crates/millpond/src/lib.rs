@@ -2,7 +2,6 @@
 //!
 //! `task`, `batch`, `outcome`, `payload`, `dead_letter`, `call`, `job`, `schedule`, `cron`, `worker_record`, `retry`, `chain`, `signature`, `token` and `limits` have no I/O, no clock and no
 //! randomness. `bus` is the only place that names the NATS client. `client` is what a producer program uses.
-//! `listen` is where a service's HTTP is reached, behind the feature `listen`.
 
 pub mod batch;
 pub mod bus;
@@ -15,8 +14,6 @@ pub mod dead_letter;
 pub mod failpoint;
 pub mod job;
 pub mod limits;
-#[cfg(feature = "listen")]
-pub mod listen;
 pub mod outcome;
 pub mod payload;
 pub mod retry;

@@ -6,6 +6,7 @@ mod config;
 mod history;
 mod http;
 mod live;
+mod program;
 mod queues;
 mod reconcile;
 mod records;
@@ -22,12 +23,13 @@ use anyhow::{Context, anyhow};
 use millpond::bus::results::Ended;
 use millpond::bus::{Bus, Role};
 use millpond::limits::{HTTP_EXPORTS_MAX, HTTP_WATCHERS_MAX};
-use millpond::listen::{Listener, Peer};
+use millpond_service::listen::{Listener, Peer};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Settings};
+pub use program::main;
 pub use store::StoreAt;
 
 use collect::Collect;

@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use millpond::bus::Access;
 use millpond::config::{ConnectArgs, LogArgs, SigningArgs, given_or_file};
-use millpond::listen::{HttpTls, HttpTlsArgs};
+use millpond_service::listen::{HttpTls, HttpTlsArgs};
 use millpond::signature::Signer;
 use millpond::token::Token;
 

@@ -5,6 +5,7 @@
 mod config;
 mod http;
 mod ndjson;
+mod program;
 mod replay;
 mod then;
 mod upload;
@@ -16,11 +17,12 @@ use std::time::Duration;
 use anyhow::Context;
 use millpond::bus::{Bus, Role};
 use millpond::client::Client;
-use millpond::listen::Listener;
+use millpond_service::listen::Listener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Settings};
+pub use program::main;
 
 /// How long open requests may take after `shutdown`.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);

@@ -12,7 +12,7 @@ use millpond::config::{ConnectArgs, LogArgs, SigningArgs, duration};
 use millpond::limits::{
     IO_SLOTS_DEFAULT, RETRY_DELAY_BASE, RETRY_DELAY_MAX, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER,
 };
-use millpond::listen::{HttpTls, HttpTlsArgs};
+use millpond_service::listen::{HttpTls, HttpTlsArgs};
 use millpond::retry::Backoff;
 use millpond::signature::Signer;
 

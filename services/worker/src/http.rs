@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use millpond::bus::Bus;
 use millpond::bus::lease::Leases;
-use millpond::listen::{HttpTls, Listener};
+use millpond_service::listen::{HttpTls, Listener};
 use millpond::telemetry::{Metrics, gauge};
 use tokio::task::JoinSet;
 

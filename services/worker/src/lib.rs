@@ -17,6 +17,7 @@ mod lanes;
 mod large;
 mod panics;
 mod policy;
+mod program;
 mod requests;
 mod settle;
 mod share;
@@ -49,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 pub use call::{Call, Reply, reply};
 pub use config::{Config, Settings};
 pub use isolated::child_main;
+pub use program::main;
 
 use calls::Calls;
 use cancels::Cancels;

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use millpond::limits::{LOGIN_FAILURES_MAX, LOGIN_FAILURES_WITHIN, SESSION_LASTS};
-use millpond::listen::Peer;
+use millpond_service::listen::Peer;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

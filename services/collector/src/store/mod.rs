@@ -8,6 +8,7 @@ mod keep;
 mod latency;
 mod letters;
 mod merge;
+mod migrations;
 mod postgres;
 mod read;
 mod reconcile;

@@ -13,6 +13,7 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgListener, PgPool, PgPoolOp
 use sqlx::{AssertSqlSafe, Column, ConnectOptions, Row as _, TypeInfo};
 use tokio::sync::Mutex;
 
+use super::migrations::{PostgresMigrations, migrator};
 use super::sql::{Database, Insert, Row, Sql, Transaction, Type, Value};
 
 /// Connections at once: one writes, the others read.
@@ -63,7 +64,7 @@ impl PostgresDatabase {
             .connect_with(options)
             .await
             .context("cannot connect to the store (--store, MILLPOND_COLLECTOR_STORE)")?;
-        let migrated = sqlx::migrate!("migrations/postgres").run(&pool).await;
+        let migrated = migrator::<PostgresMigrations>()?.run(&pool).await;
         migrated.context("the store's tables cannot be brought up to date")?;
         Ok(Self { pool, listener: Mutex::default() })
     }

@@ -16,6 +16,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, Column, ConnectOptions, Row as _, Sqlite, TypeInfo, ValueRef};
 
+use super::migrations::{SqliteMigrations, migrator};
 use super::sql::{Database, Insert, Row, Sql, Transaction, Value};
 
 /// Connections that read at once.
@@ -55,7 +56,7 @@ impl SqliteDatabase {
         let writing = options.clone().auto_vacuum(SqliteAutoVacuum::Incremental).pragma("temp_store", "MEMORY");
         let writer = one.idle_timeout(None).max_lifetime(None).connect_with(writing).await;
         let writer = writer.with_context(|| format!("cannot open the store {}", path.display()))?;
-        let migrated = sqlx::migrate!("migrations/sqlite").run(&writer).await;
+        let migrated = migrator::<SqliteMigrations>()?.run(&writer).await;
         migrated.with_context(|| format!("the tables of the store {} cannot be brought up to date", path.display()))?;
         shrinkable(&writer).await?;
         let readers = SqlitePoolOptions::new().max_connections(READERS_MAX).test_before_acquire(false);

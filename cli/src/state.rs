@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -148,12 +147,13 @@ pub fn remove_env(dir: &Path) {
 /// # Errors
 /// When its folder cannot be written.
 pub fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    let written = path.with_extension("new");
-    let _ = fs::remove_file(&written);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&written)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&written, path).with_context(|| format!("cannot write {}", path.display()))
+    let cannot = || format!("cannot write {}", path.display());
+    let folder = path.parent().unwrap_or(Path::new("."));
+    // Only its owner may read a temporary file, and so what becomes of it.
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(cannot)?;
+    file.write_all(content).and_then(|()| file.as_file().sync_all()).with_context(cannot)?;
+    file.persist(path).with_context(cannot)?;
+    Ok(())
 }
 
 /// Passwords of the roles, and the tokens of the HTTP APIs. Made once, kept for the next `up`.

@@ -2,7 +2,7 @@
 
 /// The C library's allocator takes a fifth of a busy worker's time (`millpond bench` tells).
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
     millpond_cli::main()

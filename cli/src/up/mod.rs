@@ -37,8 +37,8 @@ const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// The server's configuration, the same files as in deploy/.
 pub(crate) const CONFIG_FILES: [(&str, &str); 2] = [
-    ("millpond.conf", include_str!("../../../../deploy/nats/millpond.conf")),
-    ("roles.conf", include_str!("../../../../deploy/nats/roles.conf")),
+    ("millpond.conf", include_str!("../../../deploy/nats/millpond.conf")),
+    ("roles.conf", include_str!("../../../deploy/nats/roles.conf")),
 ];
 
 /// An account of its own, next to that of millpond.

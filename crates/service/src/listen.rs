@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
-use crate::config::{FileError, both, set};
+use millpond::config::{FileError, both, set};
 
 /// How long a service may take to say whether it is ready.
 const HEALTH_WITHIN: Duration = Duration::from_secs(4);

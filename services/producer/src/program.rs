@@ -1,0 +1,44 @@
+//! The program `millpond-producer`: the service alone, under its own name.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::Config;
+
+/// The name of the program, and of the service in telemetry.
+const NAME: &str = "millpond-producer";
+
+/// Takes tasks over HTTP and publishes them to NATS.
+#[derive(Parser)]
+#[command(name = NAME, version)]
+struct Program {
+    #[command(flatten)]
+    config: Config,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What the program does instead of running the service.
+#[derive(Subcommand)]
+enum Command {
+    /// Ask the producer that runs here, with these settings, whether it is ready: exit code 0 when it is. For containers.
+    Health,
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    millpond_service::exit_code(NAME, start(Program::parse()))
+}
+
+fn start(program: Program) -> anyhow::Result<()> {
+    let config = program.config;
+    match program.command {
+        Some(Command::Health) => Ok(config.http_tls.health(config.listen)?),
+        None => {
+            let (instance, log) = (None::<String>, config.log.clone());
+            millpond_service::run(NAME, instance.as_deref(), &log, async |shutdown| crate::run(config.check()?, shutdown).await)
+        }
+    }
+}
