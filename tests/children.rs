@@ -21,8 +21,7 @@ struct Handlers {
 
 impl Handlers {
     fn new(arguments: &str, fields: &str) -> Self {
-        let script =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/handlers/child.py").canonicalize().unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/handlers/child.py").canonicalize().unwrap();
         Self::of(&format!("[child]\ncommand = [\"python3\", {script:?} {arguments}]\n{fields}"))
     }
 

@@ -18,7 +18,6 @@ use clap::error::ErrorKind;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use millpond::client::{Batch, MapSpec};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
-use millpond::limits::ATTEMPTS_MAX_MAX;
 use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 
@@ -73,7 +72,7 @@ pub struct XargsArgs {
     #[arg(long)]
     job: Option<String>,
     /// Tries before a command that fails has failed.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(ATTEMPTS_MAX_MAX)))]
+    #[arg(long, default_value_t = 1, value_parser = millpond::retry::parse_attempts_max)]
     tries: u32,
     /// Timeout of one try, such as 30s.
     #[arg(long, value_parser = duration)]

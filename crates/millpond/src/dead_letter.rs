@@ -5,8 +5,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bus::subject::key;
-use crate::limits::{ATTEMPTS_MAX_DEFAULT, ATTEMPTS_MAX_MAX, TASK_ID_BYTES_MAX};
+use crate::limits::TASK_ID_BYTES_MAX;
 use crate::outcome::{FailedAttempt, Failure, Items};
+use crate::retry::{ATTEMPTS_MAX_MAX, RetryPolicy};
 use crate::signature::{Distrust, HEADER_SIGNATURE};
 use crate::task::{
     HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_FAILURES, HEADER_ID, HEADER_INDEX,
@@ -116,7 +117,7 @@ impl Evidence {
         if attempt > ATTEMPTS_MAX_MAX {
             return Err(format!("it has had {} attempts, and there are {ATTEMPTS_MAX_MAX} at the most", self.attempt));
         }
-        let first = self.attempts_first(headers).unwrap_or(ATTEMPTS_MAX_DEFAULT);
+        let first = self.attempts_first(headers).unwrap_or(RetryPolicy::DEFAULT.attempts_max);
         let attempts_max = (self.attempt + first).min(ATTEMPTS_MAX_MAX);
         let mut failures = self.failures.clone();
         failures.push(FailedAttempt {

@@ -68,16 +68,8 @@ pub const BATCH_GROWTH: u32 = 4;
 /// A batch that runs for longer hands on the items that have not started.
 pub const BATCH_HAND_ON_AFTER: Duration = Duration::from_millis(100);
 
-/// Attempts of a task that says nothing else.
-pub const ATTEMPTS_MAX_DEFAULT: u32 = 3;
-/// Most attempts that a task may ask for.
-pub const ATTEMPTS_MAX_MAX: u32 = 100;
 /// Timeout of one attempt of a task that says nothing else.
 pub const TASK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
-/// First delay before a retry; it doubles with each attempt.
-pub const RETRY_DELAY_BASE: Duration = Duration::from_secs(1);
-/// Longest delay before a retry.
-pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(300);
 /// Compact failures that travel with a retry, in bytes; the oldest are dropped beyond it.
 pub const FAILURES_BYTES_MAX: usize = 4 * 1024;
 /// A failure's message, in bytes; what is longer is cut.
@@ -148,10 +140,6 @@ pub const CHILD_AHEAD_TASKS_MAX: u32 = 256;
 pub const CHILD_GRACE: Duration = Duration::from_secs(2);
 /// How long a child that has closed its output may take to end before it is killed.
 pub const CHILD_END_WITHIN: Duration = Duration::from_secs(1);
-/// First delay before a child that failed at its start is started again; it doubles.
-pub const CHILD_BACKOFF_BASE: Duration = Duration::from_millis(500);
-/// Longest such delay.
-pub const CHILD_BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// How often the CPU time and memory of children are read.
 pub const CHILD_SAMPLE_EVERY: Duration = Duration::from_secs(2);
 /// How often the memory of a busy child with a limit is read.

@@ -7,9 +7,10 @@ use bytes::Bytes;
 
 use crate::bus::subject::{SubjectError, TaskSubject};
 use crate::chain::{self, HEADER_THEN, Step};
-use crate::limits::{ATTEMPTS_MAX_MAX, BATCH_ITEMS_MAX, FAILURES_BYTES_MAX, TASK_ID_BYTES_MAX};
+use crate::limits::{BATCH_ITEMS_MAX, FAILURES_BYTES_MAX, TASK_ID_BYTES_MAX};
 use crate::outcome::{FailedAttempt, Items, id_of};
 use crate::payload::PayloadRef;
+use crate::retry::{ATTEMPTS_MAX_MAX, parse_attempts_max};
 use crate::signature::{Distrust, HEADER_SIGNATURE};
 
 /// The publisher's id of a message; the server dedupes by it for a while.
@@ -191,9 +192,9 @@ impl Task {
 
     fn read_numbers<'h>(&mut self, get: &dyn Fn(&str) -> Option<&'h str>, own: &dyn Fn(&str) -> Option<&'h str>) {
         if let Some(text) = get(HEADER_ATTEMPTS_MAX) {
-            match text.parse() {
-                Ok(n) if (1..=ATTEMPTS_MAX_MAX).contains(&n) => self.attempts_max = Some(n),
-                _ => self.bad_header(HEADER_ATTEMPTS_MAX, text, &format!("a number from 1 to {ATTEMPTS_MAX_MAX}")),
+            match parse_attempts_max(text) {
+                Ok(n) => self.attempts_max = Some(n),
+                Err(_) => self.bad_header(HEADER_ATTEMPTS_MAX, text, &format!("a number from 1 to {ATTEMPTS_MAX_MAX}")),
             }
         }
         if let Some(text) = get(HEADER_TIMEOUT) {

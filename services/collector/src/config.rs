@@ -9,8 +9,8 @@ use clap::Args;
 use millpond::bus::Access;
 use millpond::config::{ConnectArgs, LogArgs, given_or_file};
 use millpond::limits::{RESULTS_KEEP, STORE_KEEP, STORE_KEEP_DEAD};
-use millpond_service::listen::{HttpTls, HttpTlsArgs};
 use millpond::token::Token;
+use millpond_service::listen::{HttpTls, HttpTlsArgs};
 
 use crate::store::{Keep, StoreAt};
 

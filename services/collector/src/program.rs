@@ -44,7 +44,9 @@ fn start(program: Program) -> anyhow::Result<()> {
         }
         None => {
             let (instance, log) = (None::<String>, config.log.clone());
-            millpond_service::run(NAME, instance.as_deref(), &log, async |shutdown| crate::run(config.check()?, shutdown).await)
+            millpond_service::run(NAME, instance.as_deref(), &log, async |shutdown| {
+                crate::run(config.check()?, shutdown).await
+            })
         }
     }
 }

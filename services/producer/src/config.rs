@@ -7,9 +7,9 @@ use anyhow::Context;
 use clap::Args;
 use millpond::bus::Access;
 use millpond::config::{ConnectArgs, LogArgs, SigningArgs, given_or_file};
-use millpond_service::listen::{HttpTls, HttpTlsArgs};
 use millpond::signature::Signer;
 use millpond::token::Token;
+use millpond_service::listen::{HttpTls, HttpTlsArgs};
 
 /// Settings of the producer service, as typed.
 #[derive(Args, Debug, Clone)]

@@ -9,12 +9,10 @@ use clap::Args;
 use millpond::bus::Access;
 use millpond::bus::subject::check_token;
 use millpond::config::{ConnectArgs, LogArgs, SigningArgs, duration};
-use millpond::limits::{
-    IO_SLOTS_DEFAULT, RETRY_DELAY_BASE, RETRY_DELAY_MAX, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER,
-};
-use millpond_service::listen::{HttpTls, HttpTlsArgs};
-use millpond::retry::Backoff;
+use millpond::limits::{IO_SLOTS_DEFAULT, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER};
+use millpond::retry::{RetryPolicy, parse_attempts_max, parse_jitter};
 use millpond::signature::Signer;
+use millpond_service::listen::{HttpTls, HttpTlsArgs};
 
 /// Most slots of one worker process.
 const SLOTS_MAX: usize = 4096;
@@ -63,12 +61,22 @@ pub struct Config {
     /// Timeout of an attempt of a task that brings none.
     #[arg(long, env = "MILLPOND_WORKER_TASK_TIMEOUT", default_value_t = humantime::Duration::from(TASK_TIMEOUT_DEFAULT))]
     pub task_timeout: humantime::Duration,
-    /// Delay before the first retry; it doubles with each attempt, with jitter.
-    #[arg(long, env = "MILLPOND_WORKER_RETRY_DELAY", default_value_t = humantime::Duration::from(RETRY_DELAY_BASE))]
+    /// Attempts before a task is dead-lettered, 1 to 100, where neither the task nor its kind says otherwise.
+    #[arg(long, env = "MILLPOND_WORKER_ATTEMPTS_MAX", default_value_t = RetryPolicy::DEFAULT.attempts_max,
+        value_parser = parse_attempts_max)]
+    pub attempts_max: u32,
+    /// Delay before the first retry; it doubles with each attempt.
+    #[arg(long, env = "MILLPOND_WORKER_RETRY_DELAY",
+        default_value_t = humantime::Duration::from(RetryPolicy::DEFAULT.delay))]
     pub retry_delay: humantime::Duration,
     /// Longest delay before a retry.
-    #[arg(long, env = "MILLPOND_WORKER_RETRY_DELAY_MAX", default_value_t = humantime::Duration::from(RETRY_DELAY_MAX))]
+    #[arg(long, env = "MILLPOND_WORKER_RETRY_DELAY_MAX",
+        default_value_t = humantime::Duration::from(RetryPolicy::DEFAULT.delay_max))]
     pub retry_delay_max: humantime::Duration,
+    /// The part of each delay that is random, 0 to 1. Raise it when tasks that failed together come back together.
+    #[arg(long, env = "MILLPOND_WORKER_RETRY_JITTER", default_value_t = RetryPolicy::DEFAULT.jitter,
+        value_parser = parse_jitter)]
+    pub retry_jitter: f64,
     /// A task is buried when no live worker has known its kind for this long. Raise it when workers come late.
     #[arg(long, env = "MILLPOND_WORKER_UNKNOWN_KIND_AFTER", default_value_t = humantime::Duration::from(UNKNOWN_KIND_BURY_AFTER))]
     pub unknown_kind_after: humantime::Duration,
@@ -113,8 +121,8 @@ pub struct Settings {
     pub idle_exit: Option<Duration>,
     /// Timeout of an attempt of a task that brings none.
     pub task_timeout: Duration,
-    /// Delays between attempts.
-    pub backoff: Backoff,
+    /// Retries of a task where neither it nor its kind says otherwise.
+    pub retry: RetryPolicy,
     /// When a task of a kind that nobody knows is buried.
     pub unknown_kind_after: Duration,
     /// Keys; with them only signed tasks run.
@@ -155,7 +163,12 @@ impl Config {
                 bail!("{flag} {slots} must be a number from 1 to {SLOTS_MAX}");
             }
         }
-        let backoff = Backoff { base: self.retry_delay.into(), max: self.retry_delay_max.into() };
+        let retry = RetryPolicy {
+            attempts_max: self.attempts_max,
+            delay: self.retry_delay.into(),
+            delay_max: self.retry_delay_max.into(),
+            jitter: self.retry_jitter,
+        };
         Ok(Settings {
             nats_url,
             name,
@@ -169,7 +182,7 @@ impl Config {
             drain_time: self.drain_time,
             idle_exit: self.idle_exit,
             task_timeout: self.task_timeout.into(),
-            backoff,
+            retry,
             unknown_kind_after: self.unknown_kind_after.into(),
             signer: self.signing.signer()?,
             http_tls: self.http_tls.check()?,

@@ -13,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use millpond::bus::Bus;
 use millpond::bus::lease::Leases;
-use millpond_service::listen::{HttpTls, Listener};
 use millpond::telemetry::{Metrics, gauge};
+use millpond_service::listen::{HttpTls, Listener};
 use tokio::task::JoinSet;
 
 use crate::work::Shop;

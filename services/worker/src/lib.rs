@@ -39,7 +39,7 @@ use millpond::bus::pipe::Pipe;
 use millpond::bus::pull::Puller;
 use millpond::bus::topology::await_setup;
 use millpond::bus::{Bus, Role};
-use millpond::limits::{ATTEMPTS_MAX_DEFAULT, HAND_BACK_AFTER, SETTLING_MAX};
+use millpond::limits::{HAND_BACK_AFTER, SETTLING_MAX};
 use millpond::outcome::Failure;
 use millpond::telemetry::Metrics;
 use serde_json::value::RawValue;
@@ -59,7 +59,7 @@ use handlers::{Handler, Handlers, Talker};
 use heartbeat::Heartbeat;
 use kinds::Kinds;
 use lanes::{Lanes, Ready};
-use policy::{Policies, Policy};
+use policy::RetryPolicies;
 use settle::Settler;
 use spool::Spool;
 use stats::Stats;
@@ -245,9 +245,7 @@ impl Worker {
 /// Makes the kinds that run in children: those of `handlers.toml`, and those that the program itself isolates.
 fn pools(settings: &Settings, handlers: &mut Handlers, isolated: Vec<String>) -> anyhow::Result<Vec<Arc<Pool>>> {
     let mut specs: BTreeMap<String, Spec> = match &settings.handlers {
-        Some(path) => {
-            supervisor::read_specs(path, settings.backoff)?.into_iter().map(|s| (s.kind.clone(), s)).collect()
-        }
+        Some(path) => supervisor::read_specs(path)?.into_iter().map(|s| (s.kind.clone(), s)).collect(),
         None => BTreeMap::new(),
     };
     for kind in isolated {
@@ -281,14 +279,9 @@ fn pools(settings: &Settings, handlers: &mut Handlers, isolated: Vec<String>) ->
 }
 
 /// How often and how soon each kind is tried again, where that is not the worker's default.
-fn policies(settings: &Settings, pools: &[Arc<Pool>]) -> Policies {
-    let by_kind = pools.iter().map(|pool| {
-        let attempts_max = pool.spec.attempts_max.unwrap_or(ATTEMPTS_MAX_DEFAULT);
-        let backoff = pool.spec.backoff.unwrap_or(settings.backoff);
-        (pool.spec.kind.clone(), Policy { attempts_max, backoff })
-    });
-    let default = Policy { attempts_max: ATTEMPTS_MAX_DEFAULT, backoff: settings.backoff };
-    Policies { default, by_kind: by_kind.collect() }
+fn policies(settings: &Settings, pools: &[Arc<Pool>]) -> RetryPolicies {
+    let by_kind = pools.iter().map(|pool| (pool.spec.kind.clone(), settings.retry.with(pool.spec.retry)));
+    RetryPolicies { default: settings.retry, by_kind: by_kind.collect() }
 }
 
 fn log_start(settings: &Settings, shop: &Shop) {
@@ -302,7 +295,7 @@ fn log_start(settings: &Settings, shop: &Shop) {
         drain_time = ?settings.drain_time,
         task_timeout = ?settings.task_timeout,
         idle_exit = ?settings.idle_exit,
-        retry_delay = ?settings.backoff.base,
+        retry = ?settings.retry,
         signing_keys = settings.signer.as_ref().map(|signer| signer.key_ids().join(",")),
         kinds = ?shop.handlers.keys().collect::<Vec<_>>(),
         "worker ready"

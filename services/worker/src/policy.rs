@@ -1,25 +1,18 @@
-//! How often each kind is tried, and how soon again.
+//! Which retry policy a kind has.
 
 use std::collections::BTreeMap;
 
-use millpond::retry::Backoff;
+use millpond::retry::RetryPolicy;
 
-/// How often a kind is tried, and when again.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Policy {
-    pub(crate) attempts_max: u32,
-    pub(crate) backoff: Backoff,
-}
-
-/// The policy of each kind that has one of its own.
+/// The retry policy of each kind that has one of its own, and that of all others.
 #[derive(Debug)]
-pub(crate) struct Policies {
-    pub(crate) default: Policy,
-    pub(crate) by_kind: BTreeMap<String, Policy>,
+pub(crate) struct RetryPolicies {
+    pub(crate) default: RetryPolicy,
+    pub(crate) by_kind: BTreeMap<String, RetryPolicy>,
 }
 
-impl Policies {
-    pub(crate) fn of(&self, kind: &str) -> Policy {
+impl RetryPolicies {
+    pub(crate) fn of(&self, kind: &str) -> RetryPolicy {
         self.by_kind.get(kind).copied().unwrap_or(self.default)
     }
 }

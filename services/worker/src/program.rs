@@ -38,12 +38,15 @@ fn start(program: Program) -> anyhow::Result<()> {
     let config = program.config;
     match program.command {
         Some(Command::Health) => {
-            let listen = config.listen.context("this worker serves no health: set --listen or MILLPOND_WORKER_LISTEN")?;
+            let listen =
+                config.listen.context("this worker serves no health: set --listen or MILLPOND_WORKER_LISTEN")?;
             Ok(config.http_tls.health(listen)?)
-        },
+        }
         None => {
             let (instance, log) = (Some(config.name()), config.log.clone());
-            millpond_service::run(NAME, instance.as_deref(), &log, async |shutdown| crate::run(config.check()?, shutdown).await)
+            millpond_service::run(NAME, instance.as_deref(), &log, async |shutdown| {
+                crate::run(config.check()?, shutdown).await
+            })
         }
     }
 }

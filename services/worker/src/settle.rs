@@ -14,13 +14,14 @@ use millpond::dead_letter::{Evidence, HEADER_DEAD};
 use millpond::failpoint;
 use millpond::limits::PACK_BYTES_MAX;
 use millpond::outcome::{End, FailedAttempt, Failure, Items, NotDone, Outcome, id_of};
+use millpond::retry::RetryOverrides;
 use millpond::task::{HEADER_MSG_ID, Headers, Task, schedule_headers};
 use millpond::telemetry::TraceContext;
 use serde_json::value::RawValue;
 
 use crate::cancels::{Cancelled, Cancels};
 use crate::large;
-use crate::policy::Policies;
+use crate::policy::RetryPolicies;
 use crate::share::CallEnd;
 use crate::then::next_steps;
 use crate::traced::trace_of;
@@ -33,7 +34,7 @@ pub(crate) struct Settler {
     pub(crate) bus: Bus,
     pub(crate) packer: Packer,
     pub(crate) worker: String,
-    pub(crate) policies: Policies,
+    pub(crate) policies: RetryPolicies,
     pub(crate) cancels: Cancels,
 }
 
@@ -106,11 +107,12 @@ impl Settler {
         let items = task.items.map(|i| Items { of: i.of, from: item, len: 1 });
         // A batch of one keeps its array: it covers the whole root.
         let payload = if items.is_some_and(|i| i.of == 1) { task.payload.clone() } else { payload };
-        let policy = self.policies.of(&task.subject.kind);
-        if !failure.retry || task.attempt >= task.attempts_max.unwrap_or(policy.attempts_max) {
+        let of_task = RetryOverrides { attempts_max: task.attempts_max, ..RetryOverrides::default() };
+        let policy = self.policies.of(&task.subject.kind).with(of_task);
+        if !failure.retry || policy.is_last(task.attempt) {
             plan.bury(task, items, item, if failure.retry { "exhausted" } else { "fatal" }, failure, payload);
         } else {
-            let delay = policy.backoff.delay(task.attempt, rand::random::<f64>());
+            let delay = policy.delay(task.attempt, rand::random::<f64>());
             plan.retry(task, items, item, failure, payload, delay);
         }
     }

@@ -24,7 +24,8 @@ pub(super) fn migrator<Files: RustEmbed>() -> anyhow::Result<Migrator> {
     let migrations = Files::iter().map(|name| {
         let file = Files::get(&name).with_context(|| format!("the migration {name} is not embedded"))?;
         let stem = name.strip_suffix(".sql").with_context(|| format!("the migration {name} is no .sql file"))?;
-        let (number, description) = stem.split_once('_').with_context(|| format!("the migration {name} has no number"))?;
+        let (number, description) =
+            stem.split_once('_').with_context(|| format!("the migration {name} has no number"))?;
         let number = number.parse().with_context(|| format!("the migration {name} has no number"))?;
         let sql = std::str::from_utf8(&file.data).with_context(|| format!("the migration {name} is not UTF-8"))?;
         let sql = AssertSqlSafe(sql.to_owned()).into_sql_str();

@@ -9,7 +9,8 @@ use axum::http::{HeaderMap, header};
 use millpond::chain::{HEADER_THEN, parse};
 use millpond::client::NewTask;
 use millpond::config::duration;
-use millpond::limits::{ATTEMPTS_MAX_MAX, TASK_ID_BYTES_MAX};
+use millpond::limits::TASK_ID_BYTES_MAX;
+use millpond::retry::parse_attempts_max;
 use millpond::task::{
     HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, is_reply_subject,
 };
@@ -66,11 +67,8 @@ pub(super) fn task(queue: String, kind: String, job: Option<String>, headers: &H
     if timeout.is_some_and(|timeout| timeout.is_zero()) {
         return Err(Refusal::bad(format!("{HEADER_TIMEOUT} must be longer than nothing, such as 30s")));
     }
-    let attempts_max = text(headers, HEADER_ATTEMPTS_MAX)?.map(|text| text.parse().ok());
-    let attempts_max = attempts_max.map(|n: Option<u32>| n.filter(|n| (1..=ATTEMPTS_MAX_MAX).contains(n)));
-    if attempts_max == Some(None) {
-        return Err(Refusal::bad(format!("{HEADER_ATTEMPTS_MAX} must be a number from 1 to {ATTEMPTS_MAX_MAX}")));
-    }
+    let attempts_max = text(headers, HEADER_ATTEMPTS_MAX)?.map(parse_attempts_max).transpose();
+    let attempts_max = attempts_max.map_err(|wrong| Refusal::bad(format!("{HEADER_ATTEMPTS_MAX} {wrong}")))?;
     let at_ms = time(headers, HEADER_DELAY)?.map(after).transpose()?;
     let expires = text(headers, HEADER_EXPIRES)?;
     if expires.is_some_and(|at| at.parse::<jiff::Timestamp>().is_err()) {
@@ -91,7 +89,7 @@ pub(super) fn task(queue: String, kind: String, job: Option<String>, headers: &H
         id: id.map(str::to_owned),
         job,
         timeout,
-        attempts_max: attempts_max.flatten(),
+        attempts_max,
         expires: expires.map(str::to_owned),
         at_ms,
         traceparent: text(headers, HEADER_TRACEPARENT)?.map(str::to_owned),

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use millpond::bus::pipe::Pipe;
-use millpond::limits::{CHILD_BACKOFF_BASE, CHILD_BACKOFF_MAX, HAND_BACK_AFTER};
+use millpond::limits::HAND_BACK_AFTER;
 use millpond::outcome::Failure;
+use millpond::retry::RetryPolicy;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,13 @@ use crate::share::{CallEnd, Share};
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 /// Children in a row that may end on their first task before their handler is taken for broken.
 const STRIKES_FREE: u32 = 3;
+/// When children whose start failed are started again.
+const START_RETRY: RetryPolicy = RetryPolicy {
+    attempts_max: u32::MAX,
+    delay: Duration::from_millis(500),
+    delay_max: Duration::from_secs(60),
+    jitter: 0.0,
+};
 
 /// The children of one kind.
 pub(crate) struct Pool {
@@ -329,7 +337,7 @@ impl Pool {
             tracing::warn!(child = %name, kind = %self.spec.kind, reason = %fault, "a child ended; another takes its place");
             return;
         }
-        let delay = CHILD_BACKOFF_BASE.saturating_mul(1 << (state.strikes - 1).min(16)).min(CHILD_BACKOFF_MAX);
+        let delay = START_RETRY.delay(state.strikes, 0.0);
         state.not_before = Some(Instant::now() + delay);
         state.trouble = Some(fault.clone());
         let again = humantime::format_duration(delay);

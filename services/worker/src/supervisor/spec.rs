@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use millpond::bus::subject::check_token;
 use millpond::config::{bytes, duration};
-use millpond::limits::{ATTEMPTS_MAX_MAX, CHILD_GRACE};
-use millpond::retry::Backoff;
+use millpond::limits::CHILD_GRACE;
+use millpond::retry::{RetryOverrides, parse_attempts_max, parse_jitter};
 use serde::{Deserialize, Deserializer};
 
 /// Most children of one kind.
@@ -58,8 +58,8 @@ pub(crate) struct Spec {
     pub(crate) start_within: Option<Duration>,
     /// How long it may take after each way of asking it to stop.
     pub(crate) grace: Duration,
-    pub(crate) attempts_max: Option<u32>,
-    pub(crate) backoff: Option<Backoff>,
+    /// What its tasks have instead of the worker's retry policy.
+    pub(crate) retry: RetryOverrides,
     pub(crate) wrap: Vec<String>,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) directory: Option<PathBuf>,
@@ -90,8 +90,7 @@ impl Spec {
             tasks_per_child: None,
             start_within: None,
             grace: CHILD_GRACE,
-            attempts_max: None,
-            backoff: None,
+            retry: RetryOverrides::default(),
             wrap: Vec::new(),
             env: BTreeMap::new(),
             directory: None,
@@ -133,13 +132,14 @@ struct Typed {
     retry_delay: Option<Duration>,
     #[serde(deserialize_with = "optional_duration")]
     retry_delay_max: Option<Duration>,
+    retry_jitter: Option<f64>,
     wrap: Vec<String>,
     env: BTreeMap<String, String>,
     directory: Option<PathBuf>,
 }
 
 impl Typed {
-    fn check(self, kind: &str, folder: &Path, backoff: Backoff) -> anyhow::Result<Spec> {
+    fn check(self, kind: &str, folder: &Path) -> anyhow::Result<Spec> {
         check_token("kind", kind)?;
         let program = match self.command {
             Some(_) if self.isolate => bail!("`isolate` is for the worker's own kinds; a command is isolated anyway"),
@@ -172,18 +172,16 @@ impl Typed {
         {
             bail!("`soft_timeout` must be shorter than `timeout`: first it is asked to stop, then it is killed");
         }
-        if self.attempts.is_some_and(|n| !(1..=ATTEMPTS_MAX_MAX).contains(&n)) {
-            bail!("`attempts` must be a number from 1 to {ATTEMPTS_MAX_MAX}");
+        if let Some(attempts) = self.attempts {
+            parse_attempts_max(&attempts.to_string()).context("`attempts`")?;
+        }
+        if let Some(jitter) = self.retry_jitter {
+            parse_jitter(&jitter.to_string()).context("`retry_jitter`")?;
         }
         let directory = self.directory.map_or_else(|| folder.to_owned(), |d| folder.join(d));
         if !directory.is_dir() {
             bail!("`directory` {} is not a folder", directory.display());
         }
-        let delays = self.retry_delay.is_some() || self.retry_delay_max.is_some();
-        let backoff = delays.then(|| Backoff {
-            base: self.retry_delay.unwrap_or(backoff.base),
-            max: self.retry_delay_max.unwrap_or(backoff.max),
-        });
         Ok(Spec {
             kind: kind.to_owned(),
             program,
@@ -197,8 +195,12 @@ impl Typed {
             tasks_per_child: self.tasks_per_child,
             start_within: self.start_within,
             grace: self.grace.unwrap_or(CHILD_GRACE),
-            attempts_max: self.attempts,
-            backoff,
+            retry: RetryOverrides {
+                attempts_max: self.attempts,
+                delay: self.retry_delay,
+                delay_max: self.retry_delay_max,
+                jitter: self.retry_jitter,
+            },
             wrap: self.wrap,
             env: self.env,
             directory: Some(directory),
@@ -206,22 +208,22 @@ impl Typed {
     }
 }
 
-/// Reads `handlers.toml`. Commands run in its folder unless they name another; `backoff` fills in what is left out.
+/// Reads `handlers.toml`. Commands run in its folder unless they name another.
 ///
 /// # Errors
 /// The kind and the field that do not fit, and what would.
-pub(crate) fn read(path: &Path, backoff: Backoff) -> anyhow::Result<Vec<Spec>> {
+pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Spec>> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read handlers from {}", path.display()))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = folder.canonicalize().with_context(|| format!("cannot find the folder of {}", path.display()))?;
-    parse(&text, &folder, backoff).with_context(|| format!("in {}", path.display()))
+    parse(&text, &folder).with_context(|| format!("in {}", path.display()))
 }
 
-fn parse(text: &str, folder: &Path, backoff: Backoff) -> anyhow::Result<Vec<Spec>> {
+fn parse(text: &str, folder: &Path) -> anyhow::Result<Vec<Spec>> {
     let typed: BTreeMap<String, Typed> = toml::from_str(text)?;
     let specs = typed.into_iter().map(|(kind, typed)| {
-        let spec = typed.check(&kind, folder, backoff);
+        let spec = typed.check(&kind, folder);
         spec.with_context(|| format!("handler [{kind}]"))
     });
     specs.collect()
@@ -232,7 +234,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> anyhow::Result<Vec<Spec>> {
-        parse(text, Path::new("/"), Backoff { base: Duration::from_secs(1), max: Duration::from_secs(300) })
+        parse(text, Path::new("/"))
     }
 
     #[test]
@@ -261,11 +263,11 @@ mod tests {
             (resize.soft_timeout, resize.timeout),
             (Some(Duration::from_secs(50)), Some(Duration::from_secs(60)))
         );
-        let backoff = resize.backoff.unwrap();
-        assert_eq!((backoff.base, backoff.max), (Duration::from_secs(2), Duration::from_secs(300)));
+        let delay = Some(Duration::from_secs(2));
+        assert_eq!(resize.retry, RetryOverrides { attempts_max: Some(5), delay, ..RetryOverrides::default() });
         assert_eq!(resize.directory.as_deref(), Some(Path::new("/tmp")));
         assert_eq!(spin.program, Program::Own { built_in: true });
-        assert_eq!((spin.slots, spin.mode, spin.attempts_max), (None, Mode::Stream, None));
+        assert_eq!((spin.slots, spin.mode, spin.retry), (None, Mode::Stream, RetryOverrides::default()));
     }
 
     fn check(text: &str, expected: &str) {
@@ -278,6 +280,8 @@ mod tests {
         check("[a]\n", "it needs `command");
         check("[a]\ncommand = []", "names no program");
         check("[a]\ncommand = [\"x\"]\nslots = 0", "from 1 to");
+        check("[a]\ncommand = [\"x\"]\nattempts = 0", "`attempts`: \"0\" must be");
+        check("[a]\ncommand = [\"x\"]\nretry_jitter = 1.5", "`retry_jitter`: \"1.5\" must be");
         check("[a]\ncommand = [\"x\"]\nmemory = \"5 apples\"", "size");
         check("[a]\ncommand = [\"x\"]\ntimeout = \"1s\"\nsoft_timeout = \"2s\"", "shorter");
         check("[a]\ncommand = [\"x\"]\ntimeuot = \"1s\"", "timeuot");
