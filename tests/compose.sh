@@ -82,7 +82,7 @@ is "submit square 12 --wait" 144 "$(millpond submit square 12 --wait)"
 is "primes up to 10000 by map" 1229 "$(millpond map is_prime --range 1..=10000 | grep -c true)"
 
 # --- handlers of a user's in Python: two lines make the image ---
-docker build --quiet --target worker-python --tag millpond/worker-python:0.1.0 . >/dev/null
+docker build --quiet --target worker-python --build-arg PROFILE="${MILLPOND_BUILD_PROFILE:-release}" --tag millpond/worker-python:0.1.0 . >/dev/null
 mkdir "$work/mine"
 cat >"$work/mine/handlers.toml" <<T
 [note]
@@ -233,7 +233,7 @@ P
 step "no secret in docker inspect, ps, the environment, logs, docker compose config, images"
 size() { docker image inspect --format '{{.Size}}' "$1"; }
 for image in producer worker collector cli; do
-    mib=$((($(size "millpond/$image:0.1.0") - $(size gcr.io/distroless/cc-debian12:nonroot)) / 1024 / 1024))
+    mib=$((($(size "millpond/$image:0.1.0") - $(size gcr.io/distroless/cc-debian13:nonroot)) / 1024 / 1024))
     [ "$mib" -lt "$IMAGE_MIB_MAX" ] || fail "$image: $mib MiB beyond its base"
     step "$image: $mib MiB beyond its base"
 done

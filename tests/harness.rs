@@ -1,9 +1,7 @@
 //! A nats-server with the roles, a collector, workers: real processes, ended by their id when dropped.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -15,6 +13,7 @@ use millpond::client::{Client, NewTask};
 use millpond_cli::api::{Api, text};
 use millpond_cli::nats_server;
 use millpond_cli::state::Secrets;
+use millpond_service::reserved_port::ReservedPort;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -94,15 +93,13 @@ pub async fn until<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut() ->
     }
 }
 
-/// A port that nobody listens on, and that no other test was given.
+/// A port that nobody listens on, and that no other test is given, of this process or of another.
 pub fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    loop {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        if GIVEN.lock().unwrap().insert(port) {
-            return port;
-        }
-    }
+    static RESERVED: Mutex<Vec<ReservedPort>> = Mutex::new(Vec::new());
+    let reserved = ReservedPort::take().unwrap();
+    let port = reserved.port;
+    RESERVED.lock().unwrap().push(reserved);
+    port
 }
 
 /// A nats-server with the roles of deploy/nats, its data in a folder of its own.

@@ -289,7 +289,7 @@ if [ -n "${ON_NODE:-}" ] && [ -n "${NODE_ADDRESS:-}" ] && [ -x "$elk/otelcol/ote
         background+=($!)
     }
     cp "$elk/otelcol/otelcol" "$work/otelcol"
-    printf 'FROM gcr.io/distroless/cc-debian12:nonroot\nCOPY otelcol /otelcol\nENTRYPOINT ["/otelcol"]\n' >"$work/Dockerfile"
+    printf 'FROM gcr.io/distroless/cc-debian13:nonroot\nCOPY otelcol /otelcol\nENTRYPOINT ["/otelcol"]\n' >"$work/Dockerfile"
     DOCKER_BUILDKIT=1 docker build --quiet --tag millpond-test/otelcol:0.165.0 "$work" >"$work/build.log" 2>&1 || fail "otelcol: $(cat "$work/build.log")"
     $LOAD_IMAGE millpond-test/otelcol:0.165.0 >"$work/load.log" 2>&1
     start elasticsearch tests/elk/search-engine/start.sh "$elk/search-engine" "$work/home" 9200

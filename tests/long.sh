@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What takes too long for .ci/run, one after the other; run by hand, before what it tries is said to work. A part that this
+# machine has not the means for is named, and not passed over in silence.
+#
+#   tests/long.sh [PART…]     parts: release store elk kubernetes; default: all of them
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tests/steps.sh
+parts=("$@")
+((${#parts[@]})) || parts=(release store elk kubernetes)
+
+# The images as they are released, instead of those that CI builds fast.
+release() {
+    tests/containers/engine.sh || fail "release: no Docker engine can be had"
+    MILLPOND_BUILD_PROFILE=release tests/compose.sh
+}
+# Lists of a store with a million tasks: a measurement, which prints its figures.
+store() { cargo test --release --locked -p millpond-collector speed -- --ignored --nocapture; }
+# Traces and logs end to end: a real Collector and a real Elasticsearch, built once.
+elk() { tests/elk.sh; }
+# The chart in a real cluster, which kubectl reaches.
+kubernetes() {
+    kubectl version >/dev/null 2>&1 || fail "kubernetes: kubectl reaches no cluster"
+    tests/kubernetes.sh
+}
+
+for part in "${parts[@]}"; do
+    "$part"
+    step "$part"
+done
