@@ -110,8 +110,8 @@ fn services_do_not_know_each_other() {
             assert!(others.iter().all(|o| !text.contains(o)), "{} names another service", path.display());
         }
     }
-    let execute = fs::read_to_string(root().join("services/worker/src/execute.rs")).unwrap();
-    let settle = fs::read_to_string(root().join("services/worker/src/settle.rs")).unwrap();
+    let execute = fs::read_to_string(root().join("services/worker/src/run/execute.rs")).unwrap();
+    let settle = fs::read_to_string(root().join("services/worker/src/settle/mod.rs")).unwrap();
     assert!(!execute.contains("settle::") && !execute.contains("millpond::bus"), "execute knows nothing of settling");
     assert!(!settle.contains("handlers::"), "settle knows nothing of handlers");
 }

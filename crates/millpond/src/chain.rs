@@ -1,5 +1,5 @@
 //! Chains: what runs when a task is done, with its result as the argument. `Millpond-Then` lists the steps; each step takes
-//! the first and carries the rest. The worker publishes the next step when it settles (services/worker/src/then.rs).
+//! the first and carries the rest. The worker publishes the next step when it settles (services/worker/src/settle/continuations.rs).
 //! No I/O, no clock.
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Calls: taken from the bus, run in the slots of their kind's lane by the same `execute` as tasks, answered. Nothing is
+//! Calls: taken from the bus, run in the slots of their kind's pool by the same `execute` as tasks, answered. Nothing is
 //! stored, tried again or settled. A call may open a conversation, which keeps its slot until it ends.
 
 use std::sync::Arc;
@@ -21,15 +21,16 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::call::Call;
+use crate::call_end::CallEnd;
 use crate::config::Settings;
-use crate::execute::execute;
 use crate::handlers::{Handler, Ready, Talker};
-use crate::lanes::Slot;
 use crate::panics::caught;
-use crate::share::{CallEnd, Share};
+use crate::process::WorkerContext;
+use crate::report::spans;
+use crate::run::execute::execute;
+use crate::run::work_cursor::WorkCursor;
+use crate::run_loop::pools::Slot;
 use crate::supervisor::NotNow;
-use crate::traced;
-use crate::work::Shop;
 
 /// How long the answers of calls that were ended may take.
 const ANSWER_AFTER_DRAIN: Duration = Duration::from_secs(5);
@@ -80,25 +81,25 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
-    /// Takes calls from now on, until the shop drains.
+    /// Takes calls from now on, until the context drains.
     ///
     /// # Errors
     /// When the connection is closed.
-    pub(crate) async fn start(bus: &Bus, settings: &Settings, shop: &Arc<Shop>) -> anyhow::Result<Self> {
-        let kinds: Vec<&str> = shop.handlers.keys().map(String::as_str).collect();
+    pub(crate) async fn start(bus: &Bus, settings: &Settings, context: &Arc<WorkerContext>) -> anyhow::Result<Self> {
+        let kinds: Vec<&str> = context.handlers.keys().map(String::as_str).collect();
         let calls = bus.take_calls(&settings.name, &settings.queues, &kinds).await?;
         let mut serving = JoinSet::new();
-        serving.spawn(serve(calls, shop.clone()));
+        serving.spawn(serve(calls, context.clone()));
         Ok(Self { serving })
     }
 
-    /// Lets what runs end; after the drain's time ends it. The shop drains already.
-    pub(crate) async fn drain(mut self, shop: &Shop, drain_time: Duration) {
+    /// Lets what runs end; after the drain's time ends it. The context drains already.
+    pub(crate) async fn drain(mut self, context: &WorkerContext, drain_time: Duration) {
         let ended = tokio::time::timeout(drain_time, self.serving.join_next()).await;
         if ended.is_ok() {
             return;
         }
-        shop.stop.cancel();
+        context.stop.cancel();
         let ended = tokio::time::timeout(ANSWER_AFTER_DRAIN, self.serving.join_next()).await;
         if ended.is_err() {
             tracing::warn!("not all calls could be answered");
@@ -106,25 +107,25 @@ impl Calls {
     }
 }
 
-async fn serve(mut calls: millpond::bus::service::Calls, shop: Arc<Shop>) {
+async fn serve(mut calls: millpond::bus::service::Calls, context: Arc<WorkerContext>) {
     let mut running = JoinSet::new();
-    let most = CALLS_WAITING_MAX + shop.lanes.size();
+    let most = CALLS_WAITING_MAX + context.pools.size();
     loop {
         let called = tokio::select! {
             biased;
-            () = shop.draining.cancelled() => break,
+            () = context.draining.cancelled() => break,
             Some(_) = running.join_next() => continue,
             called = calls.next() => called,
         };
         // Closed for good.
         let Some(called) = called else { break };
-        shop.called.store(true, Ordering::Relaxed);
+        context.called.store(true, Ordering::Relaxed);
         if running.len() >= most {
             let Refusal(code, failure) = Refusal::no_slot(format!("{most} calls run or wait at this worker already"));
             refuse(called, code, &failure).await;
             continue;
         }
-        running.spawn(take(shop.clone(), called));
+        running.spawn(take(context.clone(), called));
     }
     for called in calls.stop().await {
         let Refusal(code, failure) = Refusal::draining();
@@ -134,7 +135,7 @@ async fn serve(mut calls: millpond::bus::service::Calls, shop: Arc<Shop>) {
 }
 
 /// Whether a call may run, and with what: everything that a caller can get wrong is told here.
-fn admit(shop: &Shop, called: &Called) -> Result<Admitted, Refusal> {
+fn admit(context: &WorkerContext, called: &Called) -> Result<Admitted, Refusal> {
     let kind = called.kind();
     if called.payload.len() > TASK_BYTES_MAX {
         let bytes = called.payload.len();
@@ -150,7 +151,7 @@ fn admit(shop: &Shop, called: &Called) -> Result<Admitted, Refusal> {
         let max = humantime::format_duration(CALL_TIMEOUT_MAX);
         return Err(Refusal::bad(format!("header {HEADER_TIMEOUT}: from 1ms to {max}; for longer work submit a task")));
     }
-    let Some(handler) = shop.handlers.get(kind) else {
+    let Some(handler) = context.handlers.get(kind) else {
         return Err(Refusal::bad(format!("kind {kind} is not known here")));
     };
     let runner = match (handler.clone(), called.header(HEADER_PIPE)) {
@@ -172,7 +173,7 @@ fn admit(shop: &Shop, called: &Called) -> Result<Admitted, Refusal> {
         attempt: 1,
         payload: called.payload.clone(),
         trace: TraceContext::below(parent),
-        stop: shop.stop.child_token(),
+        stop: context.stop.child_token(),
     };
     let (queue, kind) = (Some(called.queue().to_owned()), Some(kind.to_owned()));
     let scope = Scope::new(About { task_id: call.id.clone(), queue, kind, attempt: call.attempt }, call.trace);
@@ -187,28 +188,26 @@ fn wanted(called: &Called, id: &str) -> Result<Wanted, Refusal> {
     Ok(Wanted { id: id.to_owned(), room })
 }
 
-async fn take(shop: Arc<Shop>, called: Called) {
+async fn take(context: Arc<WorkerContext>, called: Called) {
     let started = SystemTime::now();
-    let ended = match admit(&shop, &called) {
+    let ended = match admit(&context, &called) {
         Err(refusal) => Err(refusal),
         Ok(Admitted { runner, call, parent, scope, timeout, deadline }) => {
             let (queue, kind) = (called.queue().to_owned(), called.kind().to_owned());
             let (trace, id) = (call.trace, call.id.clone());
             let over = move |failure: Option<Failure>| {
                 let trace = trace.filter(|trace| trace.is_recorded());
-                trace
-                    .iter()
-                    .for_each(|at| traced::called((&queue, &kind, &id), *at, parent, started, failure.as_ref()));
+                trace.iter().for_each(|at| spans::called((&queue, &kind, &id), *at, parent, started, failure.as_ref()));
             };
             match runner {
                 Runner::Once(handler) => {
                     let kind = called.kind();
-                    let ended = scope.around(once(&shop, kind, &handler, call, (timeout, deadline))).await;
+                    let ended = scope.around(once(&context, kind, &handler, call, (timeout, deadline))).await;
                     over(ended.as_ref().err().map(|Refusal(_, failure)| failure.clone()));
                     ended
                 }
                 Runner::Talk(talker, wanted) => {
-                    scope.around(talk(&shop, called, talker, wanted, call, (timeout, deadline))).await;
+                    scope.around(talk(&context, called, talker, wanted, call, (timeout, deadline))).await;
                     return over(None);
                 }
             }
@@ -240,12 +239,12 @@ fn count(kind: &str, code: Option<Code>) {
     metrics::counter!("millpond_calls_total", "kind" => kind.to_owned(), "code" => code).increment(1);
 }
 
-/// A slot of the kind's lane, within the caller's time.
-async fn slot(shop: &Shop, kind: &str, (timeout, deadline): (Duration, Instant)) -> Result<Slot, Refusal> {
+/// A slot of the kind's pool, within the caller's time.
+async fn slot(context: &WorkerContext, kind: &str, (timeout, deadline): (Duration, Instant)) -> Result<Slot, Refusal> {
     tokio::select! {
         biased;
-        () = shop.draining.cancelled() => Err(Refusal::draining()),
-        slot = timeout_at(deadline, shop.lanes.slot(shop.lanes.of(kind))) => slot.ok().flatten().ok_or_else(|| {
+        () = context.draining.cancelled() => Err(Refusal::draining()),
+        slot = timeout_at(deadline, context.pools.slot(context.pools.of(kind))) => slot.ok().flatten().ok_or_else(|| {
             let within = humantime::format_duration(timeout);
             Refusal::no_slot(format!("no slot for kind {kind} came free at this worker within {within}"))
         }),
@@ -254,44 +253,44 @@ async fn slot(shop: &Shop, kind: &str, (timeout, deadline): (Duration, Instant))
 
 /// What the kind needs to start, such as a child, within the caller's time.
 async fn prepared<T>(
-    shop: &Shop,
+    context: &WorkerContext,
     kind: &str,
     deadline: Instant,
     ready: impl Future<Output = Result<T, NotNow>>,
 ) -> Result<T, Refusal> {
     tokio::select! {
         biased;
-        ready = timeout_at(deadline, ready) => ready.unwrap_or(Err(NotNow(Duration::ZERO))).map_err(|_| no_child(shop, kind)),
-        () = shop.draining.cancelled() => Err(Refusal::draining()),
+        ready = timeout_at(deadline, ready) => ready.unwrap_or(Err(NotNow(Duration::ZERO))).map_err(|_| no_child(context, kind)),
+        () = context.draining.cancelled() => Err(Refusal::draining()),
     }
 }
 
-fn no_child(shop: &Shop, kind: &str) -> Refusal {
-    let why = shop.supervisor.troubles().remove(kind).unwrap_or_else(|| "they are still starting".to_owned());
+fn no_child(context: &WorkerContext, kind: &str) -> Refusal {
+    let why = context.supervisor.troubles().remove(kind).unwrap_or_else(|| "they are still starting".to_owned());
     Refusal::no_slot(format!("no child of kind {kind} can be had now: {why}"))
 }
 
 async fn once(
-    shop: &Shop,
+    context: &WorkerContext,
     kind: &str,
     handler: &Handler,
     call: Call,
     (timeout, deadline): (Duration, Instant),
 ) -> Result<Bytes, Refusal> {
-    let slot = slot(shop, kind, (timeout, deadline)).await?;
-    let ready: Ready = prepared(shop, kind, deadline, handler.ready()).await?;
+    let slot = slot(context, kind, (timeout, deadline)).await?;
+    let ready: Ready = prepared(context, kind, deadline, handler.ready()).await?;
     let started = Instant::now();
     // Whole milliseconds, as people read it.
     let left = deadline.saturating_duration_since(started).as_micros().div_ceil(1000);
     let left = Duration::from_millis(u64::try_from(left).unwrap_or(u64::MAX).max(1));
     let timeouts = handler.timeouts(Some(left), left);
-    let ends = execute(ready, vec![call], Arc::new(Share::new(1)), timeouts, &shop.stop).await;
-    shop.lanes.note(shop.lanes.of(kind), started.elapsed());
+    let ends = execute(ready, vec![call], Arc::new(WorkCursor::new(1)), timeouts, &context.stop).await;
+    context.pools.note(context.pools.of(kind), started.elapsed());
     drop(slot);
     match ends.into_iter().next() {
         Some(CallEnd::Done(value)) => Ok(Bytes::from(String::from(Box::<str>::from(value)))),
         Some(CallEnd::Failed(failure)) => Err(Refusal(Code::of_failure(&failure), failure)),
-        Some(CallEnd::NotRun) | None if !shop.stop.is_cancelled() => Err(no_child(shop, kind)),
+        Some(CallEnd::NotRun) | None if !context.stop.is_cancelled() => Err(no_child(context, kind)),
         Some(CallEnd::NotRun) | None => {
             let text = "its worker had to leave before it ended; it may have run in part";
             Err(Refusal(Code::Failed, Failure::new("stopped", text)))
@@ -300,12 +299,19 @@ async fn once(
 }
 
 /// Holds a conversation to its end.
-async fn talk(shop: &Shop, called: Called, talker: Talker, wanted: Wanted, call: Call, time: (Duration, Instant)) {
+async fn talk(
+    context: &WorkerContext,
+    called: Called,
+    talker: Talker,
+    wanted: Wanted,
+    call: Call,
+    time: (Duration, Instant),
+) {
     let kind = called.kind().to_owned();
     let opening = async {
-        let slot = slot(shop, &kind, time).await?;
+        let slot = slot(context, &kind, time).await?;
         if let Talker::Child(pool) = &talker {
-            prepared(shop, &kind, time.1, pool.ticket()).await?;
+            prepared(context, &kind, time.1, pool.ticket()).await?;
         }
         let opened = pipe::accept(&called, &wanted.id, wanted.room).await;
         let (pipe, driver) = opened.map_err(|e| Refusal(Code::Failed, Failure::new("error", e.to_string())))?;
@@ -318,8 +324,8 @@ async fn talk(shop: &Shop, called: Called, talker: Talker, wanted: Wanted, call:
     let ours = pipe.sender();
     let talking = async {
         let ended = match &talker {
-            Talker::Child(pool) => pool.converse(&call, pipe, &shop.stop).await,
-            Talker::Own(handler) => own(shop, handler(call.clone(), pipe), &ours.over(), &call.stop).await,
+            Talker::Child(pool) => pool.converse(&call, pipe, &context.stop).await,
+            Talker::Own(handler) => own(context, handler(call.clone(), pipe), &ours.over(), &call.stop).await,
         };
         // It is free while the last words travel.
         drop(slot);
@@ -334,7 +340,7 @@ async fn talk(shop: &Shop, called: Called, talker: Talker, wanted: Wanted, call:
 
 /// Runs a handler of this program until it ends; once its caller is gone, or the worker must leave, a little longer.
 async fn own(
-    shop: &Shop,
+    context: &WorkerContext,
     handler: impl Future<Output = crate::call::Reply>,
     over: &CancellationToken,
     stop: &CancellationToken,
@@ -342,7 +348,7 @@ async fn own(
     let cut = async {
         let why = tokio::select! {
             () = over.cancelled() => Failure::new("gone", "its caller is gone"),
-            () = shop.stop.cancelled() => Failure::new("draining", "its worker had to leave"),
+            () = context.stop.cancelled() => Failure::new("draining", "its worker had to leave"),
         };
         stop.cancel();
         tokio::time::sleep(PIPE_HANDLER_GRACE).await;

@@ -3,30 +3,23 @@
 //! Not here: storage, any API but the tasks themselves.
 
 mod call;
+mod call_end;
 mod calls;
-mod cancels;
-mod claim;
+mod cancellations;
 pub mod config;
-mod execute;
 mod handlers;
-mod heartbeat;
-mod http;
 mod isolated;
 mod kinds;
-mod lanes;
-mod large;
 mod panics;
-mod policy;
+mod prepare;
+mod process;
 mod program;
-mod requests;
+mod report;
+mod retry_policies;
+mod run;
+mod run_loop;
 mod settle;
-mod share;
-mod spool;
-mod stats;
 mod supervisor;
-mod then;
-mod traced;
-mod work;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,18 +46,20 @@ pub use isolated::child_main;
 pub use program::main;
 
 use calls::Calls;
-use cancels::Cancels;
-use claim::Claims;
+use cancellations::Cancellations;
 use handlers::{Handler, Handlers, Talker};
-use heartbeat::Heartbeat;
 use kinds::Kinds;
-use lanes::{Lanes, Ready};
-use policy::RetryPolicies;
+use prepare::payload_files::PayloadFiles;
+use prepare::payloads::PayloadFetcher;
+use process::{WorkerContext, work};
+use report::heartbeat::Heartbeat;
+use report::http;
+use report::stats::Stats;
+use retry_policies::RetryPolicies;
+use run_loop::drain_requests;
+use run_loop::pools::{Ready, SlotPools};
 use settle::Settler;
-use spool::Spool;
-use stats::Stats;
 use supervisor::{Pool, Program, Spec, Supervisor, xargs};
-use work::{Shop, work};
 
 /// How long settlements may take after the drain's time is over.
 const SETTLE_AFTER_DRAIN: Duration = Duration::from_secs(5);
@@ -182,7 +177,7 @@ impl Worker {
             return isolated::serve(&kind, &self.handlers).await;
         }
         let Self { settings, mut handlers, isolated } = self;
-        let pools = pools(&settings, &mut handlers, isolated)?;
+        let children = child_pools(&settings, &mut handlers, isolated)?;
         if settings.listen.is_some() {
             // Before anything counts.
             let _ = Metrics::start();
@@ -194,15 +189,15 @@ impl Worker {
         let mut background = JoinSet::new();
         let leases = Leases::start(&bus, &settings.name, &nonce, &mut background).await?;
         let puller = Puller::start(&bus, &leases, &settings.queues).await?;
-        let (cancels, kinds) = (Cancels::load(&bus, &mut background).await?, Kinds::new());
+        let (cancellations, kinds) = (Cancellations::load(&bus, &mut background).await?, Kinds::new());
         background.spawn(kinds.clone().follow(bus.clone()));
         let packer = Packer::new(&bus, &settings.name, &nonce);
-        let policies = policies(&settings, &pools);
-        let lanes = Lanes::new(settings.slots, settings.io_slots, handlers.iter());
-        let supervisor = Supervisor::start(pools);
+        let policies = policies(&settings, &children);
+        let pools = SlotPools::new(settings.slots, settings.io_slots, handlers.iter());
+        let supervisor = Supervisor::start(children);
         background.spawn(supervisor.clone().watch());
-        let shop = Arc::new(Shop {
-            settler: Settler { bus: bus.clone(), packer, worker: settings.name.clone(), policies, cancels },
+        let context = Arc::new(WorkerContext {
+            settler: Settler { bus: bus.clone(), packer, worker: settings.name.clone(), policies, cancellations },
             stats: Stats::new(handlers.keys()),
             handlers,
             kinds,
@@ -210,29 +205,29 @@ impl Worker {
             unknown_kind_after: settings.unknown_kind_after,
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
-            claims: Claims::new(&bus, Spool::new(settings.spool.clone())),
-            asking: Arc::new(Semaphore::new(lanes.size())),
+            payloads: PayloadFetcher::new(&bus, PayloadFiles::new(settings.spool.clone())),
+            asking: Arc::new(Semaphore::new(pools.size())),
             called: AtomicBool::new(false),
-            lanes,
+            pools,
             supervisor,
         });
         let http =
-            http::start(settings.listen, settings.http_tls.clone(), &bus, &shop, &leases, &mut background).await?;
-        let shutdown = requests::drained_on_request(&bus, &settings.name, &shutdown, &mut background).await?;
+            http::start(settings.listen, settings.http_tls.clone(), &bus, &context, &leases, &mut background).await?;
+        let shutdown = drain_requests::drained_on_request(&bus, &settings.name, &shutdown, &mut background).await?;
         // Before its record: whoever sees that may call.
-        let calls = Calls::start(&bus, &settings, &shop).await?;
-        let heartbeat = Heartbeat::new(&bus, &settings, &nonce, &shop, &leases, http);
+        let calls = Calls::start(&bus, &settings, &context).await?;
+        let heartbeat = Heartbeat::new(&bus, &settings, &nonce, &context, &leases, http);
         heartbeat.beat().await?;
         background.spawn(heartbeat.clone().beat_for_ever());
-        log_start(&settings, &shop);
-        let ready = Ready::new(&shop.lanes, &settings.queues);
+        log_start(&settings, &context);
+        let ready = Ready::new(&context.pools, &settings.queues);
         let drain_time = settings.drain_time;
-        let mut floor = Floor { settings, shop: shop.clone(), leases, ready, running: JoinSet::new() };
-        let puller = floor.take_tasks(puller, &shutdown).await;
-        shop.draining.cancel();
+        let mut run_loop = RunLoop { settings, context: context.clone(), leases, ready, running: JoinSet::new() };
+        let puller = run_loop.take_tasks(puller, &shutdown).await;
+        context.draining.cancel();
         heartbeat.beat().await.ok();
-        tokio::join!(floor.drain(puller), calls.drain(&shop, drain_time));
-        shop.supervisor.close().await;
+        tokio::join!(run_loop.drain(puller), calls.drain(&context, drain_time));
+        context.supervisor.close().await;
         // A beat under way must not come after the end of the record.
         background.shutdown().await;
         heartbeat.leave().await;
@@ -243,7 +238,7 @@ impl Worker {
 }
 
 /// Makes the kinds that run in children: those of `handlers.toml`, and those that the program itself isolates.
-fn pools(settings: &Settings, handlers: &mut Handlers, isolated: Vec<String>) -> anyhow::Result<Vec<Arc<Pool>>> {
+fn child_pools(settings: &Settings, handlers: &mut Handlers, isolated: Vec<String>) -> anyhow::Result<Vec<Arc<Pool>>> {
     let mut specs: BTreeMap<String, Spec> = match &settings.handlers {
         Some(path) => supervisor::read_specs(path)?.into_iter().map(|s| (s.kind.clone(), s)).collect(),
         None => BTreeMap::new(),
@@ -279,12 +274,12 @@ fn pools(settings: &Settings, handlers: &mut Handlers, isolated: Vec<String>) ->
 }
 
 /// How often and how soon each kind is tried again, where that is not the worker's default.
-fn policies(settings: &Settings, pools: &[Arc<Pool>]) -> RetryPolicies {
-    let by_kind = pools.iter().map(|pool| (pool.spec.kind.clone(), settings.retry.with(pool.spec.retry)));
+fn policies(settings: &Settings, children: &[Arc<Pool>]) -> RetryPolicies {
+    let by_kind = children.iter().map(|pool| (pool.spec.kind.clone(), settings.retry.with(pool.spec.retry)));
     RetryPolicies { default: settings.retry, by_kind: by_kind.collect() }
 }
 
-fn log_start(settings: &Settings, shop: &Shop) {
+fn log_start(settings: &Settings, context: &WorkerContext) {
     tracing::info!(
         worker = %settings.name,
         nats = %millpond::bus::without_password(&settings.nats_url),
@@ -297,7 +292,7 @@ fn log_start(settings: &Settings, shop: &Shop) {
         idle_exit = ?settings.idle_exit,
         retry = ?settings.retry,
         signing_keys = settings.signer.as_ref().map(|signer| signer.key_ids().join(",")),
-        kinds = ?shop.handlers.keys().collect::<Vec<_>>(),
+        kinds = ?context.handlers.keys().collect::<Vec<_>>(),
         "worker ready"
     );
 }
@@ -310,21 +305,21 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     Worker::new(settings).run(shutdown).await
 }
 
-/// The shop floor: what waits, what runs.
-struct Floor {
+/// The context run_loop: what waits, what runs.
+struct RunLoop {
     settings: Settings,
-    shop: Arc<Shop>,
+    context: Arc<WorkerContext>,
     leases: Leases,
     ready: Ready,
     running: JoinSet<()>,
 }
 
-impl Floor {
+impl RunLoop {
     /// The loop. Ends at the shutdown, or when idle for as long as it was told.
     async fn take_tasks(&mut self, mut puller: Puller, shutdown: &CancellationToken) -> Puller {
         // Beside what runs.
-        let settling = Arc::new(Semaphore::new(SETTLING_MAX + self.shop.lanes.size()));
-        let lanes = self.shop.lanes.clone();
+        let settling = Arc::new(Semaphore::new(SETTLING_MAX + self.context.pools.size()));
+        let pools = self.context.pools.clone();
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut busy_at = Instant::now();
         loop {
@@ -333,7 +328,7 @@ impl Floor {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return puller,
-                () = lanes.freed(), if self.ready.len() > 0 => {}
+                () = pools.freed(), if self.ready.len() > 0 => {}
                 lease = puller.next() => if let Some(lease) = lease {
                     self.ready.push(lease);
                 },
@@ -343,8 +338,8 @@ impl Floor {
                     for lease in self.ready.waited(HAND_BACK_AFTER) {
                         lease.hand_back(self.ready.stays_away()).await;
                     }
-                    let called = self.shop.called.swap(false, Ordering::Relaxed);
-                    if called || self.leases.held() > 0 || self.shop.lanes.running() > 0 {
+                    let called = self.context.called.swap(false, Ordering::Relaxed);
+                    if called || self.leases.held() > 0 || self.context.pools.running() > 0 {
                         busy_at = Instant::now();
                     } else if self.settings.idle_exit.is_some_and(|limit| busy_at.elapsed() >= limit) {
                         tracing::info!("idle for long enough, leaving");
@@ -358,10 +353,10 @@ impl Floor {
     /// Starts what has a slot. Few are between "executed" and "acknowledged" at once: the permits bound it.
     fn start_ready(&mut self, settling: &Arc<Semaphore>) {
         while let Ok(permit) = settling.clone().try_acquire_owned() {
-            let Some((lease, slot, lane)) = self.ready.pop() else { return };
-            let shop = self.shop.clone();
+            let Some((lease, slot, pool)) = self.ready.pop() else { return };
+            let context = self.context.clone();
             self.running.spawn(async move {
-                work(shop, lease, slot, lane).await;
+                work(context, lease, slot, pool).await;
                 drop(permit);
             });
         }
@@ -378,7 +373,7 @@ impl Floor {
             return;
         }
         tracing::warn!(running = self.running.len(), "the drain's time is over, handing back what still runs");
-        self.shop.stop.cancel();
+        self.context.stop.cancel();
         let all_settled = async { while self.running.join_next().await.is_some() {} };
         if tokio::time::timeout(SETTLE_AFTER_DRAIN, all_settled).await.is_err() {
             tracing::warn!(running = self.running.len(), "not all could be settled; those tasks will run again");

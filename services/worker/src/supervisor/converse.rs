@@ -23,7 +23,7 @@ use super::process::Process;
 use super::spec::Spec;
 use super::view::{Running, View};
 use crate::call::Call;
-use crate::share::too_late;
+use crate::call_end::too_late;
 
 /// In a child that converses: the arguments of the call.
 const ENV_ARGS: &str = "MILLPOND_ARGS";

@@ -25,7 +25,7 @@ use super::spec::{Program, Spec};
 use super::view::{Running, View};
 use super::xargs::{self, STDERR_BYTES_MAX, Written};
 use crate::call::{Call, reply};
-use crate::share::{CallEnd, too_late};
+use crate::call_end::{CallEnd, too_late};
 
 /// The exit code that says that the arguments are at fault, and trying again is of no use (`EX_DATAERR` of sysexits.h).
 const EXIT_DATA: i32 = 65;

@@ -22,7 +22,8 @@ use super::spec::Spec;
 use super::stream::{Event, Stream};
 use super::view::Running;
 use crate::call::Call;
-use crate::share::{CallEnd, Share, too_late};
+use crate::call_end::{CallEnd, too_late};
+use crate::run::work_cursor::WorkCursor;
 
 /// Bytes that wait to be written to a child at the most, beyond one line.
 const WRITE_AHEAD_BYTES: usize = 64 * 1024;
@@ -44,7 +45,7 @@ pub(crate) struct Timeouts {
 /// The calls of a message that a child is to run.
 pub(crate) struct Order {
     pub(crate) calls: Arc<Vec<Call>>,
-    pub(crate) share: Arc<Share>,
+    pub(crate) cursor: Arc<WorkCursor>,
     /// The first call without an end.
     pub(crate) from: usize,
     /// Calls before this one are claimed.
@@ -153,7 +154,7 @@ impl Stream {
         Report { ends: work.ends, claimed: work.claimed, alive, answered }
     }
 
-    /// Claims and writes as many calls as hide the hop, and no more: what is written cannot be given to others.
+    /// PayloadFetcher and writes as many calls as hide the hop, and no more: what is written cannot be given to others.
     fn fill(&mut self, work: &mut Work<'_>) {
         let ahead = match self.pace_ns {
             0 => 1,
@@ -172,7 +173,7 @@ impl Stream {
             if work.pressed > Pressed::No || used_up || work.order.stop.is_cancelled() {
                 return;
             }
-            let index = if work.next < work.claimed { Some(work.next) } else { work.order.share.claim(0) };
+            let index = if work.next < work.claimed { Some(work.next) } else { work.order.cursor.claim(0) };
             let Some((index, call)) = index.and_then(|i| Some((i, work.order.calls.get(i)?))) else { return };
             (work.claimed, work.next) = (work.claimed.max(index + 1), index + 1);
             if work.written == work.out.len() {

@@ -21,7 +21,8 @@ use super::spec::{Mode, Spec};
 use super::stream::{Life, Stream};
 use super::view::View;
 use crate::call::Call;
-use crate::share::{CallEnd, Share};
+use crate::call_end::CallEnd;
+use crate::run::work_cursor::WorkCursor;
 
 /// How long children may take to end when the worker leaves, or three times their grace.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
@@ -154,18 +155,18 @@ impl Pool {
         self: &Arc<Self>,
         ticket: Ticket,
         calls: Vec<Call>,
-        share: Arc<Share>,
+        cursor: Arc<WorkCursor>,
         timeouts: Timeouts,
         stop: &CancellationToken,
     ) -> Vec<CallEnd> {
         let calls = Arc::new(calls);
-        let Ticket::Warm(mut child) = ticket else { return self.one_by_one(&calls, &share, timeouts, stop).await };
+        let Ticket::Warm(mut child) = ticket else { return self.one_by_one(&calls, &cursor, timeouts, stop).await };
         let (mut ends, mut claimed) = (Vec::new(), 0);
         loop {
             let (report, reported) = oneshot::channel();
             let order = Order {
                 calls: calls.clone(),
-                share: share.clone(),
+                cursor: cursor.clone(),
                 from: ends.len(),
                 claimed,
                 timeouts,
@@ -184,7 +185,7 @@ impl Pool {
             if report.alive {
                 self.put_back(child);
             }
-            let done = ends.len() >= claimed && share.is_empty();
+            let done = ends.len() >= claimed && cursor.is_empty();
             if done || stop.is_cancelled() {
                 return ends;
             }
@@ -199,13 +200,13 @@ impl Pool {
     async fn one_by_one(
         self: &Arc<Self>,
         calls: &[Call],
-        share: &Share,
+        cursor: &WorkCursor,
         timeouts: Timeouts,
         stop: &CancellationToken,
     ) -> Vec<CallEnd> {
         let mut ends = Vec::new();
         while !stop.is_cancelled()
-            && let Some(call) = share.claim(0).and_then(|next| calls.get(next))
+            && let Some(call) = cursor.claim(0).and_then(|next| calls.get(next))
         {
             let (number, view) = self.number();
             let ran = once::run(&self.spec, &self.worker, &view, call, timeouts, stop).await;

@@ -8,9 +8,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::call::{Call, Reply};
+use crate::call_end::{CallEnd, too_late};
 use crate::handlers::Ready;
 use crate::panics::{caught, in_handler};
-use crate::share::{CallEnd, Share, too_late};
+use crate::run::work_cursor::WorkCursor;
 use crate::supervisor::Timeouts;
 
 /// Runs the calls of its share one after the other; the ends come in the order of the calls, [`CallEnd::NotRun`] for
@@ -18,7 +19,7 @@ use crate::supervisor::Timeouts;
 pub(crate) async fn execute(
     handler: Ready,
     calls: Vec<Call>,
-    share: Arc<Share>,
+    cursor: Arc<WorkCursor>,
     timeouts: Timeouts,
     stop: &CancellationToken,
 ) -> Vec<CallEnd> {
@@ -27,7 +28,7 @@ pub(crate) async fn execute(
         Ready::Async(handler) => {
             let mut ends = Vec::with_capacity(count);
             for call in calls {
-                if (stop.is_cancelled() && !ends.is_empty()) || share.claim(0).is_none() {
+                if (stop.is_cancelled() && !ends.is_empty()) || cursor.claim(0).is_none() {
                     break;
                 }
                 let abandon = call.stop.clone();
@@ -42,8 +43,8 @@ pub(crate) async fn execute(
             }
             ends
         }
-        Ready::Blocking(handler) => on_threads(&handler, Arc::new(calls), &share, timeout, stop).await,
-        Ready::Child(pool, ticket) => pool.run(ticket, calls, share, timeouts, stop).await,
+        Ready::Blocking(handler) => on_threads(&handler, Arc::new(calls), &cursor, timeout, stop).await,
+        Ready::Child(pool, ticket) => pool.run(ticket, calls, cursor, timeouts, stop).await,
     };
     ends.resize_with(count, || CallEnd::NotRun);
     ends
@@ -56,13 +57,13 @@ type Blocking = Arc<dyn Fn(&Call) -> Reply + Send + Sync>;
 async fn on_threads(
     handler: &Blocking,
     calls: Arc<Vec<Call>>,
-    share: &Arc<Share>,
+    cursor: &Arc<WorkCursor>,
     timeout: Duration,
     stop: &CancellationToken,
 ) -> Vec<CallEnd> {
     let mut ends = Vec::with_capacity(calls.len());
-    while !share.is_empty() && (ends.is_empty() || !stop.is_cancelled()) {
-        let mut replies = start_thread(handler.clone(), calls.clone(), share.clone());
+    while !cursor.is_empty() && (ends.is_empty() || !stop.is_cancelled()) {
+        let mut replies = start_thread(handler.clone(), calls.clone(), cursor.clone());
         loop {
             let answer = tokio::select! {
                 biased;
@@ -75,10 +76,10 @@ async fn on_threads(
                 Ok(None) => break,
                 Err(_) => {
                     // Before anything else: the late thread must not go on with the next call.
-                    let thread = share.next_thread();
-                    if share.claimed() == ends.len() {
+                    let thread = cursor.next_thread();
+                    if cursor.claimed() == ends.len() {
                         // The late thread never came to start it: the call fails, and is not run later either.
-                        share.claim(thread);
+                        cursor.claim(thread);
                     }
                     if let Ok(reply) = replies.try_recv() {
                         // It came at the last moment; a call that was claimed by then is still awaited.
@@ -94,7 +95,7 @@ async fn on_threads(
             }
         }
         if stop.is_cancelled() {
-            share.take_rest();
+            cursor.take_rest();
             calls.iter().for_each(|call| call.stop.cancel());
             break;
         }
@@ -102,12 +103,12 @@ async fn on_threads(
     ends
 }
 
-fn start_thread(handler: Blocking, calls: Arc<Vec<Call>>, share: Arc<Share>) -> mpsc::Receiver<Reply> {
+fn start_thread(handler: Blocking, calls: Arc<Vec<Call>>, cursor: Arc<WorkCursor>) -> mpsc::Receiver<Reply> {
     let (sender, receiver) = mpsc::channel(64);
-    let (thread, scope) = (share.next_thread(), Scope::current());
+    let (thread, scope) = (cursor.next_thread(), Scope::current());
     tokio::task::spawn_blocking(move || {
         let _in = scope.enter();
-        while let Some(call) = share.claim(thread).and_then(|next| calls.get(next)) {
+        while let Some(call) = cursor.claim(thread).and_then(|next| calls.get(next)) {
             let reply = in_handler(|| handler(call)).unwrap_or_else(Err);
             if sender.blocking_send(reply).is_err() {
                 return;
@@ -139,8 +140,8 @@ mod tests {
     }
 
     async fn run(kind: &str, payloads: &[&str], timeout: Duration, stop: &CancellationToken) -> Vec<CallEnd> {
-        let share = Arc::new(Share::new(payloads.len()));
-        execute(ready(kind).await, payloads.iter().map(|p| call(p)).collect(), share, within(timeout), stop).await
+        let cursor = Arc::new(WorkCursor::new(payloads.len()));
+        execute(ready(kind).await, payloads.iter().map(|p| call(p)).collect(), cursor, within(timeout), stop).await
     }
 
     fn kind(end: &CallEnd) -> &str {
@@ -186,11 +187,11 @@ mod tests {
     async fn what_is_taken_out_is_not_run() {
         for handler in ["sleep", "spin"] {
             let calls: Vec<Call> = ["0.2", "0", "0"].into_iter().map(call).collect();
-            let (share, stop) = (Arc::new(Share::new(3)), CancellationToken::new());
-            let running = execute(ready(handler).await, calls, share.clone(), within(LONG), &stop);
+            let (cursor, stop) = (Arc::new(WorkCursor::new(3)), CancellationToken::new());
+            let running = execute(ready(handler).await, calls, cursor.clone(), within(LONG), &stop);
             let taking = async {
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                share.take_rest()
+                cursor.take_rest()
             };
             let (ends, rest) = tokio::join!(running, taking);
             assert_eq!((ends.iter().map(kind).collect::<Vec<_>>(), rest), (vec!["done", "not_run", "not_run"], 1..3));

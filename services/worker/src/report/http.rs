@@ -17,11 +17,11 @@ use millpond::telemetry::{Metrics, gauge};
 use millpond_service::listen::{HttpTls, Listener};
 use tokio::task::JoinSet;
 
-use crate::work::Shop;
+use crate::process::WorkerContext;
 
 struct App {
     bus: Bus,
-    shop: Arc<Shop>,
+    context: Arc<WorkerContext>,
     leases: Leases,
     metrics: Metrics,
 }
@@ -34,7 +34,7 @@ pub(crate) async fn start(
     listen: Option<SocketAddr>,
     tls: HttpTls,
     bus: &Bus,
-    shop: &Arc<Shop>,
+    context: &Arc<WorkerContext>,
     leases: &Leases,
     background: &mut JoinSet<()>,
 ) -> anyhow::Result<Option<SocketAddr>> {
@@ -42,8 +42,8 @@ pub(crate) async fn start(
     let listener =
         Listener::bind(listen, tls).await.with_context(|| format!("cannot listen on {listen} (--listen)"))?;
     let address = axum::serve::Listener::local_addr(&listener)?;
-    let (shop, leases) = (shop.clone(), leases.clone());
-    let app = Arc::new(App { bus: bus.clone(), shop, leases, metrics: Metrics::start() });
+    let (context, leases) = (context.clone(), leases.clone());
+    let app = Arc::new(App { bus: bus.clone(), context, leases, metrics: Metrics::start() });
     let router = Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -58,7 +58,7 @@ pub(crate) async fn start(
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let complaint = if app.shop.draining.is_cancelled() {
+    let complaint = if app.context.draining.is_cancelled() {
         "draining\n"
     } else if app.bus.is_connected() {
         return "ready\n".into_response();
@@ -69,24 +69,24 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn show_metrics(State(app): State<Arc<App>>) -> String {
-    let App { bus, shop, leases, .. } = &*app;
-    for (lane, size, running) in shop.lanes.each() {
-        let lane = || [metrics::Label::new("lane", lane.clone())].to_vec();
-        metrics::gauge!("millpond_slots", lane()).set(gauge(size));
-        metrics::gauge!("millpond_slots_used", lane()).set(gauge(running));
+    let App { bus, context, leases, .. } = &*app;
+    for (pool, size, running) in context.pools.each() {
+        let pool = || [metrics::Label::new("pool", pool.clone())].to_vec();
+        metrics::gauge!("millpond_slots", pool()).set(gauge(size));
+        metrics::gauge!("millpond_slots_used", pool()).set(gauge(running));
     }
     metrics::gauge!("millpond_leases_held").set(gauge(leases.held()));
     metrics::gauge!("millpond_leases_listening").set(gauge(leases.listening()));
     metrics::gauge!("millpond_acks_unanswered").set(gauge(leases.unanswered()));
     metrics::gauge!("millpond_connected").set(f64::from(u8::from(bus.is_connected())));
-    metrics::gauge!("millpond_draining").set(f64::from(u8::from(shop.draining.is_cancelled())));
-    for (kind, ended) in shop.stats.kinds() {
+    metrics::gauge!("millpond_draining").set(f64::from(u8::from(context.draining.is_cancelled())));
+    for (kind, ended) in context.stats.kinds() {
         for (status, n) in [("done", ended.done), ("failed", ended.failed)] {
             metrics::counter!("millpond_attempts_total", "kind" => kind.clone(), "status" => status).absolute(n);
         }
     }
     let mut children: BTreeMap<(String, &'static str), u64> = BTreeMap::new();
-    for child in shop.supervisor.records() {
+    for child in context.supervisor.records() {
         *children.entry((child.kind.clone(), child.state.name())).or_default() += 1;
         let labels = [("child", child.name), ("kind", child.kind)];
         metrics::gauge!("millpond_child_cpu_ratio", &labels).set(child.cpu_percent / 100.0);

@@ -11,11 +11,11 @@ use millpond::telemetry::{
     record, time_of,
 };
 
-use crate::share::CallEnd;
+use crate::call_end::CallEnd;
 
 /// The places of an attempt's spans.
 #[derive(Clone, Copy)]
-pub(crate) struct Traced {
+pub(crate) struct AttemptSpans {
     /// The span that published the task; none when it says none.
     parent: Option<TraceContext>,
     wait: TraceContext,
@@ -38,7 +38,7 @@ pub(crate) fn trace_of(task: &Task) -> TraceContext {
     said(task).unwrap_or_else(|| unsaid(task))
 }
 
-impl Traced {
+impl AttemptSpans {
     pub(crate) fn new(task: &Task) -> Self {
         match said(task) {
             Some(parent) => Self { parent: Some(parent), wait: parent.child(), attempt: parent.child() },

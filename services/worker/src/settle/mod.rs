@@ -1,6 +1,9 @@
 //! Ends a lease with what came of it, in the one order that loses nothing: retries and dead letters (awaited), then
 //! the outcome (awaited), then the ack. Never the other way round. Knows outcomes, not handlers.
 
+mod continuations;
+mod large_results;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,12 +22,10 @@ use millpond::task::{HEADER_MSG_ID, Headers, Task, schedule_headers};
 use millpond::telemetry::TraceContext;
 use serde_json::value::RawValue;
 
-use crate::cancels::{Cancelled, Cancels};
-use crate::large;
-use crate::policy::RetryPolicies;
-use crate::share::CallEnd;
-use crate::then::next_steps;
-use crate::traced::trace_of;
+use crate::call_end::CallEnd;
+use crate::cancellations::{Cancellations, Cancelled};
+use crate::report::spans::trace_of;
+use crate::retry_policies::RetryPolicies;
 
 /// When the halves of a batch that kills workers may start.
 const SPLIT_DELAY: Duration = Duration::from_secs(1);
@@ -35,7 +36,7 @@ pub(crate) struct Settler {
     pub(crate) packer: Packer,
     pub(crate) worker: String,
     pub(crate) policies: RetryPolicies,
-    pub(crate) cancels: Cancels,
+    pub(crate) cancellations: Cancellations,
 }
 
 /// One attempt that ended.
@@ -83,7 +84,7 @@ impl Settler {
         let mut plan = Plan::new(task, &attempt, self.worker.clone());
         let arguments = arguments(task);
         let first = task.items.map_or(0, |i| i.from);
-        let cancelled = self.cancels.of(&lease);
+        let cancelled = self.cancellations.of(&lease);
         for (item, end) in (first..).zip(attempt.ends) {
             let payload = arguments.get((item - first) as usize).cloned().unwrap_or_default();
             match end {
@@ -188,8 +189,8 @@ impl Settler {
 
     /// The order of effects.
     async fn finish(&self, lease: Lease, mut plan: Plan) {
-        let kept = match plan.outcome.results.iter().any(|result| large::is_large(result)) {
-            true => Box::pin(large::store(&self.bus, &mut plan.outcome)).await,
+        let kept = match plan.outcome.results.iter().any(|result| large_results::is_large(result)) {
+            true => Box::pin(large_results::store(&self.bus, &mut plan.outcome)).await,
             false => Ok(()),
         };
         // Behind the large results: the next step refers to them.
@@ -321,7 +322,7 @@ impl Plan {
     }
 
     fn add_next_steps(&mut self, task: &Task) {
-        let next = if self.goes_on { next_steps(task, &self.outcome, self.trace) } else { Vec::new() };
+        let next = if self.goes_on { continuations::next_steps(task, &self.outcome, self.trace) } else { Vec::new() };
         if !next.is_empty() {
             self.outcome.then = task.next_step().map(|step| format!("{}.{}", step.queue, step.kind));
             self.effects.extend(next);

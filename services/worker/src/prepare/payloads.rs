@@ -13,28 +13,28 @@ use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::spool::{Spool, Spooled};
+use crate::prepare::payload_files::{PayloadFile, PayloadFiles};
 
 /// Bytes that one permit stands for.
 const PERMIT_BYTES: usize = 1024;
 
 /// Fetches payloads for one worker.
-pub(crate) struct Claims {
+pub(crate) struct PayloadFetcher {
     bus: Bus,
-    spool: Spool,
+    spool: PayloadFiles,
     fetches: Semaphore,
     memory: Arc<Semaphore>,
 }
 
 /// A payload; its file and its share of the memory are given back when this is dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Fetched {
+pub(crate) struct FetchedPayload {
     payload: Bytes,
-    file: Option<Spooled>,
+    file: Option<PayloadFile>,
     _memory: Option<OwnedSemaphorePermit>,
 }
 
-impl Fetched {
+impl FetchedPayload {
     /// The bytes; empty when they are in a file.
     pub(crate) fn payload(&self) -> Bytes {
         self.payload.clone()
@@ -47,14 +47,14 @@ impl Fetched {
 
 /// Why there is no payload.
 #[derive(Debug)]
-pub(crate) enum NotFetched {
+pub(crate) enum FetchFailure {
     /// Its task can never run: the reason of its dead letter, and what is wrong.
     Never(&'static str, String),
     /// It may be there: the task is to be tried again, here or elsewhere.
     NotNow(String),
 }
 
-impl From<GetError> for NotFetched {
+impl From<GetError> for FetchFailure {
     fn from(error: GetError) -> Self {
         let text = error.to_string();
         match error {
@@ -65,8 +65,8 @@ impl From<GetError> for NotFetched {
     }
 }
 
-impl Claims {
-    pub(crate) fn new(bus: &Bus, spool: Spool) -> Self {
+impl PayloadFetcher {
+    pub(crate) fn new(bus: &Bus, spool: PayloadFiles) -> Self {
         let memory = Arc::new(Semaphore::new(PAYLOADS_MEMORY_BYTES_MAX / PERMIT_BYTES));
         Self { bus: bus.clone(), spool, fetches: Semaphore::new(PAYLOAD_FETCHES_MAX), memory }
     }
@@ -75,14 +75,14 @@ impl Claims {
     ///
     /// # Cancel safety
     /// Safe: what was fetched so far is removed.
-    pub(crate) async fn fetch(&self, at: &PayloadRef, json_only: bool) -> Result<Fetched, NotFetched> {
-        let closed = |_| NotFetched::NotNow("the worker is leaving".to_owned());
+    pub(crate) async fn fetch(&self, at: &PayloadRef, json_only: bool) -> Result<FetchedPayload, FetchFailure> {
+        let closed = |_| FetchFailure::NotNow("the worker is leaving".to_owned());
         let size = usize::try_from(at.size).ok().filter(|size| *size <= PAYLOAD_MEMORY_BYTES_MAX);
         let Some(size) = size else {
             let _fetch = self.fetches.acquire().await.map_err(closed)?;
             let (mut file, spooled) = self.spool.create().await.map_err(GetError::Write)?;
             self.bus.get_payload(at, &mut file).await?;
-            return Ok(Fetched { file: Some(spooled), ..Fetched::default() });
+            return Ok(FetchedPayload { file: Some(spooled), ..FetchedPayload::default() });
         };
         // First the memory: who waits for it must not keep others from fetching.
         let permits = u32::try_from(size.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
@@ -93,8 +93,8 @@ impl Claims {
             let (mut file, spooled) = self.spool.create().await.map_err(GetError::Write)?;
             file.write_all(&bytes).await.map_err(GetError::Write)?;
             file.flush().await.map_err(GetError::Write)?;
-            return Ok(Fetched { file: Some(spooled), ..Fetched::default() });
+            return Ok(FetchedPayload { file: Some(spooled), ..FetchedPayload::default() });
         }
-        Ok(Fetched { payload: Bytes::from(bytes), file: None, _memory: Some(memory) })
+        Ok(FetchedPayload { payload: Bytes::from(bytes), file: None, _memory: Some(memory) })
     }
 }

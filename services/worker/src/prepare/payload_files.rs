@@ -15,7 +15,7 @@ const LOCK: &str = "lock";
 
 /// Where the files of this worker lie.
 #[derive(Debug)]
-pub(crate) struct Spool {
+pub(crate) struct PayloadFiles {
     base: PathBuf,
     folder: Mutex<Option<Folder>>,
     next: AtomicU64,
@@ -30,11 +30,11 @@ struct Folder {
 
 /// A file that is removed when nobody needs it any more.
 #[derive(Debug)]
-pub(crate) struct Spooled {
+pub(crate) struct PayloadFile {
     pub(crate) path: PathBuf,
 }
 
-impl Spool {
+impl PayloadFiles {
     /// In the folder `base`; what workers that are gone left there is removed.
     pub(crate) fn new(base: PathBuf) -> Self {
         sweep(&base);
@@ -42,10 +42,10 @@ impl Spool {
     }
 
     /// A new file, open for writing; nobody but this user may read it.
-    pub(crate) async fn create(&self) -> io::Result<(tokio::fs::File, Spooled)> {
+    pub(crate) async fn create(&self) -> io::Result<(tokio::fs::File, PayloadFile)> {
         let path = self.folder()?.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         let file = tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).await?;
-        Ok((file, Spooled { path }))
+        Ok((file, PayloadFile { path }))
     }
 
     fn folder(&self) -> io::Result<PathBuf> {
@@ -77,7 +77,7 @@ impl Drop for Folder {
     }
 }
 
-impl Drop for Spooled {
+impl Drop for PayloadFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
@@ -102,7 +102,7 @@ mod tests {
     async fn files_go_with_their_use_and_folders_with_their_worker() {
         let base = tempfile::tempdir().unwrap();
         let count = || std::fs::read_dir(base.path()).unwrap().count();
-        let spool = Spool::new(base.path().to_owned());
+        let spool = PayloadFiles::new(base.path().to_owned());
         assert_eq!(count(), 0, "nothing is made before it is needed");
         let (_, first) = spool.create().await.unwrap();
         let (_, second) = spool.create().await.unwrap();
@@ -115,7 +115,7 @@ mod tests {
         std::fs::create_dir(&gone).unwrap();
         std::fs::write(gone.join(LOCK), "").unwrap();
         std::fs::write(gone.join("7"), "left").unwrap();
-        let other = Spool::new(base.path().to_owned());
+        let other = PayloadFiles::new(base.path().to_owned());
         assert!(!gone.exists() && second.path.is_file());
         drop((spool, other));
         assert_eq!(count(), 0);

@@ -35,7 +35,7 @@ impl Cancelled {
 
 /// What is known. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Cancels {
+pub(crate) struct Cancellations {
     known: Arc<RwLock<Known>>,
     news: Arc<watch::Sender<()>>,
 }
@@ -53,23 +53,23 @@ struct Known {
     purges: HashMap<String, (PurgeRecord, i64)>,
 }
 
-impl Cancels {
+impl Cancellations {
     /// Those that are there now, and from then on all that come: a worker takes no task before it knows them.
     pub(crate) async fn load(bus: &Bus, background: &mut JoinSet<()>) -> Result<Self, TopologyError> {
-        let cancels = Self { known: Arc::default(), news: Arc::new(watch::Sender::new(())) };
+        let cancellations = Self { known: Arc::default(), news: Arc::new(watch::Sender::new(())) };
         for bucket in [BUCKET_CANCELS, BUCKET_PURGES] {
             let mut watch = BucketWatch::new(bus, bucket);
             for change in watch.current().await? {
-                cancels.note(bucket, change);
+                cancellations.note(bucket, change);
             }
-            let cancels = cancels.clone();
+            let cancellations = cancellations.clone();
             background.spawn(async move {
                 loop {
-                    cancels.note(bucket, watch.next().await);
+                    cancellations.note(bucket, watch.next().await);
                 }
             });
         }
-        Ok(cancels)
+        Ok(cancellations)
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Known> {
@@ -93,7 +93,7 @@ impl Cancels {
         self.news.send_replace(());
     }
 
-    /// Hears when something is cancelled from now on. Get it before [`Cancels::of`] is asked.
+    /// Hears when something is cancelled from now on. Get it before [`Cancellations::of`] is asked.
     pub(crate) fn news(&self) -> watch::Receiver<()> {
         self.news.subscribe()
     }

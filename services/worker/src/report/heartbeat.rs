@@ -14,8 +14,8 @@ use millpond::limits::HEARTBEAT_EVERY;
 use millpond::worker_record::WorkerRecord;
 
 use crate::config::{Settings, host};
+use crate::process::WorkerContext;
 use crate::supervisor::{Usage, usage};
-use crate::work::Shop;
 
 /// Over less time a share of the CPU says nothing: the kernel counts in steps of 10 ms.
 const COUNT_CPU_EVERY: Duration = Duration::from_millis(500);
@@ -25,7 +25,7 @@ const COUNT_CPU_EVERY: Duration = Duration::from_millis(500);
 pub(crate) struct Heartbeat {
     bus: Bus,
     first: WorkerRecord,
-    shop: Arc<Shop>,
+    context: Arc<WorkerContext>,
     leases: Leases,
     /// When CPU time was counted, how much there was, and the share that came of it.
     counted: Arc<Mutex<(Instant, Duration, f64)>>,
@@ -36,7 +36,7 @@ impl Heartbeat {
         bus: &Bus,
         settings: &Settings,
         nonce: &str,
-        shop: &Arc<Shop>,
+        context: &Arc<WorkerContext>,
         leases: &Leases,
         http: Option<SocketAddr>,
     ) -> Self {
@@ -48,7 +48,7 @@ impl Heartbeat {
             host: host(),
             pid: std::process::id(),
             queues: settings.queues.clone(),
-            kinds: shop.handlers.keys().cloned().collect(),
+            kinds: context.handlers.keys().cloned().collect(),
             slots: count(settings.slots),
             io_slots: count(settings.io_slots),
             running: 0,
@@ -68,24 +68,24 @@ impl Heartbeat {
             heartbeat_ms: now,
         };
         let counted = Arc::new(Mutex::new((Instant::now(), usage(&[first.pid]).cpu, 0.0)));
-        Self { bus: bus.clone(), first, shop: shop.clone(), leases: leases.clone(), counted }
+        Self { bus: bus.clone(), first, context: context.clone(), leases: leases.clone(), counted }
     }
 
     fn record(&self) -> WorkerRecord {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let (total, usage) = (self.shop.stats.total(), usage(&[self.first.pid]));
+        let (total, usage) = (self.context.stats.total(), usage(&[self.first.pid]));
         WorkerRecord {
-            running: count(self.shop.lanes.running()),
+            running: count(self.context.pools.running()),
             held: count(self.leases.held()),
-            draining: self.shop.draining.is_cancelled(),
+            draining: self.context.draining.is_cancelled(),
             done: total.done,
             failed: total.failed,
-            by_kind: self.shop.stats.kinds(),
+            by_kind: self.context.stats.kinds(),
             cpu_percent: self.cpu_percent(usage),
             rss_bytes: usage.rss_bytes,
-            children: self.shop.supervisor.records(),
-            troubles: self.shop.supervisor.troubles(),
-            unknown_kinds: self.shop.kinds.unknown(),
+            children: self.context.supervisor.records(),
+            troubles: self.context.supervisor.troubles(),
+            unknown_kinds: self.context.kinds.unknown(),
             heartbeat_ms: millpond::now_ms(),
             ..self.first.clone()
         }

@@ -1,6 +1,6 @@
-//! Lanes: which slots a kind takes. One for work that computes, one for work that waits, and one for each kind with
-//! slots of its own; a task takes one slot of its lane. Here too: what was delivered and waits for a slot, and how much
-//! may be pulled when tasks of several lanes come from one queue.
+//! SlotPools: which slots a kind takes. One for work that computes, one for work that waits, and one for each kind with
+//! slots of its own; a task takes one slot of its pool. Here too: what was delivered and waits for a slot, and how much
+//! may be pulled when tasks of several pools come from one queue.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -13,35 +13,35 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::handlers::{Handler, Talker};
 
-/// Arrivals after which a lane counts as unused, when none of them was for it.
+/// Arrivals after which a pool counts as unused, when none of them was for it.
 const MIX_ARRIVALS: u64 = 64;
-/// For how long a lane that was used is worth pulling for while another is full.
+/// For how long a pool that was used is worth pulling for while another is full.
 const MIX_FOR: Duration = Duration::from_secs(60);
-/// How long nothing is pulled on trust after it brought a task of a full lane; it doubles with each such task in a row.
+/// How long nothing is pulled on trust after it brought a task of a full pool; it doubles with each such task in a row.
 const MISFIT_PAUSE_MIN: Duration = Duration::from_millis(5);
 const MISFIT_PAUSE_MAX: Duration = Duration::from_millis(500);
-/// When a task that waited for a full lane may come again: until then others of its queue have their turn.
+/// When a task that waited for a full pool may come again: until then others of its queue have their turn.
 const MISFIT_DELAY: Duration = Duration::from_secs(1);
 /// Tasks that are pulled on trust at once, at the most.
 const TRUST_MAX: usize = 64;
 
-/// Which lane: its place in [`Lanes`].
-pub(crate) type LaneId = usize;
+/// Which pool: its place in [`SlotPools`].
+pub(crate) type SlotPoolId = usize;
 
 /// For work that computes.
-const CPU: LaneId = 0;
+const CPU: SlotPoolId = 0;
 /// For work that waits, and for kinds that nobody here knows: those are turned away at the door.
-const IO: LaneId = 1;
+const IO: SlotPoolId = 1;
 
-/// The slots of one lane.
-pub(crate) struct Lane {
+/// The slots of one pool.
+pub(crate) struct SlotPool {
     slots: Arc<Semaphore>,
     size: usize,
     /// Mean time that a message keeps its slot, in nanoseconds, of late; 0 when unknown.
     pace_ns: AtomicU64,
 }
 
-impl Lane {
+impl SlotPool {
     fn new(size: usize) -> Self {
         Self { slots: Arc::new(Semaphore::new(size)), size, pace_ns: AtomicU64::new(0) }
     }
@@ -75,57 +75,57 @@ impl Drop for Slot {
     }
 }
 
-/// All lanes of a worker. Cheap to clone.
+/// All pools of a worker. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Lanes {
-    all: Arc<[Lane]>,
-    by_kind: Arc<BTreeMap<String, LaneId>>,
+pub(crate) struct SlotPools {
+    all: Arc<[SlotPool]>,
+    by_kind: Arc<BTreeMap<String, SlotPoolId>>,
     freed: Arc<Notify>,
 }
 
-impl Lanes {
+impl SlotPools {
     pub(crate) fn new<'a>(
         slots: usize,
         io_slots: usize,
         handlers: impl Iterator<Item = (&'a String, &'a Handler)>,
     ) -> Self {
-        let mut all = vec![Lane::new(slots), Lane::new(io_slots)];
+        let mut all = vec![SlotPool::new(slots), SlotPool::new(io_slots)];
         let by_kind = handlers.map(|(kind, handler)| {
-            let lane = match handler {
+            let pool = match handler {
                 Handler::Async(_) | Handler::Pipe(Talker::Own(_)) => IO,
                 Handler::Blocking(_) => CPU,
                 Handler::Child(pool) | Handler::Pipe(Talker::Child(pool)) => match pool.spec.slots {
                     Some(own) => {
-                        all.push(Lane::new(own));
+                        all.push(SlotPool::new(own));
                         all.len() - 1
                     }
                     None if pool.spec.io => IO,
                     None => CPU,
                 },
             };
-            (kind.clone(), lane)
+            (kind.clone(), pool)
         });
         let by_kind = Arc::new(by_kind.collect());
         Self { all: all.into(), by_kind, freed: Arc::new(Notify::new()) }
     }
 
-    pub(crate) fn of(&self, kind: &str) -> LaneId {
+    pub(crate) fn of(&self, kind: &str) -> SlotPoolId {
         self.by_kind.get(kind).copied().unwrap_or(IO)
     }
 
-    fn lane(&self, id: LaneId) -> Option<&Lane> {
+    fn pool(&self, id: SlotPoolId) -> Option<&SlotPool> {
         self.all.get(id)
     }
 
     /// A slot, when one is free.
-    pub(crate) fn try_slot(&self, id: LaneId) -> Option<Slot> {
-        let permit = self.lane(id)?.slots.clone().try_acquire_owned().ok()?;
+    pub(crate) fn try_slot(&self, id: SlotPoolId) -> Option<Slot> {
+        let permit = self.pool(id)?.slots.clone().try_acquire_owned().ok()?;
         Some(Slot { permit: Some(permit), freed: self.freed.clone() })
     }
 
     /// A slot, once one is free.
-    pub(crate) async fn slot(&self, id: LaneId) -> Option<Slot> {
-        let permit = self.lane(id)?.slots.clone().acquire_owned().await.ok()?;
+    pub(crate) async fn slot(&self, id: SlotPoolId) -> Option<Slot> {
+        let permit = self.pool(id)?.slots.clone().acquire_owned().await.ok()?;
         Some(Slot { permit: Some(permit), freed: self.freed.clone() })
     }
 
@@ -135,18 +135,18 @@ impl Lanes {
     }
 
     /// A message kept its slot for this long.
-    pub(crate) fn note(&self, id: LaneId, took: Duration) {
-        let Some(lane) = self.lane(id) else { return };
+    pub(crate) fn note(&self, id: SlotPoolId, took: Duration) {
+        let Some(pool) = self.pool(id) else { return };
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
-        let before = lane.pace_ns.load(Ordering::Relaxed);
+        let before = pool.pace_ns.load(Ordering::Relaxed);
         // Slower counts at once, faster by and by: one long task ends the hoarding of short ones.
         let after = if before == 0 || took > before { took } else { before - (before - took) / 8 };
-        lane.pace_ns.store(after, Ordering::Relaxed);
+        pool.pace_ns.store(after, Ordering::Relaxed);
     }
 
-    /// Each lane: `cpu`, `io`, or the kind whose own it is; its slots, and how many are used.
+    /// Each pool: `cpu`, `io`, or the kind whose own it is; its slots, and how many are used.
     pub(crate) fn each(&self) -> impl Iterator<Item = (String, usize, usize)> {
-        self.all.iter().enumerate().map(|(id, lane)| {
+        self.all.iter().enumerate().map(|(id, pool)| {
             let own =
                 || self.by_kind.iter().find(|(_, of)| **of == id).map_or_else(String::new, |(kind, _)| kind.clone());
             let name = match id {
@@ -154,18 +154,18 @@ impl Lanes {
                 IO => "io".to_owned(),
                 _ => own(),
             };
-            (name, lane.size, lane.running())
+            (name, pool.size, pool.running())
         })
     }
 
     /// Messages that run now.
     pub(crate) fn running(&self) -> usize {
-        self.all.iter().map(Lane::running).sum()
+        self.all.iter().map(SlotPool::running).sum()
     }
 
-    /// Slots of all lanes.
+    /// Slots of all pools.
     pub(crate) fn size(&self) -> usize {
-        self.all.iter().map(|lane| lane.size).sum()
+        self.all.iter().map(|pool| pool.size).sum()
     }
 }
 
@@ -182,7 +182,7 @@ impl Queued {
     }
 }
 
-/// What was delivered and waits for a slot of one lane, by queue in the order of the worker's queues.
+/// What was delivered and waits for a slot of one pool, by queue in the order of the worker's queues.
 struct Waiting {
     queues: Vec<Queued>,
     turns: Turns,
@@ -238,7 +238,7 @@ impl Waiting {
         queued.due.pop_front().or_else(|| queued.tasks.pop_front())
     }
 
-    /// Whether its lane is in use: worth pulling for while another is full.
+    /// Whether its pool is in use: worth pulling for while another is full.
     fn is_used(&self) -> bool {
         self.arrived.is_some_and(|(_, at)| at.elapsed() < MIX_FOR)
     }
@@ -246,24 +246,24 @@ impl Waiting {
 
 /// What was delivered and waits for a slot.
 pub(crate) struct Ready {
-    lanes: Lanes,
+    pools: SlotPools,
     /// The worker's queues, in their order.
     queues: Vec<String>,
     waiting: Vec<Waiting>,
     arrivals: u64,
-    /// Tasks that are pulled for free lanes while another is full, without knowing whose they will be.
+    /// Tasks that are pulled for free pools while another is full, without knowing whose they will be.
     trust: usize,
-    /// Such were asked for, and no lane has had room for all since.
+    /// Such were asked for, and no pool has had room for all since.
     on_trust: bool,
     trust_from: Instant,
     misfit_pause: Duration,
 }
 
 impl Ready {
-    pub(crate) fn new(lanes: &Lanes, queues: &[String]) -> Self {
-        let waiting = lanes.all.iter().map(|_| Waiting::new(queues.len())).collect();
+    pub(crate) fn new(pools: &SlotPools, queues: &[String]) -> Self {
+        let waiting = pools.all.iter().map(|_| Waiting::new(queues.len())).collect();
         Self {
-            lanes: lanes.clone(),
+            pools: pools.clone(),
             queues: queues.to_vec(),
             waiting,
             arrivals: 0,
@@ -276,7 +276,7 @@ impl Ready {
 
     /// Takes in what was delivered.
     pub(crate) fn push(&mut self, lease: Lease) {
-        let id = self.lanes.of(&lease.task.subject.kind);
+        let id = self.pools.of(&lease.task.subject.kind);
         let fits = self.room_of(id) > 0;
         self.arrivals += 1;
         let arrived = Some((self.arrivals, Instant::now()));
@@ -299,15 +299,15 @@ impl Ready {
         }
     }
 
-    /// How long what is given back stays away: where other lanes are in use it must not come again at once in their place.
+    /// How long what is given back stays away: where other pools are in use it must not come again at once in their place.
     pub(crate) fn stays_away(&self) -> Duration {
         if self.waiting.iter().filter(|w| w.is_used()).count() > 1 { MISFIT_DELAY } else { Duration::ZERO }
     }
 
     /// The next that has a slot.
-    pub(crate) fn pop(&mut self) -> Option<(Lease, Slot, LaneId)> {
+    pub(crate) fn pop(&mut self) -> Option<(Lease, Slot, SlotPoolId)> {
         for (id, waiting) in self.waiting.iter_mut().enumerate().filter(|(_, waiting)| waiting.len() > 0) {
-            if let Some(slot) = self.lanes.try_slot(id) {
+            if let Some(slot) = self.pools.try_slot(id) {
                 return Some((waiting.pop()?, slot, id));
             }
         }
@@ -336,13 +336,13 @@ impl Ready {
             }
             if late.len() > before {
                 // What runs is that slow: without this the same tasks would be pulled again at once.
-                self.lanes.note(id, limit);
+                self.pools.note(id, limit);
             }
         }
         late
     }
 
-    /// How many more tasks may be pulled. Whose they are is known when they come: as many as the fullest lane in use
+    /// How many more tasks may be pulled. Whose they are is known when they come: as many as the fullest pool in use
     /// takes; when that is none, a few for the others, more while they turn out to be theirs.
     pub(crate) fn room(&mut self) -> usize {
         let lowest = self.lowest_room();
@@ -359,7 +359,7 @@ impl Ready {
         room
     }
 
-    /// The room of the fullest lane in use; of the smallest one before any is.
+    /// The room of the fullest pool in use; of the smallest one before any is.
     fn lowest_room(&self) -> usize {
         let used = |w: &Waiting| w.len() > 0 || w.arrived.is_some_and(|(n, _)| self.arrivals - n < MIX_ARRIVALS);
         let all = || self.waiting.iter().enumerate();
@@ -367,9 +367,9 @@ impl Ready {
         rooms.min().unwrap_or_else(|| all().map(|(id, _)| self.room_of(id)).min().unwrap_or(0))
     }
 
-    fn room_of(&self, id: LaneId) -> usize {
-        let (Some(lane), Some(waiting)) = (self.lanes.lane(id), self.waiting.get(id)) else { return 0 };
-        (lane.size + lane.ahead()).saturating_sub(lane.running() + waiting.len())
+    fn room_of(&self, id: SlotPoolId) -> usize {
+        let (Some(pool), Some(waiting)) = (self.pools.pool(id), self.waiting.get(id)) else { return 0 };
+        (pool.size + pool.ahead()).saturating_sub(pool.running() + waiting.len())
     }
 }
 
