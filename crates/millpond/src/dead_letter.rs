@@ -59,6 +59,7 @@ pub fn moved_id(id: &str, to_queue: &str) -> String {
 /// assert_eq!(serde_json::to_string(&evidence).unwrap(), text);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Evidence {
     /// Version of this form; 1.
     pub v: u8,

@@ -17,6 +17,7 @@ pub enum JobState {
 
 /// The task that a job's end starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct JobThen {
     /// Who runs it.
     pub queue: String,

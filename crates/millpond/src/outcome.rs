@@ -9,6 +9,7 @@ use crate::payload::PayloadRef;
 
 /// Which items of a batch a message or an outcome covers; a task published alone has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Items {
     /// Items in the batch as it was first published.
     pub of: u32,
@@ -45,6 +46,7 @@ pub fn id_of(root: &str, items: Option<Items>) -> String {
 
 /// Why an attempt failed. `type` is a short word that code can branch on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Failure {
     /// `error`, `panic`, `timeout`, `bad_arguments`, `unknown_kind`, … (docs/protocol.md lists them).
     #[serde(rename = "type")]
@@ -70,6 +72,7 @@ pub struct Failure {
 /// assert_eq!(serde_json::to_string(&evidence).unwrap(), text);
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ChildEvidence {
     /// `<worker>/<kind>-<n>`.
     pub name: String,
@@ -149,6 +152,7 @@ impl Failure {
 
 /// A failed attempt, as retries, outcomes and dead letters carry it on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct FailedAttempt {
     /// From 1.
     pub attempt: u32,

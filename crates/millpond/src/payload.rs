@@ -12,6 +12,7 @@ use crate::limits::TASK_ID_BYTES_MAX;
 /// assert_eq!((at.size, at.to_json().as_str()), (3, text));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PayloadRef {
     /// Name of the object, 1 to 256 bytes.
     pub object: String,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The record of one worker process, under its name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct WorkerRecord {
     /// Its name, one token; unique among live workers.
     pub name: String,
@@ -65,6 +66,7 @@ pub struct WorkerRecord {
 
 /// How many items of a kind ended how, since the worker started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct KindCount {
     /// With a result.
     pub done: u64,
@@ -74,6 +76,7 @@ pub struct KindCount {
 
 /// What a child process does now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ChildState {
     /// It was started and has not said that it is ready.
@@ -101,6 +104,7 @@ impl ChildState {
 
 /// One child process of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct ChildRecord {
     /// `<worker>/<kind>-<n>`; the same number is used again after it has ended.
     pub name: String,

@@ -83,6 +83,7 @@ impl PauseError {
 
 /// What a purge removed, for good: those tasks have no end in the store, they are covered by this.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct PurgeRecord {
     /// The queue.
     pub queue: String,

@@ -1,0 +1,62 @@
+//! Schedules: rows of the list.
+
+use millpond::client::zone_of;
+use millpond::schedule::Schedule;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use crate::raw::present;
+
+/// A task that recurs.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ScheduleRow {
+    /// The name of the schedule.
+    pub name: String,
+    /// The queue of its tasks.
+    pub queue: String,
+    /// The kind of its tasks.
+    pub kind: String,
+    /// The arguments of its tasks, any JSON value; null also where they are no JSON.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<Value>)]
+    pub args: Option<Box<RawValue>>,
+    /// When it fires: an interval such as `@every 10s`, or cron.
+    pub schedule: String,
+    /// The time zone of cron, an IANA name; null: UTC.
+    pub zone: Option<String>,
+    /// Whether it does not fire now.
+    pub paused: bool,
+    /// When it fires next, Unix time in milliseconds.
+    pub next_ms: Option<i64>,
+    /// Timeout of one attempt of its tasks, in milliseconds; null: the default.
+    pub timeout_ms: Option<u64>,
+    /// Attempts before one of its tasks is dead-lettered; null: the default.
+    pub attempts_max: Option<u32>,
+    /// The role that made it.
+    pub by: String,
+    /// When it was made, or last paused or resumed, Unix time in milliseconds.
+    pub since_ms: i64,
+}
+
+impl ScheduleRow {
+    /// The row of a schedule at this time, Unix time in milliseconds.
+    #[must_use]
+    pub fn new(schedule: &Schedule, now_ms: i64) -> Self {
+        let zone = zone_of(&schedule.when).ok();
+        Self {
+            name: schedule.name.clone(),
+            queue: schedule.queue.clone(),
+            kind: schedule.kind.clone(),
+            args: serde_json::from_slice(&schedule.payload).ok(),
+            schedule: schedule.when.text(),
+            zone: schedule.when.zone().map(str::to_owned),
+            paused: schedule.paused,
+            next_ms: zone.and_then(|zone| schedule.next_ms(now_ms, &zone)),
+            timeout_ms: schedule.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            attempts_max: schedule.attempts_max,
+            by: schedule.by.clone(),
+            since_ms: schedule.since_ms,
+        }
+    }
+}
