@@ -4,7 +4,7 @@
 mod child;
 mod ports;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -101,6 +101,12 @@ pub async fn run(args: UpArgs, dir: &Path) -> anyhow::Result<ExitCode> {
     let result = cluster.serve(&args, &dir, &shutdown).await;
     state::remove_env(&dir);
     cluster.drain().await;
+    if result.is_ok() && !args.command.is_empty() {
+        // Cargo names itself to what it runs.
+        let millpond = if std::env::var_os("CARGO").is_some() { "cargo run --" } else { "millpond" };
+        eprintln!("millpond: the cluster has stopped; what it stored is kept in {}", dir.display());
+        eprintln!("millpond: next, `{millpond} up` starts one that stays, for commands in other shells");
+    }
     result
 }
 
@@ -210,6 +216,12 @@ impl Cluster {
             ready = self.ready(dir) => ready?,
             () = shutdown.cancelled() => bail!("stopped before everything was ready"),
         }
+        eprintln!(
+            "millpond: the cluster is up: nats-server, collector, producer and {} worker{}; logs are in {}",
+            self.workers.len(),
+            if self.workers.len() == 1 { "" } else { "s" },
+            dir.join("log").display()
+        );
         let env = self.env(args);
         state::write_env(dir, &env)?;
         if args.command.is_empty() {
@@ -224,6 +236,7 @@ impl Cluster {
         // What the shell around us says of another cluster is not for this one.
         command.envs(env.iter().map(|(name, value)| (*name, value)));
         let mut command = command.stdin(Stdio::inherit()).spawn().context("cannot run the command")?;
+        eprintln!("millpond: running {}", args.command.join(OsStr::new(" ")).display());
         // Ctrl-C reaches the command too: it ends by itself, and its exit code is still ours.
         let never = CancellationToken::new();
         let status = tokio::select! {
@@ -353,6 +366,7 @@ async fn answers(url: &str) -> bool {
 /// Runs nats-server under a guard, so that it never outlives us.
 async fn start_server(args: &UpArgs, dir: &Path, secrets: &Secrets, ports: &Ports) -> anyhow::Result<Child> {
     let named = args.nats_server.clone();
+    eprintln!("millpond: starting a cluster on this machine");
     let program = tokio::task::spawn_blocking(move || nats_server::find(named.as_deref())).await??;
     let folder = dir.join("nats");
     std::fs::create_dir_all(&folder)?;
