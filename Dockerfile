@@ -8,6 +8,10 @@ ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian13:nonroot
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
 FROM ${RUST_IMAGE} AS build
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends make \
+    && rm -rf /var/lib/apt/lists/*
 # The cargo profile: `release`, or one that builds faster and runs slower.
 ARG PROFILE=release
 WORKDIR /src
@@ -21,7 +25,8 @@ COPY services services
 # an empty file stands in for them.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     mkdir -p tests /out/bin /out/data && : >tests/main.rs \
-    && CARGO_INCREMENTAL=0 cargo build --profile "$PROFILE" --locked \
+    && if [ "$PROFILE" = release ]; then features=--features=jemalloc; fi \
+    && CARGO_INCREMENTAL=0 cargo build --profile "$PROFILE" ${features:+"$features"} --locked \
     && install -D target/"$([ "$PROFILE" = dev ] && echo debug || echo "$PROFILE")"/millpond -t /out/bin \
     && for service in producer worker collector; do ln -s millpond "/out/bin/millpond-$service"; done
 # The folders that the command line's image has, so that volumes mounted there become its user's.
