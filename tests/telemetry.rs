@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use millpond::bus::publish::Patience;
 use millpond::client::NewTask;
-use millpond::limits::TELEMETRY_QUEUE_MAX;
-use millpond::telemetry::TraceContext;
+use millpond::telemetry::{TELEMETRY_QUEUE_MAX, TraceContext};
 use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::Value;

@@ -262,17 +262,6 @@ pub const PAGE_ROWS_MAX: u32 = 1000;
 /// Rows of one page when the caller does not say.
 pub const PAGE_ROWS_DEFAULT: u32 = 100;
 
-/// Spans, and as many log records, that wait to be exported; more are dropped. About 1 KiB each.
-pub const TELEMETRY_QUEUE_MAX: usize = 8192;
-/// Spans or log records of one export.
-pub const TELEMETRY_BATCH_MAX: usize = 1024;
-/// How long a span or a log record waits for others before it is exported.
-pub const TELEMETRY_SEND_EVERY: Duration = Duration::from_secs(1);
-/// How long the last ones may take before the process ends.
-pub const TELEMETRY_FLUSH_WITHIN: Duration = Duration::from_secs(3);
-/// Traces that one span refers to at the most.
-pub const SPAN_LINKS_MAX: usize = 128;
-
 const _: () = assert!(LEASE_EXTEND_EVERY.as_millis() * 3 <= LEASE_ACK_WAIT.as_millis());
 const _: () = assert!(PAUSE_MIN.as_millis() + LEASE_EXTEND_EVERY.as_millis() < LEASE_ACK_WAIT.as_millis());
 const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 3 <= HEARTBEAT_LOST_AFTER.as_millis());
@@ -285,4 +274,3 @@ const _: () = assert!(CLAIM_CHECK_BYTES + PACK_BYTES_MAX <= SERVER_PAYLOAD_BYTES
 const _: () = assert!(CLAIM_CHECK_BYTES * 2 <= TASK_BYTES_MAX);
 const _: () = assert!(BATCH_AUTO_BYTES_MAX <= CLAIM_CHECK_BYTES);
 const _: () = assert!(PAYLOAD_MEMORY_BYTES_MAX <= PAYLOADS_MEMORY_BYTES_MAX);
-const _: () = assert!(TELEMETRY_BATCH_MAX * 2 <= TELEMETRY_QUEUE_MAX);

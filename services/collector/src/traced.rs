@@ -4,8 +4,7 @@
 use std::time::SystemTime;
 
 use millpond::bus::results::{Ended, EndedBody, EndedMessage};
-use millpond::limits::SPAN_LINKS_MAX;
-use millpond::telemetry::{Span, SpanKind, TraceContext, record};
+use millpond::telemetry::{SPAN_LINKS_MAX, Span, SpanKind, TraceContext, record};
 
 /// These were stored; nothing is said where none of them is traced.
 pub(crate) fn stored(from: Ended, messages: &[EndedMessage], started: SystemTime) {
@@ -31,7 +30,7 @@ pub(crate) fn stored(from: Ended, messages: &[EndedMessage], started: SystemTime
         return;
     }
     let mut span = Span::new(("store", Some("process")), from.stream(), SpanKind::Consumer, (trace, None), started);
-    span.say_batch(messages.len());
+    span.message_count(messages.len());
     links.into_iter().for_each(|to| span.link(to));
     record(span);
 }

@@ -15,7 +15,7 @@ use millpond::config::duration;
 use millpond::limits::{CALL_TIMEOUT_DEFAULT, CALL_TIMEOUT_MAX, CALLS_WAITING_MAX, PIPE_HANDLER_GRACE, TASK_BYTES_MAX};
 use millpond::outcome::Failure;
 use millpond::task::{HEADER_TIMEOUT, HEADER_TRACEPARENT};
-use millpond::telemetry::{About, Scope, TraceContext};
+use millpond::telemetry::{Scope, TaskFields, TraceContext};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -176,7 +176,7 @@ fn admit(context: &WorkerContext, called: &Called) -> Result<Admitted, Refusal> 
         stop: context.stop.child_token(),
     };
     let (queue, kind) = (Some(called.queue().to_owned()), Some(kind.to_owned()));
-    let scope = Scope::new(About { task_id: call.id.clone(), queue, kind, attempt: call.attempt }, call.trace);
+    let scope = Scope::new(TaskFields { task_id: call.id.clone(), queue, kind, attempt: call.attempt }, call.trace);
     Ok(Admitted { runner, call, parent, scope, timeout, deadline: Instant::now() + timeout })
 }
 

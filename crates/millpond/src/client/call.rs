@@ -176,8 +176,8 @@ impl Client {
         let answered = self.ask_until_answered(queue, kind, (&subject, args), timeout, trace, more).await;
         if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
             let mut span = Span::new(("call", Some("send")), &subject, SpanKind::Client, (trace, parent), started);
-            span.say(FIELD_QUEUE, queue);
-            span.say(FIELD_KIND, kind);
+            span.attribute(FIELD_QUEUE, queue);
+            span.attribute(FIELD_KIND, kind);
             if let Err(error) = &answered {
                 span.failed(&Failure::new("call", error.to_string()));
             }

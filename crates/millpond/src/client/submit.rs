@@ -180,14 +180,14 @@ fn record_publish(
 ) {
     let destination = ["tasks", &task.queue, &task.kind].join(".");
     let mut span = Span::new(("publish", Some("send")), &destination, SpanKind::Producer, place, started);
-    span.say(FIELD_TASK_ID, id);
-    span.say(FIELD_QUEUE, &task.queue);
-    span.say(FIELD_KIND, &task.kind);
+    span.attribute(FIELD_TASK_ID, id);
+    span.attribute(FIELD_QUEUE, &task.queue);
+    span.attribute(FIELD_KIND, &task.kind);
     if let Some(job) = &task.job {
-        span.say(FIELD_JOB, job);
+        span.attribute(FIELD_JOB, job);
     }
     if let Some(items) = task.batch {
-        span.say_batch(items as usize);
+        span.message_count(items as usize);
     }
     if let Err(error) = published {
         span.failed(&Failure::new("not_stored", error.to_string()));

@@ -1,9 +1,8 @@
-//! The way out: spans and log records wait in bounded queues for a thread that sends them by OTLP over HTTP. Whoever gives
-//! one never waits, and what cannot be sent is counted.
+//! The export of spans and log records: they wait in bounded queues for a thread that sends them by OTLP over HTTP. The thread
+//! that hands one over never waits, and what cannot be sent is counted.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,84 +19,37 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::logs::{
     BatchConfigBuilder as LogsConfig, BatchLogProcessor, LogBatch, LogExporter as _, LogProcessor, SdkLogRecord,
 };
-use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter as _, SpanProcessor};
+use opentelemetry_sdk::trace::{Span as SdkSpan, SpanData, SpanExporter as _, SpanProcessor};
 
+use super::export_counts::{LOGS, TELEMETRY_QUEUE_MAX, TRACES};
 use super::otlp::{self, Envelope};
-use super::trace::{Field, fields};
-use crate::limits::{TELEMETRY_BATCH_MAX, TELEMETRY_QUEUE_MAX, TELEMETRY_SEND_EVERY};
+use super::scope::{FieldValue, fields};
+use super::span::Span;
 
-/// Counts what waits to be sent, what was sent, and what was lost. Nothing gets past it uncounted: the queue behind it
-/// is as long as it lets in.
-#[derive(Debug)]
-pub(super) struct Gate {
-    pub(super) signal: &'static str,
-    waiting: AtomicUsize,
-    sent: AtomicU64,
-    dropped: AtomicU64,
-    /// The last that was tried was lost, and this was said.
-    failing: AtomicBool,
+/// Spans or log records of one export.
+const EXPORT_BATCH_MAX: usize = 1024;
+/// How long a span or a log record waits for others before it is exported.
+const EXPORT_EVERY: Duration = Duration::from_secs(1);
+
+const _: () = assert!(EXPORT_BATCH_MAX * 2 <= TELEMETRY_QUEUE_MAX);
+
+/// The queue of this process's spans, once they are exported.
+static SPANS: OnceLock<QueuedSpans> = OnceLock::new();
+
+/// Exports spans through this queue from now on.
+pub(super) fn export(spans: QueuedSpans) {
+    let _ = SPANS.set(spans);
 }
 
-pub(super) static TRACES: Gate = Gate::new("traces");
-pub(super) static LOGS: Gate = Gate::new("logs");
-
-/// How a signal stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Counted {
-    pub(super) waiting: usize,
-    pub(super) sent: u64,
-    pub(super) dropped: u64,
-}
-
-impl Gate {
-    const fn new(signal: &'static str) -> Self {
-        Self {
-            signal,
-            waiting: AtomicUsize::new(0),
-            sent: AtomicU64::new(0),
-            dropped: AtomicU64::new(0),
-            failing: AtomicBool::new(false),
-        }
-    }
-
-    /// Whether there is room for one more; where there is none it counts as dropped.
-    fn lets_in(&self) -> bool {
-        let more = |waiting| (waiting < TELEMETRY_QUEUE_MAX).then_some(waiting + 1);
-        let room = self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
-        if !room {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-        room
-    }
-
-    fn left(&self, count: usize, result: &OTelSdkResult) {
-        self.waiting.fetch_sub(count, Ordering::Relaxed);
-        let counter = if result.is_ok() { &self.sent } else { &self.dropped };
-        counter.fetch_add(count as u64, Ordering::Relaxed);
-        let was = self.failing.swap(result.is_err(), Ordering::Relaxed);
-        match result {
-            Err(error) if !was => tracing::warn!(
-                signal = self.signal,
-                %error,
-                "telemetry cannot be exported; it is dropped and counted, tasks go on"
-            ),
-            Ok(()) if was => {
-                tracing::info!(signal = self.signal, dropped = self.counted().dropped, "telemetry is exported again");
-            }
-            _ => {}
-        }
-    }
-
-    pub(super) fn counted(&self) -> Counted {
-        Counted {
-            waiting: self.waiting.load(Ordering::Relaxed),
-            sent: self.sent.load(Ordering::Relaxed),
-            dropped: self.dropped.load(Ordering::Relaxed),
-        }
+/// Hands a span to the exporter; call it only for a trace that [is recorded](super::TraceContext::is_recorded). Never waits:
+/// when the exporter is behind, the span is counted as dropped.
+pub fn record(span: Span) {
+    if let Some(spans) = SPANS.get() {
+        spans.take(&span.into_wire());
     }
 }
 
-/// Sends log records.
+/// Sends log records, and counts them.
 #[derive(Debug)]
 struct CountedLogs(LogExporter);
 
@@ -118,51 +70,51 @@ impl opentelemetry_sdk::logs::LogExporter for CountedLogs {
     }
 }
 
-/// Spans that are sent together, as they travel: our own, and those of handlers in their scopes.
+/// Encoded spans that are sent together: our own, and those of handlers in their scopes.
 #[derive(Debug, Default)]
-struct Batch {
+struct SpanBatch {
     spans: Vec<u8>,
     scoped: Vec<u8>,
     count: usize,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
-    batches: VecDeque<Batch>,
-    /// Bytes of spans in the last that was full: the next one takes no more allocations.
+struct PendingSpans {
+    batches: VecDeque<SpanBatch>,
+    /// Bytes of spans in the last full batch: the next one is allocated with as many.
     usual_bytes: usize,
-    /// All is to be sent, and no more.
+    /// What waits is to be sent now; nothing comes after it.
     ends: bool,
-    /// All was sent.
+    /// Everything was sent.
     ended: bool,
 }
 
-impl Waiting {
+impl PendingSpans {
     fn is_due(&self) -> bool {
-        self.ends || self.batches.front().is_some_and(|batch| batch.count >= TELEMETRY_BATCH_MAX)
+        self.ends || self.batches.front().is_some_and(|batch| batch.count >= EXPORT_BATCH_MAX)
     }
 }
 
 #[derive(Debug, Default)]
-struct Queue {
-    waiting: Mutex<Waiting>,
+struct SpanQueue {
+    waiting: Mutex<PendingSpans>,
     changed: Condvar,
 }
 
-/// Spans on their way. Cheap to clone.
+/// The sending end of the queue of spans. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct QueuedSpans(Arc<Queue>);
+pub(super) struct QueuedSpans(Arc<SpanQueue>);
 
-/// The library's exporter knows where to send, with which headers, and what to try again; it is given no spans, and this one
-/// puts what is to be sent in the place of its body.
+/// An HTTP client for the library's exporter, which knows the address, the headers and when to try again. The exporter is
+/// given no spans; this client sends the encoded ones in place of its body.
 #[derive(Debug)]
-struct Post {
+struct BodySwap {
     client: reqwest::blocking::Client,
     body: Arc<Mutex<Bytes>>,
 }
 
 #[async_trait]
-impl HttpClient for Post {
+impl HttpClient for BodySwap {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let body = lock(&self.body).clone();
         self.client.send_bytes(request.map(|_| body)).await
@@ -173,20 +125,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long one request may take: what a client of one's own must be told.
+/// How long one request may take: the exporter does not set this on a client that it is given.
 fn request_timeout() -> Duration {
-    let asked = |name| std::env::var(name).ok()?.parse().ok();
-    let asked = asked(OTEL_EXPORTER_OTLP_TRACES_TIMEOUT).or_else(|| asked(OTEL_EXPORTER_OTLP_TIMEOUT));
-    asked.map_or(OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT, Duration::from_millis)
+    let set = |name| std::env::var(name).ok()?.parse().ok();
+    let milliseconds = set(OTEL_EXPORTER_OTLP_TRACES_TIMEOUT).or_else(|| set(OTEL_EXPORTER_OTLP_TIMEOUT));
+    milliseconds.map_or(OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT, Duration::from_millis)
 }
 
 impl QueuedSpans {
-    /// Starts the thread that sends them; an error says what is wrong.
+    /// Starts the thread that sends the spans; the error is a reason for a person.
     pub(super) fn start(resource: &Resource) -> Result<Self, String> {
         let client = reqwest::blocking::Client::builder().timeout(request_timeout()).build();
         let body = Arc::<Mutex<Bytes>>::default();
-        let post = Post { client: client.map_err(|e| e.to_string())?, body: body.clone() };
-        let exporter = SpanExporter::builder().with_http().with_http_client(post).build().map_err(|e| e.to_string())?;
+        let swap = BodySwap { client: client.map_err(|e| e.to_string())?, body: body.clone() };
+        let exporter = SpanExporter::builder().with_http().with_http_client(swap).build().map_err(|e| e.to_string())?;
         let (queued, envelope) = (Self(Arc::default()), Envelope::new(resource));
         let queue = queued.0.clone();
         let send = move || {
@@ -200,14 +152,14 @@ impl QueuedSpans {
         Ok(queued)
     }
 
-    /// Takes one of ours, as it travels.
+    /// Takes one of our own spans, encoded.
     pub(super) fn take(&self, span: &[u8]) {
         if TRACES.lets_in() {
             self.0.put(|batch| otlp::span(span, &mut batch.spans));
         }
     }
 
-    /// Sends what waits, and then no more; it is over when all was sent, or after this time.
+    /// Sends what waits and ends the thread; returns when everything was sent, or after this time.
     pub(super) fn end(&self, within: Duration) {
         let mut waiting = lock(&self.0.waiting);
         waiting.ends = true;
@@ -216,18 +168,18 @@ impl QueuedSpans {
     }
 }
 
-impl Queue {
-    fn put(&self, write: impl FnOnce(&mut Batch)) {
+impl SpanQueue {
+    fn put(&self, write: impl FnOnce(&mut SpanBatch)) {
         let mut waiting = lock(&self.waiting);
-        if waiting.batches.back().is_none_or(|last| last.count >= TELEMETRY_BATCH_MAX) {
+        if waiting.batches.back().is_none_or(|last| last.count >= EXPORT_BATCH_MAX) {
             let spans = Vec::with_capacity(waiting.usual_bytes);
-            waiting.batches.push_back(Batch { spans, ..Batch::default() });
+            waiting.batches.push_back(SpanBatch { spans, ..SpanBatch::default() });
         }
-        let Waiting { batches, usual_bytes, .. } = &mut *waiting;
+        let PendingSpans { batches, usual_bytes, .. } = &mut *waiting;
         if let Some(batch) = batches.back_mut() {
             write(batch);
             batch.count += 1;
-            if batch.count == TELEMETRY_BATCH_MAX {
+            if batch.count == EXPORT_BATCH_MAX {
                 *usual_bytes = batch.spans.len();
             }
         }
@@ -236,11 +188,11 @@ impl Queue {
         }
     }
 
-    /// What is to be sent next; none when all was sent that there will be.
-    fn next(&self) -> Option<Batch> {
+    /// The next batch to send; none after the last.
+    fn next(&self) -> Option<SpanBatch> {
         let mut waiting = lock(&self.waiting);
         loop {
-            let waited = self.changed.wait_timeout_while(waiting, TELEMETRY_SEND_EVERY, |waiting| !waiting.is_due());
+            let waited = self.changed.wait_timeout_while(waiting, EXPORT_EVERY, |waiting| !waiting.is_due());
             (waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if let Some(batch) = waiting.batches.pop_front() {
                 return Some(batch);
@@ -256,7 +208,7 @@ impl Queue {
 
 /// Spans that a handler makes with `tracing`.
 impl SpanProcessor for QueuedSpans {
-    fn on_start(&self, _: &mut Span, _: &Context) {}
+    fn on_start(&self, _: &mut SdkSpan, _: &Context) {}
 
     fn on_end(&self, span: SpanData) {
         if TRACES.lets_in() {
@@ -264,7 +216,7 @@ impl SpanProcessor for QueuedSpans {
         }
     }
 
-    /// They are sent each second anyway.
+    /// Spans are sent each second anyway.
     fn force_flush(&self) -> OTelSdkResult {
         Ok(())
     }
@@ -275,19 +227,19 @@ impl SpanProcessor for QueuedSpans {
     }
 }
 
-/// Log records on their way; they get the fields of the task that their thread works on.
+/// The queue of log records; each gets the fields of the task that its thread works on.
 #[derive(Debug)]
 pub(super) struct QueuedLogs(BatchLogProcessor);
 
 impl QueuedLogs {
-    /// Starts the thread that sends them.
+    /// Starts the thread that sends the records.
     pub(super) fn start(resource: &Resource) -> Result<Self, ExporterBuildError> {
         let mut exporter = LogExporter::builder().with_http().build()?;
         exporter.set_resource(resource);
         let config = LogsConfig::default()
             .with_max_queue_size(TELEMETRY_QUEUE_MAX)
-            .with_max_export_batch_size(TELEMETRY_BATCH_MAX)
-            .with_scheduled_delay(TELEMETRY_SEND_EVERY);
+            .with_max_export_batch_size(EXPORT_BATCH_MAX)
+            .with_scheduled_delay(EXPORT_EVERY);
         let builder = BatchLogProcessor::builder(CountedLogs(exporter));
         Ok(Self(builder.with_batch_config(config.build()).build()))
     }
@@ -298,17 +250,17 @@ impl LogProcessor for QueuedLogs {
         if !LOGS.lets_in() {
             return;
         }
-        let mut about: Vec<(&'static str, AnyValue)> = Vec::new();
+        let mut of_task: Vec<(&'static str, AnyValue)> = Vec::new();
         fields(|name, value| {
             let value = match value {
-                Field::Text(text) => AnyValue::from(text.to_owned()),
-                Field::Number(number) => AnyValue::from(i64::from(number)),
+                FieldValue::Text(text) => AnyValue::from(text.to_owned()),
+                FieldValue::Number(number) => AnyValue::from(i64::from(number)),
             };
-            about.push((name, value));
+            of_task.push((name, value));
         });
-        let said = |name: &str| record.attributes_iter().any(|(key, _)| key.as_str() == name);
-        about.retain(|(name, _)| !said(name));
-        for (name, value) in about {
+        let has = |name: &str| record.attributes_iter().any(|(key, _)| key.as_str() == name);
+        of_task.retain(|(name, _)| !has(name));
+        for (name, value) in of_task {
             record.add_attribute(Key::new(name), value);
         }
         self.0.emit(record, scope);
@@ -328,23 +280,10 @@ mod tests {
     use opentelemetry::KeyValue;
     use opentelemetry::trace::{Span as _, Tracer as _, TracerProvider as _};
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-    use opentelemetry_sdk::error::OTelSdkError;
     use opentelemetry_sdk::trace::SdkTracerProvider;
     use prost::Message;
 
     use super::*;
-
-    #[test]
-    fn nothing_is_lost_uncounted() {
-        let gate = Gate::new("test");
-        let beyond = 7;
-        let let_in = (0..TELEMETRY_QUEUE_MAX + beyond).filter(|_| gate.lets_in()).count();
-        assert_eq!(let_in, TELEMETRY_QUEUE_MAX);
-        gate.left(10, &Ok(()));
-        gate.left(5, &Err(OTelSdkError::InternalFailure("no".into())));
-        let waiting = TELEMETRY_QUEUE_MAX - 15;
-        assert_eq!(gate.counted(), Counted { waiting, sent: 10, dropped: 5 + beyond as u64 });
-    }
 
     #[test]
     fn spans_are_sent_in_few_batches_each_in_its_scope() {
@@ -353,16 +292,16 @@ mod tests {
         let mut theirs = provider.tracer("handler").start("step");
         theirs.set_attribute(KeyValue::new("attempt", 1));
         theirs.end();
-        // A span of which nothing is known.
-        (0..TELEMETRY_BATCH_MAX).for_each(|_| queued.take(&[]));
+        // Empty spans will do: only their number counts.
+        (0..EXPORT_BATCH_MAX).for_each(|_| queued.take(&[]));
         lock(&queued.0.waiting).ends = true;
         let (first, second) = (queued.0.next().unwrap(), queued.0.next().unwrap());
-        assert_eq!((first.count, second.count, queued.0.next().is_none()), (TELEMETRY_BATCH_MAX, 1, true));
+        assert_eq!((first.count, second.count, queued.0.next().is_none()), (EXPORT_BATCH_MAX, 1, true));
         assert!(lock(&queued.0.waiting).ended);
         let request = Envelope::new(&Resource::builder_empty().build()).request(&first.spans, &first.scoped);
         let read = ExportTraceServiceRequest::decode(request.as_slice()).unwrap();
         let [ours, theirs] = read.resource_spans[0].scope_spans.as_slice() else { panic!("{read:?}") };
-        assert_eq!(ours.spans.len(), TELEMETRY_BATCH_MAX - 1);
+        assert_eq!(ours.spans.len(), EXPORT_BATCH_MAX - 1);
         assert_eq!((theirs.scope.as_ref().unwrap().name.as_str(), theirs.spans.len()), ("handler", 1));
         assert_eq!((theirs.spans[0].name.as_str(), theirs.spans[0].attributes[0].key.as_str()), ("step", "attempt"));
     }

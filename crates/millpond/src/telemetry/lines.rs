@@ -1,4 +1,4 @@
-//! Log lines for people, and as JSON with the field names of the Elastic Common Schema
+//! The format of log lines: text for people, or JSON with the field names of the Elastic Common Schema
 //! (<https://www.elastic.co/docs/reference/ecs>). Both name the task and the trace that a line belongs to.
 
 use std::fmt::{self, Debug};
@@ -10,27 +10,27 @@ use tracing_subscriber::fmt::format::{Compact, Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, time::FormatTime, time::SystemTime};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::trace::{Field, fields, ids};
-use super::{FIELD_SPAN_ID, FIELD_TRACE_ID};
+use super::fields::{FIELD_SPAN_ID, FIELD_TRACE_ID};
+use super::scope::{FieldValue, fields, ids};
 
-/// Version of the schema that the names are of.
+/// Version of the schema.
 const ECS_VERSION: &str = "9.2.0";
 
-/// How a line is written.
-pub(super) enum Lines {
+/// How a log line is written.
+pub(super) enum LineFormat {
     /// For people.
     Text(Format<Compact>),
-    /// As an object: the service and its instance.
+    /// As a JSON object, with the service and its instance.
     Json(&'static str, String),
 }
 
-impl Lines {
+impl LineFormat {
     pub(super) fn text(colours: bool) -> Self {
         Self::Text(tracing_subscriber::fmt::format().with_target(false).with_ansi(colours).compact())
     }
 }
 
-impl<S, N> FormatEvent<S, N> for Lines
+impl<S, N> FormatEvent<S, N> for LineFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -41,13 +41,13 @@ where
                 let mut line = String::new();
                 format.format_event(context, Writer::new(&mut line), event)?;
                 to.write_str(line.trim_end_matches('\n'))?;
-                let said = event.metadata().fields();
+                let own = event.metadata().fields();
                 let mut result = Ok(());
                 fields(|name, value| {
-                    if said.field(name).is_none() && result.is_ok() {
+                    if own.field(name).is_none() && result.is_ok() {
                         result = match value {
-                            Field::Text(text) => write!(to, " {name}={text}"),
-                            Field::Number(number) => write!(to, " {name}={number}"),
+                            FieldValue::Text(text) => write!(to, " {name}={text}"),
+                            FieldValue::Number(number) => write!(to, " {name}={number}"),
                         };
                     }
                 });
@@ -86,19 +86,19 @@ fn object(service: &str, instance: &str, event: &Event<'_>) -> Map<String, Value
     }
     fields(|name, value| {
         let value = match value {
-            Field::Text(text) => text.into(),
-            Field::Number(number) => number.into(),
+            FieldValue::Text(text) => text.into(),
+            FieldValue::Number(number) => number.into(),
         };
         put(name, value);
     });
-    event.record(&mut Fields(&mut object));
+    event.record(&mut EventFields(&mut object));
     object
 }
 
 /// Puts the fields of an event into an object.
-struct Fields<'a>(&'a mut Map<String, Value>);
+struct EventFields<'a>(&'a mut Map<String, Value>);
 
-impl Fields<'_> {
+impl EventFields<'_> {
     fn put(&mut self, field: &tracing::field::Field, value: Value) {
         let name = match field.name() {
             "error" => "error.message",
@@ -110,7 +110,7 @@ impl Fields<'_> {
     }
 }
 
-impl Visit for Fields<'_> {
+impl Visit for EventFields<'_> {
     fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn Debug) {
         self.put(field, format!("{value:?}").into());
     }
@@ -143,7 +143,8 @@ mod tests {
     use tracing_subscriber::fmt::MakeWriter;
     use tracing_subscriber::layer::SubscriberExt;
 
-    use super::super::{About, Scope, TraceContext};
+    use super::super::scope::{Scope, TaskFields};
+    use super::super::trace::TraceContext;
     use super::*;
 
     #[derive(Clone, Default)]
@@ -168,7 +169,7 @@ mod tests {
         }
     }
 
-    fn written(lines: Lines, log: impl FnOnce()) -> String {
+    fn written(lines: LineFormat, log: impl FnOnce()) -> String {
         let written = Written::default();
         let layer = tracing_subscriber::fmt::layer().with_writer(written.clone()).event_format(lines);
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
@@ -177,12 +178,12 @@ mod tests {
 
     fn scope() -> Scope {
         let trace = TraceContext::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
-        Scope::new(About { task_id: "t".into(), queue: None, kind: Some("k".into()), attempt: 2 }, trace)
+        Scope::new(TaskFields { task_id: "t".into(), queue: None, kind: Some("k".into()), attempt: 2 }, trace)
     }
 
     #[test]
     fn a_line_names_its_task_and_its_trace() {
-        let said = written(Lines::text(false), || {
+        let said = written(LineFormat::text(false), || {
             tracing::info!("before");
             let _in = scope().enter();
             tracing::warn!(kind = "own", "within");
@@ -197,7 +198,7 @@ mod tests {
 
     #[test]
     fn json_has_the_names_of_the_schema() {
-        let said = written(Lines::Json("millpond-worker", "w1".into()), || {
+        let said = written(LineFormat::Json("millpond-worker", "w1".into()), || {
             let _in = scope().enter();
             tracing::error!(error = %"no", count = 3, is = true, "failed");
         });

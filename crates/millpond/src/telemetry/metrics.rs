@@ -6,13 +6,13 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
 
-use super::export::{LOGS, TRACES};
+use super::export_counts::{LOGS, TRACES};
 
-/// A gauge that was not set for so long is not shown.
+/// A gauge that was not set for this long is not shown.
 const GAUGE_IDLE: Duration = Duration::from_secs(10);
-/// How often what was measured is sorted into its buckets, whether or not anybody asks: until then it takes memory.
+/// How often measured values are sorted into their buckets: until then each takes memory, also when nobody reads them.
 const SORT_EVERY: Duration = Duration::from_secs(5);
-/// Buckets of what takes time, in seconds: from a task that does nothing to one that runs for an hour.
+/// Buckets of durations, in seconds: from a task that does nothing to one that runs for an hour.
 const SECONDS: [f64; 17] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0];
 
@@ -21,7 +21,7 @@ const SECONDS: [f64; 17] =
 pub struct Metrics(PrometheusHandle);
 
 impl Metrics {
-    /// The first call starts them.
+    /// Starts recording with the first call.
     #[must_use]
     pub fn start() -> Self {
         static METRICS: OnceLock<Metrics> = OnceLock::new();
@@ -29,16 +29,16 @@ impl Metrics {
     }
 
     fn record() -> Self {
-        // A gauge of something that is gone (a child) is not shown for ever.
+        // The gauge of a child that is gone must not be shown for ever.
         let builder = PrometheusBuilder::new().idle_timeout(MetricKindMask::GAUGE, Some(GAUGE_IDLE));
         let seconds = Matcher::Suffix("_seconds".to_owned());
         let recorder = match builder.set_buckets_for_metric(seconds, &SECONDS) {
             Ok(builder) => builder.build_recorder(),
-            // There are buckets.
+            // Not reached: only an empty list of buckets is refused.
             Err(_) => PrometheusBuilder::new().build_recorder(),
         };
         let handle = recorder.handle();
-        // Another recorder of this process stays; then ours counts nothing.
+        // A recorder that the program installed before stays; ours counts nothing then.
         let _ = metrics::set_global_recorder(recorder);
         let sorted = handle.clone();
         let sort = move || {
@@ -51,11 +51,11 @@ impl Metrics {
         Self(handle)
     }
 
-    /// As text.
+    /// The metrics as text.
     #[must_use]
     pub fn render(&self) -> String {
         for gate in [&TRACES, &LOGS] {
-            let (signal, counted) = (gate.signal, gate.counted());
+            let (signal, counted) = (gate.signal, gate.counts());
             metrics::counter!("millpond_telemetry_sent_total", "signal" => signal).absolute(counted.sent);
             metrics::counter!("millpond_telemetry_dropped_total", "signal" => signal).absolute(counted.dropped);
             metrics::gauge!("millpond_telemetry_waiting", "signal" => signal).set(gauge(counted.waiting));
@@ -64,14 +64,14 @@ impl Metrics {
     }
 }
 
-/// A count as a gauge has it.
+/// A count as the value of a gauge.
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
 #[must_use]
 pub fn gauge(count: impl TryInto<u64>) -> f64 {
     count.try_into().map_or(f64::MAX, |count| count as f64)
 }
 
-/// Says how long something took, in seconds, in the histogram of this name, which ends in `_seconds`.
+/// Records a duration, in seconds, in the histogram of this name, which ends in `_seconds`.
 pub fn took(name: &'static str, labels: &[(&'static str, &str)], time: Duration) {
     let labels: Vec<metrics::Label> =
         labels.iter().map(|(name, value)| metrics::Label::new(*name, (*value).to_owned())).collect();

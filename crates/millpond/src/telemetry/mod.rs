@@ -1,18 +1,21 @@
 //! Logs to standard error; spans and the same logs over OTLP/HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set; metrics.
-//! Field names are constants here, because they are the mapping of the log store too. Trace context that came
-//! is passed on, whether or not anything is exported. `trace` is where something belongs, `span` what is exported of it, `otlp`
-//! how that travels, `export` the way out, `lines` how logs look, `metrics` what Prometheus reads.
+//! A trace context that came is passed on, whether or not anything is exported.
 
 mod export;
+mod export_counts;
+mod fields;
 mod lines;
 mod metrics;
 mod otlp;
+mod sampling;
+mod scope;
 mod span;
 mod trace;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use file_rotate::compression::Compression;
 use file_rotate::suffix::AppendCount;
@@ -29,44 +32,31 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::LogArgs;
-use crate::limits::TELEMETRY_FLUSH_WITHIN;
-use export::{LOGS, QueuedLogs, QueuedSpans, TRACES};
-use lines::Lines;
-use span::Sampling;
+use export::{QueuedLogs, QueuedSpans};
+use export_counts::{LOGS, TRACES};
+use lines::LineFormat;
+use sampling::Sampling;
 
+pub use export::record;
+pub use export_counts::TELEMETRY_QUEUE_MAX;
+pub use fields::{FIELD_ATTEMPT, FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID};
 pub use metrics::{Metrics, gauge, took};
-pub use span::{Span, SpanKind, record, time_of};
-pub use trace::{About, Scope, TraceContext};
+pub use scope::{Scope, TaskFields};
+pub use span::{SPAN_LINKS_MAX, Span, SpanKind, time_of};
+pub use trace::TraceContext;
 
-/// Id of a task in logs and spans.
-pub const FIELD_TASK_ID: &str = "task_id";
-/// Kind of a task.
-pub const FIELD_KIND: &str = "kind";
-/// Queue of a task.
-pub const FIELD_QUEUE: &str = "queue";
-/// Job of a task.
-pub const FIELD_JOB: &str = "job";
-/// Number of an attempt.
-pub const FIELD_ATTEMPT: &str = "attempt";
-/// Name of a worker.
-pub const FIELD_WORKER: &str = "worker";
-/// Name of a child.
-pub const FIELD_CHILD: &str = "child";
-/// W3C trace id, in text lines; `trace.id` in JSON.
-pub const FIELD_TRACE_ID: &str = "trace_id";
-/// W3C span id, in text lines; `span.id` in JSON.
-pub const FIELD_SPAN_ID: &str = "span_id";
-
+/// How long the export of the last spans and log records may take before the process ends.
+const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 /// A log file that is larger is put aside as `<file>.1`, in bytes.
 const LOG_FILE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Log files that are kept beside the newest.
 const LOG_FILES_KEPT: usize = 5;
-/// Logs of the exporter's own HTTP client, and of other clients: exported they would make more of themselves.
+/// Logs of HTTP clients, the exporter's own among them: exporting these lines would produce more of them.
 const OWN_CLIENT: &str = "hyper=off,hyper_util=off,reqwest=off,h2=off,rustls=off";
-/// The NATS client tells at INFO what `bus` tells already; the exporter's failures are told by `export`.
-const TOLD_ELSEWHERE: &str = "async_nats=warn,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off";
+/// Logs that would come twice: `bus` logs what the NATS client logs at INFO, and `export_counts` the failures of exporters.
+const LOGGED_ELSEWHERE: &str = "async_nats=warn,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off";
 
-/// What is exported; flush it before the process ends.
+/// The exporters of this process; flush them before it ends.
 pub struct Telemetry {
     spans: Option<QueuedSpans>,
     logs: Option<SdkLoggerProvider>,
@@ -99,21 +89,21 @@ pub enum TelemetryError {
         /// What the exporter says.
         reason: String,
     },
-    /// The sampler is none.
+    /// The sampler is not one.
     #[error("{0}")]
     Sampler(String),
 }
 
-/// Starts logs and, where an endpoint is set, their export and that of spans; call it once, early in `main` and not within the
-/// async runtime. `instance` is the name of this one among those of its service; none: its pod, or its process.
+/// Starts logs and, where an endpoint is set, the export of logs and spans. Call it once, early in `main` and not within the
+/// async runtime. `instance` is the name of this instance of the service; none: the pod's name, or the process id.
 ///
 /// # Errors
 /// [`TelemetryError`] names the setting that is wrong.
 pub fn start(service: &'static str, instance: Option<&str>, args: &LogArgs) -> Result<Telemetry, TelemetryError> {
     let instance = instance.map_or_else(|| default_instance(service), str::to_owned);
     let lines = |colours| match args.log_json {
-        true => Lines::Json(service, instance.clone()),
-        false => Lines::text(colours),
+        true => LineFormat::Json(service, instance.clone()),
+        false => LineFormat::text(colours),
     };
     let to_stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
@@ -122,12 +112,12 @@ pub fn start(service: &'static str, instance: Option<&str>, args: &LogArgs) -> R
     let to_file = args.log_file.as_deref().map(open).transpose()?;
     let to_file = to_file.map(|file| tracing_subscriber::fmt::layer().with_writer(file).event_format(lines(false)));
     let to_file = to_file.map(|layer| Ok::<_, TelemetryError>(layer.with_filter(filter(args, "")?))).transpose()?;
-    // The exporter's client asks the process's choice of cryptography.
+    // The exporter's HTTP client uses the default cryptography of the process.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let resource = resource(service, instance.clone());
     let (spans, tracer) = spans(&resource)?.map_or((None, None), |(spans, provider)| {
         // Of our own spans none is made by `tracing`: these are a handler's.
-        let quiet = EnvFilter::new(format!("info,{OWN_CLIENT},sqlx=off,{TOLD_ELSEWHERE}"));
+        let quiet = EnvFilter::new(format!("info,{OWN_CLIENT},sqlx=off,{LOGGED_ELSEWHERE}"));
         let layer = tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("handler"))
             .with_location(false)
@@ -147,15 +137,15 @@ pub fn start(service: &'static str, instance: Option<&str>, args: &LogArgs) -> R
     Ok(Telemetry { spans, logs })
 }
 
-/// What is logged; a filter that names a target has the last word.
+/// The log filter. A directive of the user goes before the built-in ones for the same target.
 fn filter(args: &LogArgs, also: &str) -> Result<EnvFilter, TelemetryError> {
-    EnvFilter::try_new(format!("{TOLD_ELSEWHERE},{},{also}", args.log))
+    EnvFilter::try_new(format!("{LOGGED_ELSEWHERE},{},{also}", args.log))
         .map_err(|e| TelemetryError::Filter { filter: args.log.clone(), reason: e.to_string() })
 }
 
-/// A log file that is put aside when it is large; written line by line, so that none is lost.
+/// Opens a log file that is put aside when it is large. It is written line by line, so that none is lost.
 fn open(path: &Path) -> Result<Mutex<FileRotate<AppendCount>>, TelemetryError> {
-    // The file is opened for good below, and not told when that fails.
+    // `FileRotate` opens the file as well, and does not report a failure.
     let tried = std::fs::File::options().create(true).append(true).open(path);
     tried.map_err(|e| TelemetryError::File { path: path.to_owned(), reason: e.to_string() })?;
     let limit = ContentLimit::BytesSurpassed(LOG_FILE_BYTES_MAX);
@@ -163,7 +153,7 @@ fn open(path: &Path) -> Result<Mutex<FileRotate<AppendCount>>, TelemetryError> {
     Ok(Mutex::new(FileRotate::new(path, old, limit, Compression::None, None)))
 }
 
-/// Starts logs in a child process of a worker, as lines that the worker reads.
+/// Starts logs in a child process of a worker, as JSON lines that the worker parses.
 pub fn start_in_child() {
     let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
     let filter = EnvFilter::try_from_env("MILLPOND_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
@@ -174,7 +164,7 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Whether there is somewhere to export a signal to, and it is not switched off.
+/// Whether a signal has an endpoint and is not switched off.
 fn is_wanted(endpoint: &str, exporter: &str) -> bool {
     let somewhere = variable("OTEL_EXPORTER_OTLP_ENDPOINT").or_else(|| variable(endpoint)).is_some();
     let is_off = variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
@@ -194,7 +184,8 @@ fn spans(resource: &Resource) -> Result<Option<(QueuedSpans, SdkTracerProvider)>
         .with_sampler(sampling.clone().sampler())
         .with_resource(resource.clone())
         .build();
-    span::export(queued.clone(), sampling);
+    export::export(queued.clone());
+    sampling::export(sampling);
     Ok(Some((queued, provider)))
 }
 
@@ -211,7 +202,7 @@ fn default_instance(service: &str) -> String {
     variable("POD_NAME").unwrap_or_else(|| format!("{service}-{}", std::process::id()))
 }
 
-/// Who this process is. What `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say goes first.
+/// The resource that describes this process. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` go first.
 fn resource(service: &'static str, instance: String) -> Resource {
     let mut ours = vec![
         KeyValue::new("service.name", service),
@@ -240,19 +231,19 @@ fn resource(service: &'static str, instance: String) -> Resource {
 }
 
 impl Telemetry {
-    /// Sends what still waits, for three seconds at the most, and says what was lost. Call it before the process ends, not
+    /// Sends what still waits, for three seconds at the most, and logs how much was lost. Call it before the process ends, not
     /// within the async runtime.
     pub fn flush(&self) {
         std::thread::scope(|scope| {
             if let Some(spans) = &self.spans {
-                scope.spawn(|| spans.end(TELEMETRY_FLUSH_WITHIN));
+                scope.spawn(|| spans.end(FLUSH_WITHIN));
             }
             if let Some(logs) = &self.logs {
-                scope.spawn(|| logs.shutdown_with_timeout(TELEMETRY_FLUSH_WITHIN));
+                scope.spawn(|| logs.shutdown_with_timeout(FLUSH_WITHIN));
             }
         });
         for gate in [&TRACES, &LOGS] {
-            let counted = gate.counted();
+            let counted = gate.counts();
             let lost = counted.dropped + counted.waiting as u64;
             if lost > 0 {
                 tracing::warn!(signal = gate.signal, lost, sent = counted.sent, "not all telemetry could be exported");

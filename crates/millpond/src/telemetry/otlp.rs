@@ -1,5 +1,5 @@
-//! How spans travel: protobuf of OTLP (<https://opentelemetry.io/docs/specs/otlp/>), written as a span is told. The exporter
-//! of the library makes a structure with a string for each name and value of it first, which cost a tenth of a worker's time.
+//! The encoding of spans: protobuf of OTLP (<https://opentelemetry.io/docs/specs/otlp/>), written directly. The library's
+//! exporter first builds a structure with a string for each name and value, which cost a tenth of a worker's time.
 
 use opentelemetry_proto::tonic::resource::v1::Resource as WireResource;
 use opentelemetry_proto::tonic::trace::v1::ScopeSpans;
@@ -9,7 +9,7 @@ use opentelemetry_sdk::trace::SpanData;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
-/// Numbers of the fields of a span, of what is in it, and of what it is in (trace.proto, common.proto).
+/// Field numbers of a span, of its parts and of its containers (trace.proto, common.proto).
 pub(super) mod field {
     pub(in crate::telemetry) const TRACE_ID: u32 = 1;
     pub(in crate::telemetry) const SPAN_ID: u32 = 2;
@@ -44,26 +44,26 @@ pub(super) mod field {
 
 /// The value of an attribute.
 #[derive(Debug, Clone, Copy)]
-pub enum Said<'a> {
+pub enum AttributeValue<'a> {
     /// Text.
     Text(&'a str),
     /// A number.
     Number(i64),
 }
 
-impl<'a> From<&'a str> for Said<'a> {
+impl<'a> From<&'a str> for AttributeValue<'a> {
     fn from(text: &'a str) -> Self {
         Self::Text(text)
     }
 }
 
-impl<'a> From<&'a String> for Said<'a> {
+impl<'a> From<&'a String> for AttributeValue<'a> {
     fn from(text: &'a String) -> Self {
         Self::Text(text)
     }
 }
 
-impl From<i64> for Said<'_> {
+impl From<i64> for AttributeValue<'_> {
     fn from(number: i64) -> Self {
         Self::Number(number)
     }
@@ -84,11 +84,11 @@ pub(super) fn fixed64(field: u32, value: u64, to: &mut Vec<u8>) {
     to.extend_from_slice(&value.to_le_bytes());
 }
 
-/// The begin of what is so many bytes long.
+/// The begin of a field that is `length` bytes long.
 pub(super) fn begin(field: u32, length: usize, to: &mut Vec<u8>) {
     encode_key(field, WireType::LengthDelimited, to);
     match u8::try_from(length) {
-        // Most are so short.
+        // The usual case, without the loop of a varint.
         Ok(short) if short < 0x80 => to.push(short),
         _ => encode_varint(length as u64, to),
     }
@@ -100,26 +100,26 @@ pub(super) fn bytes(field: u32, value: &[u8], to: &mut Vec<u8>) {
     to.extend_from_slice(value);
 }
 
-/// Bytes that a field of such a number below 16 and such a length takes.
+/// Bytes that a field with a number below 16 takes, when its content is `of` bytes long.
 fn length(of: usize) -> usize {
     1 + encoded_len_varint(of as u64) + of
 }
 
-pub(super) fn attribute(field: u32, key: &str, value: Said<'_>, to: &mut Vec<u8>) {
+pub(super) fn attribute(field: u32, key: &str, value: AttributeValue<'_>, to: &mut Vec<u8>) {
     let value_length = match value {
-        Said::Text(text) => length(text.len()),
-        Said::Number(n) => 1 + encoded_len_varint(n.cast_unsigned()),
+        AttributeValue::Text(text) => length(text.len()),
+        AttributeValue::Number(n) => 1 + encoded_len_varint(n.cast_unsigned()),
     };
     begin(field, length(key.len()) + length(value_length), to);
     bytes(field::KEY, key.as_bytes(), to);
     begin(field::VALUE, value_length, to);
     match value {
-        Said::Text(text) => bytes(field::TEXT, text.as_bytes(), to),
-        Said::Number(n) => number(field::NUMBER, n.cast_unsigned(), to),
+        AttributeValue::Text(text) => bytes(field::TEXT, text.as_bytes(), to),
+        AttributeValue::Number(n) => number(field::NUMBER, n.cast_unsigned(), to),
     }
 }
 
-/// What spans are sent in: where they come from.
+/// The encoded message around the spans: which process they come from.
 #[derive(Debug)]
 pub(super) struct Envelope {
     resource: Vec<u8>,
@@ -145,7 +145,7 @@ impl Envelope {
         Self { resource, schema, scope }
     }
 
-    /// A request with our spans, and with those of handlers, each in its scope.
+    /// A request with our own `spans`, and with those of handlers, each already in its scope.
     pub(super) fn request(&self, spans: &[u8], scoped: &[u8]) -> Vec<u8> {
         let ours = self.scope.len() + spans.len();
         let ours_length = if spans.is_empty() { 0 } else { length(ours) };
@@ -164,12 +164,12 @@ impl Envelope {
     }
 }
 
-/// Appends a span to those that are sent together.
+/// Appends an encoded span to a request.
 pub(super) fn span(wire: &[u8], to: &mut Vec<u8>) {
     bytes(field::SPANS, wire, to);
 }
 
-/// Appends a span of a handler that uses `tracing`, in its scope.
+/// Appends a span that a handler made with `tracing`, in its scope.
 pub(super) fn scoped(span: SpanData, to: &mut Vec<u8>) {
     let schema_url = span.instrumentation_scope.schema_url().unwrap_or_default().to_owned();
     let scope = Some((span.instrumentation_scope.clone(), None).into());

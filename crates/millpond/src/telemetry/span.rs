@@ -1,25 +1,23 @@
-//! Spans: whether one is exported, and how it is told. A span is written down when it is over, as it travels; one that is not
-//! sampled costs nothing. docs/observability.md lists them.
+//! Spans. A span is encoded once it is over, in the form in which it is sent; one that is not sampled costs nothing.
+//! docs/observability.md lists them.
 
-use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry_proto::tonic::trace::v1::SpanFlags;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind as WireKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
-use opentelemetry_sdk::trace::{Sampler, SamplingDecision, ShouldSample};
 
-use super::TraceContext;
-use super::export::QueuedSpans;
-use super::otlp::{Said, attribute, begin, bytes, field, fixed32, fixed64, number};
-use crate::limits::SPAN_LINKS_MAX;
+use super::otlp::{AttributeValue, attribute, begin, bytes, field, fixed32, fixed64, number};
+use super::trace::TraceContext;
 use crate::outcome::Failure;
 
 pub use opentelemetry::trace::SpanKind;
 
-/// What most spans take at the most, in bytes: one allocation each.
+/// Links of one span; of more, only the number is sent.
+pub const SPAN_LINKS_MAX: usize = 128;
+/// Most spans are no larger, in bytes: so each needs one allocation.
 const SPAN_BYTES_MOST: usize = 640;
-/// Bytes of a link: two ids and flags, each with its field's number, the ids with their lengths.
+/// Bytes of a link: two ids and flags, each after its field number, the ids after their lengths as well.
 const LINK_BYTES: usize = (2 + 16) + (2 + 8) + (1 + 4);
 
 /// A span that is over.
@@ -32,9 +30,10 @@ pub struct Span {
 }
 
 impl Span {
-    /// One that ends now, of what is done with a message
-    /// (<https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/>): the operation, its type in these
-    /// conventions where it has one, and the subject. Its place, and the span above it; none: it is the first of its trace.
+    /// A span that ends now, of an operation on a message
+    /// (<https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/>). `operation` comes with its type in these
+    /// conventions, where it has one; `destination` is the subject; `trace` comes with the parent span, none when this span
+    /// is the first of its trace.
     #[must_use]
     pub fn new(
         (operation, of_type): (&'static str, Option<&'static str>),
@@ -59,32 +58,32 @@ impl Span {
         fixed32(field::FLAGS, flags(is_remote), &mut wire);
         fixed64(field::START_TIME, nanoseconds(started), &mut wire);
         let mut span = Self { started, ended: SystemTime::now(), links: 0, wire };
-        span.say("messaging.system", "nats");
-        span.say("messaging.operation.name", operation);
+        span.attribute("messaging.system", "nats");
+        span.attribute("messaging.operation.name", operation);
         if let Some(of_type) = of_type {
-            span.say("messaging.operation.type", of_type);
+            span.attribute("messaging.operation.type", of_type);
         }
-        span.say("messaging.destination.name", destination);
+        span.attribute("messaging.destination.name", destination);
         span
     }
 
-    /// The same, which ended then.
+    /// The same span with another end.
     #[must_use]
     pub fn ended(self, at: SystemTime) -> Self {
         Self { ended: at, ..self }
     }
 
-    /// Says one thing more of it.
-    pub fn say<'a>(&mut self, name: &'static str, value: impl Into<Said<'a>>) {
+    /// Adds an attribute.
+    pub fn attribute<'a>(&mut self, name: &'static str, value: impl Into<AttributeValue<'a>>) {
         attribute(field::ATTRIBUTES, name, value.into(), &mut self.wire);
     }
 
-    /// Says how many tasks its message has.
-    pub fn say_batch(&mut self, messages: usize) {
-        self.say("messaging.batch.message_count", i64::try_from(messages).unwrap_or(i64::MAX));
+    /// Adds the number of tasks in the message.
+    pub fn message_count(&mut self, messages: usize) {
+        self.attribute("messaging.batch.message_count", i64::try_from(messages).unwrap_or(i64::MAX));
     }
 
-    /// A span of another trace that it is about; more than [`SPAN_LINKS_MAX`] are counted only.
+    /// Links to a span of another trace; of more than [`SPAN_LINKS_MAX`] only the number is sent.
     pub fn link(&mut self, to: TraceContext) {
         self.links += 1;
         if self.links > SPAN_LINKS_MAX {
@@ -96,9 +95,9 @@ impl Span {
         fixed32(field::LINK_FLAGS, flags(true), &mut self.wire);
     }
 
-    /// Why it failed, as an event too.
+    /// Sets the status to failed, and adds the reason as an attribute and as an event.
     pub fn failed(&mut self, failure: &Failure) {
-        self.say("error.type", &failure.kind);
+        self.attribute("error.type", &failure.kind);
         let (mut event, mut status) = (Vec::new(), Vec::new());
         fixed64(field::EVENT_TIME, nanoseconds(self.ended), &mut event);
         bytes(field::EVENT_NAME, b"exception", &mut event);
@@ -114,8 +113,8 @@ impl Span {
         bytes(field::STATUS, &status, &mut self.wire);
     }
 
-    /// As it travels.
-    fn into_wire(mut self) -> Vec<u8> {
+    /// The encoded span.
+    pub(super) fn into_wire(mut self) -> Vec<u8> {
         // A clock that was set back makes no negative time.
         fixed64(field::END_TIME, nanoseconds(self.ended.max(self.started)), &mut self.wire);
         let beyond = self.links.saturating_sub(SPAN_LINKS_MAX);
@@ -126,7 +125,7 @@ impl Span {
     }
 }
 
-/// Of what is sampled; it is known whether the span above, or the one that a link is to, is another process's.
+/// The flags of a sampled span that say whether its parent, or the target of its link, belongs to another process.
 fn flags(is_remote: bool) -> u32 {
     let remote = if is_remote { SpanFlags::ContextIsRemoteMask as u32 } else { 0 };
     1 | SpanFlags::ContextHasIsRemoteMask as u32 | remote
@@ -137,86 +136,7 @@ fn nanoseconds(time: SystemTime) -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Who takes spans, and which.
-struct Export {
-    to: QueuedSpans,
-    sampling: Sampling,
-}
-
-/// Which traces are exported.
-#[derive(Debug, Clone)]
-pub(super) struct Sampling {
-    /// Whoever began the trace has decided.
-    by_parent: bool,
-    root: Sampler,
-}
-
-static EXPORT: OnceLock<Export> = OnceLock::new();
-
-/// Exports spans from now on.
-pub(super) fn export(to: QueuedSpans, sampling: Sampling) {
-    let _ = EXPORT.set(Export { to, sampling });
-}
-
-pub(super) fn is_exported() -> bool {
-    EXPORT.get().is_some()
-}
-
-pub(super) fn is_sampled(by_parent: Option<bool>, trace: u128) -> bool {
-    EXPORT.get().is_some_and(|export| export.sampling.is_sampled(by_parent, trace))
-}
-
-impl Sampling {
-    /// As `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` say.
-    pub(super) fn new(name: Option<&str>, ratio: Option<&str>) -> Result<Self, String> {
-        let name = name.filter(|name| !name.is_empty()).unwrap_or("parentbased_always_on");
-        let (by_parent, root) = name.strip_prefix("parentbased_").map_or((false, name), |root| (true, root));
-        let root = match root {
-            "always_on" => Sampler::AlwaysOn,
-            "always_off" => Sampler::AlwaysOff,
-            "traceidratio" => {
-                let ratio = ratio.unwrap_or("1");
-                let number = ratio.parse().ok().filter(|number| (0.0..=1.0).contains(number));
-                Sampler::TraceIdRatioBased(number.ok_or_else(|| {
-                    format!("OTEL_TRACES_SAMPLER_ARG {ratio:?} must be a share from 0 to 1, such as 0.01")
-                })?)
-            }
-            _ => {
-                return Err(format!(
-                    "OTEL_TRACES_SAMPLER {name:?} must be always_on, always_off, traceidratio, or one of these after \
-                     `parentbased_`"
-                ));
-            }
-        };
-        Ok(Self { by_parent, root })
-    }
-
-    fn is_sampled(&self, by_parent: Option<bool>, trace: u128) -> bool {
-        match by_parent.filter(|_| self.by_parent) {
-            Some(decided) => decided,
-            None => {
-                let trace = trace.into();
-                let result = self.root.should_sample(None, trace, "", &SpanKind::Internal, &[], &[]);
-                result.decision == SamplingDecision::RecordAndSample
-            }
-        }
-    }
-
-    /// The same for spans that `tracing` makes.
-    pub(super) fn sampler(self) -> Sampler {
-        if self.by_parent { Sampler::ParentBased(Box::new(self.root)) } else { self.root }
-    }
-}
-
-/// Gives it to the exporter; call it only for a trace that [is recorded](TraceContext::is_recorded). Never waits: when the
-/// exporter is behind, the span is counted as dropped.
-pub fn record(span: Span) {
-    if let Some(export) = EXPORT.get() {
-        export.to.take(&span.into_wire());
-    }
-}
-
-/// Unix time in milliseconds as a span has it.
+/// Unix time in milliseconds as a `SystemTime`.
 #[must_use]
 pub fn time_of(ms: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0))
@@ -243,7 +163,7 @@ mod tests {
         attributes.iter().map(value).collect()
     }
 
-    /// Sends spans to nowhere, and reads them as a Collector does.
+    /// Encodes spans, and decodes them as a Collector does.
     fn sent(spans: Vec<Span>) -> Vec<WireSpan> {
         let mut wire = Vec::new();
         spans.into_iter().for_each(|span| otlp::span(&span.into_wire(), &mut wire));
@@ -263,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_collector_reads_what_was_told() {
+    fn a_collector_reads_what_was_encoded() {
         let mut failure = Failure::new("ValueError", "no");
         failure.traceback = Some("l".repeat(300));
         let mut long = Span::new(
@@ -274,9 +194,9 @@ mod tests {
             time_of(1500),
         )
         .ended(time_of(2500));
-        long.say("attempt", -3);
-        long.say("kind", "x".repeat(200).as_str());
-        long.say_batch(700);
+        long.attribute("attempt", -3);
+        long.attribute("kind", "x".repeat(200).as_str());
+        long.message_count(700);
         (0..SPAN_LINKS_MAX + 2).for_each(|_| long.link(place(9)));
         long.failed(&failure);
         let backwards =
@@ -318,27 +238,5 @@ mod tests {
         assert_eq!((backwards.parent_span_id.len(), backwards.flags, &backwards.status), (0, 0x101, &None));
         assert_eq!(backwards.start_time_unix_nano, backwards.end_time_unix_nano);
         assert_eq!(backwards.attributes.len(), 3);
-    }
-
-    #[test]
-    fn who_decides_what_is_exported() {
-        let sampled =
-            |name: Option<&str>, ratio, parent, trace| Sampling::new(name, ratio).unwrap().is_sampled(parent, trace);
-        let high = u128::MAX >> 1;
-        for (name, ratio, parent, trace, expected) in [
-            (None, None, None, 1, true),
-            (None, None, Some(false), 1, false),
-            (Some("always_on"), None, Some(false), 1, true),
-            (Some("always_off"), None, Some(true), 1, false),
-            (Some("parentbased_traceidratio"), Some("0.01"), Some(true), high, true),
-            (Some("parentbased_traceidratio"), Some("0.01"), None, high, false),
-            (Some("parentbased_traceidratio"), Some("0.01"), None, 1, true),
-            (Some("parentbased_always_off"), None, None, 1, false),
-        ] {
-            assert_eq!(sampled(name, ratio, parent, trace), expected, "{name:?} {ratio:?} {parent:?} {trace:x}");
-        }
-        for (name, ratio) in [("jaeger_remote", None), ("traceidratio", Some("2")), ("traceidratio", Some("x"))] {
-            assert!(Sampling::new(Some(name), ratio).is_err(), "{name} {ratio:?}");
-        }
     }
 }

@@ -7,7 +7,7 @@ use millpond::bus::lease::Lease;
 use millpond::outcome::Failure;
 use millpond::task::Task;
 use millpond::telemetry::{
-    About, FIELD_ATTEMPT, FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, Scope, Span, SpanKind, TraceContext,
+    FIELD_ATTEMPT, FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, Scope, Span, SpanKind, TaskFields, TraceContext,
     record, time_of,
 };
 
@@ -53,7 +53,7 @@ impl AttemptSpans {
     /// The scope of the attempt.
     pub(crate) fn scope(&self, task: &Task) -> Scope {
         let (queue, kind) = (Some(task.subject.queue.clone()), Some(task.subject.kind.clone()));
-        Scope::new(About { task_id: task.id(), queue, kind, attempt: task.attempt }, Some(self.attempt))
+        Scope::new(TaskFields { task_id: task.id(), queue, kind, attempt: task.attempt }, Some(self.attempt))
     }
 
     /// Since when the message waited: for its first attempt since it was published, else since the one before ended.
@@ -85,14 +85,14 @@ impl AttemptSpans {
         if let Some(parent) = self.parent {
             span.link(parent);
         }
-        span.say(FIELD_QUEUE, &task.subject.queue);
-        span.say(FIELD_KIND, &task.subject.kind);
+        span.attribute(FIELD_QUEUE, &task.subject.queue);
+        span.attribute(FIELD_KIND, &task.subject.kind);
         if let Some(job) = &task.subject.job {
-            span.say(FIELD_JOB, job);
+            span.attribute(FIELD_JOB, job);
         }
         if task.is_batch() {
-            span.say_batch(task.items_len() as usize);
-            span.say("failed", i64::try_from(failures.len()).unwrap_or(i64::MAX));
+            span.message_count(task.items_len() as usize);
+            span.attribute("failed", i64::try_from(failures.len()).unwrap_or(i64::MAX));
         }
         if let Some(first) = failures.first() {
             span.failed(first);
@@ -111,8 +111,8 @@ fn span(
 ) -> Span {
     let destination = ["tasks", &task.subject.queue, &task.subject.kind].join(".");
     let mut span = Span::new(operation, &destination, kind, place, started);
-    span.say(FIELD_TASK_ID, &task.id());
-    span.say(FIELD_ATTEMPT, i64::from(task.attempt));
+    span.attribute(FIELD_TASK_ID, &task.id());
+    span.attribute(FIELD_ATTEMPT, i64::from(task.attempt));
     span
 }
 
@@ -129,9 +129,9 @@ pub(crate) fn called(
     }
     let (operation, destination) = (("process", Some("process")), ["call", queue, kind].join("."));
     let mut span = Span::new(operation, &destination, SpanKind::Server, (trace, parent), started);
-    span.say(FIELD_TASK_ID, id);
-    span.say(FIELD_QUEUE, queue);
-    span.say(FIELD_KIND, kind);
+    span.attribute(FIELD_TASK_ID, id);
+    span.attribute(FIELD_QUEUE, queue);
+    span.attribute(FIELD_KIND, kind);
     if let Some(failure) = failure {
         span.failed(failure);
     }

@@ -1,7 +1,7 @@
 //! A child's standard error, line by line, as log events of the worker with the child, its kind, its task and its trace.
 
 use bytes::Bytes;
-use millpond::telemetry::{About, Scope};
+use millpond::telemetry::{Scope, TaskFields};
 use serde::Deserialize;
 use tracing::{debug, error, info, trace, warn};
 
@@ -50,7 +50,7 @@ pub(crate) fn line(view: &View, line: &Bytes) {
     let message = structured.and_then(|s| s.message);
     let message = message.as_deref().unwrap_or(text);
     let scope = view.running().map(|running| {
-        let about = About { task_id: running.id, queue: None, kind: None, attempt: running.attempt };
+        let about = TaskFields { task_id: running.id, queue: None, kind: None, attempt: running.attempt };
         Scope::new(about, running.trace)
     });
     let _in = scope.as_ref().map(Scope::enter);
