@@ -85,7 +85,6 @@ fn words_have_no_io_no_clock_and_no_dice() {
         "retry",
         "chain",
         "signature",
-        "token",
         "limits",
     ] {
         let path = root().join(format!("crates/millpond/src/{word}.rs"));

@@ -39,6 +39,7 @@ use millpond::bus::ConnectError;
 use millpond::bus::publish::PublishError;
 use millpond::client::ClientError;
 use millpond::config::LogArgs;
+use millpond_service::program;
 
 use state::Env;
 
@@ -132,9 +133,9 @@ pub fn main() -> ExitCode {
     // The images have one program; a service's name for it is that service.
     let name = std::env::args_os().next().map(PathBuf::from);
     match name.as_deref().and_then(Path::file_name).and_then(OsStr::to_str) {
-        Some("millpond-producer") => return millpond_producer::main(),
-        Some("millpond-worker") => return millpond_worker::main(),
-        Some("millpond-collector") => return millpond_collector::main(),
+        Some("millpond-producer") => return program::main::<millpond_producer::Config>(),
+        Some("millpond-worker") => return program::main::<millpond_worker::Config>(),
+        Some("millpond-collector") => return program::main::<millpond_collector::Config>(),
         _ => {}
     }
     let cli = Cli::parse();
@@ -197,7 +198,7 @@ impl Command {
     fn logs(&self) -> (&'static str, Option<String>, LogArgs) {
         match self {
             Self::Worker(worker::WorkerCommand::Run(args)) => {
-                ("millpond-worker", Some(args.config.name()), args.config.log.clone())
+                ("millpond-worker", Some(args.config.name()), args.config.service.log.clone())
             }
             Self::Producer(command) => ("millpond-producer", None, command.log()),
             Self::Collector(command) => ("millpond-collector", None, command.log()),

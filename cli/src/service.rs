@@ -68,7 +68,7 @@ pub struct ProducerRunArgs {
 impl ProducerCommand {
     pub(crate) fn log(&self) -> LogArgs {
         let Self::Run(args) = self;
-        args.config.log.clone()
+        args.config.service.log.clone()
     }
 }
 
@@ -79,7 +79,7 @@ impl ProducerCommand {
 pub async fn run_producer(command: ProducerCommand, env: &Env) -> anyhow::Result<ExitCode> {
     let ProducerCommand::Run(mut args) = command;
     args.config.nats_url = args.config.nats_url.or_else(|| env.get(PRODUCER_NATS_URL));
-    args.config.token = env.or(args.config.token, args.config.token_file.is_some(), TOKEN);
+    args.config.token.token = env.or(args.config.token.token, args.config.token.token_file.is_some(), TOKEN);
     args.config.signing = env.signing(&args.config.signing);
     millpond_producer::run(args.config.check()?, args.parent.shutdown()?).await?;
     Ok(ExitCode::SUCCESS)
@@ -104,7 +104,7 @@ pub struct CollectorRunArgs {
 impl CollectorCommand {
     pub(crate) fn log(&self) -> LogArgs {
         let Self::Run(args) = self;
-        args.config.log.clone()
+        args.config.service.log.clone()
     }
 }
 
@@ -115,7 +115,7 @@ impl CollectorCommand {
 pub async fn run_collector(command: CollectorCommand, env: &Env) -> anyhow::Result<ExitCode> {
     let CollectorCommand::Run(mut args) = command;
     args.config.nats_url = args.config.nats_url.or_else(|| env.get(COLLECTOR_NATS_URL));
-    args.config.token = env.or(args.config.token, args.config.token_file.is_some(), TOKEN);
+    args.config.token.token = env.or(args.config.token.token, args.config.token.token_file.is_some(), TOKEN);
     args.config.viewer_token = env.or(args.config.viewer_token, args.config.viewer_token_file.is_some(), VIEWER_TOKEN);
     millpond_collector::run(args.config.check()?, args.parent.shutdown()?).await?;
     Ok(ExitCode::SUCCESS)

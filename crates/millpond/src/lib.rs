@@ -22,7 +22,6 @@ pub mod shutdown;
 pub mod signature;
 pub mod task;
 pub mod telemetry;
-pub mod token;
 pub mod worker_record;
 
 use rand::RngExt;

@@ -45,8 +45,6 @@ pub const PAYLOAD_FETCHES_MAX: usize = 4;
 /// Largest arguments that a handler decodes from a file, in bytes; of larger ones it reads the file itself.
 pub const ARGUMENTS_DECODED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
-/// Shortest token of an HTTP API, in characters.
-pub const TOKEN_CHARS_MIN: usize = 8;
 /// Shortest key that signs tasks, in characters.
 pub const SIGNING_KEY_CHARS_MIN: usize = 32;
 /// Keys of a cluster at once: the new one, and older ones whose tasks still wait.
@@ -198,13 +196,6 @@ pub const MAP_WINDOW_ITEMS: u64 = 65_536;
 /// Bytes of results that an ordered `map` holds back at the most before it stops publishing.
 pub const MAP_WINDOW_BYTES: usize = 16 * 1024 * 1024;
 
-/// Requests of one producer service that wait for the end of a task at once.
-pub const HTTP_WAITERS_MAX: usize = 1000;
-/// How long such a request may wait.
-pub const HTTP_WAIT_MAX: Duration = Duration::from_secs(600);
-/// Jobs of one producer service whose lines are read, or whose results are written, at once; each may hold
-/// [`PUBLISH_WINDOW_BYTES`] and [`MAP_WINDOW_BYTES`].
-pub const HTTP_JOBS_MAX: usize = 64;
 /// Exports of one collector that are under way at once; each may hold a page.
 pub const HTTP_EXPORTS_MAX: usize = 16;
 /// How long a browser's session lasts.

@@ -1,5 +1,5 @@
-//! Where a service listens for HTTP: plain, or by TLS with a certificate from files. And the other side of it: asking a
-//! service on this machine whether it is ready, for containers that have no program for that. What is served: the services.
+//! Where a service listens for HTTP: plain, or by TLS with a certificate from files. And the other side: a request to a
+//! service on this machine whether it is ready, for containers that have no program for that.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,8 +20,9 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 use millpond::config::{FileError, both, set};
+use millpond_api::error::ErrorBody;
 
-/// How long a service may take to say whether it is ready.
+/// How long a service may take to answer whether it is ready.
 const HEALTH_WITHIN: Duration = Duration::from_secs(4);
 
 /// Whether HTTP is served by TLS.
@@ -36,7 +37,7 @@ pub struct HttpTlsArgs {
     pub tls_http_key: Option<PathBuf>,
 }
 
-/// A certificate and its key, ready to be shown; none: plain HTTP.
+/// A certificate and its key; none: plain HTTP.
 pub type HttpTls = Option<Arc<ServerConfig>>;
 
 impl HttpTlsArgs {
@@ -60,8 +61,8 @@ impl HttpTlsArgs {
         Ok(Some(Arc::new(config)))
     }
 
-    /// Asks the service that listens at `listen` on this machine, with these settings, whether it is ready. Its certificate
-    /// is not checked: nothing is told, and what answers there is this machine's.
+    /// Requests `/readyz` of the service that listens at `listen` on this machine, with these settings. Its certificate is
+    /// not checked: the request holds no secret, and what answers there is this machine's.
     ///
     /// # Errors
     /// [`HealthError`], when it is not.
@@ -83,21 +84,22 @@ impl HttpTlsArgs {
             return Ok(());
         }
         let status = answer.status();
-        let said = answer.text().unwrap_or_default();
-        Err(HealthError::NotReady(format!("{} ({status})", said.trim())))
+        let text = answer.text().unwrap_or_default();
+        let complaint = serde_json::from_str::<ErrorBody>(&text).map_or(text, |body| body.error);
+        Err(HealthError::NotReady(format!("{} ({status})", complaint.trim())))
     }
 }
 
-/// Takes connections. A caller that is slow with its handshake keeps nobody waiting.
+/// Accepts connections. A caller that is slow with its TLS handshake keeps no other caller waiting.
 pub enum Listener {
-    /// As they come.
+    /// Connections as they come.
     Plain(TcpListener),
-    /// After their handshake.
+    /// Connections after their handshake.
     Tls(Box<TlsListener<TcpListener, TlsAcceptor>>),
 }
 
 impl Listener {
-    /// Listens.
+    /// Binds an address.
     ///
     /// # Errors
     /// When the address is taken, or not of this machine.
@@ -125,7 +127,7 @@ impl axum::serve::Listener for Listener {
                     Ok((stream, peer)) => return (Either::Right(stream), peer),
                     Err(tls_listener::Error::ListenerError(error)) => {
                         tracing::warn!(%error, "a connection could not be taken");
-                        // Out of files, most likely: some will be closed.
+                        // The process has no file left, most likely: some will be closed soon.
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                     Err(error) => tracing::debug!(%error, "a caller has not come through the TLS handshake"),
@@ -142,7 +144,7 @@ impl axum::serve::Listener for Listener {
     }
 }
 
-/// Who is at the other end.
+/// The address of the caller.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
@@ -155,15 +157,15 @@ impl Connected<IncomingStream<'_, Listener>> for Peer {
 /// Why a service is not healthy.
 #[derive(Debug, thiserror::Error)]
 pub enum HealthError {
-    /// Nobody answers.
+    /// No service answers.
     #[error("nothing answers at {url}: {reason}; is --listen the one that the service was started with?")]
     Silent {
-        /// Where it was asked.
+        /// The address of the request.
         url: String,
         /// What went wrong.
         reason: String,
     },
-    /// It says that it is not.
+    /// The service answers that it is not ready.
     #[error("not ready: {0}")]
     NotReady(String),
 }

@@ -4,31 +4,38 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Error, bail, ensure};
-use clap::Args;
+use anyhow::{Error, bail, ensure};
+use clap::{Args, Subcommand};
 use millpond::bus::Access;
-use millpond::config::{ConnectArgs, LogArgs, given_or_file};
+use millpond::config::given_or_file;
 use millpond::limits::{RESULTS_KEEP, STORE_KEEP, STORE_KEEP_DEAD};
-use millpond::token::Token;
-use millpond_service::listen::{HttpTls, HttpTlsArgs};
+use millpond_service::listen::HttpTls;
+use millpond_service::program::Service;
+use millpond_service::settings::{ServiceArgs, TokenArgs, nats_url};
+use millpond_service::token::Token;
+use tokio_util::sync::CancellationToken;
 
 use crate::store::{Keep, StoreAt};
 
+const NATS_URL: &str = "MILLPOND_COLLECTOR_NATS_URL";
+const STORE: &str = "MILLPOND_COLLECTOR_STORE";
+const VIEWER_TOKEN: &str = "MILLPOND_VIEWER_TOKEN";
+const KIBANA_URL: &str = "MILLPOND_COLLECTOR_KIBANA_URL";
 /// The store where none is named.
-const STORE: &str = "millpond.sqlite";
+const STORE_DEFAULT: &str = "millpond.sqlite";
 
 /// Settings of the collector, as typed.
 #[derive(Args, Debug, Clone)]
 pub struct Config {
     /// NATS, with the collector role's user and password: nats://collector:PASSWORD@host:4222.
-    #[arg(long, env = "MILLPOND_COLLECTOR_NATS_URL", hide_env_values = true)]
+    #[arg(long, env = NATS_URL, hide_env_values = true)]
     pub nats_url: Option<String>,
     /// Address and port of the HTTP API.
     #[arg(long, env = "MILLPOND_COLLECTOR_LISTEN", default_value = "127.0.0.1:7611")]
     pub listen: SocketAddr,
     /// The store: a file of SQLite, made when it is not there; or postgres://user:password@host:5432/database, which
     /// several collectors may share. Default: millpond.sqlite.
-    #[arg(long, env = "MILLPOND_COLLECTOR_STORE", hide_env_values = true)]
+    #[arg(long, env = STORE, hide_env_values = true)]
     pub store: Option<String>,
     /// File with the store's address, instead of the address itself: it has a password.
     #[arg(long, env = "MILLPOND_COLLECTOR_STORE_FILE")]
@@ -42,34 +49,24 @@ pub struct Config {
     /// Size at which the store forgets the oldest of what has ended, such as 20GiB; not set: no limit.
     #[arg(long, env = "MILLPOND_COLLECTOR_STORE_MAX", value_parser = millpond::config::bytes)]
     pub store_max: Option<u64>,
-    /// The operator's token: the HTTP API lets who has it do everything (`Authorization: Bearer TOKEN`, or a login at
-    /// /console/), 8 characters or more.
-    #[arg(long, env = "MILLPOND_TOKEN", hide_env_values = true)]
-    pub token: Option<String>,
-    /// File with that token, instead of the token itself.
-    #[arg(long, env = "MILLPOND_TOKEN_FILE")]
-    pub token_file: Option<PathBuf>,
-    /// The viewer's token: who has it may read, and change nothing; 8 characters or more. Default: there are no viewers.
-    #[arg(long, env = "MILLPOND_VIEWER_TOKEN", hide_env_values = true)]
+    /// The operator's token of the HTTP API.
+    #[command(flatten)]
+    pub token: TokenArgs,
+    /// The viewer's token: its holder may read, and change nothing; 8 characters or more. Default: there are no viewers.
+    #[arg(long, env = VIEWER_TOKEN, hide_env_values = true)]
     pub viewer_token: Option<String>,
     /// File with the viewer's token, instead of the token itself.
     #[arg(long, env = "MILLPOND_VIEWER_TOKEN_FILE")]
     pub viewer_token_file: Option<PathBuf>,
     /// Where Kibana is, for the console's links into it: https://kibana.example.org. Default: no links.
-    #[arg(long, env = "MILLPOND_COLLECTOR_KIBANA_URL")]
+    #[arg(long, env = KIBANA_URL)]
     pub kibana_url: Option<String>,
     /// How long NATS keeps what is stored here, for clients that read late. Raising it needs room in RESULTS.
     #[arg(long, env = "MILLPOND_COLLECTOR_RESULTS_KEEP", default_value_t = humantime::Duration::from(RESULTS_KEEP))]
     pub results_keep: humantime::Duration,
-    /// Whether HTTP is served by TLS.
+    /// What every service has.
     #[command(flatten)]
-    pub http_tls: HttpTlsArgs,
-    /// How to reach NATS.
-    #[command(flatten)]
-    pub connect: ConnectArgs,
-    /// How logs look.
-    #[command(flatten)]
-    pub log: LogArgs,
+    pub service: ServiceArgs,
 }
 
 /// Settings of the collector, checked.
@@ -98,47 +95,67 @@ pub struct Settings {
 }
 
 impl Config {
-    /// The operator's token, for whoever runs this program.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn operators_token(self) -> anyhow::Result<String> {
-        let token = given_or_file(self.token, &self.token_file, "MILLPOND_TOKEN")?;
-        token.context("no token for the HTTP API: set MILLPOND_TOKEN, or MILLPOND_TOKEN_FILE")
-    }
-
     /// Checks what was typed.
     ///
     /// # Errors
     /// The first setting that does not fit, and what would.
     pub fn check(self) -> anyhow::Result<Settings> {
-        let token = self.clone().operators_token()?;
-        let nats_url =
-            self.nats_url.context("no NATS url for the collector: set --nats-url or MILLPOND_COLLECTOR_NATS_URL")?;
-        let viewer_token = given_or_file(self.viewer_token, &self.viewer_token_file, "MILLPOND_VIEWER_TOKEN")?;
+        let nats_url = nats_url(self.nats_url, NATS_URL)?;
+        let viewer_token = given_or_file(self.viewer_token, &self.viewer_token_file, VIEWER_TOKEN)?;
         ensure!(
-            viewer_token.as_ref() != Some(&token),
-            "the viewer's token is the operator's: choose another for MILLPOND_VIEWER_TOKEN"
+            viewer_token.as_ref() != Some(&self.token.text()?),
+            "the viewer's token is the operator's: choose another for {VIEWER_TOKEN}"
         );
-        let viewer_token = viewer_token.map(|token| Token::new("MILLPOND_VIEWER_TOKEN", &token)).transpose()?;
+        let viewer_token = viewer_token.map(|token| Token::new(VIEWER_TOKEN, &token)).transpose()?;
         let kibana_url = self.kibana_url.filter(|url| !url.is_empty());
         if let Some(url) = kibana_url.as_ref().filter(|url| !url.starts_with("https://") && !url.starts_with("http://"))
         {
-            bail!("{url} is no address of Kibana: MILLPOND_COLLECTOR_KIBANA_URL begins with https:// or http://");
+            bail!("{url} is no address of Kibana: {KIBANA_URL} begins with https:// or http://");
         }
-        let store = given_or_file(self.store, &self.store_file, "MILLPOND_COLLECTOR_STORE")?;
+        let store = given_or_file(self.store, &self.store_file, STORE)?;
+        let (http_tls, access) = self.service.check()?;
         Ok(Settings {
             nats_url,
             listen: self.listen,
-            store: store.as_deref().unwrap_or(STORE).parse().map_err(Error::msg)?,
+            store: store.as_deref().unwrap_or(STORE_DEFAULT).parse().map_err(Error::msg)?,
             keep: Keep { ended: self.keep.into(), dead: (*self.keep_dead).max(*self.keep), bytes_max: self.store_max },
-            token: Token::new("MILLPOND_TOKEN", &token)?,
+            token: self.token.check()?,
             viewer_token,
             kibana_url,
             results_keep: self.results_keep.into(),
-            http_tls: self.http_tls.check()?,
-            access: self.connect.check()?,
+            http_tls,
+            access,
         })
+    }
+}
+
+/// What the program does instead of running the service.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Print the operator's token, for a login at /console/.
+    Token,
+}
+
+impl Service for Config {
+    const NAME: &'static str = "millpond-collector";
+    const ABOUT: &'static str = "Keeps what ended: results, attempts, dead letters; and serves them over HTTP";
+    type Command = Command;
+
+    fn args(&self) -> &ServiceArgs {
+        &self.service
+    }
+
+    fn health_address(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.listen)
+    }
+
+    fn execute(self, Command::Token: Command) -> anyhow::Result<()> {
+        println!("{}", self.token.text()?);
+        Ok(())
+    }
+
+    async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        crate::run(self.check()?, shutdown).await
     }
 }
 

@@ -6,7 +6,6 @@ mod config;
 mod history;
 mod http;
 mod live;
-mod program;
 mod queues;
 mod reconcile;
 mod records;
@@ -29,7 +28,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Settings};
-pub use program::main;
 pub use store::StoreAt;
 
 use collect::Collect;

@@ -1,43 +1,37 @@
 //! What is typed ([`Config`]) becomes what the producer uses ([`Settings`]). Nothing else reads the environment.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use millpond::bus::Access;
-use millpond::config::{ConnectArgs, LogArgs, SigningArgs, given_or_file};
+use millpond::config::SigningArgs;
 use millpond::signature::Signer;
-use millpond::token::Token;
-use millpond_service::listen::{HttpTls, HttpTlsArgs};
+use millpond_service::listen::HttpTls;
+use millpond_service::program::{NoCommand, Service};
+use millpond_service::settings::{ServiceArgs, TokenArgs, nats_url};
+use millpond_service::token::Token;
+use tokio_util::sync::CancellationToken;
+
+const NATS_URL: &str = "MILLPOND_PRODUCER_NATS_URL";
 
 /// Settings of the producer service, as typed.
 #[derive(Args, Debug, Clone)]
 pub struct Config {
     /// NATS, with the producer role's user and password: nats://producer:PASSWORD@host:4222.
-    #[arg(long, env = "MILLPOND_PRODUCER_NATS_URL", hide_env_values = true)]
+    #[arg(long, env = NATS_URL, hide_env_values = true)]
     pub nats_url: Option<String>,
     /// Address and port of the HTTP API.
     #[arg(long, env = "MILLPOND_PRODUCER_LISTEN", default_value = "127.0.0.1:7610")]
     pub listen: SocketAddr,
-    /// Token that the HTTP API asks for (`Authorization: Bearer TOKEN`), 8 characters or more.
-    #[arg(long, env = "MILLPOND_TOKEN", hide_env_values = true)]
-    pub token: Option<String>,
-    /// File with that token, instead of the token itself.
-    #[arg(long, env = "MILLPOND_TOKEN_FILE")]
-    pub token_file: Option<PathBuf>,
+    /// The token of the HTTP API.
+    #[command(flatten)]
+    pub token: TokenArgs,
     /// Whether tasks are signed.
     #[command(flatten)]
     pub signing: SigningArgs,
-    /// Whether HTTP is served by TLS.
+    /// What every service has.
     #[command(flatten)]
-    pub http_tls: HttpTlsArgs,
-    /// How to reach NATS.
-    #[command(flatten)]
-    pub connect: ConnectArgs,
-    /// How logs look.
-    #[command(flatten)]
-    pub log: LogArgs,
+    pub service: ServiceArgs,
 }
 
 /// Settings of the producer service, checked.
@@ -45,13 +39,13 @@ pub struct Config {
 pub struct Settings {
     /// NATS, with credentials.
     pub nats_url: String,
-    /// Where the HTTP API listens.
+    /// Address of the HTTP API.
     pub listen: SocketAddr,
     /// Token of the HTTP API.
     pub token: Token,
     /// Keys that sign what is published.
     pub signer: Option<Signer>,
-    /// What HTTP is served with, where it is by TLS.
+    /// The certificate of the HTTP API; none: plain HTTP.
     pub http_tls: HttpTls,
     /// How to reach NATS.
     pub access: Access,
@@ -63,12 +57,31 @@ impl Config {
     /// # Errors
     /// The first setting that does not fit, and what would.
     pub fn check(self) -> anyhow::Result<Settings> {
-        let nats_url =
-            self.nats_url.context("no NATS url for the producer: set --nats-url or MILLPOND_PRODUCER_NATS_URL")?;
-        let token = given_or_file(self.token, &self.token_file, "MILLPOND_TOKEN")?;
-        let token = token.context("no token for the HTTP API: set MILLPOND_TOKEN, or MILLPOND_TOKEN_FILE")?;
-        let token = Token::new("MILLPOND_TOKEN", &token)?;
-        let (signer, access, http_tls) = (self.signing.signer()?, self.connect.check()?, self.http_tls.check()?);
+        let nats_url = nats_url(self.nats_url, NATS_URL)?;
+        let (token, signer) = (self.token.check()?, self.signing.signer()?);
+        let (http_tls, access) = self.service.check()?;
         Ok(Settings { nats_url, listen: self.listen, token, signer, http_tls, access })
+    }
+}
+
+impl Service for Config {
+    const NAME: &'static str = "millpond-producer";
+    const ABOUT: &'static str = "Takes tasks over HTTP and publishes them to NATS";
+    type Command = NoCommand;
+
+    fn args(&self) -> &ServiceArgs {
+        &self.service
+    }
+
+    fn health_address(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.listen)
+    }
+
+    fn execute(self, command: NoCommand) -> anyhow::Result<()> {
+        match command {}
+    }
+
+    async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        crate::run(self.check()?, shutdown).await
     }
 }

@@ -1,5 +1,6 @@
-//! Dead letters that are to run again: asked on `ctl.replay`, published to DUE as the next attempt, or as a new task of
-//! another queue, answered when the server has stored it. Of several producers one does it.
+//! Dead letters that are to run again: the collector requests it on `ctl.replay`, the task is published to DUE as its next
+//! attempt, or as a new task of another queue, and the answer comes when the server has stored it. One of several
+//! producers does it.
 
 use std::time::Duration;
 
@@ -16,10 +17,10 @@ use millpond::task::{HEADER_EXPIRES, HEADER_REF, Headers};
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
-/// How long the server may take to store it.
+/// How long the server may take to store the task.
 const STORE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Listens.
+/// Subscribes to the requests.
 ///
 /// # Errors
 /// When the connection is closed.
@@ -29,34 +30,36 @@ pub(crate) async fn listen(bus: &Bus) -> Result<Requests, TopologyError> {
 
 /// Answers requests for ever.
 pub(crate) async fn serve(bus: Bus, mut requests: Requests) {
-    while let Some(asked) = requests.next().await {
-        let answer = match replay(&bus, &asked.payload).await {
+    while let Some(request) = requests.next().await {
+        let answer = match replay(&bus, &request.payload).await {
             Ok(id) => to_raw_value(&json!({ "id": id })).map_or_else(|e| Answer::Error(e.to_string()), Answer::Ok),
             Err(error) => Answer::Error(error),
         };
-        asked.answer(&answer).await;
+        request.answer(&answer).await;
     }
 }
 
-/// Publishes it; the id under which it runs.
-async fn replay(bus: &Bus, asked: &[u8]) -> Result<String, String> {
-    let asked: Replay = serde_json::from_slice(asked).map_err(|e| format!("not a dead letter: {e}"))?;
-    let evidence = &asked.evidence;
-    let (subject, mut headers, id) = match &asked.to_queue {
-        // Whoever submits another of its key is refused while this one waits or runs.
+/// Publishes the task; the id under which it runs.
+async fn replay(bus: &Bus, request: &[u8]) -> Result<String, String> {
+    let request: Replay = serde_json::from_slice(request).map_err(|e| format!("not a dead letter: {e}"))?;
+    let evidence = &request.evidence;
+    let (subject, mut headers, id) = match &request.to_queue {
+        // Another task of its unique key is refused while this one waits or runs.
         None => {
-            let subject = TaskSubject::new(&asked.queue, &asked.kind, evidence.job.clone());
+            let subject = TaskSubject::new(&request.queue, &request.kind, evidence.job.clone());
             let subject = subject.map(|subject| TaskSubject { unique: evidence.unique.clone(), ..subject });
-            (subject, evidence.replay_headers(&asked.queue, &asked.headers)?, evidence.id.clone())
+            (subject, evidence.replay_headers(&request.queue, &request.headers)?, evidence.id.clone())
         }
         Some(to) => {
-            let headers = evidence.moved_headers(&asked.queue, to, &asked.headers)?;
-            (TaskSubject::new(to, &asked.kind, None), headers, moved_id(&evidence.id, to))
+            let headers = evidence.moved_headers(&request.queue, to, &request.headers)?;
+            (TaskSubject::new(to, &request.kind, None), headers, moved_id(&evidence.id, to))
         }
     };
     let subject = subject.map_err(|e| e.to_string())?;
-    let payload = match &asked.arguments {
-        None => BASE64.decode(asked.payload.as_bytes()).map_err(|e| format!("its payload is not base64: {e}"))?.into(),
+    let payload = match &request.arguments {
+        None => {
+            BASE64.decode(request.payload.as_bytes()).map_err(|e| format!("its payload is not base64: {e}"))?.into()
+        }
         Some(arguments) => other_arguments(bus, arguments.get(), evidence.is_batch_of_one(), &mut headers).await?,
     };
     let stored = bus.store(&subject.due(), &headers, payload, Patience::Within(STORE_WITHIN)).await;

@@ -9,17 +9,18 @@ use millpond::bus::objects::PutError;
 use millpond::bus::publish::Patience;
 use millpond::client::{Client, ClientError, NewTask};
 use millpond::limits::CLAIM_CHECK_BYTES;
+use millpond_service::error_answer::ErrorAnswer;
 use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::StreamReader;
 
-use crate::http::Refusal;
+use crate::http::client_error;
 
 /// With this type the body is any bytes; with all others it is one JSON value.
 const BYTES: &str = "application/octet-stream";
 
-/// Reads the body as the arguments of `task`. A JSON value is looked into only while it is small: a large one that is
-/// none is told by its dead letter.
+/// Reads the body as the arguments of `task`. Only a small body is checked to be JSON: of a large one that is not, the
+/// dead letter tells.
 ///
 /// # Errors
 /// The body cannot be read, is no JSON, or is not stored.
@@ -29,7 +30,7 @@ pub(crate) async fn arguments(
     headers: &HeaderMap,
     body: Body,
     patience: Patience,
-) -> Result<NewTask, Refusal> {
+) -> Result<NewTask, ErrorAnswer> {
     let mut from = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
     let mut start = Vec::new();
     let read = (&mut from).take(CLAIM_CHECK_BYTES as u64 + 1).read_to_end(&mut start).await;
@@ -45,17 +46,17 @@ pub(crate) async fn arguments(
             let text = format!(
                 "the body is the task's arguments, one JSON value: {wrong}; POST /v1/jobs/… takes many; bytes of any kind come with Content-Type: {BYTES}"
             );
-            return Err(Refusal::bad(text));
+            return Err(ErrorAnswer::bad_request(text));
         }
         _ => {}
     }
     match client.put_payload(&mut start.as_slice().chain(from), patience).await {
         Ok(stored) => Ok(NewTask { stored: Some(stored), ..task }),
         Err(ClientError::Payload(PutError::Read(wrong))) => Err(unreadable(&wrong)),
-        Err(refused) => Err(Refusal::from(&refused)),
+        Err(refused) => Err(client_error(&refused)),
     }
 }
 
-fn unreadable(wrong: &std::io::Error) -> Refusal {
-    Refusal::bad(format!("the body could not be read to its end: {wrong}"))
+fn unreadable(wrong: &std::io::Error) -> ErrorAnswer {
+    ErrorAnswer::bad_request(format!("the body could not be read to its end: {wrong}"))
 }

@@ -8,12 +8,17 @@ use anyhow::{Context, bail};
 use clap::Args;
 use millpond::bus::Access;
 use millpond::bus::subject::check_token;
-use millpond::config::{ConnectArgs, LogArgs, SigningArgs, duration};
+use millpond::config::{SigningArgs, duration};
 use millpond::limits::{IO_SLOTS_DEFAULT, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER};
 use millpond::retry::{RetryPolicy, parse_attempts_max, parse_jitter};
 use millpond::signature::Signer;
-use millpond_service::listen::{HttpTls, HttpTlsArgs};
+use millpond_service::listen::HttpTls;
+use millpond_service::program::{NoCommand, Service};
+use millpond_service::settings::{ServiceArgs, nats_url};
+use tokio_util::sync::CancellationToken;
 
+const NATS_URL: &str = "MILLPOND_WORKER_NATS_URL";
+const LISTEN: &str = "MILLPOND_WORKER_LISTEN";
 /// Most slots of one worker process.
 const SLOTS_MAX: usize = 4096;
 
@@ -21,7 +26,7 @@ const SLOTS_MAX: usize = 4096;
 #[derive(Args, Debug, Clone)]
 pub struct Config {
     /// NATS, with the worker role's user and password: nats://worker:PASSWORD@host:4222.
-    #[arg(long, env = "MILLPOND_WORKER_NATS_URL", hide_env_values = true)]
+    #[arg(long, env = NATS_URL, hide_env_values = true)]
     pub nats_url: Option<String>,
     /// Name of this worker in logs, results and `worker ls`; one token. Default: host name and process id.
     #[arg(long, env = "MILLPOND_WORKER_NAME")]
@@ -49,7 +54,7 @@ pub struct Config {
     #[arg(long, env = "MILLPOND_WORKER_SPOOL")]
     pub spool: Option<PathBuf>,
     /// Where health and metrics are served over HTTP, such as 127.0.0.1:7612; nowhere, when not set.
-    #[arg(long, env = "MILLPOND_WORKER_LISTEN")]
+    #[arg(long, env = LISTEN)]
     pub listen: Option<SocketAddr>,
     /// After SIGTERM or SIGINT: how long running tasks may take before the rest is handed back. Raise it for long
     /// tasks, together with the grace period of whatever stops the process.
@@ -83,15 +88,9 @@ pub struct Config {
     /// Whether tasks must be signed.
     #[command(flatten)]
     pub signing: SigningArgs,
-    /// Whether HTTP is served by TLS.
+    /// What every service has.
     #[command(flatten)]
-    pub http_tls: HttpTlsArgs,
-    /// How to reach NATS.
-    #[command(flatten)]
-    pub connect: ConnectArgs,
-    /// How logs look.
-    #[command(flatten)]
-    pub log: LogArgs,
+    pub service: ServiceArgs,
 }
 
 /// Settings of a worker, checked.
@@ -146,9 +145,7 @@ impl Config {
     /// The first setting that does not fit, and what would.
     pub fn check(self) -> anyhow::Result<Settings> {
         let name = self.name();
-        let nats_url = self.nats_url.context(
-            "no NATS url for the worker: set --nats-url or MILLPOND_WORKER_NATS_URL (`millpond up` writes it to .millpond/env)",
-        )?;
+        let nats_url = nats_url(self.nats_url, NATS_URL)?;
         check_token("worker name", &name)?;
         for queue in &self.queues {
             check_token("queue", queue)?;
@@ -169,6 +166,7 @@ impl Config {
             delay_max: self.retry_delay_max.into(),
             jitter: self.retry_jitter,
         };
+        let (http_tls, access) = self.service.check()?;
         Ok(Settings {
             nats_url,
             name,
@@ -185,9 +183,35 @@ impl Config {
             retry,
             unknown_kind_after: self.unknown_kind_after.into(),
             signer: self.signing.signer()?,
-            http_tls: self.http_tls.check()?,
-            access: self.connect.check()?,
+            http_tls,
+            access,
         })
+    }
+}
+
+impl Service for Config {
+    const NAME: &'static str = "millpond-worker";
+    const ABOUT: &'static str = "Takes tasks from NATS, runs their handlers in slots, and settles them";
+    type Command = NoCommand;
+
+    fn args(&self) -> &ServiceArgs {
+        &self.service
+    }
+
+    fn health_address(&self) -> anyhow::Result<SocketAddr> {
+        self.listen.with_context(|| format!("this worker serves no health: set --listen or {LISTEN}"))
+    }
+
+    fn instance(&self) -> Option<String> {
+        Some(self.name())
+    }
+
+    fn execute(self, command: NoCommand) -> anyhow::Result<()> {
+        match command {}
+    }
+
+    async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        crate::run(self.check()?, shutdown).await
     }
 }
 

@@ -13,7 +13,6 @@ mod kinds;
 mod panics;
 mod prepare;
 mod process;
-mod program;
 mod report;
 mod retry_policies;
 mod run;
@@ -43,7 +42,6 @@ use tokio_util::sync::CancellationToken;
 pub use call::{Call, Reply, reply};
 pub use config::{Config, Settings};
 pub use isolated::child_main;
-pub use program::main;
 
 use calls::Calls;
 use cancellations::Cancellations;

@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use millpond::token::Token;
+use millpond_service::token::Token;
 use serde::Serialize;
 use utoipa::ToSchema;
 

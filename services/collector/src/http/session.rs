@@ -177,7 +177,7 @@ pub(super) async fn show(
 
 #[cfg(test)]
 mod tests {
-    use millpond::token::Token;
+    use millpond_service::token::Token;
 
     use super::*;
 

@@ -1,35 +1,37 @@
-//! The HTTP API: who may ask, what is served, and how errors look. `tasks` publishes one task, `jobs` many; `asked`
-//! reads what was said; `doc` is the OpenAPI document, which lists what [`router`] serves because both come from the
+//! The HTTP API: who may publish, and what is served. `tasks` publishes one task, `jobs` many; `task_headers` reads the
+//! headers that describe a task; `openapi` is the document, which lists what [`router`] serves because both come from the
 //! same routes. Health, metrics and the document need no token.
 
-mod asked;
-mod doc;
 mod jobs;
+mod openapi;
+mod task_headers;
 mod tasks;
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
 use millpond::bus::Bus;
 use millpond::bus::publish::PublishError;
 use millpond::client::{Client, ClientError};
-use millpond::limits::{HTTP_JOBS_MAX, HTTP_WAITERS_MAX};
 use millpond::telemetry::{Metrics, gauge, took};
-use millpond::token::Token;
-use serde::Serialize;
+use millpond_service::error_answer::ErrorAnswer;
+use millpond_service::status_routes::{Status, status_routes, with_fallbacks};
+use millpond_service::token::Token;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-/// When the caller should come again, in seconds.
-const RETRY_AFTER_S: &str = "1";
+use jobs::JOBS_MAX;
+use tasks::WAITERS_MAX;
+
+/// When a caller who was refused for now may come again, in seconds.
+const RETRY_AFTER_S: u64 = 1;
 
 /// What every request may use.
 pub(crate) struct App {
@@ -41,160 +43,95 @@ pub(crate) struct App {
     pub(crate) waiters: Semaphore,
     /// A permit for each job whose lines are being read or whose results are being written.
     pub(crate) jobs: Arc<Semaphore>,
-    /// Cancelled when the service is to end: whoever waits is told.
+    /// Cancelled when the service is to end: requests that wait are answered.
     pub(crate) shutdown: CancellationToken,
 }
 
 impl App {
     pub(crate) fn new(bus: Bus, token: Token, metrics: Metrics, shutdown: CancellationToken) -> Self {
-        let (waiters, jobs) = (Semaphore::new(HTTP_WAITERS_MAX), Arc::new(Semaphore::new(HTTP_JOBS_MAX)));
+        let (waiters, jobs) = (Semaphore::new(WAITERS_MAX), Arc::new(Semaphore::new(JOBS_MAX)));
         Self { client: Client::over(bus.clone()), bus, token, metrics, waiters, jobs, shutdown }
     }
 }
 
-/// What needs no token.
-fn open() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new()
-        .routes(routes!(doc::openapi))
-        .routes(routes!(healthz))
-        .routes(routes!(readyz))
-        .routes(routes!(show_metrics))
+impl Status for App {
+    async fn complaint(&self) -> Option<String> {
+        (!self.bus.is_connected()).then(|| "not connected to NATS".to_owned())
+    }
+
+    async fn measure(&self) {
+        let used = |max: usize, free: usize| gauge(max.saturating_sub(free));
+        metrics::gauge!("millpond_http_waiters").set(used(WAITERS_MAX, self.waiters.available_permits()));
+        metrics::gauge!("millpond_http_jobs").set(used(JOBS_MAX, self.jobs.available_permits()));
+        metrics::gauge!("millpond_connected").set(f64::from(u8::from(self.bus.is_connected())));
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
 }
 
-/// What needs one.
-fn guarded() -> OpenApiRouter<Arc<App>> {
+/// The routes that need no token.
+fn open() -> OpenApiRouter<Arc<App>> {
+    status_routes().routes(routes!(openapi::openapi))
+}
+
+/// The routes that need the token.
+fn with_token() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new().routes(routes!(tasks::publish)).routes(routes!(jobs::publish)).routes(routes!(jobs::show))
 }
 
 /// Everything that is served.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let guarded = guarded().layer(from_fn_with_state(app.clone(), with_token));
-    let (routes, _) = open().merge(guarded).split_for_parts();
-    routes
-        .route_layer(from_fn(counted))
-        .method_not_allowed_fallback(async || {
-            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this path has other methods; GET /openapi.json lists them")
-        })
-        .fallback(async || Refusal::new(StatusCode::NOT_FOUND, "no such path; GET /openapi.json lists them"))
-        .with_state(app)
+    let with_token = with_token().layer(from_fn_with_state(app.clone(), authorize));
+    let (routes, _) = open().merge(with_token).split_for_parts();
+    with_fallbacks(routes.route_layer(from_fn(counted)), "/openapi.json").with_state(app)
 }
 
-/// Why a request was refused, as every caller gets it.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Refusal {
-    /// What is wrong, and what would be right.
-    error: String,
-    /// So many values from the start of the input are stored without a gap, and run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    stored: Option<u64>,
-    /// The job that they belong to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    job: Option<String>,
-    #[serde(skip)]
-    #[schema(ignore)]
-    status: StatusCode,
+/// The answer for an error of the client.
+pub(crate) fn client_error(error: &ClientError) -> ErrorAnswer {
+    let status = match error {
+        ClientError::Subject(_)
+        | ClientError::NoSuchTime { .. }
+        | ClientError::BatchInBoundedQueue { .. }
+        | ClientError::WaitsTooLong { .. }
+        | ClientError::NotAlone
+        | ClientError::Input { .. } => StatusCode::BAD_REQUEST,
+        ClientError::JobExists { .. }
+        | ClientError::AlreadyThere { .. }
+        | ClientError::Cancelled { .. }
+        | ClientError::OtherJob { .. }
+        | ClientError::OtherInput { .. }
+        | ClientError::TakenOver { .. } => StatusCode::CONFLICT,
+        ClientError::Publish(PublishError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+        ClientError::Publish(PublishError::QueueFull { .. }) => return busy(error.to_string()),
+        _ => return unavailable(error.to_string()),
+    };
+    ErrorAnswer::new(status, error.to_string())
 }
 
-impl Refusal {
-    pub(crate) fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { error: error.into(), stored: None, job: None, status }
-    }
-
-    pub(crate) fn bad(error: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, error)
-    }
-
-    pub(crate) fn busy(error: impl Into<String>) -> Self {
-        Self::new(StatusCode::TOO_MANY_REQUESTS, error)
-    }
-
-    /// What came of a job before it failed.
-    pub(crate) fn of_job(self, stored: u64, job: Option<String>) -> Self {
-        Self { stored: Some(stored), job, ..self }
-    }
+/// 429, with the time after which the caller may come again.
+fn busy(error: impl Into<String>) -> ErrorAnswer {
+    ErrorAnswer::busy(RETRY_AFTER_S, error)
 }
 
-impl From<&ClientError> for Refusal {
-    fn from(refused: &ClientError) -> Self {
-        let status = match refused {
-            ClientError::Subject(_)
-            | ClientError::NoSuchTime { .. }
-            | ClientError::BatchInBoundedQueue { .. }
-            | ClientError::WaitsTooLong { .. }
-            | ClientError::NotAlone
-            | ClientError::Input { .. } => StatusCode::BAD_REQUEST,
-            ClientError::JobExists { .. }
-            | ClientError::AlreadyThere { .. }
-            | ClientError::Cancelled { .. }
-            | ClientError::OtherJob { .. }
-            | ClientError::OtherInput { .. }
-            | ClientError::TakenOver { .. } => StatusCode::CONFLICT,
-            ClientError::Publish(PublishError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
-            ClientError::Publish(PublishError::QueueFull { .. }) => StatusCode::TOO_MANY_REQUESTS,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        Self::new(status, refused.to_string())
-    }
+/// 503, with the time after which the caller may come again.
+fn unavailable(error: impl Into<String>) -> ErrorAnswer {
+    ErrorAnswer::unavailable(error).retry_after(RETRY_AFTER_S)
 }
 
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let status = self.status;
-        let answer = (status, Json(self));
-        match status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                ([(header::RETRY_AFTER, RETRY_AFTER_S)], answer).into_response()
-            }
-            StatusCode::UNAUTHORIZED => ([(header::WWW_AUTHENTICATE, "Bearer")], answer).into_response(),
-            _ => answer.into_response(),
-        }
-    }
-}
-
-async fn with_token(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Lets a request through that brings the token.
+async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     if given.is_some_and(|credentials| app.token.is_in(credentials)) {
         next.run(request).await
     } else {
         let text = "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)";
-        Refusal::new(StatusCode::UNAUTHORIZED, text).into_response()
+        ErrorAnswer::new(StatusCode::UNAUTHORIZED, text).into_response()
     }
 }
 
-/// Whether the process lives.
-#[utoipa::path(get, path = "/healthz", tag = "service",
-    responses((status = 200, description = "It does", body = String, content_type = "text/plain", example = "ok\n")))]
-async fn healthz() -> &'static str {
-    "ok\n"
-}
-
-/// Whether tasks can be published now.
-#[utoipa::path(get, path = "/readyz", tag = "service", responses(
-    (status = 200, description = "They can", body = String, content_type = "text/plain", example = "ready\n"),
-    (status = 503, description = "There is no connection to NATS", body = Refusal, example = json!({"error": "not connected to NATS"}))))]
-async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Refusal> {
-    if app.bus.is_connected() {
-        Ok("ready\n")
-    } else {
-        Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "not connected to NATS"))
-    }
-}
-
-/// Metrics as Prometheus reads them.
-#[utoipa::path(get, path = "/metrics", tag = "service",
-    responses((status = 200, description = "The metrics", body = String, content_type = "text/plain",
-        example = "millpond_tasks_published_total{stored=\"yes\"} 12\n")))]
-async fn show_metrics(State(app): State<Arc<App>>) -> String {
-    let used = |max: usize, free: usize| gauge(max.saturating_sub(free));
-    metrics::gauge!("millpond_http_waiters").set(used(HTTP_WAITERS_MAX, app.waiters.available_permits()));
-    metrics::gauge!("millpond_http_jobs").set(used(HTTP_JOBS_MAX, app.jobs.available_permits()));
-    metrics::gauge!("millpond_connected").set(f64::from(u8::from(app.bus.is_connected())));
-    app.metrics.render()
-}
-
-/// Counts what was asked, by route; health and metrics too.
+/// Counts requests and their time, by route; health and metrics too.
 async fn counted(path: MatchedPath, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let response = next.run(request).await;

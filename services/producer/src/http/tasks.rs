@@ -12,93 +12,33 @@ use millpond::bus::publish::Patience;
 use millpond::bus::subject;
 use millpond::client::{ClientError, NewTask, NoResult, Submitted, TaskEnd};
 use millpond::config::duration;
-use millpond::limits::{HTTP_WAIT_MAX, HTTP_WAITERS_MAX};
 use millpond::outcome::Failure;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
-use utoipa::ToSchema;
+use millpond_api::error::ErrorBody;
+use millpond_api::publish::{FinalStatus, PublishTaskQuery, TaskEnded, TaskEnding, TaskPublished};
+use millpond_service::error_answer::ErrorAnswer;
+use millpond_service::request::{PathAndQuery, media_type};
 
-use super::asked::{self, Asked};
-use super::{App, Refusal};
+use super::{App, busy, client_error, task_headers, unavailable};
 use crate::{ndjson, upload};
 
-/// How long a publish may wait for room or for the server before the caller is told to come again.
+/// Requests that wait for the end of a task at once.
+pub(super) const WAITERS_MAX: usize = 1000;
+/// How long such a request may wait.
+const WAIT_MAX: Duration = Duration::from_secs(600);
+/// How long a publish may wait for capacity or for the server before the caller is sent away to come again.
 const STORE_WITHIN: Duration = Duration::from_secs(10);
-/// The same from outside: a full queue says so itself, in time; a full stream is waited for without an end.
+/// The same from outside: the client reports a full queue itself, in time, but waits for a full stream without an end.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(11);
 
-/// What may be said in the query.
-#[derive(Deserialize, utoipa::IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct TaskQuery {
-    /// The job that it belongs to.
-    #[param(example = "report-7", pattern = "^[A-Za-z0-9_-]{1,64}$", nullable = false)]
-    job: Option<String>,
-    /// Answer when it has ended, 200, or after this long, 202: a duration such as `30s`, 10 minutes at the most.
-    #[param(example = "2s", pattern = "^([0-9]{1,3}ms|[1-5]?[0-9]{1,2}s|[0-9]m|10m)$", nullable = false)]
-    wait: Option<String>,
-}
-
-/// A task that is stored.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Stored {
-    /// Its id: the Idempotency-Key, or a random one.
-    id: String,
-    queue: String,
-    kind: String,
-    /// The job that it belongs to; with `wait`, one of its own.
-    job: Option<String>,
-    /// The server had this id already: nothing was published.
-    duplicate: bool,
-}
-
-/// How a task ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Status {
-    /// It has a result.
-    Done,
-    /// It failed for good; a dead letter has the evidence.
-    Dead,
-    /// It was cancelled.
-    Cancelled,
-}
-
-/// The end of a task.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Ended {
-    /// Its id.
-    pub(super) id: String,
-    #[serde(flatten)]
-    pub(super) end: End,
-}
-
-/// How a task ended, and with what.
-#[derive(Serialize, ToSchema)]
-pub(super) struct End {
-    pub(super) status: Status,
-    /// What the handler returned, any JSON value; only when it is done.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<serde_json::Value>)]
-    result: Option<Box<RawValue>>,
-    /// Why it failed: `type`, `message`, and what else is known; when it is dead, or done with a result that is gone
-    /// (`result_lost`).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>, nullable = false)]
-    failure: Option<Failure>,
-}
-
-impl From<TaskEnd> for End {
-    fn from(end: TaskEnd) -> Self {
-        let (status, result, failure) = match end {
-            Ok(value) => (Status::Done, Some(value), None),
-            Err(NoResult::Dead(failure)) => (Status::Dead, None, Some(failure)),
-            Err(NoResult::Cancelled) => (Status::Cancelled, None, None),
-            Err(NoResult::Lost(reason)) => (Status::Done, None, Some(Failure::new("result_lost", reason))),
-        };
-        Self { status, result, failure }
-    }
+/// How a task ended, as callers get it.
+pub(super) fn ending(end: TaskEnd) -> TaskEnding {
+    let (status, result, failure) = match end {
+        Ok(value) => (FinalStatus::Done, Some(value), None),
+        Err(NoResult::Dead(failure)) => (FinalStatus::Dead, None, Some(failure)),
+        Err(NoResult::Cancelled) => (FinalStatus::Cancelled, None, None),
+        Err(NoResult::Lost(reason)) => (FinalStatus::Done, None, Some(Failure::new("result_lost", reason))),
+    };
+    TaskEnding { status, result, failure }
 }
 
 /// Publish one task.
@@ -107,42 +47,42 @@ impl From<TaskEnd> for End {
 /// streamed to the store of payloads.
 #[utoipa::path(post, path = "/v1/tasks/{queue}/{kind}", tag = "publish", security(("bearer" = [])),
     params(
-        ("queue" = String, Path, description = "Who runs it", example = "default", pattern = "^[A-Za-z0-9_-]{1,64}$"),
+        ("queue" = String, Path, description = "The queue that it is published to", example = "default", pattern = "^[A-Za-z0-9_-]{1,64}$"),
         ("kind" = String, Path, description = "Which handler runs it", example = "square", pattern = "^[A-Za-z0-9_-]{1,64}$"),
-        TaskQuery,
+        PublishTaskQuery,
         ("Idempotency-Key" = inline(Option<String>), Header, nullable = false, description = "Its id: the same again within 30 s is stored once, and its end is kept once", example = "order-7", max_length = 256),
         ("Millpond-Timeout" = inline(Option<String>), Header, nullable = false, description = "Timeout of one attempt", example = "30s", pattern = "^[1-9][0-9]{0,3}(ms|s|m|h)$"),
         ("Millpond-Attempts-Max" = inline(Option<u32>), Header, nullable = false, description = "Attempts before it is a dead letter", example = 3, minimum = 1, maximum = 100),
         ("Millpond-Delay" = inline(Option<String>), Header, nullable = false, description = "It waits at the server for this long", example = "1s", pattern = "^[0-9]{1,4}(ms|s|m|h)$"),
         ("Millpond-Expires" = inline(Option<String>), Header, nullable = false, description = "It must not start later", example = "2100-01-31T12:00:00Z", format = "date-time"),
-        ("Millpond-Reply-To" = inline(Option<String>), Header, nullable = false, description = "NATS subject on which its end is told too", example = "reply.order-7", pattern = "^reply\\.[A-Za-z0-9_-]{1,64}$"),
+        ("Millpond-Reply-To" = inline(Option<String>), Header, nullable = false, description = "NATS subject on which its end is published too", example = "reply.order-7", pattern = "^reply\\.[A-Za-z0-9_-]{1,64}$"),
         ("Millpond-Then" = inline(Option<String>), Header, nullable = false, description = "What runs next, with its result: kinds or queue.kind, separated by commas", example = "report", pattern = "^[A-Za-z0-9_-]{1,64}$"),
         ("Millpond-Unique" = inline(Option<String>), Header, nullable = false, description = "Refused (409) while another task of this key, kind and queue waits or runs; not with `job`", example = "nightly", pattern = "^[A-Za-z0-9_-]{1,64}$"),
         ("traceparent" = inline(Option<String>), Header, nullable = false, description = "W3C trace context that it continues", example = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ),
     request_body(content = serde_json::Value, content_type = "application/json", description = "The arguments", example = json!(12)),
     responses(
-        (status = 200, description = "It has ended (only with `wait`)", body = Ended, examples(
+        (status = 200, description = "It has ended (only with `wait`)", body = TaskEnded, examples(
             ("done" = (value = json!({"id": "order-7", "status": "done", "result": 144}))),
             ("dead" = (value = json!({"id": "order-7", "status": "dead", "failure": {"type": "error", "message": "no", "retry": true}}))),
             ("cancelled" = (value = json!({"id": "order-7", "status": "cancelled"}))))),
-        (status = 202, description = "It is stored; with `wait`, it has not ended in time and goes on", body = Stored,
+        (status = 202, description = "It is stored; with `wait`, it has not ended in time and goes on", body = TaskPublished,
             example = json!({"id": "order-7", "queue": "default", "kind": "square", "job": null, "duplicate": false})),
-        (status = 400, description = "Something said does not fit", body = Refusal, example = json!({"error": "Millpond-Timeout: expected number at 0; write a duration such as 30s or 5m"})),
-        (status = 401, description = "No token, or another", body = Refusal, example = json!({"error": "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)"})),
-        (status = 409, description = "Another task of its unique key waits or runs", body = Refusal, example = json!({"error": "a task with the unique key nightly waits or runs already"})),
-        (status = 413, description = "It is too large", body = Refusal, example = json!({"error": "the body has more than 1048576 bytes; a task may not be larger"})),
-        (status = 415, description = "The body is of another type", body = Refusal, example = json!({"error": "a task's arguments are one JSON value (application/json)"})),
-        (status = 429, description = "No room now; `Retry-After` says when to come again, with the same Idempotency-Key", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "no room for more tasks now: come again, with the same Idempotency-Key"})),
-        (status = 503, description = "NATS does not answer; come again, with the same Idempotency-Key", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "NATS does not answer: come again, with the same Idempotency-Key"})),
+        (status = 400, description = "The request does not fit", body = ErrorBody, example = json!({"error": "Millpond-Timeout: expected number at 0; write a duration such as 30s or 5m"})),
+        (status = 401, description = "No token, or another", body = ErrorBody, example = json!({"error": "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)"})),
+        (status = 409, description = "Another task of its unique key waits or runs", body = ErrorBody, example = json!({"error": "a task with the unique key nightly waits or runs already"})),
+        (status = 413, description = "It is too large", body = ErrorBody, example = json!({"error": "the body has more than 1048576 bytes; a task may not be larger"})),
+        (status = 415, description = "The body is of another type", body = ErrorBody, example = json!({"error": "a task's arguments are one JSON value (application/json)"})),
+        (status = 429, description = "No room now; `Retry-After` says when to come again, with the same Idempotency-Key", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "no room for more tasks now: come again, with the same Idempotency-Key"})),
+        (status = 503, description = "NATS does not answer; come again, with the same Idempotency-Key", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "NATS does not answer: come again, with the same Idempotency-Key"})),
     ))]
 pub(super) async fn publish(
     State(app): State<Arc<App>>,
-    Asked((queue, kind), query): Asked<(String, String), TaskQuery>,
+    PathAndQuery((queue, kind), query): PathAndQuery<(String, String), PublishTaskQuery>,
     request: Request,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorAnswer> {
     let headers = request.headers().clone();
-    let task = asked::task(queue, kind, query.job, &headers)?;
+    let task = task_headers::task(queue, kind, query.job, &headers)?;
     let wait = query.wait.as_deref().map(wait_time).transpose()?;
     check_type(&headers)?;
     let task =
@@ -157,72 +97,71 @@ pub(super) async fn publish(
     }
 }
 
-fn wait_time(text: &str) -> Result<Duration, Refusal> {
-    let wait = duration(text).map_err(|wrong| Refusal::bad(format!("wait: {wrong}")))?;
-    let fits = wait <= HTTP_WAIT_MAX;
-    let text = || format!("wait must be {} minutes at the most", HTTP_WAIT_MAX.as_secs() / 60);
-    fits.then_some(wait).ok_or_else(|| Refusal::bad(text()))
+fn wait_time(text: &str) -> Result<Duration, ErrorAnswer> {
+    let wait = duration(text).map_err(|wrong| ErrorAnswer::bad_request(format!("wait: {wrong}")))?;
+    let fits = wait <= WAIT_MAX;
+    let text = || format!("wait must be {} minutes at the most", WAIT_MAX.as_secs() / 60);
+    fits.then_some(wait).ok_or_else(|| ErrorAnswer::bad_request(text()))
 }
 
-fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
-    match asked::media_type(headers) {
+fn check_type(headers: &HeaderMap) -> Result<(), ErrorAnswer> {
+    match media_type(headers) {
         Some(given) if ndjson::TYPES.contains(&given.as_str()) || given.starts_with("multipart/") => {
             let text = format!(
                 "a task's arguments are one JSON value (application/json), not {given}; POST /v1/jobs/{{queue}}/{{kind}} takes many, a line each"
             );
-            Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
+            Err(ErrorAnswer::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
         }
         _ => Ok(()),
     }
 }
 
-/// What came of a publish; none when it took too long.
+/// What came of a publish, within the time that it may take.
 type Tried = Result<Result<Submitted, ClientError>, tokio::time::error::Elapsed>;
 
-fn counted(app: &App, tried: Tried) -> Result<Submitted, Refusal> {
+fn counted(app: &App, tried: Tried) -> Result<Submitted, ErrorAnswer> {
     let stored = if matches!(tried, Ok(Ok(_))) { "yes" } else { "no" };
     metrics::counter!("millpond_tasks_published_total", "stored" => stored).increment(1);
     match tried {
         Ok(Ok(stored)) => Ok(stored),
-        Ok(Err(refused)) => Err(Refusal::from(&refused)),
+        Ok(Err(refused)) => Err(client_error(&refused)),
         Err(_) if app.bus.is_connected() => {
-            Err(Refusal::busy("no room for more tasks now: come again, with the same Idempotency-Key"))
+            Err(busy("no room for more tasks now: come again, with the same Idempotency-Key"))
         }
-        Err(_) => {
-            let text = "NATS does not answer: come again, with the same Idempotency-Key";
-            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text))
-        }
+        Err(_) => Err(unavailable("NATS does not answer: come again, with the same Idempotency-Key")),
     }
 }
 
 fn accepted(task: &NewTask, stored: Submitted) -> Response {
     let Submitted { id, duplicate } = stored;
     let (queue, kind, job) = (task.queue.clone(), task.kind.clone(), task.job.clone());
-    (StatusCode::ACCEPTED, Json(Stored { id, queue, kind, job, duplicate })).into_response()
+    (StatusCode::ACCEPTED, Json(TaskPublished { id, queue, kind, job, duplicate })).into_response()
 }
 
-/// Publishes it and answers when it has ended, or after `wait`. Who goes away meanwhile leaves it as it is: it runs on.
-async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, Refusal> {
+/// Publishes the task and answers when it has ended, or after `wait`. A caller that goes away meanwhile changes nothing:
+/// the task runs on.
+async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, ErrorAnswer> {
     let Ok(_permit) = app.waiters.try_acquire() else {
-        let text = format!("{HTTP_WAITERS_MAX} requests wait already: come again, or leave out `wait`");
-        return Err(Refusal::busy(text));
+        let text = format!("{WAITERS_MAX} requests wait already: come again, or leave out `wait`");
+        return Err(busy(text));
     };
     if task.unique.is_some() || !task.then.is_empty() {
         return wait_for_last(app, task, wait).await;
     }
-    // Under a key the same job each time: who asks again after a broken connection hears what came meanwhile.
+    // A key always gets the same job, so that a caller who repeats the request after a broken connection gets what came
+    // meanwhile.
     if let (None, Some(id)) = (&task.job, &task.id) {
         task.job = Some(format!("s-{}", subject::key(&format!("{}/{id}", task.queue))));
     }
     subject::TaskSubject::new(&task.queue, &task.kind, task.job.clone())
-        .map_err(|wrong| Refusal::bad(wrong.to_string()))?;
-    let mut session = app.client.session(task.job.clone()).await.map_err(|fault| Refusal::from(&fault))?;
+        .map_err(|wrong| ErrorAnswer::bad_request(wrong.to_string()))?;
+    let mut session = app.client.session(task.job.clone()).await.map_err(|fault| client_error(&fault))?;
     task.job = Some(session.job().to_owned());
     let storing = session.submit(&task, Patience::Within(STORE_WITHIN));
     let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
     tokio::select! {
         end = session.end(&task.queue, &stored.id) => {
-            Ok(Json(Ended { id: stored.id, end: end.into() }).into_response())
+            Ok(Json(TaskEnded { id: stored.id, ending: ending(end) }).into_response())
         }
         () = tokio::time::sleep(wait) => Ok(accepted(&task, stored)),
         () = app.shutdown.cancelled() => Ok(accepted(&task, stored)),
@@ -230,12 +169,12 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
 }
 
 /// The same for a task with a unique key, and for a chain: the end of its last step, or of the one that ended it.
-async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, Refusal> {
-    let waiter = app.client.waiter(&mut task).await.map_err(|fault| Refusal::from(&fault))?;
+async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, ErrorAnswer> {
+    let waiter = app.client.waiter(&mut task).await.map_err(|fault| client_error(&fault))?;
     let storing = app.client.submit(&task, Patience::Within(STORE_WITHIN));
     let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
     tokio::select! {
-        (id, end) = waiter.end(&stored) => Ok(Json(Ended { id, end: end.into() }).into_response()),
+        (id, end) = waiter.end(&stored) => Ok(Json(TaskEnded { id, ending: ending(end) }).into_response()),
         () = tokio::time::sleep(wait) => Ok(accepted(&task, stored)),
         () = app.shutdown.cancelled() => Ok(accepted(&task, stored)),
     }

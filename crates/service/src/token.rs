@@ -1,5 +1,5 @@
-//! The token of a service's API: compared in constant time, and the key of seals over short texts (a session). Never
-//! shown. No I/O, no clock. In which header a token or a seal stands is the services' business.
+//! The token of a service's API: compared in constant time, and the key of seals over short texts (a session). A token is
+//! never shown. No I/O, no clock.
 
 use std::fmt;
 
@@ -8,8 +8,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::limits::TOKEN_CHARS_MIN;
-
+/// Shortest token of an HTTP API, in characters.
+const TOKEN_CHARS_MIN: usize = 8;
 /// What stands before the token in credentials.
 const SCHEME: &str = "Bearer";
 /// What the key of the seals is made for: a seal is good for nothing else.
@@ -70,7 +70,7 @@ impl Token {
     /// Whether credentials are `Bearer TOKEN` with this token. In constant time.
     ///
     /// ```
-    /// let token = millpond::token::Token::new("MILLPOND_TOKEN", "long enough").unwrap();
+    /// let token = millpond_service::token::Token::new("MILLPOND_TOKEN", "long enough").unwrap();
     /// assert!(token.is_in("Bearer long enough") && !token.is_in("long enough") && !token.is_in("Bearer other"));
     /// ```
     #[must_use]

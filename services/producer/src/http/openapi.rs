@@ -13,7 +13,7 @@ static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_json().unwrap
 #[derive(OpenApi)]
 #[openapi(
     info(title = "millpond producer", description = "Tasks over HTTP, for programs that do not speak NATS. \
-        Accepted means stored. What became of a task is asked of the collector."),
+        Accepted means stored. The collector knows what became of a task."),
     modifiers(&Token),
     tags((name = "publish", description = "Tasks and jobs"), (name = "service", description = "Health, metrics, this document"))
 )]
@@ -32,7 +32,7 @@ impl Modify for Token {
 
 pub(super) fn document() -> utoipa::openapi::OpenApi {
     let mut document = Frame::openapi();
-    document.merge(super::open().merge(super::guarded()).into_openapi());
+    document.merge(super::open().merge(super::with_token()).into_openapi());
     document
 }
 

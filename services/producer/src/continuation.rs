@@ -1,5 +1,5 @@
-//! The task that a job's end starts: asked by the collector on `ctl.then`, published under an id of its own, answered when
-//! the server has stored it. Of several producers one does it.
+//! The task that the end of a job starts: the collector requests it on `ctl.then`, it is published under an id of its own,
+//! and the answer comes when the server has stored it. One of several producers does it.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use millpond::client::{Client, NewTask};
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
-/// How long the server may take to store it.
+/// How long the server may take to store the task.
 const STORE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Listens.
+/// Subscribes to the requests.
 ///
 /// # Errors
 /// When the connection is closed.
@@ -25,18 +25,18 @@ pub(crate) async fn listen(bus: &Bus) -> Result<Requests, TopologyError> {
 
 /// Answers requests for ever.
 pub(crate) async fn serve(client: Client, mut requests: Requests) {
-    while let Some(asked) = requests.next().await {
-        let answer = match publish(&client, &asked.payload).await {
+    while let Some(request) = requests.next().await {
+        let answer = match publish(&client, &request.payload).await {
             Ok(id) => to_raw_value(&json!({ "id": id })).map_or_else(|e| Answer::Error(e.to_string()), Answer::Ok),
             Err(error) => Answer::Error(error),
         };
-        asked.answer(&answer).await;
+        request.answer(&answer).await;
     }
 }
 
-/// Publishes it; its id.
-async fn publish(client: &Client, asked: &[u8]) -> Result<String, String> {
-    let ended: JobEnded = serde_json::from_slice(asked).map_err(|e| format!("not the end of a job: {e}"))?;
+/// Publishes the task; its id.
+async fn publish(client: &Client, request: &[u8]) -> Result<String, String> {
+    let ended: JobEnded = serde_json::from_slice(request).map_err(|e| format!("not the end of a job: {e}"))?;
     let task = NewTask {
         payload: Bytes::from(ended.arguments()),
         id: Some(ended.id()),
@@ -44,7 +44,7 @@ async fn publish(client: &Client, asked: &[u8]) -> Result<String, String> {
         kind: ended.kind,
         ..Default::default()
     };
-    // A full stream is waited for without an end: whoever asked asks again.
+    // A full stream is waited for without an end: whoever request asks again.
     let stored = tokio::time::timeout(STORE_WITHIN, client.submit(&task, Patience::Within(STORE_WITHIN))).await;
     let stored = stored.map_err(|_| "no room for more tasks now".to_owned())?;
     Ok(stored.map_err(|e| e.to_string())?.id)

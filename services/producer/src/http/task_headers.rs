@@ -1,0 +1,100 @@
+//! The headers of a request that describe a task, checked.
+
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use millpond::chain::{HEADER_THEN, parse};
+use millpond::client::NewTask;
+use millpond::config::duration;
+use millpond::limits::TASK_ID_BYTES_MAX;
+use millpond::retry::parse_attempts_max;
+use millpond::task::{
+    HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, is_reply_subject,
+};
+use millpond_service::error_answer::ErrorAnswer;
+
+/// The unique key of the task.
+const HEADER_UNIQUE: &str = "Millpond-Unique";
+/// The id of the task, or the name of the job; makes a repeated request harmless.
+pub(super) const HEADER_KEY: &str = "Idempotency-Key";
+/// How long a task waits at the server before it may start.
+const HEADER_DELAY: &str = "Millpond-Delay";
+
+/// A header as text.
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, ErrorAnswer> {
+    let value = headers.get(name).map(|value| value.to_str());
+    value.transpose().map_err(|_| ErrorAnswer::bad_request(format!("{name} must have visible ASCII characters only")))
+}
+
+fn time(headers: &HeaderMap, name: &str) -> Result<Option<Duration>, ErrorAnswer> {
+    let given = text(headers, name)?.map(duration).transpose();
+    given.map_err(|wrong| ErrorAnswer::bad_request(format!("{name}: {wrong}")))
+}
+
+/// The task that the headers describe; its payload is not there yet.
+pub(super) fn task(
+    queue: String,
+    kind: String,
+    job: Option<String>,
+    headers: &HeaderMap,
+) -> Result<NewTask, ErrorAnswer> {
+    let id = text(headers, HEADER_KEY)?;
+    if id.is_some_and(|id| id.is_empty() || id.len() > TASK_ID_BYTES_MAX) {
+        return Err(ErrorAnswer::bad_request(format!("{HEADER_KEY} must have 1 to {TASK_ID_BYTES_MAX} bytes")));
+    }
+    let timeout = time(headers, HEADER_TIMEOUT)?;
+    if timeout.is_some_and(|timeout| timeout.is_zero()) {
+        return Err(ErrorAnswer::bad_request(format!("{HEADER_TIMEOUT} must be longer than nothing, such as 30s")));
+    }
+    let attempts_max = text(headers, HEADER_ATTEMPTS_MAX)?.map(parse_attempts_max).transpose();
+    let attempts_max =
+        attempts_max.map_err(|wrong| ErrorAnswer::bad_request(format!("{HEADER_ATTEMPTS_MAX} {wrong}")))?;
+    let at_ms = time(headers, HEADER_DELAY)?.map(after).transpose()?;
+    let expires = text(headers, HEADER_EXPIRES)?;
+    if expires.is_some_and(|at| at.parse::<jiff::Timestamp>().is_err()) {
+        let text = format!("{HEADER_EXPIRES} must be an RFC 3339 time such as 2030-01-31T12:00:00Z");
+        return Err(ErrorAnswer::bad_request(text));
+    }
+    let reply_to = text(headers, HEADER_REPLY_TO)?;
+    if reply_to.is_some_and(|subject| !is_reply_subject(subject)) {
+        return Err(ErrorAnswer::bad_request(format!(
+            "{HEADER_REPLY_TO} must be a subject reply.<x> without wildcards"
+        )));
+    }
+    let then = text(headers, HEADER_THEN)?.map(parse).transpose();
+    let then =
+        then.map_err(|wanted| ErrorAnswer::bad_request(format!("{HEADER_THEN} must be {wanted}")))?.unwrap_or_default();
+    Ok(NewTask {
+        queue,
+        kind,
+        then,
+        unique: text(headers, HEADER_UNIQUE)?.map(str::to_owned),
+        id: id.map(str::to_owned),
+        job,
+        timeout,
+        attempts_max,
+        expires: expires.map(str::to_owned),
+        at_ms,
+        traceparent: text(headers, HEADER_TRACEPARENT)?.map(str::to_owned),
+        reply_to: reply_to.map(str::to_owned),
+        ..Default::default()
+    })
+}
+
+/// Unix time in milliseconds, this long from now.
+fn after(delay: Duration) -> Result<i64, ErrorAnswer> {
+    let ms = i64::try_from(delay.as_millis()).ok().and_then(|ms| millpond::now_ms().checked_add(ms));
+    ms.ok_or_else(|| ErrorAnswer::bad_request(format!("{HEADER_DELAY}: too far away")))
+}
+
+/// Many tasks cannot have what is for one.
+pub(super) fn check_many(task: &NewTask) -> Result<(), ErrorAnswer> {
+    let alone = task.unique.is_some() || !task.then.is_empty();
+    if alone || task.expires.is_some() || task.reply_to.is_some() || task.at_ms.is_some() {
+        let text = format!(
+            "{HEADER_EXPIRES}, {HEADER_DELAY}, {HEADER_REPLY_TO}, {HEADER_UNIQUE} and {HEADER_THEN} are for one task (POST /v1/tasks/…); a job cannot have them"
+        );
+        return Err(ErrorAnswer::bad_request(text));
+    }
+    Ok(())
+}
