@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millpond::bus::Role;
-use millpond::bus::publish::{Patience, PublishError};
-use millpond::bus::topology::{Limits, STREAM_TASKS, stream_state};
+use millpond::bus::publish::{PublishError, RetryDeadline};
+use millpond::bus::topology::{StreamLimits, stream_state};
 use millpond::client::{ClientError, NewTask};
+use millpond::wire::streams::STREAM_TASKS;
 use millpond_worker::{Call, Reply, reply};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Cluster, PATIENCE, statuses, task, until};
 
-const SHORT: Patience = Patience::Within(Duration::from_secs(5));
+const SHORT: RetryDeadline = RetryDeadline::Within(Duration::from_secs(5));
 
 /// Id, subject, headers and payload; then the reason, and a part of the message.
 type Case =
@@ -141,7 +142,7 @@ async fn what_the_server_refuses_is_told_to_the_publisher_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_stream_makes_publishers_wait_and_retries_go_on() {
-    let cluster = Cluster::start_with(&Limits { tasks_max: 1000, ..Limits::default() }).await;
+    let cluster = Cluster::start_with(&StreamLimits { tasks_max: 1000, ..StreamLimits::default() }).await;
     let failing = NewTask { id: Some("retried".into()), ..task("fail", r#"{"until": 3}"#) };
     cluster.client.submit(&failing, SHORT).await.unwrap();
     let mut command = cluster.command(&["map", "echo", "--range", "0..30000", "--job", "flood"]);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Batch, MapSpec, NewTask};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -131,7 +131,7 @@ async fn what_waits_behind_a_slow_item_is_handed_on() {
         index: Some(0),
         ..Default::default()
     };
-    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
     // The seven others have results while the first still runs.
     until("seven results", Duration::from_secs(5), async || {
         (cluster.get("/api/v1/jobs/slow", &[]).await?["done"] == 7).then_some(())
@@ -155,7 +155,7 @@ async fn a_draining_worker_keeps_no_item_that_has_not_started() {
         index: Some(0),
         ..Default::default()
     };
-    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
     cluster.worker_is("w1", |w| w["running"] == 1).await;
     leaving.signal(Signal::SIGTERM);
     assert!(leaving.end(Duration::from_secs(15)).await.success());
@@ -185,7 +185,7 @@ async fn ends_are_told_on_the_subject_that_a_task_names() {
             batch,
             ..Default::default()
         };
-        cluster.client.submit(&task, Patience::Endless).await.unwrap();
+        cluster.client.submit(&task, RetryDeadline::Unlimited).await.unwrap();
     }
     let mut heard = BTreeMap::new();
     while heard.len() < 4 {

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use millpond::bus::topology::{STREAM_TASKS, stream_state};
+use millpond::bus::topology::stream_state;
 use millpond::bus::{Bus, Role};
+use millpond::wire::streams::STREAM_TASKS;
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, Process, until};

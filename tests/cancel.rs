@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use futures_util::stream;
 use millpond::bus::Role;
-use millpond::bus::cancel::Tombstone;
-use millpond::bus::publish::Patience;
-use millpond::bus::topology::{STREAM_DUE, STREAM_TASKS, stream_state};
+use millpond::bus::operate::cancel::Tombstone;
+use millpond::bus::publish::RetryDeadline;
+use millpond::bus::topology::stream_state;
 use millpond::client::{Batch, MapSpec, NewTask};
+use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use millpond_cli::api::text;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -20,7 +21,7 @@ fn named(id: &str, kind: &str, arguments: &str) -> NewTask {
 }
 
 async fn submit(cluster: &Cluster, task: &NewTask) {
-    cluster.client.submit(task, Patience::Endless).await.unwrap();
+    cluster.client.submit(task, RetryDeadline::Unlimited).await.unwrap();
 }
 
 async fn cancel(cluster: &Cluster, id: &str) -> Value {

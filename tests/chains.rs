@@ -4,10 +4,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Output, Stdio};
 
 use millpond::bus::Role;
-use millpond::bus::publish::Patience;
-use millpond::bus::topology::{STREAM_DUE, STREAM_TASKS, stream_state};
+use millpond::bus::publish::RetryDeadline;
+use millpond::bus::topology::stream_state;
 use millpond::chain::{Step, parse};
 use millpond::client::{Batch, MapSpec, NewTask, NoResult};
+use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use millpond_cli::api::text;
 use serde_json::{Value, json};
 
@@ -67,7 +68,7 @@ async fn three_steps_over_two_queues_and_a_wait_for_the_last() {
         timeout: Some(PATIENCE),
         ..task("square", "3")
     };
-    cluster.client.submit(&chain, Patience::Endless).await.unwrap();
+    cluster.client.submit(&chain, RetryDeadline::Unlimited).await.unwrap();
     let last = cluster.ended("c/then/then").await;
     assert_eq!((&last["result"], &last["queue"], &last["kind"]), (&json!(81), &json!("other"), &json!("echo")));
     assert_eq!((&last["job"], &last["index"], &last["then"]), (&json!(null), &json!(null), &json!(null)));
@@ -113,11 +114,11 @@ async fn a_step_that_dies_ends_the_chain_and_a_replay_goes_on() {
         reply_to: Some("reply.chain".into()),
         ..task("echo", arguments)
     };
-    cluster.client.submit(&chain("heals", r#"{"until": 2}"#), Patience::Endless).await.unwrap();
+    cluster.client.submit(&chain("heals", r#"{"until": 2}"#), RetryDeadline::Unlimited).await.unwrap();
     assert_eq!(cluster.ended("heals/then/then").await["result"], 2);
     let (submitted, end) = cluster
         .client
-        .submit_and_wait(chain("dies", r#"{"how": "fatal", "until": 2}"#), Patience::Endless, |_| {})
+        .submit_and_wait(chain("dies", r#"{"how": "fatal", "until": 2}"#), RetryDeadline::Unlimited, |_| {})
         .await
         .unwrap();
     assert!(submitted.id == "dies/then" && matches!(end, Err(NoResult::Dead(_))), "{submitted:?} {end:?}");
@@ -149,8 +150,8 @@ async fn each_item_of_a_batch_that_is_done_has_its_next_step() {
         ..task("fail", r#"[{}, {"until": 2}, {"how": "never"}, {"how": "fatal"}, {"how": "never"}, {"how": "never"}]"#)
     };
     let one = NewTask { id: Some("one".into()), batch: Some(1), then: steps("echo"), ..task("square", "[7]") };
-    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
-    cluster.client.submit(&one, Patience::Endless).await.unwrap();
+    cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
+    cluster.client.submit(&one, RetryDeadline::Unlimited).await.unwrap();
     assert_eq!(cluster.ended("one/then/0").await["result"], 49);
     for item in [1, 2, 4, 5] {
         let next = cluster.ended(&format!("b/then/{item}")).await;
@@ -183,7 +184,7 @@ async fn a_worker_killed_around_the_next_step_doubles_nothing() {
                 queue: queue.clone(),
                 ..task("square", "3")
             };
-            cluster.client.submit(&chain, Patience::Endless).await.unwrap();
+            cluster.client.submit(&chain, RetryDeadline::Unlimited).await.unwrap();
             expected.extend(
                 [id.clone(), format!("{id}/then"), format!("{id}/then/then")].map(|id| (id, "done".to_owned())),
             );
@@ -195,7 +196,7 @@ async fn a_worker_killed_around_the_next_step_doubles_nothing() {
             queue: queue.clone(),
             ..task("square", "[1, 2, 3, 4]")
         };
-        cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+        cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
         expected.extend([format!("{queue}-b"), format!("{queue}-b/then")].map(|id| (id, "done".to_owned())));
         let arguments = ["--queues", queue.as_str(), "--slots", "1"];
         let mut victim = cluster.worker(&format!("{queue}-a"), &arguments, Some(&format!("{place}:2")));
@@ -296,7 +297,7 @@ async fn large_results_of_a_batch_go_on_to_the_next_step() {
         then: vec!["echo".parse().unwrap()],
         ..task("echo", &format!("[{text},{text}]"))
     };
-    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
     for item in ["large/then/0", "large/then/1"] {
         let ended = cluster.ended(item).await;
         assert_eq!(

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use millpond_cli::api::text;
 use nix::sys::signal::{Signal, kill};
@@ -41,7 +41,7 @@ impl Handlers {
 /// Runs one task of the kind `child` with one attempt; how it ended.
 async fn run(cluster: &Cluster, arguments: Value) -> Value {
     let once = NewTask { attempts_max: Some(1), ..task("child", &arguments.to_string()) };
-    let id = cluster.client.submit(&once, Patience::Endless).await.unwrap().id;
+    let id = cluster.client.submit(&once, RetryDeadline::Unlimited).await.unwrap().id;
     cluster.ended(&id).await
 }
 
@@ -129,7 +129,7 @@ async fn a_child_that_uses_too_much_memory_is_ended_during_its_task() {
     let handlers = Handlers::new("", "slots = 2\nmemory = \"200MiB\"");
     let _worker = handlers.worker(&cluster, "w1", &[]);
     let slow = NewTask { attempts_max: Some(1), ..task("child", r#"{"how": "progress", "seconds": 5}"#) };
-    let neighbour = cluster.client.submit(&slow, Patience::Endless).await.unwrap().id;
+    let neighbour = cluster.client.submit(&slow, RetryDeadline::Unlimited).await.unwrap().id;
     let ended = run(&cluster, json!({"how": "memory"})).await;
     let oom = failure(&ended);
     assert_eq!((&oom["type"], &oom["child"]["oom"]), (&json!("oom"), &json!(true)), "{oom}");
@@ -154,7 +154,7 @@ async fn a_task_that_takes_too_long_is_told_then_asked_then_killed() {
     let polite = Handlers::new("", "slots = 1\nsoft_timeout = \"500ms\"\ntimeout = \"1h\"\ngrace = \"300ms\"");
     let _worker = polite.worker(&cluster, "w2", &["--queues", "polite"]);
     let hangs = NewTask { queue: "polite".into(), attempts_max: Some(1), ..task("child", r#"{"how": "hang"}"#) };
-    let id = cluster.client.submit(&hangs, Patience::Endless).await.unwrap().id;
+    let id = cluster.client.submit(&hangs, RetryDeadline::Unlimited).await.unwrap().id;
     let ended = cluster.ended(&id).await;
     assert_eq!(failure(&ended)["type"], "timeout", "{ended}");
     assert_eq!(failure(&ended)["child"]["signal"], 15, "{ended}");
@@ -170,7 +170,7 @@ async fn children_that_cannot_start_burn_no_task() {
     text += &format!("\n[late]\ncommand = [{program:?}]\nslots = 1\n");
     let handlers = Handlers::of(&text);
     let _worker = handlers.worker(&cluster, "w1", &[]);
-    let submit = async |kind: &str| cluster.client.submit(&task(kind, "5"), Patience::Endless).await.unwrap().id;
+    let submit = async |kind: &str| cluster.client.submit(&task(kind, "5"), RetryDeadline::Unlimited).await.unwrap().id;
     let (late, hanging) = (submit("late").await, submit("hangs").await);
     let record = cluster.worker_is("w1", |w| w["troubles"].as_object().is_some_and(|t| t.len() == 2)).await;
     assert!(text_of(&record, "late").contains("cannot start"), "{record}");
@@ -202,7 +202,7 @@ async fn a_death_between_two_items_of_a_batch_costs_one_item() {
         payload: r#"[0, {"how": "pid"}, {"how": "exit"}, 3, {"how": "leave"}, 5]"#.into(),
         ..task("child", "")
     };
-    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
     let ends = cluster.job_ends("torn", 6, PATIENCE).await;
     assert_eq!(statuses(&ends), ["done", "done", "dead", "done", "done", "done"]);
     assert_eq!((&ends[0]["result"], &ends[3]["result"], &ends[5]["result"]), (&json!(0), &json!(3), &json!(5)));
@@ -220,7 +220,7 @@ async fn nothing_outlives_its_task_or_its_worker() {
     let mut ids = Vec::new();
     for _ in 0..2 {
         let long = task("child", r#"{"how": "progress", "seconds": 600}"#);
-        ids.push(cluster.client.submit(&long, Patience::Endless).await.unwrap().id);
+        ids.push(cluster.client.submit(&long, RetryDeadline::Unlimited).await.unwrap().id);
     }
     let busy =
         |w: &Value| w["children"].as_array().is_some_and(|c| c.iter().filter(|c| c["progress"] == 0.4).count() == 2);
@@ -303,7 +303,7 @@ async fn a_process_for_each_task_and_its_exit_code() {
     );
     let _worker = handlers.worker(&cluster, "w1", &[]);
     let run = async |kind: &str, arguments: &str| {
-        let id = cluster.client.submit(&task(kind, arguments), Patience::Endless).await.unwrap().id;
+        let id = cluster.client.submit(&task(kind, arguments), RetryDeadline::Unlimited).await.unwrap().id;
         (cluster.ended(&id).await, id)
     };
     assert_eq!(run("upper", "\"words\"").await.0["result"], "WORDS");
@@ -324,10 +324,10 @@ async fn a_rust_handler_in_a_process_of_its_own_may_crash() {
     let mut worker = handlers.worker(&cluster, "w1", &[]);
     for (arguments, kind) in [(r#"{"how": "exit"}"#, "exit"), (r#"{"how": "panic"}"#, "panic")] {
         let once = NewTask { attempts_max: Some(1), ..task("fail", arguments) };
-        let id = cluster.client.submit(&once, Patience::Endless).await.unwrap().id;
+        let id = cluster.client.submit(&once, RetryDeadline::Unlimited).await.unwrap().id;
         assert_eq!(failure(&cluster.ended(&id).await)["type"], kind);
     }
-    let id = cluster.client.submit(&task("square", "12"), Patience::Endless).await.unwrap().id;
+    let id = cluster.client.submit(&task("square", "12"), RetryDeadline::Unlimited).await.unwrap().id;
     assert_eq!(cluster.ended(&id).await["result"], 144);
     assert!(worker.ended().is_none(), "the worker lives");
 }
@@ -337,7 +337,7 @@ async fn waiting_tasks_do_not_wait_for_computing_ones() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &["--slots", "1", "--io-slots", "8"], None);
     let submit = async |kind: &str, arguments: &str| {
-        cluster.client.submit(&task(kind, arguments), Patience::Endless).await.unwrap().id
+        cluster.client.submit(&task(kind, arguments), RetryDeadline::Unlimited).await.unwrap().id
     };
     let warm = submit("sleep", "0").await;
     cluster.ended(&warm).await;
@@ -408,7 +408,7 @@ async fn a_child_that_floods_its_log_is_ended_in_time() {
     );
     let mut worker = handlers.worker(&cluster, "w1", &["--log", "warn"]);
     for kind in ["stream", "once"] {
-        let id = cluster.client.submit(&task(kind, "1"), Patience::Endless).await.unwrap().id;
+        let id = cluster.client.submit(&task(kind, "1"), RetryDeadline::Unlimited).await.unwrap().id;
         let ended = cluster.ended(&id).await;
         assert_eq!(failure(&ended)["type"], "timeout", "{kind}: {ended}");
         assert_eq!(log(failure(&ended)).len(), 50, "{kind}: the last lines are kept");
@@ -442,7 +442,7 @@ async fn each_failure_has_its_own_log_lines() {
         payload: format!("[{}]", numbers.join(",")).into(),
         ..task("negative", "")
     };
-    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
     let ends = cluster.job_ends("logs", 60, PATIENCE).await;
     for (n, end) in ends.iter().enumerate().filter(|(n, _)| n % 3 == 2) {
         let ended = cluster.ended(&text(end, "id")).await;
@@ -459,7 +459,7 @@ async fn a_long_task_keeps_its_lease_while_all_slots_compute() {
     let _worker = cluster.worker("w1", &["--slots", &cores.to_string()], None);
     let mut ids = Vec::new();
     for _ in 0..cores {
-        ids.push(cluster.client.submit(&task("spin", "90"), Patience::Endless).await.unwrap().id);
+        ids.push(cluster.client.submit(&task("spin", "90"), RetryDeadline::Unlimited).await.unwrap().id);
     }
     for id in ids {
         let ended = until("end of a long task", PATIENCE * 3, async || {

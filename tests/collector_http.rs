@@ -1,7 +1,7 @@
 //! The collector over HTTP: who may ask what, sessions of browsers, errors that are always JSON, and a document
 //! that lists what is served. What holds for all paths is tried on each path of the document, so that none is forgotten.
 
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use millpond::limits::LOGIN_FAILURES_MAX;
 use reqwest::header::{COOKIE, HeaderMap};
@@ -340,9 +340,9 @@ async fn rows_have_what_the_document_says() {
     let _worker = cluster.worker("w1", &[], None);
     let dying =
         NewTask { id: Some("dies".into()), job: Some("j".into()), attempts_max: Some(1), ..task("fail", r#""no""#) };
-    cluster.client.submit(&dying, Patience::Endless).await.unwrap();
+    cluster.client.submit(&dying, RetryDeadline::Unlimited).await.unwrap();
     let large = NewTask { id: Some("large".into()), ..task("echo", &format!("\"{}\"", "x".repeat(300_000))) };
-    cluster.client.submit(&large, Patience::Endless).await.unwrap();
+    cluster.client.submit(&large, RetryDeadline::Unlimited).await.unwrap();
     let mut command = cluster.command(&["map", "square", "--range", "0..3", "--batch", "2", "--job", "m"]);
     assert!(tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap().status.success());
     let mut command = cluster.command(&["schedule", "add", "s", "square", "1", "--every", "1h"]);
@@ -397,7 +397,7 @@ async fn schemathesis_finds_nothing() {
             attempts_max: Some(1),
             ..task(kind, arguments)
         };
-        cluster.client.submit(&one, Patience::Endless).await.unwrap();
+        cluster.client.submit(&one, RetryDeadline::Unlimited).await.unwrap();
         cluster.ended(id).await;
     }
     schemathesis::finds_nothing(&format!("{}/api/v1/openapi.json", caller.url), &cluster.nats.secrets.token).await;

@@ -4,7 +4,7 @@
 use std::process::Output;
 
 use futures_util::stream;
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Batch, MapSpec, NewTask};
 use millpond_cli::api::text;
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ async fn operator(cluster: &Cluster) -> Option<Browser> {
 }
 
 async fn submit(cluster: &Cluster, task: &NewTask) -> String {
-    cluster.client.submit(task, Patience::Endless).await.unwrap().id
+    cluster.client.submit(task, RetryDeadline::Unlimited).await.unwrap().id
 }
 
 fn named(id: &str, kind: &str, arguments: &str) -> NewTask {

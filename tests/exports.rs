@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use serde_json::Value;
 
@@ -24,7 +24,7 @@ async fn lists_are_filtered_and_exported_whole() {
     assert!(run(&["map", "square", "--range", &range, "--batch", "1", "--job", "m"]).await.status.success());
     cluster.job_ends("m", TASKS as u64, PATIENCE).await;
     let dying = NewTask { id: Some("dies".into()), attempts_max: Some(1), ..task("fail", r#""no""#) };
-    cluster.client.submit(&dying, Patience::Endless).await.unwrap();
+    cluster.client.submit(&dying, RetryDeadline::Unlimited).await.unwrap();
     cluster.ended("dies").await;
     let after = millpond::now_ms() + 1;
     let export = async |path: &str| {

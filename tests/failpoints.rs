@@ -8,9 +8,10 @@ use std::process::Stdio;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use millpond::bus::Role;
-use millpond::bus::publish::Patience;
-use millpond::bus::topology::{STREAM_DUE, STREAM_TASKS, stream_state};
+use millpond::bus::publish::RetryDeadline;
+use millpond::bus::topology::stream_state;
 use millpond::client::NewTask;
+use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use millpond_cli::api::text;
 
 use crate::harness::{Cluster, PATIENCE, Process, statuses, until};
@@ -56,7 +57,7 @@ async fn submit_mixed_job(cluster: &Cluster, name: &str) -> Vec<&'static str> {
             index: Some(index),
             ..base.clone()
         };
-        cluster.client.submit(&task, Patience::Endless).await.unwrap();
+        cluster.client.submit(&task, RetryDeadline::Unlimited).await.unwrap();
     }
     let batch = NewTask {
         kind: "fail".into(),
@@ -65,7 +66,7 @@ async fn submit_mixed_job(cluster: &Cluster, name: &str) -> Vec<&'static str> {
         index: Some(SINGLES.len() as u64),
         ..base.clone()
     };
-    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
     let slow = NewTask {
         kind: "sleep".into(),
         payload: Bytes::from_static(SLOW_BATCH.as_bytes()),
@@ -73,7 +74,7 @@ async fn submit_mixed_job(cluster: &Cluster, name: &str) -> Vec<&'static str> {
         index: Some((SINGLES.len() + BATCH_ENDS.len()) as u64),
         ..base
     };
-    cluster.client.submit(&slow, Patience::Endless).await.unwrap();
+    cluster.client.submit(&slow, RetryDeadline::Unlimited).await.unwrap();
     SINGLES.iter().map(|(_, _, end)| *end).chain(BATCH_ENDS).chain(["done"; 8]).collect()
 }
 

@@ -5,10 +5,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use millpond::bus::Role;
-use millpond::bus::publish::Patience;
-use millpond::bus::results::{Ended, EndedReader};
-use millpond::bus::topology::{Limits, STREAM_RESULTS, setup, stream_state};
+use millpond::bus::publish::RetryDeadline;
+use millpond::bus::read::outcomes::{OutcomeReader, OutcomeStream};
+use millpond::bus::topology::{StreamLimits, setup, stream_state};
 use millpond::limits::{HEARTBEAT_LOST_AFTER, LEASE_ACK_WAIT, PULL_EXPIRES, PULL_WATCHDOG};
+use millpond::wire::streams::STREAM_RESULTS;
 use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use crate::harness::{Cluster, MILLPOND, NatsServer, PATIENCE, Process, free_port, is_ready, statuses, task, until};
 
 async fn submit(cluster: &Cluster, kind: &str, arguments: &str) -> String {
-    cluster.client.submit(&task(kind, arguments), Patience::Endless).await.unwrap().id
+    cluster.client.submit(&task(kind, arguments), RetryDeadline::Unlimited).await.unwrap().id
 }
 
 fn busy(worker: &Value) -> bool {
@@ -163,8 +164,8 @@ async fn everything_delivered_twice_changes_nothing() {
         }
     }
     let bus = cluster.nats.bus(Role::Setup).await;
-    for ended in [Ended::Results, Ended::Dead] {
-        let reader = EndedReader::new(bus.clone(), ended);
+    for ended in [OutcomeStream::Results, OutcomeStream::Dead] {
+        let reader = OutcomeReader::new(bus.clone(), ended);
         until("everything stored", PATIENCE, async || {
             let state = reader.state().await.ok()?;
             (state.pending + state.ack_pending == 0).then_some(())
@@ -228,7 +229,7 @@ async fn what_does_not_end_within_the_drain_time_is_handed_on() {
         payload: "[0.1, 12, 0.1, 0.1]".into(),
         ..task("sleep", "")
     };
-    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
     cluster.worker_is("w1", |w| w["running"] == 2).await;
     first.signal(Signal::SIGTERM);
     assert!(first.end(Duration::from_secs(10)).await.success(), "{}", cluster.log("w1"));
@@ -264,7 +265,7 @@ async fn a_task_that_kills_workers_is_buried_and_its_neighbours_are_not() {
         payload: r#"[{"how":"never"},{"how":"never"},{"how":"exit"}]"#.into(),
         ..task("fail", "")
     };
-    cluster.client.submit(&batch, Patience::Endless).await.unwrap();
+    cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
     let mut started = 0;
     let ends = until("end of the poisoned job", PATIENCE * 6, async || {
         workers.retain_mut(|w| w.ended().is_none());
@@ -291,7 +292,7 @@ async fn a_worker_that_was_idle_for_long_still_takes_tasks() {
     let idle_ms = i64::try_from((PULL_EXPIRES + PULL_WATCHDOG).as_millis()).unwrap() + 2000;
     let age = |w: &Value| w["heartbeat_ms"].as_i64().unwrap() - w["started_ms"].as_i64().unwrap();
     cluster.worker_is("w1", |w| age(w) > idle_ms).await;
-    let id = cluster.client.submit(&task("square", "12"), Patience::Endless).await.unwrap().id;
+    let id = cluster.client.submit(&task("square", "12"), RetryDeadline::Unlimited).await.unwrap().id;
     assert_eq!(cluster.ended(&id).await["result"], 144);
 }
 
@@ -314,6 +315,6 @@ async fn a_worker_that_starts_before_setup_waits_for_it() {
     assert!(log("1s").contains("has `setup` run?"), "{}", log("1s"));
     let (_patient, url) = worker("60s");
     until("a worker that waits", PATIENCE, async || log("60s").contains("waiting for setup").then_some(())).await;
-    setup(&nats.bus(Role::Setup).await, &Limits::default()).await.unwrap();
+    setup(&nats.bus(Role::Setup).await, &StreamLimits::default()).await.unwrap();
     is_ready(&url).await;
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ fn there(program: &str, arguments: &[&str]) -> bool {
 }
 
 async fn run(cluster: &Cluster, kind: &str, arguments: &str) -> Value {
-    let id = cluster.client.submit(&task(kind, arguments), Patience::Endless).await.unwrap().id;
+    let id = cluster.client.submit(&task(kind, arguments), RetryDeadline::Unlimited).await.unwrap().id;
     cluster.ended(&id).await
 }
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use millpond::bus::topology::{Limits, setup};
+use millpond::bus::topology::{StreamLimits, setup};
 use millpond::bus::{Bus, Role};
 use millpond::client::{Client, NewTask};
 use millpond_cli::api::{Api, text};
@@ -156,10 +156,10 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start() -> Self {
-        Self::start_with(&Limits::default()).await
+        Self::start_with(&StreamLimits::default()).await
     }
 
-    pub async fn start_with(limits: &Limits) -> Self {
+    pub async fn start_with(limits: &StreamLimits) -> Self {
         let nats = NatsServer::start();
         setup(&nats.bus(Role::Setup).await, limits).await.unwrap();
         let (dir, http) = (tempfile::tempdir().unwrap(), free_port());

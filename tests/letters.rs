@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use millpond_cli::api::text;
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ async fn die(cluster: &Cluster, count: usize, message: &str) -> Vec<String> {
     let mut ids = Vec::new();
     for _ in 0..count {
         let arguments = json!({ "how": "fatal", "message": message, "until": 2 }).to_string();
-        ids.push(cluster.client.submit(&task("fail", &arguments), Patience::Endless).await.unwrap().id);
+        ids.push(cluster.client.submit(&task("fail", &arguments), RetryDeadline::Unlimited).await.unwrap().id);
     }
     for id in &ids {
         assert_eq!(cluster.ended(id).await["status"], "dead");
@@ -91,7 +91,7 @@ async fn a_letter_becomes_a_task_of_another_queue_that_points_back() {
     let cluster = Cluster::start().await;
     let (_worker, (_producer, _)) = (cluster.worker("w1", &[], None), cluster.producer().await);
     let words = NewTask { id: Some("words".into()), job: Some("j".into()), index: Some(0), ..task("square", r#""x""#) };
-    cluster.client.submit(&words, Patience::Endless).await.unwrap();
+    cluster.client.submit(&words, RetryDeadline::Unlimited).await.unwrap();
     assert_eq!(cluster.ended("words").await["dead"]["reason"], "fatal");
     let body = json!({ "letters": [letter("words", 1)], "queue": "slow", "arguments": 12 });
     let would = retry(&cluster, json!({ "letters": [letter("words", 1)], "queue": "slow", "dry_run": true })).await;
@@ -124,7 +124,7 @@ async fn other_arguments_of_any_size_and_each_letter_in_the_history() {
     let cluster = Cluster::start().await;
     let (_worker, (_producer, _)) = (cluster.worker("w1", &[], None), cluster.producer().await);
     let named = NewTask { id: Some("t".into()), ..task("fail", r#"{"how":"fatal"}"#) };
-    cluster.client.submit(&named, Patience::Endless).await.unwrap();
+    cluster.client.submit(&named, RetryDeadline::Unlimited).await.unwrap();
     cluster.ended("t").await;
     for attempt in 1..=2 {
         assert_eq!(retry(&cluster, json!({ "letters": [letter("t", attempt)] })).await["rows"][0]["ok"], true);
@@ -203,7 +203,7 @@ async fn die_alone(cluster: &Cluster, id: &str) -> String {
     let mut worker = cluster.worker("dying", &[], None);
     let arguments = r#"{"how":"fatal","until":2}"#;
     let dying = NewTask { id: Some(id.into()), ..task("fail", arguments) };
-    cluster.client.submit(&dying, Patience::Endless).await.unwrap();
+    cluster.client.submit(&dying, RetryDeadline::Unlimited).await.unwrap();
     cluster.ended(id).await;
     worker.kill9();
     id.to_owned()

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::Duration;
 
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::MapSpec;
 use millpond_cli::api::text;
 use serde_json::json;
@@ -137,7 +137,7 @@ async fn failed_attempts_are_retried_and_then_buried_with_evidence() {
     let _worker = cluster.worker("w1", &[], None);
     let submit = async |arguments: &str| {
         let task = crate::harness::task("fail", arguments);
-        cluster.client.submit(&task, Patience::Within(PATIENCE)).await.unwrap().id
+        cluster.client.submit(&task, RetryDeadline::Within(PATIENCE)).await.unwrap().id
     };
     let heals = submit(r#"{"until": 3}"#).await;
     let panics = submit(r#"{"how": "panic", "message": "boom"}"#).await;
@@ -163,7 +163,7 @@ async fn failed_attempts_are_retried_and_then_buried_with_evidence() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_worker_leaves_when_told_to() {
     let cluster = Cluster::start().await;
-    let id = cluster.client.submit(&crate::harness::task("square", "5"), Patience::Endless).await.unwrap().id;
+    let id = cluster.client.submit(&crate::harness::task("square", "5"), RetryDeadline::Unlimited).await.unwrap().id;
     let mut worker = cluster.worker("w1", &["--idle-exit", "500ms"], None);
     assert_eq!(cluster.ended(&id).await["result"], 25);
     assert!(worker.end(Duration::from_secs(10)).await.success());

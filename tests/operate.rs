@@ -2,7 +2,7 @@
 
 use std::process::Output;
 
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ async fn dead_letters_run_again_and_keep_their_history_or_are_thrown_away() {
         ("square", r#""no number""#, "default"),
     ] {
         let dying = NewTask { attempts_max: Some(1), queue: queue.into(), ..task(kind, arguments) };
-        ids.push(cluster.client.submit(&dying, Patience::Endless).await.unwrap().id);
+        ids.push(cluster.client.submit(&dying, RetryDeadline::Unlimited).await.unwrap().id);
     }
     for id in &ids {
         assert_eq!(cluster.ended(id).await["status"], "dead");
@@ -95,7 +95,7 @@ async fn why_tells_each_state_and_queues_pause_and_purge() {
     let cluster = Cluster::start().await;
     let submit = async |kind: &str, arguments: &str, id: &str| {
         let task = NewTask { id: Some(id.into()), ..task(kind, arguments) };
-        cluster.client.submit(&task, Patience::Endless).await.unwrap();
+        cluster.client.submit(&task, RetryDeadline::Unlimited).await.unwrap();
     };
     submit("square", "12", "early").await;
     why_is(&cluster, "early", 13, "no live worker").await;
@@ -138,7 +138,7 @@ async fn a_retry_that_waits_says_until_when() {
     // The delays double: soon one is long enough to be asked about.
     let failing =
         NewTask { id: Some("later".into()), attempts_max: Some(20), ..task("fail", r#"{"message": "not today"}"#) };
-    cluster.client.submit(&failing, Patience::Endless).await.unwrap();
+    cluster.client.submit(&failing, RetryDeadline::Unlimited).await.unwrap();
     why_is(&cluster, "later", 11, "not today").await;
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 
 use millpond::bus::Role;
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Batch, MapSpec, NewTask, NoResult};
 use millpond::payload::StoredPayload;
 use millpond_cli::api::text;
@@ -92,7 +92,7 @@ fn dead(task: &Value) -> (String, String) {
 }
 
 async fn submit(cluster: &Cluster, task: &NewTask) -> String {
-    cluster.client.submit(task, Patience::Endless).await.unwrap().id
+    cluster.client.submit(task, RetryDeadline::Unlimited).await.unwrap().id
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,7 +103,7 @@ async fn large_arguments_and_results_go_both_ways() {
     // 12 MiB are more than a worker fetches into memory.
     for bytes in [300 * KIB, 5000 * KIB, 12_000 * KIB] {
         let value = large(bytes);
-        let (stored, end) = session.run(task("echo", &value), Patience::Endless, |_| {}).await.unwrap();
+        let (stored, end) = session.run(task("echo", &value), RetryDeadline::Unlimited, |_| {}).await.unwrap();
         assert!(end.unwrap().get() == value, "{bytes} bytes come back as they went");
         let row = cluster.ended(&stored.id).await;
         assert_eq!((&row["ref"]["size"], row.get("result")), (&json!(value.len()), None));
@@ -128,7 +128,7 @@ async fn large_arguments_and_results_go_both_ways() {
     let plain = large(900 * KIB);
     let headers = vec![("Nats-Msg-Id".to_owned(), "plain".to_owned())];
     let bus = cluster.nats.bus(Role::Publisher).await;
-    bus.store("tasks.default.echo", &headers, plain.clone().into(), Patience::Endless).await.unwrap();
+    bus.store("tasks.default.echo", &headers, plain.clone().into(), RetryDeadline::Unlimited).await.unwrap();
     cluster.ended("plain").await;
     assert!(out(&run(cluster.command(&["task", "result", "plain"]), b"").await) == plain);
 }
@@ -213,7 +213,7 @@ async fn what_is_gone_or_damaged_is_a_dead_letter_with_its_reason() {
     let cluster = Cluster::start().await;
     let put = async |bytes: usize| {
         let content = binary(bytes);
-        cluster.client.put_payload(&mut content.as_slice(), Patience::Endless).await.unwrap()
+        cluster.client.put_payload(&mut content.as_slice(), RetryDeadline::Unlimited).await.unwrap()
     };
     let of = |stored: &StoredPayload| NewTask { stored: Some(stored.clone()), ..task("digest", "") };
     let gone = put(400 * KIB).await;
@@ -223,7 +223,7 @@ async fn what_is_gone_or_damaged_is_a_dead_letter_with_its_reason() {
     // Whoever may put payloads may write behind another's: it is found.
     let longer = put(20_000 * KIB).await;
     let client = cluster.nats.bus(Role::Client).await;
-    client.store(&chunks(&longer.at.object), &vec![], "x".into(), Patience::Endless).await.unwrap();
+    client.store(&chunks(&longer.at.object), &vec![], "x".into(), RetryDeadline::Unlimited).await.unwrap();
     let mut other = put(400 * KIB).await;
     other.at.sha256 = sha256(b"other");
     let mut size = put(400 * KIB).await;
@@ -250,7 +250,7 @@ async fn what_is_gone_or_damaged_is_a_dead_letter_with_its_reason() {
     }
     // A task cannot wait for longer than its payload is kept.
     let late = NewTask { at_ms: Some(millpond::now_ms() + 8 * 24 * 3_600_000), ..of(&other) };
-    let refused = cluster.client.submit(&late, Patience::Endless).await.unwrap_err().to_string();
+    let refused = cluster.client.submit(&late, RetryDeadline::Unlimited).await.unwrap_err().to_string();
     assert!(refused.contains("kept for 7days"), "{refused}");
     assert_eq!(handlers.spooled(), 0);
     // A good one after them all.
@@ -324,7 +324,7 @@ async fn a_worker_that_dies_loses_neither_payload_nor_result() {
     let handlers = Handlers::new(", \"first-hang\"");
     let mut first = handlers.worker(&cluster, "w1", None);
     let content = binary(20_000 * KIB);
-    let stored = cluster.client.put_payload(&mut content.as_slice(), Patience::Endless).await.unwrap();
+    let stored = cluster.client.put_payload(&mut content.as_slice(), RetryDeadline::Unlimited).await.unwrap();
     let id = submit(&cluster, &NewTask { stored: Some(stored), ..task("digest", "") }).await;
     cluster.worker_is("w1", |w| w["children"][0]["task"]["id"] == json!(id) || w["running"] == 1).await;
     until("file of the payload", PATIENCE, async || (handlers.spooled() == 1).then_some(())).await;
@@ -359,7 +359,7 @@ async fn a_restart_of_the_server_costs_an_upload_nothing() {
     let (mut writer, mut reader) = tokio::io::duplex(64 * KIB);
     let client = cluster.client.clone();
     let mut putting = tokio::task::JoinSet::new();
-    putting.spawn(async move { client.put_payload(&mut reader, Patience::Endless).await.unwrap() });
+    putting.spawn(async move { client.put_payload(&mut reader, RetryDeadline::Unlimited).await.unwrap() });
     let (first, second) = content.split_at(5_000_000);
     writer.write_all(first).await.unwrap();
     cluster.nats.restart();
@@ -372,7 +372,7 @@ async fn a_restart_of_the_server_costs_an_upload_nothing() {
     // What a put relies on when it sends a chunk again. (The first may have been sent twice, too.)
     let bus = cluster.nats.bus(Role::Client).await;
     let headers = vec![("Nats-Expected-Last-Subject-Sequence".to_owned(), "0".to_owned())];
-    let put = async || bus.store(&chunks("twice"), &headers, "x".into(), Patience::Endless).await;
+    let put = async || bus.store(&chunks("twice"), &headers, "x".into(), RetryDeadline::Unlimited).await;
     let _ = put().await;
     let again = put().await.unwrap_err().to_string();
     assert!(again.contains("another one is the newest"), "{again}");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use futures_util::StreamExt;
-use millpond::bus::pipe::PipeError;
-use millpond::bus::publish::Patience;
+use millpond::bus::call::pipe::PipeError;
+use millpond::bus::publish::RetryDeadline;
 use millpond::call::Code;
 use millpond::client::CallError;
 use millpond::outcome::Failure;
@@ -30,7 +30,7 @@ fn talker(cluster: &Cluster, more: &str, arguments: &[&str]) -> Handled {
     )
 }
 
-async fn opened(cluster: &Cluster, kind: &str) -> millpond::bus::pipe::Pipe {
+async fn opened(cluster: &Cluster, kind: &str) -> millpond::bus::call::pipe::Pipe {
     until(&format!("a pipe to {kind}"), PATIENCE, async || {
         match cluster.client.pipe("default", kind, r#"{"a": 1}"#, SOON).await {
             Ok(pipe) => Some(pipe),
@@ -144,7 +144,7 @@ async fn a_worker_closes_a_conversation_in_order_or_with_a_failure() {
     // The wrong way round, each with what would be right.
     let error = cluster.client.call("default", "leave", "1", SOON).await.unwrap_err();
     assert!(error.to_string().contains("millpond call leave --pipe"), "{error}");
-    let id = cluster.client.submit(&task("leave", "1"), Patience::Endless).await.unwrap().id;
+    let id = cluster.client.submit(&task("leave", "1"), RetryDeadline::Unlimited).await.unwrap().id;
     let dead = cluster.ended(&id).await;
     assert_eq!(dead["dead"]["reason"], "needs_pipe", "{dead}");
     own.end().await;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::stream;
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Batch, MapSpec, NewTask};
 use millpond_cli::api::text;
 use nix::sys::signal::Signal;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::harness::{Cluster, PATIENCE, Process, statuses, task, until};
 
 async fn submit(cluster: &Cluster, id: &str, task: NewTask) {
-    cluster.client.submit(&NewTask { id: Some(id.into()), ..task }, Patience::Endless).await.unwrap();
+    cluster.client.submit(&NewTask { id: Some(id.into()), ..task }, RetryDeadline::Unlimited).await.unwrap();
 }
 
 async fn publish(cluster: &Cluster, job: &str, kind: &str, argument: &'static str, count: usize, batch: Batch) {
@@ -308,7 +308,7 @@ async fn what_is_nowhere_and_was_not_purged_is_shown_as_lost() {
         .connect(format!("127.0.0.1:{}", cluster.nats.port))
         .await
         .unwrap();
-    let removed = json!({ "filter": format!("sched.*.*.*.{}", millpond::bus::subject::key("lost")) }).to_string();
+    let removed = json!({ "filter": format!("sched.*.*.*.{}", millpond::wire::subject::key("lost")) }).to_string();
     setup.request("$JS.API.STREAM.PURGE.DUE", removed.into()).await.unwrap();
     until("lost task", PATIENCE * 3, async || problem(&cluster, "lost_task", "default").await).await;
     shown(&cluster, "lost_task", "default", "1 task of queue default should run again").await;

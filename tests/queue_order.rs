@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use millpond_cli::api::text;
 
@@ -16,7 +16,7 @@ async fn fill(cluster: &Cluster, queue: &str, count: usize, seconds: &str) {
     let all = (0..count).map(async |n| {
         let id = Some(format!("{queue}-{n}"));
         let new = NewTask { queue: queue.into(), id, ..task("sleep", seconds) };
-        cluster.client.submit(&new, Patience::Endless).await.unwrap();
+        cluster.client.submit(&new, RetryDeadline::Unlimited).await.unwrap();
     });
     futures_util::future::join_all(all).await;
 }

@@ -3,10 +3,10 @@
 use std::process::Stdio;
 
 use millpond::bus::Role;
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Client, NewTask};
 use millpond::signature::Signer;
-use millpond::task::Headers;
+use millpond::wire::headers::Headers;
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, Process, free_port, statuses, task, until};
@@ -68,14 +68,14 @@ async fn what_is_signed_runs_through_all_that_becomes_of_it() {
         batch: Some(3),
         ..task("fail", r#"[{"until": 3}, {"how": "never"}, {"until": 2}]"#)
     };
-    client.submit(&failing, Patience::Endless).await.unwrap();
+    client.submit(&failing, RetryDeadline::Unlimited).await.unwrap();
     let slow = NewTask {
         job: Some("j".into()),
         index: Some(3),
         batch: Some(6),
         ..task("sleep", "[0.15, 0.15, 0.15, 0.15, 0.15, 0.15]")
     };
-    client.submit(&slow, Patience::Endless).await.unwrap();
+    client.submit(&slow, RetryDeadline::Unlimited).await.unwrap();
     let ends = cluster.job_ends("j", 9, PATIENCE).await;
     assert_eq!(statuses(&ends), ["done"; 9], "{}", cluster.log("w1"));
     // A delay, by the command line; and one published over HTTP.
@@ -90,7 +90,7 @@ async fn what_is_signed_runs_through_all_that_becomes_of_it() {
     assert_eq!(text(&chained.stdout).trim(), "81", "{}", text(&chained.stderr));
     // A dead letter keeps its headers, and is signed again when it is run again.
     let dying = NewTask { id: Some("dies".into()), attempts_max: Some(1), ..task("fail", r#"{"until": 2}"#) };
-    client.submit(&dying, Patience::Endless).await.unwrap();
+    client.submit(&dying, RetryDeadline::Unlimited).await.unwrap();
     assert_eq!(cluster.ended("dies").await["status"], "dead");
     let again = cli(&cluster, &["dead", "retry", "dies"], "").await;
     assert!(again.status.success(), "{}", text(&again.stderr));
@@ -101,7 +101,7 @@ async fn what_is_signed_runs_through_all_that_becomes_of_it() {
     .await;
     // So is the task that it becomes in another queue, with other arguments.
     client
-        .submit(&NewTask { id: Some("words".into()), ..task("square", r#""no number""#) }, Patience::Endless)
+        .submit(&NewTask { id: Some("words".into()), ..task("square", r#""no number""#) }, RetryDeadline::Unlimited)
         .await
         .unwrap();
     assert_eq!(cluster.ended("words").await["status"], "dead");
@@ -116,7 +116,7 @@ async fn what_is_not_signed_or_was_altered_is_refused_and_stands_in_nobodys_way(
     let cluster = Cluster::start().await;
     let bus = cluster.nats.bus(Role::Producer).await;
     let store = async |subject: &str, headers: &Headers, payload: &'static str| {
-        bus.store(subject, headers, payload.into(), Patience::Endless).await.unwrap();
+        bus.store(subject, headers, payload.into(), RetryDeadline::Unlimited).await.unwrap();
     };
     let unsigned: Headers = vec![("Nats-Msg-Id".into(), "plain".into())];
     store("tasks.default.square", &unsigned, "1").await;
@@ -200,7 +200,7 @@ async fn keys_rotate_and_a_worker_without_one_runs_all() {
     let submit = async |keys: Option<&str>, id: &str, queue: &str| {
         let client = cluster.client.clone().with_signer(keys.map(signer));
         let task = NewTask { id: Some(id.into()), queue: queue.into(), ..task("square", "3") };
-        client.submit(&task, Patience::Endless).await.unwrap();
+        client.submit(&task, RetryDeadline::Unlimited).await.unwrap();
     };
     let both = format!("{NEW},{OLD}");
     let rotating = cluster.worker("w1", &["--signing-key", &both], None);

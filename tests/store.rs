@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use millpond_cli::api::{Api, text};
 use serde_json::{Value, json};
@@ -117,7 +117,7 @@ async fn on_a_full_disk_nothing_is_acknowledged_and_it_says_so_until_there_is_ro
     let mut ids = Vec::new();
     for _ in 0..100 {
         let task = NewTask { payload: text_of_20_kb.clone().into(), ..crate::harness::task("echo", "") };
-        ids.push(cluster.client.submit(&task, Patience::Endless).await.unwrap().id);
+        ids.push(cluster.client.submit(&task, RetryDeadline::Unlimited).await.unwrap().id);
     }
     let ready = format!("{}/readyz", cluster.collector_url());
     let said = until("a complaint", PATIENCE, async || {

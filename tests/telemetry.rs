@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use millpond::telemetry::{TELEMETRY_QUEUE_MAX, TraceContext};
 use millpond_cli::api::text;
@@ -207,7 +207,7 @@ async fn stored_once(sink: &Sink) {
 
 /// A task that brings no trace has one that begins with its wait; a process for one task finds it in its environment.
 async fn bare_and_once(cluster: &Cluster, sink: &Sink) {
-    let bare = cluster.client.submit(&task("once", "1"), Patience::Endless).await.unwrap().id;
+    let bare = cluster.client.submit(&task("once", "1"), RetryDeadline::Unlimited).await.unwrap().id;
     let told = story(cluster, sink, &bare, [0, 1, 1, 1]).await;
     let (wait, attempt) = (told.named("wait")[0], told.named("process")[0]);
     assert_eq!((wait.parent.as_str(), &attempt.parent), ("", &wait.span));
@@ -249,7 +249,7 @@ impl Watched {
 async fn run_tasks(cluster: &Cluster, job: &str, count: u64) {
     let sent = (0..count).map(|n| {
         let task = NewTask { job: Some(job.to_owned()), index: Some(n), ..task("square", &n.to_string()) };
-        async move { cluster.client.submit(&task, Patience::Endless).await.unwrap() }
+        async move { cluster.client.submit(&task, RetryDeadline::Unlimited).await.unwrap() }
     });
     futures_util::future::join_all(sent).await;
     let path = format!("/api/v1/jobs/{job}");
@@ -301,7 +301,7 @@ async fn the_last_spans_and_lines_arrive_before_the_end() {
     let sink = Sink::start(Mode::Takes).await;
     let cluster = Cluster::start().await;
     let mut worker = cluster.worker_with("w1", &[], &sink.environment());
-    let id = cluster.client.submit(&task("square", "3"), Patience::Endless).await.unwrap().id;
+    let id = cluster.client.submit(&task("square", "3"), RetryDeadline::Unlimited).await.unwrap().id;
     let trace = trace_of(&cluster, &id).await;
     worker.signal(Signal::SIGTERM);
     assert!(worker.end(PATIENCE).await.success());
@@ -321,7 +321,7 @@ async fn who_begins_a_trace_decides_whether_it_is_exported() {
         let traceparent =
             flags.map(|flags| format!("00-0af7651916cd43dd8448eb211c803{flags}c-b7ad6b7169203331-{flags}"));
         let asked = NewTask { traceparent, ..task("fail", r#"{"until":2}"#) };
-        let id = cluster.client.submit(&asked, Patience::Endless).await.unwrap().id;
+        let id = cluster.client.submit(&asked, RetryDeadline::Unlimited).await.unwrap().id;
         submitted.push(trace_of(&cluster, &id).await);
     }
     worker.signal(Signal::SIGTERM);

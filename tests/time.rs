@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use serde_json::{Value, json};
 
@@ -19,9 +19,9 @@ async fn a_delayed_task_waits_through_a_restart_of_the_server_and_keeps_its_id()
     cluster.worker_is("w1", |w| w["state"] == "live").await;
     let at_ms = millpond::now_ms() + 10_000;
     let later = NewTask { id: Some("later".into()), at_ms: Some(at_ms), ..task("square", "12") };
-    cluster.client.submit(&later, Patience::Endless).await.unwrap();
+    cluster.client.submit(&later, RetryDeadline::Unlimited).await.unwrap();
     // The same id again replaces nothing and adds nothing.
-    assert!(cluster.client.submit(&later, Patience::Endless).await.unwrap().duplicate);
+    assert!(cluster.client.submit(&later, RetryDeadline::Unlimited).await.unwrap().duplicate);
     let why = cluster.command(&["why", "later"]).output().unwrap();
     assert_eq!(why.status.code(), Some(11), "{}", String::from_utf8_lossy(&why.stdout));
     cluster.nats.restart();

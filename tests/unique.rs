@@ -3,9 +3,10 @@
 use std::process::{Output, Stdio};
 
 use millpond::bus::Role;
-use millpond::bus::publish::Patience;
-use millpond::bus::topology::{STREAM_DUE, STREAM_TASKS, stream_state};
+use millpond::bus::publish::RetryDeadline;
+use millpond::bus::topology::stream_state;
 use millpond::client::{ClientError, NewTask, Submitted};
+use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, Process, task, until};
@@ -13,7 +14,7 @@ use crate::harness::{Cluster, PATIENCE, Process, task, until};
 async fn submit(cluster: &Cluster, id: &str, kind: &str, arguments: &str) -> Result<Submitted, ClientError> {
     let unique =
         NewTask { id: Some(id.into()), unique: Some("key".into()), attempts_max: Some(20), ..task(kind, arguments) };
-    cluster.client.submit(&unique, Patience::Endless).await
+    cluster.client.submit(&unique, RetryDeadline::Unlimited).await
 }
 
 fn refused(submitted: Result<Submitted, ClientError>) -> bool {
@@ -63,9 +64,9 @@ async fn one_of_a_key_at_a_time_whether_it_waits_runs_or_will_be_tried_again() {
     until("nothing of it", PATIENCE, async || (messages(&cluster, STREAM_DUE).await == 0).then_some(())).await;
     // After its end the key is free; while it runs it is not.
     let long = NewTask { unique: Some("long".into()), ..task("sleep", "600") };
-    cluster.client.submit(&long, Patience::Endless).await.unwrap();
+    cluster.client.submit(&long, RetryDeadline::Unlimited).await.unwrap();
     cluster.worker_is("w1", |w| w["running"] == 1).await;
-    let again = cluster.client.submit(&long, Patience::Endless).await;
+    let again = cluster.client.submit(&long, RetryDeadline::Unlimited).await;
     assert!(matches!(again, Err(ClientError::AlreadyThere { .. })), "while it runs: {again:?}");
     submit(&cluster, "second", "fail", r#"{"until": 1}"#).await.unwrap();
     assert_eq!(cluster.ended("second").await["status"], "done");
@@ -94,13 +95,17 @@ async fn of_many_at_once_one_is_stored() {
         ..task("square", "3")
     };
     let both = [later("l1"), later("l2"), later("l3")];
-    let all = futures_util::future::join_all(both.iter().map(|t| cluster.client.submit(t, Patience::Endless))).await;
+    let all =
+        futures_util::future::join_all(both.iter().map(|t| cluster.client.submit(t, RetryDeadline::Unlimited))).await;
     let taken: Vec<&str> = all.iter().filter_map(|one| one.as_ref().ok()).map(|s| s.id.as_str()).collect();
     assert_eq!((taken.len(), messages(&cluster, STREAM_DUE).await), (1, 1));
     let mine = both.iter().find(|t| t.id.as_deref() == Some(taken[0])).unwrap();
-    assert!(cluster.client.submit(mine, Patience::Endless).await.unwrap().duplicate, "a resend");
+    assert!(cluster.client.submit(mine, RetryDeadline::Unlimited).await.unwrap().duplicate, "a resend");
     let now = NewTask { at_ms: None, ..later("now") };
-    assert!(matches!(cluster.client.submit(&now, Patience::Endless).await, Err(ClientError::AlreadyThere { .. })));
+    assert!(matches!(
+        cluster.client.submit(&now, RetryDeadline::Unlimited).await,
+        Err(ClientError::AlreadyThere { .. })
+    ));
     let _worker = cluster.worker("w1", &[], None);
     assert_eq!(cluster.ended(taken[0]).await["result"], 9);
 }
@@ -125,13 +130,13 @@ async fn waiting_and_asking_over_http() {
         attempts_max: Some(1),
         ..task("fail", r#"{"until": 2}"#)
     };
-    cluster.client.submit(&dying, Patience::Endless).await.unwrap();
+    cluster.client.submit(&dying, RetryDeadline::Unlimited).await.unwrap();
     assert_eq!(cluster.ended("dies").await["status"], "dead");
     drop(worker);
     assert!(cli(&cluster, &["dead", "retry", "dies"]).await.status.success());
-    let again = cluster.client.submit(&NewTask { id: None, ..dying.clone() }, Patience::Endless).await;
+    let again = cluster.client.submit(&NewTask { id: None, ..dying.clone() }, RetryDeadline::Unlimited).await;
     assert!(matches!(again, Err(ClientError::AlreadyThere { .. })), "{again:?}");
     for wrong in [NewTask { job: Some("j".into()), ..dying.clone() }, NewTask { batch: Some(2), ..dying }] {
-        assert!(matches!(cluster.client.submit(&wrong, Patience::Endless).await, Err(ClientError::NotAlone)));
+        assert!(matches!(cluster.client.submit(&wrong, RetryDeadline::Unlimited).await, Err(ClientError::NotAlone)));
     }
 }

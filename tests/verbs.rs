@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Output, Stdio};
 
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, task, until};
@@ -134,7 +134,7 @@ async fn a_drained_worker_finishes_what_runs_and_leaves() {
     assert_eq!(nobody.status.code(), Some(1));
     assert!(said(&nobody).contains("nobody") && said(&nobody).contains("worker ls"), "{}", said(&nobody));
     let mut worker = cluster.worker("w1", &[], None);
-    let id = cluster.client.submit(&task("sleep", "15"), Patience::Endless).await.unwrap().id;
+    let id = cluster.client.submit(&task("sleep", "15"), RetryDeadline::Unlimited).await.unwrap().id;
     until("start of the task", PATIENCE, async || {
         let why = cluster.get("/api/v1/why", &[("id", id.clone())]).await?;
         (why["state"] == "running").then_some(())
@@ -183,7 +183,7 @@ async fn workers_children_queues_and_jobs_are_seen() {
     let squares = cli(&cluster, &["map", "square", "--range", "1..=10", "--job", "squares"], "").await;
     assert!(squares.status.success(), "{}", said(&squares));
     cluster.job_ends("squares", 10, PATIENCE).await;
-    let id = cluster.client.submit(&task("pysquare", "600"), Patience::Endless).await.unwrap().id;
+    let id = cluster.client.submit(&task("pysquare", "600"), RetryDeadline::Unlimited).await.unwrap().id;
     cluster
         .worker_is("w1", |w| {
             let busy = |c: &Value| c["state"] == "busy" && c["progress"] == 0.5 && c["rss_bytes"] != 0;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Parser;
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Batch, Client, MapSpec, NewTask};
 use millpond_worker::{Call, Config, Reply, Worker, reply};
 use serde_json::json;
@@ -146,7 +146,7 @@ async fn lone(client: &Client, count: u64) -> anyhow::Result<()> {
             ..Default::default()
         };
         let started = Instant::now();
-        let (_, end) = session.run(task, Patience::Endless, |_| {}).await?;
+        let (_, end) = session.run(task, RetryDeadline::Unlimited, |_| {}).await?;
         trips.push(started.elapsed().as_secs_f64() * 1e3);
         match end {
             Ok(value) => results.push(value.get().to_owned()),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use millpond::bus::pipe::{PipeError, PipeReceiver, PipeSender};
+use millpond::bus::call::pipe::{PipeError, PipeReceiver, PipeSender};
 use millpond::call::Code;
 use millpond::client::{CallError, Client};
 use millpond::config::ConnectArgs;

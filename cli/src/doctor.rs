@@ -5,7 +5,8 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use millpond::bus::inspect::{self, StreamFacts};
+use millpond::bus::read::inspect;
+use millpond::bus::read::inspect::StreamFacts;
 use millpond::bus::{Access, Bus, Role};
 use millpond::config::ConnectArgs;
 use serde_json::{Value, json};

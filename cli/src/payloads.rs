@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use bytes::Bytes;
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Client, NewTask};
 use millpond::limits::{CLAIM_CHECK_BYTES, PAGE_ROWS_MAX};
 use millpond::payload::PayloadRef;
@@ -14,16 +14,16 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::EXIT_TASK_FAILED;
 use crate::api::Api;
-use crate::state::{self, CLIENT_NATS_URL, Env};
+use crate::state::{CLIENT_NATS_URL, Env};
+use crate::{EXIT_TASK_FAILED, state};
 
 /// Gives a task the bytes of a file, or of standard input for `-`, as its arguments: in the message when they are JSON
 /// and small, else from the store, so that a handler gets small and large files of one kind in one way.
 ///
 /// # Errors
 /// When it cannot be read, or not stored.
-pub async fn attach(task: &mut NewTask, path: &Path, client: &Client, patience: Patience) -> anyhow::Result<()> {
+pub async fn attach(task: &mut NewTask, path: &Path, client: &Client, deadline: RetryDeadline) -> anyhow::Result<()> {
     let mut from: Box<dyn AsyncRead + Unpin + Send> = match path.to_str() {
         Some("-") => Box::new(tokio::io::stdin()),
         _ => Box::new(tokio::fs::File::open(path).await.with_context(|| format!("cannot open {}", path.display()))?),
@@ -34,7 +34,7 @@ pub async fn attach(task: &mut NewTask, path: &Path, client: &Client, patience: 
     if start.len() <= CLAIM_CHECK_BYTES && serde_json::from_slice::<&RawValue>(&start).is_ok() {
         task.payload = Bytes::from(start);
     } else {
-        task.stored = Some(client.put_payload(&mut start.as_slice().chain(from), patience).await?);
+        task.stored = Some(client.put_payload(&mut start.as_slice().chain(from), deadline).await?);
     }
     Ok(())
 }

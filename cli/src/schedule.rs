@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bytes::Bytes;
 use clap::Subcommand;
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Client, cron_in, shown};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
 use millpond::schedule::{Schedule, When};
@@ -19,7 +19,7 @@ use crate::state::{Env, publisher};
 use crate::submit::check_json;
 
 /// How long a person waits for the server's ack.
-const PATIENCE: Patience = Patience::Within(Duration::from_secs(30));
+const PATIENCE: RetryDeadline = RetryDeadline::Within(Duration::from_secs(30));
 /// Characters of the arguments that a list shows.
 const ARGS_SHOWN: usize = 40;
 

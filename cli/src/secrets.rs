@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
-use crate::state::{self, Env, Secrets, write_private};
+use crate::state;
+use crate::state::{Env, Secrets, write_private};
 use crate::up::CONFIG_FILES;
 
 /// Where the services are, as compose and the chart name them.

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use millpond::bus::topology::{Limits, setup};
+use millpond::bus::topology::{StreamLimits, setup};
 use millpond::bus::{Bus, Role};
 use millpond::config::{ConnectArgs, LogArgs, bytes};
 use tokio_util::sync::CancellationToken;
@@ -128,7 +128,7 @@ pub struct SetupArgs {
     #[arg(long, env = "MILLPOND_SETUP_NATS_URL", hide_env_values = true)]
     nats_url: Option<String>,
     /// Messages that TASKS holds at the most; publishers wait beyond it.
-    #[arg(long, env = "MILLPOND_SETUP_TASKS_MAX", default_value_t = Limits::default().tasks_max)]
+    #[arg(long, env = "MILLPOND_SETUP_TASKS_MAX", default_value_t = StreamLimits::default().tasks_max)]
     tasks_max: i64,
     /// Size of TASKS at the most; publishers wait beyond it. Raise it for long queues of large tasks.
     #[arg(long, env = "MILLPOND_SETUP_TASKS_BYTES_MAX", default_value = "4GiB", value_parser = bytes)]
@@ -159,7 +159,7 @@ pub async fn run_setup(args: SetupArgs, env: &Env) -> anyhow::Result<ExitCode> {
         None => env.need("MILLPOND_SETUP_NATS_URL")?,
     };
     let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let limits = Limits {
+    let limits = StreamLimits {
         tasks_max: args.tasks_max,
         tasks_bytes_max: signed(args.tasks_bytes_max),
         results_bytes_max: signed(args.results_bytes_max),

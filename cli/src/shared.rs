@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use bytes::Bytes;
 use clap::Subcommand;
-use millpond::bus::shared::{Entry, Shared, SharedError};
+use millpond::bus::shared_state::{SharedEntry, SharedError, SharedState};
 use millpond::client::Client;
 use millpond::config::ConnectArgs;
 use serde_json::json;
@@ -88,7 +88,7 @@ pub async fn run(args: SharedArgs, env: &Env) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn act(shared: &Shared, command: SharedCommand, json: bool) -> anyhow::Result<ExitCode> {
+async fn act(shared: &SharedState, command: SharedCommand, json: bool) -> anyhow::Result<ExitCode> {
     match command {
         SharedCommand::Get { key } => match shared.get(&key).await? {
             Some(entry) => print(&key, &entry, json)?,
@@ -131,7 +131,7 @@ async fn act(shared: &Shared, command: SharedCommand, json: bool) -> anyhow::Res
     Ok(ExitCode::SUCCESS)
 }
 
-async fn watch(shared: &Shared, prefix: &str, json: bool) -> anyhow::Result<()> {
+async fn watch(shared: &SharedState, prefix: &str, json: bool) -> anyhow::Result<()> {
     let mut changes = shared.watch();
     loop {
         let change = tokio::select! {
@@ -154,7 +154,7 @@ async fn watch(shared: &Shared, prefix: &str, json: bool) -> anyhow::Result<()> 
     }
 }
 
-fn print(key: &str, entry: &Entry, json: bool) -> std::io::Result<()> {
+fn print(key: &str, entry: &SharedEntry, json: bool) -> std::io::Result<()> {
     let value = String::from_utf8_lossy(&entry.value);
     if json {
         return json_line(&json!({ "key": key, "value": value, "revision": entry.revision }));

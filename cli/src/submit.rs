@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use millpond::bus::bounds::Fill;
-use millpond::bus::publish::{Patience, PublishError};
+use millpond::bus::publish::queue_limits::QueueFill;
+use millpond::bus::publish::{PublishError, RetryDeadline};
 use millpond::chain::Step;
 use millpond::client::{Client, ClientError, NewTask, NoResult, Submitted, TaskEnd};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
@@ -137,7 +137,7 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
     };
     let client = publisher(env, "submit", args.connect.check()?, &args.signing).await?;
     if let Some(path) = &args.file {
-        crate::payloads::attach(&mut task, path, &client, Patience::Endless).await?;
+        crate::payloads::attach(&mut task, path, &client, RetryDeadline::Unlimited).await?;
     }
     if !args.wait {
         let submitted = match store(&client, &task, args.wait_room).await {
@@ -178,10 +178,10 @@ fn already_there(refused: &ClientError, json: bool) -> anyhow::Result<ExitCode> 
 
 /// Publishes it. For room in its queue it waits as long as it takes, or for `wait_room`.
 async fn store(client: &Client, task: &NewTask, wait_room: Option<Duration>) -> Result<Submitted, ClientError> {
-    let patience = Patience::Within(wait_room.unwrap_or(ACK_WITHIN));
+    let deadline = RetryDeadline::Within(wait_room.unwrap_or(ACK_WITHIN));
     let mut storing = std::pin::pin!(async {
         loop {
-            match client.submit(task, patience).await {
+            match client.submit(task, deadline).await {
                 Err(ClientError::Publish(PublishError::QueueFull { .. })) if wait_room.is_none() => {}
                 ended => return ended,
             }
@@ -197,7 +197,7 @@ async fn store(client: &Client, task: &NewTask, wait_room: Option<Duration>) -> 
 pub async fn hint_full(client: &Client, queue: &str) {
     loop {
         tokio::time::sleep(HINT_AFTER).await;
-        if let Ok(Some(Fill { waiting, max_waiting })) = client.fill(queue).await
+        if let Ok(Some(QueueFill { waiting, max_waiting })) = client.fill(queue).await
             && waiting >= max_waiting
         {
             eprintln!(

@@ -12,7 +12,8 @@ use crate::api::{Api, text};
 use crate::output::{json_line, time, took};
 use crate::payloads::Results;
 use crate::state::Env;
-use crate::tasks::{self, Filter};
+use crate::tasks;
+use crate::tasks::Filter;
 
 /// What to do with a task.
 #[derive(Subcommand, Debug)]

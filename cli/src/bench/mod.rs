@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Batch, Client, MapSpec, NewTask};
 use millpond::config::SigningArgs;
 
@@ -247,7 +247,7 @@ async fn lone(client: &Client, count: u64) -> anyhow::Result<(Vec<Duration>, Str
             ..Default::default()
         };
         let started = Instant::now();
-        let (_, end) = session.run(task, Patience::Endless, |_| {}).await?;
+        let (_, end) = session.run(task, RetryDeadline::Unlimited, |_| {}).await?;
         took.push(started.elapsed());
         if !end.as_ref().is_ok_and(|end| end.get().parse() == Ok(n * n)) {
             bail!("lone task {n} ended as {end:?}");

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use millpond::bus::results::{Ended, EndedReader};
-use millpond::bus::topology::{Limits, setup};
+use millpond::bus::read::outcomes::{OutcomeReader, OutcomeStream};
+use millpond::bus::topology::{StreamLimits, setup};
 use millpond::bus::{Bus, Role};
 use millpond::config::duration;
 use serde_json::Value;
@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, text};
 use crate::bench::BENCH_NATS_URL;
-use crate::nats_server;
-use crate::state::{self, Lock, Secrets};
+use crate::state::{Lock, Secrets};
+use crate::{nats_server, state};
 use child::{Child, Spec};
 use ports::{Ports, PortsArg};
 
@@ -137,7 +137,7 @@ impl Cluster {
             () = shutdown.cancelled() => bail!("stopped before nats-server was ready"),
         };
         let bus = bus.with_context(|| log_tail(dir, "nats-server"))?;
-        setup(&bus, &Limits::default()).await?;
+        setup(&bus, &StreamLimits::default()).await?;
         bus.close().await;
         let http = |port: u16| format!("127.0.0.1:{port}");
         let token = (state::TOKEN, secrets.token.clone());
@@ -342,8 +342,8 @@ impl Cluster {
 async fn all_stored(url: &str) -> anyhow::Result<()> {
     let bus = Bus::connect(url, Role::Setup, "up", END_WITHIN).await?;
     let deadline = tokio::time::Instant::now() + STORE_WITHIN;
-    for ended in [Ended::Results, Ended::Dead] {
-        let reader = EndedReader::new(bus.clone(), ended);
+    for ended in [OutcomeStream::Results, OutcomeStream::Dead] {
+        let reader = OutcomeReader::new(bus.clone(), ended);
         loop {
             let state = reader.state().await?;
             if state.pending + state.ack_pending == 0 {

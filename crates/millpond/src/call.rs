@@ -3,30 +3,7 @@
 
 use crate::outcome::{Failure, cut};
 
-/// What went wrong with a call, in one line (NATS micro services, ADR-32).
-pub const HEADER_ERROR: &str = "Nats-Service-Error";
-/// The same as a number: see [`Code`].
-pub const HEADER_ERROR_CODE: &str = "Nats-Service-Error-Code";
-/// Who answered.
-pub const HEADER_WORKER: &str = "Millpond-Worker";
-/// On a call: it opens a conversation under this id, a token.
-pub const HEADER_PIPE: &str = "Millpond-Pipe";
-/// On a message of a conversation: its number, from 1, counted for each direction.
-pub const HEADER_SEQ: &str = "Millpond-Seq";
-/// The sender of this has every message up to this number.
-pub const HEADER_GOT: &str = "Millpond-Got";
-/// The sender of this has room for messages up to this number.
-pub const HEADER_ROOM: &str = "Millpond-Room";
-/// Nothing comes from the sender of this any more: [`END_OK`], [`END_FAILED`] or [`END_GONE`].
-pub const HEADER_END: &str = "Millpond-End";
-/// It said all.
-pub const END_OK: &str = "ok";
-/// The worker's side failed; the payload is the failure.
-pub const END_FAILED: &str = "failed";
-/// It has left, or takes the other for lost; the conversation is over. Not numbered.
-pub const END_GONE: &str = "gone";
-
-/// Longest text of [`HEADER_ERROR`], in bytes.
+/// Longest text of the header `Nats-Service-Error`, in bytes.
 const ERROR_LINE_BYTES_MAX: usize = 512;
 
 /// Why a call has no result, after the codes of HTTP.

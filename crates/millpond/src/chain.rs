@@ -5,16 +5,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::bus::subject::{SubjectError, TaskSubject, check_token, key};
 use crate::limits::{CHAIN_STEPS_MAX, TASK_ID_BYTES_MAX};
 use crate::outcome::{Items, id_of};
-use crate::task::{
-    HEADER_ATTEMPT, HEADER_EXPIRES, HEADER_ID, HEADER_ITEMS, HEADER_MSG_ID, HEADER_PUBLISHED, HEADER_REPLY_TO,
-    HEADER_ROOT, HEADER_TRACEPARENT, HEADER_TRACESTATE, Headers, Task,
+use crate::task::Task;
+use crate::wire::headers::{
+    HEADER_ATTEMPT, HEADER_EXPIRES, HEADER_ID, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED,
+    HEADER_REPLY_TO, HEADER_THEN, HEADER_TRACEPARENT, HEADER_TRACESTATE, Headers,
 };
+use crate::wire::subject::{SubjectError, TaskSubject, check_token, key};
 
-/// The steps that come after a task, in order: `<kind>` or `<queue>.<kind>`, separated by commas.
-pub const HEADER_THEN: &str = "Millpond-Then";
 /// What a next step has of the one before it. Timeout and attempts are those of its own kind.
 const INHERITED: [&str; 3] = [HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TRACESTATE];
 /// What a step's id ends with; the id of the step before it stands in front.
@@ -103,15 +102,15 @@ impl Task {
     /// attempt that it follows.
     #[must_use]
     pub fn next_headers(&self, items: Option<Items>, at_ms: i64, traceparent: String) -> Headers {
-        let root = next_id(&self.root);
+        let original_id = next_id(&self.original_id);
         let kept = self.forwarded.iter().filter(|(name, _)| INHERITED.contains(&name.as_str()));
         let mut headers: Headers = kept.cloned().collect();
         let mut put = |name: &str, value: String| headers.push((name.to_owned(), value));
-        let id = id_of(&root, items);
+        let id = id_of(&original_id, items);
         // Of the queue that publishes it: nobody else's ids are in its way.
         put(HEADER_MSG_ID, format!("{}/{id}/t{}", self.subject.queue, self.attempt));
         put(HEADER_ID, id);
-        put(HEADER_ROOT, root);
+        put(HEADER_ORIGINAL_ID, original_id);
         put(HEADER_ATTEMPT, "1".to_owned());
         put(HEADER_PUBLISHED, at_ms.to_string());
         put(HEADER_TRACEPARENT, traceparent);
@@ -161,7 +160,7 @@ mod tests {
         let next = task.next_headers(Some(Items { of: 5, from: 1, len: 2 }), 7, "00-u".into());
         let arrival = Arrival { origin: Origin::Due, ..arrival };
         let next = Task::read("due.q.b", &next, Bytes::from_static(b"[1,2]"), arrival);
-        assert_eq!((next.id().as_str(), next.root.as_str(), next.items_len()), ("r/then/1+2", "r/then", 2));
+        assert_eq!((next.id().as_str(), next.original_id.as_str(), next.items_len()), ("r/then/1+2", "r/then", 2));
         assert_eq!((next.index, next.attempt, next.timeout, next.attempts_max), (None, 1, None, None));
         assert_eq!(
             (next.reply_to.as_deref(), next.traceparent(), next.published_ms),

@@ -4,20 +4,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bus::subject::key;
 use crate::limits::TASK_ID_BYTES_MAX;
 use crate::outcome::{FailedAttempt, Failure, Items};
 use crate::retry::{ATTEMPTS_MAX_MAX, RetryPolicy};
-use crate::signature::{Distrust, HEADER_SIGNATURE};
-use crate::task::{
-    HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_FAILURES, HEADER_ID, HEADER_INDEX,
-    HEADER_ITEMS, HEADER_MSG_ID, HEADER_PUBLISHED, HEADER_ROOT, Headers, compact, is_forwarded,
+use crate::signature::Distrust;
+use crate::task::{compact, is_forwarded};
+use crate::wire::headers::{
+    HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_DEAD, HEADER_EXPIRES, HEADER_FAILURES, HEADER_ID,
+    HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED, HEADER_REPLAY_OF,
+    HEADER_SIGNATURE, Headers,
 };
-
-/// Header that carries [`Evidence`] on DEAD.
-pub const HEADER_DEAD: &str = "Millpond-Dead";
-/// Header that points from a task back to the dead letter of another queue that it was made of: [`ReplayOf`] as JSON.
-pub const HEADER_REPLAY_OF: &str = "Millpond-Replay-Of";
+use crate::wire::subject::key;
 
 /// What is said anew of a dead letter's task that runs again, or not at all.
 const REPLACED: [&str; 6] =
@@ -63,11 +60,11 @@ pub fn moved_id(id: &str, to_queue: &str) -> String {
 pub struct Evidence {
     /// Version of this form; 1.
     pub v: u8,
-    /// Id of the task, or `<root>/<i>` of an item.
+    /// Id of the task, or `<original id>/<i>` of an item.
     pub id: String,
     /// Id of the message first published, where it is not `id`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub root: Option<String>,
+    #[serde(rename = "root", default, skip_serializing_if = "Option::is_none")]
+    pub original_id: Option<String>,
     /// The items covered; none for a task published alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub items: Option<Items>,
@@ -132,7 +129,7 @@ impl Evidence {
         let mut put = |name: &str, value: String| replay.push((name.to_owned(), value));
         put(HEADER_MSG_ID, format!("{queue}/{}/r{attempt}", self.id));
         put(HEADER_ID, self.id.clone());
-        put(HEADER_ROOT, self.root.clone().unwrap_or_else(|| self.id.clone()));
+        put(HEADER_ORIGINAL_ID, self.original_id.clone().unwrap_or_else(|| self.id.clone()));
         put(HEADER_ATTEMPT, attempt.to_string());
         put(HEADER_ATTEMPTS_MAX, attempts_max.to_string());
         put(HEADER_PUBLISHED, self.published_ms.to_string());
@@ -211,7 +208,10 @@ mod tests {
         let replay = evidence.replay_headers("q", &had).unwrap();
         let get = |name: &str| replay.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         assert_eq!((get(HEADER_ATTEMPT), get(HEADER_ATTEMPTS_MAX)), (Some("3"), Some("4")));
-        assert_eq!((get(HEADER_ID), get(HEADER_ROOT), get(HEADER_ITEMS)), (Some("b/3"), Some("b"), Some("3+1/5")));
+        assert_eq!(
+            (get(HEADER_ID), get(HEADER_ORIGINAL_ID), get(HEADER_ITEMS)),
+            (Some("b/3"), Some("b"), Some("3+1/5"))
+        );
         assert_eq!((get(HEADER_MSG_ID), get(HEADER_EXPIRES)), (Some("q/b/3/r3"), None));
         assert_eq!((get(HEADER_INDEX), get("Millpond-Timeout")), (Some("8"), Some("5s")));
         let failures: Vec<FailedAttempt> = serde_json::from_str(get(HEADER_FAILURES).unwrap()).unwrap();
@@ -219,7 +219,7 @@ mod tests {
         let moved = evidence.moved_headers("q", "q2", &had).unwrap();
         let get = |name: &str| moved.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         assert_eq!((get(HEADER_ID), get(HEADER_MSG_ID)), (Some("b/3@q2"), Some("q2/b/3@q2/r1")));
-        assert_eq!((get(HEADER_ATTEMPTS_MAX), get(HEADER_ATTEMPT), get(HEADER_ROOT)), (Some("2"), None, None));
+        assert_eq!((get(HEADER_ATTEMPTS_MAX), get(HEADER_ATTEMPT), get(HEADER_ORIGINAL_ID)), (Some("2"), None, None));
         assert_eq!((get(HEADER_INDEX), get(HEADER_ITEMS), get("Millpond-Timeout")), (None, None, Some("5s")));
         assert_eq!(get(HEADER_REPLAY_OF), Some(r#"{"queue":"q","id":"b/3","attempt":2}"#));
         let long = moved_id(&"x".repeat(TASK_ID_BYTES_MAX), "q2");

@@ -80,8 +80,8 @@ impl JobRecord {
 
     /// Whether a message of this root was published by this epoch of the job.
     #[must_use]
-    pub fn owns(&self, root: &str) -> bool {
-        epoch_of(&self.job, root) == Some(self.epoch)
+    pub fn owns(&self, original_id: &str) -> bool {
+        epoch_of(&self.job, original_id) == Some(self.epoch)
     }
 }
 

@@ -18,11 +18,11 @@ pub const RESULT_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Largest value of the input of a `map`, in bytes: it is in memory once.
 pub const MAP_VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A result pack is sent when it holds this many bytes; more go into the next one.
-pub const PACK_BYTES_MAX: usize = 512 * 1024;
+pub const RESULT_BATCH_BYTES_MAX: usize = 512 * 1024;
 /// How long a pack gathers under load; a lone outcome does not wait.
-pub const PACK_GATHER: Duration = Duration::from_millis(1);
+pub const RESULT_BATCH_GATHER: Duration = Duration::from_millis(1);
 /// Outcomes in one pack at the most.
-pub const PACK_OUTCOMES_MAX: usize = 512;
+pub const RESULT_BATCH_OUTCOMES_MAX: usize = 512;
 /// Tasks in one batch at the most.
 pub const BATCH_ITEMS_MAX: u32 = 1000;
 
@@ -64,7 +64,7 @@ pub const BATCH_PROBES_MAX: u64 = 64;
 /// How many times larger the next batches may be than the largest that came back.
 pub const BATCH_GROWTH: u32 = 4;
 /// A batch that runs for longer hands on the items that have not started.
-pub const BATCH_HAND_ON_AFTER: Duration = Duration::from_millis(100);
+pub const BATCH_REPUBLISH_AFTER: Duration = Duration::from_millis(100);
 
 /// Timeout of one attempt of a task that says nothing else.
 pub const TASK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
@@ -96,7 +96,7 @@ pub const SETTLED_IDS_MAX: usize = 16 * 1024;
 /// Starts that ended in a death before a task is taken for a killer: the next delivery buries (or splits) it.
 pub const STARTS_MAX: usize = 3;
 /// A delivered task that got no slot within this time is handed back.
-pub const HAND_BACK_AFTER: Duration = Duration::from_secs(1);
+pub const RELEASE_AFTER: Duration = Duration::from_secs(1);
 /// Work that a worker may hold ahead of its slots, as time: tiny tasks are pulled many at once, long ones are not hoarded.
 pub const LOOKAHEAD: Duration = Duration::from_millis(50);
 /// Tasks held ahead of the slots, at the most.
@@ -261,7 +261,7 @@ const _: () = assert!(PIPE_MESSAGE_BYTES_MAX < SERVER_PAYLOAD_BYTES_MAX);
 const _: () = assert!(TASK_BYTES_MAX * 2 <= SERVER_PAYLOAD_BYTES_MAX);
 const _: () = assert!(SERVER_PAYLOAD_BYTES_MAX <= COLLECT_BYTES_MAX);
 const _: () = assert!(LATER_QUEUES_SHARE > 1);
-const _: () = assert!(CLAIM_CHECK_BYTES + PACK_BYTES_MAX <= SERVER_PAYLOAD_BYTES_MAX);
+const _: () = assert!(CLAIM_CHECK_BYTES + RESULT_BATCH_BYTES_MAX <= SERVER_PAYLOAD_BYTES_MAX);
 const _: () = assert!(CLAIM_CHECK_BYTES * 2 <= TASK_BYTES_MAX);
 const _: () = assert!(BATCH_AUTO_BYTES_MAX <= CLAIM_CHECK_BYTES);
 const _: () = assert!(PAYLOAD_MEMORY_BYTES_MAX <= PAYLOADS_MEMORY_BYTES_MAX);

@@ -33,14 +33,14 @@ impl Items {
     }
 }
 
-/// The id of what covers `items` of `root`: the root's own, `<root>/<i>` for one item, `<root>/<from>+<len>` for some.
+/// The id of what covers `items` of `original_id`: the root's own, `<original id>/<i>` for one item, `<original id>/<from>+<len>` for some.
 #[must_use]
-pub fn id_of(root: &str, items: Option<Items>) -> String {
+pub fn id_of(original_id: &str, items: Option<Items>) -> String {
     match items {
-        None => root.to_owned(),
-        Some(i) if i.len == i.of => root.to_owned(),
-        Some(i) if i.len == 1 => format!("{root}/{}", i.from),
-        Some(i) => format!("{root}/{}+{}", i.from, i.len),
+        None => original_id.to_owned(),
+        Some(i) if i.len == i.of => original_id.to_owned(),
+        Some(i) if i.len == 1 => format!("{original_id}/{}", i.from),
+        Some(i) => format!("{original_id}/{}+{}", i.from, i.len),
     }
 }
 
@@ -239,8 +239,8 @@ pub struct Outcome {
     /// Id of what ran: see [`id_of`].
     pub id: String,
     /// Id of the message first published, where it is not `id`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub root: Option<String>,
+    #[serde(rename = "root", default, skip_serializing_if = "Option::is_none")]
+    pub original_id: Option<String>,
     /// The items covered; none for a task published alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub items: Option<Items>,
@@ -283,8 +283,8 @@ pub struct Outcome {
 impl Outcome {
     /// Id of the message first published.
     #[must_use]
-    pub fn root(&self) -> &str {
-        self.root.as_deref().unwrap_or(&self.id)
+    pub fn original_id(&self) -> &str {
+        self.original_id.as_deref().unwrap_or(&self.id)
     }
 
     /// The first covered item's place in the root batch; 0 for a task published alone.
@@ -356,8 +356,8 @@ impl Outcome {
                 Err(_) => return None,
             };
             let id = match self.items {
-                Some(items) if items.of == 1 => format!("{}/0", self.root()),
-                items => id_of(self.root(), items.map(|i| Items { of: i.of, from: item, len: 1 })),
+                Some(items) if items.of == 1 => format!("{}/0", self.original_id()),
+                items => id_of(self.original_id(), items.map(|i| Items { of: i.of, from: item, len: 1 })),
             };
             let index = self.index.map(|index| index + u64::from(item - first));
             Some(Told { v: 1, id, index, status, attempt: self.attempt, worker, result, stored, failure })
@@ -367,7 +367,7 @@ impl Outcome {
 
 /// What a RESULTS message holds: outcomes of one subject by one worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Pack {
+pub struct ResultBatch {
     /// Version of this form; 1.
     pub v: u8,
     /// The worker that ran them.
@@ -395,8 +395,8 @@ pub struct CancelledJob {
 impl CancelledJob {
     /// Whether it ends a task of the job with this root.
     #[must_use]
-    pub fn covers(&self, root: &str) -> bool {
-        crate::job::epoch_of(&self.job, root).is_none_or(|epoch| epoch <= self.epoch)
+    pub fn covers(&self, original_id: &str) -> bool {
+        crate::job::epoch_of(&self.job, original_id).is_none_or(|epoch| epoch <= self.epoch)
     }
 }
 

@@ -7,20 +7,13 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::bus::subject::{SubjectError, TaskSubject, check_token};
 use crate::cron::{Cron, CronError};
-use crate::task::{HEADER_ATTEMPTS_MAX, HEADER_SCHEDULE, HEADER_SCHEDULE_TARGET, HEADER_TIMEOUT, Headers};
+use crate::wire::headers::{
+    HEADER_ATTEMPTS_MAX, HEADER_SCHEDULE, HEADER_SCHEDULE_BY, HEADER_SCHEDULE_NAME, HEADER_SCHEDULE_PAUSED,
+    HEADER_SCHEDULE_PAUSED_ZONE, HEADER_SCHEDULE_TARGET, HEADER_SCHEDULE_ZONE, HEADER_TIMEOUT, Headers,
+};
+use crate::wire::subject::{SubjectError, TaskSubject, check_token};
 
-/// Name of the schedule that a task comes from; on the schedule, and forwarded to each task, retry and dead letter.
-pub const HEADER_NAME: &str = "Millpond-Schedule";
-/// Who made it.
-const HEADER_BY: &str = "Millpond-Schedule-By";
-/// What a paused schedule will fire by again; the server is told of a time that nobody lives to see.
-const HEADER_PAUSED: &str = "Millpond-Schedule-Paused";
-/// The time zone of a paused schedule.
-const HEADER_PAUSED_ZONE: &str = "Millpond-Schedule-Paused-Zone";
-/// The time zone of cron fields.
-const HEADER_ZONE: &str = "Nats-Schedule-Time-Zone";
 /// When a paused schedule fires. The server counts nanoseconds in 64 bits, up to the year 2262.
 const NEVER: &str = "@at 2200-01-01T00:00:00Z";
 /// Shortest time between two firings that the server takes.
@@ -134,12 +127,12 @@ impl Schedule {
         let mut headers = Headers::new();
         let mut put = |name: &str, value: Option<String>| headers.extend(value.map(|v| (name.to_owned(), v)));
         put(HEADER_SCHEDULE, Some(if self.paused { NEVER.to_owned() } else { text.clone() }));
-        put(HEADER_PAUSED, self.paused.then_some(text));
-        let zone = if self.paused { HEADER_PAUSED_ZONE } else { HEADER_ZONE };
+        put(HEADER_SCHEDULE_PAUSED, self.paused.then_some(text));
+        let zone = if self.paused { HEADER_SCHEDULE_PAUSED_ZONE } else { HEADER_SCHEDULE_ZONE };
         put(zone, self.when.zone().map(str::to_owned));
         put(HEADER_SCHEDULE_TARGET, Some(format!("due.{}.{}", self.queue, self.kind)));
-        put(HEADER_NAME, Some(self.name.clone()));
-        put(HEADER_BY, Some(self.by.clone()));
+        put(HEADER_SCHEDULE_NAME, Some(self.name.clone()));
+        put(HEADER_SCHEDULE_BY, Some(self.by.clone()));
         put(HEADER_TIMEOUT, self.timeout.map(|t| humantime::format_duration(t).to_string()));
         put(HEADER_ATTEMPTS_MAX, self.attempts_max.map(|n| n.to_string()));
         headers
@@ -150,13 +143,13 @@ impl Schedule {
     pub fn read(headers: &Headers, payload: Bytes, since_ms: i64) -> Option<Self> {
         let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         let target = TaskSubject::parse(get(HEADER_SCHEDULE_TARGET)?).ok()?;
-        let paused = get(HEADER_PAUSED);
+        let paused = get(HEADER_SCHEDULE_PAUSED);
         let when = match paused {
-            Some(text) => When::read(text, get(HEADER_PAUSED_ZONE))?,
-            None => When::read(get(HEADER_SCHEDULE)?, get(HEADER_ZONE))?,
+            Some(text) => When::read(text, get(HEADER_SCHEDULE_PAUSED_ZONE))?,
+            None => When::read(get(HEADER_SCHEDULE)?, get(HEADER_SCHEDULE_ZONE))?,
         };
         Some(Self {
-            name: get(HEADER_NAME)?.to_owned(),
+            name: get(HEADER_SCHEDULE_NAME)?.to_owned(),
             queue: target.queue,
             kind: target.kind,
             payload,
@@ -164,7 +157,7 @@ impl Schedule {
             paused: paused.is_some(),
             timeout: get(HEADER_TIMEOUT).and_then(|text| humantime::parse_duration(text).ok()),
             attempts_max: get(HEADER_ATTEMPTS_MAX).and_then(|text| text.parse().ok()),
-            by: get(HEADER_BY).unwrap_or_default().to_owned(),
+            by: get(HEADER_SCHEDULE_BY).unwrap_or_default().to_owned(),
             since_ms,
         })
     }
@@ -235,7 +228,7 @@ mod tests {
             (Some(Duration::from_secs(90)), Some(5), None)
         );
         let again = task.republish_headers(None, 2, &[], "m".into());
-        assert!(again.contains(&(HEADER_NAME.to_owned(), "nightly".to_owned())), "{again:?}");
+        assert!(again.contains(&(HEADER_SCHEDULE_NAME.to_owned(), "nightly".to_owned())), "{again:?}");
     }
 
     #[test]

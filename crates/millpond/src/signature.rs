@@ -1,5 +1,5 @@
 //! Signatures of tasks: HMAC-SHA256 over everything that says what runs, so that workers with a key run only what somebody
-//! with the key has published. No I/O, no clock. `bus/publish.rs` signs each task that it stores, `bus/pull.rs` verifies
+//! with the key has published. No I/O, no clock. `bus/publish/mod.rs` signs each task that it stores, `bus/consume/pull.rs` verifies
 //! each that it takes; docs/protocol.md has the text that is signed, and what it does not protect.
 
 use std::fmt;
@@ -10,10 +10,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 use crate::limits::{SIGNING_KEY_CHARS_MIN, SIGNING_KEYS_MAX};
-use crate::task::{HEADER_ID, HEADER_MSG_ID, HEADER_SCHEDULE_TARGET, Headers};
+use crate::wire::headers::{HEADER_ID, HEADER_MSG_ID, HEADER_SCHEDULE_TARGET, HEADER_SIGNATURE, Headers};
 
-/// Carries the signature of a task: `v1:<key id>:<HMAC-SHA256 in hex>`.
-pub const HEADER_SIGNATURE: &str = "Millpond-Signature";
 /// Version of the text that is signed.
 const VERSION: &str = "v1";
 /// Bytes of a key's SHA-256 that name it.

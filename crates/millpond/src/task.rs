@@ -5,60 +5,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::bus::subject::{SubjectError, TaskSubject};
-use crate::chain::{self, HEADER_THEN, Step};
+use crate::chain;
+use crate::chain::Step;
 use crate::limits::{BATCH_ITEMS_MAX, FAILURES_BYTES_MAX, TASK_ID_BYTES_MAX};
 use crate::outcome::{FailedAttempt, Items, id_of};
 use crate::payload::PayloadRef;
 use crate::retry::{ATTEMPTS_MAX_MAX, parse_attempts_max};
-use crate::signature::{Distrust, HEADER_SIGNATURE};
-
-/// The publisher's id of a message; the server dedupes by it for a while.
-pub const HEADER_MSG_ID: &str = "Nats-Msg-Id";
-/// When the server delivers a message that waits in DUE.
-pub const HEADER_SCHEDULE: &str = "Nats-Schedule";
-/// Where it delivers it then.
-pub const HEADER_SCHEDULE_TARGET: &str = "Nats-Schedule-Target";
-/// The payload is a JSON array of this many argument values.
-pub const HEADER_BATCH: &str = "Millpond-Batch";
-/// Place in its job (of the first item, for a batch), from 0.
-pub const HEADER_INDEX: &str = "Millpond-Index";
-/// Timeout of one attempt, such as `30s`.
-pub const HEADER_TIMEOUT: &str = "Millpond-Timeout";
-/// Attempts before the task is buried.
-pub const HEADER_ATTEMPTS_MAX: &str = "Millpond-Attempts-Max";
-/// RFC 3339 time after which the task must not start.
-pub const HEADER_EXPIRES: &str = "Millpond-Expires";
-/// Subject `reply.<x>` on which each end of the task is told too, once it is stored.
-pub const HEADER_REPLY_TO: &str = "Millpond-Reply-To";
-/// Where the payload lies, when it is not in the message: [`PayloadRef`] as JSON.
-pub const HEADER_REF: &str = "Millpond-Ref";
-/// Number of this attempt, from 1; honoured only in DUE.
-pub const HEADER_ATTEMPT: &str = "Millpond-Attempt";
-/// Id of what is published again; honoured only in DUE.
-pub const HEADER_ID: &str = "Millpond-Id";
-/// Id of the message first published; honoured only in DUE.
-pub const HEADER_ROOT: &str = "Millpond-Root";
-/// `<from>+<len>/<of>`: the items of the root batch that this covers; honoured only in DUE.
-pub const HEADER_ITEMS: &str = "Millpond-Items";
-/// The attempts so far, JSON; honoured only in DUE.
-pub const HEADER_FAILURES: &str = "Millpond-Failures";
-/// When the root was stored, Unix time in milliseconds; honoured only in DUE.
-pub const HEADER_PUBLISHED: &str = "Millpond-Published";
-/// W3C trace context.
-pub const HEADER_TRACEPARENT: &str = "traceparent";
-/// W3C trace state.
-pub const HEADER_TRACESTATE: &str = "tracestate";
+use crate::signature::Distrust;
+use crate::wire::headers::{
+    HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_FAILURES, HEADER_ID, HEADER_INDEX,
+    HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED, HEADER_REF, HEADER_REPLY_TO, HEADER_SCHEDULE,
+    HEADER_SCHEDULE_TARGET, HEADER_SIGNATURE, HEADER_THEN, HEADER_TIMEOUT, HEADER_TRACEPARENT, HEADER_TRACESTATE,
+    Headers,
+};
+use crate::wire::subject::{SubjectError, TaskSubject};
 
 /// What only millpond itself may say, and only in DUE.
 const REPUBLISHED: [&str; 6] =
-    [HEADER_ATTEMPT, HEADER_ID, HEADER_ROOT, HEADER_ITEMS, HEADER_FAILURES, HEADER_PUBLISHED];
+    [HEADER_ATTEMPT, HEADER_ID, HEADER_ORIGINAL_ID, HEADER_ITEMS, HEADER_FAILURES, HEADER_PUBLISHED];
 
 /// What is said of one message only: whatever is published again says it anew, or not at all.
 const OF_ONE_MESSAGE: [&str; 3] = [HEADER_INDEX, HEADER_BATCH, HEADER_SIGNATURE];
-
-/// Header names and values, in order; names are case-sensitive, as in NATS.
-pub type Headers = Vec<(String, String)>;
 
 /// Which stream a message came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,7 +64,7 @@ pub struct Task {
     /// Queue, kind and job.
     pub subject: TaskSubject,
     /// Id of the message first published.
-    pub root: String,
+    pub original_id: String,
     /// The items of the root that this covers; none for a task published alone.
     pub items: Option<Items>,
     /// From 1.
@@ -140,14 +107,14 @@ impl Task {
         let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         let own = |name: &str| get(name).filter(|_| due);
         let default_id = || format!("{}-{}", arrival.epoch, arrival.seq);
-        let root = own(HEADER_ROOT)
+        let original_id = own(HEADER_ORIGINAL_ID)
             .or_else(|| own(HEADER_ID))
             .or_else(|| get(HEADER_MSG_ID))
             .filter(|id| !id.is_empty())
             .map_or_else(default_id, str::to_owned);
         let mut task = Self {
             subject,
-            root,
+            original_id,
             items: None,
             attempt: 1,
             attempts_max: None,
@@ -164,9 +131,10 @@ impl Task {
             forwarded: headers.iter().filter(|(name, _)| is_forwarded(name)).cloned().collect(),
             defect,
         };
-        if task.root.len() > TASK_ID_BYTES_MAX {
-            let message = format!("id is {} bytes long, at most {TASK_ID_BYTES_MAX} are allowed", task.root.len());
-            task.root = default_id();
+        if task.original_id.len() > TASK_ID_BYTES_MAX {
+            let message =
+                format!("id is {} bytes long, at most {TASK_ID_BYTES_MAX} are allowed", task.original_id.len());
+            task.original_id = default_id();
             task.refuse("bad_header", message);
         }
         task.read_numbers(&get, &own);
@@ -258,7 +226,7 @@ impl Task {
     pub fn distrust(&mut self, distrust: Distrust, arrival: Arrival<'_>) {
         let message = format!("{}; it says that it is task {:?}", distrust.message(), self.id());
         self.subject = TaskSubject { job: None, unique: None, ..self.subject.clone() };
-        self.root = format!("{}-{}", arrival.epoch, arrival.seq);
+        self.original_id = format!("{}-{}", arrival.epoch, arrival.seq);
         self.published_ms = arrival.stored_ms;
         (self.attempt, self.failures, self.republished) = (1, Vec::new(), false);
         (self.items, self.index, self.reply_to) = (None, None, None);
@@ -269,7 +237,7 @@ impl Task {
     /// Its own id: the root's, or that of the items it covers.
     #[must_use]
     pub fn id(&self) -> String {
-        id_of(&self.root, self.items)
+        id_of(&self.original_id, self.items)
     }
 
     /// Whether the payload is an array of arguments (also of one), rather than one argument.
@@ -286,9 +254,9 @@ impl Task {
 
     /// Whether two messages cover an item in common.
     #[must_use]
-    pub fn overlaps(&self, queue: &str, root: &str, items: Option<Items>) -> bool {
+    pub fn overlaps(&self, queue: &str, original_id: &str, items: Option<Items>) -> bool {
         self.subject.queue == queue
-            && self.root == root
+            && self.original_id == original_id
             && match (self.items, items) {
                 (Some(a), Some(b)) => a.overlaps(&b),
                 _ => true,
@@ -310,8 +278,8 @@ impl Task {
             self.forwarded.iter().filter(|(n, _)| !OF_ONE_MESSAGE.contains(&n.as_str())).cloned().collect();
         let mut put = |name: &str, value: String| headers.push((name.to_owned(), value));
         put(HEADER_MSG_ID, message_id);
-        put(HEADER_ID, id_of(&self.root, items));
-        put(HEADER_ROOT, self.root.clone());
+        put(HEADER_ID, id_of(&self.original_id, items));
+        put(HEADER_ORIGINAL_ID, self.original_id.clone());
         put(HEADER_ATTEMPT, attempt.to_string());
         put(HEADER_PUBLISHED, self.published_ms.to_string());
         if let Some(i) = items {
@@ -346,7 +314,7 @@ fn read_subject(subject: &str, defect: &mut Option<Defect>) -> TaskSubject {
         let mut tokens = subject.split('.').skip(1);
         let mut token = || {
             let token = tokens.next().unwrap_or_default();
-            match crate::bus::subject::check_token("token", token) {
+            match crate::wire::subject::check_token("token", token) {
                 Ok(()) => token.to_owned(),
                 Err(_) => "invalid".to_owned(),
             }
@@ -417,7 +385,7 @@ mod tests {
 
     #[test]
     fn what_only_millpond_may_say_counts_only_in_due() {
-        let said = [(HEADER_ID, "x/3"), (HEADER_ROOT, "x"), (HEADER_ITEMS, "3+1/5"), (HEADER_ATTEMPT, "2")];
+        let said = [(HEADER_ID, "x/3"), (HEADER_ORIGINAL_ID, "x"), (HEADER_ITEMS, "3+1/5"), (HEADER_ATTEMPT, "2")];
         let due = read("due.q.k", &said, Origin::Due);
         assert_eq!((due.id().as_str(), due.attempt, due.is_batch(), due.republished), ("x/3", 2, false, true));
         let forged = read("tasks.q.k", &said, Origin::Tasks);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use millpond::bus::Bus;
-use millpond::bus::results::{Ended, EndedMessage, EndedReader};
+use millpond::bus::read::outcomes::{OutcomeMessage, OutcomeReader, OutcomeStream};
 use millpond::failpoint;
 use millpond::limits::{COLLECT_BATCH_MAX, COLLECT_BYTES_MAX, COLLECT_GATHER};
 use millpond::telemetry::took;
@@ -29,7 +29,7 @@ const PURGE_EVERY: Duration = Duration::from_secs(30);
 pub(crate) struct Collect {
     bus: Bus,
     store: Store,
-    from: Ended,
+    from: OutcomeStream,
     keep: Duration,
     health: Arc<Health>,
 }
@@ -81,7 +81,7 @@ impl Health {
         times.is_multiple_of(SAY_EVERY)
     }
 
-    fn committed(&self, messages: &[EndedMessage]) {
+    fn committed(&self, messages: &[OutcomeMessage]) {
         *self.failing() = None;
         if let Some(newest) = messages.iter().map(|message| message.stored_ms).max() {
             let lag = millpond::now_ms() - newest;
@@ -90,12 +90,12 @@ impl Health {
     }
 }
 
-fn bytes(messages: &[EndedMessage]) -> usize {
+fn bytes(messages: &[OutcomeMessage]) -> usize {
     messages.iter().map(|message| message.payload.len()).sum()
 }
 
 impl Collect {
-    pub(crate) fn new(bus: &Bus, store: &Store, from: Ended, keep: Duration) -> Self {
+    pub(crate) fn new(bus: &Bus, store: &Store, from: OutcomeStream, keep: Duration) -> Self {
         Self { bus: bus.clone(), store: store.clone(), from, keep, health: Arc::default() }
     }
 
@@ -106,7 +106,7 @@ impl Collect {
 
     /// Collects until `shutdown`; what was pulled by then is stored and acknowledged.
     pub(crate) async fn collect(self, shutdown: CancellationToken) {
-        let mut reader = EndedReader::new(self.bus.clone(), self.from);
+        let mut reader = OutcomeReader::new(self.bus.clone(), self.from);
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut idle = false;
@@ -153,7 +153,7 @@ impl Collect {
 
     /// Asks the server where the durable stands. When messages wait there and none came since the last look (`idle`),
     /// the pull is dead without knowing it: it is made anew. True from a look to the next, until something comes.
-    async fn look(&self, reader: &mut EndedReader, idle: bool) -> bool {
+    async fn look(&self, reader: &mut OutcomeReader, idle: bool) -> bool {
         let state = reader.state().await;
         self.health.pulling.store(state.is_ok(), Ordering::Relaxed);
         let Ok(state) = state else { return false };
@@ -166,7 +166,7 @@ impl Collect {
     }
 
     /// Stores them, and tries again while the store cannot; false when stopped meanwhile (they come again).
-    async fn keep_all(&self, messages: &[EndedMessage], shutdown: &CancellationToken) -> bool {
+    async fn keep_all(&self, messages: &[OutcomeMessage], shutdown: &CancellationToken) -> bool {
         for times in 0.. {
             let started = Instant::now();
             match self.store.merge(self.from, messages).await {
@@ -199,7 +199,7 @@ impl Collect {
 
     /// Removes from the stream what has been stored for as long as late readers are promised.
     pub(crate) async fn purge_for_ever(self) {
-        let reader = EndedReader::new(self.bus.clone(), self.from);
+        let reader = OutcomeReader::new(self.bus.clone(), self.from);
         let mut floors: VecDeque<(Instant, u64)> = VecDeque::new();
         loop {
             tokio::time::sleep(PURGE_EVERY.min(self.keep)).await;

@@ -3,7 +3,7 @@
 
 use anyhow::Context;
 use millpond::bus::Bus;
-use millpond::bus::ctl::{Answer, CTL_RESULTS, Requests};
+use millpond::bus::operate::control::{CTL_RESULTS, ControlReply, ControlRequests};
 use millpond::bus::topology::TopologyError;
 use millpond::client::{History, HistoryRows};
 use millpond::limits::{HISTORY_BYTES_MAX, PAGE_ROWS_MAX};
@@ -15,16 +15,16 @@ use crate::store::{Place, Store};
 ///
 /// # Errors
 /// When the connection is closed.
-pub(crate) async fn listen(bus: &Bus) -> Result<Requests, TopologyError> {
+pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, TopologyError> {
     bus.serve(CTL_RESULTS, "collector").await
 }
 
 /// Answers for ever.
-pub(crate) async fn serve(store: Store, mut requests: Requests) {
+pub(crate) async fn serve(store: Store, mut requests: ControlRequests) {
     while let Some(asked) = requests.next().await {
         let answer = match page(&store, &asked.payload).await {
-            Ok(page) => Answer::Ok(page),
-            Err(error) => Answer::Error(format!("{error:#}")),
+            Ok(page) => ControlReply::Ok(page),
+            Err(error) => ControlReply::Error(format!("{error:#}")),
         };
         asked.answer(&answer).await;
     }

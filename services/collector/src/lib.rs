@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use millpond::bus::results::Ended;
+use millpond::bus::read::outcomes::OutcomeStream;
 use millpond::bus::{Bus, Role};
 use millpond::limits::{HTTP_EXPORTS_MAX, HTTP_WATCHERS_MAX};
 use millpond_service::listen::{Listener, Peer};
@@ -62,7 +62,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     background.spawn(history::serve(store.clone(), history::listen(&bus).await?));
     background.spawn(thens::follow(bus.clone(), store.clone()));
     let (mut collecting, mut health) = (JoinSet::new(), Vec::new());
-    for ended in [Ended::Results, Ended::Dead] {
+    for ended in [OutcomeStream::Results, OutcomeStream::Dead] {
         let collect = Collect::new(&bus, &store, ended, settings.results_keep);
         health.push(collect.health());
         background.spawn(collect.clone().purge_for_ever());

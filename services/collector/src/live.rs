@@ -6,7 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use millpond::bus::Bus;
-use millpond::bus::topology::{STREAM_DUE, stream_state};
+use millpond::bus::topology::stream_state;
+use millpond::wire::streams::STREAM_DUE;
 use serde::Serialize;
 use tokio::sync::watch;
 use utoipa::ToSchema;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use millpond::bus::Bus;
-use millpond::bus::queues::QueueState;
+use millpond::bus::operate::queues::QueueState;
 use millpond::bus::topology::TopologyError;
 use serde::Serialize;
 use tokio::sync::Mutex;

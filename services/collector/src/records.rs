@@ -6,10 +6,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use millpond::bus::Bus;
-use millpond::bus::records::{BucketWatch, decode};
-use millpond::bus::topology::{BUCKET_JOBS, BUCKET_WORKERS};
+use millpond::bus::read::buckets::{BucketWatch, decode};
 use millpond::job::{JobRecord, JobState};
 use millpond::limits::{HEARTBEAT_EVERY, HEARTBEAT_LOST_AFTER};
+use millpond::wire::streams::{BUCKET_JOBS, BUCKET_WORKERS};
 use millpond::worker_record::WorkerRecord;
 use serde::Serialize;
 use serde_json::{Value, json};

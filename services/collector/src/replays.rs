@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use millpond::bus::Bus;
-use millpond::bus::ctl::{Answer, AskError, CTL_REPLAY, Replay};
-use millpond::bus::results::{Ended, EndedReader};
+use millpond::bus::operate::control::{CTL_REPLAY, ControlError, ControlReply, Replay};
+use millpond::bus::read::outcomes::{OutcomeReader, OutcomeStream};
 use millpond::dead_letter::moved_id;
 use millpond::failpoint;
 use serde_json::value::RawValue;
@@ -196,8 +196,8 @@ impl Replays {
             Some(false) => {}
         }
         // It may have ended meanwhile, and that not be stored yet.
-        for ended in [Ended::Results, Ended::Dead] {
-            let state = EndedReader::new(self.bus.clone(), ended).state().await.map_err(|e| e.to_string())?;
+        for ended in [OutcomeStream::Results, OutcomeStream::Dead] {
+            let state = OutcomeReader::new(self.bus.clone(), ended).state().await.map_err(|e| e.to_string())?;
             if state.pending + state.ack_pending > 0 {
                 return Err(
                     "an earlier request for it was cut off, and what ended since is still being read; try again \
@@ -227,10 +227,10 @@ impl Replays {
 
     async fn ask(&self, steps: Vec<Step>) -> Vec<(Step, Asked)> {
         let asking = steps.into_iter().map(|step| async move {
-            let asked = match self.bus.ask(CTL_REPLAY, &step.replay, REPLAY_WITHIN).await {
-                Ok(Answer::Ok(_)) => Asked::Stored,
-                Ok(Answer::Error(text)) => Asked::Failed(text),
-                Err(fault @ AskError::Nobody(_)) => {
+            let asked = match self.bus.request(CTL_REPLAY, &step.replay, REPLAY_WITHIN).await {
+                Ok(ControlReply::Ok(_)) => Asked::Stored,
+                Ok(ControlReply::Error(text)) => Asked::Failed(text),
+                Err(fault @ ControlError::Nobody(_)) => {
                     Asked::Nobody(format!("{fault}; is a producer running (`millpond producer run`)?"))
                 }
                 Err(fault) => Asked::Failed(fault.to_string()),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use millpond::bus::Bus;
-use millpond::bus::ctl::{Answer, CTL_THEN, JobEnded};
+use millpond::bus::operate::control::{CTL_THEN, ControlReply, JobEnded};
 use millpond::failpoint;
 
 use crate::store::Store;
@@ -51,9 +51,9 @@ async fn one(bus: &Bus, store: &Store, ended: &JobEnded) -> Result<(), String> {
     let cancelled = store.is_cancelled(&ended.job, ended.epoch);
     if !cancelled {
         failpoint::hit("collector.then_ready");
-        match bus.ask(CTL_THEN, ended, ANSWER_WITHIN).await {
-            Ok(Answer::Ok(_)) => {}
-            Ok(Answer::Error(text)) => return Err(text),
+        match bus.request(CTL_THEN, ended, ANSWER_WITHIN).await {
+            Ok(ControlReply::Ok(_)) => {}
+            Ok(ControlReply::Error(text)) => return Err(text),
             Err(fault) => return Err(format!("{fault}; is a producer running (`millpond producer run`)?")),
         }
         failpoint::hit("collector.then_asked");

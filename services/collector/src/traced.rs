@@ -3,20 +3,20 @@
 
 use std::time::SystemTime;
 
-use millpond::bus::results::{Ended, EndedBody, EndedMessage};
+use millpond::bus::read::outcomes::{OutcomeBody, OutcomeMessage, OutcomeStream};
 use millpond::telemetry::{SPAN_LINKS_MAX, Span, SpanKind, TraceContext, record};
 
 /// These were stored; nothing is said where none of them is traced.
-pub(crate) fn stored(from: Ended, messages: &[EndedMessage], started: SystemTime) {
+pub(crate) fn stored(from: OutcomeStream, messages: &[OutcomeMessage], started: SystemTime) {
     // Whoever traced them has decided.
     let Some(trace) = TraceContext::begin_sampled() else { return };
     let mut links: Vec<TraceContext> = Vec::new();
     for message in messages {
         match &message.body {
-            Ok(EndedBody::Pack(_, pack)) => {
+            Ok(OutcomeBody::Results(_, pack)) => {
                 links.extend(pack.outcomes.iter().filter_map(|o| link(o.trace.as_deref(), o.span.as_deref())));
             }
-            Ok(EndedBody::Dead(_, evidence)) => {
+            Ok(OutcomeBody::Dead(_, evidence)) => {
                 links.extend(link(evidence.trace.as_deref(), evidence.span.as_deref()));
             }
             Err(_) => {}

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millpond::bus::Bus;
-use millpond::bus::ctl::{Answer, CTL_THEN, JobEnded, Requests};
-use millpond::bus::publish::Patience;
+use millpond::bus::operate::control::{CTL_THEN, ControlReply, ControlRequests, JobEnded};
+use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::TopologyError;
 use millpond::client::{Client, NewTask};
 use serde_json::json;
@@ -19,16 +19,26 @@ const STORE_WITHIN: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the connection is closed.
-pub(crate) async fn listen(bus: &Bus) -> Result<Requests, TopologyError> {
+pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, TopologyError> {
     bus.serve(CTL_THEN, "producer").await
 }
 
 /// Answers requests for ever.
+<<<<<<< HEAD:services/producer/src/continuation.rs
 pub(crate) async fn serve(client: Client, mut requests: Requests) {
     while let Some(request) = requests.next().await {
         let answer = match publish(&client, &request.payload).await {
             Ok(id) => to_raw_value(&json!({ "id": id })).map_or_else(|e| Answer::Error(e.to_string()), Answer::Ok),
             Err(error) => Answer::Error(error),
+=======
+pub(crate) async fn serve(client: Client, mut requests: ControlRequests) {
+    while let Some(asked) = requests.next().await {
+        let answer = match publish(&client, &asked.payload).await {
+            Ok(id) => {
+                to_raw_value(&json!({ "id": id })).map_or_else(|e| ControlReply::Error(e.to_string()), ControlReply::Ok)
+            }
+            Err(error) => ControlReply::Error(error),
+>>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call):services/producer/src/then.rs
         };
         request.answer(&answer).await;
     }
@@ -44,8 +54,13 @@ async fn publish(client: &Client, request: &[u8]) -> Result<String, String> {
         kind: ended.kind,
         ..Default::default()
     };
+<<<<<<< HEAD:services/producer/src/continuation.rs
     // A full stream is waited for without an end: whoever request asks again.
     let stored = tokio::time::timeout(STORE_WITHIN, client.submit(&task, Patience::Within(STORE_WITHIN))).await;
+=======
+    // A full stream is waited for without an end: whoever asked asks again.
+    let stored = tokio::time::timeout(STORE_WITHIN, client.submit(&task, RetryDeadline::Within(STORE_WITHIN))).await;
+>>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call):services/producer/src/then.rs
     let stored = stored.map_err(|_| "no room for more tasks now".to_owned())?;
     Ok(stored.map_err(|e| e.to_string())?.id)
 }

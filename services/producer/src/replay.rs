@@ -7,13 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use millpond::bus::Bus;
-use millpond::bus::ctl::{Answer, CTL_REPLAY, Replay, Requests};
-use millpond::bus::publish::Patience;
-use millpond::bus::subject::TaskSubject;
+use millpond::bus::operate::control::{CTL_REPLAY, ControlReply, ControlRequests, Replay};
+use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::TopologyError;
 use millpond::dead_letter::moved_id;
 use millpond::limits::CLAIM_CHECK_BYTES;
-use millpond::task::{HEADER_EXPIRES, HEADER_REF, Headers};
+use millpond::wire::headers::{HEADER_EXPIRES, HEADER_REF, Headers};
+use millpond::wire::subject::TaskSubject;
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
@@ -24,16 +24,26 @@ const STORE_WITHIN: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the connection is closed.
-pub(crate) async fn listen(bus: &Bus) -> Result<Requests, TopologyError> {
+pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, TopologyError> {
     bus.serve(CTL_REPLAY, "producer").await
 }
 
 /// Answers requests for ever.
+<<<<<<< HEAD
 pub(crate) async fn serve(bus: Bus, mut requests: Requests) {
     while let Some(request) = requests.next().await {
         let answer = match replay(&bus, &request.payload).await {
             Ok(id) => to_raw_value(&json!({ "id": id })).map_or_else(|e| Answer::Error(e.to_string()), Answer::Ok),
             Err(error) => Answer::Error(error),
+=======
+pub(crate) async fn serve(bus: Bus, mut requests: ControlRequests) {
+    while let Some(asked) = requests.next().await {
+        let answer = match replay(&bus, &asked.payload).await {
+            Ok(id) => {
+                to_raw_value(&json!({ "id": id })).map_or_else(|e| ControlReply::Error(e.to_string()), ControlReply::Ok)
+            }
+            Err(error) => ControlReply::Error(error),
+>>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call)
         };
         request.answer(&answer).await;
     }
@@ -62,7 +72,7 @@ async fn replay(bus: &Bus, request: &[u8]) -> Result<String, String> {
         }
         Some(arguments) => other_arguments(bus, arguments.get(), evidence.is_batch_of_one(), &mut headers).await?,
     };
-    let stored = bus.store(&subject.due(), &headers, payload, Patience::Within(STORE_WITHIN)).await;
+    let stored = bus.store(&subject.due(), &headers, payload, RetryDeadline::Within(STORE_WITHIN)).await;
     stored.map_err(|e| e.to_string())?;
     Ok(id)
 }
@@ -83,7 +93,7 @@ async fn other_arguments(
         let bytes = arguments.len();
         return Err(format!("arguments of {bytes} bytes do not fit into its batch: publish a new task with them"));
     }
-    let stored = bus.put_payload(&mut arguments.as_bytes(), Patience::Within(STORE_WITHIN)).await;
+    let stored = bus.put_payload(&mut arguments.as_bytes(), RetryDeadline::Within(STORE_WITHIN)).await;
     let stored = stored.map_err(|e| e.to_string())?;
     let until = jiff::Timestamp::from_millisecond(stored.until_ms).map_err(|e| e.to_string())?;
     headers.push((HEADER_REF.to_owned(), stored.at.to_json()));

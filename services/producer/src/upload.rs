@@ -5,8 +5,8 @@ use axum::body::Body;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use millpond::bus::objects::PutError;
-use millpond::bus::publish::Patience;
+use millpond::bus::publish::RetryDeadline;
+use millpond::bus::publish::payloads::PutError;
 use millpond::client::{Client, ClientError, NewTask};
 use millpond::limits::CLAIM_CHECK_BYTES;
 use millpond_service::error_answer::ErrorAnswer;
@@ -29,8 +29,13 @@ pub(crate) async fn arguments(
     mut task: NewTask,
     headers: &HeaderMap,
     body: Body,
-    patience: Patience,
+<<<<<<< HEAD
+    deadline: Patience,
 ) -> Result<NewTask, ErrorAnswer> {
+=======
+    deadline: RetryDeadline,
+) -> Result<NewTask, Refusal> {
+>>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call)
     let mut from = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
     let mut start = Vec::new();
     let read = (&mut from).take(CLAIM_CHECK_BYTES as u64 + 1).read_to_end(&mut start).await;
@@ -50,7 +55,7 @@ pub(crate) async fn arguments(
         }
         _ => {}
     }
-    match client.put_payload(&mut start.as_slice().chain(from), patience).await {
+    match client.put_payload(&mut start.as_slice().chain(from), deadline).await {
         Ok(stored) => Ok(NewTask { stored: Some(stored), ..task }),
         Err(ClientError::Payload(PutError::Read(wrong))) => Err(unreadable(&wrong)),
         Err(refused) => Err(client_error(&refused)),

@@ -19,7 +19,7 @@ pub type Reply = Result<Box<RawValue>, Failure>;
 /// One task as its handler sees it.
 #[derive(Debug, Clone)]
 pub struct Call {
-    /// Id of the task, or `<root>/<i>` of an item of a batch.
+    /// Id of the task, or `<original id>/<i>` of an item of a batch.
     pub id: String,
     /// From 1.
     pub attempt: u32,

@@ -7,15 +7,15 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use millpond::bus::Bus;
-use millpond::bus::pipe;
-use millpond::bus::service::Called;
-use millpond::bus::subject::check_token;
-use millpond::call::{Code, HEADER_PIPE, HEADER_ROOM};
+use millpond::bus::call::pipe;
+use millpond::bus::call::service::IncomingCall;
+use millpond::call::Code;
 use millpond::config::duration;
 use millpond::limits::{CALL_TIMEOUT_DEFAULT, CALL_TIMEOUT_MAX, CALLS_WAITING_MAX, PIPE_HANDLER_GRACE, TASK_BYTES_MAX};
 use millpond::outcome::Failure;
-use millpond::task::{HEADER_TIMEOUT, HEADER_TRACEPARENT};
 use millpond::telemetry::{Scope, TaskFields, TraceContext};
+use millpond::wire::headers::{HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_TIMEOUT, HEADER_TRACEPARENT};
+use millpond::wire::subject::check_token;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -87,7 +87,7 @@ impl Calls {
     /// When the connection is closed.
     pub(crate) async fn start(bus: &Bus, settings: &Settings, context: &Arc<WorkerContext>) -> anyhow::Result<Self> {
         let kinds: Vec<&str> = context.handlers.keys().map(String::as_str).collect();
-        let calls = bus.take_calls(&settings.name, &settings.queues, &kinds).await?;
+        let calls = bus.receive_calls(&settings.name, &settings.queues, &kinds).await?;
         let mut serving = JoinSet::new();
         serving.spawn(serve(calls, context.clone()));
         Ok(Self { serving })
@@ -107,7 +107,7 @@ impl Calls {
     }
 }
 
-async fn serve(mut calls: millpond::bus::service::Calls, context: Arc<WorkerContext>) {
+async fn serve(mut calls: millpond::bus::call::service::CallReceiver, context: Arc<WorkerContext>) {
     let mut running = JoinSet::new();
     let most = CALLS_WAITING_MAX + context.pools.size();
     loop {
@@ -135,7 +135,7 @@ async fn serve(mut calls: millpond::bus::service::Calls, context: Arc<WorkerCont
 }
 
 /// Whether a call may run, and with what: everything that a caller can get wrong is told here.
-fn admit(context: &WorkerContext, called: &Called) -> Result<Admitted, Refusal> {
+fn admit(context: &WorkerContext, called: &IncomingCall) -> Result<Admitted, Refusal> {
     let kind = called.kind();
     if called.payload.len() > TASK_BYTES_MAX {
         let bytes = called.payload.len();
@@ -180,15 +180,16 @@ fn admit(context: &WorkerContext, called: &Called) -> Result<Admitted, Refusal> 
     Ok(Admitted { runner, call, parent, scope, timeout, deadline: Instant::now() + timeout })
 }
 
-fn wanted(called: &Called, id: &str) -> Result<Wanted, Refusal> {
+fn wanted(called: &IncomingCall, id: &str) -> Result<Wanted, Refusal> {
     check_token("pipe", id).map_err(|e| Refusal::bad(format!("header {HEADER_PIPE}: {e}")))?;
-    let room = called.header(HEADER_ROOM).and_then(|text| text.parse().ok()).filter(|room| *room > 0);
-    let room =
-        room.ok_or_else(|| Refusal::bad(format!("header {HEADER_ROOM}: for how many messages there is room, from 1")))?;
+    let room = called.header(HEADER_PIPE_CAPACITY).and_then(|text| text.parse().ok()).filter(|room| *room > 0);
+    let room = room.ok_or_else(|| {
+        Refusal::bad(format!("header {HEADER_PIPE_CAPACITY}: for how many messages there is room, from 1"))
+    })?;
     Ok(Wanted { id: id.to_owned(), room })
 }
 
-async fn take(context: Arc<WorkerContext>, called: Called) {
+async fn take(context: Arc<WorkerContext>, called: IncomingCall) {
     let started = SystemTime::now();
     let ended = match admit(&context, &called) {
         Err(refusal) => Err(refusal),
@@ -228,7 +229,7 @@ async fn take(context: Arc<WorkerContext>, called: Called) {
     }
 }
 
-async fn refuse(called: Called, code: Code, failure: &Failure) {
+async fn refuse(called: IncomingCall, code: Code, failure: &Failure) {
     count(called.kind(), Some(code));
     called.refuse(code, failure).await;
 }
@@ -301,7 +302,7 @@ async fn once(
 /// Holds a conversation to its end.
 async fn talk(
     context: &WorkerContext,
-    called: Called,
+    called: IncomingCall,
     talker: Talker,
     wanted: Wanted,
     call: Call,

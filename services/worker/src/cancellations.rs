@@ -5,13 +5,14 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use millpond::bus::Bus;
-use millpond::bus::cancel::Tombstone;
-use millpond::bus::lease::Lease;
-use millpond::bus::queues::PurgeRecord;
-use millpond::bus::records::{BucketWatch, Change, decode};
-use millpond::bus::topology::{BUCKET_CANCELS, BUCKET_PURGES, TopologyError};
+use millpond::bus::consume::lease::Lease;
+use millpond::bus::operate::cancel::Tombstone;
+use millpond::bus::operate::queues::PurgeRecord;
+use millpond::bus::read::buckets::{BucketChange, BucketWatch, decode};
+use millpond::bus::topology::TopologyError;
 use millpond::job::epoch_of;
 use millpond::limits::PURGE_COVERS_FOR;
+use millpond::wire::streams::{BUCKET_CANCELS, BUCKET_PURGES};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -76,7 +77,7 @@ impl Cancellations {
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, bucket: &str, change: Change) {
+    fn note(&self, bucket: &str, change: BucketChange) {
         let mut known: RwLockWriteGuard<'_, Known> = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if bucket == BUCKET_CANCELS {
             known.note_tombstone(change);
@@ -105,7 +106,7 @@ impl Cancellations {
 }
 
 impl Known {
-    fn note_tombstone(&mut self, change: Change) {
+    fn note_tombstone(&mut self, change: BucketChange) {
         match change.value.as_deref().and_then(decode::<Tombstone>) {
             Some(tombstone) => {
                 self.add(&tombstone, change.stored_ms);
@@ -116,8 +117,8 @@ impl Known {
                 match gone {
                     Tombstone::Job { job, .. } => drop(self.jobs.remove(&job)),
                     Tombstone::Task { queue, id, .. } => {
-                        if let Some((root, item)) = item_of(&id)
-                            && let Some(items) = self.items.get_mut(&(queue.clone(), root.to_owned()))
+                        if let Some((original_id, item)) = item_of(&id)
+                            && let Some(items) = self.items.get_mut(&(queue.clone(), original_id.to_owned()))
                         {
                             items.remove(&item);
                         }
@@ -132,8 +133,8 @@ impl Known {
         match tombstone {
             Tombstone::Job { job, epoch, .. } => drop(self.jobs.insert(job.clone(), (*epoch, stored_ms))),
             Tombstone::Task { queue, id, .. } => {
-                if let Some((root, item)) = item_of(id) {
-                    self.items.entry((queue.clone(), root.to_owned())).or_default().insert(item);
+                if let Some((original_id, item)) = item_of(id) {
+                    self.items.entry((queue.clone(), original_id.to_owned())).or_default().insert(item);
                 }
                 self.ids.insert((queue.clone(), id.clone()));
             }
@@ -149,14 +150,18 @@ impl Known {
         let job = || {
             let job = task.subject.job.as_ref()?;
             let (epoch, stored_ms) = self.jobs.get(job)?;
-            Some(match epoch_of(job, &task.root) {
+            Some(match epoch_of(job, &task.original_id) {
                 Some(its_epoch) => its_epoch <= *epoch,
                 // Published without a record of the job: what was there before is meant.
                 None => task.published_ms <= *stored_ms,
             })
         };
         let purged = || self.purges.values().any(|(purge, stored_ms)| covers(purge, *stored_ms, lease));
-        if job() == Some(true) || named(task.root.clone()) || (task.id() != task.root && named(task.id())) || purged() {
+        if job() == Some(true)
+            || named(task.original_id.clone())
+            || (task.id() != task.original_id && named(task.id()))
+            || purged()
+        {
             return Some(Cancelled::Whole);
         }
         let items = self.items_of(lease)?;
@@ -168,8 +173,9 @@ impl Known {
     fn items_of(&self, lease: &Lease) -> Option<BTreeSet<u32>> {
         let task = &lease.task;
         let range = task.items?;
-        let of = |root: &str| self.items.get(&(task.subject.queue.clone(), root.to_owned()));
-        let (by_place, by_index) = (of(&task.root), task.root.rsplit_once('/').and_then(|(job, _)| of(job)));
+        let of = |original_id: &str| self.items.get(&(task.subject.queue.clone(), original_id.to_owned()));
+        let (by_place, by_index) =
+            (of(&task.original_id), task.original_id.rsplit_once('/').and_then(|(job, _)| of(job)));
         if by_place.is_none() && by_index.is_none() {
             return None;
         }
@@ -184,8 +190,8 @@ impl Known {
 
 /// Root and number of an id that may be that of an item.
 fn item_of(id: &str) -> Option<(&str, u64)> {
-    let (root, item) = id.rsplit_once('/')?;
-    Some((root, item.parse().ok()?))
+    let (original_id, item) = id.rsplit_once('/')?;
+    Some((original_id, item.parse().ok()?))
 }
 
 /// Whether a purge covers nothing any more that somebody may hold.

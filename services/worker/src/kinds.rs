@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use millpond::bus::Bus;
-use millpond::bus::records::{BucketWatch, decode};
-use millpond::bus::topology::BUCKET_WORKERS;
+use millpond::bus::read::buckets::{BucketWatch, decode};
 use millpond::limits::HEARTBEAT_LOST_AFTER;
+use millpond::wire::streams::BUCKET_WORKERS;
 use millpond::worker_record::WorkerRecord;
 
 /// How long an unknown kind stays in the worker's record after it was last seen.

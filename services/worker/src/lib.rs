@@ -25,13 +25,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use millpond::bus::lease::Leases;
-use millpond::bus::pack::Packer;
-use millpond::bus::pipe::Pipe;
-use millpond::bus::pull::Puller;
+use millpond::bus::call::pipe::Pipe;
+use millpond::bus::consume::lease::Leases;
+use millpond::bus::consume::pull::Puller;
+use millpond::bus::publish::result_batch::ResultBatcher;
 use millpond::bus::topology::await_setup;
 use millpond::bus::{Bus, Role};
-use millpond::limits::{HAND_BACK_AFTER, SETTLING_MAX};
+use millpond::limits::{RELEASE_AFTER, SETTLING_MAX};
 use millpond::outcome::Failure;
 use millpond::telemetry::Metrics;
 use serde_json::value::RawValue;
@@ -189,7 +189,7 @@ impl Worker {
         let puller = Puller::start(&bus, &leases, &settings.queues).await?;
         let (cancellations, kinds) = (Cancellations::load(&bus, &mut background).await?, Kinds::new());
         background.spawn(kinds.clone().follow(bus.clone()));
-        let packer = Packer::new(&bus, &settings.name, &nonce);
+        let packer = ResultBatcher::new(&bus, &settings.name, &nonce);
         let policies = policies(&settings, &children);
         let pools = SlotPools::new(settings.slots, settings.io_slots, handlers.iter());
         let supervisor = Supervisor::start(children);
@@ -322,7 +322,7 @@ impl RunLoop {
         let mut busy_at = Instant::now();
         loop {
             self.start_ready(&settling);
-            puller.ask(self.ready.room()).await;
+            puller.request(self.ready.room()).await;
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return puller,
@@ -333,8 +333,8 @@ impl RunLoop {
                 Some(_) = self.running.join_next() => {}
                 // Always: also a worker without work must ask again when its pulls have run out.
                 _ = look.tick() => {
-                    for lease in self.ready.waited(HAND_BACK_AFTER) {
-                        lease.hand_back(self.ready.stays_away()).await;
+                    for lease in self.ready.waited(RELEASE_AFTER) {
+                        lease.release(self.ready.stays_away()).await;
                     }
                     let called = self.context.called.swap(false, Ordering::Relaxed);
                     if called || self.leases.held() > 0 || self.context.pools.running() > 0 {
@@ -364,7 +364,7 @@ impl RunLoop {
     async fn drain(mut self, puller: Puller) {
         tracing::info!(running = self.running.len(), waiting = self.ready.len(), "draining");
         for lease in self.ready.drain().into_iter().chain(puller.stop().await) {
-            lease.hand_back(Duration::ZERO).await;
+            lease.release(Duration::ZERO).await;
         }
         let all_ended = async { while self.running.join_next().await.is_some() {} };
         if tokio::time::timeout(self.settings.drain_time, all_ended).await.is_ok() {

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
-use millpond::batch;
-use millpond::bus::lease::{Admission, Lease};
-use millpond::bus::records::StartEntry;
-use millpond::failpoint;
-use millpond::limits::{BATCH_HAND_ON_AFTER, HAND_BACK_AFTER, UNKNOWN_KIND_DELAY};
+use millpond::bus::consume::lease::{Admission, Lease};
+use millpond::bus::consume::start_records::StartEntry;
+use millpond::limits::{BATCH_REPUBLISH_AFTER, RELEASE_AFTER, UNKNOWN_KIND_DELAY};
 use millpond::outcome::{Items, id_of};
 use millpond::task::Task;
 use millpond::telemetry::TraceContext;
+use millpond::{batch, failpoint};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -66,7 +65,7 @@ enum Verdict {
     Cancel(Cancelled),
     UnknownKind,
     Stop,
-    LeaveAlone,
+    OwnedElsewhere,
     LetGo,
 }
 
@@ -76,7 +75,7 @@ pub(crate) async fn work(context: Arc<WorkerContext>, mut lease: Lease, slot: Sl
     // Before the door looks: what is cancelled from now on is heard of.
     let mut news = context.settler.cancellations.news();
     // To ask the others takes time in which another task can have the slot; not so often that leases are hoarded.
-    let asking = if lease.must_ask() { context.asking.clone().try_acquire_owned().ok() } else { None };
+    let asking = if lease.needs_ownership_query() { context.asking.clone().try_acquire_owned().ok() } else { None };
     let mut slot = Some(slot);
     if asking.is_some() {
         slot = None;
@@ -90,7 +89,7 @@ pub(crate) async fn work(context: Arc<WorkerContext>, mut lease: Lease, slot: Sl
         slot = Box::pin(slot_again(&context, pool)).await;
     }
     drop(asking);
-    let Some(slot) = slot else { return Box::pin(lease.hand_back(Duration::ZERO)).await };
+    let Some(slot) = slot else { return Box::pin(lease.release(Duration::ZERO)).await };
     let (lease, fetched) = match &lease.task.payload_ref {
         None => (lease, None),
         Some(_) => match Box::pin(fetch(&context, lease, &handler)).await {
@@ -119,7 +118,7 @@ pub(crate) async fn work(context: Arc<WorkerContext>, mut lease: Lease, slot: Sl
         Ok(ready) => ready,
         Err(NotNow(delay)) => {
             drop(slot);
-            return Box::pin(lease.hand_back(delay)).await;
+            return Box::pin(lease.release(delay)).await;
         }
     };
     // It may have been cancelled while it waited.
@@ -134,7 +133,7 @@ pub(crate) async fn work(context: Arc<WorkerContext>, mut lease: Lease, slot: Sl
     // The last thing before the start: it may have been paused while it waited.
     if !lease.start() {
         ready.give_back();
-        return Box::pin(lease.let_go()).await;
+        return Box::pin(lease.abandon()).await;
     }
     failpoint::hit("work.started");
     let timeouts = handler.timeouts(lease.task.timeout, context.task_timeout);
@@ -193,13 +192,13 @@ async fn fetch(context: &WorkerContext, lease: Lease, handler: &Handler) -> Opti
         Err(FetchFailure::NotNow(reason)) => {
             tracing::warn!(task_id = %lease.task.id(), reason, "large arguments cannot be fetched now; the task waits");
             let delay = if context.draining.is_cancelled() { Duration::ZERO } else { FETCH_AGAIN_AFTER };
-            lease.hand_back(delay).await;
+            lease.release(delay).await;
         }
     }
     None
 }
 
-/// The items of a batch that were handed on while an earlier one of them ran: after [`BATCH_HAND_ON_AFTER`], and when
+/// The items of a batch that were handed on while an earlier one of them ran: after [`BATCH_REPUBLISH_AFTER`], and when
 /// the worker drains. So no item waits behind a slow one while there are free slots. `over` ends the wait.
 async fn hand_on(
     context: &WorkerContext,
@@ -212,7 +211,7 @@ async fn hand_on(
     tokio::select! {
         biased;
         () = over.cancelled() => return None,
-        () = tokio::time::sleep(BATCH_HAND_ON_AFTER) => {}
+        () = tokio::time::sleep(BATCH_REPUBLISH_AFTER) => {}
         () = context.draining.cancelled() => {}
     }
     // What comes again may have been handed on before, by a worker that died since.
@@ -258,7 +257,7 @@ async fn slot_again(context: &WorkerContext, pool: SlotPoolId) -> Option<Slot> {
     tokio::select! {
         biased;
         () = context.draining.cancelled() => None,
-        slot = tokio::time::timeout(HAND_BACK_AFTER, context.pools.slot(pool)) => slot.ok()?,
+        slot = tokio::time::timeout(RELEASE_AFTER, context.pools.slot(pool)) => slot.ok()?,
     }
 }
 
@@ -290,10 +289,10 @@ async fn door(context: &WorkerContext, lease: &mut Lease) -> Verdict {
     }
     match Box::pin(lease.admit()).await {
         Ok(Admission::Start) => Verdict::Run(handler),
-        Ok(Admission::Stop) => Verdict::Stop,
-        Ok(Admission::LeaveAlone) => Verdict::LeaveAlone,
-        Ok(Admission::Killer(_)) if lease.was_cut_off() => Verdict::LetGo,
-        Ok(Admission::Killer(starts)) => killer(&lease.task, &starts),
+        Ok(Admission::Acknowledge) => Verdict::Stop,
+        Ok(Admission::OwnedElsewhere) => Verdict::OwnedElsewhere,
+        Ok(Admission::StartsExhausted(_)) if lease.was_cut_off() => Verdict::LetGo,
+        Ok(Admission::StartsExhausted(starts)) => killer(&lease.task, &starts),
         Err(error) => {
             tracing::warn!(task_id = %lease.task.id(), %error, "cannot tell whether a redelivered task may start");
             Verdict::LetGo
@@ -327,8 +326,8 @@ async fn turn_away(context: &WorkerContext, lease: Lease, verdict: Verdict) {
         Verdict::Cancel(cancelled) => context.settler.cancel(lease, &cancelled).await,
         Verdict::UnknownKind => unknown_kind(context, lease).await,
         Verdict::Stop => lease.complete().await,
-        Verdict::LeaveAlone => lease.leave_alone(),
-        Verdict::LetGo | Verdict::Run(_) => lease.let_go().await,
+        Verdict::OwnedElsewhere => lease.leave_to_owner(),
+        Verdict::LetGo | Verdict::Run(_) => lease.abandon().await,
     }
 }
 
@@ -348,7 +347,7 @@ async fn unknown_kind(context: &WorkerContext, lease: Lease) {
         let message = format!("no live worker has known kind {kind} for {after}; this one knows {known}");
         context.stats.count(&kind, context.settler.bury(lease, "unknown_kind", message).await);
     } else {
-        lease.hand_back(UNKNOWN_KIND_DELAY).await;
+        lease.release(UNKNOWN_KIND_DELAY).await;
     }
 }
 
@@ -366,8 +365,8 @@ fn calls(
     let calls = arguments(task).into_iter().zip(first..).map(|(payload, item)| {
         let items = task.items.map(|i| Items { of: i.of, from: item, len: 1 });
         let id = match items {
-            Some(i) if i.of == 1 => format!("{}/0", task.root),
-            items => id_of(&task.root, items),
+            Some(i) if i.of == 1 => format!("{}/0", task.original_id),
+            items => id_of(&task.original_id, items),
         };
         // What is fetched is one task's.
         let payload = fetched.map_or(payload, FetchedPayload::payload);

@@ -1,36 +1,15 @@
-//! The only place that names `async_nats`: a connection in a role, and what is built on it.
-//! `subject` names things, `topology` makes them, `publish` stores messages, `lease` takes and ends tasks,
-//! `results` reads what workers said, `records` holds the buckets.
+//! The only place that names `async_nats`: a connection in a role, and what is built on it, in folders by direction:
+//! `publish` stores messages, `consume` brings tasks to a worker, `read` looks at what is stored, `call` answers calls
+//! and carries pipes, `operate` is what an operator does. `topology` makes streams and buckets.
 
 mod access;
-pub mod admit;
-pub mod backlog;
-pub mod bounds;
-pub mod cancel;
-pub mod ctl;
-pub mod find;
-pub mod inspect;
-pub mod jobs;
-mod keep;
-pub mod lease;
-pub mod objects;
-mod order;
-pub mod pack;
-pub mod pipe;
+pub mod call;
+pub mod consume;
+pub mod operate;
 pub mod publish;
-pub mod pull;
-pub mod queues;
-pub mod records;
-pub mod results;
-mod roll_call;
-pub mod schedules;
-pub mod service;
-pub mod shared;
-pub mod subject;
-mod talk;
+pub mod read;
+pub mod shared_state;
 pub mod topology;
-pub(crate) mod unique;
-mod who;
 
 pub use access::{Access, without_password};
 
@@ -45,7 +24,7 @@ use tokio::sync::watch;
 
 use crate::limits::{PUBLISH_ACK_WAIT, PUBLISH_WINDOW, RECONNECT_DELAY_MAX, SERVER_PAYLOAD_BYTES_MAX};
 use crate::signature::Signer;
-use crate::task::Headers;
+use crate::wire::headers::Headers;
 
 /// A NATS user with its own permissions and inboxes (deploy/nats/roles.conf).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,7 +193,7 @@ impl Bus {
     }
 
     /// Publishes a message that is not stored: who listens now hears it.
-    pub async fn tell(&self, subject: &str, payload: bytes::Bytes) {
+    pub async fn publish_core(&self, subject: &str, payload: bytes::Bytes) {
         if let Err(error) = self.client.publish(subject.to_owned(), payload).await {
             tracing::debug!(subject, %error, "not told");
         }

@@ -13,36 +13,10 @@ use crate::limits::{
     ACK_PENDING_MAX, COLLECT_ACK_WAIT, DUPLICATE_WINDOW, LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PAYLOAD_KEEP,
     PULL_BYTES_MAX, START_RECORD_KEEP, TASK_BYTES_MAX,
 };
-
-/// Tasks as published.
-pub const STREAM_TASKS: &str = "TASKS";
-/// Tasks that wait for their time, or whose time has come.
-pub const STREAM_DUE: &str = "DUE";
-/// Packs of outcomes.
-pub const STREAM_RESULTS: &str = "RESULTS";
-/// Dead letters.
-pub const STREAM_DEAD: &str = "DEAD";
-/// Durable of the collector on RESULTS and DEAD.
-pub const DURABLE_COLLECTOR: &str = "collector";
-
-/// Records of jobs.
-pub const BUCKET_JOBS: &str = "millpond_jobs";
-/// Records of live workers.
-pub const BUCKET_WORKERS: &str = "millpond_workers";
-/// Tombstones of cancelled tasks and jobs.
-pub const BUCKET_CANCELS: &str = "millpond_cancels";
-/// Records of purges.
-pub const BUCKET_PURGES: &str = "millpond_purges";
-/// Start records of redelivered tasks.
-pub const BUCKET_STARTS: &str = "millpond_starts";
-/// What each server process had stored when it was first seen.
-pub const BUCKET_SERVERS: &str = "millpond_servers";
-/// State shared by programs.
-pub const BUCKET_SHARED: &str = "millpond_shared";
-/// Settings of queues.
-pub const BUCKET_QUEUES: &str = "millpond_queues";
-/// Payloads above the claim-check size.
-pub const BUCKET_PAYLOADS: &str = "millpond_payloads";
+use crate::wire::streams::{
+    BUCKET_CANCELS, BUCKET_JOBS, BUCKET_PAYLOADS, BUCKET_PURGES, BUCKET_QUEUES, BUCKET_SERVERS, BUCKET_SHARED,
+    BUCKET_STARTS, BUCKET_WORKERS, DURABLE_COLLECTOR, STREAM_DEAD, STREAM_DUE, STREAM_RESULTS, STREAM_TASKS, durable,
+};
 
 /// Error code of a server that has a consumer of this name with other settings (paused, say).
 const CONSUMER_IS_THERE: u64 = 10148;
@@ -54,7 +28,7 @@ const LOOK_FOR_SETUP_EVERY: Duration = Duration::from_millis(200);
 
 /// How much the streams may hold.
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub struct StreamLimits {
     /// Messages in TASKS.
     pub tasks_max: i64,
     /// Bytes in TASKS.
@@ -69,7 +43,7 @@ pub struct Limits {
     pub replicas: usize,
 }
 
-impl Default for Limits {
+impl Default for StreamLimits {
     fn default() -> Self {
         const GIB: i64 = 1024 * 1024 * 1024;
         Self {
@@ -101,7 +75,7 @@ impl TopologyError {
 ///
 /// # Errors
 /// [`TopologyError`] names the first thing that the server refused.
-pub async fn setup(bus: &Bus, limits: &Limits) -> Result<(), TopologyError> {
+pub async fn setup(bus: &Bus, limits: &StreamLimits) -> Result<(), TopologyError> {
     for config in streams(limits) {
         make_stream(bus, config).await?;
     }
@@ -139,7 +113,7 @@ async fn make_stream(bus: &Bus, mut config: stream::Config) -> Result<(), Topolo
     Ok(())
 }
 
-fn streams(limits: &Limits) -> [stream::Config; 4] {
+fn streams(limits: &StreamLimits) -> [stream::Config; 4] {
     let subjects = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
     let base = || stream::Config {
         storage: stream::StorageType::File,
@@ -197,7 +171,7 @@ fn streams(limits: &Limits) -> [stream::Config; 4] {
 }
 
 /// The stream of an object store. Its age is what ends objects: a task that needs one expires earlier.
-fn payloads(limits: &Limits) -> stream::Config {
+fn payloads(limits: &StreamLimits) -> stream::Config {
     stream::Config {
         name: format!("OBJ_{BUCKET_PAYLOADS}"),
         subjects: vec![format!("$O.{BUCKET_PAYLOADS}.C.>"), format!("$O.{BUCKET_PAYLOADS}.M.>")],
@@ -214,7 +188,7 @@ fn payloads(limits: &Limits) -> stream::Config {
     }
 }
 
-fn buckets(limits: &Limits) -> [kv::Config; 8] {
+fn buckets(limits: &StreamLimits) -> [kv::Config; 8] {
     let bucket = |name: &str, max_age: Duration| kv::Config {
         bucket: name.to_owned(),
         history: 1,
@@ -295,12 +269,6 @@ fn is_there(error: &stream::ConsumerCreateStrictError) -> bool {
     }
 }
 
-/// Name of the durable of a queue, the same on TASKS and DUE.
-#[must_use]
-pub fn durable(queue: &str) -> String {
-    format!("q-{queue}")
-}
-
 /// What a worker needs to know of TASKS or DUE.
 #[derive(Debug, Clone)]
 pub struct StreamState {
@@ -314,7 +282,7 @@ pub struct StreamState {
     pub messages: u64,
     /// Bytes.
     pub bytes: u64,
-    /// Limits: messages and bytes, when set.
+    /// StreamLimits: messages and bytes, when set.
     pub messages_max: Option<u64>,
     /// Limit in bytes, when set.
     pub bytes_max: Option<u64>,

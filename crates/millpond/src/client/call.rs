@@ -8,15 +8,17 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::Client;
-use crate::bus::pipe::{self, Pipe};
-use crate::bus::service::{Answer, Asked};
-use crate::bus::subject::{self, SubjectError};
+use crate::bus::call::pipe;
+use crate::bus::call::pipe::Pipe;
+use crate::bus::call::service::{CallOutcome, CallReply};
 use crate::bus::topology::TopologyError;
-use crate::call::{Code, HEADER_PIPE, HEADER_ROOM};
+use crate::call::Code;
 use crate::limits::{CALL_ANSWER_GRACE, CALL_TIMEOUT_MAX, TASK_BYTES_MAX};
 use crate::outcome::Failure;
-use crate::task::{HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers};
 use crate::telemetry::{FIELD_KIND, FIELD_QUEUE, Span, SpanKind, TraceContext, record};
+use crate::wire::headers::{HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers};
+use crate::wire::subject;
+use crate::wire::subject::SubjectError;
 
 /// How soon a call whose worker drains is made again: another worker gets it.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
@@ -140,7 +142,7 @@ impl Client {
         // First the ear: the worker may speak at once.
         let frames = pipe::listen(&self.bus, subject::pipe_out(&id)).await?;
         let answer = self.ask(queue, kind, args.into(), timeout, &pipe::asking(&id)).await?;
-        let room = answer.header(HEADER_ROOM).and_then(|room| room.parse().ok());
+        let room = answer.header(HEADER_PIPE_CAPACITY).and_then(|room| room.parse().ok());
         let Some(room) = room.filter(|_| answer.header(HEADER_PIPE) == Some(&id)) else {
             let reason = "it was answered like a plain call; is its worker older?".to_owned();
             return Err(CallError::Broken { kind: kind.to_owned(), reason });
@@ -161,7 +163,7 @@ impl Client {
         args: Bytes,
         timeout: Duration,
         more: &[(String, String)],
-    ) -> Result<Answer, CallError> {
+    ) -> Result<CallReply, CallError> {
         let subject = subject::call(queue, kind)?;
         if args.len() > TASK_BYTES_MAX {
             return Err(CallError::TooLarge { bytes: args.len() });
@@ -195,7 +197,7 @@ impl Client {
         timeout: Duration,
         trace: Option<TraceContext>,
         more: &[(String, String)],
-    ) -> Result<Answer, CallError> {
+    ) -> Result<CallReply, CallError> {
         let deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -204,7 +206,7 @@ impl Client {
             headers.push((HEADER_TIMEOUT.to_owned(), humantime::format_duration(left).to_string()));
             headers.extend(trace.map(|trace| (HEADER_TRACEPARENT.to_owned(), trace.to_traceparent())));
             return match self.bus.call(subject, &headers, args.clone(), left + CALL_ANSWER_GRACE).await {
-                Asked::Answered(answer) => match answer.error() {
+                CallOutcome::Answered(answer) => match answer.error() {
                     None => Ok(answer),
                     // It has not run.
                     Some((Code::Draining, _)) if Instant::now() + AGAIN_AFTER < deadline => {
@@ -213,9 +215,9 @@ impl Client {
                     }
                     Some((code, failure)) => Err(CallError::Failed { code, failure: Box::new(failure) }),
                 },
-                Asked::Nobody => Err(CallError::NoWorker { queue: queue.to_owned(), kind: kind.to_owned() }),
-                Asked::Silence => Err(CallError::NoAnswer { timeout }),
-                Asked::Broken(reason) => Err(CallError::Broken { kind: kind.to_owned(), reason }),
+                CallOutcome::Nobody => Err(CallError::NoWorker { queue: queue.to_owned(), kind: kind.to_owned() }),
+                CallOutcome::Silence => Err(CallError::NoAnswer { timeout }),
+                CallOutcome::Broken(reason) => Err(CallError::Broken { kind: kind.to_owned(), reason }),
             };
         }
     }

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::ClientError;
 use crate::bus::Bus;
-use crate::bus::jobs::JobEntry;
+use crate::bus::read::jobs::JobEntry;
 use crate::job::{JobRecord, JobState};
 use crate::limits::{CLOSE_TRIED_FOR, HEARTBEAT_EVERY, WATERMARK_EVERY};
 

@@ -21,15 +21,14 @@ use super::spec::{MapItem, MapSpec};
 use super::submit::final_ends;
 use super::window::Window;
 use super::{Client, ClientError, NewTask, NoResult};
-use crate::batch;
-use crate::bus::publish::Patience;
-use crate::bus::results::JobReader;
-use crate::failpoint;
+use crate::bus::publish::RetryDeadline;
+use crate::bus::read::job_results::JobResults;
 use crate::limits::{
     BACKLOG_SILENCE, BATCH_AUTO_BYTES_MAX, CLAIM_CHECK_BYTES, MAP_VALUE_BYTES_MAX, MAP_WINDOW_BYTES, MAP_WINDOW_ITEMS,
     PUBLISH_WINDOW, PUBLISH_WINDOW_BYTES,
 };
-use crate::outcome::Pack;
+use crate::outcome::ResultBatch;
+use crate::{batch, failpoint};
 
 pub(super) type Input = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;
 
@@ -40,7 +39,7 @@ pub struct MapRun {
     /// Results are read for their durations only.
     pub(super) publish_only: bool,
     pub(super) keeper: Keeper,
-    pub(super) reader: JobReader,
+    pub(super) reader: JobResults,
     pub(super) input: Option<Input>,
     /// What is left to do before anything is published, for a job that was begun before.
     pub(super) catch_up: CatchUp,
@@ -131,7 +130,7 @@ impl Client {
 }
 
 impl MapRun {
-    pub(super) fn new(client: &Client, spec: MapSpec, publish_only: bool, keeper: Keeper, reader: JobReader) -> Self {
+    pub(super) fn new(client: &Client, spec: MapSpec, publish_only: bool, keeper: Keeper, reader: JobResults) -> Self {
         let window = Window::new(spec.ordered);
         Self {
             client: client.clone(),
@@ -333,7 +332,9 @@ impl MapRun {
         self.filling.push(value);
         // In a bounded queue, whose limit counts messages, each task is one.
         let alone = self.filling.len() == 1 && self.spec.batch == Batch::Auto;
-        if self.filling.len() >= self.sizer.size() as usize || alone && self.client.doors.is_bounded(&self.spec.queue) {
+        if self.filling.len() >= self.sizer.size() as usize
+            || alone && self.client.admission.is_bounded(&self.spec.queue)
+        {
             self.publish_filling();
         }
         Ok(())
@@ -401,7 +402,7 @@ impl MapRun {
             Published { from, to: self.next_index, bytes: task.payload.len(), fingerprint: self.fingerprint.clone() };
         self.publishing_bytes += published.bytes;
         self.publishing.spawn(async move {
-            client.publish(&task, Patience::Endless).await?;
+            client.publish(&task, RetryDeadline::Unlimited).await?;
             Ok(published)
         });
     }
@@ -412,10 +413,10 @@ impl MapRun {
         self.keeper.note_stored(published.from, published.to, published.fingerprint);
     }
 
-    fn note_pack(&mut self, pack: &Pack) {
+    fn note_pack(&mut self, pack: &ResultBatch) {
         let (mut run, mut ends) = (Vec::new(), Vec::new());
         self.keeper.with(|record| {
-            for outcome in pack.outcomes.iter().filter(|outcome| record.owns(outcome.root())) {
+            for outcome in pack.outcomes.iter().filter(|outcome| record.owns(outcome.original_id())) {
                 run.push((outcome.items_run(), Duration::from_micros(outcome.busy_us)));
                 ends.extend(final_ends(outcome));
             }

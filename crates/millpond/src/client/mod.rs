@@ -34,18 +34,18 @@ pub use spec::{Begin, MapItem, MapSpec};
 pub use submit::{NewTask, Submitted};
 pub use wait::Waiter;
 
-use crate::bus::admit::Doors;
-use crate::bus::bounds::Fill;
-use crate::bus::objects::PutError;
-use crate::bus::publish::{Patience, PublishError, Room};
-use crate::bus::shared::{Shared, SharedError};
-use crate::bus::subject::SubjectError;
+use crate::bus::publish::bounded::QueueAdmission;
+use crate::bus::publish::payloads::PutError;
+use crate::bus::publish::queue_limits::QueueFill;
+use crate::bus::publish::{PublishError, RetryDeadline, StreamCapacity};
+use crate::bus::shared_state::{SharedError, SharedState};
 use crate::bus::topology::TopologyError;
 use crate::bus::{Access, Bus, ConnectError, Role};
 use crate::limits::PAYLOAD_KEEP;
 use crate::outcome::Failure;
 use crate::schedule::ScheduleError;
 use crate::signature::Signer;
+use crate::wire::subject::SubjectError;
 use sizer::Pace;
 
 /// Queues and kinds whose durations a client remembers.
@@ -195,8 +195,8 @@ pub type TaskEnd = Result<Box<serde_json::value::RawValue>, NoResult>;
 #[derive(Clone)]
 pub struct Client {
     bus: Bus,
-    room: Arc<Room>,
-    doors: Arc<Doors>,
+    room: Arc<StreamCapacity>,
+    admission: Arc<QueueAdmission>,
     /// How long the tasks of a queue and kind took lately.
     paces: Arc<Mutex<LruCache<(String, String), Pace>>>,
     /// What talks for its pipes.
@@ -217,17 +217,17 @@ impl Client {
     pub fn with_signer(self, signer: Option<Signer>) -> Self {
         let bus = self.bus.with_signer(signer);
         // What publishes for it must sign as well.
-        Self { doors: Arc::new(Doors::new(&bus)), room: Arc::new(Room::new(&bus)), bus, ..self }
+        Self { admission: Arc::new(QueueAdmission::new(&bus)), room: Arc::new(StreamCapacity::new(&bus)), bus, ..self }
     }
 
     /// A client over a connection in a role that may publish tasks.
     #[must_use]
     pub fn over(bus: Bus) -> Self {
-        let room = Arc::new(Room::new(&bus));
+        let room = Arc::new(StreamCapacity::new(&bus));
         let kinds = NonZeroUsize::new(PACES_MAX).unwrap_or(NonZeroUsize::MIN);
         let paces = Arc::new(Mutex::new(LruCache::new(kinds)));
-        let doors = Arc::new(Doors::new(&bus));
-        Self { bus, room, doors, paces, conversations: Arc::default() }
+        let admission = Arc::new(QueueAdmission::new(&bus));
+        Self { bus, room, admission, paces, conversations: Arc::default() }
     }
 
     fn pace(&self, queue: &str, kind: &str) -> Pace {
@@ -244,14 +244,14 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Topology`] when the server does not answer.
-    pub async fn fill(&self, queue: &str) -> Result<Option<Fill>, ClientError> {
-        Ok(self.doors.fill(queue).await?)
+    pub async fn fill(&self, queue: &str) -> Result<Option<QueueFill>, ClientError> {
+        Ok(self.admission.fill(queue).await?)
     }
 
     /// Several tasks in a message would count as one: a bounded queue takes none.
-    async fn check_batch(&self, queue: &str, batch: Batch, patience: Patience) -> Result<(), ClientError> {
+    async fn check_batch(&self, queue: &str, batch: Batch, deadline: RetryDeadline) -> Result<(), ClientError> {
         let Batch::Fixed(batch @ 2..) = batch else { return Ok(()) };
-        match self.doors.max_waiting(queue, patience).await? {
+        match self.admission.max_waiting(queue, deadline).await? {
             Some(max_waiting) => Err(ClientError::BatchInBoundedQueue { queue: queue.to_owned(), max_waiting, batch }),
             None => Ok(()),
         }
@@ -261,8 +261,8 @@ impl Client {
     ///
     /// # Errors
     /// [`SharedError`]; most likely setup has not run yet.
-    pub async fn shared(&self) -> Result<Shared, SharedError> {
-        Shared::open(&self.bus).await
+    pub async fn shared(&self) -> Result<SharedState, SharedError> {
+        SharedState::open(&self.bus).await
     }
 
     /// Sends what is buffered and closes the connection. Drop its pipes before, so that their workers learn it at once.

@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 use tokio::io::AsyncRead;
 
 use super::{Client, ClientError, NewTask, NoResult, TaskEnd};
-use crate::bus::objects::GetError;
-use crate::bus::publish::Patience;
+use crate::bus::publish::RetryDeadline;
+use crate::bus::publish::payloads::GetError;
 use crate::limits::{CLAIM_CHECK_BYTES, RESULT_BYTES_MAX};
 use crate::outcome::Kept;
 use crate::payload::{PayloadRef, StoredPayload};
@@ -54,9 +54,9 @@ impl Client {
     pub async fn put_payload(
         &self,
         from: &mut (impl AsyncRead + Unpin + ?Sized),
-        patience: Patience,
+        deadline: RetryDeadline,
     ) -> Result<StoredPayload, ClientError> {
-        Ok(self.bus.put_payload(from, patience).await?)
+        Ok(self.bus.put_payload(from, deadline).await?)
     }
 
     /// A result that lies in the store, checked by size and SHA-256.
@@ -88,10 +88,10 @@ impl Client {
     }
 
     /// Where the arguments of a task lie that go to the store.
-    pub(super) async fn claim(&self, task: &NewTask, patience: Patience) -> Result<StoredPayload, ClientError> {
+    pub(super) async fn claim(&self, task: &NewTask, deadline: RetryDeadline) -> Result<StoredPayload, ClientError> {
         let stored = match &task.stored {
             Some(stored) => stored.clone(),
-            None => self.bus.put_payload(&mut &*task.payload, patience).await?,
+            None => self.bus.put_payload(&mut &*task.payload, deadline).await?,
         };
         match task.at_ms {
             Some(at_ms) if at_ms > stored.until_ms => {

@@ -16,16 +16,17 @@ use super::sizer::Batch;
 use super::spec::Begin;
 use super::{Client, ClientError, MapRun, MapSpec, NoResult};
 use crate::bus::Bus;
-use crate::bus::ctl::{Answer, CTL_RESULTS};
-use crate::bus::jobs::{JobEntry, LookedThrough};
-use crate::bus::publish::Patience;
-use crate::bus::results::JobReader;
-use crate::bus::subject::{TaskSubject, check_token};
-use crate::bus::topology::{STREAM_RESULTS, stream_state};
+use crate::bus::operate::control::{CTL_RESULTS, ControlReply};
+use crate::bus::publish::RetryDeadline;
+use crate::bus::read::job_results::JobResults;
+use crate::bus::read::jobs::{JobEntry, LookedThrough};
+use crate::bus::topology::stream_state;
 use crate::job::{JobRecord, JobState, JobThen};
 use crate::limits::{BATCH_ITEMS_MAX, HEARTBEAT_LOST_AFTER, HISTORY_WITHIN, RESUME_QUIET};
 use crate::outcome::Failure;
 use crate::payload::PayloadRef;
+use crate::wire::streams::STREAM_RESULTS;
+use crate::wire::subject::{TaskSubject, check_token};
 
 /// Asked of a collector: the ends of a job's tasks from an index on.
 #[derive(Debug, Serialize, Deserialize)]
@@ -158,9 +159,9 @@ impl CatchUp {
 
 async fn ask(bus: Bus, asked: History) -> Result<HistoryRows<Row>, ClientError> {
     let failed = |reason: String| ClientError::History { job: asked.job.clone(), reason };
-    match bus.ask(CTL_RESULTS, &asked, HISTORY_WITHIN).await.map_err(|e| failed(e.to_string()))? {
-        Answer::Error(reason) => Err(failed(reason)),
-        Answer::Ok(page) => serde_json::from_str(page.get()).map_err(|e| failed(e.to_string())),
+    match bus.request(CTL_RESULTS, &asked, HISTORY_WITHIN).await.map_err(|e| failed(e.to_string()))? {
+        ControlReply::Error(reason) => Err(failed(reason)),
+        ControlReply::Ok(page) => serde_json::from_str(page.get()).map_err(|e| failed(e.to_string())),
     }
 }
 
@@ -183,12 +184,12 @@ impl Client {
             Batch::Auto => Batch::Auto,
         };
         let spec = MapSpec { batch, ..spec };
-        self.check_batch(&spec.queue, batch, Patience::Endless).await?;
+        self.check_batch(&spec.queue, batch, RetryDeadline::Unlimited).await?;
         let results = stream_state(&self.bus, STREAM_RESULTS).await?;
         let Begun { entry, before } = self.begin(&job, &spec, results.last_seq).await?;
         let record = entry.record.clone();
         let Some(before) = before else {
-            let reader = JobReader::start_from(&self.bus, &job, record.results_after + 1).await?;
+            let reader = JobResults::start_from(&self.bus, &job, record.results_after + 1).await?;
             let mut run = MapRun::new(self, spec, publish_only, Keeper::start(&self.bus, entry), reader);
             run.input = Some(input);
             return Ok(run);
@@ -196,7 +197,7 @@ impl Client {
         let keeper = Keeper::go_on(&self.bus, entry);
         let stored = self.stored(&record, &before).await?;
         // After the look at what waits: what was not there any more has ended, and is told here.
-        let reader = JobReader::start_from(&self.bus, &job, record.results_after + 1).await?;
+        let reader = JobResults::start_from(&self.bus, &job, record.results_after + 1).await?;
         let mut run = MapRun::new(self, spec, publish_only, keeper, reader);
         run.next_index = record.published;
         run.input = Some(input);

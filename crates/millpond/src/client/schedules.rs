@@ -6,10 +6,10 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::{Client, ClientError};
-use crate::bus::publish::Patience;
-use crate::bus::schedules::was_changed;
-use crate::bus::subject::check_token;
+use crate::bus::publish::RetryDeadline;
+use crate::bus::publish::schedules::was_changed;
 use crate::schedule::{Schedule, ScheduleError, When};
+use crate::wire::subject::check_token;
 
 /// How often a pause is tried again when somebody else changes the schedule meanwhile.
 const TRIES_MAX: usize = 5;
@@ -20,10 +20,10 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; nothing was changed then, but after [`crate::bus::publish::PublishError::NoAnswer`] it may have
     /// been: add it again.
-    pub async fn add_schedule(&self, schedule: &Schedule, patience: Patience) -> Result<(), ClientError> {
+    pub async fn add_schedule(&self, schedule: &Schedule, deadline: RetryDeadline) -> Result<(), ClientError> {
         schedule.check()?;
         zone_of(&schedule.when)?;
-        Ok(self.bus.put_schedule(schedule, None, patience).await?)
+        Ok(self.bus.put_schedule(schedule, None, deadline).await?)
     }
 
     /// The schedule of a name.
@@ -47,7 +47,12 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::NoSchedule`], and others.
-    pub async fn pause_schedule(&self, name: &str, paused: bool, patience: Patience) -> Result<Schedule, ClientError> {
+    pub async fn pause_schedule(
+        &self,
+        name: &str,
+        paused: bool,
+        deadline: RetryDeadline,
+    ) -> Result<Schedule, ClientError> {
         check_token("schedule", name)?;
         let mut tries = 0;
         loop {
@@ -56,7 +61,7 @@ impl Client {
                 return Ok(kept.schedule);
             }
             let changed = Schedule { paused, ..kept.schedule };
-            match self.bus.put_schedule(&changed, Some(kept.seq), patience).await {
+            match self.bus.put_schedule(&changed, Some(kept.seq), deadline).await {
                 // Read again: what stands there may be our own write, sent twice.
                 Err(error) if was_changed(&error) && tries < TRIES_MAX => tries += 1,
                 Err(error) => return Err(error.into()),
@@ -69,12 +74,12 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::NoSchedule`], and others.
-    pub async fn remove_schedule(&self, name: &str, patience: Patience) -> Result<(), ClientError> {
+    pub async fn remove_schedule(&self, name: &str, deadline: RetryDeadline) -> Result<(), ClientError> {
         check_token("schedule", name)?;
         if self.bus.schedule(name).await?.is_none() {
             return Err(ClientError::NoSchedule(name.to_owned()));
         }
-        Ok(self.bus.remove_schedule(name, patience).await?)
+        Ok(self.bus.remove_schedule(name, deadline).await?)
     }
 }
 

@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use super::payloads::Ended;
 use super::submit::final_end;
 use super::{Client, ClientError, NewTask, NoResult, Submitted, TaskEnd};
-use crate::bus::publish::Patience;
-use crate::bus::results::LiveReader;
+use crate::bus::publish::RetryDeadline;
+use crate::bus::read::job_results::LiveResults;
 
 /// Submits tasks one at a time and waits for each. Make it once, use it often.
 pub struct Session {
     client: Client,
     job: String,
-    reader: LiveReader,
+    reader: LiveResults,
     /// Ends that came before anybody asked for them: of tasks whose wait was dropped.
     early: HashMap<(String, String), Ended>,
 }
@@ -28,7 +28,7 @@ impl Client {
     pub async fn session(&self, job: Option<String>) -> Result<Session, ClientError> {
         let job = job.unwrap_or_else(|| format!("s-{}", crate::random_token()));
         // First the reader: what ends before we listen would not be heard.
-        let reader = LiveReader::start(&self.bus, &job).await?;
+        let reader = LiveResults::start(&self.bus, &job).await?;
         Ok(Session { client: self.clone(), job, reader, early: HashMap::new() })
     }
 }
@@ -41,10 +41,10 @@ impl Session {
     pub async fn run(
         &mut self,
         task: NewTask,
-        patience: Patience,
+        deadline: RetryDeadline,
         stored: impl FnOnce(&Submitted),
     ) -> Result<(Submitted, TaskEnd), ClientError> {
-        let submitted = self.submit(&task, patience).await?;
+        let submitted = self.submit(&task, deadline).await?;
         stored(&submitted);
         let end = self.end(&task.queue, &submitted.id).await;
         Ok((submitted, end))
@@ -60,9 +60,9 @@ impl Session {
     ///
     /// # Errors
     /// [`ClientError`] when it cannot be published.
-    pub async fn submit(&mut self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
+    pub async fn submit(&mut self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, ClientError> {
         let task = NewTask { job: Some(self.job.clone()), ..task.clone() };
-        let submitted = self.client.submit(&task, patience).await?;
+        let submitted = self.client.submit(&task, deadline).await?;
         if submitted.duplicate {
             // Published before, under this job perhaps: it may have ended before anybody listened.
             self.reader.read_from_oldest();

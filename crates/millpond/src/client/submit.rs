@@ -6,18 +6,19 @@ use bytes::Bytes;
 
 use super::payloads::{Ended, expires};
 use super::{Batch, Client, ClientError, NoResult};
-use crate::bus::publish::{Patience, PublishError};
-use crate::bus::subject::{TaskSubject, check_token};
-use crate::bus::unique::only_when_alone;
-use crate::chain::{self, HEADER_THEN, Step};
-use crate::failpoint;
+use crate::bus::publish::unique::only_when_alone;
+use crate::bus::publish::{PublishError, RetryDeadline};
+use crate::chain::Step;
 use crate::outcome::{End, Failure, Kept, Outcome};
 use crate::payload::StoredPayload;
-use crate::task::{
-    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_ID, HEADER_INDEX, HEADER_MSG_ID, HEADER_REF,
-    HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers, schedule_headers,
-};
+use crate::task::schedule_headers;
 use crate::telemetry::{FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, Span, SpanKind, TraceContext, record};
+use crate::wire::headers::{
+    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_ID, HEADER_INDEX, HEADER_MSG_ID, HEADER_REF,
+    HEADER_REPLY_TO, HEADER_THEN, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers,
+};
+use crate::wire::subject::{TaskSubject, check_token};
+use crate::{chain, failpoint};
 
 /// A task to publish, or a batch of them.
 #[derive(Debug, Clone, Default)]
@@ -94,26 +95,26 @@ impl NewTask {
 
 impl Client {
     /// Publishes a task and waits until the server has stored it. Stops at 90 % of a full TASKS until there is room,
-    /// and at the limit of a bounded queue until there is, or the patience ends.
+    /// and at the limit of a bounded queue until there is, or the deadline ends.
     ///
     /// # Errors
     /// [`ClientError`]; on [`crate::bus::publish::PublishError::NoAnswer`] submit again with the same id. A unique key
     /// that is taken is [`ClientError::AlreadyThere`].
-    pub async fn submit(&self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
+    pub async fn submit(&self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, ClientError> {
         if let (Some(batch), None) = (task.batch, task.at_ms) {
             TaskSubject::new(&task.queue, &task.kind, None)?;
-            self.check_batch(&task.queue, Batch::Fixed(batch), patience).await?;
+            self.check_batch(&task.queue, Batch::Fixed(batch), deadline).await?;
         }
-        self.publish(task, patience).await
+        self.publish(task, deadline).await
     }
 
     /// As [`Client::submit`]; a batch that was made before its queue was bounded counts as one task.
-    pub(super) async fn publish(&self, task: &NewTask, patience: Patience) -> Result<Submitted, ClientError> {
+    pub(super) async fn publish(&self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, ClientError> {
         let id = task.id.clone().unwrap_or_else(crate::random_token);
         let parent = task.traceparent.as_deref().and_then(TraceContext::parse).or_else(TraceContext::current);
         let trace = parent.map_or_else(|| TraceContext::of_publish(&task.queue, &id), |parent| Some(parent.child()));
         let started = SystemTime::now();
-        let published = self.publish_as(task, id.clone(), trace, patience).await;
+        let published = self.publish_as(task, id.clone(), trace, deadline).await;
         if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
             record_publish(task, &id, (trace, parent), started, &published);
         }
@@ -125,12 +126,12 @@ impl Client {
         task: &NewTask,
         id: String,
         trace: Option<TraceContext>,
-        patience: Patience,
+        deadline: RetryDeadline,
     ) -> Result<Submitted, ClientError> {
         let subject = task.subject()?;
         self.room.wait().await;
         // Boxed: most tasks have none.
-        let stored = if task.is_claimed() { Some(Box::pin(self.claim(task, patience)).await?) } else { None };
+        let stored = if task.is_claimed() { Some(Box::pin(self.claim(task, deadline)).await?) } else { None };
         let payload = if stored.is_some() { Bytes::new() } else { task.payload.clone() };
         let mut headers = task.headers(&id, trace, stored.as_ref());
         // In DUE it carries its id itself: the server drops its own header when it delivers.
@@ -151,8 +152,10 @@ impl Client {
         }
         let stored = match task.at_ms {
             // A message can have one condition: a unique key's goes before the limit of its queue.
-            None if task.unique.is_none() => self.doors.store(&task.queue, &place, &headers, payload, patience).await,
-            _ => self.bus.store(&place, &headers, payload, patience).await,
+            None if task.unique.is_none() => {
+                self.admission.store(&task.queue, &place, &headers, payload, deadline).await
+            }
+            _ => self.bus.store(&place, &headers, payload, deadline).await,
         };
         let stored = match stored {
             Err(PublishError::NotLast { .. }) => return self.already_there(task, &place, id).await,

@@ -4,19 +4,19 @@
 use super::payloads::Ended;
 use super::submit::final_end;
 use super::{Client, ClientError, NewTask, NoResult, Submitted, TaskEnd};
-use crate::bus::publish::Patience;
-use crate::bus::results::LiveReader;
-use crate::bus::subject::{TaskSubject, key, results_of_job};
+use crate::bus::publish::RetryDeadline;
+use crate::bus::read::job_results::LiveResults;
 use crate::chain::{next_id, resolve};
+use crate::wire::subject::{TaskSubject, key, results_of_job};
 
 /// Hears how a task ends that is published after this was made.
 pub struct Waiter {
     client: Client,
     id: String,
     queue: String,
-    first: LiveReader,
+    first: LiveResults,
     /// The later steps of a chain, and their queues.
-    later: Vec<(LiveReader, String)>,
+    later: Vec<(LiveResults, String)>,
 }
 
 impl Client {
@@ -33,10 +33,10 @@ impl Client {
         }
         let subject = TaskSubject { unique: None, ..task.subject()? };
         let filter = task.job.as_deref().map_or_else(|| subject.results(), results_of_job);
-        let first = LiveReader::start_on(&self.bus, filter).await?;
+        let first = LiveResults::start_on(&self.bus, filter).await?;
         let mut later = Vec::with_capacity(task.then.len());
         for step in resolve(&task.queue, &task.then) {
-            later.push((LiveReader::start_on(&self.bus, step.results()).await?, step.queue));
+            later.push((LiveResults::start_on(&self.bus, step.results()).await?, step.queue));
         }
         Ok(Waiter { client: self.clone(), id, queue: subject.queue, first, later })
     }
@@ -50,11 +50,11 @@ impl Client {
     pub async fn submit_and_wait(
         &self,
         mut task: NewTask,
-        patience: Patience,
+        deadline: RetryDeadline,
         stored: impl FnOnce(&Submitted),
     ) -> Result<(Submitted, TaskEnd), ClientError> {
         let waiter = self.waiter(&mut task).await?;
-        let submitted = self.submit(&task, patience).await?;
+        let submitted = self.submit(&task, deadline).await?;
         stored(&submitted);
         let (id, end) = waiter.end(&submitted).await;
         Ok((Submitted { id, ..submitted }, end))
@@ -82,7 +82,7 @@ impl Waiter {
     }
 }
 
-async fn end_of(reader: &mut LiveReader, queue: &str, id: &str) -> Ended {
+async fn end_of(reader: &mut LiveResults, queue: &str, id: &str) -> Ended {
     loop {
         let (subject, pack) = reader.next().await;
         if pack.cancelled.as_ref().is_some_and(|c| subject.job.as_ref() == Some(&c.job) && c.covers(id)) {

@@ -57,8 +57,8 @@ impl TraceContext {
     /// The context of a task that came without one. It follows from the task's identity, so that all its deliveries and
     /// attempts are in one trace, wherever they run.
     #[must_use]
-    pub fn of_task(queue: &str, root: &str) -> Self {
-        let hash = Sha256::new().chain_update(queue).chain_update([0]).chain_update(root).finalize();
+    pub fn of_task(queue: &str, original_id: &str) -> Self {
+        let hash = Sha256::new().chain_update(queue).chain_update([0]).chain_update(original_id).finalize();
         let number = |bytes: &[u8]| bytes.iter().fold(0_u128, |n, byte| n << 8 | u128::from(*byte));
         let (trace, rest) = hash.split_at(16);
         let (trace, span) = (number(trace) | 1, number(rest));
@@ -69,8 +69,8 @@ impl TraceContext {
     /// The context of the publish of a task that begins its trace; none where that is not exported. Nothing of it needs to
     /// travel: the worker that runs the task computes the same trace, and with the same sampler the same decision.
     #[must_use]
-    pub fn of_publish(queue: &str, root: &str) -> Option<Self> {
-        let task = is_exported().then(|| Self::of_task(queue, root))?;
+    pub fn of_publish(queue: &str, original_id: &str) -> Option<Self> {
+        let task = is_exported().then(|| Self::of_task(queue, original_id))?;
         task.sampled.then(|| task.child())
     }
 

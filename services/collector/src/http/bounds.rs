@@ -1,11 +1,11 @@
-//! How many tasks may wait in a queue: set by an operator, held to by publishers (`millpond::bus::admit`).
+//! How many tasks may wait in a queue: set by an operator, held to by publishers (`millpond::bus::publish::bounded`).
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use millpond::bus::bounds::QueueSettings;
+use millpond::bus::publish::queue_limits::QueueSettings;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 

@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use millpond::bus::cancel::CancelError;
-use millpond::bus::subject::{TaskSubject, check_token};
+use millpond::bus::operate::cancel::CancelError;
+use millpond::wire::subject::{TaskSubject, check_token};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

@@ -1,7 +1,7 @@
 //! Which tasks, which dead letters: the same words for lists and exports. A filter that is not given leaves all.
 
 use axum::http::StatusCode;
-use millpond::bus::subject::check_token;
+use millpond::wire::subject::check_token;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 

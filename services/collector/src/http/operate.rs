@@ -7,10 +7,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use millpond::bus::ctl::{Answer, AskError, drain_subject};
-use millpond::bus::queues::PauseError;
-use millpond::bus::subject::check_token;
+use millpond::bus::operate::control::{ControlError, ControlReply, drain_subject};
+use millpond::bus::operate::queues::PauseError;
 use millpond::bus::topology::TopologyError;
+use millpond::wire::subject::check_token;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -102,10 +102,10 @@ pub(super) async fn drain(State(app): AppState, Asked(worker, NoQuery {}): Asked
     if let Err(wrong) = check_token("worker", &worker) {
         return error(StatusCode::BAD_REQUEST, &wrong.to_string());
     }
-    match app.bus.ask(&drain_subject(&worker), &json!({}), ANSWER_WITHIN).await {
-        Ok(Answer::Ok(_)) => Json(json!({ "worker": worker, "draining": true })).into_response(),
-        Ok(Answer::Error(text)) => error(StatusCode::BAD_GATEWAY, &text),
-        Err(AskError::Nobody(_)) => {
+    match app.bus.request(&drain_subject(&worker), &json!({}), ANSWER_WITHIN).await {
+        Ok(ControlReply::Ok(_)) => Json(json!({ "worker": worker, "draining": true })).into_response(),
+        Ok(ControlReply::Error(text)) => error(StatusCode::BAD_GATEWAY, &text),
+        Err(ControlError::Nobody(_)) => {
             error(StatusCode::NOT_FOUND, &format!("no worker of the name {worker} is connected"))
         }
         Err(fault) => error(StatusCode::BAD_GATEWAY, &fault.to_string()),

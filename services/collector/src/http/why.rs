@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use millpond::bus::find::Whereabouts;
+use millpond::bus::read::find::TaskLocation;
 use serde_json::{Value, json};
 
 use super::asked::Asked;
@@ -82,23 +82,25 @@ async fn now(app: &App, id: &str, queue: Option<&str>, stored: Option<&Value>) -
     let last = stored.and_then(|task| task.get("attempts")?.as_array()?.last()).filter(|a| a["failure"].is_object());
     let last = last.map_or_else(String::new, |a| format!(" (attempt {} failed, {})", text(a, "attempt"), failure(a)));
     Ok(match found {
-        Whereabouts::Held { worker, .. } => ("running", format!("it runs on {worker}{last}")),
-        Whereabouts::Scheduled { attempt, at, .. } => {
+        TaskLocation::Held { worker, .. } => ("running", format!("it runs on {worker}{last}")),
+        TaskLocation::Scheduled { attempt, at, .. } => {
             ("scheduled", format!("it waits until {at} for attempt {attempt}{last}"))
         }
-        Whereabouts::Stored { queue, kind, ahead } => waits(app, &queue, &kind, ahead).await?,
-        Whereabouts::Nowhere { .. } if stored.is_some() => match text(&stored.cloned().unwrap_or_default(), "status") {
-            status if status == "partial" => {
-                ("running", "some items of its batch have ended, this one is under way".to_owned())
+        TaskLocation::Stored { queue, kind, ahead } => waits(app, &queue, &kind, ahead).await?,
+        TaskLocation::Nowhere { .. } if stored.is_some() => {
+            match text(&stored.cloned().unwrap_or_default(), "status") {
+                status if status == "partial" => {
+                    ("running", "some items of its batch have ended, this one is under way".to_owned())
+                }
+                _ => ("running", format!("its next attempt is under way{last}")),
             }
-            _ => ("running", format!("its next attempt is under way{last}")),
-        },
-        Whereabouts::Nowhere { looked_at_all: true } => (
+        }
+        TaskLocation::Nowhere { looked_at_all: true } => (
             "unknown",
             "no such task waits, runs or has ended: it was never accepted, a purge removed it, or its id is another"
                 .to_owned(),
         ),
-        Whereabouts::Nowhere { looked_at_all: false } => {
+        TaskLocation::Nowhere { looked_at_all: false } => {
             ("unknown", "it has not ended; more waits than can be looked through, so it may wait far back".to_owned())
         }
     })

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use millpond::bus::queues::QueueState;
-use millpond::bus::results::EndedState;
+use millpond::bus::operate::queues::QueueState;
+use millpond::bus::read::outcomes::OutcomeReaderState;
 use millpond::job::JobRecord;
 use millpond::worker_record::WorkerRecord;
 
@@ -25,7 +25,7 @@ pub(super) struct Moment<'a> {
     pub(super) queues: &'a [QueueState],
     pub(super) workers: &'a [(WorkerRecord, WorkerState)],
     /// The collector's durables, by their streams.
-    pub(super) durables: &'a [(&'static str, EndedState)],
+    pub(super) durables: &'a [(&'static str, OutcomeReaderState)],
 }
 
 /// Kinds that a [`Moment`] tells.
@@ -179,7 +179,7 @@ fn stuck(queue: &QueueState, seen: &Moment<'_>) -> Option<Suspect> {
 }
 
 /// What ended and is not stored.
-fn behind(stream: &str, state: EndedState) -> Option<Suspect> {
+fn behind(stream: &str, state: OutcomeReaderState) -> Option<Suspect> {
     if state.pending + state.ack_pending == 0 {
         return None;
     }

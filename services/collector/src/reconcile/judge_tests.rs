@@ -1,6 +1,6 @@
 //! Each problem: what must be so, for how long, and what ends it.
 
-use millpond::bus::queues::Place;
+use millpond::bus::operate::queues::QueueInStream;
 
 use super::*;
 
@@ -12,13 +12,13 @@ fn worker(held: u32, running: u32, unknown: &[&str]) -> WorkerRecord {
 }
 
 fn queue(waiting: u64, held: u64, deliveries: u64) -> QueueState {
-    let place = Place { waiting, held, deliveries, delivered: 0 };
+    let place = QueueInStream { waiting, held, deliveries, delivered: 0 };
     QueueState {
         queue: "q".into(),
         waiting,
         held,
         has_consumer: true,
-        places: [place, Place::default()],
+        places: [place, QueueInStream::default()],
         ..QueueState::default()
     }
 }
@@ -96,7 +96,7 @@ fn a_consumer_that_gives_nothing_out() {
 fn a_collector_that_stands_still() {
     let mut judge = Judge::default();
     let mut at = |now_ms: i64, ack_floor: u64, pending: u64| {
-        let durables = [("RESULTS", EndedState { ack_floor, pending, ack_pending: 0 })];
+        let durables = [("RESULTS", OutcomeReaderState { ack_floor, pending, ack_pending: 0 })];
         judge.found(&Moment { now_ms, queues: &[], workers: &[], durables: &durables }).len()
     };
     assert_eq!((at(0, 5, 1), at(BEHIND_AFTER_MS, 5, 9)), (0, 1));

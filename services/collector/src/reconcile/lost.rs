@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use millpond::bus::backlog::{LOOKED_AT_MAX, Purges};
-use millpond::bus::queues::PurgeRecord;
+use millpond::bus::operate::queues::PurgeRecord;
+use millpond::bus::read::backlog::{LOOKED_AT_MAX, Purges};
 
 use super::judge::counted;
 use super::problems::{Found, Kind};

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millpond::bus::Bus;
-use millpond::bus::backlog::Purges;
-use millpond::bus::queues::QueueState;
-use millpond::bus::results::{Ended, EndedReader, EndedState};
+use millpond::bus::operate::queues::QueueState;
+use millpond::bus::read::backlog::Purges;
+use millpond::bus::read::outcomes::{OutcomeReader, OutcomeReaderState, OutcomeStream};
 use millpond::bus::topology::{TopologyError, stream_state};
 use millpond::worker_record::WorkerRecord;
 
@@ -47,7 +47,7 @@ pub(crate) struct Reconciler {
 /// What one look has seen of the bus. The durables were read first: what the store says now is at least as new.
 struct Seen {
     now_ms: i64,
-    durables: Vec<(&'static str, EndedState)>,
+    durables: Vec<(&'static str, OutcomeReaderState)>,
     queues: Vec<QueueState>,
     workers: Vec<(WorkerRecord, WorkerState)>,
 }
@@ -118,8 +118,8 @@ impl Reconciler {
         robbed: &mut RobbedJobs,
     ) -> Result<(), LookError> {
         let mut durables = Vec::new();
-        for ended in [Ended::Results, Ended::Dead] {
-            durables.push((ended.stream(), EndedReader::new(self.bus.clone(), ended).state().await?));
+        for ended in [OutcomeStream::Results, OutcomeStream::Dead] {
+            durables.push((ended.stream(), OutcomeReader::new(self.bus.clone(), ended).state().await?));
         }
         let queues = self.bus.standing().await?;
         let seen = Seen { now_ms: millpond::now_ms(), durables, queues, workers: self.workers.records() };
@@ -160,7 +160,7 @@ fn serving<'a>(
 impl Marks {
     async fn now(bus: &Bus) -> Result<Self, TopologyError> {
         let mut marks = [0; 2];
-        for (mark, ended) in marks.iter_mut().zip([Ended::Results, Ended::Dead]) {
+        for (mark, ended) in marks.iter_mut().zip([OutcomeStream::Results, OutcomeStream::Dead]) {
             *mark = stream_state(bus, ended.stream()).await?.last_seq;
         }
         Ok(Self(marks))
@@ -168,7 +168,7 @@ impl Marks {
 
     /// Whether all that had ended by then is stored.
     fn are_stored(self, seen: &Seen) -> bool {
-        let stored = |(mark, (_, state)): (u64, &(&str, EndedState))| {
+        let stored = |(mark, (_, state)): (u64, &(&str, OutcomeReaderState))| {
             state.ack_floor >= mark || state.pending + state.ack_pending == 0
         };
         seen.durables.len() == self.0.len() && self.0.into_iter().zip(&seen.durables).all(stored)

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use millpond::bus::backlog::Purges;
-use millpond::bus::queues::PurgeRecord;
+use millpond::bus::operate::queues::PurgeRecord;
+use millpond::bus::read::backlog::Purges;
 use millpond::job::JobState;
 
 use super::judge::counted;

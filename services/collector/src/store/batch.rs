@@ -88,7 +88,7 @@ pub(super) async fn merge_items<'a>(
 ) -> anyhow::Result<()> {
     // Rows of items that wait to be written must be seen by the look at those apart.
     rows.flush(transaction).await?;
-    let (queue, root) = (ending.subject.queue.as_str(), ending.outcome.root());
+    let (queue, root) = (ending.subject.queue.as_str(), ending.outcome.original_id());
     // One record has ended all of its job: no row is made or changed any more.
     if rows.is_cancelled(ending.subject.job.as_deref(), root, ending.outcome.published_ms) {
         return Ok(());
@@ -158,9 +158,9 @@ async fn write_batch(
          WHERE tasks.done < excluded.done OR tasks.items IS NULL",
     )
     .bind(&ending.subject.queue)
-    .bind(outcome.root())
+    .bind(outcome.original_id())
     .bind(&ending.subject.kind)
-    .bind(ending.subject.job.as_deref().map(|job| stored_job(job, outcome.root())))
+    .bind(ending.subject.job.as_deref().map(|job| stored_job(job, outcome.original_id())))
     .bind(first_index)
     .bind(items.of)
     .bind(done)

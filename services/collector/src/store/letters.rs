@@ -1,7 +1,7 @@
 //! Dead letters: which wait, and what an operator makes of them. What was run again keeps its history in `replays`: noted
 //! before a producer is asked, settled once the bus has the next attempt, so that a death in between runs nothing twice.
 
-use millpond::bus::ctl::Replay;
+use millpond::bus::operate::control::Replay;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 

@@ -2,11 +2,11 @@
 //! before or after the outcome that names it, an item before its batch. First of {result, cancelled} wins; either
 //! replaces a dead letter; a late one changes nothing.
 
-use millpond::bus::results::{Ended, EndedBody, EndedMessage};
-use millpond::bus::subject::TaskSubject;
+use millpond::bus::read::outcomes::{OutcomeBody, OutcomeMessage, OutcomeStream};
 use millpond::dead_letter::Evidence;
 use millpond::limits::BATCH_ITEMS_MAX;
 use millpond::outcome::{CancelledJob, End, FailedAttempt, Failure, Kept, NotDone, Outcome};
+use millpond::wire::subject::TaskSubject;
 
 use super::batch::{id_of_item, merge_items, read_batch};
 use super::cancels::{JobCancels, cancel_job, stored_job};
@@ -85,13 +85,13 @@ pub(super) struct Ending<'a> {
 
 impl Store {
     /// Merges what one pull brought, in one transaction.
-    pub(crate) async fn merge(&self, from: Ended, messages: &[EndedMessage]) -> anyhow::Result<()> {
+    pub(crate) async fn merge(&self, from: OutcomeStream, messages: &[OutcomeMessage]) -> anyhow::Result<()> {
         let mut transaction = self.db.begin().await?;
         self.cancelled.refresh_in(&mut *transaction).await?;
         let mut rows = Rows { cancelled: self.cancelled.clone(), ..Rows::default() };
         for message in messages {
             match &message.body {
-                Ok(EndedBody::Pack(subject, pack)) => {
+                Ok(OutcomeBody::Results(subject, pack)) => {
                     for outcome in &pack.outcomes {
                         if let Err(reason) = fits(outcome) {
                             keep_unreadable(&mut *transaction, from, message, &reason).await?;
@@ -114,7 +114,7 @@ impl Store {
                         rows.freshly_cancelled.push(cancelled.clone());
                     }
                 }
-                Ok(EndedBody::Dead(subject, evidence)) => {
+                Ok(OutcomeBody::Dead(subject, evidence)) => {
                     rows.flush(&mut *transaction).await?;
                     merge_dead(&mut *transaction, &mut rows, subject, evidence, message).await?;
                 }
@@ -194,7 +194,7 @@ impl<'a> Rows<'a> {
             (_, None) => row(outcome.id.clone(), "done", None),
             (None, Some(not_done)) => row(outcome.id.clone(), whole(not_done), failed(not_done)),
             (Some(items), Some(first)) => {
-                let of_item = |n: &NotDone| id_of_item(outcome.root(), items, n.item);
+                let of_item = |n: &NotDone| id_of_item(outcome.original_id(), items, n.item);
                 let all = outcome.not_done.len() == outcome.results.len();
                 if items.len > 1 || items.of == 1 {
                     row(outcome.id.clone(), if all { whole(first) } else { "partly done" }, None);
@@ -416,10 +416,10 @@ async fn merge_dead<'a>(
     rows: &mut Rows<'a>,
     subject: &'a TaskSubject,
     evidence: &'a Evidence,
-    message: &'a EndedMessage,
+    message: &'a OutcomeMessage,
 ) -> anyhow::Result<()> {
     let item = evidence.items.filter(|i| i.len == 1);
-    let batch = evidence.root.as_deref().unwrap_or(&evidence.id);
+    let batch = evidence.original_id.as_deref().unwrap_or(&evidence.id);
     let id = item.map_or_else(|| evidence.id.clone(), |i| id_of_item(batch, i, i.from));
     let keep = Sql::new(
         "INSERT INTO dead (queue, id, attempt, reason, evidence, headers, payload, buried_ms)
@@ -467,8 +467,8 @@ async fn merge_dead<'a>(
 
 async fn keep_unreadable(
     transaction: &mut dyn Transaction,
-    from: Ended,
-    message: &EndedMessage,
+    from: OutcomeStream,
+    message: &OutcomeMessage,
     reason: &str,
 ) -> anyhow::Result<()> {
     let keep = Sql::new(

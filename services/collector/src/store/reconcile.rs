@@ -1,7 +1,7 @@
 //! What the reconciler asks of the store: tasks that have not ended, jobs that a purge may have robbed; and how it ends
 //! what a purge has removed.
 
-use millpond::bus::queues::PurgeRecord;
+use millpond::bus::operate::queues::PurgeRecord;
 use millpond::job::{JobRecord, JobState};
 use millpond::outcome::{Failure, Items};
 

@@ -2,7 +2,7 @@
 //! round large numbers, sort keys and drop double ones. No queries here.
 
 use data_encoding::BASE64;
-use millpond::task::{HEADER_REF, Headers};
+use millpond::wire::headers::{HEADER_REF, Headers};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};

@@ -1,10 +1,10 @@
 //! The merge rules against a real SQLite file: every order and any repetition of what ended gives the same ends.
 
 use bytes::Bytes;
-use millpond::bus::results::{Ended, EndedBody, EndedMessage};
-use millpond::bus::subject::TaskSubject;
+use millpond::bus::read::outcomes::{OutcomeBody, OutcomeMessage, OutcomeStream};
 use millpond::dead_letter::Evidence;
-use millpond::outcome::{End, Failure, Items, NotDone, Outcome, Pack, id_of};
+use millpond::outcome::{End, Failure, Items, NotDone, Outcome, ResultBatch, id_of};
+use millpond::wire::subject::TaskSubject;
 use proptest::prelude::*;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -78,8 +78,8 @@ fn subject() -> TaskSubject {
     TaskSubject::new("q", "k", Some("j".into())).unwrap()
 }
 
-fn message(body: EndedBody, payload: &'static [u8]) -> EndedMessage {
-    EndedMessage {
+fn message(body: OutcomeBody, payload: &'static [u8]) -> OutcomeMessage {
+    OutcomeMessage {
         seq: 1,
         stored_ms: 9,
         body: Ok(body),
@@ -90,7 +90,7 @@ fn message(body: EndedBody, payload: &'static [u8]) -> EndedMessage {
 }
 
 /// An outcome of `root`: per covered item a result, or how it ended without one.
-fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, End>]) -> EndedMessage {
+fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, End>]) -> OutcomeMessage {
     let first = items.map_or(0, |i| i.from);
     let id = id_of(root, items);
     let not_done = (first..).zip(ends).filter_map(|(item, end)| {
@@ -103,7 +103,7 @@ fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, E
         RawValue::from_string(text).unwrap()
     };
     let outcome = Outcome {
-        root: (id != root).then(|| root.to_owned()),
+        original_id: (id != root).then(|| root.to_owned()),
         id,
         items,
         index: Some(u64::from(first)),
@@ -121,16 +121,19 @@ fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, E
         failures: Vec::new(),
     };
     message(
-        EndedBody::Pack(subject(), Pack { v: 1, worker: "w".into(), outcomes: vec![outcome], cancelled: None }),
+        OutcomeBody::Results(
+            subject(),
+            ResultBatch { v: 1, worker: "w".into(), outcomes: vec![outcome], cancelled: None },
+        ),
         b"",
     )
 }
 
-fn dead(root: &str, items: Option<Items>, attempt: u32) -> EndedMessage {
+fn dead(root: &str, items: Option<Items>, attempt: u32) -> OutcomeMessage {
     let id = id_of(root, items);
     let evidence = Evidence {
         v: 1,
-        root: (id != root).then(|| root.to_owned()),
+        original_id: (id != root).then(|| root.to_owned()),
         id,
         items,
         job: Some("j".into()),
@@ -148,12 +151,12 @@ fn dead(root: &str, items: Option<Items>, attempt: u32) -> EndedMessage {
         span: None,
     };
     let subject = TaskSubject::new("q", "k", None).unwrap();
-    message(EndedBody::Dead(subject, Box::new(evidence)), b"[1]")
+    message(OutcomeBody::Dead(subject, Box::new(evidence)), b"[1]")
 }
 
-async fn merge(store: &Store, messages: &[EndedMessage]) {
+async fn merge(store: &Store, messages: &[OutcomeMessage]) {
     for one in messages {
-        store.merge(Ended::Results, std::slice::from_ref(one)).await.unwrap();
+        store.merge(OutcomeStream::Results, std::slice::from_ref(one)).await.unwrap();
     }
 }
 
@@ -193,7 +196,7 @@ const fn item(of: u32, from: u32) -> Option<Items> {
     Some(Items { of, from, len: 1 })
 }
 
-async fn check(messages: &[EndedMessage], id: &str, expected: &str) {
+async fn check(messages: &[OutcomeMessage], id: &str, expected: &str) {
     let (_dir, store) = store().await;
     merge(&store, messages).await;
     assert_eq!(status(&store, id).await, expected);
@@ -255,14 +258,15 @@ async fn a_later_dead_letter_replaces_an_earlier_one() {
 #[tokio::test]
 async fn what_cannot_be_read_is_kept() {
     let (_dir, store) = store().await;
-    let unreadable = EndedMessage { body: Err("no".into()), ..message(EndedBody::Pack(subject(), pack()), b"\xff") };
+    let unreadable =
+        OutcomeMessage { body: Err("no".into()), ..message(OutcomeBody::Results(subject(), pack()), b"\xff") };
     merge(&store, &[unreadable]).await;
     let kept = store.db.read(Sql::new("SELECT payload FROM unreadable")).await.unwrap();
     assert_eq!(kept[0].blob("payload"), b"\xff");
 }
 
-fn pack() -> Pack {
-    Pack { v: 1, worker: "w".into(), outcomes: Vec::new(), cancelled: None }
+fn pack() -> ResultBatch {
+    ResultBatch { v: 1, worker: "w".into(), outcomes: Vec::new(), cancelled: None }
 }
 
 #[tokio::test]
@@ -286,7 +290,7 @@ async fn results_come_page_by_page_in_order() {
 }
 
 /// A history of one task and of one batch of three, as workers can produce it.
-fn history() -> Vec<fn() -> EndedMessage> {
+fn history() -> Vec<fn() -> OutcomeMessage> {
     vec![
         || outcome("t", None, 1, &[Err(End::Retry)]),
         || dead("t", None, 2),
@@ -311,9 +315,9 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (_dir, store) = store().await;
-            let messages: Vec<EndedMessage> = order.iter().chain(&again).map(|i| history()[*i]()).collect();
+            let messages: Vec<OutcomeMessage> = order.iter().chain(&again).map(|i| history()[*i]()).collect();
             if together {
-                store.merge(Ended::Results, &messages).await.unwrap();
+                store.merge(OutcomeStream::Results, &messages).await.unwrap();
             } else {
                 merge(&store, &messages).await;
             }

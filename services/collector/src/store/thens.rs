@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use millpond::bus::ctl::JobEnded;
+use millpond::bus::operate::control::JobEnded;
 use millpond::job::{JobRecord, JobState};
 use tokio::sync::Notify;
 

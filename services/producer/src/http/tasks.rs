@@ -8,15 +8,21 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use millpond::bus::publish::Patience;
-use millpond::bus::subject;
+use millpond::bus::publish::RetryDeadline;
 use millpond::client::{ClientError, NewTask, NoResult, Submitted, TaskEnd};
 use millpond::config::duration;
 use millpond::outcome::Failure;
+<<<<<<< HEAD
 use millpond_api::error::ErrorBody;
 use millpond_api::publish::{FinalStatus, PublishTaskQuery, TaskEnded, TaskEnding, TaskPublished};
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::{PathAndQuery, media_type};
+=======
+use millpond::wire::subject;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+>>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call)
 
 use super::{App, busy, client_error, task_headers, unavailable};
 use crate::{ndjson, upload};
@@ -85,11 +91,11 @@ pub(super) async fn publish(
     let task = task_headers::task(queue, kind, query.job, &headers)?;
     let wait = query.wait.as_deref().map(wait_time).transpose()?;
     check_type(&headers)?;
-    let task =
-        upload::arguments(&app.client, task, &headers, request.into_body(), Patience::Within(STORE_WITHIN)).await?;
+    let task = upload::arguments(&app.client, task, &headers, request.into_body(), RetryDeadline::Within(STORE_WITHIN))
+        .await?;
     match wait {
         None => {
-            let storing = app.client.submit(&task, Patience::Within(STORE_WITHIN));
+            let storing = app.client.submit(&task, RetryDeadline::Within(STORE_WITHIN));
             let stored = counted(&app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
             Ok(accepted(&task, stored))
         }
@@ -157,7 +163,7 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
         .map_err(|wrong| ErrorAnswer::bad_request(wrong.to_string()))?;
     let mut session = app.client.session(task.job.clone()).await.map_err(|fault| client_error(&fault))?;
     task.job = Some(session.job().to_owned());
-    let storing = session.submit(&task, Patience::Within(STORE_WITHIN));
+    let storing = session.submit(&task, RetryDeadline::Within(STORE_WITHIN));
     let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
     tokio::select! {
         end = session.end(&task.queue, &stored.id) => {
@@ -169,9 +175,15 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
 }
 
 /// The same for a task with a unique key, and for a chain: the end of its last step, or of the one that ended it.
+<<<<<<< HEAD
 async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, ErrorAnswer> {
     let waiter = app.client.waiter(&mut task).await.map_err(|fault| client_error(&fault))?;
     let storing = app.client.submit(&task, Patience::Within(STORE_WITHIN));
+=======
+async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, Refusal> {
+    let waiter = app.client.waiter(&mut task).await.map_err(|fault| Refusal::from(&fault))?;
+    let storing = app.client.submit(&task, RetryDeadline::Within(STORE_WITHIN));
+>>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call)
     let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
     tokio::select! {
         (id, end) = waiter.end(&stored) => Ok(Json(TaskEnded { id, ending: ending(end) }).into_response()),

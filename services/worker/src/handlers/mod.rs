@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use millpond::bus::pipe::Pipe;
+use millpond::bus::call::pipe::Pipe;
 use millpond::limits::UNKNOWN_KIND_DELAY;
 
 use crate::call::{Call, Reply, reply};

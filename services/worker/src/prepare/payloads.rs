@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use millpond::bus::Bus;
-use millpond::bus::objects::GetError;
+use millpond::bus::publish::payloads::GetError;
 use millpond::limits::{PAYLOAD_FETCHES_MAX, PAYLOAD_MEMORY_BYTES_MAX, PAYLOADS_MEMORY_BYTES_MAX};
 use millpond::payload::PayloadRef;
 use serde_json::value::RawValue;

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millpond::bus::Bus;
-use millpond::bus::lease::Leases;
-use millpond::bus::subject::worker_event;
+use millpond::bus::consume::lease::Leases;
 use millpond::bus::topology::TopologyError;
 use millpond::limits::HEARTBEAT_EVERY;
+use millpond::wire::subject::worker_event;
 use millpond::worker_record::WorkerRecord;
 
 use crate::config::{Settings, host};
@@ -108,7 +108,7 @@ impl Heartbeat {
     pub(crate) async fn beat(&self) -> Result<(), TopologyError> {
         let record = self.record();
         let event = Bytes::from(serde_json::to_vec(&record).unwrap_or_default());
-        self.bus.tell(&worker_event(&record.name), event).await;
+        self.bus.publish_core(&worker_event(&record.name), event).await;
         self.bus.put_worker(&record).await
     }
 

@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use millpond::bus::Bus;
-use millpond::bus::lease::Leases;
+use millpond::bus::consume::lease::Leases;
 use millpond::telemetry::{Metrics, gauge};
 use millpond_service::listen::{HttpTls, Listener};
 use tokio::task::JoinSet;

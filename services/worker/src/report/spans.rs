@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use millpond::bus::lease::Lease;
+use millpond::bus::consume::lease::Lease;
 use millpond::outcome::Failure;
 use millpond::task::Task;
 use millpond::telemetry::{
@@ -30,7 +30,7 @@ fn said(task: &Task) -> Option<TraceContext> {
 
 /// Where a task belongs that says nothing of it.
 fn unsaid(task: &Task) -> TraceContext {
-    TraceContext::of_task(&task.subject.queue, &task.root)
+    TraceContext::of_task(&task.subject.queue, &task.original_id)
 }
 
 /// Where a task belongs that does not run here.

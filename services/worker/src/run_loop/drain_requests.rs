@@ -1,7 +1,7 @@
 //! What an operator asks of this worker on `ctl`: to drain.
 
 use millpond::bus::Bus;
-use millpond::bus::ctl::{Answer, drain_subject};
+use millpond::bus::operate::control::{ControlReply, drain_subject};
 use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,7 @@ pub(crate) async fn drained_on_request(
     background.spawn(async move {
         while let Some(asked) = requests.next().await {
             tracing::info!("an operator asks this worker to drain");
-            asked.answer(&Answer::Ok(RawValue::TRUE.to_owned())).await;
+            asked.answer(&ControlReply::Ok(RawValue::TRUE.to_owned())).await;
             drain.cancel();
         }
     });

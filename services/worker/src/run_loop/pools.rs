@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use millpond::bus::lease::Lease;
+use millpond::bus::consume::lease::Lease;
 use millpond::limits::{LATER_QUEUES_SHARE, LOOKAHEAD, LOOKAHEAD_TASKS_MAX};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 

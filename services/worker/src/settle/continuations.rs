@@ -3,11 +3,12 @@
 
 use bytes::Bytes;
 use millpond::batch;
-use millpond::limits::{PACK_BYTES_MAX, PAYLOAD_EXPIRY_MARGIN, PAYLOAD_KEEP};
+use millpond::limits::{PAYLOAD_EXPIRY_MARGIN, PAYLOAD_KEEP, RESULT_BATCH_BYTES_MAX};
 use millpond::outcome::{Items, Kept, Outcome};
 use millpond::payload::PayloadRef;
-use millpond::task::{HEADER_EXPIRES, HEADER_REF, Headers, Task};
+use millpond::task::Task;
 use millpond::telemetry::TraceContext;
+use millpond::wire::headers::{HEADER_EXPIRES, HEADER_REF, Headers};
 use serde_json::value::RawValue;
 
 use crate::settle::Effect;
@@ -40,7 +41,8 @@ pub(crate) fn next_steps(task: &Task, outcome: &Outcome, trace: TraceContext) ->
         let bytes = value.get().len();
         match runs.last_mut() {
             Some((from, values, size))
-                if *from + u32::try_from(values.len()).unwrap_or(0) == item && *size + bytes <= PACK_BYTES_MAX =>
+                if *from + u32::try_from(values.len()).unwrap_or(0) == item
+                    && *size + bytes <= RESULT_BATCH_BYTES_MAX =>
             {
                 values.push(value);
                 *size += bytes;

@@ -1,8 +1,8 @@
 //! Large results go to the store before the outcome that refers to them: an effect like any other.
 
 use millpond::bus::Bus;
-use millpond::bus::objects::PutError;
-use millpond::bus::publish::{Patience, PublishError};
+use millpond::bus::publish::payloads::PutError;
+use millpond::bus::publish::{PublishError, RetryDeadline};
 use millpond::failpoint;
 use millpond::limits::CLAIM_CHECK_BYTES;
 use millpond::outcome::{Outcome, StoredResult};
@@ -24,7 +24,7 @@ pub(crate) async fn store(bus: &Bus, outcome: &mut Outcome) -> Result<(), Publis
         if !is_large(result) {
             continue;
         }
-        let stored = bus.put_payload(&mut result.get().as_bytes(), Patience::Endless).await;
+        let stored = bus.put_payload(&mut result.get().as_bytes(), RetryDeadline::Unlimited).await;
         let stored = stored.map_err(|error| match error {
             PutError::Store(error) => error,
             // Memory can always be read.

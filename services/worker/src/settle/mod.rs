@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use millpond::batch;
 use millpond::bus::Bus;
-use millpond::bus::lease::Lease;
-use millpond::bus::pack::Packer;
-use millpond::bus::publish::{Patience, PublishError};
-use millpond::dead_letter::{Evidence, HEADER_DEAD};
-use millpond::failpoint;
-use millpond::limits::PACK_BYTES_MAX;
+use millpond::bus::consume::lease::Lease;
+use millpond::bus::publish::result_batch::ResultBatcher;
+use millpond::bus::publish::{PublishError, RetryDeadline};
+use millpond::dead_letter::Evidence;
+use millpond::limits::RESULT_BATCH_BYTES_MAX;
 use millpond::outcome::{End, FailedAttempt, Failure, Items, NotDone, Outcome, id_of};
 use millpond::retry::RetryOverrides;
-use millpond::task::{HEADER_MSG_ID, Headers, Task, schedule_headers};
+use millpond::task::{Task, schedule_headers};
 use millpond::telemetry::TraceContext;
+use millpond::wire::headers::{HEADER_DEAD, HEADER_MSG_ID, Headers};
+use millpond::{batch, failpoint};
 use serde_json::value::RawValue;
 
 use crate::call_end::CallEnd;
@@ -33,7 +33,7 @@ const SPLIT_DELAY: Duration = Duration::from_secs(1);
 /// What settling needs.
 pub(crate) struct Settler {
     pub(crate) bus: Bus,
-    pub(crate) packer: Packer,
+    pub(crate) packer: ResultBatcher,
     pub(crate) worker: String,
     pub(crate) policies: RetryPolicies,
     pub(crate) cancellations: Cancellations,
@@ -213,7 +213,7 @@ impl Settler {
             // Nothing is acknowledged: the lease runs out and the task comes again.
             tracing::error!(task_id = %lease.task.id(), %error, "what came of a task cannot be stored; it will run again");
             tokio::time::sleep(Duration::from_secs(1)).await;
-            Box::pin(lease.let_go()).await;
+            Box::pin(lease.abandon()).await;
             return;
         }
         // What was published again as it was is not settled: it may come to this very worker.
@@ -223,7 +223,7 @@ impl Settler {
         failpoint::hit("settle.outcome_stored");
         // Before the ack: a death in between tells it twice rather than never.
         for (subject, text) in std::iter::repeat(lease.task.reply_to.as_deref()).zip(told) {
-            self.bus.tell(subject.unwrap_or_default(), text).await;
+            self.bus.publish_core(subject.unwrap_or_default(), text).await;
         }
         lease.complete().await;
         failpoint::hit("settle.complete");
@@ -232,7 +232,7 @@ impl Settler {
     async fn store(&self, effects: &[Effect]) -> Result<(), PublishError> {
         let stored = effects.iter().map(|effect| async {
             let (subject, headers) = (&effect.subject, &effect.headers);
-            let stored = self.bus.store(subject, headers, effect.payload.clone(), Patience::Endless).await;
+            let stored = self.bus.store(subject, headers, effect.payload.clone(), RetryDeadline::Unlimited).await;
             failpoint::hit("settle.one_effect_stored");
             stored
         });
@@ -290,7 +290,7 @@ impl Plan {
     fn new(task: &Task, attempt: &Attempt, worker: String) -> Self {
         let id = task.id();
         let outcome = Outcome {
-            root: (id != task.root).then(|| task.root.clone()),
+            original_id: (id != task.original_id).then(|| task.original_id.clone()),
             id,
             items: task.items,
             index: task.index,
@@ -362,7 +362,7 @@ impl Plan {
         payload: Bytes,
         delay: Duration,
     ) {
-        let id = id_of(&task.root, items);
+        let id = id_of(&task.original_id, items);
         let attempt = task.attempt + 1;
         let mut failures = task.failures.clone();
         failures.push(FailedAttempt {
@@ -381,10 +381,10 @@ impl Plan {
     }
 
     fn bury(&mut self, task: &Task, items: Option<Items>, item: u32, reason: &str, failure: Failure, payload: Bytes) {
-        let id = id_of(&task.root, items);
+        let id = id_of(&task.original_id, items);
         let evidence = Evidence {
             v: 1,
-            root: (id != task.root).then(|| task.root.clone()),
+            original_id: (id != task.original_id).then(|| task.original_id.clone()),
             id: id.clone(),
             items,
             job: task.subject.job.clone(),
@@ -415,7 +415,7 @@ impl Plan {
         self.published_whole = rest.len() == self.outcome.results.len();
         let Some(of) = task.items.map(|i| i.of) else {
             if !rest.is_empty() {
-                let message_id = format!("{}/{}/x{}", task.subject.queue, task.root, self.outcome.started_ms);
+                let message_id = format!("{}/{}/x{}", task.subject.queue, task.original_id, self.outcome.started_ms);
                 let headers = task.republish_headers(None, task.attempt, &task.failures, message_id);
                 self.effects.push(Effect { subject: task.subject.due(), headers, payload: task.payload.clone() });
             }
@@ -438,7 +438,7 @@ impl Plan {
             if len > 0 {
                 self.republish(task, Items { of: items.of, from, len }, &arguments, why);
                 if let (Some(delay), Some(effect)) = (delay, self.effects.last_mut()) {
-                    schedule(effect, task, &id_of(&task.root, Some(Items { of: items.of, from, len })), delay);
+                    schedule(effect, task, &id_of(&task.original_id, Some(Items { of: items.of, from, len })), delay);
                 }
             }
         }
@@ -452,7 +452,7 @@ impl Plan {
             [one] if items.of > 1 => one.clone(),
             many => Bytes::from(batch::join(many.iter().map(|v| &**v))),
         };
-        let id = id_of(&task.root, Some(items));
+        let id = id_of(&task.original_id, Some(items));
         let message_id = format!("{}/{id}/{why}", task.subject.queue);
         let headers = task.republish_headers(Some(items), task.attempt, &task.failures, message_id);
         self.effects.push(Effect { subject: task.subject.due(), headers, payload });
@@ -461,17 +461,19 @@ impl Plan {
     /// The outcome, or several of some items each, so that none is larger than a pack may be.
     fn into_outcomes(self) -> Vec<Outcome> {
         let bytes: usize = self.outcome.results.iter().map(|r| r.get().len()).sum();
-        let Some(items) = self.outcome.items.filter(|_| bytes > PACK_BYTES_MAX) else { return vec![self.outcome] };
-        let root = self.outcome.root().to_owned();
+        let Some(items) = self.outcome.items.filter(|_| bytes > RESULT_BATCH_BYTES_MAX) else {
+            return vec![self.outcome];
+        };
+        let original_id = self.outcome.original_id().to_owned();
         let (mut parts, mut part, mut part_bytes, mut from) = (Vec::new(), Vec::new(), 0, items.from);
         let whole = Outcome { results: Vec::new(), refs: Vec::new(), not_done: Vec::new(), ..self.outcome.clone() };
         let cut = |from: u32, results: Vec<Box<RawValue>>| {
             let len = u32::try_from(results.len()).unwrap_or(u32::MAX);
             let items = Items { of: items.of, from, len };
             let covers = |n: &&NotDone| n.item >= from && n.item < from + len;
-            let id = id_of(&root, Some(items));
+            let id = id_of(&original_id, Some(items));
             Outcome {
-                root: (id != root).then(|| root.clone()),
+                original_id: (id != original_id).then(|| original_id.clone()),
                 id,
                 items: Some(items),
                 index: whole.index.map(|i| i + u64::from(from - whole.first_item())),
@@ -482,7 +484,7 @@ impl Plan {
             }
         };
         for result in self.outcome.results.iter().cloned() {
-            if !part.is_empty() && part_bytes + result.get().len() > PACK_BYTES_MAX {
+            if !part.is_empty() && part_bytes + result.get().len() > RESULT_BATCH_BYTES_MAX {
                 let results: Vec<_> = std::mem::take(&mut part);
                 let next = from + u32::try_from(results.len()).unwrap_or(u32::MAX);
                 parts.push(cut(from, results));

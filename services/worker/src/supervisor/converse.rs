@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{BufMut, BytesMut};
-use millpond::bus::pipe::{Pipe, PipeReceiver, PipeSender};
+use millpond::bus::call::pipe::{Pipe, PipeReceiver, PipeSender};
 use millpond::limits::{CHILD_END_WITHIN, PIPE_MESSAGE_BYTES_MAX};
 use millpond::outcome::Failure;
 use millpond::worker_record::ChildState;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use millpond::bus::pipe::Pipe;
-use millpond::limits::HAND_BACK_AFTER;
+use millpond::bus::call::pipe::Pipe;
+use millpond::limits::RELEASE_AFTER;
 use millpond::outcome::Failure;
 use millpond::retry::RetryPolicy;
 use tokio::sync::{mpsc, oneshot};
@@ -112,7 +112,7 @@ impl Pool {
     /// # Cancel safety
     /// Safe: a child that is not fetched ends.
     pub(crate) async fn ticket(self: &Arc<Self>) -> Result<Ticket, NotNow> {
-        let patience = Instant::now() + HAND_BACK_AFTER;
+        let patience = Instant::now() + RELEASE_AFTER;
         loop {
             let (idle, not_before) = {
                 let mut state = self.state();

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use millpond::bus::subject::check_token;
 use millpond::config::{bytes, duration};
 use millpond::limits::CHILD_GRACE;
 use millpond::retry::{RetryOverrides, parse_attempts_max, parse_jitter};
+use millpond::wire::subject::check_token;
 use serde::{Deserialize, Deserializer};
 
 /// Most children of one kind.

@@ -1,7 +1,7 @@
 //! What an operator and the reconciler change: dead letters that run again, once, with their history; tasks that a purge
 //! removed end, once.
 
-use millpond::bus::queues::PurgeRecord;
+use millpond::bus::operate::queues::PurgeRecord;
 
 use super::*;
 use crate::store::{Again, Letter, TaskFilter};

@@ -5,9 +5,9 @@ use super::*;
 use millpond::job::{JobRecord, JobState};
 use millpond::outcome::CancelledJob;
 
-fn cancelled(epoch: u32) -> EndedMessage {
+fn cancelled(epoch: u32) -> OutcomeMessage {
     let cancelled = Some(CancelledJob { job: "j".into(), epoch, by: "o".into(), at_ms: 5 });
-    message(EndedBody::Pack(subject(), Pack { cancelled, ..pack() }), b"")
+    message(OutcomeBody::Results(subject(), ResultBatch { cancelled, ..pack() }), b"")
 }
 
 fn record(epoch: u32, state: JobState) -> JobRecord {
@@ -57,7 +57,7 @@ async fn first_of_result_and_cancellation_wins() {
     ] {
         let (home, store) = store().await;
         store.put_job(&record(1, JobState::Open), 1).await.unwrap();
-        store.merge(Ended::Results, &story(at)).await.unwrap();
+        store.merge(OutcomeStream::Results, &story(at)).await.unwrap();
         let mut seen = statuses(&store).await;
         if at == 0 {
             // A batch that never had a row is known by its job's indexes only.
@@ -101,8 +101,8 @@ async fn a_later_epoch_is_another_job_under_the_same_name() {
 }
 
 /// A message of another job than `j`.
-fn of(job: &str, mut message: EndedMessage) -> EndedMessage {
-    if let Ok(EndedBody::Pack(subject, pack)) = &mut message.body {
+fn of(job: &str, mut message: OutcomeMessage) -> OutcomeMessage {
+    if let Ok(OutcomeBody::Results(subject, pack)) = &mut message.body {
         *subject = TaskSubject::new("q", "k", Some(job.to_owned())).unwrap();
         pack.cancelled.iter_mut().for_each(|cancelled| job.clone_into(&mut cancelled.job));
     }

@@ -6,10 +6,10 @@ use millpond::payload::PayloadRef;
 use super::*;
 
 /// An outcome of `root` whose results are these JSON texts.
-fn texts(root: &str, items: Option<Items>, results: &[&str]) -> EndedMessage {
+fn texts(root: &str, items: Option<Items>, results: &[&str]) -> OutcomeMessage {
     let ends: Vec<Result<i32, End>> = results.iter().map(|_| Ok(0)).collect();
     let mut message = outcome(root, items, 1, &ends);
-    if let Ok(EndedBody::Pack(_, pack)) = &mut message.body {
+    if let Ok(OutcomeBody::Results(_, pack)) = &mut message.body {
         pack.outcomes[0].results = results.iter().map(|r| RawValue::from_string((*r).to_owned()).unwrap()).collect();
     }
     message
@@ -44,7 +44,7 @@ async fn results_are_shown_as_they_came() {
 #[tokio::test]
 async fn a_result_that_is_null_is_a_result() {
     let mut half = texts("b", Some(Items::whole(2)), &["null", "null"]);
-    if let Ok(EndedBody::Pack(_, pack)) = &mut half.body {
+    if let Ok(OutcomeBody::Results(_, pack)) = &mut half.body {
         pack.outcomes[0].not_done = vec![NotDone { item: 1, end: End::Rest, failure: None, due_ms: None }];
     }
     check(std::slice::from_ref(&half), "b/0", "done").await;
@@ -73,10 +73,10 @@ async fn an_outcome_that_does_not_fit_is_kept_aside() {
     ] {
         let (_dir, store) = store().await;
         let mut bad = outcome("x", None, 1, &[]);
-        if let Ok(EndedBody::Pack(_, pack)) = &mut bad.body {
+        if let Ok(OutcomeBody::Results(_, pack)) = &mut bad.body {
             pack.outcomes[0].items = Some(items);
             pack.outcomes[0].results = vec![RawValue::NULL.to_owned(); results];
-            let Ok(EndedBody::Pack(_, good)) = outcome("good", None, 1, &[Ok(1)]).body else { unreachable!() };
+            let Ok(OutcomeBody::Results(_, good)) = outcome("good", None, 1, &[Ok(1)]).body else { unreachable!() };
             pack.outcomes.extend(good.outcomes);
         }
         merge(&store, &[bad]).await;
@@ -89,9 +89,9 @@ async fn an_outcome_that_does_not_fit_is_kept_aside() {
 #[tokio::test]
 async fn tasks_of_a_job_without_a_place_in_it_come_last() {
     let (_dir, store) = store().await;
-    let mut messages: Vec<EndedMessage> = (0..3).map(|n| outcome(&format!("bare-{n}"), None, 1, &[Ok(n)])).collect();
+    let mut messages: Vec<OutcomeMessage> = (0..3).map(|n| outcome(&format!("bare-{n}"), None, 1, &[Ok(n)])).collect();
     for message in &mut messages {
-        if let Ok(EndedBody::Pack(_, pack)) = &mut message.body {
+        if let Ok(OutcomeBody::Results(_, pack)) = &mut message.body {
             pack.outcomes[0].index = None;
         }
     }
@@ -141,8 +141,8 @@ async fn counts_of_jobs_are_made_for_a_store_of_before() {
 async fn large_results_are_kept_as_references() {
     let (_dir, store) = store().await;
     let at = |object: &str| PayloadRef { object: object.into(), size: 9, sha256: "0".repeat(64) };
-    let with_ref = |mut message: EndedMessage, item: u32, object: &str| {
-        if let Ok(EndedBody::Pack(_, pack)) = &mut message.body {
+    let with_ref = |mut message: OutcomeMessage, item: u32, object: &str| {
+        if let Ok(OutcomeBody::Results(_, pack)) = &mut message.body {
             pack.outcomes[0].refs = vec![StoredResult { item, at: at(object) }];
         }
         message
@@ -154,7 +154,7 @@ async fn large_results_are_kept_as_references() {
         with_ref(outcome("t", None, 1, &[Ok(0)]), 0, "task"),
     ];
     for part in parts.iter().chain(&parts) {
-        store.merge(Ended::Results, std::slice::from_ref(part)).await.unwrap();
+        store.merge(OutcomeStream::Results, std::slice::from_ref(part)).await.unwrap();
     }
     let shown = async |id: &str| serde_json::to_value(&store.task(id, None).await.unwrap()[0]).unwrap();
     for (id, object) in [("t", "task"), ("b/1", "one"), ("b/2", "two")] {

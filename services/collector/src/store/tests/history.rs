@@ -8,10 +8,10 @@ use super::*;
 use crate::store::Sample;
 
 /// A task that was published, ran and was stored at these times.
-fn timed(id: &str, published_ms: i64, stored_ms: i64, end: Result<i32, End>) -> EndedMessage {
+fn timed(id: &str, published_ms: i64, stored_ms: i64, end: Result<i32, End>) -> OutcomeMessage {
     let mut message = outcome(id, None, 1, &[end]);
     message.stored_ms = stored_ms;
-    if let Ok(EndedBody::Pack(_, pack)) = &mut message.body {
+    if let Ok(OutcomeBody::Results(_, pack)) = &mut message.body {
         let outcome = &mut pack.outcomes[0];
         (outcome.published_ms, outcome.started_ms, outcome.ended_ms) = (published_ms, published_ms + 1, stored_ms);
         for not_done in &mut outcome.not_done {
@@ -37,11 +37,11 @@ async fn ids(store: &Store, filter: &TaskFilter, page: Page) -> Vec<String> {
 #[tokio::test]
 async fn tasks_are_found_by_what_their_errors_say() {
     let (_home, store) = store().await;
-    let mut story: Vec<EndedMessage> = (0..5).map(|n| timed(&format!("t{n}"), n, n, Err(End::Retry))).collect();
+    let mut story: Vec<OutcomeMessage> = (0..5).map(|n| timed(&format!("t{n}"), n, n, Err(End::Retry))).collect();
     story.push(timed("well", 9, 9, Ok(1)));
     // What is done later is found by what went wrong before.
     let mut done = timed("t1", 1, 8, Ok(1));
-    if let Ok(EndedBody::Pack(_, pack)) = &mut done.body {
+    if let Ok(OutcomeBody::Results(_, pack)) = &mut done.body {
         pack.outcomes[0].attempt = 2;
     }
     story.push(done);
@@ -176,9 +176,9 @@ async fn what_is_old_is_forgotten_and_what_waits_is_not() {
     assert_eq!(left, [1, 0], "nothing is left of what is gone");
 }
 
-fn cancelled(job: &str) -> EndedMessage {
+fn cancelled(job: &str) -> OutcomeMessage {
     let cancelled = Some(CancelledJob { job: job.into(), epoch: 1, by: "o".into(), at_ms: 5 });
-    message(EndedBody::Pack(subject(), Pack { cancelled, ..pack() }), b"")
+    message(OutcomeBody::Results(subject(), ResultBatch { cancelled, ..pack() }), b"")
 }
 
 #[tokio::test]
@@ -206,14 +206,14 @@ async fn a_store_that_is_too_large_forgets_the_oldest() {
         (0..2000).map(next).filter(|c| *c != '\\').collect()
     };
     for some in 0..10 {
-        let mut messages: Vec<EndedMessage> =
+        let mut messages: Vec<OutcomeMessage> =
             (0..200).map(|n| timed(&format!("t{some}-{n}"), now + some * 200 + n, now, Ok(1))).collect();
         for message in &mut messages {
-            if let Ok(EndedBody::Pack(_, pack)) = &mut message.body {
+            if let Ok(OutcomeBody::Results(_, pack)) = &mut message.body {
                 pack.outcomes[0].results = vec![RawValue::from_string(format!("\"{}\"", text())).unwrap()];
             }
         }
-        store.merge(Ended::Results, &messages).await.unwrap();
+        store.merge(OutcomeStream::Results, &messages).await.unwrap();
     }
     if store.kind() == "postgres" {
         store.db.vacuum().await.unwrap();

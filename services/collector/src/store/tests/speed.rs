@@ -14,13 +14,13 @@ const JOBS: usize = 100_000;
 const LOOKS: usize = 9;
 
 /// Tasks as they come under load: most are done, one of a thousand fails and dies; three queues, twenty kinds, ten workers.
-fn pull(pull: usize) -> Vec<EndedMessage> {
+fn pull(pull: usize) -> Vec<OutcomeMessage> {
     let pack = |pack: usize| {
         let first = (pull * PACKS + pack) * OUTCOMES;
         let one = |n: usize| {
             let end = if n % 1000 == 7 { Err(End::Dead) } else { Ok(7) };
             let mut message = outcome(&format!("j{}.1/{}", n / 100_000, n % 100_000), None, 1, &[end]);
-            let Ok(EndedBody::Pack(_, pack)) = &mut message.body else { unreachable!() };
+            let Ok(OutcomeBody::Results(_, pack)) = &mut message.body else { unreachable!() };
             let outcome = pack.outcomes.remove(0);
             let (trace, at) = (Some(format!("{n:032x}")), n as i64 + 1_000_000);
             let index = Some(n as u64 % 100_000);
@@ -30,7 +30,8 @@ fn pull(pull: usize) -> Vec<EndedMessage> {
         let job = Some(format!("j{}", first / 100_000));
         let subject = TaskSubject::new(format!("q{}", pack % 3), format!("k{}", first / OUTCOMES % 20), job).unwrap();
         let worker = format!("w{}", pack % 10);
-        let mut message = message(EndedBody::Pack(subject, Pack { v: 1, worker, outcomes, cancelled: None }), b"");
+        let mut message =
+            message(OutcomeBody::Results(subject, ResultBatch { v: 1, worker, outcomes, cancelled: None }), b"");
         message.stored_ms = first as i64 + 1_000_000;
         message
     };
@@ -92,7 +93,7 @@ async fn speed() {
     while count < tasks {
         let messages = pull(count / (PACKS * OUTCOMES));
         let started = Instant::now();
-        store.merge(Ended::Results, &messages).await.unwrap();
+        store.merge(OutcomeStream::Results, &messages).await.unwrap();
         merging += started.elapsed();
         count += PACKS * OUTCOMES;
     }

@@ -1,0 +1,303 @@
+//! How a side of a conversation talks (`pipe` is its handle). It numbers what it says, keeps it until the other side has
+//! it, sends it again when that takes long, says no more than the other has room for, and says each second that it lives.
+//! Who is not heard for [`PIPE_LOST_AFTER`] is lost. docs/protocol.md has the messages.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use async_nats::{HeaderMap, Message, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::Bus;
+use crate::bus::call::pipe::{Outgoing, PeerEnd, PipeState};
+use crate::limits::{PIPE_KEEP_ALIVE, PIPE_LOST_AFTER, PIPE_RESEND_AFTER, PIPE_TELL_WITHIN, PIPE_WINDOW};
+use crate::outcome::Failure;
+use crate::wire::headers::{
+    HEADER_PIPE_CAPACITY, HEADER_PIPE_END, HEADER_PIPE_GOT, HEADER_PIPE_SEQ, PIPE_END_FAILED, PIPE_END_GONE,
+    PIPE_END_OK,
+};
+
+/// What was said and is kept until the other side has it.
+struct Unacknowledged {
+    seq: u64,
+    end: Option<&'static str>,
+    payload: Bytes,
+}
+
+/// Does the talking of one side; it must run while the side's handle is used.
+pub struct PipeDriver {
+    bus: Bus,
+    /// The subject that the other side hears.
+    to: String,
+    frames: Subscriber,
+    /// The worker's end ends the conversation, the caller's only its own direction.
+    worker: bool,
+    outgoing: mpsc::Receiver<Outgoing>,
+    /// None once the other side has closed.
+    incoming: Option<mpsc::Sender<Bytes>>,
+    shared: Arc<PipeState>,
+    left: CancellationToken,
+    /// Number of the last message said, and whether that was the end.
+    said: u64,
+    closed: bool,
+    /// Said, and not yet with the other side; and when that was sent last.
+    kept: VecDeque<Unacknowledged>,
+    kept_since: Instant,
+    /// The other side has room up to this number.
+    room: u64,
+    /// All up to this number are here; what of that, and of what was taken, the other side was told.
+    got: u64,
+    told: (u64, u64),
+    tell_at: Option<Instant>,
+    sent_at: Instant,
+    heard_at: Instant,
+}
+
+/// Whether the driver has more to do.
+#[derive(PartialEq, Eq)]
+enum Next {
+    Go,
+    Over,
+}
+
+impl PipeDriver {
+    /// A driver that has said nothing yet. `worker`: it is the worker's side; `room`: of the other side.
+    pub(in crate::bus) fn new(
+        bus: &Bus,
+        to: String,
+        worker: bool,
+        room: u64,
+        frames: Subscriber,
+        (outgoing, incoming): (mpsc::Receiver<Outgoing>, mpsc::Sender<Bytes>),
+        (shared, left): (Arc<PipeState>, CancellationToken),
+    ) -> Self {
+        let (bus, now) = (bus.clone(), Instant::now());
+        Self {
+            bus,
+            to,
+            frames,
+            worker,
+            outgoing,
+            incoming: Some(incoming),
+            shared,
+            left,
+            said: 0,
+            closed: false,
+            kept: VecDeque::new(),
+            kept_since: now,
+            room,
+            got: 0,
+            told: (0, 0),
+            tell_at: None,
+            sent_at: now,
+            heard_at: now,
+        }
+    }
+
+    /// Talks until the conversation is over.
+    pub async fn run(mut self) {
+        let shared = self.shared.clone();
+        let left = self.left.clone();
+        loop {
+            let wake = self.wake_at();
+            let next = tokio::select! {
+                frame = self.frames.next() => match frame {
+                    Some(frame) => self.hear(&frame).await,
+                    None => self.lost(),
+                },
+                out = self.outgoing.recv(), if self.may_say() => match out {
+                    Some(out) => self.say(out).await,
+                    None if left.is_cancelled() => self.leave().await,
+                    // Only the half that says things was dropped.
+                    None => self.say(Outgoing::End(Ok(()))).await,
+                },
+                // A worker that has ended has left in good order.
+                () = left.cancelled(), if !(self.closed && self.worker) => self.leave().await,
+                () = shared.took.notified() => self.tell_soon().await,
+                () = tokio::time::sleep_until(wake) => self.look().await,
+            };
+            if next == Next::Over {
+                break;
+            }
+        }
+        self.shared.over.cancel();
+        self.incoming = None;
+        let _ = self.frames.unsubscribe().await;
+    }
+
+    async fn hear(&mut self, frame: &Message) -> Next {
+        self.heard_at = Instant::now();
+        let header = |name: &str| frame.headers.as_ref().and_then(|h| h.get(name)).map(async_nats::HeaderValue::as_str);
+        let number = |name: &str| header(name).and_then(|text| text.parse::<u64>().ok());
+        if let Some(got) = number(HEADER_PIPE_GOT) {
+            while self.kept.front().is_some_and(|kept| kept.seq <= got) {
+                self.kept.pop_front();
+                self.kept_since = self.heard_at;
+            }
+        }
+        self.room = self.room.max(number(HEADER_PIPE_CAPACITY).unwrap_or(0));
+        if header(HEADER_PIPE_END) == Some(PIPE_END_GONE) {
+            return self.lost();
+        }
+        let Some(seq) = number(HEADER_PIPE_SEQ) else { return self.done() };
+        if seq != self.got + 1 {
+            // It came before, or something before it was lost: the other side learns what is here, and sends the rest.
+            self.tell().await;
+            return self.done();
+        }
+        if let Some(end) = header(HEADER_PIPE_END) {
+            self.got = seq;
+            let how = match end {
+                PIPE_END_FAILED => PeerEnd::Failed(serde_json::from_slice(&frame.payload).unwrap_or_else(|e| {
+                    Failure::new("error", format!("the other side failed, and does not say why ({e})"))
+                })),
+                _ => PeerEnd::Done,
+            };
+            let _ = self.shared.peer.set(how);
+            if !self.worker {
+                self.shared.over.cancel();
+            }
+            self.incoming = None;
+            self.tell().await;
+            return if self.worker { self.done() } else { Next::Over };
+        }
+        match self.incoming.as_ref().map(|incoming| incoming.try_send(frame.payload.clone())) {
+            // More than there was room for: it comes again.
+            Some(Err(mpsc::error::TrySendError::Full(_))) => return self.done(),
+            Some(Ok(())) => {}
+            // Nobody reads any more.
+            Some(Err(mpsc::error::TrySendError::Closed(_))) | None => {
+                self.shared.taken.fetch_add(1, Ordering::Release);
+            }
+        }
+        self.got = seq;
+        self.tell_soon().await;
+        self.done()
+    }
+
+    /// The worker's side is done once the caller has its end.
+    fn done(&self) -> Next {
+        if self.worker && self.closed && self.kept.is_empty() { Next::Over } else { Next::Go }
+    }
+
+    /// Also whoever claims to have much room and never says what arrived is not kept more for than this.
+    fn may_say(&self) -> bool {
+        let kept = u64::try_from(self.kept.len()).unwrap_or(u64::MAX);
+        !self.closed && self.said < self.room && kept < PIPE_WINDOW
+    }
+
+    async fn say(&mut self, out: Outgoing) -> Next {
+        self.said += 1;
+        let (end, payload) = match out {
+            Outgoing::Message(payload) => (None, payload),
+            Outgoing::End(Ok(())) => (Some(PIPE_END_OK), Bytes::new()),
+            Outgoing::End(Err(failure)) => {
+                (Some(PIPE_END_FAILED), serde_json::to_vec(&failure).unwrap_or_default().into())
+            }
+        };
+        if end.is_some() {
+            self.closed = true;
+            // Whoever still wants to say something learns that it is too late.
+            self.outgoing.close();
+        }
+        if self.kept.is_empty() {
+            self.kept_since = Instant::now();
+        }
+        let kept = Unacknowledged { seq: self.said, end, payload };
+        self.send(Some(&kept)).await;
+        self.kept.push_back(kept);
+        Next::Go
+    }
+
+    /// The handle was dropped before the end.
+    async fn leave(&mut self) -> Next {
+        let mut headers = HeaderMap::new();
+        headers.insert(HEADER_PIPE_END, PIPE_END_GONE);
+        self.publish(headers, Bytes::new()).await;
+        self.lost()
+    }
+
+    fn lost(&mut self) -> Next {
+        let _ = self.shared.peer.set(PeerEnd::Lost);
+        self.shared.over.cancel();
+        Next::Over
+    }
+
+    fn taken(&self) -> u64 {
+        self.shared.taken.load(Ordering::Acquire)
+    }
+
+    /// What there is to tell can wait a moment: most often something is said that tells it too.
+    async fn tell_soon(&mut self) -> Next {
+        let taken = self.taken();
+        if taken - self.told.1 >= PIPE_WINDOW / 2 {
+            return self.tell().await;
+        }
+        if (self.got, taken) != self.told {
+            self.tell_at.get_or_insert_with(|| Instant::now() + PIPE_TELL_WITHIN);
+        }
+        Next::Go
+    }
+
+    async fn tell(&mut self) -> Next {
+        self.send(None).await;
+        Next::Go
+    }
+
+    fn wake_at(&self) -> Instant {
+        let again = (!self.kept.is_empty()).then(|| self.kept_since + PIPE_RESEND_AFTER);
+        let times = [Some(self.sent_at + PIPE_KEEP_ALIVE), self.tell_at, again];
+        let first = times.into_iter().flatten().min().unwrap_or(self.sent_at);
+        first.min(self.heard_at + PIPE_LOST_AFTER)
+    }
+
+    /// Time has passed.
+    async fn look(&mut self) -> Next {
+        let now = Instant::now();
+        if now >= self.heard_at + PIPE_LOST_AFTER {
+            self.leave().await;
+            return self.lost();
+        }
+        if !self.kept.is_empty() && now >= self.kept_since + PIPE_RESEND_AFTER {
+            self.kept_since = now;
+            let kept = std::mem::take(&mut self.kept);
+            for one in &kept {
+                self.send(Some(one)).await;
+            }
+            self.kept = kept;
+        } else if now >= self.sent_at + PIPE_KEEP_ALIVE || self.tell_at.is_some_and(|at| now >= at) {
+            self.send(None).await;
+        }
+        Next::Go
+    }
+
+    /// Sends a message, or only what there is to tell.
+    async fn send(&mut self, kept: Option<&Unacknowledged>) {
+        let taken = self.taken();
+        (self.told, self.tell_at, self.sent_at) = ((self.got, taken), None, Instant::now());
+        let mut headers = HeaderMap::new();
+        headers.insert(HEADER_PIPE_GOT, self.got.to_string());
+        headers.insert(HEADER_PIPE_CAPACITY, (taken + PIPE_WINDOW).to_string());
+        if let Some(kept) = kept {
+            headers.insert(HEADER_PIPE_SEQ, kept.seq.to_string());
+        }
+        if let Some(end) = kept.and_then(|kept| kept.end) {
+            headers.insert(HEADER_PIPE_END, end);
+        }
+        self.publish(headers, kept.map_or_else(Bytes::new, |kept| kept.payload.clone())).await;
+    }
+
+    async fn publish(&self, headers: HeaderMap, payload: Bytes) {
+        // Without a connection it would wait in a buffer; what is kept is sent again when there is one.
+        if self.bus.is_connected()
+            && let Err(error) = self.bus.client.publish_with_headers(self.to.clone(), headers, payload).await
+        {
+            tracing::debug!(%error, to = %self.to, "a message of a conversation was not sent");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The roll call: which workers were alive before the connection was lost, or before this server's process was there,
+//! and are not back yet. Until each has renewed its record or left, or its heartbeat would be lost, silence of
+//! `lease.who` is not believed (bus/consume/lease.rs): whoever holds the task may be on its way back.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::bus::Bus;
+use crate::bus::read::buckets::{BucketChange, BucketWatch, decode};
+use crate::limits::HEARTBEAT_LOST_AFTER;
+use crate::wire::streams::BUCKET_WORKERS;
+use crate::worker_record::WorkerRecord;
+
+/// Until the bucket is looked at again, when it cannot be read.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+#[derive(Default)]
+pub(in crate::bus) struct MembershipBarrier {
+    away: watch::Sender<Away>,
+    /// The call that is under way; it ends with this.
+    call: Mutex<JoinSet<()>>,
+}
+
+/// Who is awaited.
+#[derive(Default)]
+struct Away {
+    /// It is not known yet who was there.
+    unknown: bool,
+    workers: HashMap<String, Awaited>,
+}
+
+struct Awaited {
+    queues: Vec<String>,
+    /// When the server stored its last record, Unix time in milliseconds.
+    stored_ms: i64,
+}
+
+impl Away {
+    fn is_awaited(&self, queue: &str) -> bool {
+        self.unknown || self.workers.values().any(|worker| worker.queues.iter().any(|q| q == queue))
+    }
+}
+
+impl MembershipBarrier {
+    /// The connection is lost: from now on others may be away.
+    pub(in crate::bus) fn lost(&self) {
+        *self.running() = JoinSet::new();
+        self.away.send_replace(Away { unknown: true, ..Away::default() });
+    }
+
+    /// Calls the roll of those who were alive at `gap_ms` (Unix time in milliseconds), but for the worker `own`.
+    pub(in crate::bus) fn begin(&self, bus: &Bus, own: &str, gap_ms: i64) {
+        self.lost();
+        self.running().spawn(call(bus.clone(), own.to_owned(), gap_ms, self.away.clone()));
+    }
+
+    /// Whether the roll is being called.
+    pub(in crate::bus) fn is_open(&self) -> bool {
+        let away = self.away.borrow();
+        away.unknown || !away.workers.is_empty()
+    }
+
+    /// Whether a worker that serves the queue is awaited.
+    pub(in crate::bus) fn is_awaited(&self, queue: &str) -> bool {
+        self.away.borrow().is_awaited(queue)
+    }
+
+    /// Returns when no worker that serves the queue is awaited.
+    pub(in crate::bus) async fn all_back(&self, queue: &str) {
+        // Its sender lives as long as this does.
+        let _ = self.away.subscribe().wait_for(|away| !away.is_awaited(queue)).await;
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
+        self.call.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn call(bus: Bus, own: String, gap_ms: i64, away: watch::Sender<Away>) {
+    let within = tokio::time::timeout(HEARTBEAT_LOST_AFTER, await_all(&bus, &own, gap_ms, &away)).await;
+    if within.is_err() {
+        let mut names: Vec<String> = away.borrow().workers.keys().cloned().collect();
+        names.sort();
+        tracing::info!(workers = names.join(" "), "did not come back; what they held is given to others");
+    }
+    away.send_replace(Away::default());
+}
+
+async fn await_all(bus: &Bus, own: &str, gap_ms: i64, away: &watch::Sender<Away>) {
+    let mut watch = BucketWatch::new(bus, BUCKET_WORKERS);
+    let records = loop {
+        match watch.current().await {
+            Ok(records) => break records,
+            Err(error) => tracing::debug!(%error, "cannot see yet who was there"),
+        }
+        tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+    };
+    let workers = alive_at(&records, own, gap_ms);
+    tracing::debug!(?gap_ms, workers = ?workers.keys(), "these workers are awaited");
+    away.send_replace(Away { unknown: false, workers });
+    while !away.borrow().workers.is_empty() {
+        let change = watch.next().await;
+        away.send_if_modified(|away| {
+            // A watch that is made anew tells again what was there.
+            let is_new =
+                away.workers.get(&change.key).is_some_and(|w| change.value.is_none() || change.stored_ms > w.stored_ms);
+            is_new && away.workers.remove(&change.key).is_some()
+        });
+    }
+}
+
+/// Those whose heartbeat was not lost when the gap began: the newest record of before tells when that was.
+fn alive_at(records: &[BucketChange], own: &str, gap_ms: i64) -> HashMap<String, Awaited> {
+    let lost_after = i64::try_from(HEARTBEAT_LOST_AFTER.as_millis()).unwrap_or(i64::MAX);
+    let began_ms = records.iter().map(|r| r.stored_ms).filter(|ms| *ms <= gap_ms).max().unwrap_or(gap_ms);
+    let mut alive = HashMap::new();
+    for change in records.iter().filter(|r| r.key != own && began_ms - r.stored_ms <= lost_after) {
+        if let Some(record) = change.value.as_deref().and_then(decode::<WorkerRecord>) {
+            alive.insert(change.key.clone(), Awaited { queues: record.queues, stored_ms: change.stored_ms });
+        }
+    }
+    alive
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn change(name: &str, stored_ms: i64, is_there: bool) -> BucketChange {
+        let record = json!({
+            "name": name, "nonce": "n", "host": "h", "pid": 1, "queues": ["default"], "kinds": [], "slots": 1, "running": 0,
+            "held": 0, "draining": false, "done": 0, "failed": 0, "unknown_kinds": [], "started_ms": 0, "heartbeat_ms": 0,
+        });
+        BucketChange { key: name.to_owned(), value: is_there.then(|| record.to_string().into()), stored_ms }
+    }
+
+    #[test]
+    fn awaited_is_who_lived_when_the_gap_began() {
+        let records = [
+            change("own", 99_000, true),
+            change("other", 98_000, true),
+            change("back already", 160_000, true),
+            change("left", 99_000, false),
+            change("just lost", 90_999, true),
+            change("just not", 91_000, true),
+        ];
+        // The server was away for a minute: what was lost is counted from when it went, not from when it came.
+        let mut awaited: Vec<String> = alive_at(&records, "own", 159_000).into_keys().collect();
+        awaited.sort();
+        assert_eq!(awaited, ["back already", "just not", "other"]);
+        assert!(alive_at(&[], "own", 159_000).is_empty());
+    }
+
+    #[test]
+    fn only_workers_of_the_queue_are_awaited() {
+        let awaited = Awaited { queues: vec!["a".to_owned()], stored_ms: 0 };
+        let away = Away { unknown: false, workers: HashMap::from([("w".to_owned(), awaited)]) };
+        assert!(away.is_awaited("a") && !away.is_awaited("b"));
+        assert!(Away { unknown: true, ..Away::default() }.is_awaited("b"));
+    }
+}

@@ -1,0 +1,194 @@
+//! Cancelling: first the tombstone, which workers watch and which survives all of them, then what is told of it on
+//! RESULTS, then what waits is removed. In the collector's role; docs/protocol.md has the order and its reasons.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::bus::Bus;
+use crate::bus::publish::{PublishError, RetryDeadline};
+use crate::bus::read::buckets::{encode, open};
+use crate::bus::topology::{TopologyError, stream_state};
+use crate::job::{JobRecord, JobState};
+use crate::limits::CANCEL_STORE_WITHIN;
+use crate::outcome::{CancelledJob, End, NotDone, Outcome, ResultBatch};
+use crate::task::{Arrival, Origin, Task};
+use crate::wire::headers::HEADER_MSG_ID;
+use crate::wire::streams::{BUCKET_CANCELS, STREAM_DUE, STREAM_TASKS};
+use crate::wire::subject;
+use crate::wire::subject::TaskSubject;
+
+/// The value of a tombstone: its key is `job.<job>`, or `<queue>.<key of the id>`.
+///
+/// ```
+/// use millpond::bus::operate::cancel::Tombstone;
+/// let job: Tombstone = serde_json::from_str(r#"{"job":"j1","epoch":1,"by":"operator"}"#).unwrap();
+/// assert!(matches!(job, Tombstone::Job { epoch: 1, .. }));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Tombstone {
+    /// All tasks of a job: those that this epoch or an earlier one published, and those of no epoch that were stored
+    /// before this.
+    Job {
+        /// Its name.
+        job: String,
+        /// 0 for a job without a record.
+        epoch: u32,
+        /// Who asked for it.
+        by: String,
+    },
+    /// One task, an item of a batch, or a whole batch.
+    Task {
+        /// Its queue.
+        queue: String,
+        /// Its id.
+        id: String,
+        /// Who asked for it.
+        by: String,
+    },
+}
+
+impl Tombstone {
+    fn key(&self) -> String {
+        match self {
+            Self::Job { job, .. } => format!("job.{job}"),
+            Self::Task { queue, id, .. } => format!("{queue}.{}", subject::key(id)),
+        }
+    }
+}
+
+/// Why something could not be cancelled; it is safe to try again.
+#[derive(Debug, thiserror::Error)]
+pub enum CancelError {
+    /// The server did not do its part.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// What was cancelled could not be told.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+}
+
+/// A job that is cancelled.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobCancelled {
+    /// Its name.
+    pub job: String,
+    /// The epochs up to this one.
+    pub epoch: u32,
+    /// Messages that waited and were removed.
+    pub removed: u64,
+}
+
+impl Bus {
+    /// Marks something as cancelled: workers end it when they have it or get it.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the bucket cannot be written.
+    pub async fn put_tombstone(&self, tombstone: &Tombstone) -> Result<(), TopologyError> {
+        let store = open(self, BUCKET_CANCELS).await?;
+        let put = store.put(tombstone.key(), encode(tombstone)).await;
+        put.map_err(|e| TopologyError::new(BUCKET_CANCELS, &e))?;
+        Ok(())
+    }
+
+    /// Cancels a task. What waits for its time is removed and told at once: true; what waits for a worker or runs is
+    /// ended by its worker, which tells it: false.
+    ///
+    /// # Errors
+    /// [`CancelError`]; try again.
+    pub async fn cancel_task(&self, queue: &str, id: &str, by: &str) -> Result<bool, CancelError> {
+        let tombstone = Tombstone::Task { queue: queue.to_owned(), id: id.to_owned(), by: by.to_owned() };
+        self.put_tombstone(&tombstone).await?;
+        let waits = self.last_of_due(&format!("sched.{queue}.*.*.{}", subject::key(id))).await?;
+        let Some((found, subject)) = waits.and_then(|f| TaskSubject::parse_sched(&f.subject).map(|s| (f, s))) else {
+            return Ok(false);
+        };
+        let arrival = Arrival { origin: Origin::Due, epoch: "", seq: found.seq, stored_ms: crate::now_ms() };
+        let task = Task::read(&subject.due(), &found.headers, Bytes::new(), arrival);
+        let pack = ResultBatch { v: 1, worker: by.to_owned(), outcomes: vec![never_ran(&task)], cancelled: None };
+        self.tell_cancelled(&subject, &pack, &format!("{queue}/{id}/c{}", found.seq)).await?;
+        self.purge_due(&found.subject, found.seq).await?;
+        Ok(true)
+    }
+
+    /// Cancels a job: what waits is removed, workers end what they hold of it, and one record tells it of all its
+    /// tasks. `subject` is the queue and kind of a job that has no record.
+    ///
+    /// # Errors
+    /// [`CancelError`]; try again.
+    pub async fn cancel_job(&self, job: &str, subject: &TaskSubject, by: &str) -> Result<JobCancelled, CancelError> {
+        // First of all: what comes later belongs to the next epoch, or is ended at the door.
+        let tasks_up_to = stream_state(self, STREAM_TASKS).await?.last_seq;
+        let due_up_to = stream_state(self, STREAM_DUE).await?.last_seq;
+        let epoch = self.job(job).await?.map_or(0, |entry| entry.record.epoch);
+        self.put_tombstone(&Tombstone::Job { job: job.to_owned(), epoch, by: by.to_owned() }).await?;
+        crate::failpoint::hit("cancel.marked");
+        let record = self.close_cancelled(job, epoch).await?;
+        let subject = match record {
+            Some(record) => TaskSubject { queue: record.queue, kind: record.kind, job: None, unique: None },
+            None => subject.clone(),
+        };
+        let subject = TaskSubject { job: Some(job.to_owned()), ..subject };
+        let cancelled = CancelledJob { job: job.to_owned(), epoch, by: by.to_owned(), at_ms: crate::now_ms() };
+        let pack = ResultBatch { v: 1, worker: by.to_owned(), outcomes: Vec::new(), cancelled: Some(cancelled) };
+        self.tell_cancelled(&subject, &pack, &format!("job/{job}/c{epoch}")).await?;
+        crate::failpoint::hit("cancel.told");
+        let mut removed = self.purge_tasks(&format!("tasks.*.*.j-{job}"), tasks_up_to).await?;
+        removed += self.purge_due(&format!("sched.*.*.{job}.*"), due_up_to).await?;
+        removed += self.purge_due(&format!("due.*.*.j-{job}"), due_up_to).await?;
+        Ok(JobCancelled { job: job.to_owned(), epoch, removed })
+    }
+
+    /// Tells the producer, which looks at the record with each heartbeat.
+    async fn close_cancelled(&self, job: &str, epoch: u32) -> Result<Option<JobRecord>, TopologyError> {
+        loop {
+            let Some(entry) = self.job(job).await? else { return Ok(None) };
+            // A later epoch is none of this cancellation's business.
+            if entry.record.epoch != epoch || entry.record.state == JobState::Cancelled {
+                return Ok(Some(entry.record));
+            }
+            let record = JobRecord { state: JobState::Cancelled, ..entry.record };
+            if self.write_job(&record, entry.revision).await?.is_some() {
+                return Ok(Some(record));
+            }
+        }
+    }
+
+    async fn tell_cancelled(
+        &self,
+        subject: &TaskSubject,
+        pack: &ResultBatch,
+        message_id: &str,
+    ) -> Result<(), PublishError> {
+        let headers = vec![(HEADER_MSG_ID.to_owned(), message_id.to_owned())];
+        let deadline = RetryDeadline::Within(CANCEL_STORE_WITHIN);
+        self.store(&subject.results(), &headers, encode(pack), deadline).await.map(drop)
+    }
+}
+
+/// The outcome of a task that was cancelled before it ran.
+fn never_ran(task: &Task) -> Outcome {
+    let (id, now) = (task.id(), crate::now_ms());
+    let first = task.items.map_or(0, |i| i.from);
+    let items = first..first.saturating_add(task.items_len());
+    let cancelled = |item| NotDone { item, end: End::Cancelled, failure: None, due_ms: None };
+    Outcome {
+        original_id: (id != task.original_id).then(|| task.original_id.clone()),
+        id,
+        items: task.items,
+        index: task.index,
+        attempt: task.attempt,
+        published_ms: task.published_ms,
+        started_ms: now,
+        ended_ms: now,
+        busy_us: 0,
+        trace: None,
+        span: None,
+        results: items.clone().map(|_| RawValue::NULL.to_owned()).collect(),
+        not_done: items.map(cancelled).collect(),
+        refs: Vec::new(),
+        then: None,
+        failures: task.failures.clone(),
+    }
+}

@@ -1,0 +1,185 @@
+//! `ctl.>`: what an operator asks of the services, as requests that are not stored.
+
+use std::time::Duration;
+
+use async_nats::client::{RequestError, RequestErrorKind};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::bus::Bus;
+use crate::bus::topology::TopologyError;
+use crate::dead_letter::Evidence;
+use crate::wire::headers::Headers;
+
+/// ControlRequest of a producer service: run a dead letter again, as its next attempt or in another queue.
+pub const CTL_REPLAY: &str = "ctl.replay";
+
+/// ControlRequest of a collector by a client: what it has kept of a job.
+pub const CTL_RESULTS: &str = "ctl.request.results";
+/// ControlRequest of a producer service: publish the task that a job's end starts.
+pub const CTL_THEN: &str = "ctl.then";
+
+/// ControlRequest of one worker: drain.
+#[must_use]
+pub fn drain_subject(worker: &str) -> String {
+    format!("ctl.drain.{worker}")
+}
+
+/// A dead letter whose task is to run again.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Replay {
+    /// The queue that it died in.
+    pub queue: String,
+    /// Its kind.
+    pub kind: String,
+    /// Why it died.
+    pub evidence: Evidence,
+    /// Its headers as they were on DEAD.
+    pub headers: Headers,
+    /// Its payload, base64.
+    pub payload: String,
+    /// Another queue: it becomes a new task there that points back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_queue: Option<String>,
+    /// Arguments instead of its own, JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<Box<RawValue>>,
+}
+
+/// A job that has ended, and the task that this starts.
+///
+/// ```
+/// let text = r#"{"job":"j1","epoch":1,"queue":"default","kind":"report","total":3,"done":2,"dead":1,"cancelled":0,"purged":0}"#;
+/// let ended: millpond::bus::operate::control::JobEnded = serde_json::from_str(text).unwrap();
+/// assert_eq!(ended.id(), "j1.1/then");
+/// assert_eq!(ended.arguments(), r#"{"job":"j1","epoch":1,"total":3,"done":2,"dead":1,"cancelled":0,"purged":0}"#);
+/// ```
+#[derive(Debug, Serialize, Deserialize)]
+pub struct JobEnded {
+    /// Its name.
+    pub job: String,
+    /// Its epoch.
+    pub epoch: u32,
+    /// Who runs the task.
+    pub queue: String,
+    /// Which handler runs it.
+    pub kind: String,
+    /// Tasks of the job.
+    pub total: u64,
+    /// Those with a result.
+    pub done: u64,
+    /// Those that died.
+    pub dead: u64,
+    /// Those that were cancelled.
+    pub cancelled: u64,
+    /// Those that a purge of their queue removed.
+    #[serde(default)]
+    pub purged: u64,
+}
+
+impl JobEnded {
+    /// The id of the task: one for each epoch of the job.
+    #[must_use]
+    pub fn id(&self) -> String {
+        format!("{}.{}/then", self.job, self.epoch)
+    }
+
+    /// The argument of the task, JSON.
+    #[must_use]
+    pub fn arguments(&self) -> String {
+        let Self { epoch, total, done, dead, cancelled, purged, .. } = self;
+        let job = serde_json::to_string(&self.job).unwrap_or_default();
+        format!(
+            r#"{{"job":{job},"epoch":{epoch},"total":{total},"done":{done},"dead":{dead},"cancelled":{cancelled},"purged":{purged}}}"#
+        )
+    }
+}
+
+/// What a service answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlReply {
+    /// It is done, and stored.
+    Ok(Box<RawValue>),
+    /// It is not, for this reason.
+    Error(String),
+}
+
+/// Why nothing was heard of a request.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// No service listens.
+    #[error("no service listens on {0}")]
+    Nobody(String),
+    /// The answer did not come, or cannot be read.
+    #[error("no answer on {0}: {1}")]
+    NoAnswer(String, String),
+}
+
+/// One request and where its answer goes.
+pub struct ControlRequest {
+    bus: Bus,
+    reply: Option<String>,
+    /// What is asked.
+    pub payload: Bytes,
+}
+
+impl ControlRequest {
+    /// Answers it.
+    pub async fn answer(self, answer: &ControlReply) {
+        if let Some(reply) = &self.reply {
+            self.bus.publish_core(reply, Bytes::from(serde_json::to_vec(answer).unwrap_or_default())).await;
+        }
+    }
+}
+
+/// The requests on a subject; of several services in a group one gets each.
+pub struct ControlRequests {
+    bus: Bus,
+    messages: async_nats::Subscriber,
+}
+
+impl ControlRequests {
+    /// The next request; none when the connection is closed for good.
+    pub async fn next(&mut self) -> Option<ControlRequest> {
+        let message = self.messages.next().await?;
+        let reply = message.reply.map(|r| r.to_string());
+        Some(ControlRequest { bus: self.bus.clone(), reply, payload: message.payload })
+    }
+}
+
+impl Bus {
+    /// Listens for requests on `subject` in a group of services.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the connection is closed.
+    pub async fn serve(&self, subject: &str, group: &str) -> Result<ControlRequests, TopologyError> {
+        let messages = self.client.queue_subscribe(subject.to_owned(), group.to_owned()).await;
+        Ok(ControlRequests { bus: self.clone(), messages: messages.map_err(|e| TopologyError::new(subject, &e))? })
+    }
+
+    /// Asks a service, and waits for its answer.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn request<T: Serialize>(
+        &self,
+        subject: &str,
+        what: &T,
+        within: Duration,
+    ) -> Result<ControlReply, ControlError> {
+        let payload = Bytes::from(serde_json::to_vec(what).unwrap_or_default());
+        let no_answer = |why: String| ControlError::NoAnswer(subject.to_owned(), why);
+        let asked = tokio::time::timeout(within, self.client.request(subject.to_owned(), payload)).await;
+        let message = asked.map_err(|_| no_answer("it took too long".to_owned()))?.map_err(|e: RequestError| {
+            if e.kind() == RequestErrorKind::NoResponders {
+                ControlError::Nobody(subject.to_owned())
+            } else {
+                no_answer(e.to_string())
+            }
+        })?;
+        serde_json::from_slice(&message.payload).map_err(|e| no_answer(e.to_string()))
+    }
+}

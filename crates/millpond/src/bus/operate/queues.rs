@@ -1,0 +1,277 @@
+//! Queues as an operator sees them: how much waits, pause and resume, purge. In the collector's role.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+
+use crate::bus::Bus;
+use crate::bus::read::buckets;
+use crate::bus::topology::{TopologyError, stream_state};
+use crate::wire::streams::{BUCKET_PURGES, STREAM_DUE, STREAM_TASKS, durable};
+
+/// How long a pause without an end lasts: the server wants a time.
+const PAUSE_FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Subjects of waiting retries that are counted at the most.
+const SCHEDULED_COUNTED_MAX: usize = 100_000;
+
+/// How a queue stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct QueueState {
+    /// Its name.
+    pub queue: String,
+    /// Messages that no worker has taken yet.
+    pub waiting: u64,
+    /// Messages that workers hold.
+    pub held: u64,
+    /// Messages that wait for their time: retries and delayed tasks; counted up to 100 000 in all queues together.
+    pub scheduled: u64,
+    /// Nothing is handed out.
+    pub paused: bool,
+    /// The server hands out again by itself after this long, in milliseconds; none when it is not paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_for_ms: Option<u64>,
+    /// Tasks that may wait in it, those that workers hold included; none: any number (`bounds`).
+    pub max_waiting: Option<u64>,
+    /// A worker has served it once: it has its consumers.
+    #[serde(skip)]
+    pub has_consumer: bool,
+    /// How it stands in TASKS and in DUE.
+    #[serde(skip)]
+    pub places: [QueueInStream; 2],
+}
+
+/// How a queue stands in one stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QueueInStream {
+    /// Messages that no worker has taken yet.
+    pub waiting: u64,
+    /// Messages that were given out and not settled.
+    pub held: u64,
+    /// The last sequence that was given out.
+    pub delivered: u64,
+    /// How often something was given out.
+    pub deliveries: u64,
+}
+
+/// Why a queue is not paused, or its pause not ended.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// No worker has served it yet, and so it is not there.
+    #[error("there is no queue {queue}: its workers make it, and none has served it yet")]
+    NoSuchQueue {
+        /// Its name.
+        queue: String,
+    },
+    /// The server did not do its part.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+}
+
+impl PauseError {
+    fn new(queue: &str, error: &ConsumerError) -> Self {
+        match error.kind() {
+            ConsumerErrorKind::JetStream(said) if said.error_code() == ErrorCode::CONSUMER_NOT_FOUND => {
+                Self::NoSuchQueue { queue: queue.to_owned() }
+            }
+            _ => Self::Topology(TopologyError::new(&format!("the pause of queue {queue}"), error)),
+        }
+    }
+}
+
+/// What a purge removed, for good: those tasks have no end in the store, they are covered by this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct PurgeRecord {
+    /// The queue.
+    pub queue: String,
+    /// The kind; none for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// What runs is ended too, as cancelled.
+    pub running: bool,
+    /// All of TASKS up to this sequence.
+    pub tasks_up_to: u64,
+    /// All of DUE up to this sequence.
+    pub due_up_to: u64,
+    /// Messages that were removed; none while it is under way.
+    pub count: Option<u64>,
+    /// Who asked for it.
+    pub by: String,
+    /// When, Unix time in milliseconds.
+    pub at_ms: i64,
+}
+
+impl QueueState {
+    fn add(&mut self, at: usize, more: QueueInStream) {
+        self.waiting += more.waiting;
+        self.held += more.held;
+        if let Some(place) = self.places.get_mut(at) {
+            *place = QueueInStream { waiting: place.waiting + more.waiting, ..more };
+        }
+    }
+}
+
+impl Bus {
+    /// All queues that have a consumer, and those where something waits for a first worker, by name.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn queues(&self) -> Result<Vec<QueueState>, TopologyError> {
+        let mut queues = self.standing().await?;
+        let due = self.js.get_stream(STREAM_DUE).await.map_err(|e| TopologyError::new(STREAM_DUE, &e))?;
+        let subjects = due.info_with_subjects("sched.>").await.map_err(|e| TopologyError::new(STREAM_DUE, &e))?;
+        let mut subjects = subjects.take(SCHEDULED_COUNTED_MAX);
+        while let Some(Ok((subject, count))) = subjects.next().await {
+            let queue = subject.split('.').nth(1).unwrap_or_default();
+            if let Some(state) = queues.iter_mut().find(|state| state.queue == queue) {
+                state.scheduled += count as u64;
+            }
+        }
+        Ok(queues)
+    }
+
+    /// The same without what waits for its time: a few requests, however much waits.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn standing(&self) -> Result<Vec<QueueState>, TopologyError> {
+        let mut queues: BTreeMap<String, QueueState> = BTreeMap::new();
+        for (at, name) in [STREAM_TASKS, STREAM_DUE].into_iter().enumerate() {
+            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+            let mut consumers = stream.consumers();
+            let mut served = 0;
+            while let Some(info) = consumers.next().await {
+                let info = info.map_err(|e| TopologyError::new(name, &e))?;
+                let Some(queue) = info.name.strip_prefix("q-") else { continue };
+                let state = queues.entry(queue.to_owned()).or_default();
+                let place = QueueInStream {
+                    waiting: info.num_pending,
+                    held: info.num_ack_pending as u64,
+                    delivered: info.delivered.stream_sequence,
+                    deliveries: info.delivered.consumer_sequence,
+                };
+                served += place.waiting + place.held;
+                state.add(at, place);
+                state.has_consumer = true;
+                state.paused |= info.paused;
+                let left = info.pause_remaining.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+                state.paused_for_ms = state.paused_for_ms.max(left.filter(|_| info.paused));
+            }
+            if stream.cached_info().state.messages > served {
+                self.add_unserved(&mut queues, at, name).await?;
+            }
+        }
+        for (queue, state) in &mut queues {
+            queue.clone_into(&mut state.queue);
+        }
+        Ok(queues.into_values().collect())
+    }
+
+    /// What waits in queues that no worker has ever served.
+    async fn add_unserved(
+        &self,
+        queues: &mut BTreeMap<String, QueueState>,
+        at: usize,
+        stream: &str,
+    ) -> Result<(), TopologyError> {
+        let filter = if stream == STREAM_DUE { "due.>" } else { "tasks.>" };
+        for (subject, waiting) in self.subjects(stream, filter, 0).await?.state.subjects.unwrap_or_default() {
+            let Some(queue) = subject.split('.').nth(1) else { continue };
+            let state = queues.entry(queue.to_owned()).or_default();
+            if !state.has_consumer {
+                state.add(at, QueueInStream { waiting, ..QueueInStream::default() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands out nothing of a queue until `resume`, or for this long. What workers hold goes on.
+    ///
+    /// # Errors
+    /// [`PauseError`] when there is no such queue, or the server does not answer.
+    pub async fn pause_queue(&self, queue: &str, how_long: Option<Duration>) -> Result<(), PauseError> {
+        let until = std::time::SystemTime::now() + how_long.unwrap_or(PAUSE_FOR_EVER).min(PAUSE_FOR_EVER);
+        for name in [STREAM_TASKS, STREAM_DUE] {
+            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+            let paused = stream.pause_consumer(&durable(queue), until.into()).await;
+            paused.map_err(|e| PauseError::new(queue, &e))?;
+        }
+        Ok(())
+    }
+
+    /// Ends a pause.
+    ///
+    /// # Errors
+    /// [`PauseError`] when there is no such queue, or the server does not answer.
+    pub async fn resume_queue(&self, queue: &str) -> Result<(), PauseError> {
+        for name in [STREAM_TASKS, STREAM_DUE] {
+            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+            stream.resume_consumer(&durable(queue)).await.map_err(|e| PauseError::new(queue, &e))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what waits in a queue, of one kind or of all; with `running` the workers end what they hold of it, as
+    /// cancelled. First the record is written that covers it, then the streams are purged up to where they were then.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the record cannot be written or the server does not answer.
+    pub async fn purge_queue(
+        &self,
+        queue: &str,
+        kind: Option<&str>,
+        running: bool,
+        by: &str,
+    ) -> Result<PurgeRecord, TopologyError> {
+        let mut record = PurgeRecord {
+            queue: queue.to_owned(),
+            kind: kind.map(str::to_owned),
+            running,
+            tasks_up_to: stream_state(self, STREAM_TASKS).await?.last_seq,
+            due_up_to: stream_state(self, STREAM_DUE).await?.last_seq,
+            count: None,
+            by: by.to_owned(),
+            at_ms: crate::now_ms(),
+        };
+        let key = format!("{queue}.{}-{}", record.at_ms, crate::random_token());
+        let store = buckets::open(self, BUCKET_PURGES).await?;
+        let put = async |record: &PurgeRecord| {
+            let text = Bytes::from(serde_json::to_vec(record).unwrap_or_default());
+            store.put(&key, text).await.map_err(|e| TopologyError::new(BUCKET_PURGES, &e))
+        };
+        put(&record).await?;
+        let tails: &[&str] = if kind.is_some() { &["", ".>"] } else { &[".>"] };
+        let mut count = 0;
+        for tail in tails {
+            let tail = kind.map_or_else(|| format!("{queue}{tail}"), |kind| format!("{queue}.{kind}{tail}"));
+            count += self.purge_tasks(&format!("tasks.{tail}"), record.tasks_up_to).await?;
+            for prefix in ["sched", "due"] {
+                count += self.purge_due(&format!("{prefix}.{tail}"), record.due_up_to).await?;
+            }
+        }
+        record.count = Some(count);
+        put(&record).await?;
+        Ok(record)
+    }
+
+    /// Removes what TASKS holds on a subject up to a sequence; how many that were.
+    pub(in crate::bus) async fn purge_tasks(&self, subject: &str, up_to: u64) -> Result<u64, TopologyError> {
+        self.purge(STREAM_TASKS, subject, up_to).await
+    }
+
+    /// The same of DUE.
+    pub(in crate::bus) async fn purge_due(&self, subject: &str, up_to: u64) -> Result<u64, TopologyError> {
+        self.purge(STREAM_DUE, subject, up_to).await
+    }
+
+    async fn purge(&self, name: &str, subject: &str, up_to: u64) -> Result<u64, TopologyError> {
+        let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+        let purged = stream.purge().filter(subject.to_owned()).sequence(up_to + 1).await;
+        Ok(purged.map_err(|e| TopologyError::new(name, &e))?.purged)
+    }
+}

@@ -1,0 +1,313 @@
+//! Storing messages: every publish waits for the server's ack, and is sent again with the same id until it is stored
+//! or refused for good. To pipeline, run several at once; to stop at a full stream, see [`StreamCapacity`].
+
+pub mod bounded;
+pub mod payloads;
+pub mod queue_limits;
+pub mod result_batch;
+pub mod schedules;
+pub(crate) mod unique;
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream;
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{PublishError as NatsPublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use bytes::Bytes;
+use tokio::sync::Mutex;
+
+use crate::bus::topology::stream_state;
+use crate::bus::{Bus, to_nats};
+use crate::limits::{STREAM_FILL_PERCENT_MAX, STREAM_FULL_WAIT};
+use crate::wire::headers::Headers;
+use crate::wire::streams::STREAM_TASKS;
+
+/// Where the server stored a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Sequence in its stream.
+    pub seq: u64,
+    /// The server had this id already: success for one's own resend.
+    pub duplicate: bool,
+}
+
+/// Why a message was not stored. Waiting does not help, unless said.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// No stream takes the subject.
+    #[error(
+        "no stream takes subject {subject}; a task's subject is tasks.<queue>.<kind>, and `setup` must have run once"
+    )]
+    NoStream {
+        /// The subject.
+        subject: String,
+    },
+    /// The message is larger than the stream or the server allows.
+    #[error("message of {bytes} bytes for {subject} is too large: {reason}")]
+    TooLarge {
+        /// The subject.
+        subject: String,
+        /// Payload bytes.
+        bytes: usize,
+        /// What the server says.
+        reason: String,
+    },
+    /// The server will not take it.
+    #[error("nats-server refused a message for {subject}: {reason}")]
+    Refused {
+        /// The subject.
+        subject: String,
+        /// What the server says.
+        reason: String,
+    },
+    /// It was to be stored only behind another message of its subject, and that is not the newest (any more). It is not
+    /// stored, unless it was before: that is told the same way.
+    #[error("a message for {subject} is not stored: another one is the newest there")]
+    NotLast {
+        /// The subject.
+        subject: String,
+    },
+    /// No answer for the whole of the caller's deadline; it may or may not be stored: send again with the same id.
+    #[error("no answer from nats-server for a message for {subject} within {}; is it up, and may this user publish there?", humantime::format_duration(*.waited))]
+    NoAnswer {
+        /// The subject.
+        subject: String,
+        /// How long.
+        waited: Duration,
+    },
+    /// As many tasks wait in the queue as it may hold, for the whole of the caller's deadline; nothing was stored.
+    #[error(
+        "queue {queue} is full: {max_waiting} tasks may wait in it; come again when workers have done some, or raise its limit (`millpond queue set {queue} --max-waiting N`)"
+    )]
+    QueueFull {
+        /// The queue.
+        queue: String,
+        /// Its limit, in tasks.
+        max_waiting: u64,
+    },
+}
+
+/// How long a publisher goes on while the server does not answer, or a bounded queue is full. A full stream is waited
+/// for without an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryDeadline {
+    /// For what must not be lost: until the process ends. Even "no stream" is waited out: a server may be starting.
+    Unlimited,
+    /// For a person who waits.
+    Within(Duration),
+}
+
+pub(in crate::bus) enum StoreFailure {
+    /// Try again after this pause.
+    Again(Duration),
+    /// The queue is full, and this message is not in it: try again after this pause.
+    Full(Duration, PublishError),
+    NoStream,
+    /// The newest message of those that the publish names is not the expected one, but this (0: there is none).
+    NotLast(u64),
+    /// The server does not know the message's id, and was told not to store it.
+    NotStored,
+    Final(PublishError),
+}
+
+/// Error codes of a server that is busy: no leader or no quorum now (10008, 10118), another publish with the same
+/// condition is under way (10164), too many requests (10167).
+const BUSY: [u64; 4] = [10008, 10118, 10164, 10167];
+/// A "no stream" that lasts this long is believed.
+const NO_STREAM_FOR: Duration = Duration::from_secs(1);
+
+impl Bus {
+    /// Stores one message; give it a `Nats-Msg-Id` so that a resend is harmless.
+    ///
+    /// # Errors
+    /// [`PublishError`]; with [`RetryDeadline::Unlimited`] only what is refused for good.
+    ///
+    /// # Cancel safety
+    /// Not safe: a dropped publish may or may not be stored.
+    pub async fn store(
+        &self,
+        subject: &str,
+        headers: &Headers,
+        payload: Bytes,
+        deadline: RetryDeadline,
+    ) -> Result<Stored, PublishError> {
+        let started = Instant::now();
+        let headers = self.signed(subject, headers, &payload);
+        loop {
+            match self.try_store(subject, headers.clone(), payload.clone()).await {
+                Ok(stored) => return Ok(stored),
+                Err(failed) => tokio::time::sleep(failed.pause(subject, deadline, started)?).await,
+            }
+        }
+    }
+
+    /// The headers with their signature, where there is a key and it is a task.
+    pub(in crate::bus) fn signed(&self, subject: &str, headers: &Headers, payload: &[u8]) -> async_nats::HeaderMap {
+        match self.signer.as_ref().filter(|_| is_task(subject)) {
+            Some(signer) => {
+                let mut signed = headers.clone();
+                signer.sign(subject, &mut signed, payload);
+                to_nats(&signed)
+            }
+            None => to_nats(headers),
+        }
+    }
+
+    pub(in crate::bus) async fn try_store(
+        &self,
+        subject: &str,
+        headers: async_nats::HeaderMap,
+        payload: Bytes,
+    ) -> Result<Stored, StoreFailure> {
+        let bytes = payload.len();
+        let mut connection = self.connection.clone();
+        connection.mark_unchanged();
+        let message = PublishMessage::build().payload(payload).headers(headers);
+        let sent = self.js.send_publish(subject.to_owned(), message).await;
+        let ack = sent.map_err(|e| judge(&e, subject, bytes))?;
+        tokio::select! {
+            ack = ack.into_future() => match ack {
+                Ok(ack) => Ok(Stored { seq: ack.sequence, duplicate: ack.duplicate }),
+                Err(error) => Err(judge(&error, subject, bytes)),
+            },
+            // The ack of a message sent before a loss never comes: do not wait out its timeout.
+            () = back_up(&mut connection) => Err(StoreFailure::Again(Duration::ZERO)),
+        }
+    }
+}
+
+impl StoreFailure {
+    /// How long to wait before the next try, while the caller's deadline lasts.
+    pub(in crate::bus) fn pause(
+        self,
+        subject: &str,
+        deadline: RetryDeadline,
+        started: Instant,
+    ) -> Result<Duration, PublishError> {
+        let over = match deadline {
+            RetryDeadline::Unlimited => false,
+            RetryDeadline::Within(limit) => started.elapsed() >= limit,
+        };
+        let subject = subject.to_owned();
+        match self {
+            Self::Final(error) => Err(error),
+            Self::Full(_, error) if over => Err(error),
+            Self::NoStream if deadline != RetryDeadline::Unlimited && started.elapsed() >= NO_STREAM_FOR => {
+                Err(PublishError::NoStream { subject })
+            }
+            Self::NotLast(_) => Err(PublishError::NotLast { subject }),
+            _ if over => Err(PublishError::NoAnswer { subject, waited: started.elapsed() }),
+            Self::Again(pause) | Self::Full(pause, _) => Ok(pause),
+            Self::NoStream => Ok(STREAM_FULL_WAIT),
+            Self::NotStored => Ok(Duration::ZERO),
+        }
+    }
+}
+
+/// Whether what is stored there is run: all of these are signed, whoever publishes them.
+fn is_task(subject: &str) -> bool {
+    ["tasks.", "sched.", "due."].iter().any(|prefix| subject.starts_with(prefix))
+}
+
+/// Waits until the connection was lost and is back.
+async fn back_up(connection: &mut tokio::sync::watch::Receiver<super::Connection>) {
+    loop {
+        if connection.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        if connection.borrow_and_update().up {
+            return;
+        }
+    }
+}
+
+fn judge(error: &NatsPublishError, subject: &str, bytes: usize) -> StoreFailure {
+    let subject = subject.to_owned();
+    let source = std::error::Error::source(error);
+    let reason = || source.map_or_else(|| error.to_string(), ToString::to_string);
+    match error.kind() {
+        PublishErrorKind::StreamNotFound => StoreFailure::NoStream,
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
+            StoreFailure::Again(Duration::from_millis(20))
+        }
+        PublishErrorKind::MaxPayloadExceeded => {
+            StoreFailure::Final(PublishError::TooLarge { subject, bytes, reason: reason() })
+        }
+        _ => match source.and_then(|s| s.downcast_ref::<jetstream::Error>()).map(jetstream::Error::error_code) {
+            Some(ErrorCode::STREAM_STORE_FAILED | ErrorCode::INSUFFICIENT_RESOURCES) => {
+                StoreFailure::Again(STREAM_FULL_WAIT)
+            }
+            Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM) => {
+                StoreFailure::Final(PublishError::TooLarge { subject, bytes, reason: reason() })
+            }
+            Some(code) if BUSY.contains(&code.0) => StoreFailure::Again(STREAM_FULL_WAIT),
+            Some(ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID) => StoreFailure::NotStored,
+            Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE) => match newest(&reason()) {
+                Some(newest) => StoreFailure::NotLast(newest),
+                None => StoreFailure::Final(PublishError::Refused { subject, reason: reason() }),
+            },
+            _ => StoreFailure::Final(PublishError::Refused { subject, reason: reason() }),
+        },
+    }
+}
+
+/// The sequence in `wrong last sequence: 12 (code …`; the server tells it nowhere else.
+fn newest(reason: &str) -> Option<u64> {
+    reason.split("sequence: ").nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Keeps our own clients below [`STREAM_FILL_PERCENT_MAX`] of TASKS, so that others have room. Asks at most four times
+/// a second, and only when called.
+pub struct StreamCapacity {
+    bus: Bus,
+    seen: Mutex<Option<(Instant, bool)>>,
+}
+
+impl StreamCapacity {
+    /// Watches TASKS through this connection.
+    #[must_use]
+    pub fn new(bus: &Bus) -> Self {
+        Self { bus: bus.clone(), seen: Mutex::new(None) }
+    }
+
+    /// Returns at once while there is room, else when there is again.
+    pub async fn wait(&self) {
+        loop {
+            if !self.is_full().await {
+                return;
+            }
+            tokio::time::sleep(STREAM_FULL_WAIT).await;
+        }
+    }
+
+    async fn is_full(&self) -> bool {
+        let mut seen = self.seen.lock().await;
+        if let Some((at, full)) = *seen
+            && at.elapsed() < STREAM_FULL_WAIT
+        {
+            return full;
+        }
+        let above = |held: u64, max: Option<u64>| {
+            max.is_some_and(|max| held.saturating_mul(100) >= max.saturating_mul(STREAM_FILL_PERCENT_MAX))
+        };
+        // Without an answer the publish itself will tell.
+        let full = stream_state(&self.bus, STREAM_TASKS)
+            .await
+            .is_ok_and(|s| above(s.messages, s.messages_max) || above(s.bytes, s.bytes_max));
+        *seen = Some((Instant::now(), full));
+        full
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_sequence_is_read_from_the_words() {
+        assert_eq!(newest("wrong last sequence: 0 (code 400, error code 10071)"), Some(0));
+        assert_eq!(newest("wrong last sequence: 12"), Some(12));
+        assert_eq!(newest("wrong last sequence (code 400, error code 10071)"), None);
+    }
+}

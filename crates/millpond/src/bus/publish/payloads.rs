@@ -1,0 +1,340 @@
+//! Large payloads in the bucket `millpond_payloads`, an Object Store as every NATS client knows it. Each put makes a new
+//! object, chunk after chunk, so that it needs no more memory than one; each get is checked by size and SHA-256.
+//! Nothing is ever deleted here: the bucket's age limit does it.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::object_store::{ObjectInfo, ObjectOptions};
+use async_nats::{Message, StatusCode};
+use bytes::{Bytes, BytesMut};
+use data_encoding::{BASE64URL, HEXLOWER};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::bus::publish::{PublishError, RetryDeadline};
+use crate::bus::{Bus, describe, from_nats};
+use crate::limits::{
+    PAYLOAD_CHUNK_BYTES, PAYLOAD_EXPIRY_MARGIN, PAYLOAD_KEEP, PAYLOAD_PAGE_BYTES, PAYLOAD_STALLED_AFTER,
+};
+use crate::payload::{PayloadRef, StoredPayload};
+use crate::wire::headers::{HEADER_EXPECTED_SEQUENCE, HEADER_MSG_ID, HEADER_ROLLUP};
+use crate::wire::streams::BUCKET_PAYLOADS;
+use crate::wire::subject::check_token;
+
+/// What is not there is looked for so often: a replica of the stream may lag behind.
+const LOOKS_MAX: u32 = 4;
+/// How long between two such looks, and before a question without an answer is asked again.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// How long an answer may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why a payload could not be put into the store.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    /// Its source cannot be read to its end.
+    #[error("the payload cannot be read: {0}")]
+    Read(#[from] std::io::Error),
+    /// The server does not store it.
+    #[error(transparent)]
+    Store(#[from] PublishError),
+}
+
+/// Why a payload could not be had from the store.
+#[derive(Debug, thiserror::Error)]
+pub enum GetError {
+    /// There is no such object.
+    #[error(
+        "object {object} is not in the bucket {BUCKET_PAYLOADS}; it was deleted, or is older than {}",
+        humantime::format_duration(PAYLOAD_KEEP)
+    )]
+    Missing {
+        /// Its name.
+        object: String,
+    },
+    /// It is not what was stored.
+    #[error("object {object} of the bucket {BUCKET_PAYLOADS} {reason}")]
+    Damaged {
+        /// Its name.
+        object: String,
+        /// In what it differs.
+        reason: String,
+    },
+    /// It has more bytes than the caller takes.
+    #[error(
+        "object {object} has {bytes} bytes, at most {bytes_max} fit here; `nats object get {BUCKET_PAYLOADS} {object}` has it"
+    )]
+    TooLarge {
+        /// Its name.
+        object: String,
+        /// Its size.
+        bytes: u64,
+        /// What the caller takes.
+        bytes_max: u64,
+    },
+    /// The server says nothing of use: it is not known whether the object is there.
+    #[error("nats-server does not give object {object}: {reason}; try again")]
+    NoAnswer {
+        /// Its name.
+        object: String,
+        /// What it says, or how long it says nothing.
+        reason: String,
+    },
+    /// What was read cannot be written where it should go.
+    #[error("the payload cannot be written: {0}")]
+    Write(#[from] std::io::Error),
+}
+
+/// Subject of an object's description.
+fn meta_subject(object: &str) -> String {
+    format!("$O.{BUCKET_PAYLOADS}.M.{}", BASE64URL.encode(object.as_bytes()))
+}
+
+/// Subject of its chunks.
+fn chunk_subject(nuid: &str) -> String {
+    format!("$O.{BUCKET_PAYLOADS}.C.{nuid}")
+}
+
+impl Bus {
+    /// Puts what a reader gives into the store, as a new object. Returns once the server has all of it.
+    ///
+    /// # Errors
+    /// [`PutError`]; what was stored by then goes with the age of the bucket.
+    ///
+    /// # Cancel safety
+    /// Not safe: a dropped put leaves a part that nobody knows of.
+    pub async fn put_payload(
+        &self,
+        from: &mut (impl AsyncRead + Unpin + ?Sized),
+        deadline: RetryDeadline,
+    ) -> Result<StoredPayload, PutError> {
+        let object = crate::random_token();
+        let keep = i64::try_from((PAYLOAD_KEEP - PAYLOAD_EXPIRY_MARGIN).as_millis()).unwrap_or(i64::MAX);
+        // From its start: the first chunk goes first.
+        let until_ms = crate::now_ms().saturating_add(keep);
+        let subject = chunk_subject(&object);
+        let (mut hash, mut size, mut chunks, mut last) = (Sha256::new(), 0, 0, 0);
+        loop {
+            let chunk = read_chunk(from).await?;
+            if chunk.is_empty() {
+                break;
+            }
+            hash.update(&chunk);
+            (size, chunks) = (size + chunk.len(), chunks + 1);
+            // Stored only behind the chunk before: a resend can neither double it nor change the order.
+            let headers = vec![(HEADER_EXPECTED_SEQUENCE.to_owned(), last.to_string())];
+            last = match self.store(&subject, &headers, chunk, deadline).await {
+                Ok(stored) => stored.seq,
+                // It was stored, and sent again because the ack was lost: nobody else stores under this subject.
+                Err(refused @ PublishError::NotLast { .. }) => {
+                    self.last_sequence(&subject, last).await.ok_or(refused)?
+                }
+                Err(error) => return Err(error.into()),
+            };
+        }
+        let digest = hash.finalize();
+        let info = ObjectInfo {
+            name: object.clone(),
+            description: None,
+            metadata: std::collections::HashMap::new(),
+            headers: None,
+            options: Some(ObjectOptions { link: None, max_chunk_size: Some(PAYLOAD_CHUNK_BYTES) }),
+            bucket: BUCKET_PAYLOADS.to_owned(),
+            nuid: object.clone(),
+            size,
+            chunks,
+            modified: None,
+            digest: Some(format!("SHA-256={}", BASE64URL.encode(&digest))),
+            deleted: false,
+        };
+        let headers =
+            vec![(HEADER_MSG_ID.to_owned(), format!("{object}-m")), (HEADER_ROLLUP.to_owned(), "sub".to_owned())];
+        let text = serde_json::to_vec(&info).unwrap_or_default();
+        self.store(&meta_subject(&object), &headers, Bytes::from(text), deadline).await?;
+        let at = PayloadRef { object, size: size as u64, sha256: HEXLOWER.encode(&digest) };
+        Ok(StoredPayload { at, until_ms })
+    }
+
+    /// The sequence of the last chunk, when it is one behind `before`.
+    async fn last_sequence(&self, subject: &str, before: u64) -> Option<u64> {
+        for _ in 0..LOOKS_MAX {
+            let found = self.last_of(subject).await.ok().flatten();
+            if let Some(last) = found.as_ref().and_then(sequence).filter(|last| *last > before) {
+                return Some(last);
+            }
+            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        }
+        None
+    }
+
+    /// Writes an object to `into`, and checks that it is what was stored. What is written counts only when this returns
+    /// without an error.
+    ///
+    /// # Errors
+    /// [`GetError`].
+    ///
+    /// # Cancel safety
+    /// Not safe: a part may be written.
+    pub async fn get_payload(
+        &self,
+        at: &PayloadRef,
+        into: &mut (impl AsyncWrite + Unpin + ?Sized),
+    ) -> Result<(), GetError> {
+        let object = &at.object;
+        let damaged = |reason: String| GetError::Damaged { object: object.clone(), reason };
+        let info = self.described(object).await?;
+        if info.size as u64 != at.size {
+            return Err(damaged(format!("has {} bytes instead of {}", info.size, at.size)));
+        }
+        if check_token("object", &info.nuid).is_err() {
+            return Err(damaged("has a description that cannot be read".to_owned()));
+        }
+        let (mut hash, mut size, mut next, mut looks) = (Sha256::new(), 0, 1, 0);
+        let subject = chunk_subject(&info.nuid);
+        let mut heard = Instant::now();
+        while size < at.size {
+            let page = match self.page_of_chunks(&subject, next).await {
+                Ok(page) => page,
+                Err(reason) => {
+                    self.wait_for_answer(object, heard, reason).await?;
+                    continue;
+                }
+            };
+            heard = Instant::now();
+            if page.is_empty() {
+                looks += 1;
+                if looks >= LOOKS_MAX {
+                    return Err(damaged(format!("has only {size} of its {} bytes", at.size)));
+                }
+                tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+            }
+            for (seq, chunk) in page {
+                size += chunk.len() as u64;
+                if size > at.size {
+                    return Err(damaged(format!("has more than its {} bytes", at.size)));
+                }
+                hash.update(&chunk);
+                into.write_all(&chunk).await?;
+                next = seq + 1;
+            }
+        }
+        into.flush().await?;
+        let found = HEXLOWER.encode(&hash.finalize());
+        if found == at.sha256 { Ok(()) } else { Err(damaged(format!("has SHA-256 {found} instead of {}", at.sha256))) }
+    }
+
+    /// The same, into memory; `bytes_max` is what the caller takes.
+    ///
+    /// # Errors
+    /// [`GetError`].
+    pub async fn get_payload_bytes(&self, at: &PayloadRef, bytes_max: usize) -> Result<Vec<u8>, GetError> {
+        let size = usize::try_from(at.size).ok().filter(|size| *size <= bytes_max);
+        let Some(size) = size else {
+            let (object, bytes_max) = (at.object.clone(), bytes_max as u64);
+            return Err(GetError::TooLarge { object, bytes: at.size, bytes_max });
+        };
+        let mut bytes = Vec::with_capacity(size);
+        self.get_payload(at, &mut bytes).await?;
+        Ok(bytes)
+    }
+
+    /// What the store says of an object.
+    async fn described(&self, object: &str) -> Result<ObjectInfo, GetError> {
+        let (subject, heard, mut looks) = (meta_subject(object), Instant::now(), 0);
+        loop {
+            let found = match self.last_of(&subject).await {
+                Ok(found) => found,
+                Err(reason) => {
+                    self.wait_for_answer(object, heard, reason).await?;
+                    continue;
+                }
+            };
+            let info = found.map(|message| serde_json::from_slice::<ObjectInfo>(&message.payload));
+            match info {
+                Some(Ok(info)) if !info.deleted => return Ok(info),
+                Some(Err(error)) => {
+                    let reason = format!("has a description that cannot be read: {error}");
+                    return Err(GetError::Damaged { object: object.to_owned(), reason });
+                }
+                Some(Ok(_)) => return Err(GetError::Missing { object: object.to_owned() }),
+                None => {
+                    looks += 1;
+                    if looks >= LOOKS_MAX {
+                        return Err(GetError::Missing { object: object.to_owned() });
+                    }
+                    tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+                }
+            }
+        }
+    }
+
+    async fn wait_for_answer(&self, object: &str, since: Instant, reason: String) -> Result<(), GetError> {
+        if since.elapsed() >= PAYLOAD_STALLED_AFTER {
+            return Err(GetError::NoAnswer { object: object.to_owned(), reason });
+        }
+        tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        Ok(())
+    }
+
+    /// The last message of a subject of the bucket; none when there is none.
+    async fn last_of(&self, subject: &str) -> Result<Option<Message>, String> {
+        let mut answers = self.ask_bucket(&json!({ "last_by_subj": subject })).await?;
+        answer(&mut answers).await
+    }
+
+    /// Some chunks from a sequence on, with their sequences; none when there are no more.
+    async fn page_of_chunks(&self, subject: &str, from: u64) -> Result<Vec<(u64, Bytes)>, String> {
+        let count = PAYLOAD_PAGE_BYTES / PAYLOAD_CHUNK_BYTES;
+        let asked = json!({ "seq": from, "next_by_subj": subject, "batch": count, "max_bytes": PAYLOAD_PAGE_BYTES });
+        let mut answers = self.ask_bucket(&asked).await?;
+        let mut page = Vec::new();
+        loop {
+            match answer(&mut answers).await {
+                Ok(Some(message)) => {
+                    let seq = sequence(&message).ok_or("a chunk without its sequence")?;
+                    page.push((seq, message.payload));
+                }
+                Ok(None) => return Ok(page),
+                // What came is in order and without a gap.
+                Err(_) if !page.is_empty() => return Ok(page),
+                Err(reason) => return Err(reason),
+            }
+        }
+    }
+
+    async fn ask_bucket(&self, asked: &Value) -> Result<async_nats::Subscriber, String> {
+        let inbox = self.client.new_inbox();
+        let answers = self.client.subscribe(inbox.clone()).await.map_err(|e| describe(&e))?;
+        let subject = format!("$JS.API.DIRECT.GET.OBJ_{BUCKET_PAYLOADS}");
+        let sent = self.client.publish_with_reply(subject, inbox, Bytes::from(asked.to_string())).await;
+        sent.map_err(|e| describe(&e))?;
+        Ok(answers)
+    }
+}
+
+/// The next message of an answer; none at its end, or where there is none.
+async fn answer(answers: &mut async_nats::Subscriber) -> Result<Option<Message>, String> {
+    let message = tokio::time::timeout(ANSWER_WITHIN, answers.next()).await;
+    let message = message.map_err(|_| format!("no answer within {}", humantime::format_duration(ANSWER_WITHIN)))?;
+    let message = message.ok_or("the connection is closed")?;
+    match message.status {
+        None | Some(StatusCode::OK) => Ok(Some(message)),
+        // 204 ends a page, 404 says that there is none.
+        Some(status) if matches!(status.as_u16(), 204 | 404) => Ok(None),
+        Some(status) => Err(format!("{status} {}", message.description.unwrap_or_default())),
+    }
+}
+
+fn sequence(message: &Message) -> Option<u64> {
+    let headers = from_nats(message.headers.as_ref());
+    headers.iter().find(|(name, _)| name == "Nats-Sequence").and_then(|(_, seq)| seq.parse().ok())
+}
+
+/// As many bytes as a chunk has, fewer only at the end.
+async fn read_chunk(from: &mut (impl AsyncRead + Unpin + ?Sized)) -> std::io::Result<Bytes> {
+    let mut chunk = BytesMut::with_capacity(PAYLOAD_CHUNK_BYTES);
+    let mut rest = from.take(PAYLOAD_CHUNK_BYTES as u64);
+    while rest.read_buf(&mut chunk).await? > 0 {}
+    Ok(chunk.freeze())
+}

@@ -1,0 +1,134 @@
+//! Bounded queues: how many tasks may wait in a queue (the bucket `millpond_queues`), and how many do.
+//! Whoever publishes asks here; `admit` holds publishers to it, the collector writes it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::client::RequestErrorKind;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::bus::Bus;
+use crate::bus::operate::queues::QueueState;
+use crate::bus::read::buckets;
+use crate::bus::topology::TopologyError;
+use crate::wire::streams::{BUCKET_QUEUES, STREAM_TASKS};
+
+/// How long the server may take to tell a queue's settings.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// What is set for a queue.
+///
+/// ```
+/// let text = r#"{"max_waiting":10}"#;
+/// let settings: millpond::bus::publish::queue_limits::QueueSettings = serde_json::from_str(text).unwrap();
+/// assert_eq!(serde_json::to_string(&settings).unwrap(), text);
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueSettings {
+    /// Tasks that may wait in it, those that workers hold included; none: any number.
+    pub max_waiting: Option<u64>,
+}
+
+/// How full a bounded queue is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueFill {
+    /// Tasks that wait, those that workers hold included.
+    pub waiting: u64,
+    /// Tasks that may wait.
+    pub max_waiting: u64,
+}
+
+/// What the server says of a stream's subjects.
+#[derive(Deserialize)]
+pub(in crate::bus) struct SubjectsPage {
+    #[serde(default)]
+    pub(in crate::bus) total: usize,
+    pub(in crate::bus) state: Subjects,
+}
+
+#[derive(Deserialize)]
+pub(in crate::bus) struct Subjects {
+    pub(in crate::bus) subjects: Option<HashMap<String, u64>>,
+}
+
+impl Bus {
+    /// What is set for a queue; none when the server does not answer. Where the bucket is missing (a `setup` of an
+    /// older version), nothing is set.
+    pub(in crate::bus) async fn queue_settings(&self, queue: &str) -> Option<QueueSettings> {
+        let subject = format!("$JS.API.DIRECT.GET.KV_{BUCKET_QUEUES}.$KV.{BUCKET_QUEUES}.{queue}");
+        match tokio::time::timeout(ANSWER_WITHIN, self.client.request(subject, Bytes::new())).await {
+            // No such key has a status and no payload.
+            Ok(Ok(found)) => Some(buckets::decode(&found.payload).unwrap_or_default()),
+            Ok(Err(error)) => (error.kind() == RequestErrorKind::NoResponders).then(QueueSettings::default),
+            Err(_) => None,
+        }
+    }
+
+    /// Tasks of a queue in TASKS, those that workers hold included; what is there beyond `enough` may be left out.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn count_waiting(&self, queue: &str, enough: u64) -> Result<u64, TopologyError> {
+        let (mut waiting, mut offset) = (0, 0);
+        loop {
+            // One request a page of 100 000 subjects; the client's own reader always makes one more.
+            let page = self.subjects(STREAM_TASKS, &format!("tasks.{queue}.>"), offset).await?;
+            let subjects = page.state.subjects.unwrap_or_default();
+            offset += subjects.len();
+            waiting += subjects.values().sum::<u64>();
+            if subjects.is_empty() || offset >= page.total || waiting >= enough {
+                return Ok(waiting);
+            }
+        }
+    }
+
+    /// One page of the subjects of a stream, 100 000 at the most.
+    pub(in crate::bus) async fn subjects(
+        &self,
+        stream: &str,
+        filter: &str,
+        offset: usize,
+    ) -> Result<SubjectsPage, TopologyError> {
+        let failed = |error: &dyn std::error::Error| TopologyError::new(stream, error);
+        let question = Bytes::from(json!({ "subjects_filter": filter, "offset": offset }).to_string());
+        let asked = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), question);
+        let answer =
+            tokio::time::timeout(ANSWER_WITHIN, asked).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        serde_json::from_slice(&answer.payload).map_err(|e| failed(&e))
+    }
+
+    /// Sets how many tasks may wait in a queue; publishers know it within about a second. In the collector's role.
+    ///
+    /// # Errors
+    /// [`TopologyError`]; most likely setup has not run since millpond was updated.
+    pub async fn set_queue(&self, queue: &str, settings: QueueSettings) -> Result<(), TopologyError> {
+        let store = buckets::open(self, BUCKET_QUEUES).await?;
+        let text = Bytes::from(serde_json::to_vec(&settings).unwrap_or_default());
+        store.put(queue, text).await.map_err(|e| TopologyError::new(BUCKET_QUEUES, &e))?;
+        Ok(())
+    }
+
+    /// As [`Bus::queues`], with limits, and with bounded queues that have no consumer yet.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn queues_with_limits(&self) -> Result<Vec<QueueState>, TopologyError> {
+        let mut queues = self.queues().await?;
+        let keys = self.subjects(&format!("KV_{BUCKET_QUEUES}"), &format!("$KV.{BUCKET_QUEUES}.>"), 0).await?;
+        for key in keys.state.subjects.unwrap_or_default().into_keys() {
+            let Some(queue) = key.rsplit('.').next() else { continue };
+            let Some(QueueSettings { max_waiting: Some(max) }) = self.queue_settings(queue).await else { continue };
+            if let Some(known) = queues.iter_mut().find(|known| known.queue == queue) {
+                known.max_waiting = Some(max);
+                continue;
+            }
+            let waiting = self.count_waiting(queue, u64::MAX).await?;
+            let queue = queue.to_owned();
+            queues.push(QueueState { queue, waiting, max_waiting: Some(max), ..QueueState::default() });
+        }
+        queues.sort_by(|a, b| a.queue.cmp(&b.queue));
+        Ok(queues)
+    }
+}

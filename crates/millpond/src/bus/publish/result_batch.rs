@@ -1,0 +1,162 @@
+//! Result packs: outcomes of one subject share a message. One pack per subject is under way at a time; what ends
+//! meanwhile goes into the next one. So a lone outcome leaves at once, and packs grow by themselves under load.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use crate::bus::Bus;
+use crate::bus::publish::{PublishError, RetryDeadline};
+use crate::limits::{RESULT_BATCH_BYTES_MAX, RESULT_BATCH_GATHER, RESULT_BATCH_OUTCOMES_MAX};
+use crate::outcome::Outcome;
+use crate::wire::headers::HEADER_MSG_ID;
+
+/// Publishes outcomes. Cheap to clone.
+#[derive(Clone)]
+pub struct ResultBatcher {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bus: Bus,
+    worker: String,
+    nonce: String,
+    packs: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Per subject with a pack under way: what waits for the next one.
+    waiting: HashMap<String, VecDeque<Waiting>>,
+    drivers: JoinSet<()>,
+}
+
+struct Waiting {
+    json: Vec<u8>,
+    stored: oneshot::Sender<Result<(), PublishError>>,
+}
+
+impl ResultBatcher {
+    /// A packer for one worker process.
+    #[must_use]
+    pub fn new(bus: &Bus, worker: &str, nonce: &str) -> Self {
+        let inner = Inner {
+            bus: bus.clone(),
+            worker: worker.to_owned(),
+            nonce: nonce.to_owned(),
+            packs: AtomicU64::new(0),
+            state: Mutex::new(State::default()),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Stores an outcome under `subject` (`results.…`), alone or with others; waits out a full RESULTS.
+    ///
+    /// # Errors
+    /// [`PublishError`] when the server refuses it for good.
+    pub async fn store(&self, subject: String, outcome: &Outcome) -> Result<(), PublishError> {
+        let refused = |reason: String| PublishError::Refused { subject: subject.clone(), reason };
+        let mut json = serde_json::to_vec(outcome).map_err(|e| refused(e.to_string()))?;
+        let waits = match self.inner.state().waiting.entry(subject.clone()) {
+            Entry::Occupied(mut queue) => {
+                let (sender, receiver) = oneshot::channel();
+                queue.get_mut().push_back(Waiting { json: std::mem::take(&mut json), stored: sender });
+                Some(receiver)
+            }
+            Entry::Vacant(place) => {
+                place.insert(VecDeque::new());
+                None
+            }
+        };
+        if let Some(receiver) = waits {
+            return receiver.await.unwrap_or_else(|_| Err(refused("the packer was stopped".to_owned())));
+        }
+        // Nothing is under way: it leaves from here, without a detour over another thread.
+        let under_way = UnderWay { inner: &self.inner, subject: &subject };
+        // Boxed: under load most outcomes wait above instead, and every task moves its whole future.
+        let stored = Box::pin(self.inner.send(&subject, &[json])).await;
+        drop(under_way);
+        stored
+    }
+}
+
+/// A pack that a caller sends itself. When that is over, or given up, what came meanwhile goes on its way.
+struct UnderWay<'a> {
+    inner: &'a Arc<Inner>,
+    subject: &'a str,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut state = self.inner.state();
+        while state.drivers.try_join_next().is_some() {}
+        if state.waiting.get(self.subject).is_some_and(|queue| !queue.is_empty()) {
+            state.drivers.spawn(drive(self.inner.clone(), self.subject.to_owned()));
+        } else {
+            state.waiting.remove(self.subject);
+        }
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores one pack.
+    async fn send(&self, subject: &str, outcomes: &[Vec<u8>]) -> Result<(), PublishError> {
+        let number = self.packs.fetch_add(1, Ordering::Relaxed);
+        let headers = vec![(HEADER_MSG_ID.to_owned(), format!("{}-{number}", self.nonce))];
+        let worker = serde_json::to_string(&self.worker).unwrap_or_default();
+        let mut payload = format!("{{\"v\":1,\"worker\":{worker},\"outcomes\":").into_bytes();
+        payload.extend(crate::batch::join(outcomes.iter().map(Vec::as_slice)));
+        payload.push(b'}');
+        self.bus.store(subject, &headers, Bytes::from(payload), RetryDeadline::Unlimited).await.map(drop)
+    }
+
+    /// Outcomes of a subject that wait for the next pack.
+    fn waits(&self, subject: &str) -> usize {
+        self.state().waiting.get(subject).map_or(0, VecDeque::len)
+    }
+
+    /// Takes the next pack of a subject; none (and no driver any more) when nothing waits.
+    fn take(&self, subject: &str) -> Option<Vec<Waiting>> {
+        let mut state = self.state();
+        let queue = state.waiting.get_mut(subject)?;
+        let (mut pack, mut bytes) = (Vec::new(), 0);
+        while let Some(next) = queue.front() {
+            bytes += next.json.len();
+            if !pack.is_empty() && (bytes > RESULT_BATCH_BYTES_MAX || pack.len() >= RESULT_BATCH_OUTCOMES_MAX) {
+                break;
+            }
+            pack.extend(queue.pop_front());
+        }
+        if pack.is_empty() {
+            state.waiting.remove(subject);
+            return None;
+        }
+        Some(pack)
+    }
+}
+
+async fn drive(inner: Arc<Inner>, subject: String) {
+    loop {
+        // More than one waits: there is load, and what ends in the next moment saves a message of its own. A lone outcome
+        // does not wait.
+        if inner.waits(&subject) > 1 {
+            tokio::time::sleep(RESULT_BATCH_GATHER).await;
+        }
+        let Some(pack) = inner.take(&subject) else { return };
+        let (outcomes, waiting): (Vec<Vec<u8>>, Vec<_>) = pack.into_iter().map(|w| (w.json, w.stored)).unzip();
+        let stored = inner.send(&subject, &outcomes).await;
+        for one in waiting {
+            let _ = one.send(stored.clone());
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The buckets: jobs, workers, cancellations, starts and servers. Keys and values are in docs/protocol.md.
+
+use std::collections::VecDeque;
+
+use async_nats::jetstream::kv;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::bus::Bus;
+use crate::bus::read::unix_ms;
+use crate::bus::topology::{TopologyError, stream_state};
+use crate::limits::LEASE_SETTLED_KEEP;
+use crate::wire::streams::BUCKET_WORKERS;
+use crate::worker_record::WorkerRecord;
+
+/// A change of a bucket: the key, and its value unless it was removed.
+#[derive(Debug, Clone)]
+pub struct BucketChange {
+    /// The key.
+    pub key: String,
+    /// The value; none when the key was removed.
+    pub value: Option<Bytes>,
+    /// When the server stored it, Unix time in milliseconds.
+    pub stored_ms: i64,
+}
+
+/// All keys of a bucket, then their changes, for ever. After a fault it starts again with all keys.
+pub struct BucketWatch {
+    bus: Bus,
+    bucket: &'static str,
+    watch: Option<kv::Watch>,
+    ready: VecDeque<BucketChange>,
+    /// All keys that were there when the watch began have been read.
+    is_current: bool,
+}
+
+impl BucketWatch {
+    /// Watches one of the buckets of `topology`.
+    #[must_use]
+    pub fn new(bus: &Bus, bucket: &'static str) -> Self {
+        Self { bus: bus.clone(), bucket, watch: None, ready: VecDeque::new(), is_current: false }
+    }
+
+    /// All keys that are there now; [`BucketWatch::next`] goes on behind them.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the bucket cannot be read.
+    pub async fn current(&mut self) -> Result<Vec<BucketChange>, TopologyError> {
+        let (watch, is_empty) = open_watch(&self.bus, self.bucket).await?;
+        (self.watch, self.is_current) = (Some(watch), is_empty);
+        let mut changes = Vec::new();
+        while !self.is_current {
+            changes.push(self.next().await);
+        }
+        Ok(changes)
+    }
+
+    /// The next key or change.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn next(&mut self) -> BucketChange {
+        loop {
+            if let Some(change) = self.ready.pop_front() {
+                return change;
+            }
+            let Some(watch) = &mut self.watch else {
+                match open_watch(&self.bus, self.bucket).await {
+                    Ok((watch, is_empty)) => (self.watch, self.is_current) = (Some(watch), is_empty),
+                    Err(error) => {
+                        tracing::debug!(bucket = self.bucket, %error, "cannot watch yet, will try again");
+                        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                    }
+                }
+                continue;
+            };
+            match watch.next().await {
+                Some(Ok(entry)) => {
+                    self.is_current |= entry.seen_current;
+                    let value = (entry.operation == kv::Operation::Put).then_some(entry.value);
+                    let stored_ms = unix_ms(entry.created);
+                    self.ready.push_back(BucketChange { key: entry.key, value, stored_ms });
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(bucket = self.bucket, %error, "watch ended, making it anew");
+                    self.watch = None;
+                }
+                None => self.watch = None,
+            }
+        }
+    }
+}
+
+/// A watch, and whether the bucket is empty.
+async fn open_watch(bus: &Bus, bucket: &str) -> Result<(kv::Watch, bool), TopologyError> {
+    let store = open(bus, bucket).await?;
+    let watch = store.watch_with_history(">").await.map_err(|e| TopologyError::new(bucket, &e))?;
+    // Asked after the watch was made: a key that comes in between is only told twice.
+    let held = stream_state(bus, &format!("KV_{bucket}")).await?.messages;
+    Ok((watch, held == 0))
+}
+
+pub(in crate::bus) async fn open(bus: &Bus, bucket: &str) -> Result<kv::Store, TopologyError> {
+    let what = format!("use of bucket {bucket} (has `setup` run?)");
+    bus.js.get_key_value(bucket).await.map_err(|e| TopologyError::new(&what, &e))
+}
+
+pub(in crate::bus) fn encode<T: Serialize>(value: &T) -> Bytes {
+    Bytes::from(serde_json::to_vec(value).unwrap_or_default())
+}
+
+/// Reads a record; none when it is of another form (a newer version's, say).
+#[must_use]
+pub fn decode<T: DeserializeOwned>(value: &[u8]) -> Option<T> {
+    serde_json::from_slice(value).ok()
+}
+
+impl Bus {
+    /// Writes a worker's record.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the bucket cannot be written.
+    pub async fn put_worker(&self, record: &WorkerRecord) -> Result<(), TopologyError> {
+        let store = open(self, BUCKET_WORKERS).await?;
+        store.put(&record.name, encode(record)).await.map_err(|e| TopologyError::new(BUCKET_WORKERS, &e))?;
+        Ok(())
+    }
+
+    /// Removes a worker's record: it leaves.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the bucket cannot be written.
+    pub async fn remove_worker(&self, name: &str) -> Result<(), TopologyError> {
+        let store = open(self, BUCKET_WORKERS).await?;
+        let removed = store.purge_with_ttl(name, LEASE_SETTLED_KEEP).await;
+        removed.map_err(|e| TopologyError::new(BUCKET_WORKERS, &e))
+    }
+}

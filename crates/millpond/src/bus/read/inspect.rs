@@ -1,0 +1,102 @@
+//! What `doctor` looks at: the server and the streams, as the client role sees them.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::stream::{DiscardPolicy, RetentionPolicy};
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::bus::Bus;
+use crate::wire::streams::{STREAM_DUE, STREAM_RESULTS, STREAM_TASKS};
+
+/// How long one answer may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// What there is to say of the server.
+#[derive(Debug, Clone)]
+pub struct ServerFacts {
+    /// Its version.
+    pub version: String,
+    /// Largest message, in bytes.
+    pub max_payload: usize,
+    /// A request and its answer.
+    pub round_trip: Option<Duration>,
+    /// The difference of its clock and ours.
+    pub clock_off: Option<Duration>,
+    /// This connection's user may create streams.
+    pub may_create_streams: bool,
+}
+
+/// What there is to say of a stream.
+#[derive(Debug, Clone, Default)]
+pub struct StreamFacts {
+    /// Its name.
+    pub name: String,
+    /// It is missing, or not as `setup` makes it.
+    pub problem: Option<String>,
+    /// Messages.
+    pub messages: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Limit of messages.
+    pub messages_max: Option<u64>,
+    /// Limit of bytes.
+    pub bytes_max: Option<u64>,
+}
+
+/// Looks at the server.
+pub async fn server(bus: &Bus) -> ServerFacts {
+    let info = bus.client.server_info();
+    let (mut round_trip, mut clock_off) = (None, None);
+    let started = Instant::now();
+    let asked = bus.client.request(format!("$JS.API.STREAM.INFO.{STREAM_TASKS}"), Bytes::new());
+    if let Ok(Ok(answer)) = tokio::time::timeout(ANSWER_WITHIN, asked).await {
+        let took = started.elapsed();
+        round_trip = Some(took);
+        let said: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
+        let at = said.get("ts").and_then(Value::as_str).and_then(|ts| ts.parse::<jiff::Timestamp>().ok());
+        // It looked at its clock about half a trip ago.
+        let half = i64::try_from(took.as_millis() / 2).unwrap_or(0);
+        clock_off = at.map(|at| Duration::from_millis((crate::now_ms() - half).abs_diff(at.as_millisecond())));
+    }
+    // An empty request creates nothing; whoever may not ask hears nothing at all.
+    let asked = bus.client.request("$JS.API.STREAM.CREATE.DOCTOR", Bytes::from_static(b"{}"));
+    let may_create_streams = matches!(tokio::time::timeout(ANSWER_WITHIN, asked).await, Ok(Ok(_)));
+    ServerFacts { version: info.version, max_payload: info.max_payload, round_trip, clock_off, may_create_streams }
+}
+
+/// Looks at the streams.
+pub async fn streams(bus: &Bus) -> Vec<StreamFacts> {
+    let mut facts = Vec::new();
+    for name in [STREAM_TASKS, STREAM_DUE, STREAM_RESULTS] {
+        let found = match bus.js.get_stream(name).await {
+            Ok(stream) => stream.cached_info().clone(),
+            Err(error) => {
+                let problem = Some(format!("cannot be used: {error}"));
+                facts.push(StreamFacts { name: name.to_owned(), problem, ..Default::default() });
+                continue;
+            }
+        };
+        let config = &found.config;
+        let (retention, discard, schedules) = match name {
+            STREAM_TASKS => (RetentionPolicy::WorkQueue, DiscardPolicy::New, false),
+            STREAM_DUE => (RetentionPolicy::WorkQueue, DiscardPolicy::Old, true),
+            _ => (RetentionPolicy::Limits, DiscardPolicy::New, false),
+        };
+        let as_made =
+            config.retention == retention && config.discard == discard && config.allow_message_schedules == schedules;
+        let seen = format!(
+            "has retention {:?}, discard {:?}, schedules {}, not {retention:?}, {discard:?}, {schedules}",
+            config.retention, config.discard, config.allow_message_schedules
+        );
+        facts.push(StreamFacts {
+            name: name.to_owned(),
+            problem: (!as_made).then_some(seen),
+            messages: found.state.messages,
+            bytes: found.state.bytes,
+            messages_max: u64::try_from(config.max_messages).ok(),
+            bytes_max: u64::try_from(config.max_bytes).ok(),
+        });
+    }
+    facts
+}

@@ -1,0 +1,95 @@
+//! The records of jobs: written by compare-and-set, so that a producer that was replaced, or whose job was cancelled,
+//! learns of it; and what of a job lies in TASKS and DUE, for whoever resumes it.
+
+use async_nats::jetstream::kv;
+use bytes::Bytes;
+
+use crate::bus::Bus;
+use crate::bus::read::buckets::{decode, encode, open};
+use crate::bus::topology::TopologyError;
+use crate::job::JobRecord;
+use crate::task::{Arrival, Origin, Task};
+use crate::wire::streams::{BUCKET_JOBS, STREAM_DUE, STREAM_TASKS};
+use crate::wire::subject::TaskSubject;
+
+/// A job's record and the revision that it was read at or written as.
+#[derive(Debug, Clone)]
+pub struct JobEntry {
+    /// The record.
+    pub record: JobRecord,
+    /// What the next write must find.
+    pub revision: u64,
+}
+
+/// How far TASKS and the two parts of DUE were looked through.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LookedThrough([u64; 3]);
+
+impl Bus {
+    /// Writes a job's record if it still is as it was at `revision` (0: if there is none); the new revision, or none
+    /// when somebody else has written it since.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the bucket cannot be written.
+    pub async fn write_job(&self, record: &JobRecord, revision: u64) -> Result<Option<u64>, TopologyError> {
+        let store = open(self, BUCKET_JOBS).await?;
+        match store.update(&record.job, encode(record), revision).await {
+            Ok(revision) => Ok(Some(revision)),
+            Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(None),
+            Err(error) => Err(TopologyError::new(BUCKET_JOBS, &error)),
+        }
+    }
+
+    /// Reads a job's record.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the bucket cannot be read.
+    pub async fn job(&self, job: &str) -> Result<Option<JobEntry>, TopologyError> {
+        let store = open(self, BUCKET_JOBS).await?;
+        let entry = store.entry(job).await.map_err(|e| TopologyError::new(BUCKET_JOBS, &e))?;
+        let entry = entry.filter(|e| e.operation == kv::Operation::Put);
+        Ok(entry.and_then(|e| Some(JobEntry { record: decode(&e.value)?, revision: e.revision })))
+    }
+
+    /// Tells the indexes (from, and one past the last) of all messages of this epoch of the job that lie in TASKS or
+    /// DUE, held by a worker or not, from where an earlier look ended. First TASKS, then DUE: a task that leaves one
+    /// while it is looked through was stored in the other before. What is in neither has ended, or was never stored.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn look_for_tasks(
+        &self,
+        record: &JobRecord,
+        after: LookedThrough,
+        mut note: impl FnMut(u64, u64),
+    ) -> Result<LookedThrough, TopologyError> {
+        let subject = TaskSubject {
+            queue: record.queue.clone(),
+            kind: record.kind.clone(),
+            job: Some(record.job.clone()),
+            unique: None,
+        };
+        let (tasks, sched, due) = (subject.task(), subject.all_sched(), subject.due());
+        let mut after = after;
+        // The last one again: what failed meanwhile has gone back there.
+        for (place, origin, filter) in
+            [(0, Origin::Tasks, &tasks), (1, Origin::Due, &sched), (2, Origin::Due, &due), (1, Origin::Due, &sched)]
+        {
+            let stream = if origin == Origin::Due { STREAM_DUE } else { STREAM_TASKS };
+            let Some(last) = after.0.get_mut(place) else { continue };
+            loop {
+                let page = self.page(stream, filter, *last + 1).await?;
+                let Some((seq, _, _)) = page.last() else { break };
+                *last = *seq;
+                for (seq, subject, headers) in page {
+                    let arrival = Arrival { origin, epoch: "", seq, stored_ms: 0 };
+                    let task = Task::read(&subject, &headers, Bytes::new(), arrival);
+                    if let Some(index) = task.index.filter(|_| record.owns(&task.original_id)) {
+                        note(index, index.saturating_add(u64::from(task.items_len())));
+                    }
+                }
+            }
+        }
+        Ok(after)
+    }
+}

@@ -1,0 +1,239 @@
+//! Reading RESULTS and DEAD: the collector by its durable, a waiting client by a consumer of its own.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::{PullConsumer, pull};
+use futures_util::{FutureExt, StreamExt};
+
+use crate::bus::read::unix_ms;
+use crate::bus::topology::TopologyError;
+use crate::bus::{Bus, from_nats};
+use crate::dead_letter::Evidence;
+use crate::limits::{COLLECT_BATCH_MAX, COLLECT_BYTES_MAX};
+use crate::outcome::ResultBatch;
+use crate::wire::headers::{HEADER_DEAD, Headers};
+use crate::wire::streams::{DURABLE_COLLECTOR, STREAM_DEAD, STREAM_RESULTS};
+use crate::wire::subject::{TaskSubject, parse_dead, parse_results};
+
+/// The collector's two durables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutcomeStream {
+    /// Packs of outcomes.
+    Results,
+    /// Dead letters.
+    Dead,
+}
+
+impl OutcomeStream {
+    /// Name of its stream.
+    #[must_use]
+    pub fn stream(self) -> &'static str {
+        match self {
+            Self::Results => STREAM_RESULTS,
+            Self::Dead => STREAM_DEAD,
+        }
+    }
+}
+
+/// One message of RESULTS or DEAD.
+#[derive(Debug)]
+pub struct OutcomeMessage {
+    /// Sequence in its stream.
+    pub seq: u64,
+    /// When the server stored it, Unix time in milliseconds.
+    pub stored_ms: i64,
+    /// What it says, or why it cannot be read (it is kept all the same).
+    pub body: Result<OutcomeBody, String>,
+    /// The bytes as they came.
+    pub payload: bytes::Bytes,
+    /// The headers as they came.
+    pub headers: Headers,
+    /// It was delivered before: what it says may be stored already.
+    pub again: bool,
+}
+
+/// What an [`OutcomeMessage`] says.
+#[derive(Debug)]
+pub enum OutcomeBody {
+    /// A pack of outcomes of one subject.
+    Results(TaskSubject, ResultBatch),
+    /// A dead letter; the task's own bytes are the message's payload.
+    Dead(TaskSubject, Box<Evidence>),
+}
+
+/// The right to acknowledge one message, once its effect is stored. Without it the message comes again.
+pub struct Receipt(jetstream::message::Acker);
+
+impl std::fmt::Debug for Receipt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Receipt")
+    }
+}
+
+/// Pulls from one durable of the collector, for ever: it makes its pull anew after any error.
+pub struct OutcomeReader {
+    bus: Bus,
+    from: OutcomeStream,
+    pull: Option<pull::Stream>,
+}
+
+/// State of a durable of the collector.
+#[derive(Debug, Clone, Copy)]
+pub struct OutcomeReaderState {
+    /// All up to this sequence is acknowledged.
+    pub ack_floor: u64,
+    /// Messages not delivered yet.
+    pub pending: u64,
+    /// Messages delivered and not acknowledged yet.
+    pub ack_pending: u64,
+}
+
+/// How long a reader waits before it makes a failed pull anew.
+pub(super) const READ_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+impl OutcomeReader {
+    /// A reader; it connects its pull at the first [`OutcomeReader::next`].
+    #[must_use]
+    pub fn new(bus: Bus, from: OutcomeStream) -> Self {
+        Self { bus, from, pull: None }
+    }
+
+    /// What has come, in the order of the stream: at least one message, at most [`COLLECT_BATCH_MAX`], and no more after
+    /// [`COLLECT_BYTES_MAX`] bytes.
+    ///
+    /// # Cancel safety
+    /// Safe: what was received and not returned is delivered again.
+    pub async fn next(&mut self) -> (Vec<OutcomeMessage>, Vec<Receipt>) {
+        loop {
+            let Some(pull) = &mut self.pull else {
+                match start_pull(&self.bus, self.from).await {
+                    Ok(pull) => self.pull = Some(pull),
+                    Err(error) => {
+                        tracing::warn!(stream = self.from.stream(), %error, "cannot pull, will try again");
+                        tokio::time::sleep(READ_AGAIN_AFTER).await;
+                    }
+                }
+                continue;
+            };
+            let (mut messages, mut receipts, mut bytes) = (Vec::new(), Vec::new(), 0);
+            let mut next = pull.next().await;
+            let ended = loop {
+                match next {
+                    None => break true,
+                    Some(Err(error)) => {
+                        tracing::debug!(stream = self.from.stream(), %error, "pull ended, making it anew");
+                        break true;
+                    }
+                    Some(Ok(message)) => {
+                        bytes += message.payload.len();
+                        if let Some((message, receipt)) = read(self.from, message) {
+                            messages.push(message);
+                            receipts.push(receipt);
+                        }
+                    }
+                }
+                if messages.len() >= COLLECT_BATCH_MAX || bytes >= COLLECT_BYTES_MAX {
+                    break false;
+                }
+                match pull.next().now_or_never() {
+                    Some(ready) => next = ready,
+                    None => break false,
+                }
+            };
+            if ended {
+                self.pull = None;
+            }
+            if messages.is_empty() {
+                tokio::time::sleep(READ_AGAIN_AFTER).await;
+            } else {
+                return (messages, receipts);
+            }
+        }
+    }
+
+    /// Drops the pull; the next [`OutcomeReader::next`] makes it anew. For a watchdog that sees messages wait at the
+    /// server and none come. What was received and not returned comes again.
+    pub fn restart(&mut self) {
+        self.pull = None;
+    }
+
+    /// Gives a receipt back: the server forgets the message for this durable. A lost ack only means that it comes again.
+    pub async fn ack(&self, receipt: Receipt) {
+        if let Err(error) = receipt.0.ack().await {
+            tracing::debug!(%error, "ack not sent, the message will come again");
+        }
+    }
+
+    /// Asks the server where the durable stands.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn state(&self) -> Result<OutcomeReaderState, TopologyError> {
+        let consumer = consumer(&self.bus, self.from.stream()).await?;
+        let info = consumer.cached_info();
+        Ok(OutcomeReaderState {
+            ack_floor: info.ack_floor.stream_sequence,
+            pending: info.num_pending,
+            ack_pending: info.num_ack_pending as u64,
+        })
+    }
+
+    /// Removes everything up to and including `seq` from the stream.
+    ///
+    /// # Errors
+    /// [`TopologyError`] when the server does not answer.
+    pub async fn purge_through(&self, seq: u64) -> Result<(), TopologyError> {
+        let name = self.from.stream();
+        let stream = self.bus.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+        stream.purge().sequence(seq + 1).await.map_err(|e| TopologyError::new(name, &e))?;
+        Ok(())
+    }
+}
+
+async fn consumer(bus: &Bus, stream: &str) -> Result<PullConsumer, TopologyError> {
+    let found = bus.js.get_consumer_from_stream(DURABLE_COLLECTOR, stream).await;
+    found
+        .map_err(|e| TopologyError::new(&format!("use of the collector's consumer on {stream} (has `setup` run?)"), &e))
+}
+
+async fn start_pull(bus: &Bus, from: OutcomeStream) -> Result<pull::Stream, TopologyError> {
+    let consumer = consumer(bus, from.stream()).await?;
+    let stream = consumer
+        .stream()
+        .max_messages_per_batch(COLLECT_BATCH_MAX)
+        .max_bytes_per_batch(COLLECT_BYTES_MAX)
+        .expires(Duration::from_secs(10))
+        .heartbeat(Duration::from_secs(2))
+        .messages()
+        .await;
+    stream.map_err(|e| TopologyError::new(from.stream(), &e))
+}
+
+fn read(from: OutcomeStream, message: jetstream::Message) -> Option<(OutcomeMessage, Receipt)> {
+    let (seq, stored_ms, again) = {
+        let info = message.info().ok()?;
+        (info.stream_sequence, unix_ms(info.published), info.delivered > 1)
+    };
+    let headers = from_nats(message.headers.as_ref());
+    let (message, acker) = message.split();
+    let body = match from {
+        OutcomeStream::Results => read_pack(&message.subject, &message.payload),
+        OutcomeStream::Dead => read_dead(&message.subject, &headers),
+    };
+    Some((OutcomeMessage { seq, stored_ms, body, payload: message.payload, headers, again }, Receipt(acker)))
+}
+
+pub(super) fn read_pack(subject: &str, payload: &[u8]) -> Result<OutcomeBody, String> {
+    let subject = parse_results(subject).map_err(|e| e.to_string())?;
+    let pack = serde_json::from_slice(payload).map_err(|e| e.to_string())?;
+    Ok(OutcomeBody::Results(subject, pack))
+}
+
+fn read_dead(subject: &str, headers: &Headers) -> Result<OutcomeBody, String> {
+    let subject = parse_dead(subject).map_err(|e| e.to_string())?;
+    let header = headers.iter().find(|(n, _)| n == HEADER_DEAD);
+    let (_, text) = header.ok_or_else(|| format!("header {HEADER_DEAD} is missing"))?;
+    let evidence: Evidence = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    Ok(OutcomeBody::Dead(subject, Box::new(evidence)))
+}

@@ -1,0 +1,309 @@
+//! Subjects: built and parsed here, so that nobody else writes a dot-separated string.
+//! No I/O. docs/protocol.md has the table.
+
+use std::fmt;
+
+use data_encoding::BASE32_NOPAD;
+use sha2::{Digest, Sha256};
+
+use crate::limits::TOKEN_CHARS_MAX;
+
+/// Stands for "no job" where a subject has a place for one.
+pub const NO_JOB: &str = "-";
+
+/// Why a token or a subject is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubjectError {
+    /// A queue, kind, job or key that does not fit.
+    #[error("{what} {token:?} must be 1 to {TOKEN_CHARS_MAX} characters of A-Z a-z 0-9 _ - and not a lone '-'")]
+    Token {
+        /// What the token was meant to be.
+        what: &'static str,
+        /// The token as given.
+        token: String,
+    },
+    /// A subject of another shape than `tasks.<queue>.<kind>[.j-<job>|.u-<key>]`.
+    #[error("subject {subject:?} is not <stream>.<queue>.<kind> with an optional .j-<job> or .u-<key>")]
+    Shape {
+        /// The subject as received.
+        subject: String,
+    },
+}
+
+/// All schedules; their queue is none, so that no purge of a queue meets them.
+pub const SCHEDULES: &str = "sched.-.*";
+/// Where the last removal of a schedule is kept; no schedule has this name.
+pub const SCHEDULES_REMOVED: &str = "sched.-.-";
+
+/// Checks one token: a queue, a kind, a job or a key.
+///
+/// # Errors
+/// [`SubjectError::Token`] names what is wrong.
+pub fn check_token(what: &'static str, token: &str) -> Result<(), SubjectError> {
+    let ok = !token.is_empty()
+        && token.len() <= TOKEN_CHARS_MAX
+        && token != NO_JOB
+        && token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if ok { Ok(()) } else { Err(SubjectError::Token { what, token: token.to_owned() }) }
+}
+
+/// Where a worker tells what it and its children do, live.
+#[must_use]
+pub fn worker_event(worker: &str) -> String {
+    format!("events.worker.{worker}")
+}
+
+/// Where the schedule of a name lies, whatever its queue and kind: so there is one, and a new one replaces it.
+#[must_use]
+pub fn schedule(name: &str) -> String {
+    format!("sched.-.{name}")
+}
+
+/// Who runs a task (queue), which handler (kind), and the job or unique key it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TaskSubject {
+    /// The second token: who runs it.
+    pub queue: String,
+    /// The third token: which handler runs it.
+    pub kind: String,
+    /// The job, where there is one.
+    pub job: Option<String>,
+    /// The unique key, where there is one (`u-<key>`); a task has a job or a key, not both.
+    pub unique: Option<String>,
+}
+
+impl TaskSubject {
+    /// A checked subject.
+    ///
+    /// # Errors
+    /// [`SubjectError::Token`] for the first token that does not fit.
+    pub fn new(queue: impl Into<String>, kind: impl Into<String>, job: Option<String>) -> Result<Self, SubjectError> {
+        let (queue, kind) = (queue.into(), kind.into());
+        check_token("queue", &queue)?;
+        check_token("kind", &kind)?;
+        if let Some(job) = &job {
+            check_token("job", job)?;
+        }
+        Ok(Self { queue, kind, job, unique: None })
+    }
+
+    /// Reads `tasks.…` or `due.…`.
+    ///
+    /// # Errors
+    /// [`SubjectError`] when a token or the shape does not fit.
+    pub fn parse(subject: &str) -> Result<Self, SubjectError> {
+        let shape = || SubjectError::Shape { subject: subject.to_owned() };
+        let mut tokens = subject.split('.');
+        if !matches!(tokens.next(), Some("tasks" | "due")) {
+            return Err(shape());
+        }
+        let (queue, kind) = (tokens.next().ok_or_else(shape)?, tokens.next().ok_or_else(shape)?);
+        let mut parsed = Self::new(queue, kind, None)?;
+        if let Some(last) = tokens.next() {
+            if let Some(job) = last.strip_prefix("j-") {
+                check_token("job", job)?;
+                parsed.job = Some(job.to_owned());
+            } else if let Some(key) = last.strip_prefix("u-") {
+                check_token("unique key", key)?;
+                parsed.unique = Some(key.to_owned());
+            } else {
+                return Err(shape());
+            }
+        }
+        if tokens.next().is_some() { Err(shape()) } else { Ok(parsed) }
+    }
+
+    fn with_prefix(&self, prefix: &str) -> String {
+        match (&self.job, &self.unique) {
+            (Some(job), _) => format!("{prefix}.{}.{}.j-{job}", self.queue, self.kind),
+            (None, Some(key)) => format!("{prefix}.{}.{}.u-{key}", self.queue, self.kind),
+            (None, None) => format!("{prefix}.{}.{}", self.queue, self.kind),
+        }
+    }
+
+    /// Where a new task is published.
+    #[must_use]
+    pub fn task(&self) -> String {
+        self.with_prefix("tasks")
+    }
+
+    /// Where a task lies whose time has come.
+    #[must_use]
+    pub fn due(&self) -> String {
+        self.with_prefix("due")
+    }
+
+    /// Where a task with this id waits for its time.
+    #[must_use]
+    pub fn sched(&self, id: &str) -> String {
+        format!("{}.{}", self.sched_base(), key(id))
+    }
+
+    /// Where all tasks of its job or unique key wait for their time.
+    #[must_use]
+    pub fn sched_of_all(&self) -> String {
+        format!("{}.*", self.sched_base())
+    }
+
+    fn sched_base(&self) -> String {
+        match &self.unique {
+            Some(key) => format!("sched.{}.{}.u-{key}", self.queue, self.kind),
+            None => format!("sched.{}.{}.{}", self.queue, self.kind, self.job_token()),
+        }
+    }
+
+    /// Where all tasks of its kind and job wait for their time.
+    #[must_use]
+    pub fn all_sched(&self) -> String {
+        format!("sched.{}.{}.{}.*", self.queue, self.kind, self.job_token())
+    }
+
+    /// Reads `sched.<queue>.<kind>.<job, u-<unique key> or ->.<key>`; none when it is of another form.
+    #[must_use]
+    pub fn parse_sched(subject: &str) -> Option<Self> {
+        let tokens: Vec<&str> = subject.split('.').collect();
+        let ["sched", queue, kind, job, _] = tokens.as_slice() else { return None };
+        if let Some(key) = job.strip_prefix("u-") {
+            return Some(Self { unique: Some(key.to_owned()), ..Self::new(*queue, *kind, None).ok()? });
+        }
+        Self::new(*queue, *kind, (*job != NO_JOB).then(|| (*job).to_owned())).ok()
+    }
+
+    /// Where its outcomes go.
+    #[must_use]
+    pub fn results(&self) -> String {
+        format!("results.{}.{}.{}", self.job_token(), self.queue, self.kind)
+    }
+
+    /// Where its dead letter goes.
+    #[must_use]
+    pub fn dead(&self) -> String {
+        format!("dead.{}.{}", self.queue, self.kind)
+    }
+
+    fn job_token(&self) -> &str {
+        self.job.as_deref().unwrap_or(NO_JOB)
+    }
+}
+
+impl fmt::Display for TaskSubject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.task())
+    }
+}
+
+/// Reads `results.<job or ->.<queue>.<kind>`.
+///
+/// # Errors
+/// [`SubjectError::Shape`] when it is not of that form.
+pub fn parse_results(subject: &str) -> Result<TaskSubject, SubjectError> {
+    let tokens: Vec<&str> = subject.split('.').collect();
+    match tokens.as_slice() {
+        ["results", job, queue, kind] => {
+            let job = (*job != NO_JOB).then(|| (*job).to_owned());
+            TaskSubject::new(*queue, *kind, job)
+        }
+        _ => Err(SubjectError::Shape { subject: subject.to_owned() }),
+    }
+}
+
+/// Reads `dead.<queue>.<kind>`.
+///
+/// # Errors
+/// [`SubjectError::Shape`] when it is not of that form.
+pub fn parse_dead(subject: &str) -> Result<TaskSubject, SubjectError> {
+    let tokens: Vec<&str> = subject.split('.').collect();
+    match tokens.as_slice() {
+        ["dead", queue, kind] => TaskSubject::new(*queue, *kind, None),
+        _ => Err(SubjectError::Shape { subject: subject.to_owned() }),
+    }
+}
+
+/// All results of one job.
+#[must_use]
+pub fn results_of_job(job: &str) -> String {
+    format!("results.{job}.>")
+}
+
+/// Where one asks who holds a task, or any item of its batch.
+#[must_use]
+pub fn lease_who(queue: &str, original_id: &str) -> String {
+    format!("lease.who.{queue}.{}", key(original_id))
+}
+
+/// Where calls of a kind are answered.
+///
+/// # Errors
+/// [`SubjectError::Token`] for the first token that does not fit.
+pub fn call(queue: &str, kind: &str) -> Result<String, SubjectError> {
+    check_token("queue", queue)?;
+    check_token("kind", kind)?;
+    Ok(format!("call.{queue}.{kind}"))
+}
+
+/// What the caller of a conversation says.
+#[must_use]
+pub fn pipe_in(id: &str) -> String {
+    format!("pipe.{id}.in")
+}
+
+/// What the worker of a conversation says.
+#[must_use]
+pub fn pipe_out(id: &str) -> String {
+    format!("pipe.{id}.out")
+}
+
+/// Base32 of the SHA-256 of an id: any text becomes one subject token of 52 characters.
+#[must_use]
+pub fn key(id: &str) -> String {
+    BASE32_NOPAD.encode(&Sha256::digest(id.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(subject: &str, expected: Option<(&str, &str, Option<&str>, Option<&str>)>) {
+        let parsed = TaskSubject::parse(subject).ok();
+        let parsed =
+            parsed.as_ref().map(|s| (s.queue.as_str(), s.kind.as_str(), s.job.as_deref(), s.unique.as_deref()));
+        assert_eq!(parsed, expected, "{subject}");
+    }
+
+    #[test]
+    fn task_subjects() {
+        check("tasks.default.square", Some(("default", "square", None, None)));
+        check("due.q.k.j-job_1", Some(("q", "k", Some("job_1"), None)));
+        check("tasks.q.k.u-key", Some(("q", "k", None, Some("key"))));
+        for bad in [
+            "tasks",
+            "tasks.q",
+            "tasks..k",
+            "tasks.q.",
+            "tasks.q.k.x",
+            "tasks.q.k.j-",
+            "tasks.q.k.j-a.b",
+            "results.q.k",
+            "tasks.-.k",
+            "tasks.q.k\u{e4}",
+            "tasks.q.k.j--",
+        ] {
+            check(bad, None);
+        }
+        let long = "x".repeat(TOKEN_CHARS_MAX + 1);
+        check(&format!("tasks.{long}.k"), None);
+    }
+
+    #[test]
+    fn built_subjects_parse_back() {
+        let subject = TaskSubject::new("q", "k", Some("j".into())).unwrap();
+        assert_eq!(TaskSubject::parse(&subject.task()).unwrap(), subject);
+        assert_eq!(TaskSubject::parse(&subject.due()).unwrap(), subject);
+        assert_eq!(parse_results(&subject.results()).unwrap(), subject);
+        assert_eq!(parse_dead(&subject.dead()).unwrap().kind, "k");
+        assert_eq!(subject.sched("any text\n").split('.').count(), 5);
+        let unique = TaskSubject { job: None, unique: Some("key".into()), ..subject };
+        assert_eq!(TaskSubject::parse(&unique.due()).unwrap(), unique);
+        assert_eq!((unique.sched_of_all().as_str(), unique.results().as_str()), ("sched.q.k.u-key.*", "results.-.q.k"));
+    }
+}
