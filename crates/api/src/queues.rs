@@ -1,5 +1,5 @@
 //! Queues: rows of the list, pause, purge and limit. What a purge answers is its record,
-//! [`PurgeRecord`](millpond::bus::queues::PurgeRecord).
+//! [`PurgeRecord`](millpond::bus::operate::queues::PurgeRecord).
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
