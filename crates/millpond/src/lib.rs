@@ -22,11 +22,6 @@ pub mod shutdown;
 pub mod signature;
 pub mod task;
 pub mod telemetry;
-<<<<<<< HEAD
-=======
-pub mod token;
-pub mod wire;
->>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call)
 pub mod worker_record;
 
 use rand::RngExt;

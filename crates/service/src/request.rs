@@ -6,7 +6,7 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
-use millpond::bus::subject::check_token;
+use millpond::wire::subject::check_token;
 use millpond_api::list::PageQuery;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

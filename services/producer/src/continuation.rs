@@ -24,21 +24,13 @@ pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, TopologyError> 
 }
 
 /// Answers requests for ever.
-<<<<<<< HEAD:services/producer/src/continuation.rs
-pub(crate) async fn serve(client: Client, mut requests: Requests) {
+pub(crate) async fn serve(client: Client, mut requests: ControlRequests) {
     while let Some(request) = requests.next().await {
         let answer = match publish(&client, &request.payload).await {
-            Ok(id) => to_raw_value(&json!({ "id": id })).map_or_else(|e| Answer::Error(e.to_string()), Answer::Ok),
-            Err(error) => Answer::Error(error),
-=======
-pub(crate) async fn serve(client: Client, mut requests: ControlRequests) {
-    while let Some(asked) = requests.next().await {
-        let answer = match publish(&client, &asked.payload).await {
             Ok(id) => {
                 to_raw_value(&json!({ "id": id })).map_or_else(|e| ControlReply::Error(e.to_string()), ControlReply::Ok)
             }
             Err(error) => ControlReply::Error(error),
->>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call):services/producer/src/then.rs
         };
         request.answer(&answer).await;
     }
@@ -54,13 +46,8 @@ async fn publish(client: &Client, request: &[u8]) -> Result<String, String> {
         kind: ended.kind,
         ..Default::default()
     };
-<<<<<<< HEAD:services/producer/src/continuation.rs
     // A full stream is waited for without an end: whoever request asks again.
-    let stored = tokio::time::timeout(STORE_WITHIN, client.submit(&task, Patience::Within(STORE_WITHIN))).await;
-=======
-    // A full stream is waited for without an end: whoever asked asks again.
     let stored = tokio::time::timeout(STORE_WITHIN, client.submit(&task, RetryDeadline::Within(STORE_WITHIN))).await;
->>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call):services/producer/src/then.rs
     let stored = stored.map_err(|_| "no room for more tasks now".to_owned())?;
     Ok(stored.map_err(|e| e.to_string())?.id)
 }

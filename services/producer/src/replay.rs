@@ -29,21 +29,13 @@ pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, TopologyError> 
 }
 
 /// Answers requests for ever.
-<<<<<<< HEAD
-pub(crate) async fn serve(bus: Bus, mut requests: Requests) {
+pub(crate) async fn serve(bus: Bus, mut requests: ControlRequests) {
     while let Some(request) = requests.next().await {
         let answer = match replay(&bus, &request.payload).await {
-            Ok(id) => to_raw_value(&json!({ "id": id })).map_or_else(|e| Answer::Error(e.to_string()), Answer::Ok),
-            Err(error) => Answer::Error(error),
-=======
-pub(crate) async fn serve(bus: Bus, mut requests: ControlRequests) {
-    while let Some(asked) = requests.next().await {
-        let answer = match replay(&bus, &asked.payload).await {
             Ok(id) => {
                 to_raw_value(&json!({ "id": id })).map_or_else(|e| ControlReply::Error(e.to_string()), ControlReply::Ok)
             }
             Err(error) => ControlReply::Error(error),
->>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call)
         };
         request.answer(&answer).await;
     }

@@ -29,13 +29,8 @@ pub(crate) async fn arguments(
     mut task: NewTask,
     headers: &HeaderMap,
     body: Body,
-<<<<<<< HEAD
-    deadline: Patience,
-) -> Result<NewTask, ErrorAnswer> {
-=======
     deadline: RetryDeadline,
-) -> Result<NewTask, Refusal> {
->>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call)
+) -> Result<NewTask, ErrorAnswer> {
     let mut from = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
     let mut start = Vec::new();
     let read = (&mut from).take(CLAIM_CHECK_BYTES as u64 + 1).read_to_end(&mut start).await;

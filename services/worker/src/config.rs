@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use millpond::bus::Access;
-<<<<<<< HEAD
 use millpond::config::{SigningArgs, duration};
 use millpond::limits::{IO_SLOTS_DEFAULT, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER};
 use millpond::retry::{RetryPolicy, parse_attempts_max, parse_jitter};
@@ -17,14 +16,6 @@ use millpond_service::listen::HttpTls;
 use millpond_service::program::{NoCommand, Service};
 use millpond_service::settings::{ServiceArgs, nats_url};
 use tokio_util::sync::CancellationToken;
-=======
-use millpond::config::{ConnectArgs, LogArgs, SigningArgs, duration};
-use millpond::limits::{IO_SLOTS_DEFAULT, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER};
-use millpond::retry::{RetryPolicy, parse_attempts_max, parse_jitter};
-use millpond::signature::Signer;
-use millpond::wire::subject::check_token;
-use millpond_service::listen::{HttpTls, HttpTlsArgs};
->>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call)
 
 const NATS_URL: &str = "MILLPOND_WORKER_NATS_URL";
 const LISTEN: &str = "MILLPOND_WORKER_LISTEN";

@@ -13,7 +13,6 @@ use futures_util::FutureExt;
 use millpond::chain::Step;
 use millpond::client::{Batch, Begin, MapItem, MapRun, MapSpec};
 use millpond::job::{JobRecord, JobState};
-<<<<<<< HEAD
 use millpond::limits::{BATCH_ITEMS_MAX, HEARTBEAT_LOST_AFTER};
 use millpond_api::error::ErrorBody;
 use millpond_api::jobs::JobStatus;
@@ -22,12 +21,6 @@ use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::{NoQuery, PathAndQuery, check_name, media_type};
 use millpond_service::server::CHUNK_BYTES;
 use serde::Serialize;
-=======
-use millpond::limits::{BATCH_ITEMS_MAX, HEARTBEAT_LOST_AFTER, HTTP_CHUNK_BYTES, HTTP_JOBS_MAX};
-use millpond::wire::subject::check_token;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
->>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call)
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::task_headers::HEADER_KEY;

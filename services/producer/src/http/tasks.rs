@@ -12,17 +12,11 @@ use millpond::bus::publish::RetryDeadline;
 use millpond::client::{ClientError, NewTask, NoResult, Submitted, TaskEnd};
 use millpond::config::duration;
 use millpond::outcome::Failure;
-<<<<<<< HEAD
+use millpond::wire::subject;
 use millpond_api::error::ErrorBody;
 use millpond_api::publish::{FinalStatus, PublishTaskQuery, TaskEnded, TaskEnding, TaskPublished};
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::{PathAndQuery, media_type};
-=======
-use millpond::wire::subject;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
-use utoipa::ToSchema;
->>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call)
 
 use super::{App, busy, client_error, task_headers, unavailable};
 use crate::{ndjson, upload};
@@ -175,15 +169,9 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
 }
 
 /// The same for a task with a unique key, and for a chain: the end of its last step, or of the one that ended it.
-<<<<<<< HEAD
 async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, ErrorAnswer> {
     let waiter = app.client.waiter(&mut task).await.map_err(|fault| client_error(&fault))?;
-    let storing = app.client.submit(&task, Patience::Within(STORE_WITHIN));
-=======
-async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, Refusal> {
-    let waiter = app.client.waiter(&mut task).await.map_err(|fault| Refusal::from(&fault))?;
     let storing = app.client.submit(&task, RetryDeadline::Within(STORE_WITHIN));
->>>>>>> 6ca70b4 (bus: folders by direction, names on the wire below it, standard names for what others call)
     let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
     tokio::select! {
         (id, end) = waiter.end(&stored) => Ok(Json(TaskEnded { id, ending: ending(end) }).into_response()),
