@@ -22,6 +22,7 @@ pub mod shutdown;
 pub mod signature;
 pub mod task;
 pub mod telemetry;
+pub mod wire;
 pub mod worker_record;
 
 use rand::RngExt;

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use axum::http::HeaderMap;
-use millpond::chain::{HEADER_THEN, parse};
+use millpond::chain::parse;
 use millpond::client::NewTask;
 use millpond::config::duration;
 use millpond::limits::TASK_ID_BYTES_MAX;
 use millpond::retry::parse_attempts_max;
-use millpond::task::{
-    HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, is_reply_subject,
+use millpond::task::is_reply_subject;
+use millpond::wire::headers::{
+    HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_THEN, HEADER_TIMEOUT, HEADER_TRACEPARENT,
 };
 use millpond_service::error_answer::ErrorAnswer;
 
