@@ -1,7 +1,14 @@
 //! The integration tests: one binary, a real nats-server per test on a free port, real processes that are really
 //! killed. `harness` starts them; each file tries one promise of the README.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::too_many_lines,
+    reason = "tests"
+)]
 
 mod bad_input;
 mod batches;
@@ -11,6 +18,7 @@ mod calls;
 mod cancel;
 mod chains;
 mod children;
+mod circles;
 mod collector_http;
 mod console;
 mod examples;
