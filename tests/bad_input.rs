@@ -7,7 +7,7 @@ use bytes::Bytes;
 use millpond::bus::Role;
 use millpond::bus::publish::{PublishError, RetryDeadline};
 use millpond::bus::topology::{StreamLimits, stream_state};
-use millpond::client::{ClientError, NewTask};
+use millpond::client::{NewTask, SubmitError};
 use millpond::wire::streams::STREAM_TASKS;
 use millpond_worker::{Call, Reply, reply};
 use serde_json::json;
@@ -133,7 +133,7 @@ async fn what_the_server_refuses_is_told_to_the_publisher_and_loses_nothing() {
     // A batch is never put into the store of payloads.
     let large = NewTask { payload: Bytes::from(vec![b'1'; 2_000_000]), batch: Some(1), ..task("square", "") };
     let error = cluster.client.submit(&large, SHORT).await.unwrap_err();
-    assert!(matches!(&error, ClientError::Publish(PublishError::TooLarge { bytes: 2_000_000, .. })), "{error}");
+    assert!(matches!(&error, SubmitError::Publish(PublishError::TooLarge { bytes: 2_000_000, .. })), "{error}");
     let bus = cluster.nats.bus(Role::Setup).await;
     assert_eq!(stream_state(&bus, STREAM_TASKS).await.unwrap().messages, 1);
     let _worker = cluster.worker("w1", &[], None);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use millpond::bus::publish::RetryDeadline;
-use millpond::client::{Batch, MapSpec, NewTask};
+use millpond::client::{BatchSize, MapSpec, NewTask};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ fn spec(kind: &str, job: &str) -> MapSpec {
         queue: "default".into(),
         kind: kind.into(),
         job: Some(job.into()),
-        batch: Batch::Auto,
+        batch: BatchSize::Auto,
         ordered: true,
         timeout: None,
         attempts_max: None,

@@ -8,7 +8,7 @@ use millpond::bus::Role;
 use millpond::bus::operate::cancel::Tombstone;
 use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::stream_state;
-use millpond::client::{Batch, MapSpec, NewTask};
+use millpond::client::{BatchSize, MapSpec, NewTask};
 use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use millpond_cli::api::text;
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ async fn cancel(cluster: &Cluster, id: &str) -> Value {
     until("answer", PATIENCE, async || cluster.api.post("/api/v1/task/cancel", &asked).await.ok()).await
 }
 
-async fn publish(cluster: &Cluster, job: &str, kind: &str, argument: &'static str, count: usize, batch: Batch) {
+async fn publish(cluster: &Cluster, job: &str, kind: &str, argument: &'static str, count: usize, batch: BatchSize) {
     let spec =
         MapSpec { queue: "default".into(), kind: kind.into(), job: Some(job.into()), batch, ..MapSpec::default() };
     let input = stream::iter((0..count).map(move |_| Ok(argument.into())));
@@ -139,7 +139,7 @@ async fn a_task_is_cancelled_wherever_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn items_of_a_batch_are_cancelled_alone() {
     let cluster = Cluster::start().await;
-    publish(&cluster, "items", "sleep", "1", 10, Batch::Fixed(10)).await;
+    publish(&cluster, "items", "sleep", "1", 10, BatchSize::Fixed(10)).await;
     until("the job's record", PATIENCE, async || cluster.get("/api/v1/jobs/items", &[]).await).await;
     cluster.api.post("/api/v1/task/cancel", &json!({ "id": "items.1/8", "queue": "default" })).await.unwrap();
     let _worker = cluster.worker("w1", &["--slots", "1", "--io-slots", "1"], None);
@@ -157,7 +157,7 @@ async fn of_a_large_job_nothing_runs_a_second_after_its_cancellation() {
     const TASKS: usize = 100_000;
     let (cluster, beats) = (Cluster::start().await, Beats::new());
     let _workers = [beats.worker(&cluster, "w1"), beats.worker(&cluster, "w2")];
-    publish(&cluster, "large", "beat", "1", TASKS, Batch::Fixed(1)).await;
+    publish(&cluster, "large", "beat", "1", TASKS, BatchSize::Fixed(1)).await;
     until("running tasks", PATIENCE, async || (beats.all().len() > 20).then_some(())).await;
     let asked = tokio::task::spawn_blocking({
         let mut command = cluster.command(&["job", "cancel", "large", "--json"]);
@@ -169,7 +169,7 @@ async fn of_a_large_job_nothing_runs_a_second_after_its_cancellation() {
     let said: Value = serde_json::from_slice(&asked.stdout).unwrap();
     assert!(said["removed"].as_u64().unwrap() > 90_000, "{said}");
     // Another job takes the slots: what still ran would be seen.
-    publish(&cluster, "next", "square", "3", 100, Batch::Auto).await;
+    publish(&cluster, "next", "square", "3", 100, BatchSize::Auto).await;
     cluster.job_ends("next", 100, PATIENCE).await;
     for worker in ["w1", "w2"] {
         cluster.worker_is(worker, |w| w["held"] == 0 && w["heartbeat_ms"].as_i64() > Some(cancelled_ms + 1500)).await;
@@ -222,7 +222,7 @@ async fn a_cancellation_that_dies_half_way_still_cancels() {
     for failpoint in ["cancel.marked", "cancel.told"] {
         let mut cluster = Cluster::start().await;
         cluster.restart_collector(Some(failpoint));
-        publish(&cluster, "half", "square", "2", 200, Batch::Fixed(1)).await;
+        publish(&cluster, "half", "square", "2", 200, BatchSize::Fixed(1)).await;
         until("the job's record", PATIENCE, async || cluster.get("/api/v1/jobs/half", &[]).await).await;
         assert!(cluster.api.post("/api/v1/jobs/half/cancel", &json!({})).await.is_err(), "the collector dies");
         let _worker = cluster.worker("w1", &[], None);
@@ -247,7 +247,7 @@ async fn a_cancellation_that_dies_half_way_still_cancels() {
 async fn a_purge_by_kind_ends_what_runs_of_it_and_nothing_else() {
     let (cluster, beats) = (Cluster::start().await, Beats::new());
     let _worker = beats.worker(&cluster, "w1");
-    publish(&cluster, "purged", "beat", "1", 20, Batch::Fixed(1)).await;
+    publish(&cluster, "purged", "beat", "1", 20, BatchSize::Fixed(1)).await;
     submit(&cluster, &NewTask { at_ms: Some(millpond::now_ms() + 3_600_000), ..named("later", "beat", "1") }).await;
     submit(&cluster, &named("other", "sleep", "2")).await;
     until("running tasks", PATIENCE, async || (beats.all().len() > 5).then_some(())).await;

@@ -6,15 +6,15 @@ use std::process::{Output, Stdio};
 use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::stream_state;
-use millpond::chain::{Step, parse};
-use millpond::client::{Batch, MapSpec, NewTask, NoResult};
+use millpond::chain::{ChainStep, parse};
+use millpond::client::{BatchSize, MapSpec, NewTask, NoResult};
 use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use millpond_cli::api::text;
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, Process, task, until};
 
-fn steps(list: &str) -> Vec<Step> {
+fn steps(list: &str) -> Vec<ChainStep> {
     parse(list).unwrap()
 }
 
@@ -215,7 +215,7 @@ fn job(job: &str, kind: &str, then: &str) -> MapSpec {
         queue: "default".into(),
         kind: kind.into(),
         job: Some(job.into()),
-        batch: Batch::Auto,
+        batch: BatchSize::Auto,
         ordered: false,
         timeout: None,
         attempts_max: Some(2),

@@ -5,7 +5,7 @@ use std::process::Output;
 
 use futures_util::stream;
 use millpond::bus::publish::RetryDeadline;
-use millpond::client::{Batch, MapSpec, NewTask};
+use millpond::client::{BatchSize, MapSpec, NewTask};
 use millpond_cli::api::text;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -47,7 +47,7 @@ async fn sleepers(cluster: &Cluster, job: &str, seconds: &'static str, count: us
         queue: "default".into(),
         kind: "sleep".into(),
         job: Some(job.into()),
-        batch: Batch::Fixed(1),
+        batch: BatchSize::Fixed(1),
         ..MapSpec::default()
     };
     let input = stream::iter((0..count).map(move |_| Ok(seconds.into())));

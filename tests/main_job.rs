@@ -62,7 +62,7 @@ async fn a_map_whose_next_is_dropped_again_and_again_loses_nothing() {
         queue: "default".into(),
         kind: "square".into(),
         job: Some("dropped".into()),
-        batch: millpond::client::Batch::Fixed(3),
+        batch: millpond::client::BatchSize::Fixed(3),
         ordered: false,
         timeout: None,
         attempts_max: None,

@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 
 use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
-use millpond::client::{Batch, MapSpec, NewTask, NoResult};
+use millpond::client::{BatchSize, MapSpec, NewTask, NoResult};
 use millpond::payload::StoredPayload;
 use millpond_cli::api::text;
 use nix::sys::signal::Signal;
@@ -267,7 +267,7 @@ async fn a_result_that_is_gone_is_told_and_is_no_crash() {
         queue: "default".into(),
         kind: "lines".into(),
         job: Some("gone".into()),
-        batch: Batch::Fixed(1),
+        batch: BatchSize::Fixed(1),
         ordered: true,
         timeout: None,
         attempts_max: None,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream;
 use millpond::bus::publish::RetryDeadline;
-use millpond::client::{Batch, MapSpec, NewTask};
+use millpond::client::{BatchSize, MapSpec, NewTask};
 use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ async fn submit(cluster: &Cluster, id: &str, task: NewTask) {
     cluster.client.submit(&NewTask { id: Some(id.into()), ..task }, RetryDeadline::Unlimited).await.unwrap();
 }
 
-async fn publish(cluster: &Cluster, job: &str, kind: &str, argument: &'static str, count: usize, batch: Batch) {
+async fn publish(cluster: &Cluster, job: &str, kind: &str, argument: &'static str, count: usize, batch: BatchSize) {
     let spec =
         MapSpec { queue: "default".into(), kind: kind.into(), job: Some(job.into()), batch, ..MapSpec::default() };
     let input = stream::iter((0..count).map(move |_| Ok(argument.into())));
@@ -163,11 +163,11 @@ async fn a_purge_lets_its_jobs_end() {
     let cluster = Cluster::start().await;
     let (_producer, _) = cluster.producer().await;
     let worker = cluster.worker("w1", &["--slots", "1", "--io-slots", "1"], None);
-    publish(&cluster, "fast", "square", "3", 5, Batch::Fixed(1)).await;
+    publish(&cluster, "fast", "square", "3", 5, BatchSize::Fixed(1)).await;
     cluster.job_ends("fast", 5, PATIENCE).await;
     drop(worker);
     // A batch, of which nothing has begun, and a job with a task to follow.
-    publish(&cluster, "batched", "square", "3", 40, Batch::Fixed(10)).await;
+    publish(&cluster, "batched", "square", "3", 40, BatchSize::Fixed(10)).await;
     let then =
         cluster.command(&["map", "square", "--range", "0..7", "--job", "then", "--then", "echo", "--no-wait"]).output();
     assert!(then.unwrap().status.success());
@@ -199,7 +199,7 @@ async fn what_was_to_run_again_and_was_purged_is_cancelled() {
     let cluster = Cluster::start().await;
     let long = ["--slots", "2", "--io-slots", "1", "--retry-delay", "1h", "--retry-delay-max", "1h"];
     let _worker = cluster.worker("w1", &long, None);
-    publish(&cluster, "retries", "fail", r#"{"how":"error"}"#, 2, Batch::Fixed(1)).await;
+    publish(&cluster, "retries", "fail", r#"{"how":"error"}"#, 2, BatchSize::Fixed(1)).await;
     submit(&cluster, "alone", task("fail", "{}")).await;
     for id in ["retries.1/0", "retries.1/1", "alone"] {
         until("waiting retry", PATIENCE, async || {
@@ -208,7 +208,7 @@ async fn what_was_to_run_again_and_was_purged_is_cancelled() {
         .await;
     }
     // Some of a batch is done, the others wait for the same slot.
-    publish(&cluster, "parts", "sleep", "1", 8, Batch::Fixed(8)).await;
+    publish(&cluster, "parts", "sleep", "1", 8, BatchSize::Fixed(8)).await;
     until("a part that is done", PATIENCE, async || {
         (job(&cluster, "parts").await["done"].as_u64() >= Some(1)).then_some(())
     })
@@ -240,7 +240,7 @@ async fn what_still_waits_or_runs_is_not_mended() {
     let cluster = Cluster::start().await;
     let one = ["--slots", "1", "--io-slots", "1", "--retry-delay", "1h", "--retry-delay-max", "1h"];
     let _worker = cluster.worker("w1", &one, None);
-    publish(&cluster, "runs", "sleep", "25", 1, Batch::Fixed(1)).await;
+    publish(&cluster, "runs", "sleep", "25", 1, BatchSize::Fixed(1)).await;
     cluster.worker_is("w1", |w| w["running"] == 1).await;
     // What runs is to go on: its job must not end before it does.
     purge(&cluster, "default", json!({ "keep_running": true })).await;
@@ -252,7 +252,7 @@ async fn what_still_waits_or_runs_is_not_mended() {
     })
     .await;
     // A purge of another kind takes nothing of it, nor of this job.
-    publish(&cluster, job_of_kind, "nobody_knows", "1", 2, Batch::Fixed(1)).await;
+    publish(&cluster, job_of_kind, "nobody_knows", "1", 2, BatchSize::Fixed(1)).await;
     purge(&cluster, "default", json!({ "kind": "square" })).await;
     let ended = until("end of what runs", PATIENCE, async || {
         Some(job(&cluster, "runs").await).filter(|job| job["state"] == "finished")

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use millpond::client::{Batch, ClientError, MapSpec};
+use millpond::client::{BatchSize, MapError, MapSpec};
 use serde_json::Value;
 
 use crate::harness::{Cluster, PATIENCE, Process, statuses, until};
@@ -124,7 +124,7 @@ async fn of_two_processes_with_one_job_the_first_stops() {
         queue: "default".into(),
         kind: "square".into(),
         job: Some("two".into()),
-        batch: Batch::Fixed(1),
+        batch: BatchSize::Fixed(1),
         ordered: true,
         ..MapSpec::default()
     };
@@ -146,7 +146,7 @@ async fn of_two_processes_with_one_job_the_first_stops() {
             }
         }
     };
-    assert!(matches!(stopped.await, Some(Err(ClientError::TakenOver { .. }))));
+    assert!(matches!(stopped.await, Some(Err(MapError::TakenOver { .. }))));
     let _worker = cluster.worker("w1", &[], None);
     let results: Vec<String> = second.map(|item| item.unwrap().end.unwrap().get().to_owned()).collect().await;
     assert_eq!(results, (0..20u64).map(|n| (n * n).to_string()).collect::<Vec<_>>());
@@ -162,7 +162,7 @@ async fn an_input_that_is_shorter_than_what_is_stored_is_refused() {
         queue: "default".into(),
         kind: "square".into(),
         job: Some("shorter".into()),
-        batch: Batch::Fixed(1),
+        batch: BatchSize::Fixed(1),
         ..MapSpec::default()
     };
     let numbers = |count: u64| stream::iter((0..count).map(|n| Ok(n.to_string().into())));
@@ -181,5 +181,5 @@ async fn an_input_that_is_shorter_than_what_is_stored_is_refused() {
         Ok(())
     };
     let refused = tokio::time::timeout(PATIENCE, again).await.expect("it ends");
-    assert!(matches!(refused, Err(ClientError::OtherInput { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(MapError::OtherInput { .. })), "{refused:?}");
 }

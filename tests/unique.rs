@@ -5,22 +5,22 @@ use std::process::{Output, Stdio};
 use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::stream_state;
-use millpond::client::{ClientError, NewTask, Submitted};
+use millpond::client::{NewTask, SubmitError, Submitted};
 use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, Process, task, until};
 
-async fn submit(cluster: &Cluster, id: &str, kind: &str, arguments: &str) -> Result<Submitted, ClientError> {
+async fn submit(cluster: &Cluster, id: &str, kind: &str, arguments: &str) -> Result<Submitted, SubmitError> {
     let unique =
         NewTask { id: Some(id.into()), unique: Some("key".into()), attempts_max: Some(20), ..task(kind, arguments) };
     cluster.client.submit(&unique, RetryDeadline::Unlimited).await
 }
 
-fn refused(submitted: Result<Submitted, ClientError>) -> bool {
+fn refused(submitted: Result<Submitted, SubmitError>) -> bool {
     match submitted {
         Ok(submitted) => panic!("{submitted:?} was taken"),
-        Err(error) => matches!(error, ClientError::AlreadyThere { key } if key == "key"),
+        Err(error) => matches!(error, SubmitError::UniqueKeyTaken { key } if key == "key"),
     }
 }
 
@@ -67,7 +67,7 @@ async fn one_of_a_key_at_a_time_whether_it_waits_runs_or_will_be_tried_again() {
     cluster.client.submit(&long, RetryDeadline::Unlimited).await.unwrap();
     cluster.worker_is("w1", |w| w["running"] == 1).await;
     let again = cluster.client.submit(&long, RetryDeadline::Unlimited).await;
-    assert!(matches!(again, Err(ClientError::AlreadyThere { .. })), "while it runs: {again:?}");
+    assert!(matches!(again, Err(SubmitError::UniqueKeyTaken { .. })), "while it runs: {again:?}");
     submit(&cluster, "second", "fail", r#"{"until": 1}"#).await.unwrap();
     assert_eq!(cluster.ended("second").await["status"], "done");
     drop(worker);
@@ -82,7 +82,7 @@ async fn of_many_at_once_one_is_stored() {
     }));
     let taken = all.await.into_iter().filter(|one| match one {
         Ok(_) => true,
-        Err(ClientError::AlreadyThere { .. }) => false,
+        Err(SubmitError::UniqueKeyTaken { .. }) => false,
         Err(other) => panic!("{other}"),
     });
     assert_eq!(taken.count(), 1);
@@ -104,7 +104,7 @@ async fn of_many_at_once_one_is_stored() {
     let now = NewTask { at_ms: None, ..later("now") };
     assert!(matches!(
         cluster.client.submit(&now, RetryDeadline::Unlimited).await,
-        Err(ClientError::AlreadyThere { .. })
+        Err(SubmitError::UniqueKeyTaken { .. })
     ));
     let _worker = cluster.worker("w1", &[], None);
     assert_eq!(cluster.ended(taken[0]).await["result"], 9);
@@ -135,8 +135,11 @@ async fn waiting_and_asking_over_http() {
     drop(worker);
     assert!(cli(&cluster, &["dead", "retry", "dies"]).await.status.success());
     let again = cluster.client.submit(&NewTask { id: None, ..dying.clone() }, RetryDeadline::Unlimited).await;
-    assert!(matches!(again, Err(ClientError::AlreadyThere { .. })), "{again:?}");
+    assert!(matches!(again, Err(SubmitError::UniqueKeyTaken { .. })), "{again:?}");
     for wrong in [NewTask { job: Some("j".into()), ..dying.clone() }, NewTask { batch: Some(2), ..dying }] {
-        assert!(matches!(cluster.client.submit(&wrong, RetryDeadline::Unlimited).await, Err(ClientError::NotAlone)));
+        assert!(matches!(
+            cluster.client.submit(&wrong, RetryDeadline::Unlimited).await,
+            Err(SubmitError::UniqueKeyNotAlone)
+        ));
     }
 }

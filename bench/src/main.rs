@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Parser;
 use millpond::bus::publish::RetryDeadline;
-use millpond::client::{Batch, Client, MapSpec, NewTask};
+use millpond::client::{BatchSize, Client, MapSpec, NewTask};
 use millpond_worker::{Call, Config, Reply, Worker, reply};
 use serde_json::json;
 
@@ -72,12 +72,12 @@ fn env(name: &str) -> anyhow::Result<String> {
 
 async fn submit(url: &str, batch: &str) -> anyhow::Result<()> {
     let batch = match batch.parse() {
-        Ok(items) => Batch::Fixed(items),
-        Err(_) => Batch::Auto,
+        Ok(items) => BatchSize::Fixed(items),
+        Err(_) => BatchSize::Auto,
     };
     let client = Client::connect(url, "bench", Duration::from_secs(10)).await?;
     let count: u64 = env("BENCH_N")?.parse()?;
-    map(&client, "square", Batch::Fixed(1), (0..20).map(|n| n.to_string()).collect()).await?;
+    map(&client, "square", BatchSize::Fixed(1), (0..20).map(|n| n.to_string()).collect()).await?;
     let workload = env("BENCH_WORKLOAD")?;
     if workload == "W2" {
         return lone(&client, count).await;
@@ -108,7 +108,7 @@ fn texts(count: u64) -> anyhow::Result<Vec<String>> {
     Ok((0..count).map(|n| json!(format!("{n:08}{rest}")).to_string()).collect())
 }
 
-async fn map(client: &Client, kind: &str, batch: Batch, input: Vec<String>) -> anyhow::Result<Vec<String>> {
+async fn map(client: &Client, kind: &str, batch: BatchSize, input: Vec<String>) -> anyhow::Result<Vec<String>> {
     let spec = MapSpec {
         queue: "default".to_owned(),
         kind: kind.to_owned(),

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use millpond::bus::read::inspect;
 use millpond::bus::read::inspect::StreamFacts;
-use millpond::bus::{Access, Bus, Role};
-use millpond::config::ConnectArgs;
+use millpond::bus::{Bus, Role};
+use millpond::config::{ConnectArgs, ConnectSettings};
 use serde_json::{Value, json};
 
 use crate::EXIT_TASK_FAILED;
@@ -90,7 +90,7 @@ pub async fn run(args: DoctorArgs, env: &Env) -> anyhow::Result<ExitCode> {
     Ok(if failed { ExitCode::from(EXIT_TASK_FAILED) } else { ExitCode::SUCCESS })
 }
 
-async fn nats(findings: &mut Findings, env: &Env, access: Access) {
+async fn nats(findings: &mut Findings, env: &Env, access: ConnectSettings) {
     let Some(url) = env.get(CLIENT_NATS_URL) else {
         let advice =
             "set MILLPOND_NATS_URL, name the folder of a running `up` by --state, or start one with `millpond up`";

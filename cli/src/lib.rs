@@ -37,7 +37,7 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser, Subcommand};
 use millpond::bus::ConnectError;
 use millpond::bus::publish::PublishError;
-use millpond::client::ClientError;
+use millpond::client::{MapError, SubmitError};
 use millpond::config::LogArgs;
 use millpond_service::program;
 
@@ -218,11 +218,13 @@ fn quiet() -> LogArgs {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let unreachable = error.chain().any(|cause| {
         cause.is::<ConnectError>()
-            || matches!(cause.downcast_ref(), Some(ClientError::Connect(_)))
             || cause.downcast_ref().is_some_and(|e: &reqwest::Error| e.is_connect() || e.is_timeout())
     });
-    let is_full = |e: &ClientError| matches!(e, ClientError::Publish(PublishError::QueueFull { .. }));
-    let full = error.chain().any(|cause| cause.downcast_ref().is_some_and(is_full));
+    let is_full = |e: &SubmitError| matches!(e, SubmitError::Publish(PublishError::QueueFull { .. }));
+    let full = error.chain().any(|cause| match cause.downcast_ref() {
+        Some(MapError::Submit(error)) => is_full(error),
+        _ => cause.downcast_ref().is_some_and(is_full),
+    });
     match () {
         () if is_broken_pipe(error) => 0,
         () if full => EXIT_QUEUE_FULL,

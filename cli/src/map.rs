@@ -9,8 +9,8 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use millpond::chain::Step;
-use millpond::client::{Batch, Begin, MapItem, MapRun, MapSpec};
+use millpond::chain::ChainStep;
+use millpond::client::{BatchSize, IfJobExists, MapItem, MapRun, MapSpec};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
 use millpond::limits::BATCH_ITEMS_MAX;
 use serde_json::json;
@@ -38,7 +38,7 @@ pub struct MapArgs {
     range: Option<Range>,
     /// Tasks in one message: a number, or `auto` for as many as take about 50 ms together.
     #[arg(long, default_value = "auto", value_parser = batch)]
-    batch: Batch,
+    batch: BatchSize,
     /// Print results as they come instead of in the order of the input.
     #[arg(long)]
     unordered: bool,
@@ -66,7 +66,7 @@ pub struct MapArgs {
     attempts_max: Option<u32>,
     /// When all of it has ended, run this kind once, KIND or QUEUE.KIND, with the job's counts as its argument.
     #[arg(long, value_name = "KIND")]
-    then: Option<Step>,
+    then: Option<ChainStep>,
     #[command(flatten)]
     signing: SigningArgs,
     #[command(flatten)]
@@ -80,10 +80,10 @@ struct Range {
     to: i64,
 }
 
-fn batch(text: &str) -> Result<Batch, String> {
+fn batch(text: &str) -> Result<BatchSize, String> {
     match text.parse() {
-        _ if text == "auto" => Ok(Batch::Auto),
-        Ok(items) if (1..=BATCH_ITEMS_MAX).contains(&items) => Ok(Batch::Fixed(items)),
+        _ if text == "auto" => Ok(BatchSize::Auto),
+        Ok(items) if (1..=BATCH_ITEMS_MAX).contains(&items) => Ok(BatchSize::Fixed(items)),
         _ => Err(format!("must be `auto` or a number from 1 to {BATCH_ITEMS_MAX}")),
     }
 }
@@ -109,7 +109,7 @@ pub async fn run(args: MapArgs, env: &Env) -> anyhow::Result<ExitCode> {
         queue: args.queue.clone(),
         kind: args.kind.clone(),
         job: args.job.clone(),
-        begin: if args.again { Begin::Again } else { Begin::GoOn },
+        if_exists: if args.again { IfJobExists::StartAnew } else { IfJobExists::GoOn },
         batch: args.batch,
         ordered: !args.unordered,
         timeout: args.timeout,

@@ -7,9 +7,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use millpond::bus::Access;
 use millpond::client::Client;
-use millpond::config::{ConnectArgs, SigningArgs};
+use millpond::config::{ConnectArgs, ConnectSettings, SigningArgs};
 use serde::{Deserialize, Serialize};
 
 /// NATS for the CLI and producer programs, with the client role's password.
@@ -101,7 +100,7 @@ impl Env {
 ///
 /// # Errors
 /// When a file that it names is of no use.
-pub fn access() -> anyhow::Result<Access> {
+pub fn access() -> anyhow::Result<ConnectSettings> {
     #[derive(clap::Parser)]
     struct Environment {
         #[command(flatten)]
@@ -115,7 +114,12 @@ pub fn access() -> anyhow::Result<Access> {
 ///
 /// # Errors
 /// When NATS cannot be reached, or a key does not fit.
-pub async fn publisher(env: &Env, name: &str, access: Access, signing: &SigningArgs) -> anyhow::Result<Client> {
+pub async fn publisher(
+    env: &Env,
+    name: &str,
+    access: ConnectSettings,
+    signing: &SigningArgs,
+) -> anyhow::Result<Client> {
     let signer = env.signing(signing).signer()?;
     Ok(Client::connect(&env.need(CLIENT_NATS_URL)?, name, access).await?.with_signer(signer))
 }

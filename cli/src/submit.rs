@@ -9,8 +9,8 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use millpond::bus::publish::queue_limits::QueueFill;
 use millpond::bus::publish::{PublishError, RetryDeadline};
-use millpond::chain::Step;
-use millpond::client::{Client, ClientError, NewTask, NoResult, Submitted, TaskEnd};
+use millpond::chain::ChainStep;
+use millpond::client::{Client, NewTask, NoResult, SubmitError, Submitted, TaskEnd};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -71,7 +71,7 @@ pub struct SubmitArgs {
     /// When it is done, run this kind with its result, KIND or QUEUE.KIND; again for one more step. --wait then waits for
     /// the last step, or for the one that ended the chain.
     #[arg(long, value_name = "KIND")]
-    then: Vec<Step>,
+    then: Vec<ChainStep>,
     /// One task of this key at a time: refused, with exit code 1, while another of this kind and queue waits or runs.
     #[arg(long, value_name = "KEY")]
     unique: Option<String>,
@@ -141,7 +141,7 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
     }
     if !args.wait {
         let submitted = match store(&client, &task, args.wait_room).await {
-            Err(refused @ ClientError::AlreadyThere { .. }) => return already_there(&refused, args.json),
+            Err(refused @ SubmitError::UniqueKeyTaken { .. }) => return already_there(&refused, args.json),
             submitted => submitted?,
         };
         let Submitted { id, duplicate } = submitted;
@@ -155,7 +155,7 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
     }
     let waiter = client.waiter(&mut task).await?;
     let submitted = match store(&client, &task, args.wait_room).await {
-        Err(refused @ ClientError::AlreadyThere { .. }) => return already_there(&refused, args.json),
+        Err(refused @ SubmitError::UniqueKeyTaken { .. }) => return already_there(&refused, args.json),
         submitted => submitted?,
     };
     let mut waiting = std::pin::pin!(waiter.end(&submitted));
@@ -168,7 +168,7 @@ pub async fn run(args: SubmitArgs, env: &Env) -> anyhow::Result<ExitCode> {
 }
 
 /// Another task of its unique key waits or runs: nothing was published.
-fn already_there(refused: &ClientError, json: bool) -> anyhow::Result<ExitCode> {
+fn already_there(refused: &SubmitError, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         json_line(&json!({ "id": Value::Null, "already_there": true }))?;
     }
@@ -177,12 +177,12 @@ fn already_there(refused: &ClientError, json: bool) -> anyhow::Result<ExitCode> 
 }
 
 /// Publishes it. For room in its queue it waits as long as it takes, or for `wait_room`.
-async fn store(client: &Client, task: &NewTask, wait_room: Option<Duration>) -> Result<Submitted, ClientError> {
+async fn store(client: &Client, task: &NewTask, wait_room: Option<Duration>) -> Result<Submitted, SubmitError> {
     let deadline = RetryDeadline::Within(wait_room.unwrap_or(ACK_WITHIN));
     let mut storing = std::pin::pin!(async {
         loop {
             match client.submit(task, deadline).await {
-                Err(ClientError::Publish(PublishError::QueueFull { .. })) if wait_room.is_none() => {}
+                Err(SubmitError::Publish(PublishError::QueueFull { .. })) if wait_room.is_none() => {}
                 ended => return ended,
             }
         }

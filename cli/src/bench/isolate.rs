@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
-use millpond::client::{Batch, Client};
+use millpond::client::{BatchSize, Client};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -27,7 +27,7 @@ struct Row {
     name: &'static str,
     kind: &'static str,
     seconds: &'static str,
-    batch: Batch,
+    batch: BatchSize,
     /// The chunk that `imap` gets.
     chunk: u32,
     per_hundred: u64,
@@ -45,12 +45,12 @@ fn rows() -> Vec<Row> {
         rates: Vec::new(),
     };
     vec![
-        row("no-op, one at a time", "py_noop", "0", Batch::Fixed(1), 1, 100),
-        row("no-op, automatic batches; chunk 1", "py_noop", "0", Batch::Auto, 1, 100),
-        row("no-op, chunks of 16", "py_noop", "0", Batch::Fixed(CHUNK), CHUNK, 100),
-        row("1 ms, one at a time", "py_1ms", "0.001", Batch::Fixed(1), 1, SLOW_PER_HUNDRED),
-        row("1 ms, chunks of 16", "py_1ms", "0.001", Batch::Fixed(CHUNK), CHUNK, SLOW_PER_HUNDRED),
-        row("1 ms, automatic batches; chunks of 16", "py_1ms", "0.001", Batch::Auto, CHUNK, SLOW_PER_HUNDRED),
+        row("no-op, one at a time", "py_noop", "0", BatchSize::Fixed(1), 1, 100),
+        row("no-op, automatic batches; chunk 1", "py_noop", "0", BatchSize::Auto, 1, 100),
+        row("no-op, chunks of 16", "py_noop", "0", BatchSize::Fixed(CHUNK), CHUNK, 100),
+        row("1 ms, one at a time", "py_1ms", "0.001", BatchSize::Fixed(1), 1, SLOW_PER_HUNDRED),
+        row("1 ms, chunks of 16", "py_1ms", "0.001", BatchSize::Fixed(CHUNK), CHUNK, SLOW_PER_HUNDRED),
+        row("1 ms, automatic batches; chunks of 16", "py_1ms", "0.001", BatchSize::Auto, CHUNK, SLOW_PER_HUNDRED),
     ]
 }
 

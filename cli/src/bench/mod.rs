@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use millpond::bus::publish::RetryDeadline;
-use millpond::client::{Batch, Client, MapSpec, NewTask};
+use millpond::client::{BatchSize, Client, MapSpec, NewTask};
 use millpond::config::SigningArgs;
 
 use crate::state::{Env, publisher};
@@ -128,7 +128,7 @@ async fn inside(args: &BenchArgs, env: &Env) -> anyhow::Result<ExitCode> {
     let mut raw = Raw::start(&env.need(BENCH_NATS_URL)?, slots(args)).await?;
     // Outside the clock: connections, caches, and what is learnt of durations.
     raw.round(1000).await?;
-    let (_, job) = map(&client, "square", Batch::Auto, 20_000, square).await?;
+    let (_, job) = map(&client, "square", BatchSize::Auto, 20_000, square).await?;
     settled(env, &job, 20_000).await?;
     let (_, job) = lone(&client, 20).await?;
     settled(env, &job, 20).await?;
@@ -151,8 +151,8 @@ async fn inside(args: &BenchArgs, env: &Env) -> anyhow::Result<ExitCode> {
                 }
                 _ => {
                     let (batch, tasks) = match kind {
-                        "single" => (Batch::Fixed(1), args.tasks),
-                        _ => (Batch::Auto, args.tasks * BATCHED_FACTOR),
+                        "single" => (BatchSize::Fixed(1), args.tasks),
+                        _ => (BatchSize::Auto, args.tasks * BATCHED_FACTOR),
                     };
                     let (took, mapped) = map(&client, "square", batch, tasks, square).await?;
                     job = Some(mapped);
@@ -202,7 +202,7 @@ fn square(n: u64) -> u64 {
 async fn map(
     client: &Client,
     kind: &str,
-    batch: Batch,
+    batch: BatchSize,
     count: u64,
     expected: impl Fn(u64) -> u64,
 ) -> anyhow::Result<(Duration, String)> {

@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
-use millpond::client::{Batch, Client};
+use millpond::client::{BatchSize, Client};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -105,10 +105,10 @@ pub(super) async fn inside(args: &BenchArgs, client: &Client, env: &Env) -> anyh
 
 async fn part(tasks: u64, client: &Client, env: &Env) -> anyhow::Result<Part> {
     let before = snapshot();
-    let (single, job) = map(client, "square", Batch::Fixed(1), tasks, square).await?;
+    let (single, job) = map(client, "square", BatchSize::Fixed(1), tasks, square).await?;
     settled(env, &job, tasks).await?;
     let after = snapshot();
-    let (batched, job) = map(client, "square", Batch::Auto, tasks * BATCHED_FACTOR, square).await?;
+    let (batched, job) = map(client, "square", BatchSize::Auto, tasks * BATCHED_FACTOR, square).await?;
     settled(env, &job, tasks * BATCHED_FACTOR).await?;
     let cpu = |name: &String, used: f64| used - before.get(name).map_or(0.0, |before| before.cpu_s);
     Ok(Part {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use futures_util::stream::{self, BoxStream, StreamExt};
-use millpond::client::{Batch, MapSpec};
+use millpond::client::{BatchSize, MapSpec};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
 use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
@@ -121,7 +121,7 @@ pub async fn run(mut args: XargsArgs, env: &Env) -> anyhow::Result<ExitCode> {
         queue: args.queue.clone(),
         kind: KIND.to_owned(),
         job: args.job.clone(),
-        batch: Batch::Auto,
+        batch: BatchSize::Auto,
         ordered: !args.unordered,
         timeout: args.timeout,
         attempts_max: Some(args.tries),

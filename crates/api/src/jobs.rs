@@ -1,6 +1,6 @@
 //! Jobs: rows of the list, how their tasks ended, and their cancellation.
 
-use millpond::job::JobThen;
+use millpond::job::JobContinuation;
 use millpond::outcome::Failure;
 use millpond::payload::PayloadRef;
 use serde::{Deserialize, Serialize};
@@ -82,7 +82,7 @@ pub struct JobRow {
     #[schema(nullable = false)]
     pub epoch: Option<u32>,
     /// The task that its end starts.
-    pub continuation: Option<JobThen>,
+    pub continuation: Option<JobContinuation>,
 }
 
 /// How a task of a job ended.

@@ -1,4 +1,4 @@
-//! Batches: many argument values in one JSON array, scanned rather than parsed. No I/O.
+//! Batches: many JSON values in one array, scanned rather than parsed. No I/O.
 
 use serde_json::value::RawValue;
 
@@ -12,36 +12,47 @@ pub enum BatchError {
         reason: String,
     },
     /// The header and the payload disagree.
-    #[error("header Millpond-Batch says {said} values, the array has {found}")]
+    #[error("header Millpond-Batch says {expected} values, the array has {found}")]
     Count {
-        /// As the header says.
-        said: u32,
-        /// As found.
+        /// The number in the header.
+        expected: u32,
+        /// The number in the array.
         found: usize,
     },
 }
 
-/// The argument values of a batch, in order, borrowed from the payload.
+/// The values of a batch, in order, borrowed from the payload.
 ///
 /// # Errors
-/// [`BatchError`] when it is not an array of `said` values.
-pub fn split(payload: &[u8], said: u32) -> Result<Vec<&RawValue>, BatchError> {
+/// [`BatchError`] when it is not an array of `expected` values.
+pub fn split(payload: &[u8], expected: u32) -> Result<Vec<&RawValue>, BatchError> {
     let values: Vec<&RawValue> =
         serde_json::from_slice(payload).map_err(|e| BatchError::NotAnArray { reason: e.to_string() })?;
-    if values.len() == said as usize { Ok(values) } else { Err(BatchError::Count { said, found: values.len() }) }
+    if values.len() == expected as usize {
+        Ok(values)
+    } else {
+        Err(BatchError::Count { expected, found: values.len() })
+    }
 }
 
 /// The payload of a batch.
+#[must_use]
 pub fn join<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
-    let mut payload = vec![b'['];
-    for value in values {
-        if payload.len() > 1 {
+    let mut payload = Vec::new();
+    append(&mut payload, values);
+    payload
+}
+
+/// Appends the values as an array.
+pub fn append<'a>(payload: &mut Vec<u8>, values: impl IntoIterator<Item = &'a [u8]>) {
+    payload.push(b'[');
+    for (place, value) in values.into_iter().enumerate() {
+        if place > 0 {
             payload.push(b',');
         }
         payload.extend_from_slice(value);
     }
     payload.push(b']');
-    payload
 }
 
 #[cfg(test)]
@@ -51,7 +62,7 @@ mod tests {
 
     #[test]
     fn refuses_what_does_not_match() {
-        assert_eq!(split(b"[1,2]", 3).unwrap_err(), BatchError::Count { said: 3, found: 2 });
+        assert_eq!(split(b"[1,2]", 3).unwrap_err(), BatchError::Count { expected: 3, found: 2 });
         assert!(matches!(split(b"{}", 1), Err(BatchError::NotAnArray { .. })));
     }
 

@@ -1,11 +1,10 @@
-//! Command-line groups shared by the services and the CLI. What is typed here is checked once, at the start.
+//! Settings that the services and the command line share: as typed (`...Args`), and as checked once at the start.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 
-use crate::bus::Access;
 use crate::signature::{Signer, SigningKeyError};
 
 /// Parses a duration as a person writes it: `30s`, `5m`, `1h30m`.
@@ -33,7 +32,13 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| format!("{text:?} is too large"))
 }
 
-/// How to reach NATS.
+const PASSWORD_FILE: &str = "MILLPOND_NATS_PASSWORD_FILE";
+const TLS_CA: &str = "MILLPOND_TLS_CA";
+const TLS_CERT: &str = "MILLPOND_TLS_CERT";
+const TLS_KEY: &str = "MILLPOND_TLS_KEY";
+const SIGNING_KEY: &str = "MILLPOND_SIGNING_KEY";
+
+/// How to reach NATS, as typed.
 #[derive(Args, Debug, Clone)]
 pub struct ConnectArgs {
     /// How long to try to reach NATS at the start before giving up with an error; once connected, a service
@@ -41,53 +46,72 @@ pub struct ConnectArgs {
     #[arg(long, env = "MILLPOND_CONNECT_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub connect_timeout: Duration,
     /// File with the password of the user that the NATS URL names (nats://worker@host:4222), instead of one in the URL.
-    #[arg(long, env = "MILLPOND_NATS_PASSWORD_FILE")]
+    #[arg(long, env = PASSWORD_FILE)]
     pub nats_password_file: Option<PathBuf>,
     /// File with the certificates (PEM) of the authorities that NATS's certificate is checked against; with it the
     /// connection is TLS or none. Default: those of the system, for a URL that begins with tls://.
-    #[arg(long, env = "MILLPOND_TLS_CA")]
+    #[arg(long, env = TLS_CA)]
     pub tls_ca: Option<PathBuf>,
     /// File with the certificate (PEM, with what it was signed by) that NATS is shown: mutual TLS. Needs --tls-key.
-    #[arg(long, env = "MILLPOND_TLS_CERT")]
+    #[arg(long, env = TLS_CERT)]
     pub tls_cert: Option<PathBuf>,
     /// File with the private key (PEM) of that certificate.
-    #[arg(long, env = "MILLPOND_TLS_KEY")]
+    #[arg(long, env = TLS_KEY)]
     pub tls_key: Option<PathBuf>,
 }
 
+/// How to connect to NATS, checked. A [`Duration`] alone is enough: how long to try, with the credentials in the URL.
+#[derive(Debug, Clone)]
+pub struct ConnectSettings {
+    /// How long to try.
+    pub timeout: Duration,
+    /// Password of the user that the URL names; it wins over one in the URL.
+    pub password: Option<Secret>,
+    /// File of the certificates that the server's is checked against; with it the connection is TLS or none.
+    pub ca: Option<PathBuf>,
+    /// Files of the certificate for the server to check, and of its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl From<Duration> for ConnectSettings {
+    fn from(timeout: Duration) -> Self {
+        Self { timeout, password: None, ca: None, identity: None }
+    }
+}
+
 impl ConnectArgs {
-    /// Reads the files. Certificates are read again at each connect, so that renewed ones are used; they are looked at
-    /// here, so that a wrong path is told at once.
+    /// Checks the files. Certificates are read again at each connect, so that renewed ones are used; they are read here as well,
+    /// so that a wrong path fails at once.
     ///
     /// # Errors
     /// [`FileError`], when one of them cannot be read, or one is missing beside another.
-    pub fn check(&self) -> Result<Access, FileError> {
+    pub fn check(&self) -> Result<ConnectSettings, FileError> {
         let read = |file: &Option<PathBuf>, name| set(file).map(|path| read_secret(path, name)).transpose();
-        let identity = both(("MILLPOND_TLS_CERT", &self.tls_cert), ("MILLPOND_TLS_KEY", &self.tls_key))?;
-        read(&self.tls_ca, "MILLPOND_TLS_CA")?;
-        Ok(Access {
+        let identity = both((TLS_CERT, &self.tls_cert), (TLS_KEY, &self.tls_key))?;
+        read(&self.tls_ca, TLS_CA)?;
+        Ok(ConnectSettings {
             timeout: self.connect_timeout,
-            password: read(&self.nats_password_file, "MILLPOND_NATS_PASSWORD_FILE")?,
+            password: read(&self.nats_password_file, PASSWORD_FILE)?,
             ca: set(&self.tls_ca).map(Path::to_owned),
             identity,
         })
     }
 }
 
-/// Why a file that a setting names is of no use. Shows nothing that stands in it.
+/// Why the file of a setting cannot be used. Shows nothing of its contents.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read {} ({name}): {source}; give a file that this process's user may read", .path.display())]
     Unreadable {
         /// The setting.
         name: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// Nothing stands in it.
+    /// The file is empty.
     #[error("{} ({name}) is empty", .path.display())]
     Empty {
         /// The setting.
@@ -104,9 +128,9 @@ pub enum FileError {
     /// A setting needs another.
     #[error("{given} is set and {missing} is not: a certificate and its key go together")]
     Alone {
-        /// What is set.
+        /// The setting that is set.
         given: &'static str,
-        /// What is not.
+        /// The setting that is missing.
         missing: &'static str,
     },
     /// The certificate and the key cannot be used.
@@ -116,17 +140,17 @@ pub enum FileError {
         name: &'static str,
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// Why.
         reason: String,
     },
 }
 
-/// A file that is named; a variable without a value names none.
+/// The file of a setting; an empty variable counts as none.
 pub fn set(file: &Option<PathBuf>) -> Option<&Path> {
     file.as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 
-/// What a file holds, without the line break at its end.
+/// The contents of a file, without the line break at its end.
 fn read_secret(path: &Path, name: &'static str) -> Result<Secret, FileError> {
     let unreadable = |source| FileError::Unreadable { name, path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
@@ -152,7 +176,7 @@ pub fn both(cert: Named<'_>, key: Named<'_>) -> Result<Option<(PathBuf, PathBuf)
     }
 }
 
-/// The setting `name`, as given or as it stands in the file that `<name>_FILE` names; an empty value is none.
+/// The setting `name`: its value, or the contents of the file in `<name>_FILE`. An empty value counts as none.
 ///
 /// # Errors
 /// [`FileError`], when both are given or the file is of no use.
@@ -168,7 +192,7 @@ pub fn given_or_file(
     }
 }
 
-/// Text that is never shown: not in logs, not in errors.
+/// Text that neither logs nor errors show.
 #[derive(Clone)]
 pub struct Secret(String);
 
@@ -179,7 +203,7 @@ impl std::fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// The text itself, for whoever it is meant for.
+    /// The text itself.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
@@ -191,12 +215,12 @@ impl From<String> for Secret {
     }
 }
 
-/// Whether tasks are signed.
+/// Keys that sign tasks, as typed.
 #[derive(Args, Debug, Clone, Default)]
 pub struct SigningArgs {
     /// Keys that sign tasks, `new[,old]`, 32 characters or more each: the first signs, any is believed. A worker with keys
     /// runs only what is signed with one of them; all that publishes needs them too. Better in the environment than here.
-    #[arg(long, env = "MILLPOND_SIGNING_KEY", hide_env_values = true)]
+    #[arg(long, env = SIGNING_KEY, hide_env_values = true)]
     pub signing_key: Option<Secret>,
     /// File with these keys, instead of the keys themselves.
     #[arg(long, env = "MILLPOND_SIGNING_KEY_FILE")]
@@ -221,12 +245,12 @@ impl SigningArgs {
     /// [`SigningError`] when one does not fit; its text shows none.
     pub fn signer(&self) -> Result<Option<Signer>, SigningError> {
         let given = self.signing_key.clone().map(|keys| keys.0).filter(|keys| !keys.trim().is_empty());
-        let keys = given_or_file(given, &self.signing_key_file, "MILLPOND_SIGNING_KEY")?;
+        let keys = given_or_file(given, &self.signing_key_file, SIGNING_KEY)?;
         Ok(keys.map(|keys| Signer::new(&keys)).transpose()?)
     }
 }
 
-/// How logs look.
+/// The format of logs, as typed.
 #[derive(Args, Debug, Clone)]
 pub struct LogArgs {
     /// Which log lines are written, as tracing-subscriber's EnvFilter: `info`, `debug`, `warn,millpond=debug`.

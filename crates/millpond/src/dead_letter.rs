@@ -1,6 +1,5 @@
-//! What is kept of a task that nobody runs again until a person decides.
-//! On DEAD the message's payload is the task's own, byte for byte; this evidence travels in the header
-//! `Millpond-Dead`, as JSON. No I/O, no clock.
+//! Dead letters: tasks that do not run again until a person decides so. On DEAD the message's payload is the task's own, byte for
+//! byte, and the evidence stands in the header `Millpond-Dead`, as JSON. No I/O, no clock.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,11 +15,11 @@ use crate::wire::headers::{
 };
 use crate::wire::subject::key;
 
-/// What is said anew of a dead letter's task that runs again, or not at all.
+/// Headers that a dead letter's task gets anew when it runs again, or does not get.
 const REPLACED: [&str; 6] =
     [HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_INDEX, HEADER_BATCH, HEADER_DEAD, HEADER_SIGNATURE];
 
-/// The dead letter of another queue that a task was made of.
+/// The dead letter of another queue that a task was made from.
 ///
 /// ```
 /// let text = r#"{"queue":"default","id":"a1","attempt":3}"#;
@@ -29,15 +28,15 @@ const REPLACED: [&str; 6] =
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplayOf {
-    /// The queue that it died in.
+    /// The queue of the dead letter.
     pub queue: String,
-    /// The id that it had there.
+    /// Its id there.
     pub id: String,
-    /// The attempt that it died in.
+    /// Its last attempt.
     pub attempt: u32,
 }
 
-/// The id of the task that a dead letter becomes in another queue: the same however often it is asked for.
+/// The id of the task that a dead letter becomes in another queue. It is always the same, so that a second request adds nothing.
 ///
 /// ```
 /// assert_eq!(millpond::dead_letter::moved_id("a1", "slow"), "a1@slow");
@@ -48,7 +47,21 @@ pub fn moved_id(id: &str, to_queue: &str) -> String {
     if moved.len() <= TASK_ID_BYTES_MAX { moved } else { format!("{}@{to_queue}", key(id)) }
 }
 
-/// Why and when a task was buried, and what was tried before.
+/// Why a dead letter's task cannot run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReplayError {
+    /// Its attempts are used up.
+    #[error("it has had {attempts} attempts, and there are {ATTEMPTS_MAX_MAX} at the most")]
+    NoAttemptsLeft {
+        /// How many it had.
+        attempts: u32,
+    },
+    /// It was dead-lettered for its signature.
+    #[error("its signature was refused: publish the task again with the key, or throw this away")]
+    SignatureRefused,
+}
+
+/// Why and when a task was dead-lettered, and its attempts before.
 ///
 /// ```
 /// let text = r#"{"v":1,"id":"a1","attempt":3,"reason":"exhausted","failure":{"type":"error","message":"no","retry":true},"worker":"w1","published_ms":1,"buried_ms":9}"#;
@@ -86,15 +99,16 @@ pub struct Evidence {
     /// The attempts before the last, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<FailedAttempt>,
-    /// The worker that buried it.
+    /// The worker that dead-lettered it.
     pub worker: String,
     /// When the task was stored by the server, Unix time in milliseconds.
     pub published_ms: i64,
     /// Start of the last attempt, Unix time in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_ms: Option<i64>,
-    /// When it was buried, Unix time in milliseconds.
-    pub buried_ms: i64,
+    /// When it was dead-lettered, Unix time in milliseconds.
+    #[serde(rename = "buried_ms")]
+    pub dead_ms: i64,
     /// W3C trace id, 32 hex digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
@@ -104,16 +118,16 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// The headers under which its task runs again, as the next attempt; it gets as many attempts as it first had.
-    /// `headers` are those that it had on DEAD.
+    /// The headers under which its task runs again, as the next attempt, with as many attempts more as it first had. `headers` are
+    /// those on DEAD.
     ///
     /// # Errors
-    /// When it has had all the attempts that there can be, or was never believed.
-    pub fn replay_headers(&self, queue: &str, headers: &Headers) -> Result<Headers, String> {
-        self.check_believed()?;
+    /// [`ReplayError`].
+    pub fn replay_headers(&self, queue: &str, headers: &Headers) -> Result<Headers, ReplayError> {
+        self.check_signature()?;
         let attempt = self.attempt.max(1) + 1;
         if attempt > ATTEMPTS_MAX_MAX {
-            return Err(format!("it has had {} attempts, and there are {ATTEMPTS_MAX_MAX} at the most", self.attempt));
+            return Err(ReplayError::NoAttemptsLeft { attempts: self.attempt });
         }
         let first = self.attempts_first(headers).unwrap_or(RetryPolicy::DEFAULT.attempts_max);
         let attempts_max = (self.attempt + first).min(ATTEMPTS_MAX_MAX);
@@ -121,11 +135,11 @@ impl Evidence {
         failures.push(FailedAttempt {
             attempt: self.attempt,
             worker: self.worker.clone(),
-            started_ms: self.started_ms.unwrap_or(self.buried_ms),
-            ended_ms: self.buried_ms,
+            started_ms: self.started_ms.unwrap_or(self.dead_ms),
+            ended_ms: self.dead_ms,
             failure: self.failure.clone(),
         });
-        let mut replay = kept(headers);
+        let mut replay = carried(headers);
         let mut put = |name: &str, value: String| replay.push((name.to_owned(), value));
         put(HEADER_MSG_ID, format!("{queue}/{}/r{attempt}", self.id));
         put(HEADER_ID, self.id.clone());
@@ -135,7 +149,7 @@ impl Evidence {
         put(HEADER_PUBLISHED, self.published_ms.to_string());
         put(HEADER_FAILURES, compact(&failures));
         if let Some(i) = self.items {
-            put(HEADER_ITEMS, format!("{}+{}/{}", i.from, i.len, i.of));
+            put(HEADER_ITEMS, i.to_string());
         }
         if let Some(index) = self.index {
             put(HEADER_INDEX, index.to_string());
@@ -143,15 +157,15 @@ impl Evidence {
         Ok(replay)
     }
 
-    /// The headers under which its task runs in another queue: a new task, first attempt, that points back. It belongs to
-    /// no job, for a job counts what was submitted in it, and has no unique key.
+    /// The headers under which its task runs in another queue: a new task, first attempt, that points back. It has no unique key,
+    /// and belongs to no job: a job consists of the tasks that were submitted in it.
     ///
     /// # Errors
-    /// When it was never believed.
-    pub fn moved_headers(&self, queue: &str, to_queue: &str, headers: &Headers) -> Result<Headers, String> {
-        self.check_believed()?;
-        let (mut moved, id) = (kept(headers), moved_id(&self.id, to_queue));
-        // Where it came from itself is told there.
+    /// [`ReplayError::SignatureRefused`].
+    pub fn moved_headers(&self, queue: &str, to_queue: &str, headers: &Headers) -> Result<Headers, ReplayError> {
+        self.check_signature()?;
+        let (mut moved, id) = (carried(headers), moved_id(&self.id, to_queue));
+        // The dead letter that this one was made from stands in its own header.
         moved.retain(|(name, _)| name != HEADER_REPLAY_OF);
         let of = ReplayOf { queue: queue.to_owned(), id: self.id.clone(), attempt: self.attempt };
         let mut put = |name: &str, value: String| moved.push((name.to_owned(), value));
@@ -173,15 +187,12 @@ impl Evidence {
         self.items.is_some_and(|items| items.of == 1)
     }
 
-    /// Whoever runs it again would sign it.
-    fn check_believed(&self) -> Result<(), String> {
-        if Distrust::is_reason(&self.reason) {
-            return Err("its signature was refused: publish the task again with the key, or throw this away".to_owned());
-        }
-        Ok(())
+    /// A replay would sign the task, whoever had published it.
+    fn check_signature(&self) -> Result<(), ReplayError> {
+        if Distrust::is_reason(&self.reason) { Err(ReplayError::SignatureRefused) } else { Ok(()) }
     }
 
-    /// How many attempts it first had, where it said so: what was replayed before carries the sum.
+    /// How many attempts it first had, where the header says so. After a replay, the header has the sum.
     fn attempts_first(&self, headers: &Headers) -> Option<u32> {
         let had = headers.iter().find(|(n, _)| n == HEADER_ATTEMPTS_MAX).and_then(|(_, v)| v.parse::<u32>().ok())?;
         let first = if had > self.attempt { had - self.attempt } else { had };
@@ -189,8 +200,8 @@ impl Evidence {
     }
 }
 
-/// The headers that travel on.
-fn kept(headers: &Headers) -> Headers {
+/// The headers that stay with the task.
+fn carried(headers: &Headers) -> Headers {
     headers.iter().filter(|(n, _)| is_forwarded(n) && !REPLACED.contains(&n.as_str())).cloned().collect()
 }
 
@@ -225,8 +236,8 @@ mod tests {
         let long = moved_id(&"x".repeat(TASK_ID_BYTES_MAX), "q2");
         assert!(long.ends_with("@q2") && long.len() < TASK_ID_BYTES_MAX);
         let forged = Evidence { reason: "unsigned".into(), ..evidence.clone() };
-        assert!(forged.replay_headers("q", &had).unwrap_err().contains("signature"));
+        assert!(forged.replay_headers("q", &had).unwrap_err().to_string().contains("signature"));
         let worn = Evidence { attempt: ATTEMPTS_MAX_MAX, ..evidence };
-        assert!(worn.replay_headers("q", &had).unwrap_err().contains("attempts"));
+        assert!(worn.replay_headers("q", &had).unwrap_err().to_string().contains("attempts"));
     }
 }

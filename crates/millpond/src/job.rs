@@ -1,27 +1,36 @@
 //! A job: tasks submitted together, with a total and progress. Its record lies in the jobs bucket under its name.
 //! No I/O, no clock.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
+
+/// How often a producer renews the record of its job.
+pub const JOB_HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
+/// An open job whose record is older is stalled: its producer is gone.
+pub const JOB_STALLED_AFTER: Duration = Duration::from_secs(8);
+
+const _: () = assert!(JOB_HEARTBEAT_EVERY.as_millis() * 3 <= JOB_STALLED_AFTER.as_millis());
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
-    /// Its producer still adds tasks (`heartbeat_ms` tells whether it lives).
+    /// Its producer still adds tasks; `heartbeat_ms` shows whether it is alive.
     Open,
     /// All its tasks are published; `total` is known.
     Closed,
-    /// An operator has cancelled it: what had not ended by then is cancelled, and nothing more is published.
+    /// An operator has cancelled it: tasks that had not ended are cancelled, and no more are published.
     Cancelled,
 }
 
-/// The task that a job's end starts.
+/// The task that starts when a job has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct JobThen {
-    /// Who runs it.
+pub struct JobContinuation {
+    /// Its queue.
     pub queue: String,
-    /// Which handler runs it.
+    /// Its kind.
     pub kind: String,
 }
 
@@ -47,28 +56,34 @@ pub struct JobRecord {
     /// How many tasks it has, once that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
-    /// What runs once all of it has ended, with the counts as its argument.
+    /// The task that runs once all others have ended, with the counts as its argument.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub then: Option<JobThen>,
+    pub then: Option<JobContinuation>,
     /// Tasks acknowledged by the server without a gap, from index 0.
     pub published: u64,
-    /// SHA-256 of the first `published` values of its input, each with a line break behind it: whoever resumes it must
+    /// SHA-256 of the first `published` values of its input, each followed by a line break: a producer that resumes the job must
     /// bring the same ones. None while nothing is published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
     /// The last sequence of RESULTS when it was made: its results come after it.
     #[serde(default)]
     pub results_after: u64,
-    /// The process that publishes it, a random word: another one that finds its job taken over stops.
+    /// The process that publishes it, a random word: a producer that finds another one here stops.
     #[serde(default)]
     pub producer: String,
     /// When it was made, Unix time in milliseconds.
     pub created_ms: i64,
-    /// When its producer last said that it lives, Unix time in milliseconds.
+    /// When its producer last renewed the record, Unix time in milliseconds.
     pub heartbeat_ms: i64,
 }
 
 impl JobRecord {
+    /// Whether the producer of an open job has not renewed its record for too long; `now_ms` is Unix time in milliseconds.
+    #[must_use]
+    pub fn is_stalled(&self, now_ms: i64) -> bool {
+        u128::try_from(now_ms.saturating_sub(self.heartbeat_ms)).unwrap_or(0) > JOB_STALLED_AFTER.as_millis()
+    }
+
     /// The id of the task, or of the batch of `len`, at `index`.
     #[must_use]
     pub fn task_id(&self, index: u64, batch: Option<u32>) -> String {
@@ -78,7 +93,7 @@ impl JobRecord {
         }
     }
 
-    /// Whether a message of this root was published by this epoch of the job.
+    /// Whether the message of this original id was published by this epoch of the job.
     #[must_use]
     pub fn owns(&self, original_id: &str) -> bool {
         epoch_of(&self.job, original_id) == Some(self.epoch)

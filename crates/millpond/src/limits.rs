@@ -27,7 +27,7 @@ pub const RESULT_BATCH_OUTCOMES_MAX: usize = 512;
 pub const BATCH_ITEMS_MAX: u32 = 1000;
 
 /// How long the store keeps a payload; a task and its payload end together.
-pub const PAYLOAD_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const PAYLOAD_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 /// So much earlier must a task start that needs a payload: it takes time to fetch, and clocks differ.
 pub const PAYLOAD_EXPIRY_MARGIN: Duration = Duration::from_secs(3600);
 /// Bytes of one chunk of a stored payload: what other clients use.

@@ -1,5 +1,5 @@
-//! How attempts end, as it travels on RESULTS: a pack of outcomes of one subject.
-//! No I/O, no clock. The worker writes packs; the collector and waiting clients read them.
+//! How attempts end, as RESULTS holds it: batches of outcomes of one subject. The worker writes them; the collector and waiting
+//! clients read them. No I/O, no clock.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -19,7 +19,23 @@ pub struct Items {
     pub len: u32,
 }
 
+impl std::fmt::Display for Items {
+    /// As the header `Millpond-Items` has it: `<from>+<len>/<of>`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}+{}/{}", self.from, self.len, self.of)
+    }
+}
+
 impl Items {
+    /// Parses the header `Millpond-Items`; none when it does not fit.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (range, of) = text.split_once('/')?;
+        let (from, len) = range.split_once('+')?;
+        let items = Self { of: of.parse().ok()?, from: from.parse().ok()?, len: len.parse().ok()? };
+        (items.len > 0 && items.from.checked_add(items.len)? <= items.of).then_some(items)
+    }
+
     /// A whole batch.
     #[must_use]
     pub fn whole(of: u32) -> Self {
@@ -33,7 +49,8 @@ impl Items {
     }
 }
 
-/// The id of what covers `items` of `original_id`: the root's own, `<original id>/<i>` for one item, `<original id>/<from>+<len>` for some.
+/// The id of a message that covers `items` of `original_id`: the original id itself for all of them, `<original id>/<i>` for one,
+/// `<original id>/<from>+<len>` for some.
 #[must_use]
 pub fn id_of(original_id: &str, items: Option<Items>) -> String {
     match items {
@@ -44,7 +61,7 @@ pub fn id_of(original_id: &str, items: Option<Items>) -> String {
     }
 }
 
-/// Why an attempt failed. `type` is a short word that code can branch on.
+/// Why an attempt failed. `type` is a short word for code to branch on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Failure {
@@ -53,18 +70,18 @@ pub struct Failure {
     pub kind: String,
     /// One line for a person.
     pub message: String,
-    /// Where it happened, when the handler can say.
+    /// Where it happened, when the handler knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceback: Option<String>,
-    /// False when trying again cannot help: the task is buried at once.
+    /// False when trying again cannot help: the task is dead-lettered at once.
     #[serde(default = "yes")]
     pub retry: bool,
-    /// What is known of the child process that ran it, where one did.
+    /// The evidence of the child process that ran the task, where one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub child: Option<Box<ChildEvidence>>,
 }
 
-/// What is known of a child process whose task failed.
+/// The evidence of a child process whose task failed.
 ///
 /// ```
 /// let text = r#"{"name":"w1/resize-2","signal":9,"oom":true,"rss_bytes":536870912,"log":["loading"]}"#;
@@ -85,7 +102,7 @@ pub struct ChildEvidence {
     /// Whether it was killed for its memory, by its limit or by the kernel.
     #[serde(default, skip_serializing_if = "is_false")]
     pub oom: bool,
-    /// Resident memory of it and all below it when it was last looked at, in bytes.
+    /// Resident memory of it and all processes below it when it was last measured, in bytes.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub rss_bytes: u64,
     /// The last lines that it wrote to standard error during this task, oldest first; bounded by
@@ -109,7 +126,7 @@ fn yes() -> bool {
     true
 }
 
-/// The text up to a character that ends within the limit, with a mark where it was longer.
+/// The text cut at the last whole character within the limit, with a mark where it was longer.
 #[must_use]
 pub fn cut(mut text: String, bytes_max: usize) -> String {
     if text.len() > bytes_max {
@@ -127,7 +144,7 @@ impl Failure {
         Self { kind: kind.into(), message, traceback: None, retry: true, child: None }
     }
 
-    /// The same within the bounds of what travels in a header.
+    /// The same, cut to the bounds of a header.
     #[must_use]
     pub fn bounded(self) -> Self {
         let kind = cut(self.kind, FAILURE_TYPE_BYTES_MAX);
@@ -136,7 +153,7 @@ impl Failure {
         Self { kind, message, traceback, ..self }
     }
 
-    /// The same as later attempts carry it along: without the log lines, which stay with their own attempt.
+    /// The same as later attempts carry it: without the log lines, which stay with their own attempt.
     #[must_use]
     pub fn carried(&self) -> Self {
         let child = self.child.as_ref().map(|child| Box::new(ChildEvidence { log: Vec::new(), ..(**child).clone() }));
@@ -166,35 +183,28 @@ pub struct FailedAttempt {
     pub failure: Failure,
 }
 
-/// How an item ended that has no result (yet).
+/// The state of an item that has no result (yet).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum End {
+pub enum NotDoneState {
     /// Failed; a later attempt waits in DUE.
     Retry,
     /// Failed for good; a dead letter waits for a person.
     Dead,
     /// Cancelled before it ran.
     Cancelled,
-    /// Not run by this attempt (drain); the rest of the batch was published again.
-    Rest,
-}
-
-impl End {
-    /// Whether nothing more will happen to the item by itself.
-    #[must_use]
-    pub fn is_final(self) -> bool {
-        matches!(self, Self::Dead | Self::Cancelled)
-    }
+    /// Not run by this attempt (drain); the remainder of the batch was published again.
+    #[serde(rename = "rest")]
+    Remainder,
 }
 
 /// An item without a result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotDone {
-    /// Place in the root batch, from 0; 0 for a task published alone.
+    /// Place in the original batch, from 0; 0 for a task published alone.
     pub item: u32,
-    /// How it ended.
-    pub end: End,
+    /// Its state.
+    pub end: NotDoneState,
     /// Why, for `retry` and `dead`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -206,7 +216,7 @@ pub struct NotDone {
 /// A result that lies in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredResult {
-    /// Place in the root batch, from 0; 0 for a task published alone.
+    /// Place in the original batch, from 0; 0 for a task published alone.
     pub item: u32,
     /// Where it lies.
     #[serde(flatten)]
@@ -215,10 +225,10 @@ pub struct StoredResult {
 
 /// The result of one item.
 #[derive(Debug, Clone, Copy)]
-pub enum Kept<'a> {
-    /// It is here.
-    Here(&'a RawValue),
-    /// It lies in the store.
+pub enum ItemResult<'a> {
+    /// The result itself.
+    Inline(&'a RawValue),
+    /// Where a large result lies in the store of payloads.
     Stored(&'a PayloadRef),
 }
 
@@ -249,7 +259,7 @@ pub struct Outcome {
     pub index: Option<u64>,
     /// From 1; attempts go on over replays.
     pub attempt: u32,
-    /// When the root was stored by the server, Unix time in milliseconds.
+    /// When the original message was stored by the server, Unix time in milliseconds.
     pub published_ms: i64,
     /// Start of this attempt, Unix time in milliseconds.
     pub started_ms: i64,
@@ -264,7 +274,7 @@ pub struct Outcome {
     /// Id of the attempt's span, 16 hex digits; none when it was not exported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub span: Option<String>,
-    /// Where what is done goes next, `<queue>.<kind>`: the next step of its chain is stored.
+    /// Where the result goes next, `<queue>.<kind>`: the next step of its chain is stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub then: Option<String>,
     /// One JSON value per covered item.
@@ -287,14 +297,14 @@ impl Outcome {
         self.original_id.as_deref().unwrap_or(&self.id)
     }
 
-    /// The first covered item's place in the root batch; 0 for a task published alone.
+    /// The first covered item's place in the original batch; 0 for a task published alone.
     #[must_use]
     pub fn first_item(&self) -> u32 {
         self.items.map_or(0, |i| i.from)
     }
 
-    /// Each covered item in order: its place in the root, and its result or why it has none.
-    pub fn ends(&self) -> impl Iterator<Item = (u32, Result<Kept<'_>, &NotDone>)> {
+    /// Each covered item in order: its place in the original batch, and its result or why it has none.
+    pub fn ends(&self) -> impl Iterator<Item = (u32, Result<ItemResult<'_>, &NotDone>)> {
         let first = self.first_item();
         self.results.iter().enumerate().map(move |(k, result)| {
             let item = first + u32::try_from(k).unwrap_or(u32::MAX);
@@ -304,21 +314,22 @@ impl Outcome {
                 return (item, Err(at));
             }
             let stored = self.refs.binary_search_by_key(&item, |r| r.item).ok().and_then(|n| self.refs.get(n));
-            (item, Ok(stored.map_or(Kept::Here(result), |stored| Kept::Stored(&stored.at))))
+            (item, Ok(stored.map_or(ItemResult::Inline(result), |stored| ItemResult::Stored(&stored.at))))
         })
     }
 
     /// How many of the covered items this attempt ran.
     #[must_use]
     pub fn items_run(&self) -> usize {
-        let left = self.not_done.iter().filter(|n| matches!(n.end, End::Rest | End::Cancelled)).count();
+        let left =
+            self.not_done.iter().filter(|n| matches!(n.end, NotDoneState::Remainder | NotDoneState::Cancelled)).count();
         self.results.len().saturating_sub(left)
     }
 }
 
-/// What is told of an item that ended, on the subject of its `Millpond-Reply-To`.
+/// The notice of an item that ended, published on the subject of its `Millpond-Reply-To`.
 #[derive(Debug, Serialize)]
-pub struct Told<'a> {
+pub struct EndNotice<'a> {
     /// Version of this form; 1.
     pub v: u8,
     /// Id of the item.
@@ -344,15 +355,15 @@ pub struct Told<'a> {
 }
 
 impl Outcome {
-    /// What there is to tell: one for each item that ended for good.
-    pub fn told<'a>(&'a self, worker: &'a str) -> impl Iterator<Item = Told<'a>> {
+    /// One notice for each item that ended for good.
+    pub fn end_notices<'a>(&'a self, worker: &'a str) -> impl Iterator<Item = EndNotice<'a>> {
         let first = self.first_item();
         self.ends().filter_map(move |(item, end)| {
             let (status, result, stored, failure) = match end {
-                Ok(Kept::Here(result)) => ("done", Some(result), None, None),
-                Ok(Kept::Stored(at)) => ("done", None, Some(at), None),
-                Err(n) if n.end == End::Dead => ("dead", None, None, n.failure.as_ref()),
-                Err(n) if n.end == End::Cancelled => ("cancelled", None, None, None),
+                Ok(ItemResult::Inline(result)) => ("done", Some(result), None, None),
+                Ok(ItemResult::Stored(at)) => ("done", None, Some(at), None),
+                Err(n) if n.end == NotDoneState::Dead => ("dead", None, None, n.failure.as_ref()),
+                Err(n) if n.end == NotDoneState::Cancelled => ("cancelled", None, None, None),
                 Err(_) => return None,
             };
             let id = match self.items {
@@ -360,7 +371,7 @@ impl Outcome {
                 items => id_of(self.original_id(), items.map(|i| Items { of: i.of, from: item, len: 1 })),
             };
             let index = self.index.map(|index| index + u64::from(item - first));
-            Some(Told { v: 1, id, index, status, attempt: self.attempt, worker, result, stored, failure })
+            Some(EndNotice { v: 1, id, index, status, attempt: self.attempt, worker, result, stored, failure })
         })
     }
 }
@@ -393,7 +404,7 @@ pub struct CancelledJob {
 }
 
 impl CancelledJob {
-    /// Whether it ends a task of the job with this root.
+    /// Whether it ends the task of the job with this original id.
     #[must_use]
     pub fn covers(&self, original_id: &str) -> bool {
         crate::job::epoch_of(&self.job, original_id).is_none_or(|epoch| epoch <= self.epoch)
@@ -413,16 +424,18 @@ mod tests {
     }
 
     #[test]
-    fn large_results_are_told_by_reference() {
+    fn large_results_are_notified_by_reference() {
         let text = format!(
             r#"{{"id":"b","items":{{"of":3,"from":0,"len":3}},"attempt":1,"published_ms":1,"started_ms":2,"ended_ms":3,"results":[1,null,null],"refs":[{{"item":1,"object":"o","size":9,"sha256":"{}"}}],"not_done":[{{"item":2,"end":"dead"}}]}}"#,
             "0".repeat(64)
         );
         let outcome: Outcome = serde_json::from_str(&text).unwrap();
         assert_eq!(serde_json::to_string(&outcome).unwrap(), text);
-        let told: Vec<_> =
-            outcome.told("w").map(|t| (t.status, t.result.map(RawValue::get), t.stored.map(|s| s.size))).collect();
-        assert_eq!(told, [("done", Some("1"), None), ("done", None, Some(9)), ("dead", None, None)]);
+        let notices: Vec<_> = outcome
+            .end_notices("w")
+            .map(|t| (t.status, t.result.map(RawValue::get), t.stored.map(|s| s.size)))
+            .collect();
+        assert_eq!(notices, [("done", Some("1"), None), ("done", None, Some(9)), ("dead", None, None)]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Where a large payload lies: the claim check that travels in its place. No I/O, no clock.
+//! References to large payloads in the store (the claim check): one travels in place of the payload. No I/O, no clock.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,10 +23,10 @@ pub struct PayloadRef {
 }
 
 impl PayloadRef {
-    /// Reads the value of a `Millpond-Ref`.
+    /// Parses the value of a `Millpond-Ref`.
     ///
     /// # Errors
-    /// What is wrong with it, and what would be right.
+    /// A text that says what is wrong with it, and what would be right.
     pub fn parse(text: &str) -> Result<Self, String> {
         const SHAPE: &str = r#"it must be {"object":"NAME","size":BYTES,"sha256":"64 HEX DIGITS"}"#;
         let at: Self = serde_json::from_str(text).map_err(|e| format!("{e}; {SHAPE}"))?;
@@ -39,14 +39,14 @@ impl PayloadRef {
         Ok(at)
     }
 
-    /// As the value of a `Millpond-Ref`: one line.
+    /// The value of a `Millpond-Ref`: one line.
     #[must_use]
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
 }
 
-/// A payload that was put into the store, and how long it stays there.
+/// A payload in the store, and how long it stays there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredPayload {
     /// Where it lies.
@@ -60,9 +60,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_reference_is_told() {
+    fn invalid_references_are_refused() {
         let sha = "0".repeat(64);
-        for (text, said) in [
+        for (text, expected) in [
             ("x".to_owned(), "it must be"),
             (format!(r#"{{"object":"","size":1,"sha256":"{sha}"}}"#), "1 to 256 bytes"),
             (format!(r#"{{"object":"a","size":-1,"sha256":"{sha}"}}"#), "it must be"),
@@ -70,7 +70,7 @@ mod tests {
             (format!(r#"{{"object":"a","size":1,"sha256":"{}"}}"#, "A".repeat(64)), "lower case"),
         ] {
             let error = PayloadRef::parse(&text).unwrap_err();
-            assert!(error.contains(said), "{text}: {error}");
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 }

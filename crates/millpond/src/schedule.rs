@@ -1,5 +1,5 @@
-//! A schedule: a task that is published again and again by the server, under a name. Its message in DUE is its only
-//! record: the headers say all of it, so that what fires and what is shown are one thing. No I/O, no clock.
+//! A schedule: a task that the server publishes again and again, under a name. Its message in DUE is its only record: the headers
+//! hold all of it, so that what is listed is what fires. No I/O, no clock.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const EVERY_MIN: Duration = Duration::from_secs(1);
 /// Why a schedule cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
-    /// A name, queue or kind that does not fit.
+    /// A name, queue or kind that is not a token.
     #[error(transparent)]
     Token(#[from] SubjectError),
     /// Bad cron.
@@ -41,12 +41,12 @@ pub enum ScheduleError {
 pub enum When {
     /// Again and again after this long.
     Every(Duration),
-    /// As cron says, in a time zone (an IANA name), or in UTC.
+    /// By a cron expression, in a time zone (an IANA name) or in UTC.
     Cron(Cron, Option<String>),
 }
 
 impl When {
-    /// After this long, at least a second.
+    /// Fires again and again after this long, at least a second.
     ///
     /// # Errors
     /// [`ScheduleError::Every`].
@@ -57,7 +57,7 @@ impl When {
         if fits { Ok(Self::Every(interval)) } else { Err(ScheduleError::Every(interval)) }
     }
 
-    /// As the server is told, without the time zone.
+    /// The text for the server, without the time zone.
     #[must_use]
     pub fn text(&self) -> String {
         match self {
@@ -76,7 +76,7 @@ impl When {
         }
     }
 
-    fn read(text: &str, zone: Option<&str>) -> Option<Self> {
+    fn parse(text: &str, zone: Option<&str>) -> Option<Self> {
         match text.strip_prefix("@every ") {
             Some(interval) => Some(Self::Every(humantime::parse_duration(interval).ok()?)),
             None => Some(Self::Cron(Cron::parse(text).ok()?, zone.map(str::to_owned))),
@@ -101,7 +101,7 @@ pub struct Schedule {
     pub paused: bool,
     /// Timeout of one attempt; none means the worker's.
     pub timeout: Option<Duration>,
-    /// Attempts before a task is buried; none means the default.
+    /// Attempts before a task is dead-lettered; none means the default.
     pub attempts_max: Option<u32>,
     /// Who made it.
     pub by: String,
@@ -138,15 +138,15 @@ impl Schedule {
         headers
     }
 
-    /// Reads its message; none when that is no schedule of ours.
+    /// Parses its message; none when that is no schedule of ours.
     #[must_use]
-    pub fn read(headers: &Headers, payload: Bytes, since_ms: i64) -> Option<Self> {
+    pub fn parse(headers: &Headers, payload: Bytes, since_ms: i64) -> Option<Self> {
         let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         let target = TaskSubject::parse(get(HEADER_SCHEDULE_TARGET)?).ok()?;
         let paused = get(HEADER_SCHEDULE_PAUSED);
         let when = match paused {
-            Some(text) => When::read(text, get(HEADER_SCHEDULE_PAUSED_ZONE))?,
-            None => When::read(get(HEADER_SCHEDULE)?, get(HEADER_SCHEDULE_ZONE))?,
+            Some(text) => When::parse(text, get(HEADER_SCHEDULE_PAUSED_ZONE))?,
+            None => When::parse(get(HEADER_SCHEDULE)?, get(HEADER_SCHEDULE_ZONE))?,
         };
         Some(Self {
             name: get(HEADER_SCHEDULE_NAME)?.to_owned(),
@@ -212,7 +212,7 @@ mod tests {
             for paused in [false, true] {
                 let schedule = schedule(when.clone(), paused);
                 let headers = schedule.headers();
-                assert_eq!(Schedule::read(&headers, schedule.payload.clone(), 7), Some(schedule));
+                assert_eq!(Schedule::parse(&headers, schedule.payload.clone(), 7), Some(schedule));
             }
         }
     }
@@ -221,7 +221,7 @@ mod tests {
     fn a_firing_is_a_task_of_its_own() {
         let headers = schedule(When::every(Duration::from_secs(1)).unwrap(), false).headers();
         let arrival = Arrival { origin: Origin::Due, epoch: "e", seq: 3, stored_ms: 5 };
-        let task = Task::read("due.q.k", &headers, Bytes::from_static(b"12"), arrival);
+        let task = Task::parse("due.q.k", &headers, Bytes::from_static(b"12"), arrival);
         assert_eq!((task.id().as_str(), task.republished, task.attempt), ("e-3", false, 1));
         assert_eq!(
             (task.timeout, task.attempts_max, task.defect.clone()),

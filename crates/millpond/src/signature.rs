@@ -1,5 +1,5 @@
-//! Signatures of tasks: HMAC-SHA256 over everything that says what runs, so that workers with a key run only what somebody
-//! with the key has published. No I/O, no clock. `bus/publish/mod.rs` signs each task that it stores, `bus/consume/pull.rs` verifies
+//! Signatures of tasks: HMAC-SHA256 over everything that decides what runs, so that workers with a key run only tasks that were
+//! published with the key. No I/O, no clock. `bus/publish/mod.rs` signs each task that it stores, `bus/consume/pull.rs` verifies
 //! each that it takes; docs/protocol.md has the text that is signed, and what it does not protect.
 
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::wire::headers::{HEADER_ID, HEADER_MSG_ID, HEADER_SCHEDULE_TARGET, HEA
 
 /// Version of the text that is signed.
 const VERSION: &str = "v1";
-/// Bytes of a key's SHA-256 that name it.
+/// Bytes of a key's SHA-256 that identify it.
 const KEY_ID_BYTES: usize = 4;
 
 /// Why keys are refused. Never shows one.
@@ -38,12 +38,12 @@ pub enum SigningKeyError {
     },
 }
 
-/// Why a task is not believed.
+/// Why the signature of a task is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Distrust {
-    /// It has no signature.
+    /// There is none.
     Unsigned,
-    /// Its signature is not that of what arrived, or of a key that is not known.
+    /// It does not fit the message, or its key is not known.
     BadSignature,
 }
 
@@ -57,7 +57,7 @@ impl Distrust {
         }
     }
 
-    /// Whether a dead letter with this reason was never believed: it must not be signed by whoever replays it.
+    /// Whether a dead letter has this reason: a replay must not sign it.
     #[must_use]
     pub fn is_reason(reason: &str) -> bool {
         [Self::Unsigned, Self::BadSignature].iter().any(|distrust| distrust.reason() == reason)
@@ -77,15 +77,15 @@ impl Distrust {
     }
 }
 
-struct Key {
+struct SigningKey {
     id: String,
     mac: Hmac<Sha256>,
 }
 
-/// The keys of a cluster: the first signs, any verifies. Cheap to clone; shows no key.
+/// The keys of a cluster: the first one signs, each verifies. Cheap to clone; its `Debug` shows no key.
 #[derive(Clone)]
 pub struct Signer {
-    keys: std::sync::Arc<[Key]>,
+    keys: std::sync::Arc<[SigningKey]>,
 }
 
 impl fmt::Debug for Signer {
@@ -95,7 +95,7 @@ impl fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// Reads `new[,old]`.
+    /// Parses `new[,old]`.
     ///
     /// # Errors
     /// [`SigningKeyError`]; its text has no part of a key.
@@ -112,22 +112,22 @@ impl Signer {
             let digest = Sha256::digest(key.as_bytes());
             let id = HEXLOWER.encode(digest.get(..KEY_ID_BYTES).unwrap_or_default());
             let mac = Hmac::new_from_slice(key.as_bytes()).map_err(|_| SigningKeyError::TooShort { number, chars })?;
-            Ok(Key { id, mac })
+            Ok(SigningKey { id, mac })
         });
         Ok(Self { keys: read.collect::<Result<_, _>>()? })
     }
 
-    /// The names of the keys, for logs: the first 8 hex digits of their SHA-256.
+    /// The ids of the keys, for logs: the first 8 hex digits of their SHA-256.
     #[must_use]
     pub fn key_ids(&self) -> Vec<&str> {
         self.keys.iter().map(|key| key.id.as_str()).collect()
     }
 
-    /// Puts the signature of a task that is stored under `subject` among its headers, in place of an older one.
+    /// Adds the signature of a task that is stored under `subject` to its headers, in place of an older one.
     pub fn sign(&self, subject: &str, headers: &mut Headers, payload: &[u8]) {
         let Some(key) = self.keys.first() else { return };
         headers.retain(|(name, _)| name != HEADER_SIGNATURE);
-        // What waits for its time is verified where it is delivered.
+        // A message that waits for its time is verified under the subject that it is delivered to.
         let target = headers.iter().find(|(name, _)| name == HEADER_SCHEDULE_TARGET).map(|(_, v)| v.clone());
         let arrives = target.filter(|_| subject.starts_with("sched."));
         let mac = digest(key.mac.clone(), arrives.as_deref().unwrap_or(subject), headers, payload);
@@ -135,10 +135,10 @@ impl Signer {
         headers.push((HEADER_SIGNATURE.to_owned(), text));
     }
 
-    /// Whether a task that arrived on `subject` (`tasks.…` or `due.…`) is what somebody with a key has published there.
+    /// Verifies a task that arrived on `subject` (`tasks.…` or `due.…`).
     ///
     /// # Errors
-    /// [`Distrust`] when it is not, or cannot be told.
+    /// [`Distrust`] when its signature is missing or does not fit.
     pub fn verify(&self, subject: &str, headers: &Headers, payload: &Bytes) -> Result<(), Distrust> {
         let given = headers.iter().find(|(name, _)| name == HEADER_SIGNATURE);
         let (_, given) = given.ok_or(Distrust::Unsigned)?;
@@ -147,7 +147,7 @@ impl Signer {
         let mac = HEXLOWER.decode(text.as_bytes()).map_err(|_| Distrust::BadSignature)?;
         let candidates = self.keys.iter().filter(|key| version == Some(VERSION) && Some(key.id.as_str()) == id);
         for key in candidates {
-            // In constant time.
+            // `verify_slice` compares in constant time.
             if digest(key.mac.clone(), subject, headers, payload).verify_slice(&mac).is_ok() {
                 return Ok(());
             }
@@ -156,14 +156,14 @@ impl Signer {
     }
 }
 
-/// Feeds the text that is signed: each part behind its length, so that no two tasks give the same text.
+/// Feeds the signed text: each part after its length, so that no two tasks have the same text.
 fn digest(mut mac: Hmac<Sha256>, subject: &str, headers: &Headers, payload: &[u8]) -> Hmac<Sha256> {
     let mut put = |part: &[u8]| {
         mac.update(&(part.len() as u64).to_be_bytes());
         mac.update(part);
     };
     let (stream, address) = subject.split_once('.').unwrap_or((subject, ""));
-    // The headers of what is published again count in DUE only: a task of one stream is none of the other.
+    // `Millpond-Id` counts in DUE only, so a signature of one stream does not fit in the other.
     let id = if stream == "tasks" { HEADER_MSG_ID } else { HEADER_ID };
     let get = |wanted: &str| headers.iter().find(|(name, _)| name == wanted).map_or("", |(_, value)| value.as_str());
     for part in [VERSION, stream, address, get(id)] {
@@ -174,7 +174,7 @@ fn digest(mut mac: Hmac<Sha256>, subject: &str, headers: &Headers, payload: &[u8
         .filter(|(name, _)| name.starts_with("Millpond-") && name != HEADER_SIGNATURE)
         .map(|(name, value)| (name.as_str(), as_it_arrives(value)))
         .collect();
-    // Stable: of two headers of one name the first counts.
+    // The sort is stable: of two headers with one name the first counts.
     signed.sort_by_key(|(name, _)| *name);
     put(&(signed.len() as u64).to_be_bytes());
     for (name, value) in &signed {
@@ -185,7 +185,7 @@ fn digest(mut mac: Hmac<Sha256>, subject: &str, headers: &Headers, payload: &[u8
     mac
 }
 
-/// A header's value as the wire leaves it: no line breaks, nothing blank around it.
+/// A header's value as it arrives: without line breaks, and without blanks around it.
 fn as_it_arrives(value: &str) -> String {
     let value: String = value.chars().map(|c| if c == '\r' || c == '\n' { ' ' } else { c }).collect();
     value.trim().to_owned()
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_signed_is_believed_and_nothing_else() {
+    fn only_what_was_signed_verifies() {
         let signer = Signer::new(NEW).unwrap();
         let task = [(HEADER_MSG_ID, "a1"), ("Millpond-Timeout", "30s"), ("traceparent", "00-1")];
         let good = signed(NEW, "tasks.q.k.j-j", &task, b"12");
@@ -253,13 +253,13 @@ mod tests {
             assert_eq!(altered(name, value), Err(Distrust::BadSignature), "{name} {value:?}");
         }
         assert_eq!(altered(HEADER_SIGNATURE, None), Err(Distrust::Unsigned));
-        // Who traces it may say so.
+        // Trace headers are not signed.
         assert_eq!(altered("traceparent", Some("00-2")), Ok(()));
         assert_eq!(altered("Nats-Expected-Stream", Some("TASKS")), Ok(()));
     }
 
     #[test]
-    fn what_waits_for_its_time_is_verified_where_it_arrives() {
+    fn a_scheduled_task_verifies_where_it_is_delivered() {
         let signer = Signer::new(NEW).unwrap();
         let task = [(HEADER_SCHEDULE_TARGET, "due.q.k"), (HEADER_ID, "a1"), ("Millpond-Note", " line\nbreak ")];
         let mut headers = signed(NEW, "sched.q.k.-.KEY", &task, b"1");

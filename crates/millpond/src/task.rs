@@ -1,13 +1,14 @@
-//! A task as a worker reads it from TASKS or DUE, and as it is published again. No I/O, no clock.
-//! Headers in doubt never lose a task: [`Task::read`] always returns one, with a [`Defect`] that says why it is buried.
+//! A task as a worker reads it from TASKS or DUE, and the headers of what it leads to: retries, remainders, next steps. No I/O,
+//! no clock. A header that does not parse never loses a task: [`Task::parse`] always returns one, with a [`Defect`] that says why
+//! it is dead-lettered.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::chain;
-use crate::chain::Step;
-use crate::limits::{BATCH_ITEMS_MAX, FAILURES_BYTES_MAX, TASK_ID_BYTES_MAX};
+use crate::chain::ChainStep;
+use crate::limits::{BATCH_ITEMS_MAX, TASK_ID_BYTES_MAX};
 use crate::outcome::{FailedAttempt, Items, id_of};
 use crate::payload::PayloadRef;
 use crate::retry::{ATTEMPTS_MAX_MAX, parse_attempts_max};
@@ -20,19 +21,25 @@ use crate::wire::headers::{
 };
 use crate::wire::subject::{SubjectError, TaskSubject};
 
-/// What only millpond itself may say, and only in DUE.
+/// Headers that only millpond itself may set, and only in DUE.
 const REPUBLISHED: [&str; 6] =
     [HEADER_ATTEMPT, HEADER_ID, HEADER_ORIGINAL_ID, HEADER_ITEMS, HEADER_FAILURES, HEADER_PUBLISHED];
 
-/// What is said of one message only: whatever is published again says it anew, or not at all.
+/// Headers of one message alone: what is published again has new ones, or none.
 const OF_ONE_MESSAGE: [&str; 3] = [HEADER_INDEX, HEADER_BATCH, HEADER_SIGNATURE];
+
+/// Headers that the next step of a chain has of the one before it. Timeout and attempts are those of its own kind.
+const INHERITED: [&str; 3] = [HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TRACESTATE];
+
+/// The failures that travel with a retry, in bytes of JSON; beyond it the oldest are dropped.
+const FAILURES_BYTES_MAX: usize = 4 * 1024;
 
 /// Which stream a message came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// As published by anybody.
+    /// TASKS: published by a client.
     Tasks,
-    /// Published again by millpond: a retry, a rest, a half, a replay; or a schedule that fired.
+    /// DUE: published again by millpond (a retry, a remainder, a half, a replay), or by a schedule that fired.
     Due,
 }
 
@@ -45,7 +52,7 @@ pub struct Defect {
     pub message: String,
 }
 
-/// What the server knows of a message.
+/// Where and when the server stored a message.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival<'a> {
     /// The stream.
@@ -65,11 +72,11 @@ pub struct Task {
     pub subject: TaskSubject,
     /// Id of the message first published.
     pub original_id: String,
-    /// The items of the root that this covers; none for a task published alone.
+    /// The items of the original batch that this covers; none for a task published alone.
     pub items: Option<Items>,
     /// From 1.
     pub attempt: u32,
-    /// Attempts before the task is buried; none means the worker's default.
+    /// Attempts before the task is dead-lettered; none means the worker's default.
     pub attempts_max: Option<u32>,
     /// Timeout of one attempt; none means the worker's default.
     pub timeout: Option<Duration>,
@@ -77,11 +84,11 @@ pub struct Task {
     pub expires_ms: Option<i64>,
     /// Place in the job of the first covered item.
     pub index: Option<u64>,
-    /// Where its end is told too.
+    /// The subject that is notified of its end as well.
     pub reply_to: Option<String>,
-    /// What runs when it is done, in order.
-    pub then: Vec<Step>,
-    /// When the root was stored, Unix time in milliseconds.
+    /// The steps that run when it is done, in order.
+    pub then: Vec<ChainStep>,
+    /// When the original message was stored, Unix time in milliseconds.
     pub published_ms: i64,
     /// The attempts before this one, oldest first.
     pub failures: Vec<FailedAttempt>,
@@ -93,16 +100,16 @@ pub struct Task {
     pub payload_ref: Option<PayloadRef>,
     /// Headers that travel on: `Millpond-*` but those of [`REPUBLISHED`], and the trace context.
     pub forwarded: Headers,
-    /// Set when it must be buried instead of run.
+    /// Set when it must be dead-lettered instead of run.
     pub defect: Option<Defect>,
 }
 
 impl Task {
-    /// Reads a message. What does not fit is told by `defect`; the id, queue and kind are always usable.
+    /// Parses a message. What does not fit becomes the `defect`; the id, queue and kind are always usable.
     #[must_use]
-    pub fn read(subject: &str, headers: &Headers, payload: Bytes, arrival: Arrival<'_>) -> Self {
+    pub fn parse(subject: &str, headers: &Headers, payload: Bytes, arrival: Arrival<'_>) -> Self {
         let mut defect = None;
-        let subject = read_subject(subject, &mut defect);
+        let subject = parse_subject(subject, &mut defect);
         let due = arrival.origin == Origin::Due;
         let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         let own = |name: &str| get(name).filter(|_| due);
@@ -137,15 +144,15 @@ impl Task {
             task.original_id = default_id();
             task.refuse("bad_header", message);
         }
-        task.read_numbers(&get, &own);
-        task.read_items(&get, &own);
+        task.parse_values(&get, &own);
+        task.parse_items(&get, &own);
         if let Some(text) = get(HEADER_REF) {
-            task.read_ref(text);
+            task.parse_ref(text);
         }
         task
     }
 
-    fn read_ref(&mut self, text: &str) {
+    fn parse_ref(&mut self, text: &str) {
         if self.is_batch() {
             let message = format!("{HEADER_REF} stands for one task's arguments; a batch has its own in the message");
             self.refuse("bad_header", message);
@@ -158,7 +165,7 @@ impl Task {
         }
     }
 
-    fn read_numbers<'h>(&mut self, get: &dyn Fn(&str) -> Option<&'h str>, own: &dyn Fn(&str) -> Option<&'h str>) {
+    fn parse_values<'h>(&mut self, get: &dyn Fn(&str) -> Option<&'h str>, own: &dyn Fn(&str) -> Option<&'h str>) {
         if let Some(text) = get(HEADER_ATTEMPTS_MAX) {
             match parse_attempts_max(text) {
                 Ok(n) => self.attempts_max = Some(n),
@@ -201,8 +208,8 @@ impl Task {
         }
     }
 
-    fn read_items<'h>(&mut self, get: &dyn Fn(&str) -> Option<&'h str>, own: &dyn Fn(&str) -> Option<&'h str>) {
-        if let Some(items) = own(HEADER_ITEMS).and_then(parse_items) {
+    fn parse_items<'h>(&mut self, get: &dyn Fn(&str) -> Option<&'h str>, own: &dyn Fn(&str) -> Option<&'h str>) {
+        if let Some(items) = own(HEADER_ITEMS).and_then(Items::parse) {
             self.items = Some(items);
         } else if let Some(text) = get(HEADER_BATCH) {
             match text.parse() {
@@ -221,20 +228,20 @@ impl Task {
         self.defect.get_or_insert(Defect { reason, message });
     }
 
-    /// Believes nothing of what it says: it gets an id of its own, as if it said none, so that what is made of it cannot
-    /// stand in the way of the task that it claims to be. Its dead letter keeps its headers.
+    /// Drops everything that the message claims to be. The task gets an id of its own, as a message without one does, so that its
+    /// dead letter cannot take the place of the task that it claims to be. The dead letter keeps the headers.
     pub fn distrust(&mut self, distrust: Distrust, arrival: Arrival<'_>) {
-        let message = format!("{}; it says that it is task {:?}", distrust.message(), self.id());
+        let message = format!("{}; it claims to be task {:?}", distrust.message(), self.id());
         self.subject = TaskSubject { job: None, unique: None, ..self.subject.clone() };
         self.original_id = format!("{}-{}", arrival.epoch, arrival.seq);
         self.published_ms = arrival.stored_ms;
         (self.attempt, self.failures, self.republished) = (1, Vec::new(), false);
         (self.items, self.index, self.reply_to) = (None, None, None);
-        // Before any other defect: a dead letter of another reason may be run again.
+        // This replaces any other defect: a dead letter with another reason may be run again.
         self.defect = Some(Defect { reason: distrust.reason(), message });
     }
 
-    /// Its own id: the root's, or that of the items it covers.
+    /// Its own id: the original id, or that of the items it covers.
     #[must_use]
     pub fn id(&self) -> String {
         id_of(&self.original_id, self.items)
@@ -252,19 +259,8 @@ impl Task {
         self.items.map_or(1, |i| i.len)
     }
 
-    /// Whether two messages cover an item in common.
-    #[must_use]
-    pub fn overlaps(&self, queue: &str, original_id: &str, items: Option<Items>) -> bool {
-        self.subject.queue == queue
-            && self.original_id == original_id
-            && match (self.items, items) {
-                (Some(a), Some(b)) => a.overlaps(&b),
-                _ => true,
-            }
-    }
-
-    /// The headers under which `items` of it (all, when none) are published again as attempt `attempt`.
-    /// `message_id` only makes a resend safe.
+    /// The headers under which `items` of it (all, when none) are published again as attempt `attempt`. `message_id` only makes a
+    /// resend safe.
     #[must_use]
     pub fn republish_headers(
         &self,
@@ -283,7 +279,7 @@ impl Task {
         put(HEADER_ATTEMPT, attempt.to_string());
         put(HEADER_PUBLISHED, self.published_ms.to_string());
         if let Some(i) = items {
-            put(HEADER_ITEMS, format!("{}+{}/{}", i.from, i.len, i.of));
+            put(HEADER_ITEMS, i.to_string());
         }
         if let Some(index) = self.index_of(items.map_or(0, |i| i.from)) {
             put(HEADER_INDEX, index.to_string());
@@ -294,7 +290,40 @@ impl Task {
         headers
     }
 
-    /// The place in its job of item `item` of the root.
+    /// Where the step after this one runs; none when this is the last. The step belongs to no job: a job consists of the tasks
+    /// that were submitted in it.
+    #[must_use]
+    pub fn next_step(&self) -> Option<TaskSubject> {
+        chain::resolve(&self.subject.queue, &self.then).next()
+    }
+
+    /// The headers of the step after this one, for `items` of it that are done. Items keep their places, so that an item's next
+    /// step has one id, whichever message it is in. `at_ms` is now, Unix time in milliseconds; `traceparent` is that of the
+    /// attempt whose results the step gets.
+    #[must_use]
+    pub fn next_headers(&self, items: Option<Items>, at_ms: i64, traceparent: String) -> Headers {
+        let original_id = chain::next_id(&self.original_id);
+        let kept = self.forwarded.iter().filter(|(name, _)| INHERITED.contains(&name.as_str()));
+        let mut headers: Headers = kept.cloned().collect();
+        let mut put = |name: &str, value: String| headers.push((name.to_owned(), value));
+        let id = id_of(&original_id, items);
+        // The id in the dedupe window carries the queue that publishes the step: no other queue's ids can collide with it.
+        put(HEADER_MSG_ID, format!("{}/{id}/t{}", self.subject.queue, self.attempt));
+        put(HEADER_ID, id);
+        put(HEADER_ORIGINAL_ID, original_id);
+        put(HEADER_ATTEMPT, "1".to_owned());
+        put(HEADER_PUBLISHED, at_ms.to_string());
+        put(HEADER_TRACEPARENT, traceparent);
+        if let Some(i) = items {
+            put(HEADER_ITEMS, i.to_string());
+        }
+        if let Some(rest) = self.then.get(1..).and_then(chain::text) {
+            put(HEADER_THEN, rest);
+        }
+        headers
+    }
+
+    /// The place in its job of item `item` of the original batch.
     #[must_use]
     pub fn index_of(&self, item: u32) -> Option<u64> {
         let first = self.items.map_or(0, |i| i.from);
@@ -308,7 +337,7 @@ impl Task {
     }
 }
 
-fn read_subject(subject: &str, defect: &mut Option<Defect>) -> TaskSubject {
+fn parse_subject(subject: &str, defect: &mut Option<Defect>) -> TaskSubject {
     TaskSubject::parse(subject).unwrap_or_else(|error: SubjectError| {
         *defect = Some(Defect { reason: "bad_subject", message: error.to_string() });
         let mut tokens = subject.split('.').skip(1);
@@ -323,15 +352,15 @@ fn read_subject(subject: &str, defect: &mut Option<Defect>) -> TaskSubject {
     })
 }
 
-/// The headers under which the server keeps a message of DUE until `at_ms` (Unix time in milliseconds), and then delivers
-/// it to `target`; none when there is no such time.
+/// The headers with which the server holds a message of DUE until `at_ms` (Unix time in milliseconds) and then delivers it to
+/// `target`; none when there is no such time.
 #[must_use]
 pub fn schedule_headers(at_ms: i64, target: String) -> Option<[(String, String); 2]> {
     let at = jiff::Timestamp::from_millisecond(at_ms).ok()?;
     Some([(HEADER_SCHEDULE.to_owned(), format!("@at {at}")), (HEADER_SCHEDULE_TARGET.to_owned(), target)])
 }
 
-/// Whether a task's end may be told on this subject: `reply.` and tokens of visible characters.
+/// Whether this subject may be notified of a task's end: `reply.` and tokens of visible characters.
 #[must_use]
 pub fn is_reply_subject(subject: &str) -> bool {
     let visible =
@@ -345,20 +374,13 @@ pub(crate) fn is_forwarded(name: &str) -> bool {
         || name == HEADER_TRACESTATE
 }
 
-fn parse_items(text: &str) -> Option<Items> {
-    let (range, of) = text.split_once('/')?;
-    let (from, len) = range.split_once('+')?;
-    let items = Items { of: of.parse().ok()?, from: from.parse().ok()?, len: len.parse().ok()? };
-    (items.len > 0 && items.from.checked_add(items.len)? <= items.of).then_some(items)
-}
-
-/// The failures as JSON of at most [`FAILURES_BYTES_MAX`]: the oldest go first when it is too long.
+/// The failures as JSON of at most [`FAILURES_BYTES_MAX`], without the oldest where that is too long.
 pub(crate) fn compact(failures: &[FailedAttempt]) -> String {
-    let mut rest = failures;
+    let mut newest = failures;
     loop {
-        let text = serde_json::to_string(rest).unwrap_or_else(|_| "[]".to_owned());
-        match rest.split_first() {
-            Some((_, tail)) if text.len() > FAILURES_BYTES_MAX => rest = tail,
+        let text = serde_json::to_string(newest).unwrap_or_else(|_| "[]".to_owned());
+        match newest.split_first() {
+            Some((_, tail)) if text.len() > FAILURES_BYTES_MAX => newest = tail,
             _ => return text,
         }
     }
@@ -373,7 +395,7 @@ mod tests {
 
     fn read(subject: &str, headers: &[(&str, &str)], origin: Origin) -> Task {
         let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        Task::read(subject, &headers, Bytes::from_static(b"12"), Arrival { origin, ..ARRIVAL })
+        Task::parse(subject, &headers, Bytes::from_static(b"12"), Arrival { origin, ..ARRIVAL })
     }
 
     #[test]
@@ -384,17 +406,18 @@ mod tests {
     }
 
     #[test]
-    fn what_only_millpond_may_say_counts_only_in_due() {
-        let said = [(HEADER_ID, "x/3"), (HEADER_ORIGINAL_ID, "x"), (HEADER_ITEMS, "3+1/5"), (HEADER_ATTEMPT, "2")];
-        let due = read("due.q.k", &said, Origin::Due);
+    fn headers_of_millpond_count_only_in_due() {
+        let republished =
+            [(HEADER_ID, "x/3"), (HEADER_ORIGINAL_ID, "x"), (HEADER_ITEMS, "3+1/5"), (HEADER_ATTEMPT, "2")];
+        let due = read("due.q.k", &republished, Origin::Due);
         assert_eq!((due.id().as_str(), due.attempt, due.is_batch(), due.republished), ("x/3", 2, false, true));
-        let forged = read("tasks.q.k", &said, Origin::Tasks);
+        let forged = read("tasks.q.k", &republished, Origin::Tasks);
         assert_eq!((forged.id().as_str(), forged.attempt, forged.republished), ("e-7", 1, false));
         assert!(forged.forwarded.is_empty());
     }
 
     #[test]
-    fn bad_headers_are_told() {
+    fn bad_headers_are_defects() {
         for (name, value) in [
             (HEADER_BATCH, "0"),
             (HEADER_BATCH, "1001"),
@@ -421,13 +444,13 @@ mod tests {
         let read = |more: &[(&str, &str)], payload: &'static [u8]| {
             let all = [&[(HEADER_REF, text.as_str())], more].concat();
             let headers = all.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-            Task::read("tasks.q.k", &headers, Bytes::from_static(payload), ARRIVAL)
+            Task::parse("tasks.q.k", &headers, Bytes::from_static(payload), ARRIVAL)
         };
         let task = read(&[], b"");
         assert_eq!((&task.defect, &task.payload_ref), (&None, &Some(at.clone())));
         let headers = task.republish_headers(None, 2, &[], "m".into());
         let arrival = Arrival { origin: Origin::Due, ..ARRIVAL };
-        assert_eq!(Task::read("due.q.k", &headers, Bytes::new(), arrival).payload_ref, Some(at));
+        assert_eq!(Task::parse("due.q.k", &headers, Bytes::new(), arrival).payload_ref, Some(at));
         for bad in [read(&[(HEADER_BATCH, "1")], b""), read(&[], b"1")] {
             assert!(bad.defect.is_some_and(|d| d.reason == "bad_header" && d.message.contains(HEADER_REF)));
         }
@@ -447,10 +470,41 @@ mod tests {
         let item = Items { of: 5, from: 3, len: 1 };
         let headers = batch.republish_headers(Some(item), 2, std::slice::from_ref(&failed), "m".into());
         let arrival = Arrival { origin: Origin::Due, epoch: "d", seq: 1, stored_ms: 99 };
-        let again = Task::read("due.q.k.j-j", &headers, Bytes::from_static(b"1"), arrival);
+        let again = Task::parse("due.q.k.j-j", &headers, Bytes::from_static(b"1"), arrival);
         assert_eq!((again.id(), again.attempt, again.index), ("e-7/3".into(), 2, Some(103)));
         assert_eq!((again.published_ms, &again.failures), (5, &vec![failed]));
         assert_eq!(again.timeout, Some(Duration::from_secs(5)));
-        assert!(!again.is_batch() && again.overlaps("q", "e-7", batch.items));
+        assert!(!again.is_batch());
+    }
+
+    #[test]
+    fn the_next_step_has_one_id_and_what_it_inherits() {
+        let given = [
+            (HEADER_MSG_ID, "r"),
+            (HEADER_THEN, "b,q2.c"),
+            ("Millpond-Batch", "5"),
+            ("Millpond-Index", "10"),
+            ("Millpond-Timeout", "5s"),
+            ("Millpond-Attempts-Max", "9"),
+            (HEADER_REPLY_TO, "reply.x"),
+            (HEADER_TRACEPARENT, "00-t"),
+        ];
+        let headers: Headers = given.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let arrival = Arrival { origin: Origin::Tasks, epoch: "e", seq: 1, stored_ms: 5 };
+        let task = Task::parse("tasks.q.a.j-j", &headers, Bytes::from_static(b"[1,2,3,4,5]"), arrival);
+        assert_eq!(task.next_step().unwrap().due(), "due.q.b");
+        let next = task.next_headers(Some(Items { of: 5, from: 1, len: 2 }), 7, "00-u".into());
+        let arrival = Arrival { origin: Origin::Due, ..arrival };
+        let next = Task::parse("due.q.b", &next, Bytes::from_static(b"[1,2]"), arrival);
+        assert_eq!((next.id().as_str(), next.original_id.as_str(), next.items_len()), ("r/then/1+2", "r/then", 2));
+        assert_eq!((next.index, next.attempt, next.timeout, next.attempts_max), (None, 1, None, None));
+        assert_eq!(
+            (next.reply_to.as_deref(), next.traceparent(), next.published_ms),
+            (Some("reply.x"), Some("00-u"), 7)
+        );
+        assert_eq!((next.next_step().unwrap().due(), next.defect.clone()), ("due.q2.c".into(), None));
+        let last =
+            Task::parse("due.q2.c", &next.next_headers(None, 8, "00-v".into()), Bytes::from_static(b"1"), arrival);
+        assert_eq!((last.id().as_str(), last.next_step()), ("r/then/then", None));
     }
 }

@@ -1,8 +1,18 @@
-//! What a worker says of itself in the workers bucket, renewed by a heartbeat. No I/O, no clock.
+//! The record of a worker in the workers bucket, renewed by its heartbeat. No I/O, no clock.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+/// How often a worker renews its record.
+pub const WORKER_HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
+/// A worker whose record is older is gone.
+pub const WORKER_LOST_AFTER: Duration = Duration::from_secs(8);
+/// Children that a worker's record lists, at the most.
+pub const CHILDREN_LISTED_MAX: usize = 256;
+
+const _: () = assert!(WORKER_HEARTBEAT_EVERY.as_millis() * 3 <= WORKER_LOST_AFTER.as_millis());
 
 /// The record of one worker process, under its name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,9 +30,9 @@ pub struct WorkerRecord {
     pub queues: Vec<String>,
     /// The kinds it can run, sorted.
     pub kinds: Vec<String>,
-    /// Tasks that compute and that it runs at once; kinds with slots of their own come on top.
+    /// How many tasks that compute it runs at once; kinds with slots of their own come on top.
     pub slots: u32,
-    /// Tasks that wait for something else and that it runs at once.
+    /// How many tasks that wait for something else it runs at once.
     #[serde(default)]
     pub io_slots: u32,
     /// Tasks (or batches) that run now.
@@ -31,7 +41,7 @@ pub struct WorkerRecord {
     pub held: u32,
     /// True from the moment it stops taking tasks.
     pub draining: bool,
-    /// It runs signed tasks only.
+    /// Whether it runs signed tasks only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub signed_only: bool,
     /// Items done since it started.
@@ -47,7 +57,7 @@ pub struct WorkerRecord {
     /// Resident memory of the worker itself, in bytes.
     #[serde(default)]
     pub rss_bytes: u64,
-    /// Its child processes, by name; [`crate::limits::CHILDREN_LISTED_MAX`] at the most.
+    /// Its child processes, by name; [`CHILDREN_LISTED_MAX`] at the most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub children: Vec<ChildRecord>,
     /// Kinds whose children cannot be started, and why.
@@ -56,7 +66,7 @@ pub struct WorkerRecord {
     /// Where its health and metrics are served, `host:port`; none when they are not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
-    /// Kinds that it was handed lately and does not know, as `<queue>.<kind>`, sorted.
+    /// Kinds that it does not know and that lately came to it, as `<queue>.<kind>`, sorted.
     pub unknown_kinds: Vec<String>,
     /// When the process started, Unix time in milliseconds.
     pub started_ms: i64,
@@ -64,7 +74,15 @@ pub struct WorkerRecord {
     pub heartbeat_ms: i64,
 }
 
-/// How many items of a kind ended how, since the worker started.
+impl WorkerRecord {
+    /// Whether the worker has not renewed its record for so long that it is gone; `now_ms` is Unix time in milliseconds.
+    #[must_use]
+    pub fn is_lost(&self, now_ms: i64) -> bool {
+        u128::try_from(now_ms.saturating_sub(self.heartbeat_ms)).unwrap_or(0) > WORKER_LOST_AFTER.as_millis()
+    }
+}
+
+/// How the items of a kind ended since the worker started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct KindCount {
@@ -74,23 +92,23 @@ pub struct KindCount {
     pub failed: u64,
 }
 
-/// What a child process does now.
+/// The state of a child process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ChildState {
-    /// It was started and has not said that it is ready.
+    /// It was started and is not ready yet.
     Starting,
     /// It waits for a task.
     Idle,
     /// It works on a task.
     Busy,
-    /// It was told to end.
+    /// It was asked to end.
     Stopping,
 }
 
 impl ChildState {
-    /// As it is written.
+    /// The state as the record has it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -112,18 +130,18 @@ pub struct ChildRecord {
     pub kind: String,
     /// Process id of its guard, below which it runs; 0 before it has one.
     pub pid: u32,
-    /// What it does.
+    /// Its state.
     pub state: ChildState,
-    /// The task that it works on.
+    /// The id of the task that it works on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
-    /// For how long, in milliseconds.
+    /// How long it has worked on the task, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_ms: Option<u64>,
-    /// How far that is, from 0 to 1, as the child says.
+    /// The progress that the child reported, from 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<f64>,
-    /// What the child says of it.
+    /// The note that the child reported with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
     /// Tasks that it has answered.

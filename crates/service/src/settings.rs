@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use millpond::bus::Access;
-use millpond::config::{ConnectArgs, LogArgs, given_or_file};
+use millpond::config::{ConnectArgs, ConnectSettings, LogArgs, given_or_file};
 
 use crate::listen::{HttpTls, HttpTlsArgs};
 use crate::token::Token;
@@ -32,7 +31,7 @@ impl ServiceArgs {
     ///
     /// # Errors
     /// The first file that cannot be used.
-    pub fn check(&self) -> anyhow::Result<(HttpTls, Access)> {
+    pub fn check(&self) -> anyhow::Result<(HttpTls, ConnectSettings)> {
         Ok((self.http_tls.check()?, self.connect.check()?))
     }
 }

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Error, bail, ensure};
 use clap::{Args, Subcommand};
-use millpond::bus::Access;
-use millpond::config::given_or_file;
+use millpond::config::{ConnectSettings, given_or_file};
 use millpond::limits::{RESULTS_KEEP, STORE_KEEP, STORE_KEEP_DEAD};
 use millpond_service::listen::HttpTls;
 use millpond_service::program::Service;
@@ -91,7 +90,7 @@ pub struct Settings {
     /// What HTTP is served with, where it is by TLS.
     pub http_tls: HttpTls,
     /// How to reach NATS.
-    pub access: Access,
+    pub access: ConnectSettings,
 }
 
 impl Config {

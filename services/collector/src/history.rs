@@ -5,7 +5,7 @@ use anyhow::Context;
 use millpond::bus::Bus;
 use millpond::bus::operate::control::{CTL_RESULTS, ControlReply, ControlRequests};
 use millpond::bus::topology::TopologyError;
-use millpond::client::{History, HistoryRows};
+use millpond::client::{HistoryPage, HistoryRequest};
 use millpond::limits::{HISTORY_BYTES_MAX, PAGE_ROWS_MAX};
 use serde_json::value::{RawValue, to_raw_value};
 
@@ -31,10 +31,10 @@ pub(crate) async fn serve(store: Store, mut requests: ControlRequests) {
 }
 
 async fn page(store: &Store, asked: &[u8]) -> anyhow::Result<Box<RawValue>> {
-    let asked: History = serde_json::from_slice(asked).context("not a question for results")?;
+    let asked: HistoryRequest = serde_json::from_slice(asked).context("not a question for results")?;
     let after = i64::try_from(asked.from).ok().and_then(|from| from.checked_sub(1)).map(Place::behind);
     let (rows, next) = store.job_results(&asked.job, asked.epoch, PAGE_ROWS_MAX, after).await?;
-    let mut page: HistoryRows<Box<RawValue>> = HistoryRows::default();
+    let mut page: HistoryPage<Box<RawValue>> = HistoryPage::default();
     let (mut bytes, mut all) = (0, next.is_none());
     for row in rows {
         // Those without a place in their job come last, and are nobody's here.

@@ -122,7 +122,7 @@ impl Replays {
         let again = Again {
             letter: letter.clone(),
             reason: replay.evidence.reason.clone(),
-            buried_ms: replay.evidence.buried_ms,
+            buried_ms: replay.evidence.dead_ms,
             moved: to_queue.map(|queue| (queue.clone(), moved_id(&replay.evidence.id, &queue))),
             changed: how.arguments.is_some(),
         };

@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::Args;
-use millpond::bus::Access;
-use millpond::config::SigningArgs;
+use millpond::config::{ConnectSettings, SigningArgs};
 use millpond::signature::Signer;
 use millpond_service::listen::HttpTls;
 use millpond_service::program::{NoCommand, Service};
@@ -48,7 +47,7 @@ pub struct Settings {
     /// The certificate of the HTTP API; none: plain HTTP.
     pub http_tls: HttpTls,
     /// How to reach NATS.
-    pub access: Access,
+    pub access: ConnectSettings,
 }
 
 impl Config {

@@ -50,10 +50,11 @@ async fn replay(bus: &Bus, request: &[u8]) -> Result<String, String> {
         None => {
             let subject = TaskSubject::new(&request.queue, &request.kind, evidence.job.clone());
             let subject = subject.map(|subject| TaskSubject { unique: evidence.unique.clone(), ..subject });
-            (subject, evidence.replay_headers(&request.queue, &request.headers)?, evidence.id.clone())
+            let headers = evidence.replay_headers(&request.queue, &request.headers).map_err(|e| e.to_string())?;
+            (subject, headers, evidence.id.clone())
         }
         Some(to) => {
-            let headers = evidence.moved_headers(&request.queue, to, &request.headers)?;
+            let headers = evidence.moved_headers(&request.queue, to, &request.headers).map_err(|e| e.to_string())?;
             (TaskSubject::new(to, &request.kind, None), headers, moved_id(&evidence.id, to))
         }
     };

@@ -7,14 +7,14 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use millpond::bus::publish::RetryDeadline;
 use millpond::bus::publish::payloads::PutError;
-use millpond::client::{Client, ClientError, NewTask};
+use millpond::client::{Client, NewTask, SubmitError};
 use millpond::limits::CLAIM_CHECK_BYTES;
 use millpond_service::error_answer::ErrorAnswer;
 use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::StreamReader;
 
-use crate::http::client_error;
+use crate::http::submit_error;
 
 /// With this type the body is any bytes; with all others it is one JSON value.
 const BYTES: &str = "application/octet-stream";
@@ -52,8 +52,8 @@ pub(crate) async fn arguments(
     }
     match client.put_payload(&mut start.as_slice().chain(from), deadline).await {
         Ok(stored) => Ok(NewTask { stored: Some(stored), ..task }),
-        Err(ClientError::Payload(PutError::Read(wrong))) => Err(unreadable(&wrong)),
-        Err(refused) => Err(client_error(&refused)),
+        Err(PutError::Read(wrong)) => Err(unreadable(&wrong)),
+        Err(refused) => Err(submit_error(&SubmitError::Payload(refused))),
     }
 }
 

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use millpond::bus::Access;
-use millpond::config::{SigningArgs, duration};
+use millpond::config::{ConnectSettings, SigningArgs, duration};
 use millpond::limits::{IO_SLOTS_DEFAULT, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER};
 use millpond::retry::{RetryPolicy, parse_attempts_max, parse_jitter};
 use millpond::signature::Signer;
@@ -129,7 +128,7 @@ pub struct Settings {
     /// What HTTP is served with, where it is by TLS.
     pub http_tls: HttpTls,
     /// How to reach NATS.
-    pub access: Access,
+    pub access: ConnectSettings,
 }
 
 impl Config {

@@ -1,33 +1,11 @@
-//! What a connection needs beside its address: who asks, and what both sides show each other. Addresses without their
-//! passwords, for logs and errors. Read from settings in `config`.
-
-use std::path::PathBuf;
-use std::time::Duration;
+//! How a connection is authenticated and encrypted, as options of the NATS client; and addresses without their passwords, for
+//! logs and errors.
 
 use async_nats::{ConnectOptions, ServerAddr};
 
-use crate::config::Secret;
+use crate::config::ConnectSettings;
 
-/// How to get in. A [`Duration`] alone is one: how long to try, with nothing but what the URL says.
-#[derive(Debug, Clone)]
-pub struct Access {
-    /// How long to try.
-    pub timeout: Duration,
-    /// Password of the user that the URL names; it wins over one in the URL.
-    pub password: Option<Secret>,
-    /// File of the certificates that the server's is checked against: the connection is TLS then, or none.
-    pub ca: Option<PathBuf>,
-    /// Files of the certificate that the server is shown, and of its key.
-    pub identity: Option<(PathBuf, PathBuf)>,
-}
-
-impl From<Duration> for Access {
-    fn from(timeout: Duration) -> Self {
-        Self { timeout, password: None, ca: None, identity: None }
-    }
-}
-
-impl Access {
+impl ConnectSettings {
     pub(super) fn apply(&self, servers: &[ServerAddr], options: ConnectOptions) -> ConnectOptions {
         let mut options = options;
         if let Some((user, password)) = servers.iter().find_map(credentials) {
@@ -44,7 +22,7 @@ impl Access {
     }
 }
 
-/// The servers that a URL names, separated by commas; what is no address is left out, and told by [`super::Bus::connect`].
+/// The servers of a URL, separated by commas. A part that is no address is left out; without any, [`super::Bus::connect`] fails.
 pub(super) fn servers(url: &str) -> Vec<ServerAddr> {
     url.split(',').filter_map(|one| one.trim().parse().ok()).collect()
 }
@@ -59,7 +37,7 @@ pub(super) fn without_credentials(server: &ServerAddr) -> Option<ServerAddr> {
     format!("{}://{}:{}", server.scheme(), server.host(), server.port()).parse().ok()
 }
 
-/// `nats://user:…@host:port` without the part that is nobody's business.
+/// The `host:port` of `nats://user:password@host:port`.
 #[must_use]
 pub fn without_password(url: &str) -> String {
     url.split(',')

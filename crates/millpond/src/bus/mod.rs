@@ -11,7 +11,7 @@ pub mod read;
 pub mod shared_state;
 pub mod topology;
 
-pub use access::{Access, without_password};
+pub use access::without_password;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +22,7 @@ use async_nats::jetstream;
 use async_nats::{ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
 
+use crate::config::ConnectSettings;
 use crate::limits::{PUBLISH_ACK_WAIT, PUBLISH_WINDOW, RECONNECT_DELAY_MAX, SERVER_PAYLOAD_BYTES_MAX};
 use crate::signature::Signer;
 use crate::wire::headers::Headers;
@@ -120,7 +121,12 @@ impl Bus {
     ///
     /// # Errors
     /// [`ConnectError`], with the address but never the password.
-    pub async fn connect(url: &str, role: Role, name: &str, access: impl Into<Access>) -> Result<Self, ConnectError> {
+    pub async fn connect(
+        url: &str,
+        role: Role,
+        name: &str,
+        access: impl Into<ConnectSettings>,
+    ) -> Result<Self, ConnectError> {
         let access = access.into();
         let timeout = access.timeout;
         let (sender, connection) = watch::channel(Connection { epoch: 0, up: true });

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Bus, describe};
 use crate::limits::{
-    ACK_PENDING_MAX, COLLECT_ACK_WAIT, DUPLICATE_WINDOW, LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PAYLOAD_KEEP,
+    ACK_PENDING_MAX, COLLECT_ACK_WAIT, DUPLICATE_WINDOW, LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PAYLOAD_RETENTION,
     PULL_BYTES_MAX, START_RECORD_KEEP, TASK_BYTES_MAX,
 };
 use crate::wire::streams::{
@@ -180,7 +180,7 @@ fn payloads(limits: &StreamLimits) -> stream::Config {
         discard: stream::DiscardPolicy::New,
         max_messages: -1,
         max_bytes: limits.payloads_bytes_max,
-        max_age: PAYLOAD_KEEP,
+        max_age: PAYLOAD_RETENTION,
         duplicate_window: DUPLICATE_WINDOW,
         allow_rollup: true,
         allow_direct: true,

@@ -1,4 +1,4 @@
-//! Calls: a question and its answer, not stored; and conversations, which a call opens.
+//! Calls: a request to a handler and its reply, not stored; and pipes, which a call opens.
 
 use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
@@ -20,8 +20,8 @@ use crate::wire::headers::{HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_TIMEOUT, HE
 use crate::wire::subject;
 use crate::wire::subject::SubjectError;
 
-/// How soon a call whose worker drains is made again: another worker gets it.
-const AGAIN_AFTER: Duration = Duration::from_millis(20);
+/// The delay before a call whose worker drains is made again; another worker gets it then.
+const DRAINING_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// Why a call has no result.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ pub enum CallError {
         /// As given.
         timeout: Duration,
     },
-    /// Nobody listens.
+    /// No worker listens for calls of this kind.
     #[error(
         "no worker answers calls of kind {kind} on queue {queue}: start one that does, or see `millpond worker ls` for who runs what"
     )]
@@ -54,7 +54,7 @@ pub enum CallError {
         /// The kind.
         kind: String,
     },
-    /// The worker says why.
+    /// The worker replied with a failure.
     #[error("{}: {}", .failure.kind, .failure.message)]
     Failed {
         /// In short.
@@ -62,13 +62,13 @@ pub enum CallError {
         /// In full.
         failure: Box<Failure>,
     },
-    /// Nothing was heard in time: its worker may have died, and the call may have run in part.
+    /// No reply came in time: the worker may have died, and the call may have run in part.
     #[error("no answer within {}; its worker may be gone, and may have run it in part", humantime::format_duration(*.timeout))]
     NoAnswer {
         /// The caller's timeout.
         timeout: Duration,
     },
-    /// The answer cannot be read, or the connection was lost.
+    /// The reply cannot be parsed, or the connection was lost.
     #[error("no answer of kind {kind}: {reason}")]
     Broken {
         /// The kind.
@@ -76,7 +76,7 @@ pub enum CallError {
         /// What was seen.
         reason: String,
     },
-    /// The server refuses the subscription of a conversation.
+    /// The server refuses the subscription of a pipe.
     #[error(transparent)]
     Topology(#[from] TopologyError),
 }
@@ -105,16 +105,16 @@ impl Client {
         args: impl Into<Bytes>,
         timeout: Duration,
     ) -> Result<Box<RawValue>, CallError> {
-        let answer = self.ask(queue, kind, args.into(), timeout, &[]).await?;
+        let answer = self.checked_call(queue, kind, args.into(), timeout, &[]).await?;
         let broken = |reason: String| CallError::Broken { kind: kind.to_owned(), reason };
         if answer.header(HEADER_PIPE).is_some() {
-            return Err(broken("a conversation was opened that was not asked for".to_owned()));
+            return Err(broken("a pipe was opened that was not requested".to_owned()));
         }
         serde_json::from_slice(&answer.payload).map_err(|e| broken(format!("the result is not JSON: {e}")))
     }
 
-    /// Opens a conversation with a handler that converses: the counterpart of Python's `multiprocessing.Pipe()`.
-    /// `timeout` is for the opening, the wait for a slot included; the conversation lasts while both sides want it.
+    /// Opens a pipe to a handler that takes one: the counterpart of Python's `multiprocessing.Pipe()`.
+    /// `timeout` is for the opening, the wait for a slot included; the pipe lasts until either side ends it.
     ///
     /// ```no_run
     /// # async fn example(client: millpond::client::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -139,24 +139,24 @@ impl Client {
         timeout: Duration,
     ) -> Result<Pipe, CallError> {
         let id = crate::random_token();
-        // First the ear: the worker may speak at once.
+        // The subscription comes first: the worker may send at once.
         let frames = pipe::listen(&self.bus, subject::pipe_out(&id)).await?;
-        let answer = self.ask(queue, kind, args.into(), timeout, &pipe::asking(&id)).await?;
-        let room = answer.header(HEADER_PIPE_CAPACITY).and_then(|room| room.parse().ok());
-        let Some(room) = room.filter(|_| answer.header(HEADER_PIPE) == Some(&id)) else {
+        let answer = self.checked_call(queue, kind, args.into(), timeout, &pipe::asking(&id)).await?;
+        let capacity = answer.header(HEADER_PIPE_CAPACITY).and_then(|capacity| capacity.parse().ok());
+        let Some(capacity) = capacity.filter(|_| answer.header(HEADER_PIPE) == Some(&id)) else {
             let reason = "it was answered like a plain call; is its worker older?".to_owned();
             return Err(CallError::Broken { kind: kind.to_owned(), reason });
         };
-        let driven = Some(self.conversations.clone());
-        let (pipe, driver) = pipe::side(&self.bus, frames, subject::pipe_in(&id), false, room, driven);
-        let mut conversations = self.conversations.lock().unwrap_or_else(PoisonError::into_inner);
-        while conversations.try_join_next().is_some() {}
-        conversations.spawn(driver.run());
+        let drivers = Some(self.pipe_drivers.clone());
+        let (pipe, driver) = pipe::side(&self.bus, frames, subject::pipe_in(&id), false, capacity, drivers);
+        let mut drivers = self.pipe_drivers.lock().unwrap_or_else(PoisonError::into_inner);
+        while drivers.try_join_next().is_some() {}
+        drivers.spawn(driver.run());
         Ok(pipe)
     }
 
-    /// Asks, once what is asked fits.
-    async fn ask(
+    /// Makes a call whose arguments and timeout fit.
+    async fn checked_call(
         &self,
         queue: &str,
         kind: &str,
@@ -175,7 +175,7 @@ impl Client {
         }
         let parent = TraceContext::current();
         let (trace, started) = (TraceContext::below(parent), SystemTime::now());
-        let answered = self.ask_until_answered(queue, kind, (&subject, args), timeout, trace, more).await;
+        let answered = self.call_until_answered(queue, kind, (&subject, args), timeout, trace, more).await;
         if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
             let mut span = Span::new(("call", Some("send")), &subject, SpanKind::Client, (trace, parent), started);
             span.attribute(FIELD_QUEUE, queue);
@@ -188,8 +188,8 @@ impl Client {
         answered
     }
 
-    /// Asks another worker while the one that heard it drains.
-    async fn ask_until_answered(
+    /// Makes the call again, to another worker, while the one that received it drains.
+    async fn call_until_answered(
         &self,
         queue: &str,
         kind: &str,
@@ -208,9 +208,9 @@ impl Client {
             return match self.bus.call(subject, &headers, args.clone(), left + CALL_ANSWER_GRACE).await {
                 CallOutcome::Answered(answer) => match answer.error() {
                     None => Ok(answer),
-                    // It has not run.
-                    Some((Code::Draining, _)) if Instant::now() + AGAIN_AFTER < deadline => {
-                        tokio::time::sleep(AGAIN_AFTER).await;
+                    // The call has not run.
+                    Some((Code::Draining, _)) if Instant::now() + DRAINING_RETRY_DELAY < deadline => {
+                        tokio::time::sleep(DRAINING_RETRY_DELAY).await;
                         continue;
                     }
                     Some((code, failure)) => Err(CallError::Failed { code, failure: Box::new(failure) }),

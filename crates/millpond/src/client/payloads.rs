@@ -1,45 +1,72 @@
-//! The claim check as a producer program sees it: arguments above [`CLAIM_CHECK_BYTES`] go to the store by themselves,
-//! and results that lie there are fetched and checked when they are handed out.
+//! Large arguments and results for a producer program (the claim check): arguments above [`CLAIM_CHECK_BYTES`] go to the store
+//! of payloads by themselves, and a result that lies there is fetched and checked when it is handed out.
 
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 use tokio::io::AsyncRead;
 
-use super::{Client, ClientError, NewTask, NoResult, TaskEnd};
+use super::errors::SubmitError;
+use super::{Client, NewTask, NoResult, TaskEnd};
 use crate::bus::publish::RetryDeadline;
-use crate::bus::publish::payloads::GetError;
+use crate::bus::publish::payloads::{GetError, PutError};
 use crate::limits::{CLAIM_CHECK_BYTES, RESULT_BYTES_MAX};
-use crate::outcome::Kept;
+use crate::outcome::{Failure, ItemResult, NotDone, NotDoneState, Outcome};
 use crate::payload::{PayloadRef, StoredPayload};
 
-/// How long before a server that does not answer is asked again.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// The delay before a server that did not answer is tried again.
+const FETCH_RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// How an item ended, as it was told.
+/// How an item ended, as RESULTS or a collector has it.
 #[derive(Debug)]
-pub(super) enum Ended {
-    /// With all there is.
-    Here(TaskEnd),
+pub(super) enum ItemEnd {
+    /// With everything there is.
+    Inline(TaskEnd),
     /// With a result that lies in the store.
     Stored(PayloadRef),
 }
 
-impl Ended {
-    pub(super) fn of(kept: Kept<'_>) -> Self {
-        match kept {
-            Kept::Here(value) => Self::Here(Ok(value.to_owned())),
-            Kept::Stored(at) => Self::Stored(at.clone()),
+impl ItemEnd {
+    pub(super) fn of(result: ItemResult<'_>) -> Self {
+        match result {
+            ItemResult::Inline(value) => Self::Inline(Ok(value.to_owned())),
+            ItemResult::Stored(at) => Self::Stored(at.clone()),
         }
     }
 
-    /// What it takes in memory.
+    /// Bytes of the result in memory.
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Here(end) => end.as_deref().map_or(0, |value: &RawValue| value.get().len()),
+            Self::Inline(end) => end.as_deref().map_or(0, |value: &RawValue| value.get().len()),
             Self::Stored(_) => 0,
         }
     }
+}
+
+/// The end of an item; none while a later attempt waits.
+pub(super) fn final_end(end: Result<ItemResult<'_>, &NotDone>) -> Option<ItemEnd> {
+    let not_done = match end {
+        Ok(result) => return Some(ItemEnd::of(result)),
+        Err(not_done) => not_done,
+    };
+    let no_result = match not_done.end {
+        NotDoneState::Dead => {
+            let failure = not_done.failure.clone();
+            NoResult::Dead(failure.unwrap_or_else(|| Failure::new("error", "no reason given")))
+        }
+        NotDoneState::Cancelled => NoResult::Cancelled,
+        NotDoneState::Retry | NotDoneState::Remainder => return None,
+    };
+    Some(ItemEnd::Inline(Err(no_result)))
+}
+
+/// Each item of an outcome that ended for good: its index in the job, and its end.
+pub(super) fn final_ends(outcome: &Outcome) -> impl Iterator<Item = (u64, ItemEnd)> {
+    let first = outcome.first_item();
+    outcome.ends().filter_map(move |(item, end)| {
+        let index = outcome.index? + u64::from(item - first);
+        Some((index, final_end(end)?))
+    })
 }
 
 impl Client {
@@ -47,16 +74,16 @@ impl Client {
     /// One payload may serve several tasks.
     ///
     /// # Errors
-    /// [`ClientError::Payload`] when it cannot be read or stored.
+    /// [`PutError`] when it cannot be read or stored.
     ///
     /// # Cancel safety
-    /// Not safe: a dropped put leaves a part that nobody knows of, until the bucket's age ends it.
+    /// Not safe: a dropped put leaves a part that nothing refers to, until the bucket drops it by its age.
     pub async fn put_payload(
         &self,
         from: &mut (impl AsyncRead + Unpin + ?Sized),
         deadline: RetryDeadline,
-    ) -> Result<StoredPayload, ClientError> {
-        Ok(self.bus.put_payload(from, deadline).await?)
+    ) -> Result<StoredPayload, PutError> {
+        self.bus.put_payload(from, deadline).await
     }
 
     /// A result that lies in the store, checked by size and SHA-256.
@@ -69,33 +96,37 @@ impl Client {
             .map_err(|error| GetError::Damaged { object: at.object.clone(), reason: format!("is not JSON: {error}") })
     }
 
-    /// The end itself; a result that cannot be had is told. Waits for a server that does not answer.
-    pub(super) async fn resolve(&self, ended: Ended) -> TaskEnd {
-        let at = match ended {
-            Ended::Here(end) => return end,
-            Ended::Stored(at) => at,
+    /// The end with its result, fetched where it lies in the store. Waits for a server that does not answer.
+    pub(super) async fn fetch(&self, end: ItemEnd) -> TaskEnd {
+        let at = match end {
+            ItemEnd::Inline(end) => return end,
+            ItemEnd::Stored(at) => at,
         };
         loop {
             match self.get_result(&at).await {
                 Ok(value) => return Ok(value),
                 Err(GetError::NoAnswer { reason, .. }) => {
                     tracing::debug!(object = %at.object, reason, "a result cannot be fetched yet, will try again");
-                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                    tokio::time::sleep(FETCH_RETRY_DELAY).await;
                 }
                 Err(error) => return Err(NoResult::Lost(error.to_string())),
             }
         }
     }
 
-    /// Where the arguments of a task lie that go to the store.
-    pub(super) async fn claim(&self, task: &NewTask, deadline: RetryDeadline) -> Result<StoredPayload, ClientError> {
+    /// Puts the arguments of a task into the store, unless they are there already.
+    pub(super) async fn store_arguments(
+        &self,
+        task: &NewTask,
+        deadline: RetryDeadline,
+    ) -> Result<StoredPayload, SubmitError> {
         let stored = match &task.stored {
             Some(stored) => stored.clone(),
             None => self.bus.put_payload(&mut &*task.payload, deadline).await?,
         };
         match task.at_ms {
             Some(at_ms) if at_ms > stored.until_ms => {
-                Err(ClientError::WaitsTooLong { at_ms, until_ms: stored.until_ms })
+                Err(SubmitError::StartsAfterPayload { at_ms, until_ms: stored.until_ms })
             }
             _ => Ok(stored),
         }
@@ -103,21 +134,21 @@ impl Client {
 }
 
 impl NewTask {
-    /// Whether its arguments are not to go into its message.
-    pub(super) fn is_claimed(&self) -> bool {
+    /// Whether its arguments go to the store of payloads instead of its message.
+    pub(super) fn has_stored_arguments(&self) -> bool {
         self.stored.is_some() || self.batch.is_none() && self.payload.len() > CLAIM_CHECK_BYTES
     }
 }
 
-/// The earlier of what the task says and the end of its payload, as a header. What cannot be read stays for the worker
-/// to bury with its reason.
-pub(super) fn expires(said: Option<&str>, stored: Option<&StoredPayload>) -> Option<String> {
+/// The earlier of the task's own expiry and the end of its payload, as a header. An expiry that cannot be parsed stays as it
+/// is: the worker dead-letters the task with that reason.
+pub(super) fn expires(given: Option<&str>, stored: Option<&StoredPayload>) -> Option<String> {
     let until = stored.and_then(|stored| jiff::Timestamp::from_millisecond(stored.until_ms).ok());
-    match (said, until) {
-        (Some(said), Some(until)) if said.parse::<jiff::Timestamp>().is_ok_and(|at| at > until) => {
+    match (given, until) {
+        (Some(given), Some(until)) if given.parse::<jiff::Timestamp>().is_ok_and(|at| at > until) => {
             Some(until.to_string())
         }
-        (Some(said), _) => Some(said.to_owned()),
+        (Some(given), _) => Some(given.to_owned()),
         (None, until) => until.map(|until| until.to_string()),
     }
 }
@@ -126,10 +157,10 @@ pub(super) fn expires(said: Option<&str>, stored: Option<&StoredPayload>) -> Opt
 mod tests {
     use super::*;
 
-    fn check(said: Option<&str>, until_ms: Option<i64>, expected: Option<&str>) {
+    fn check(given: Option<&str>, until_ms: Option<i64>, expected: Option<&str>) {
         let at = PayloadRef { object: "o".into(), size: 1, sha256: String::new() };
         let stored = until_ms.map(|until_ms| StoredPayload { at, until_ms });
-        assert_eq!(expires(said, stored.as_ref()).as_deref(), expected, "{said:?} {until_ms:?}");
+        assert_eq!(expires(given, stored.as_ref()).as_deref(), expected, "{given:?} {until_ms:?}");
     }
 
     #[test]

@@ -1,38 +1,39 @@
-//! `publish_all`: the publishing half of `map`: a whole input as one job, stored and not awaited. Its results are read
-//! only for their durations, so that batches form as in a `map`.
+//! `publish_all`: the publishing half of `map`: a whole input as one job, stored and not awaited. Its results are read only for
+//! their durations, so that batches form as in a `map`.
 
 use bytes::Bytes;
 use futures_util::Stream;
 
-use super::{Client, ClientError, MapSpec};
+use super::errors::MapError;
+use super::{Client, MapSpec};
 
 /// A job whose tasks are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PublishedAll {
+pub struct PublishedJob {
     /// Its name; task `i` is known as `<job>.<epoch>/<i>`.
     pub job: String,
     /// Part of its tasks' ids.
     pub epoch: u32,
     /// How many tasks it has.
     pub tasks: u64,
-    /// It was closed before: nothing was published.
+    /// The job was closed before: nothing was published.
     pub duplicate: bool,
 }
 
-/// Why not all was stored.
+/// Why not all of the input was stored.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}; the first {stored} of the input are stored")]
 pub struct PublishAllError {
-    /// So many values from the start of the input are stored without a gap.
+    /// How many values from the start of the input are stored without a gap.
     pub stored: u64,
     /// What happened.
     #[source]
-    pub error: ClientError,
+    pub error: MapError,
 }
 
 impl Client {
-    /// Publishes an input of JSON values as one job and waits until the server has stored all of it.
-    /// Nothing happens when the job is to go on and is closed.
+    /// Publishes an input of JSON values as one job and waits until the server has stored all of it. A job that is to go on and
+    /// is closed already is left as it is.
     ///
     /// # Errors
     /// [`PublishAllError`] tells how far it came.
@@ -40,12 +41,12 @@ impl Client {
         &self,
         spec: MapSpec,
         input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
-    ) -> Result<PublishedAll, PublishAllError> {
-        let failed = |stored: u64, error: ClientError| PublishAllError { stored, error };
+    ) -> Result<PublishedJob, PublishAllError> {
+        let failed = |stored: u64, error: MapError| PublishAllError { stored, error };
         let mut run = self.start_run(spec, true, Box::pin(input)).await.map_err(|e| failed(0, e))?;
-        let record = run.keeper.record();
+        let record = run.record();
         if let Some(tasks) = record.total {
-            return Ok(PublishedAll { job: record.job, epoch: record.epoch, tasks, duplicate: true });
+            return Ok(PublishedJob { job: record.job, epoch: record.epoch, tasks, duplicate: true });
         }
         while let Some(item) = run.next().await {
             if let Err(error) = item {
@@ -53,9 +54,8 @@ impl Client {
             }
         }
         if run.was_cancelled() {
-            return Err(failed(run.stored(), ClientError::Cancelled { job: record.job }));
+            return Err(failed(run.stored(), MapError::Cancelled { job: record.job }));
         }
-        let (job, epoch, tasks) = (record.job, record.epoch, run.read());
-        Ok(PublishedAll { job, epoch, tasks, duplicate: false })
+        Ok(PublishedJob { job: record.job, epoch: record.epoch, tasks: run.read(), duplicate: false })
     }
 }

@@ -1,26 +1,27 @@
-//! Schedules: added, listed, paused, resumed and removed. Each is one message that the server replaces or removes at
-//! once, so nothing is ever half done.
+//! Schedules: added, listed, paused, resumed and removed. Each is one message, which the server replaces or removes in one step:
+//! nothing is ever half done.
 
 use jiff::tz::TimeZone;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{Client, ClientError};
+use super::Client;
+use super::errors::ScheduleChangeError;
 use crate::bus::publish::RetryDeadline;
 use crate::bus::publish::schedules::was_changed;
 use crate::schedule::{Schedule, ScheduleError, When};
 use crate::wire::subject::check_token;
 
-/// How often a pause is tried again when somebody else changes the schedule meanwhile.
+/// How often a pause is tried again when another client changes the schedule meanwhile.
 const TRIES_MAX: usize = 5;
 
 impl Client {
-    /// Adds a schedule, which fires from now on; one of the same name is replaced, also when it was paused.
+    /// Adds a schedule, which fires from now on. A schedule of the same name is replaced, even if it was paused.
     ///
     /// # Errors
-    /// [`ClientError`]; nothing was changed then, but after [`crate::bus::publish::PublishError::NoAnswer`] it may have
+    /// [`ScheduleChangeError`]; nothing was changed then, but after [`crate::bus::publish::PublishError::NoAnswer`] it may have
     /// been: add it again.
-    pub async fn add_schedule(&self, schedule: &Schedule, deadline: RetryDeadline) -> Result<(), ClientError> {
+    pub async fn add_schedule(&self, schedule: &Schedule, deadline: RetryDeadline) -> Result<(), ScheduleChangeError> {
         schedule.check()?;
         zone_of(&schedule.when)?;
         Ok(self.bus.put_schedule(schedule, None, deadline).await?)
@@ -29,8 +30,8 @@ impl Client {
     /// The schedule of a name.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn schedule(&self, name: &str) -> Result<Option<Schedule>, ClientError> {
+    /// [`ScheduleChangeError`].
+    pub async fn schedule(&self, name: &str) -> Result<Option<Schedule>, ScheduleChangeError> {
         check_token("schedule", name)?;
         Ok(self.bus.schedule(name).await?.map(|kept| kept.schedule))
     }
@@ -38,31 +39,35 @@ impl Client {
     /// All schedules, by name.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn schedules(&self) -> Result<Vec<Schedule>, ClientError> {
+    /// [`ScheduleChangeError`].
+    pub async fn schedules(&self) -> Result<Vec<Schedule>, ScheduleChangeError> {
         Ok(self.bus.schedules().await?)
     }
 
-    /// Pauses a schedule, or lets it go on; as it stands then. One that is so already is left alone.
+    /// Pauses a schedule, or resumes it, and returns it. A schedule that is in this state already is left alone.
     ///
     /// # Errors
-    /// [`ClientError::NoSchedule`], and others.
+    /// [`ScheduleChangeError::NotFound`], and others.
     pub async fn pause_schedule(
         &self,
         name: &str,
         paused: bool,
         deadline: RetryDeadline,
-    ) -> Result<Schedule, ClientError> {
+    ) -> Result<Schedule, ScheduleChangeError> {
         check_token("schedule", name)?;
         let mut tries = 0;
         loop {
-            let kept = self.bus.schedule(name).await?.ok_or_else(|| ClientError::NoSchedule(name.to_owned()))?;
+            let kept = self
+                .bus
+                .schedule(name)
+                .await?
+                .ok_or_else(|| ScheduleChangeError::NotFound { name: name.to_owned() })?;
             if kept.schedule.paused == paused {
                 return Ok(kept.schedule);
             }
             let changed = Schedule { paused, ..kept.schedule };
             match self.bus.put_schedule(&changed, Some(kept.seq), deadline).await {
-                // Read again: what stands there may be our own write, sent twice.
+                // The schedule is read again: the change may be our own write, sent twice.
                 Err(error) if was_changed(&error) && tries < TRIES_MAX => tries += 1,
                 Err(error) => return Err(error.into()),
                 Ok(()) => {}
@@ -73,11 +78,11 @@ impl Client {
     /// Removes a schedule; tasks that it has published already run.
     ///
     /// # Errors
-    /// [`ClientError::NoSchedule`], and others.
-    pub async fn remove_schedule(&self, name: &str, deadline: RetryDeadline) -> Result<(), ClientError> {
+    /// [`ScheduleChangeError::NotFound`], and others.
+    pub async fn remove_schedule(&self, name: &str, deadline: RetryDeadline) -> Result<(), ScheduleChangeError> {
         check_token("schedule", name)?;
         if self.bus.schedule(name).await?.is_none() {
-            return Err(ClientError::NoSchedule(name.to_owned()));
+            return Err(ScheduleChangeError::NotFound { name: name.to_owned() });
         }
         Ok(self.bus.remove_schedule(name, deadline).await?)
     }
@@ -94,7 +99,7 @@ pub fn zone_of(when: &When) -> Result<TimeZone, ScheduleError> {
     }
 }
 
-/// Cron in a time zone, whose name is written as the server knows it.
+/// Cron in a time zone, whose name becomes the one that the server knows.
 ///
 /// # Errors
 /// [`ScheduleError::Cron`] or [`ScheduleError::Zone`].

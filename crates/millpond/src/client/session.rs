@@ -1,51 +1,52 @@
-//! A session: lone tasks whose ends are awaited, under one job of its own, so that waiting costs nothing to set up.
+//! A session: submits tasks one at a time under one job of its own and waits for each end. The wait needs no set-up per task.
 
 use std::collections::HashMap;
 
-use super::payloads::Ended;
-use super::submit::final_end;
-use super::{Client, ClientError, NewTask, NoResult, Submitted, TaskEnd};
+use super::errors::SubmitError;
+use super::payloads::{ItemEnd, final_end};
+use super::{Client, NewTask, NoResult, Submitted, TaskEnd};
 use crate::bus::publish::RetryDeadline;
 use crate::bus::read::job_results::LiveResults;
+use crate::bus::topology::TopologyError;
+
+/// Ends of abandoned waits that a session remembers.
+const UNCLAIMED_MAX: usize = 1000;
 
 /// Submits tasks one at a time and waits for each. Make it once, use it often.
 pub struct Session {
     client: Client,
     job: String,
-    reader: LiveResults,
-    /// Ends that came before anybody asked for them: of tasks whose wait was dropped.
-    early: HashMap<(String, String), Ended>,
+    results: LiveResults,
+    /// Ends that arrived while another task was awaited, or whose wait was dropped, by queue and id.
+    unclaimed: HashMap<(String, String), ItemEnd>,
 }
 
-/// Ends of abandoned waits that a session keeps.
-const EARLY_MAX: usize = 1000;
-
 impl Client {
-    /// Starts a session; what it submits belongs to the job `s-<random>`, or to `job`.
+    /// Starts a session; its tasks belong to the job `s-<random>`, or to `job`.
     ///
     /// # Errors
-    /// [`ClientError`] when results cannot be read.
-    pub async fn session(&self, job: Option<String>) -> Result<Session, ClientError> {
+    /// [`TopologyError`] when results cannot be read.
+    pub async fn session(&self, job: Option<String>) -> Result<Session, TopologyError> {
         let job = job.unwrap_or_else(|| format!("s-{}", crate::random_token()));
-        // First the reader: what ends before we listen would not be heard.
-        let reader = LiveResults::start(&self.bus, &job).await?;
-        Ok(Session { client: self.clone(), job, reader, early: HashMap::new() })
+        // The reader comes first: an end that is published before it listens would be missed.
+        let results = LiveResults::start(&self.bus, &job).await?;
+        Ok(Session { client: self.clone(), job, results, unclaimed: HashMap::new() })
     }
 }
 
 impl Session {
-    /// Publishes a task and waits for its end, however long that takes. `stored` is called once the server has it.
+    /// Publishes a task and waits for its end, however long that takes. `on_stored` is called once the server has the task.
     ///
     /// # Errors
-    /// [`ClientError`] when it cannot be published.
+    /// [`SubmitError`] when it cannot be published.
     pub async fn run(
         &mut self,
         task: NewTask,
         deadline: RetryDeadline,
-        stored: impl FnOnce(&Submitted),
-    ) -> Result<(Submitted, TaskEnd), ClientError> {
+        on_stored: impl FnOnce(&Submitted),
+    ) -> Result<(Submitted, TaskEnd), SubmitError> {
         let submitted = self.submit(&task, deadline).await?;
-        stored(&submitted);
+        on_stored(&submitted);
         let end = self.end(&task.queue, &submitted.id).await;
         Ok((submitted, end))
     }
@@ -56,16 +57,16 @@ impl Session {
         &self.job
     }
 
-    /// Publishes a task of this session; its end is heard by [`Session::end`].
+    /// Publishes a task of this session; [`Session::end`] waits for its end.
     ///
     /// # Errors
-    /// [`ClientError`] when it cannot be published.
-    pub async fn submit(&mut self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, ClientError> {
+    /// [`SubmitError`] when it cannot be published.
+    pub async fn submit(&mut self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, SubmitError> {
         let task = NewTask { job: Some(self.job.clone()), ..task.clone() };
         let submitted = self.client.submit(&task, deadline).await?;
         if submitted.duplicate {
-            // Published before, under this job perhaps: it may have ended before anybody listened.
-            self.reader.read_from_oldest();
+            // It was published before, perhaps under this job: it may have ended before this session listened.
+            self.results.read_from_oldest();
         }
         Ok(submitted)
     }
@@ -73,23 +74,23 @@ impl Session {
     /// The end of a task of this session, however long that takes.
     ///
     /// # Cancel safety
-    /// Safe: an end that comes meanwhile is kept for the next call.
+    /// Safe: an end that arrives meanwhile is kept for the next call.
     pub async fn end(&mut self, queue: &str, id: &str) -> TaskEnd {
-        let ours = (queue.to_owned(), id.to_owned());
+        let awaited = (queue.to_owned(), id.to_owned());
         loop {
-            if let Some(ended) = self.early.remove(&ours) {
-                return Box::pin(self.client.resolve(ended)).await;
+            if let Some(end) = self.unclaimed.remove(&awaited) {
+                return Box::pin(self.client.fetch(end)).await;
             }
-            let (subject, pack) = self.reader.next().await;
-            if pack.cancelled.as_ref().is_some_and(|c| c.covers(&ours.1)) {
+            let (subject, batch) = self.results.next().await;
+            if batch.cancelled.as_ref().is_some_and(|c| c.covers(&awaited.1)) {
                 return Err(NoResult::Cancelled);
             }
-            if self.early.len() > EARLY_MAX {
-                self.early.clear();
+            if self.unclaimed.len() > UNCLAIMED_MAX {
+                self.unclaimed.clear();
             }
-            for outcome in &pack.outcomes {
+            for outcome in &batch.outcomes {
                 if let Some(end) = outcome.ends().find_map(|(_, end)| final_end(end)) {
-                    self.early.insert((subject.queue.clone(), outcome.id.clone()), end);
+                    self.unclaimed.insert((subject.queue.clone(), outcome.id.clone()), end);
                 }
             }
         }

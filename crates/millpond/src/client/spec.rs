@@ -1,44 +1,44 @@
-//! What a `map` is told, and what it hands out.
+//! What a `map` is given, and what it hands out.
 
 use std::time::Duration;
 
 use super::TaskEnd;
-use super::sizer::Batch;
-use crate::chain::Step;
+use super::batch_sizer::BatchSize;
+use crate::chain::ChainStep;
 
-/// What to run over the input.
+/// The job that runs over an input.
 #[derive(Debug, Clone, Default)]
 pub struct MapSpec {
-    /// Who runs it.
+    /// The queue of its tasks.
     pub queue: String,
-    /// Which handler runs it.
+    /// The kind of its tasks.
     pub kind: String,
-    /// Name of the job; drawn at random when none.
+    /// Name of the job; random when none.
     pub job: Option<String>,
-    /// What happens when there is a job of this name already.
-    pub begin: Begin,
+    /// What to do when there is a job of this name already.
+    pub if_exists: IfJobExists,
     /// How many tasks share a message.
-    pub batch: Batch,
-    /// Results in the order of the input; else as they come.
+    pub batch: BatchSize,
+    /// Results in the order of the input; otherwise as they arrive.
     pub ordered: bool,
     /// Timeout of one attempt; none means the worker's.
     pub timeout: Option<Duration>,
-    /// Attempts before a task is buried; none means the default.
+    /// Attempts before a task is dead-lettered; none means the default.
     pub attempts_max: Option<u32>,
-    /// What runs once all of it has ended, with the counts as its argument; without a queue of its own in `queue`.
-    pub then: Option<Step>,
+    /// The task that runs once the whole job has ended, with the counts as its argument; without a queue of its own in `queue`.
+    pub then: Option<ChainStep>,
 }
 
-/// What happens when there is a job of the name already. One that was cancelled always starts anew.
+/// What to do when there is a job of the name already. One that was cancelled always starts anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Begin {
-    /// It goes on where it was, with the same input from its start: nothing that is stored is published again.
+pub enum IfJobExists {
+    /// The job goes on, with the same input from its start: nothing that is stored is published again.
     #[default]
     GoOn,
-    /// It is an error.
-    New,
-    /// It starts anew under the same name: its tasks get new ids.
-    Again,
+    /// That is an error.
+    Refuse,
+    /// A new job starts under the same name: its tasks get new ids.
+    StartAnew,
 }
 
 /// One item of the input that ended.
@@ -46,6 +46,6 @@ pub enum Begin {
 pub struct MapItem {
     /// Place in the input, from 0.
     pub index: u64,
-    /// How it ended.
+    /// Its result, or why there is none.
     pub end: TaskEnd,
 }

@@ -1,15 +1,17 @@
-//! One task: its headers, its publish, and the wait for its end.
+//! One task: its headers and its publish.
 
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::payloads::{Ended, expires};
-use super::{Batch, Client, ClientError, NoResult};
+use super::Client;
+use super::batch_sizer::BatchSize;
+use super::errors::SubmitError;
+use super::payloads::expires;
 use crate::bus::publish::unique::only_when_alone;
 use crate::bus::publish::{PublishError, RetryDeadline};
-use crate::chain::Step;
-use crate::outcome::{End, Failure, Kept, Outcome};
+use crate::chain::ChainStep;
+use crate::outcome::Failure;
 use crate::payload::StoredPayload;
 use crate::task::schedule_headers;
 use crate::telemetry::{FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, Span, SpanKind, TraceContext, record};
@@ -23,16 +25,16 @@ use crate::{chain, failpoint};
 /// A task to publish, or a batch of them.
 #[derive(Debug, Clone, Default)]
 pub struct NewTask {
-    /// Who runs it.
+    /// The queue whose workers run it.
     pub queue: String,
-    /// Which handler runs it.
+    /// The kind: which handler runs it.
     pub kind: String,
-    /// The arguments: one JSON value, or an array of `batch` values. Without `batch`, more than
+    /// The arguments: one JSON value, or an array of `batch` values. Without `batch`, arguments of more than
     /// [`CLAIM_CHECK_BYTES`](crate::limits::CLAIM_CHECK_BYTES) go to the store, and the task refers to them.
     pub payload: Bytes,
-    /// Arguments that were put there already ([`Client::put_payload`]); they go before `payload`.
+    /// Arguments that are in the store already ([`Client::put_payload`]); they go before `payload`.
     pub stored: Option<StoredPayload>,
-    /// Its id; drawn at random when none.
+    /// Its id; random when none.
     pub id: Option<String>,
     /// The job it belongs to.
     pub job: Option<String>,
@@ -42,20 +44,20 @@ pub struct NewTask {
     pub batch: Option<u32>,
     /// Timeout of one attempt; none means the worker's.
     pub timeout: Option<Duration>,
-    /// Attempts before it is buried; none means the default.
+    /// Attempts before it is dead-lettered; none means the default.
     pub attempts_max: Option<u32>,
     /// RFC 3339 time after which it must not start.
     pub expires: Option<String>,
-    /// It must not start earlier, Unix time in milliseconds; it waits at the server. None: at once.
+    /// When it may start, Unix time in milliseconds; it waits at the server. None: at once.
     pub at_ms: Option<i64>,
-    /// Subject `reply.<x>` on which its end is told too.
+    /// Subject `reply.<x>` that is notified of its end as well.
     pub reply_to: Option<String>,
-    /// What runs when it is done, in order, each with the result of the one before it.
-    pub then: Vec<Step>,
+    /// The steps that run when it is done, in order, each with the result of the one before.
+    pub then: Vec<ChainStep>,
     /// Its unique key, a token: refused while another task of this queue, kind and key waits or runs.
     pub unique: Option<String>,
-    /// The trace it continues, as a `traceparent`; none: that of the span which submits it, else one of its own, which
-    /// this process begins when it exports spans, or the worker.
+    /// The trace it continues, as a `traceparent`. None: the trace of the span that submits it, else one of its own, which this
+    /// process begins when it exports spans, or the worker.
     pub traceparent: Option<String>,
 }
 
@@ -69,12 +71,16 @@ pub struct Submitted {
 }
 
 impl NewTask {
-    pub(super) fn subject(&self) -> Result<TaskSubject, ClientError> {
+    pub(super) fn subject(&self) -> Result<TaskSubject, SubmitError> {
         let subject = TaskSubject::new(&self.queue, &self.kind, self.job.clone())?;
         let Some(key) = &self.unique else { return Ok(subject) };
         check_token("unique key", key)?;
         let alone = self.job.is_none() && self.batch.is_none();
-        if alone { Ok(TaskSubject { unique: self.unique.clone(), ..subject }) } else { Err(ClientError::NotAlone) }
+        if alone {
+            Ok(TaskSubject { unique: self.unique.clone(), ..subject })
+        } else {
+            Err(SubmitError::UniqueKeyNotAlone)
+        }
     }
 
     fn headers(&self, id: &str, trace: Option<TraceContext>, stored: Option<&StoredPayload>) -> Headers {
@@ -94,22 +100,22 @@ impl NewTask {
 }
 
 impl Client {
-    /// Publishes a task and waits until the server has stored it. Stops at 90 % of a full TASKS until there is room,
-    /// and at the limit of a bounded queue until there is, or the deadline ends.
+    /// Publishes a task and waits until the server has stored it. At 90 % of the capacity of TASKS it waits until there is more,
+    /// however long; at the limit of a bounded queue it waits until the deadline.
     ///
     /// # Errors
-    /// [`ClientError`]; on [`crate::bus::publish::PublishError::NoAnswer`] submit again with the same id. A unique key
-    /// that is taken is [`ClientError::AlreadyThere`].
-    pub async fn submit(&self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, ClientError> {
+    /// [`SubmitError`]; on [`crate::bus::publish::PublishError::NoAnswer`] submit again with the same id. A unique key
+    /// that is taken is [`SubmitError::UniqueKeyTaken`].
+    pub async fn submit(&self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, SubmitError> {
         if let (Some(batch), None) = (task.batch, task.at_ms) {
             TaskSubject::new(&task.queue, &task.kind, None)?;
-            self.check_batch(&task.queue, Batch::Fixed(batch), deadline).await?;
+            self.check_batch(&task.queue, BatchSize::Fixed(batch), deadline).await?;
         }
         self.publish(task, deadline).await
     }
 
-    /// As [`Client::submit`]; a batch that was made before its queue was bounded counts as one task.
-    pub(super) async fn publish(&self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, ClientError> {
+    /// As [`Client::submit`], without the check of the batch: one that was filled before its queue was bounded counts as one task.
+    pub(super) async fn publish(&self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, SubmitError> {
         let id = task.id.clone().unwrap_or_else(crate::random_token);
         let parent = task.traceparent.as_deref().and_then(TraceContext::parse).or_else(TraceContext::current);
         let trace = parent.map_or_else(|| TraceContext::of_publish(&task.queue, &id), |parent| Some(parent.child()));
@@ -127,17 +133,22 @@ impl Client {
         id: String,
         trace: Option<TraceContext>,
         deadline: RetryDeadline,
-    ) -> Result<Submitted, ClientError> {
+    ) -> Result<Submitted, SubmitError> {
         let subject = task.subject()?;
-        self.room.wait().await;
+        self.capacity.wait().await;
         // Boxed: most tasks have none.
-        let stored = if task.is_claimed() { Some(Box::pin(self.claim(task, deadline)).await?) } else { None };
+        let stored = if task.has_stored_arguments() {
+            Some(Box::pin(self.store_arguments(task, deadline)).await?)
+        } else {
+            None
+        };
         let payload = if stored.is_some() { Bytes::new() } else { task.payload.clone() };
         let mut headers = task.headers(&id, trace, stored.as_ref());
-        // In DUE it carries its id itself: the server drops its own header when it delivers.
+        // In DUE the id is in a header of ours as well: the server drops its own header on delivery.
         let place = match task.at_ms {
             Some(at_ms) => {
-                let schedule = schedule_headers(at_ms, subject.due()).ok_or(ClientError::NoSuchTime { at_ms })?;
+                let schedule =
+                    schedule_headers(at_ms, subject.due()).ok_or(SubmitError::StartTimeOutOfRange { at_ms })?;
                 headers.extend(schedule);
                 headers.push((HEADER_ID.to_owned(), id.clone()));
                 subject.sched(&id)
@@ -146,31 +157,31 @@ impl Client {
         };
         if task.unique.is_some() {
             if self.bus.waits_in_due(&subject).await? {
-                return self.already_there(task, &place, id).await;
+                return self.resent_or_refused(task, &place, id).await;
             }
             headers.extend(only_when_alone(&subject, task.at_ms.is_some()));
         }
         let stored = match task.at_ms {
-            // A message can have one condition: a unique key's goes before the limit of its queue.
+            // A message can have one condition: that of a unique key goes before the limit of the queue.
             None if task.unique.is_none() => {
                 self.admission.store(&task.queue, &place, &headers, payload, deadline).await
             }
             _ => self.bus.store(&place, &headers, payload, deadline).await,
         };
         let stored = match stored {
-            Err(PublishError::NotLast { .. }) => return self.already_there(task, &place, id).await,
+            Err(PublishError::NotLast { .. }) => return self.resent_or_refused(task, &place, id).await,
             stored => stored?,
         };
         failpoint::hit("publish.acked");
         Ok(Submitted { id, duplicate: stored.duplicate })
     }
 
-    /// A task of its unique key waits or runs: another one, unless this is a resend.
-    async fn already_there(&self, task: &NewTask, place: &str, id: String) -> Result<Submitted, ClientError> {
+    /// A task with the unique key waits or runs. If it is this very task, this is a resend.
+    async fn resent_or_refused(&self, task: &NewTask, place: &str, id: String) -> Result<Submitted, SubmitError> {
         if self.bus.has_id(place, &id).await {
             return Ok(Submitted { id, duplicate: true });
         }
-        Err(ClientError::AlreadyThere { key: task.unique.clone().unwrap_or_default() })
+        Err(SubmitError::UniqueKeyTaken { key: task.unique.clone().unwrap_or_default() })
     }
 }
 
@@ -179,7 +190,7 @@ fn record_publish(
     id: &str,
     place: (TraceContext, Option<TraceContext>),
     started: SystemTime,
-    published: &Result<Submitted, ClientError>,
+    published: &Result<Submitted, SubmitError>,
 ) {
     let destination = ["tasks", &task.queue, &task.kind].join(".");
     let mut span = Span::new(("publish", Some("send")), &destination, SpanKind::Producer, place, started);
@@ -196,30 +207,4 @@ fn record_publish(
         span.failed(&Failure::new("not_stored", error.to_string()));
     }
     record(span);
-}
-
-/// How an item ended for good; none while a later attempt waits.
-pub(super) fn final_end(end: Result<Kept<'_>, &crate::outcome::NotDone>) -> Option<Ended> {
-    let not_done = match end {
-        Ok(kept) => return Some(Ended::of(kept)),
-        Err(not_done) => not_done,
-    };
-    let no_result = match not_done.end {
-        End::Dead => {
-            let failure = not_done.failure.clone();
-            NoResult::Dead(failure.unwrap_or_else(|| Failure::new("error", "no reason given")))
-        }
-        End::Cancelled => NoResult::Cancelled,
-        End::Retry | End::Rest => return None,
-    };
-    Some(Ended::Here(Err(no_result)))
-}
-
-/// The index in its job of each item of an outcome that ended for good.
-pub(super) fn final_ends(outcome: &Outcome) -> impl Iterator<Item = (u64, Ended)> {
-    let first = outcome.first_item();
-    outcome.ends().filter_map(move |(item, end)| {
-        let index = outcome.index? + u64::from(item - first);
-        Some((index, final_end(end)?))
-    })
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use millpond::outcome::{Items, Kept, id_of};
+use millpond::outcome::{ItemResult, Items, id_of};
 use millpond::payload::PayloadRef;
 use serde_json::value::RawValue;
 
@@ -34,13 +34,13 @@ impl Batch {
         self.bitmap.get(item as usize / 8).is_some_and(|byte| byte & (1 << (item % 8)) != 0)
     }
 
-    fn set(&mut self, item: u32, kept: Kept<'_>) {
+    fn set(&mut self, item: u32, kept: ItemResult<'_>) {
         if let (Some(byte), Some(place)) = (self.bitmap.get_mut(item as usize / 8), self.results.get_mut(item as usize))
         {
             *byte |= 1 << (item % 8);
             match kept {
-                Kept::Here(result) => *place = result.to_owned(),
-                Kept::Stored(at) => drop(self.refs.insert(item, at.clone())),
+                ItemResult::Inline(result) => *place = result.to_owned(),
+                ItemResult::Stored(at) => drop(self.refs.insert(item, at.clone())),
             }
         }
     }

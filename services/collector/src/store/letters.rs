@@ -12,7 +12,7 @@ use super::{DEAD, RETRYING, Store};
 /// What to know of a dead letter that waits.
 pub(super) const DEAD_COLUMNS: &str =
     "SELECT tasks.n, dead.queue, dead.id, tasks.kind, tasks.job, tasks.idx, dead.attempt,
-    dead.reason, dead.evidence, dead.headers, dead.payload, dead.buried_ms";
+    dead.reason, dead.evidence, dead.headers, dead.payload, dead.dead_ms";
 /// Only what tells which it is, and why.
 const LETTER_COLUMNS: &str = "SELECT tasks.n, dead.queue, dead.id, dead.attempt";
 /// Those that wait.
@@ -112,8 +112,7 @@ impl Store {
                 sql.push(condition, value.to_owned());
             }
         }
-        for (condition, ms) in
-            [(" AND dead.buried_ms >= ?", filter.since_ms), (" AND dead.buried_ms < ?", filter.until_ms)]
+        for (condition, ms) in [(" AND dead.dead_ms >= ?", filter.since_ms), (" AND dead.dead_ms < ?", filter.until_ms)]
         {
             if let Some(ms) = ms {
                 sql.push(condition, ms);

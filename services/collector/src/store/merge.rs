@@ -5,7 +5,7 @@
 use millpond::bus::read::outcomes::{OutcomeBody, OutcomeMessage, OutcomeStream};
 use millpond::dead_letter::Evidence;
 use millpond::limits::BATCH_ITEMS_MAX;
-use millpond::outcome::{CancelledJob, End, FailedAttempt, Failure, Kept, NotDone, Outcome};
+use millpond::outcome::{CancelledJob, FailedAttempt, Failure, ItemResult, NotDone, NotDoneState, Outcome};
 use millpond::wire::subject::TaskSubject;
 
 use super::batch::{id_of_item, merge_items, read_batch};
@@ -69,7 +69,7 @@ pub(super) struct Rows<'a> {
 pub(super) struct How<'a> {
     pub(super) status: i64,
     /// Its result, where it has one.
-    pub(super) kept: Option<Kept<'a>>,
+    pub(super) kept: Option<ItemResult<'a>>,
     /// Why it has none.
     pub(super) failure: Option<&'a Failure>,
 }
@@ -158,12 +158,12 @@ fn fits(outcome: &Outcome) -> Result<(), String> {
     }
 }
 
-pub(super) fn status_of(end: End) -> Option<i64> {
+pub(super) fn status_of(end: NotDoneState) -> Option<i64> {
     match end {
-        End::Retry => Some(RETRYING),
-        End::Dead => Some(DEAD),
-        End::Cancelled => Some(CANCELLED),
-        End::Rest => None,
+        NotDoneState::Retry => Some(RETRYING),
+        NotDoneState::Dead => Some(DEAD),
+        NotDoneState::Cancelled => Some(CANCELLED),
+        NotDoneState::Remainder => None,
     }
 }
 
@@ -186,9 +186,9 @@ impl<'a> Rows<'a> {
         };
         let failed = |n: &NotDone| n.failure.as_ref().and_then(|f| serde_json::to_string(f).ok());
         let whole = |n: &NotDone| match n.end {
-            End::Retry | End::Dead => "failed",
-            End::Cancelled => "cancelled",
-            End::Rest => "handed back",
+            NotDoneState::Retry | NotDoneState::Dead => "failed",
+            NotDoneState::Cancelled => "cancelled",
+            NotDoneState::Remainder => "handed back",
         };
         match (outcome.items, outcome.not_done.first()) {
             (_, None) => row(outcome.id.clone(), "done", None),
@@ -251,8 +251,8 @@ impl<'a> Rows<'a> {
         let error = failure.or_else(|| ending.outcome.failures.last().map(|failed| &failed.failure));
         let (result, stored) = match kept {
             None => (None, None),
-            Some(Kept::Here(result)) => (Some(result.get()), None),
-            Some(Kept::Stored(at)) => (None, Some(at.to_json())),
+            Some(ItemResult::Inline(result)) => (Some(result.get()), None),
+            Some(ItemResult::Stored(at)) => (None, Some(at.to_json())),
         };
         self.add(TaskRow {
             subject: ending.subject,
@@ -431,7 +431,7 @@ async fn merge_dead<'a>(
     );
     let keep = keep.bind(&subject.queue).bind(&id).bind(evidence.attempt).bind(&evidence.reason);
     let keep = keep.bind(serde_json::to_string(evidence)?).bind(serde_json::to_string(&message.headers)?);
-    transaction.run(keep.bind(message.payload.as_ref()).bind(evidence.buried_ms)).await?;
+    transaction.run(keep.bind(message.payload.as_ref()).bind(evidence.dead_ms)).await?;
     rows.failures(&subject.queue, &id, &evidence.failures);
     if let Some(items) = item
         && read_batch(transaction, &subject.queue, batch, items.of).await?.is_some_and(|b| b.has(items.from))
@@ -451,7 +451,7 @@ async fn merge_dead<'a>(
         worker: &evidence.worker,
         published_ms: evidence.published_ms,
         started_ms: evidence.started_ms,
-        ended_ms: Some(evidence.buried_ms),
+        ended_ms: Some(evidence.dead_ms),
         stored_ms: message.stored_ms,
         trace: evidence.trace.as_deref(),
         next: None,

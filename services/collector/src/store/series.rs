@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use millpond::outcome::End;
+use millpond::outcome::NotDoneState;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -87,10 +87,10 @@ impl Counts {
         for not_done in &outcome.not_done {
             done -= 1;
             match not_done.end {
-                End::Retry => count.failed += 1,
-                End::Dead => count.dead += 1,
-                End::Cancelled => count.cancelled += 1,
-                End::Rest => {}
+                NotDoneState::Retry => count.failed += 1,
+                NotDoneState::Dead => count.dead += 1,
+                NotDoneState::Cancelled => count.cancelled += 1,
+                NotDoneState::Remainder => {}
             }
         }
         if done > 0 {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use millpond::bus::read::outcomes::{OutcomeBody, OutcomeMessage, OutcomeStream};
 use millpond::dead_letter::Evidence;
-use millpond::outcome::{End, Failure, Items, NotDone, Outcome, ResultBatch, id_of};
+use millpond::outcome::{Failure, Items, NotDone, NotDoneState, Outcome, ResultBatch, id_of};
 use millpond::wire::subject::TaskSubject;
 use proptest::prelude::*;
 use serde_json::value::RawValue;
@@ -90,15 +90,15 @@ fn message(body: OutcomeBody, payload: &'static [u8]) -> OutcomeMessage {
 }
 
 /// An outcome of `root`: per covered item a result, or how it ended without one.
-fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, End>]) -> OutcomeMessage {
+fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, NotDoneState>]) -> OutcomeMessage {
     let first = items.map_or(0, |i| i.from);
     let id = id_of(root, items);
     let not_done = (first..).zip(ends).filter_map(|(item, end)| {
         let end = end.err()?;
-        let failure = (end != End::Cancelled).then(|| Failure::new("error", format!("attempt {attempt}")));
+        let failure = (end != NotDoneState::Cancelled).then(|| Failure::new("error", format!("attempt {attempt}")));
         Some(NotDone { item, end, failure, due_ms: None })
     });
-    let result = |end: &Result<i32, End>| {
+    let result = |end: &Result<i32, NotDoneState>| {
         let text = end.map_or_else(|_| "null".to_owned(), |n| n.to_string());
         RawValue::from_string(text).unwrap()
     };
@@ -146,7 +146,7 @@ fn dead(root: &str, items: Option<Items>, attempt: u32) -> OutcomeMessage {
         worker: "w".into(),
         published_ms: 1,
         started_ms: Some(2),
-        buried_ms: 3,
+        dead_ms: 3,
         trace: None,
         span: None,
     };
@@ -207,8 +207,8 @@ async fn check(messages: &[OutcomeMessage], id: &str, expected: &str) {
 #[tokio::test]
 async fn which_end_wins() {
     let done = || outcome("t", None, 1, &[Ok(1)]);
-    let cancelled = || outcome("t", None, 1, &[Err(End::Cancelled)]);
-    let retry = || outcome("t", None, 1, &[Err(End::Retry)]);
+    let cancelled = || outcome("t", None, 1, &[Err(NotDoneState::Cancelled)]);
+    let retry = || outcome("t", None, 1, &[Err(NotDoneState::Retry)]);
     check(&[retry(), done()], "t", "done").await;
     check(&[done(), retry()], "t", "done").await;
     check(&[dead("t", None, 3), done()], "t", "done").await;
@@ -233,7 +233,7 @@ async fn a_batch_is_one_row_until_an_item_fails() {
 #[tokio::test]
 async fn an_item_may_come_before_its_batch() {
     let retried = || outcome("b", item(3, 1), 2, &[Ok(11)]);
-    let batch = || outcome("b", Some(Items::whole(3)), 1, &[Ok(0), Err(End::Retry), Ok(2)]);
+    let batch = || outcome("b", Some(Items::whole(3)), 1, &[Ok(0), Err(NotDoneState::Retry), Ok(2)]);
     check(&[batch(), retried()], "b", "done").await;
     check(&[retried(), batch()], "b", "done").await;
     check(&[batch(), retried()], "b/1", "done").await;
@@ -275,7 +275,7 @@ async fn results_come_page_by_page_in_order() {
     merge(
         &store,
         &[
-            outcome("b", Some(Items::whole(4)), 1, &[Ok(0), Err(End::Dead), Ok(2), Err(End::Retry)]),
+            outcome("b", Some(Items::whole(4)), 1, &[Ok(0), Err(NotDoneState::Dead), Ok(2), Err(NotDoneState::Retry)]),
             dead("b", item(4, 1), 1),
         ],
     )
@@ -292,14 +292,21 @@ async fn results_come_page_by_page_in_order() {
 /// A history of one task and of one batch of three, as workers can produce it.
 fn history() -> Vec<fn() -> OutcomeMessage> {
     vec![
-        || outcome("t", None, 1, &[Err(End::Retry)]),
+        || outcome("t", None, 1, &[Err(NotDoneState::Retry)]),
         || dead("t", None, 2),
-        || outcome("t", None, 2, &[Err(End::Dead)]),
+        || outcome("t", None, 2, &[Err(NotDoneState::Dead)]),
         || outcome("t", None, 3, &[Ok(7)]),
-        || outcome("b", Some(Items::whole(3)), 1, &[Ok(0), Err(End::Retry), Err(End::Dead)]),
+        || outcome("b", Some(Items::whole(3)), 1, &[Ok(0), Err(NotDoneState::Retry), Err(NotDoneState::Dead)]),
         || dead("b", item(3, 2), 1),
         || outcome("b", item(3, 1), 2, &[Ok(1)]),
-        || outcome("b", Some(Items { of: 3, from: 1, len: 2 }), 1, &[Err(End::Rest), Err(End::Rest)]),
+        || {
+            outcome(
+                "b",
+                Some(Items { of: 3, from: 1, len: 2 }),
+                1,
+                &[Err(NotDoneState::Remainder), Err(NotDoneState::Remainder)],
+            )
+        },
     ]
 }
 

@@ -10,8 +10,8 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use millpond::chain::Step;
-use millpond::client::{Batch, Begin, MapItem, MapRun, MapSpec};
+use millpond::chain::ChainStep;
+use millpond::client::{BatchSize, IfJobExists, MapItem, MapRun, MapSpec};
 use millpond::job::{JobRecord, JobState};
 use millpond::limits::{BATCH_ITEMS_MAX, HEARTBEAT_LOST_AFTER};
 use millpond_api::error::ErrorBody;
@@ -25,7 +25,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::task_headers::HEADER_KEY;
 use super::tasks::ending;
-use super::{App, busy, client_error, task_headers, unavailable};
+use super::{App, busy, map_error, task_headers, unavailable};
 use crate::ndjson;
 
 /// Jobs whose lines are read, or whose results are written, at once; each may hold
@@ -86,7 +86,7 @@ pub(super) async fn publish(
         queue: task.queue,
         kind: task.kind,
         batch: batch(query.batch.as_deref())?,
-        begin: if key.is_some() { Begin::GoOn } else { Begin::New },
+        if_exists: if key.is_some() { IfJobExists::GoOn } else { IfJobExists::Refuse },
         job: key.clone().or(query.job),
         ordered: query.ordered == Some(true),
         timeout: task.timeout,
@@ -111,15 +111,15 @@ fn check_key(key: &str, query: &PublishJobQuery) -> Result<(), ErrorAnswer> {
     check_name("Idempotency-Key of a job (it names it)", key)
 }
 
-fn step(text: &str) -> Result<Step, ErrorAnswer> {
+fn step(text: &str) -> Result<ChainStep, ErrorAnswer> {
     text.parse().map_err(|why| ErrorAnswer::bad_request(format!("then must be {why}")))
 }
 
-fn batch(given: Option<&str>) -> Result<Batch, ErrorAnswer> {
+fn batch(given: Option<&str>) -> Result<BatchSize, ErrorAnswer> {
     match given {
-        None | Some("auto") => Ok(Batch::Auto),
+        None | Some("auto") => Ok(BatchSize::Auto),
         Some(text) => match text.parse() {
-            Ok(items) if (1..=BATCH_ITEMS_MAX).contains(&items) => Ok(Batch::Fixed(items)),
+            Ok(items) if (1..=BATCH_ITEMS_MAX).contains(&items) => Ok(BatchSize::Fixed(items)),
             _ => Err(ErrorAnswer::bad_request(format!("batch must be auto, or a number from 1 to {BATCH_ITEMS_MAX}"))),
         },
     }
@@ -142,7 +142,7 @@ async fn store(app: &App, spec: MapSpec, body: Body) -> Result<Response, ErrorAn
             let answer = JobPublished { job: all.job, tasks: all.tasks, first_id, duplicate: all.duplicate };
             Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
         }
-        Err(failed) => Err(client_error(&failed.error).of_job(failed.stored, named)),
+        Err(failed) => Err(map_error(&failed.error).of_job(failed.stored, named)),
     }
 }
 
@@ -153,7 +153,7 @@ fn count(stored: u64) {
 /// Stores it and writes each end as it comes.
 async fn stream(app: Arc<App>, spec: MapSpec, body: Body) -> Result<Response, ErrorAnswer> {
     let Ok(permit) = app.jobs.clone().try_acquire_owned() else { return Err(too_many()) };
-    let run = app.client.map(spec, ndjson::lines(body)).await.map_err(|fault| client_error(&fault))?;
+    let run = app.client.map(spec, ndjson::lines(body)).await.map_err(|fault| map_error(&fault))?;
     let results = Results { app, run, done: 0, dead: 0, cancelled: 0, over: false, _permit: permit };
     let lines = futures_util::stream::unfold(results, async |mut results| {
         let chunk = results.chunk().await?;

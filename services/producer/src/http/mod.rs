@@ -17,7 +17,7 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use millpond::bus::Bus;
 use millpond::bus::publish::PublishError;
-use millpond::client::{Client, ClientError};
+use millpond::client::{Client, MapError, SubmitError};
 use millpond::telemetry::{Metrics, gauge, took};
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::status_routes::{Status, status_routes, with_fallbacks};
@@ -88,24 +88,29 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     with_fallbacks(routes.route_layer(from_fn(counted)), "/openapi.json").with_state(app)
 }
 
-/// The answer for an error of the client.
-pub(crate) fn client_error(error: &ClientError) -> ErrorAnswer {
+/// The answer for a task that was not submitted.
+pub(crate) fn submit_error(error: &SubmitError) -> ErrorAnswer {
     let status = match error {
-        ClientError::Subject(_)
-        | ClientError::NoSuchTime { .. }
-        | ClientError::BatchInBoundedQueue { .. }
-        | ClientError::WaitsTooLong { .. }
-        | ClientError::NotAlone
-        | ClientError::Input { .. } => StatusCode::BAD_REQUEST,
-        ClientError::JobExists { .. }
-        | ClientError::AlreadyThere { .. }
-        | ClientError::Cancelled { .. }
-        | ClientError::OtherJob { .. }
-        | ClientError::OtherInput { .. }
-        | ClientError::TakenOver { .. } => StatusCode::CONFLICT,
-        ClientError::Publish(PublishError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
-        ClientError::Publish(PublishError::QueueFull { .. }) => return busy(error.to_string()),
+        SubmitError::Subject(_)
+        | SubmitError::StartTimeOutOfRange { .. }
+        | SubmitError::BatchInBoundedQueue { .. }
+        | SubmitError::StartsAfterPayload { .. }
+        | SubmitError::UniqueKeyNotAlone => StatusCode::BAD_REQUEST,
+        SubmitError::UniqueKeyTaken { .. } => StatusCode::CONFLICT,
+        SubmitError::Publish(PublishError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+        SubmitError::Publish(PublishError::QueueFull { .. }) => return busy(error.to_string()),
         _ => return unavailable(error.to_string()),
+    };
+    ErrorAnswer::new(status, error.to_string())
+}
+
+/// The answer for a job that could not be begun, or did not come to its end.
+pub(crate) fn map_error(error: &MapError) -> ErrorAnswer {
+    let status = match error {
+        MapError::Submit(error) => return submit_error(error),
+        MapError::InvalidValue { .. } => StatusCode::BAD_REQUEST,
+        MapError::HistoryUnavailable { .. } => return unavailable(error.to_string()),
+        _ => StatusCode::CONFLICT,
     };
     ErrorAnswer::new(status, error.to_string())
 }

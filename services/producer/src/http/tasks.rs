@@ -9,7 +9,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use millpond::bus::publish::RetryDeadline;
-use millpond::client::{ClientError, NewTask, NoResult, Submitted, TaskEnd};
+use millpond::client::{NewTask, NoResult, SubmitError, Submitted, TaskEnd};
 use millpond::config::duration;
 use millpond::outcome::Failure;
 use millpond::wire::subject;
@@ -18,7 +18,7 @@ use millpond_api::publish::{FinalStatus, PublishTaskQuery, TaskEnded, TaskEnding
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::{PathAndQuery, media_type};
 
-use super::{App, busy, client_error, task_headers, unavailable};
+use super::{App, busy, submit_error, task_headers, unavailable};
 use crate::{ndjson, upload};
 
 /// Requests that wait for the end of a task at once.
@@ -117,14 +117,14 @@ fn check_type(headers: &HeaderMap) -> Result<(), ErrorAnswer> {
 }
 
 /// What came of a publish, within the time that it may take.
-type Tried = Result<Result<Submitted, ClientError>, tokio::time::error::Elapsed>;
+type Tried = Result<Result<Submitted, SubmitError>, tokio::time::error::Elapsed>;
 
 fn counted(app: &App, tried: Tried) -> Result<Submitted, ErrorAnswer> {
     let stored = if matches!(tried, Ok(Ok(_))) { "yes" } else { "no" };
     metrics::counter!("millpond_tasks_published_total", "stored" => stored).increment(1);
     match tried {
         Ok(Ok(stored)) => Ok(stored),
-        Ok(Err(refused)) => Err(client_error(&refused)),
+        Ok(Err(refused)) => Err(submit_error(&refused)),
         Err(_) if app.bus.is_connected() => {
             Err(busy("no room for more tasks now: come again, with the same Idempotency-Key"))
         }
@@ -155,7 +155,7 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
     }
     subject::TaskSubject::new(&task.queue, &task.kind, task.job.clone())
         .map_err(|wrong| ErrorAnswer::bad_request(wrong.to_string()))?;
-    let mut session = app.client.session(task.job.clone()).await.map_err(|fault| client_error(&fault))?;
+    let mut session = app.client.session(task.job.clone()).await.map_err(|fault| unavailable(fault.to_string()))?;
     task.job = Some(session.job().to_owned());
     let storing = session.submit(&task, RetryDeadline::Within(STORE_WITHIN));
     let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
@@ -170,7 +170,7 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
 
 /// The same for a task with a unique key, and for a chain: the end of its last step, or of the one that ended it.
 async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, ErrorAnswer> {
-    let waiter = app.client.waiter(&mut task).await.map_err(|fault| client_error(&fault))?;
+    let waiter = app.client.waiter(&mut task).await.map_err(|fault| submit_error(&fault))?;
     let storing = app.client.submit(&task, RetryDeadline::Within(STORE_WITHIN));
     let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
     tokio::select! {

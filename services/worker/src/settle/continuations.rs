@@ -3,8 +3,8 @@
 
 use bytes::Bytes;
 use millpond::batch;
-use millpond::limits::{PAYLOAD_EXPIRY_MARGIN, PAYLOAD_KEEP, RESULT_BATCH_BYTES_MAX};
-use millpond::outcome::{Items, Kept, Outcome};
+use millpond::limits::{PAYLOAD_EXPIRY_MARGIN, PAYLOAD_RETENTION, RESULT_BATCH_BYTES_MAX};
+use millpond::outcome::{ItemResult, Items, Outcome};
 use millpond::payload::PayloadRef;
 use millpond::task::Task;
 use millpond::telemetry::TraceContext;
@@ -28,8 +28,8 @@ pub(crate) fn next_steps(task: &Task, outcome: &Outcome, trace: TraceContext) ->
     let mut effects = Vec::new();
     for (item, kept) in outcome.ends().filter_map(|(item, end)| Some((item, end.ok()?))) {
         let value = match kept {
-            Kept::Here(value) => value,
-            Kept::Stored(at) => {
+            ItemResult::Inline(value) => value,
+            ItemResult::Stored(at) => {
                 // Alone it is no batch, not even one of one.
                 let items = task.items.filter(|i| i.of > 1).map(|i| Items { of: i.of, from: item, len: 1 });
                 let mut effect = effect(items, Bytes::new());
@@ -66,7 +66,7 @@ pub(crate) fn next_steps(task: &Task, outcome: &Outcome, trace: TraceContext) ->
 /// The arguments lie there; the task ends before they do.
 fn refer(headers: &mut Headers, at: &PayloadRef, now_ms: i64) {
     headers.push((HEADER_REF.to_owned(), at.to_json()));
-    let keep = PAYLOAD_KEEP.saturating_sub(PAYLOAD_EXPIRY_MARGIN);
+    let keep = PAYLOAD_RETENTION.saturating_sub(PAYLOAD_EXPIRY_MARGIN);
     let until = now_ms.saturating_add(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX));
     let Ok(until) = jiff::Timestamp::from_millisecond(until) else { return };
     let earlier = |said: &str| said.parse::<jiff::Timestamp>().is_ok_and(|said| said <= until);

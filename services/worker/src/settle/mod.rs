@@ -14,7 +14,7 @@ use millpond::bus::publish::result_batch::ResultBatcher;
 use millpond::bus::publish::{PublishError, RetryDeadline};
 use millpond::dead_letter::Evidence;
 use millpond::limits::RESULT_BATCH_BYTES_MAX;
-use millpond::outcome::{End, FailedAttempt, Failure, Items, NotDone, Outcome, id_of};
+use millpond::outcome::{FailedAttempt, Failure, Items, NotDone, NotDoneState, Outcome, id_of};
 use millpond::retry::RetryOverrides;
 use millpond::task::{Task, schedule_headers};
 use millpond::telemetry::TraceContext;
@@ -199,7 +199,7 @@ impl Settler {
             Some(_) => {
                 // Of a chain the last step is told, and what ends it early.
                 let last = lease.task.then.is_empty();
-                let told = plan.outcome.told(&self.worker).filter(|told| last || told.status != "done");
+                let told = plan.outcome.end_notices(&self.worker).filter(|told| last || told.status != "done");
                 told.filter_map(|t| serde_json::to_vec(&t).ok()).map(Bytes::from).collect()
             }
             None => Vec::new(),
@@ -340,7 +340,7 @@ impl Plan {
     }
 
     fn cancelled(&mut self, item: u32) {
-        self.without(NotDone { item, end: End::Cancelled, failure: None, due_ms: None });
+        self.without(NotDone { item, end: NotDoneState::Cancelled, failure: None, due_ms: None });
     }
 
     fn not_run(&mut self, item: u32) {
@@ -350,7 +350,7 @@ impl Plan {
 
     /// Another message has this item now.
     fn left(&mut self, item: u32) {
-        self.without(NotDone { item, end: End::Rest, failure: None, due_ms: None });
+        self.without(NotDone { item, end: NotDoneState::Remainder, failure: None, due_ms: None });
     }
 
     fn retry(
@@ -377,7 +377,7 @@ impl Plan {
         let mut effect = Effect { subject: task.subject.due(), headers, payload };
         let due_ms = schedule(&mut effect, task, &id, delay);
         self.effects.push(effect);
-        self.without(NotDone { item, end: End::Retry, failure: Some(failure), due_ms: Some(due_ms) });
+        self.without(NotDone { item, end: NotDoneState::Retry, failure: Some(failure), due_ms: Some(due_ms) });
     }
 
     fn bury(&mut self, task: &Task, items: Option<Items>, item: u32, reason: &str, failure: Failure, payload: Bytes) {
@@ -397,7 +397,7 @@ impl Plan {
             worker: self.worker.clone(),
             published_ms: task.published_ms,
             started_ms: self.started,
-            buried_ms: millpond::now_ms(),
+            dead_ms: millpond::now_ms(),
             trace: self.outcome.trace.clone(),
             span: self.outcome.span.clone(),
         };
@@ -406,7 +406,7 @@ impl Plan {
         headers.push((HEADER_MSG_ID.to_owned(), message_id));
         headers.push((HEADER_DEAD.to_owned(), serde_json::to_string(&evidence).unwrap_or_default()));
         self.effects.push(Effect { subject: task.subject.dead(), headers, payload });
-        self.without(NotDone { item, end: End::Dead, failure: Some(failure), due_ms: None });
+        self.without(NotDone { item, end: NotDoneState::Dead, failure: Some(failure), due_ms: None });
     }
 
     /// What was not run is published again, the same attempt, each run of neighbours as one message.

@@ -235,7 +235,7 @@ impl Puller {
         let epoch = if origin == Origin::Due { &shared.epoch_due } else { &shared.epoch_tasks };
         let headers = from_nats(message.headers.as_ref());
         let arrival = Arrival { origin, epoch, seq, stored_ms };
-        let mut task = Task::read(&message.subject, &headers, message.payload.clone(), arrival);
+        let mut task = Task::parse(&message.subject, &headers, message.payload.clone(), arrival);
         if let Some(signer) = &self.bus.signer
             && let Err(distrust) = signer.verify(&message.subject, &headers, &message.payload)
         {

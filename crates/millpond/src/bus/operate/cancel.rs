@@ -11,7 +11,7 @@ use crate::bus::read::buckets::{encode, open};
 use crate::bus::topology::{TopologyError, stream_state};
 use crate::job::{JobRecord, JobState};
 use crate::limits::CANCEL_STORE_WITHIN;
-use crate::outcome::{CancelledJob, End, NotDone, Outcome, ResultBatch};
+use crate::outcome::{CancelledJob, NotDone, NotDoneState, Outcome, ResultBatch};
 use crate::task::{Arrival, Origin, Task};
 use crate::wire::headers::HEADER_MSG_ID;
 use crate::wire::streams::{BUCKET_CANCELS, STREAM_DUE, STREAM_TASKS};
@@ -105,7 +105,7 @@ impl Bus {
             return Ok(false);
         };
         let arrival = Arrival { origin: Origin::Due, epoch: "", seq: found.seq, stored_ms: crate::now_ms() };
-        let task = Task::read(&subject.due(), &found.headers, Bytes::new(), arrival);
+        let task = Task::parse(&subject.due(), &found.headers, Bytes::new(), arrival);
         let pack = ResultBatch { v: 1, worker: by.to_owned(), outcomes: vec![never_ran(&task)], cancelled: None };
         self.tell_cancelled(&subject, &pack, &format!("{queue}/{id}/c{}", found.seq)).await?;
         self.purge_due(&found.subject, found.seq).await?;
@@ -172,7 +172,7 @@ fn never_ran(task: &Task) -> Outcome {
     let (id, now) = (task.id(), crate::now_ms());
     let first = task.items.map_or(0, |i| i.from);
     let items = first..first.saturating_add(task.items_len());
-    let cancelled = |item| NotDone { item, end: End::Cancelled, failure: None, due_ms: None };
+    let cancelled = |item| NotDone { item, end: NotDoneState::Cancelled, failure: None, due_ms: None };
     Outcome {
         original_id: (id != task.original_id).then(|| task.original_id.clone()),
         id,

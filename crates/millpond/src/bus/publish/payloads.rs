@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::bus::publish::{PublishError, RetryDeadline};
 use crate::bus::{Bus, describe, from_nats};
 use crate::limits::{
-    PAYLOAD_CHUNK_BYTES, PAYLOAD_EXPIRY_MARGIN, PAYLOAD_KEEP, PAYLOAD_PAGE_BYTES, PAYLOAD_STALLED_AFTER,
+    PAYLOAD_CHUNK_BYTES, PAYLOAD_EXPIRY_MARGIN, PAYLOAD_PAGE_BYTES, PAYLOAD_RETENTION, PAYLOAD_STALLED_AFTER,
 };
 use crate::payload::{PayloadRef, StoredPayload};
 use crate::wire::headers::{HEADER_EXPECTED_SEQUENCE, HEADER_MSG_ID, HEADER_ROLLUP};
@@ -47,7 +47,7 @@ pub enum GetError {
     /// There is no such object.
     #[error(
         "object {object} is not in the bucket {BUCKET_PAYLOADS}; it was deleted, or is older than {}",
-        humantime::format_duration(PAYLOAD_KEEP)
+        humantime::format_duration(PAYLOAD_RETENTION)
     )]
     Missing {
         /// Its name.
@@ -110,7 +110,7 @@ impl Bus {
         deadline: RetryDeadline,
     ) -> Result<StoredPayload, PutError> {
         let object = crate::random_token();
-        let keep = i64::try_from((PAYLOAD_KEEP - PAYLOAD_EXPIRY_MARGIN).as_millis()).unwrap_or(i64::MAX);
+        let keep = i64::try_from((PAYLOAD_RETENTION - PAYLOAD_EXPIRY_MARGIN).as_millis()).unwrap_or(i64::MAX);
         // From its start: the first chunk goes first.
         let until_ms = crate::now_ms().saturating_add(keep);
         let subject = chunk_subject(&object);

@@ -114,8 +114,11 @@ impl Inner {
         let number = self.packs.fetch_add(1, Ordering::Relaxed);
         let headers = vec![(HEADER_MSG_ID.to_owned(), format!("{}-{number}", self.nonce))];
         let worker = serde_json::to_string(&self.worker).unwrap_or_default();
-        let mut payload = format!("{{\"v\":1,\"worker\":{worker},\"outcomes\":").into_bytes();
-        payload.extend(crate::batch::join(outcomes.iter().map(Vec::as_slice)));
+        let head = format!("{{\"v\":1,\"worker\":{worker},\"outcomes\":");
+        let bytes = head.len() + outcomes.iter().map(|outcome| outcome.len() + 1).sum::<usize>() + "[]}".len();
+        let mut payload = Vec::with_capacity(bytes);
+        payload.extend_from_slice(head.as_bytes());
+        crate::batch::append(&mut payload, outcomes.iter().map(Vec::as_slice));
         payload.push(b'}');
         self.bus.store(subject, &headers, Bytes::from(payload), RetryDeadline::Unlimited).await.map(drop)
     }

@@ -70,7 +70,7 @@ impl Bus {
             Err(error) => return Err(failed(&error)),
         };
         let since_ms = unix_ms(message.time);
-        let schedule = Schedule::read(&from_nats(Some(&message.headers)), message.payload, since_ms);
+        let schedule = Schedule::parse(&from_nats(Some(&message.headers)), message.payload, since_ms);
         Ok(schedule.map(|schedule| StoredSchedule { seq: message.sequence, schedule }))
     }
 

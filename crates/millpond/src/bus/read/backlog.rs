@@ -217,7 +217,7 @@ impl Bus {
             let Some((last, _, _)) = page.last() else { return Ok(true) };
             (from, *seen) = (last + 1, *seen + page.len() as u64);
             for (seq, subject, headers) in page {
-                each(Task::read(&subject, &headers, Bytes::new(), Arrival { origin, epoch, seq, stored_ms: 0 }));
+                each(Task::parse(&subject, &headers, Bytes::new(), Arrival { origin, epoch, seq, stored_ms: 0 }));
             }
         }
         Ok(false)

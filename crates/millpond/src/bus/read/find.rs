@@ -178,7 +178,7 @@ impl Bus {
                 (from, looked_at) = (last + 1, looked_at + page.len() as u64);
                 for (seq, subject, headers) in page {
                     let arrival = Arrival { origin, epoch: &state.epoch, seq, stored_ms: 0 };
-                    let task = Task::read(&subject, &headers, Bytes::new(), arrival);
+                    let task = Task::parse(&subject, &headers, Bytes::new(), arrival);
                     if task.original_id == id || task.original_id == original_id || covers(&task, id) {
                         return match origin {
                             Origin::Tasks => self.placed(task.subject, seq).await,

@@ -83,7 +83,7 @@ impl Bus {
                 *last = *seq;
                 for (seq, subject, headers) in page {
                     let arrival = Arrival { origin, epoch: "", seq, stored_ms: 0 };
-                    let task = Task::read(&subject, &headers, Bytes::new(), arrival);
+                    let task = Task::parse(&subject, &headers, Bytes::new(), arrival);
                     if let Some(index) = task.index.filter(|_| record.owns(&task.original_id)) {
                         note(index, index.saturating_add(u64::from(task.items_len())));
                     }

@@ -75,10 +75,10 @@ async fn letters_are_found_by_the_text_of_their_failure() {
 async fn what_a_purge_removed_ends_once() {
     let (_dir, store) = store().await;
     let whole = Some(Items::whole(4));
-    let open = [Ok(1), Err(End::Rest), Err(End::Rest), Err(End::Dead)];
-    merge(&store, &[outcome("t", None, 1, &[Err(End::Retry)]), outcome("b", whole, 1, &open)]).await;
+    let open = [Ok(1), Err(NotDoneState::Remainder), Err(NotDoneState::Remainder), Err(NotDoneState::Dead)];
+    merge(&store, &[outcome("t", None, 1, &[Err(NotDoneState::Retry)]), outcome("b", whole, 1, &open)]).await;
     // All of it has an end.
-    merge(&store, &[outcome("e", Some(Items::whole(2)), 1, &[Ok(1), Err(End::Dead)])]).await;
+    merge(&store, &[outcome("e", Some(Items::whole(2)), 1, &[Ok(1), Err(NotDoneState::Dead)])]).await;
     let purge = PurgeRecord {
         queue: "q".into(),
         kind: None,

@@ -34,8 +34,8 @@ async fn first_of_result_and_cancellation_wins() {
     let story = |cancelled_at: usize| {
         let mut story = vec![
             outcome("j.1/0", None, 1, &[Ok(1)]),
-            outcome("j.1/1", None, 1, &[Err(End::Retry)]),
-            outcome("j.1/2+3", whole, 1, &[Ok(2), Err(End::Retry), Err(End::Rest)]),
+            outcome("j.1/1", None, 1, &[Err(NotDoneState::Retry)]),
+            outcome("j.1/2+3", whole, 1, &[Ok(2), Err(NotDoneState::Retry), Err(NotDoneState::Remainder)]),
             outcome("j.1/1", None, 2, &[Ok(3)]),
             outcome("j.1/2+3", item(3, 1), 2, &[Ok(4)]),
             dead("j.1/9", None, 1),
@@ -159,7 +159,7 @@ async fn each_job_is_found_under_its_state() {
     // An older record changes nothing; a task that dies ends its job as well as one that is done.
     put(named("a", JobState::Cancelled, None), 0).await;
     assert_eq!(states(&store).await, before);
-    merge(&store, &[of("b", outcome("b.1/1", None, 3, &[Err(End::Dead)]))]).await;
+    merge(&store, &[of("b", outcome("b.1/1", None, 3, &[Err(NotDoneState::Dead)]))]).await;
     put(named("a", JobState::Closed, Some(1)), 2).await;
     put(JobRecord { heartbeat_ms: now, ..named("silent", JobState::Open, None) }, 2).await;
     let after = with(&["a finished", "alone session", "b finished", "silent open", "told cancelled"]);

@@ -7,7 +7,7 @@ use super::*;
 
 /// An outcome of `root` whose results are these JSON texts.
 fn texts(root: &str, items: Option<Items>, results: &[&str]) -> OutcomeMessage {
-    let ends: Vec<Result<i32, End>> = results.iter().map(|_| Ok(0)).collect();
+    let ends: Vec<Result<i32, NotDoneState>> = results.iter().map(|_| Ok(0)).collect();
     let mut message = outcome(root, items, 1, &ends);
     if let Ok(OutcomeBody::Results(_, pack)) = &mut message.body {
         pack.outcomes[0].results = results.iter().map(|r| RawValue::from_string((*r).to_owned()).unwrap()).collect();
@@ -45,7 +45,8 @@ async fn results_are_shown_as_they_came() {
 async fn a_result_that_is_null_is_a_result() {
     let mut half = texts("b", Some(Items::whole(2)), &["null", "null"]);
     if let Ok(OutcomeBody::Results(_, pack)) = &mut half.body {
-        pack.outcomes[0].not_done = vec![NotDone { item: 1, end: End::Rest, failure: None, due_ms: None }];
+        pack.outcomes[0].not_done =
+            vec![NotDone { item: 1, end: NotDoneState::Remainder, failure: None, due_ms: None }];
     }
     check(std::slice::from_ref(&half), "b/0", "done").await;
     check(&[half], "b/1", "partial").await;
@@ -56,7 +57,7 @@ async fn an_id_used_again_in_another_form_changes_nothing() {
     let (_dir, store) = store().await;
     merge(&store, &[outcome("t", None, 1, &[Ok(7)]), outcome("t", Some(Items::whole(2)), 1, &[Ok(1), Ok(2)])]).await;
     assert_eq!(task(&store, "t").await[0]["result"], 7);
-    merge(&store, &[outcome("b", Some(Items::whole(3)), 1, &[Ok(1), Ok(2), Err(End::Retry)])]).await;
+    merge(&store, &[outcome("b", Some(Items::whole(3)), 1, &[Ok(1), Ok(2), Err(NotDoneState::Retry)])]).await;
     merge(&store, &[outcome("b", Some(Items::whole(2)), 1, &[Ok(8), Ok(9)])]).await;
     assert_eq!(task(&store, "b").await[0]["result"], json!([1, 2, null]));
     assert_eq!(status(&store, "b").await, "partial");
@@ -121,7 +122,7 @@ async fn counts_of_jobs_are_made_for_a_store_of_before() {
     if store.kind() != "sqlite" {
         return;
     }
-    merge(&store, &[outcome("b", Some(Items::whole(3)), 1, &[Ok(1), Ok(2), Err(End::Retry)])]).await;
+    merge(&store, &[outcome("b", Some(Items::whole(3)), 1, &[Ok(1), Ok(2), Err(NotDoneState::Retry)])]).await;
     let after = job(&store).await;
     let mut transaction = store.db.begin().await.unwrap();
     for undo in [
@@ -149,7 +150,7 @@ async fn large_results_are_kept_as_references() {
     };
     // Item 1 fails first, so that it has a row of its own; then its result is large.
     let parts = [
-        with_ref(outcome("b", Some(Items::whole(3)), 1, &[Ok(1), Err(End::Retry), Ok(0)]), 2, "two"),
+        with_ref(outcome("b", Some(Items::whole(3)), 1, &[Ok(1), Err(NotDoneState::Retry), Ok(0)]), 2, "two"),
         with_ref(outcome("b", Some(Items { of: 3, from: 1, len: 1 }), 2, &[Ok(0)]), 1, "one"),
         with_ref(outcome("t", None, 1, &[Ok(0)]), 0, "task"),
     ];

@@ -8,7 +8,7 @@ use super::*;
 use crate::store::Sample;
 
 /// A task that was published, ran and was stored at these times.
-fn timed(id: &str, published_ms: i64, stored_ms: i64, end: Result<i32, End>) -> OutcomeMessage {
+fn timed(id: &str, published_ms: i64, stored_ms: i64, end: Result<i32, NotDoneState>) -> OutcomeMessage {
     let mut message = outcome(id, None, 1, &[end]);
     message.stored_ms = stored_ms;
     if let Ok(OutcomeBody::Results(_, pack)) = &mut message.body {
@@ -37,7 +37,8 @@ async fn ids(store: &Store, filter: &TaskFilter, page: Page) -> Vec<String> {
 #[tokio::test]
 async fn tasks_are_found_by_what_their_errors_say() {
     let (_home, store) = store().await;
-    let mut story: Vec<OutcomeMessage> = (0..5).map(|n| timed(&format!("t{n}"), n, n, Err(End::Retry))).collect();
+    let mut story: Vec<OutcomeMessage> =
+        (0..5).map(|n| timed(&format!("t{n}"), n, n, Err(NotDoneState::Retry))).collect();
     story.push(timed("well", 9, 9, Ok(1)));
     // What is done later is found by what went wrong before.
     let mut done = timed("t1", 1, 8, Ok(1));
@@ -93,8 +94,15 @@ async fn tasks_are_listed_by_time() {
 #[tokio::test]
 async fn each_filter_finds_its_own() {
     let (_home, store) = store().await;
-    merge(&store, &[timed("a", 1, 1, Ok(1)), timed("b", 2, 2, Err(End::Dead)), timed("c", 3, 3, Err(End::Cancelled))])
-        .await;
+    merge(
+        &store,
+        &[
+            timed("a", 1, 1, Ok(1)),
+            timed("b", 2, 2, Err(NotDoneState::Dead)),
+            timed("c", 3, 3, Err(NotDoneState::Cancelled)),
+        ],
+    )
+    .await;
     let none = TaskFilter::default;
     let named = |name: &str| Some(name.to_owned());
     for (filter, expected) in [
@@ -123,7 +131,7 @@ async fn the_series_counts_each_end_once() {
             timed("a", now - 500, now, Ok(1)),
             again,
             timed("b", now - 4000, now, Ok(2)),
-            timed("c", now, now, Err(End::Dead)),
+            timed("c", now, now, Err(NotDoneState::Dead)),
         ],
     )
     .await;
@@ -151,12 +159,20 @@ async fn what_is_old_is_forgotten_and_what_waits_is_not() {
     let (_home, store) = store().await;
     let now = millpond::now_ms();
     let old = now - 200_000;
-    let mut story =
-        vec![timed("old", old, old, Ok(1)), timed("new", old, now, Ok(1)), timed("waits", old, old, Err(End::Dead))];
-    let mut batch = outcome("b", Some(Items::whole(3)), 1, &[Ok(1), Err(End::Cancelled), Ok(3)]);
+    let mut story = vec![
+        timed("old", old, old, Ok(1)),
+        timed("new", old, now, Ok(1)),
+        timed("waits", old, old, Err(NotDoneState::Dead)),
+    ];
+    let mut batch = outcome("b", Some(Items::whole(3)), 1, &[Ok(1), Err(NotDoneState::Cancelled), Ok(3)]);
     batch.stored_ms = old;
     story.push(batch);
-    let mut rest = outcome("b", Some(Items { of: 3, from: 1, len: 2 }), 1, &[Err(End::Rest), Err(End::Rest)]);
+    let mut rest = outcome(
+        "b",
+        Some(Items { of: 3, from: 1, len: 2 }),
+        1,
+        &[Err(NotDoneState::Remainder), Err(NotDoneState::Remainder)],
+    );
     rest.stored_ms = old;
     story.push(rest);
     let mut letter = dead("waits", None, 1);

@@ -18,7 +18,7 @@ fn pull(pull: usize) -> Vec<OutcomeMessage> {
     let pack = |pack: usize| {
         let first = (pull * PACKS + pack) * OUTCOMES;
         let one = |n: usize| {
-            let end = if n % 1000 == 7 { Err(End::Dead) } else { Ok(7) };
+            let end = if n % 1000 == 7 { Err(NotDoneState::Dead) } else { Ok(7) };
             let mut message = outcome(&format!("j{}.1/{}", n / 100_000, n % 100_000), None, 1, &[end]);
             let Ok(OutcomeBody::Results(_, pack)) = &mut message.body else { unreachable!() };
             let outcome = pack.outcomes.remove(0);

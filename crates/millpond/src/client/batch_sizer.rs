@@ -1,74 +1,79 @@
-//! How many items go into one message: batches form by themselves from the durations seen in results.
-//! They start at one item, grow by [`BATCH_GROWTH`] while results show that tasks are short, and aim at [`BATCH_AIM`]
-//! of work. A task that takes longer than that always goes alone. No I/O; the caller tells the time.
+//! How many items go into one message. Batches start at one item, grow by [`GROWTH`] while results show that tasks are short,
+//! and aim at [`BATCH_AIM`] of work; a task that takes longer than that always goes alone. No I/O; the caller passes the time.
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{BATCH_AIM, BATCH_AUTO_ITEMS_MAX, BATCH_GROWTH, BATCH_PROBES_MAX};
+/// Work that a batch which forms by itself aims at, as time.
+const BATCH_AIM: Duration = Duration::from_millis(50);
+/// Items in such a batch at the most.
+const BATCH_AUTO_ITEMS_MAX: u32 = 256;
+/// How many times larger the next batches may be than the largest that came back.
+const GROWTH: u32 = 4;
+/// Messages that are published at each size before results have shown that the next size is right.
+const PROBES_MAX: u64 = 64;
+/// Weight of the durations seen so far when a new one arrives.
+const MEMORY: f64 = 15.0 / 16.0;
 
 /// How many tasks share a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Batch {
-    /// As many as take [`BATCH_AIM`] together, by the durations seen.
+pub enum BatchSize {
+    /// As many as take about 50 ms together, by the durations seen.
     #[default]
     Auto,
     /// This many: 1 to [`crate::limits::BATCH_ITEMS_MAX`].
     Fixed(u32),
 }
 
-/// Weight of the durations seen so far when a new one comes.
-const MEMORY: f64 = 15.0 / 16.0;
-
-/// What is known of how long a kind's tasks take.
+/// How long the tasks of a kind take, as far as results have shown.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Pace {
-    /// Decaying sums: time of the handlers, and items that they ran.
+pub(super) struct MeanDuration {
+    /// Decaying sums: the time of the handlers, and the items that they ran.
     busy_s: f64,
     items: f64,
-    /// The largest message that came back whole.
-    proven: u32,
+    /// Items in the largest message that came back whole.
+    proven_items: u32,
 }
 
 /// Decides the size of the next batch.
 #[derive(Debug)]
-pub(super) struct Sizer {
-    batch: Batch,
-    pace: Pace,
-    /// Messages that may be published until the size is proven right once more, and those that were.
+pub(super) struct BatchSizer {
+    batch: BatchSize,
+    mean: MeanDuration,
+    /// Messages that may be published before results have shown that the size is right, and those that were.
     probes_max: u64,
     probes: u64,
     probing_since: Option<Instant>,
 }
 
-impl Sizer {
-    pub(super) fn new(batch: Batch, pace: Pace) -> Self {
-        Self { batch, pace, probes_max: BATCH_PROBES_MAX, probes: 0, probing_since: None }
+impl BatchSizer {
+    pub(super) fn new(batch: BatchSize, mean: MeanDuration) -> Self {
+        Self { batch, mean, probes_max: PROBES_MAX, probes: 0, probing_since: None }
     }
 
-    /// What was learnt, for the next job of this kind.
-    pub(super) fn pace(&self) -> Pace {
-        self.pace
+    /// What results have shown, for the next job of this kind.
+    pub(super) fn mean_duration(&self) -> MeanDuration {
+        self.mean
     }
 
-    /// A message came back: its handler ran `items` items in `busy`.
+    /// Notes a message that came back: its handler ran `items` items in `busy`.
     pub(super) fn note(&mut self, items: usize, busy: Duration) {
         let Ok(items) = u32::try_from(items) else { return };
         if items == 0 {
             return;
         }
-        self.pace.busy_s = self.pace.busy_s * MEMORY + busy.as_secs_f64();
-        self.pace.items = self.pace.items * MEMORY + f64::from(items);
-        if items > self.pace.proven {
-            self.pace.proven = items;
-            (self.probes_max, self.probes, self.probing_since) = (BATCH_PROBES_MAX, 0, None);
+        self.mean.busy_s = self.mean.busy_s * MEMORY + busy.as_secs_f64();
+        self.mean.items = self.mean.items * MEMORY + f64::from(items);
+        if items > self.mean.proven_items {
+            self.mean.proven_items = items;
+            (self.probes_max, self.probes, self.probing_since) = (PROBES_MAX, 0, None);
         }
     }
 
     /// Items that make [`BATCH_AIM`] of work; one while nothing is known.
     fn aim(&self) -> u32 {
-        let per_item = self.pace.busy_s / self.pace.items;
+        let per_item = self.mean.busy_s / self.mean.items;
         let aim = BATCH_AIM.as_secs_f64() / per_item.max(1e-9);
-        if self.pace.items == 0.0 || aim < 1.0 {
+        if self.mean.items == 0.0 || aim < 1.0 {
             return 1;
         }
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to the limit")]
@@ -79,25 +84,25 @@ impl Sizer {
     /// Items in the next message.
     pub(super) fn size(&self) -> u32 {
         match self.batch {
-            Batch::Fixed(items) => items,
-            Batch::Auto => self.aim().min(self.pace.proven.saturating_mul(BATCH_GROWTH)).max(1),
+            BatchSize::Fixed(items) => items,
+            BatchSize::Auto => self.aim().min(self.mean.proven_items.saturating_mul(GROWTH)).max(1),
         }
     }
 
-    /// Whether the size still grows with what comes back.
+    /// Whether results may still raise the size.
     fn is_probing(&self) -> bool {
-        self.batch == Batch::Auto
-            && (self.pace.proven == 0 || self.pace.proven.saturating_mul(BATCH_GROWTH) < self.aim())
+        self.batch == BatchSize::Auto
+            && (self.mean.proven_items == 0 || self.mean.proven_items.saturating_mul(GROWTH) < self.aim())
     }
 
-    /// A message was published.
-    pub(super) fn published(&mut self, now: Instant) {
+    /// Notes a message that was published.
+    pub(super) fn note_published(&mut self, now: Instant) {
         self.probes += 1;
         self.probing_since.get_or_insert(now);
     }
 
-    /// Until when to wait for results before more is published, if at all: enough is under way to learn from. Tasks
-    /// that do not come back within [`BATCH_AIM`] are long, or wait for a worker: then twice as many may go, each time.
+    /// Until when to wait for results before more is published, if at all: enough messages are under way to learn from. Tasks
+    /// that do not come back within [`BATCH_AIM`] are long, or wait for a worker; each time, twice as many more may go.
     pub(super) fn wait_until(&mut self, now: Instant) -> Option<Instant> {
         if !self.is_probing() || self.probes < self.probes_max {
             return None;
@@ -115,8 +120,8 @@ impl Sizer {
 mod tests {
     use super::*;
 
-    fn after(results: &[(usize, u64)]) -> Sizer {
-        let mut sizer = Sizer::new(Batch::Auto, Pace::default());
+    fn after(results: &[(usize, u64)]) -> BatchSizer {
+        let mut sizer = BatchSizer::new(BatchSize::Auto, MeanDuration::default());
         for (items, busy_us) in results {
             sizer.note(*items, Duration::from_micros(*busy_us));
         }
@@ -152,17 +157,17 @@ mod tests {
 
     #[test]
     fn probes_wait_for_results_but_not_for_long() {
-        let mut sizer = Sizer::new(Batch::Auto, Pace::default());
+        let mut sizer = BatchSizer::new(BatchSize::Auto, MeanDuration::default());
         let start = Instant::now();
-        for _ in 0..BATCH_PROBES_MAX {
+        for _ in 0..PROBES_MAX {
             assert_eq!(sizer.wait_until(start), None);
-            sizer.published(start);
+            sizer.note_published(start);
         }
         assert_eq!(sizer.wait_until(start), Some(start + BATCH_AIM));
         let later = start + BATCH_AIM;
-        for _ in 0..2 * BATCH_PROBES_MAX {
+        for _ in 0..2 * PROBES_MAX {
             assert_eq!(sizer.wait_until(later), None);
-            sizer.published(later);
+            sizer.note_published(later);
         }
         assert_eq!(sizer.wait_until(later), Some(later + BATCH_AIM));
         sizer.note(1, Duration::from_micros(1));

@@ -1,12 +1,12 @@
-//! A set of indexes, kept as ranges: what of a job is stored already. No I/O.
+//! A set of indexes, kept as ranges: the items of a job that are stored already. No I/O.
 
 use std::collections::BTreeMap;
 
 /// Ranges that do not touch: first index -> one past the last.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Ranges(BTreeMap<u64, u64>);
+pub(super) struct IndexRanges(BTreeMap<u64, u64>);
 
-impl Ranges {
+impl IndexRanges {
     /// Adds `from..to`.
     pub(super) fn add(&mut self, mut from: u64, mut to: u64) {
         if from >= to {
@@ -24,8 +24,8 @@ impl Ranges {
         self.0.insert(from, to);
     }
 
-    /// Whether it has this index.
-    pub(super) fn has(&self, index: u64) -> bool {
+    /// Whether this index is in the set.
+    pub(super) fn contains(&self, index: u64) -> bool {
         self.0.range(..=index).next_back().is_some_and(|(_, &end)| index < end)
     }
 
@@ -34,7 +34,7 @@ impl Ranges {
         self.0.last_key_value().map(|(_, end)| end - 1)
     }
 
-    /// Forgets all below `index`.
+    /// Removes all indexes below `index`.
     pub(super) fn forget_below(&mut self, index: u64) {
         while let Some((&start, &end)) = self.0.first_key_value().filter(|(start, _)| **start < index) {
             self.0.remove(&start);
@@ -44,7 +44,7 @@ impl Ranges {
         }
     }
 
-    /// How many indexes it has; for who wants to know whether any were added.
+    /// How many indexes are in the set.
     pub(super) fn len(&self) -> u64 {
         self.0.iter().map(|(from, to)| to - from).sum()
     }
@@ -56,7 +56,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn check(added: &[(u64, u64)], expected: &[(u64, u64)]) {
-        let mut ranges = Ranges::default();
+        let mut ranges = IndexRanges::default();
         added.iter().for_each(|(from, to)| ranges.add(*from, *to));
         assert_eq!(ranges.0.into_iter().collect::<Vec<_>>(), expected, "{added:?}");
     }
@@ -72,8 +72,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_set(added in proptest::collection::vec((0u64..40, 0u64..8), 0..12), floor in 0u64..50) {
-            let (mut ranges, mut set) = (Ranges::default(), std::collections::BTreeSet::new());
+        fn ranges_behave_like_a_set(added in proptest::collection::vec((0u64..40, 0u64..8), 0..12), floor in 0u64..50) {
+            let (mut ranges, mut set) = (IndexRanges::default(), std::collections::BTreeSet::new());
             for (from, len) in added {
                 ranges.add(from, from + len);
                 set.extend(from..from + len);
@@ -82,7 +82,7 @@ mod tests {
             ranges.forget_below(floor);
             set.retain(|i| *i >= floor);
             for index in 0..60 {
-                prop_assert_eq!(ranges.has(index), set.contains(&index), "{}", index);
+                prop_assert_eq!(ranges.contains(index), set.contains(&index), "{}", index);
             }
         }
     }

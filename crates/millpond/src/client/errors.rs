@@ -1,0 +1,194 @@
+//! Why something could not be submitted, mapped or scheduled: one error per kind of call, to branch on. Each tells what is
+//! passing (the same call may succeed later) from what is permanent.
+
+use std::time::Duration;
+
+use crate::bus::publish::PublishError;
+use crate::bus::publish::payloads::PutError;
+use crate::bus::topology::TopologyError;
+use crate::limits::PAYLOAD_RETENTION;
+use crate::schedule::ScheduleError;
+use crate::wire::subject::SubjectError;
+
+/// Why a task was not submitted.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// A queue, kind, job or unique key that is not a token.
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
+    /// The server did not store the task.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// The streams or buckets are missing, or may not be used.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The arguments could not be put into the store of payloads.
+    #[error(transparent)]
+    Payload(#[from] PutError),
+    /// Another task with the same unique key waits or runs.
+    #[error("a task with the unique key {key} waits or runs already")]
+    UniqueKeyTaken {
+        /// The key.
+        key: String,
+    },
+    /// A unique key on a batch or on a task of a job.
+    #[error("a task with a unique key is alone: it cannot be a batch or belong to a job")]
+    UniqueKeyNotAlone,
+    /// A start time that does not exist.
+    #[error("{at_ms} ms is no time that a task can wait for; it must lie between the years -9999 and 9999")]
+    StartTimeOutOfRange {
+        /// Unix time in milliseconds.
+        at_ms: i64,
+    },
+    /// A start time after the end of the task's payload.
+    #[error(
+        "the task would start {} after its payload is gone: large arguments are kept for {}, so let it start earlier",
+        humantime::format_duration(Duration::from_millis(at_ms.saturating_sub(*until_ms).unsigned_abs())),
+        humantime::format_duration(PAYLOAD_RETENTION)
+    )]
+    StartsAfterPayload {
+        /// When it is to start, Unix time in milliseconds.
+        at_ms: i64,
+        /// When it must have started, Unix time in milliseconds.
+        until_ms: i64,
+    },
+    /// A batch for a queue whose limit counts messages.
+    #[error(
+        "queue {queue} is bounded to {max_waiting} waiting tasks, and its limit counts messages: batches of {batch} cannot go there; publish one task per message (no --batch, no Millpond-Batch), or choose another queue"
+    )]
+    BatchInBoundedQueue {
+        /// The queue.
+        queue: String,
+        /// Its limit, in tasks.
+        max_waiting: u64,
+        /// Tasks in the message.
+        batch: u32,
+    },
+}
+
+impl SubmitError {
+    /// Whether the same call may succeed later, with nothing changed.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Publish(error) => {
+                matches!(error, PublishError::NoAnswer { .. } | PublishError::QueueFull { .. })
+            }
+            Self::UniqueKeyTaken { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// Why a job could not be begun, or did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// A task of it was not submitted.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// There is a job of this name, and it was not to go on.
+    #[error("there is a job {job} already; choose another name")]
+    JobExists {
+        /// Its name.
+        job: String,
+    },
+    /// The job of this name runs another kind, or in another queue.
+    #[error("job {job} runs kind {kind} in queue {queue}; choose another name, or start it anew (--again)")]
+    OtherKindOrQueue {
+        /// Its name.
+        job: String,
+        /// Its kind.
+        kind: String,
+        /// Its queue.
+        queue: String,
+    },
+    /// The input is not the one that the job was begun with.
+    #[error(
+        "the input is not the one that job {job} was begun with, at item {index}: {reason}; bring the same input, choose another name, or start it anew (--again)"
+    )]
+    OtherInput {
+        /// The job.
+        job: String,
+        /// Place in the input, from 0.
+        index: u64,
+        /// What differs.
+        reason: String,
+    },
+    /// A value of the input that cannot be the argument of a task.
+    #[error("item {index} of the input: {reason}")]
+    InvalidValue {
+        /// Place in the input, from 0.
+        index: u64,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// The job was cancelled while it was published.
+    #[error("job {job} was cancelled")]
+    Cancelled {
+        /// Its name.
+        job: String,
+    },
+    /// Another process goes on with the job.
+    #[error("job {job} was taken over by another process, which goes on with it")]
+    TakenOver {
+        /// Its name.
+        job: String,
+    },
+    /// Only a collector still has the oldest results of a job that goes on, and none answered.
+    #[error(
+        "the first results of job {job} are old and only a collector has them; it does not answer: {reason}; is one running?"
+    )]
+    HistoryUnavailable {
+        /// Its name.
+        job: String,
+        /// What came back.
+        reason: String,
+    },
+}
+
+impl MapError {
+    /// Whether the same call may succeed later, with nothing changed.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Submit(error) => error.is_passing(),
+            Self::HistoryUnavailable { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+impl From<SubjectError> for MapError {
+    fn from(error: SubjectError) -> Self {
+        Self::Submit(error.into())
+    }
+}
+
+impl From<TopologyError> for MapError {
+    fn from(error: TopologyError) -> Self {
+        Self::Submit(error.into())
+    }
+}
+
+/// Why a schedule was not added, paused, resumed or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum ScheduleChangeError {
+    /// A name that is not a token.
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
+    /// A schedule that cannot be.
+    #[error(transparent)]
+    Invalid(#[from] ScheduleError),
+    /// There is no schedule of this name.
+    #[error("there is no schedule {name}; `millpond schedule ls` lists them")]
+    NotFound {
+        /// The name.
+        name: String,
+    },
+    /// The server did not store the change.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// The server does not answer, or setup has not run.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+}

@@ -1,0 +1,204 @@
+//! How a `map` begins: with a new job, or with one that was begun before and goes on. A job that goes on publishes nothing
+//! before it is known what is stored: what waits in TASKS and DUE, what RESULTS holds and, where some of that has expired, what
+//! the collector has. docs/protocol.md has the order and its reasons.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+
+use super::Client;
+use super::batch_sizer::BatchSize;
+use super::errors::MapError;
+use super::history::{CatchUp, HistoryRequest};
+use super::index_ranges::IndexRanges;
+use super::job_record_writer::JobRecordWriter;
+use super::map::MapRun;
+use super::map_publisher::{InputValues, MapPublisher};
+use super::spec::{IfJobExists, MapItem, MapSpec};
+use crate::bus::publish::RetryDeadline;
+use crate::bus::read::job_results::JobResults;
+use crate::bus::read::jobs::{JobEntry, LookedThrough};
+use crate::bus::topology::{TopologyError, stream_state};
+use crate::job::{JobContinuation, JobRecord, JobState};
+use crate::limits::BATCH_ITEMS_MAX;
+use crate::wire::streams::STREAM_RESULTS;
+use crate::wire::subject::{TaskSubject, check_token};
+
+/// A job whose producer lived a moment ago is looked for until nothing new was stored for this long: what its killed producer
+/// had sent may still be on its way.
+const RESUME_QUIET: Duration = Duration::from_millis(250);
+
+/// A job's record as it was just written.
+struct BegunJob {
+    entry: JobEntry,
+    /// The record before; none for a new job or epoch.
+    before: Option<JobRecord>,
+}
+
+impl Client {
+    /// Runs a kind over an input of JSON values; nothing happens before the first [`MapRun::next`].
+    ///
+    /// # Errors
+    /// [`MapError`] when the job cannot be made, or a name does not fit.
+    pub async fn map(
+        &self,
+        spec: MapSpec,
+        input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
+    ) -> Result<MapRun, MapError> {
+        self.start_run(spec, false, Box::pin(input)).await
+    }
+
+    /// The same as a stream: the counterpart of `Pool.imap`. It reads the input no faster than its results are taken.
+    ///
+    /// ```no_run
+    /// # async fn primes(client: millpond::client::Client) -> Result<(), millpond::client::MapError> {
+    /// use futures_util::{StreamExt, stream};
+    /// use millpond::client::MapSpec;
+    ///
+    /// let spec = MapSpec { queue: "default".into(), kind: "is_prime".into(), ordered: true, ..MapSpec::default() };
+    /// let numbers = stream::iter((1..=10_000).map(|n| Ok(n.to_string().into())));
+    /// let mut results = std::pin::pin!(client.imap(spec, numbers).await?);
+    /// while let Some(item) = results.next().await {
+    ///     let item = item?;
+    ///     println!("{}: {:?}", item.index, item.end);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`MapError`] when the job cannot be made, or a name does not fit.
+    pub async fn imap(
+        &self,
+        spec: MapSpec,
+        input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
+    ) -> Result<impl Stream<Item = Result<MapItem, MapError>> + Send, MapError> {
+        let run = self.map(spec, input).await?;
+        Ok(stream::unfold(run, async |mut run| Some((run.next().await?, run))))
+    }
+
+    /// A run of a new job, or of one that was begun before; with `publish_only` it hands nothing out.
+    pub(super) async fn start_run(
+        &self,
+        spec: MapSpec,
+        publish_only: bool,
+        input: InputValues,
+    ) -> Result<MapRun, MapError> {
+        let spec = checked(spec)?;
+        self.check_batch(&spec.queue, spec.batch, RetryDeadline::Unlimited).await?;
+        let job = spec.job.clone().unwrap_or_else(crate::random_token);
+        let results_end = stream_state(&self.bus, STREAM_RESULTS).await?.last_seq;
+        let BegunJob { entry, before } = self.write_record(&job, &spec, results_end).await?;
+        let (record, ordered) = (entry.record.clone(), spec.ordered);
+        let writer = JobRecordWriter::start(&self.bus, entry, before.is_none());
+        let Some(before) = before else {
+            let results = JobResults::start_from(&self.bus, &job, record.results_after + 1).await?;
+            let publisher = MapPublisher::new(self, spec, writer, input, None);
+            return Ok(MapRun::new(self, ordered, publish_only, publisher, results, CatchUp::Done));
+        };
+        let stored = self.find_stored(&record, &before).await?;
+        // The reader starts after that: a task that was not found any more has ended, and RESULTS tells it.
+        let results = JobResults::start_from(&self.bus, &job, record.results_after + 1).await?;
+        let mut publisher = MapPublisher::new(self, spec, writer, input, Some(stored));
+        publisher.skip_published(&record).await?;
+        // Checked last: what expires from now on was in RESULTS when the reader started.
+        let is_complete = stream_state(&self.bus, STREAM_RESULTS).await?.first_seq <= record.results_after + 1;
+        let catch_up = if is_complete {
+            CatchUp::Backlog
+        } else {
+            let from = if publish_only { record.published } else { 0 };
+            CatchUp::History { request: HistoryRequest { job, epoch: record.epoch, from }, answer: None }
+        };
+        Ok(MapRun::new(self, ordered, publish_only, publisher, results, catch_up))
+    }
+
+    /// Writes the record: of a new job or epoch, or of a job that goes on with this process as its producer.
+    async fn write_record(&self, job: &str, spec: &MapSpec, results_after: u64) -> Result<BegunJob, MapError> {
+        loop {
+            let found = self.bus.job(job).await?;
+            let (revision, found) = found.map_or((0, None), |entry| (entry.revision, Some(entry.record)));
+            let goes_on =
+                |before: &JobRecord| before.state != JobState::Cancelled && spec.if_exists != IfJobExists::StartAnew;
+            let next_epoch = found.as_ref().map_or(1, |before| before.epoch + 1);
+            let before = found.filter(goes_on);
+            let record = match &before {
+                None => new_record(job, spec, next_epoch, results_after),
+                Some(_) if spec.if_exists == IfJobExists::Refuse => {
+                    return Err(MapError::JobExists { job: job.to_owned() });
+                }
+                Some(JobRecord { job, kind, queue, .. }) if *queue != spec.queue || *kind != spec.kind => {
+                    let (job, kind, queue) = (job.clone(), kind.clone(), queue.clone());
+                    return Err(MapError::OtherKindOrQueue { job, kind, queue });
+                }
+                Some(before) => {
+                    JobRecord { producer: crate::random_token(), heartbeat_ms: crate::now_ms(), ..before.clone() }
+                }
+            };
+            // None: another process has written it since. It is read again.
+            if let Some(revision) = self.bus.write_job(&record, revision).await? {
+                return Ok(BegunJob { entry: JobEntry { record, revision }, before });
+            }
+        }
+    }
+
+    /// The indexes beyond the job's watermark that lie in TASKS or DUE.
+    async fn find_stored(&self, record: &JobRecord, before: &JobRecord) -> Result<IndexRanges, TopologyError> {
+        let mut stored = IndexRanges::default();
+        let mut looked = LookedThrough::default();
+        let mut find = async |stored: &mut IndexRanges| {
+            looked = self.bus.look_for_tasks(record, looked, |from, to| stored.add(from, to)).await?;
+            stored.forget_below(record.published);
+            Ok::<u64, TopologyError>(stored.len())
+        };
+        let mut count = find(&mut stored).await?;
+        if before.state == JobState::Open && !before.is_stalled(crate::now_ms()) {
+            loop {
+                tokio::time::sleep(RESUME_QUIET).await;
+                let now = find(&mut stored).await?;
+                if now == count {
+                    break;
+                }
+                count = now;
+            }
+        }
+        Ok(stored)
+    }
+}
+
+/// The spec with its names checked and its batches within the limit.
+fn checked(mut spec: MapSpec) -> Result<MapSpec, MapError> {
+    if let Some(job) = &spec.job {
+        check_token("job", job)?;
+    }
+    TaskSubject::new(&spec.queue, &spec.kind, None)?;
+    if let Some(step) = &spec.then {
+        TaskSubject::new(step.queue.as_ref().unwrap_or(&spec.queue), &step.kind, None)?;
+    }
+    if let BatchSize::Fixed(items) = &mut spec.batch {
+        *items = (*items).clamp(1, BATCH_ITEMS_MAX);
+    }
+    Ok(spec)
+}
+
+fn new_record(job: &str, spec: &MapSpec, epoch: u32, results_after: u64) -> JobRecord {
+    let now_ms = crate::now_ms();
+    JobRecord {
+        job: job.to_owned(),
+        queue: spec.queue.clone(),
+        kind: spec.kind.clone(),
+        epoch,
+        state: JobState::Open,
+        total: None,
+        then: spec.then.as_ref().map(|step| JobContinuation {
+            queue: step.queue.as_ref().unwrap_or(&spec.queue).clone(),
+            kind: step.kind.clone(),
+        }),
+        published: 0,
+        fingerprint: None,
+        results_after,
+        producer: crate::random_token(),
+        created_ms: now_ms,
+        heartbeat_ms: now_ms,
+    }
+}
