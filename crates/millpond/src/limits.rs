@@ -42,8 +42,6 @@ pub const PAYLOAD_MEMORY_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const PAYLOADS_MEMORY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Payloads that a worker fetches at once.
 pub const PAYLOAD_FETCHES_MAX: usize = 4;
-/// Largest arguments that a handler decodes from a file, in bytes; of larger ones it reads the file itself.
-pub const ARGUMENTS_DECODED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// Shortest key that signs tasks, in characters.
 pub const SIGNING_KEY_CHARS_MIN: usize = 32;
@@ -122,30 +120,12 @@ pub const UNKNOWN_KIND_BURY_AFTER: Duration = Duration::from_secs(60);
 
 /// Tasks that wait on the I/O slots of a worker at once, when it is not told otherwise.
 pub const IO_SLOTS_DEFAULT: usize = 64;
-/// Longest line that a child may write to standard output, in bytes: a result and its frame.
-pub const CHILD_LINE_BYTES_MAX: usize = RESULT_BYTES_MAX + 64 * 1024;
-/// Longest log line of a child, in bytes; what is longer comes as several.
-pub const CHILD_LOG_LINE_BYTES_MAX: usize = 16 * 1024;
 /// Log lines of a child that are kept for the evidence of a failure.
 pub const EVIDENCE_LINES_MAX: usize = 50;
 /// Bytes of such lines in one evidence; the oldest go first.
 pub const EVIDENCE_LOG_BYTES_MAX: usize = 8 * 1024;
-/// Work that is written to a warm child ahead of its answers, as time: it hides the hop, and little waits behind a slow task.
-pub const CHILD_AHEAD: Duration = Duration::from_millis(2);
-/// Tasks that are written ahead at the most.
-pub const CHILD_AHEAD_TASKS_MAX: u32 = 256;
-/// How long a child may take after it was told to shut down before it gets SIGTERM, and after that before it is killed.
-pub const CHILD_GRACE: Duration = Duration::from_secs(2);
-/// How long a child that has closed its output may take to end before it is killed.
-pub const CHILD_END_WITHIN: Duration = Duration::from_secs(1);
-/// How often the CPU time and memory of children are read.
-pub const CHILD_SAMPLE_EVERY: Duration = Duration::from_secs(2);
-/// How often the memory of a busy child with a limit is read.
-pub const CHILD_MEMORY_LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Children that a worker's record lists, at the most.
 pub const CHILDREN_LISTED_MAX: usize = 256;
-/// Longest note that a child may send with its progress, in bytes; what is longer is cut.
-pub const PROGRESS_NOTE_BYTES_MAX: usize = 200;
 
 /// How long workers look at a purge that is done: whatever it removed is nobody's any more by then.
 pub const PURGE_COVERS_FOR: Duration = Duration::from_secs(3600);
@@ -212,8 +192,6 @@ pub const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 /// How much longer than that a caller waits for the worker's own words.
 pub const CALL_ANSWER_GRACE: Duration = Duration::from_secs(1);
-/// Calls that wait for a slot of one worker at once, beside those that run; more are refused.
-pub const CALLS_WAITING_MAX: usize = 1024;
 /// Messages of one direction of a conversation that the other side has not taken yet, at the most.
 pub const PIPE_WINDOW: u64 = 16;
 /// Longest message of a conversation, in bytes.
@@ -226,8 +204,6 @@ pub const PIPE_LOST_AFTER: Duration = Duration::from_secs(5);
 pub const PIPE_RESEND_AFTER: Duration = Duration::from_secs(1);
 /// How long it may wait to be told that a message was taken; what is sent meanwhile tells it too.
 pub const PIPE_TELL_WITHIN: Duration = Duration::from_millis(5);
-/// How long a handler may take to end its conversation once the other side is lost, or its worker must leave.
-pub const PIPE_HANDLER_GRACE: Duration = Duration::from_secs(2);
 
 /// Largest value of a shared key, in bytes.
 pub const SHARED_VALUE_BYTES_MAX: usize = 512 * 1024;

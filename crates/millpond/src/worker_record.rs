@@ -93,11 +93,12 @@ pub struct KindCount {
 }
 
 /// The state of a child process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ChildState {
     /// It was started and is not ready yet.
+    #[default]
     Starting,
     /// It waits for a task.
     Idle,

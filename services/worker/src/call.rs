@@ -5,13 +5,15 @@ use std::io::BufReader;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use millpond::limits::ARGUMENTS_DECODED_BYTES_MAX;
 use millpond::outcome::Failure;
 use millpond::telemetry::TraceContext;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
+
+/// Largest arguments that a handler decodes from a file, in bytes; of larger ones it reads the file itself.
+pub const ARGUMENTS_DECODED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// What a handler returns: a JSON value, or why there is none.
 pub type Reply = Result<Box<RawValue>, Failure>;
@@ -28,7 +30,7 @@ pub struct Call {
     /// A file with the arguments, when they are large: more than
     /// [`PAYLOAD_MEMORY_BYTES_MAX`](millpond::limits::PAYLOAD_MEMORY_BYTES_MAX). Read it as a stream; it is removed when
     /// the attempt has ended. [`Call::args`] reads it too, up to
-    /// [`ARGUMENTS_DECODED_BYTES_MAX`](millpond::limits::ARGUMENTS_DECODED_BYTES_MAX).
+    /// [`ARGUMENTS_DECODED_BYTES_MAX`].
     pub file: Option<PathBuf>,
     /// The span of the attempt: what a handler does elsewhere on its behalf is below it.
     pub trace: Option<TraceContext>,

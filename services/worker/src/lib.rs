@@ -2,14 +2,14 @@
 //! your own. This file holds the loop: lease -> `work` (door, execute, settle); the parts do not know each other.
 //! Not here: storage, any API but the tasks themselves.
 
+mod announced_kinds;
 mod call;
 mod call_end;
-mod calls;
+mod call_server;
 mod cancellations;
+mod child_main;
 pub mod config;
 mod handlers;
-mod isolated;
-mod kinds;
 mod panics;
 mod prepare;
 mod process;
@@ -39,14 +39,14 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use call::{Call, Reply, reply};
+pub use call::{ARGUMENTS_DECODED_BYTES_MAX, Call, Reply, reply};
+pub use child_main::child_main;
 pub use config::{Config, Settings};
-pub use isolated::child_main;
 
-use calls::Calls;
+use announced_kinds::AnnouncedKinds;
+use call_server::CallServer;
 use cancellations::Cancellations;
-use handlers::{Handler, Handlers, Talker};
-use kinds::Kinds;
+use handlers::{Handler, Handlers, PipeHandler};
 use prepare::payload_files::PayloadFiles;
 use prepare::payloads::PayloadFetcher;
 use process::{WorkerContext, work};
@@ -57,7 +57,7 @@ use retry_policies::RetryPolicies;
 use run_loop::drain_requests;
 use run_loop::pools::{Ready, SlotPools};
 use settle::Settler;
-use supervisor::{Pool, Program, Spec, Supervisor, xargs};
+use supervisor::{ChildProgram, ChildSpec, Children, Supervisor};
 
 /// How long settlements may take after the drain's time is over.
 const SETTLE_AFTER_DRAIN: Duration = Duration::from_secs(5);
@@ -147,7 +147,7 @@ impl Worker {
     where
         F: Future<Output = Result<(), Failure>> + Send + 'static,
     {
-        let talker = Talker::Own(Arc::new(move |call, pipe| {
+        let talker = PipeHandler::Own(Arc::new(move |call, pipe| {
             let talk = handler(call, pipe);
             Box::pin(async move { talk.await.map(|()| RawValue::NULL.to_owned()) })
         }));
@@ -169,13 +169,13 @@ impl Worker {
     /// When a kind has no handler, NATS cannot be reached at the start, or setup has not run.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         panics::note_panics();
-        isolated::check_child_main()?;
-        if let Some(kind) = isolated::asked_for() {
+        child_main::check_child_main()?;
+        if let Some(kind) = child_main::own_kind() {
             // This process is a child of a worker.
-            return isolated::serve(&kind, &self.handlers).await;
+            return child_main::serve_lines(&kind, &self.handlers).await;
         }
         let Self { settings, mut handlers, isolated } = self;
-        let children = child_pools(&settings, &mut handlers, isolated)?;
+        let children = child_kinds(&settings, &mut handlers, isolated)?;
         if settings.listen.is_some() {
             // Before anything counts.
             let _ = Metrics::start();
@@ -187,15 +187,15 @@ impl Worker {
         let mut background = JoinSet::new();
         let leases = Leases::start(&bus, &settings.name, &nonce, &mut background).await?;
         let puller = Puller::start(&bus, &leases, &settings.queues).await?;
-        let (cancellations, kinds) = (Cancellations::load(&bus, &mut background).await?, Kinds::new());
+        let (cancellations, kinds) = (Cancellations::load(&bus, &mut background).await?, AnnouncedKinds::new());
         background.spawn(kinds.clone().follow(bus.clone()));
-        let packer = ResultBatcher::new(&bus, &settings.name, &nonce);
+        let batcher = ResultBatcher::new(&bus, &settings.name, &nonce);
         let policies = policies(&settings, &children);
         let pools = SlotPools::new(settings.slots, settings.io_slots, handlers.iter());
         let supervisor = Supervisor::start(children);
         background.spawn(supervisor.clone().watch());
         let context = Arc::new(WorkerContext {
-            settler: Settler { bus: bus.clone(), packer, worker: settings.name.clone(), policies, cancellations },
+            settler: Settler { bus: bus.clone(), batcher, worker: settings.name.clone(), policies, cancellations },
             stats: Stats::new(handlers.keys()),
             handlers,
             kinds,
@@ -213,7 +213,7 @@ impl Worker {
             http::start(settings.listen, settings.http_tls.clone(), &bus, &context, &leases, &mut background).await?;
         let shutdown = drain_requests::drained_on_request(&bus, &settings.name, &shutdown, &mut background).await?;
         // Before its record: whoever sees that may call.
-        let calls = Calls::start(&bus, &settings, &context).await?;
+        let calls = CallServer::start(&bus, &settings, &context).await?;
         let heartbeat = Heartbeat::new(&bus, &settings, &nonce, &context, &leases, http);
         heartbeat.beat().await?;
         background.spawn(heartbeat.clone().beat_for_ever());
@@ -236,22 +236,27 @@ impl Worker {
 }
 
 /// Makes the kinds that run in children: those of `handlers.toml`, and those that the program itself isolates.
-fn child_pools(settings: &Settings, handlers: &mut Handlers, isolated: Vec<String>) -> anyhow::Result<Vec<Arc<Pool>>> {
-    let mut specs: BTreeMap<String, Spec> = match &settings.handlers {
-        Some(path) => supervisor::read_specs(path)?.into_iter().map(|s| (s.kind.clone(), s)).collect(),
+fn child_kinds(
+    settings: &Settings,
+    handlers: &mut Handlers,
+    isolated: Vec<String>,
+) -> anyhow::Result<Vec<Arc<Children>>> {
+    let mut specs: BTreeMap<String, ChildSpec> = match &settings.handlers {
+        Some(path) => supervisor::read_handlers_toml(path)?,
         None => BTreeMap::new(),
     };
     for kind in isolated {
-        let spec = specs.entry(kind.clone()).or_insert_with(|| Spec::own(&kind));
-        if let Program::Own { built_in } = &mut spec.program {
+        let spec = specs.entry(kind.clone()).or_insert_with(|| ChildSpec::own(&kind));
+        if let ChildProgram::Own { built_in } = &mut spec.program {
             *built_in = false;
         }
     }
     if !settings.xargs.is_empty() {
-        specs.insert(xargs::KIND.to_owned(), Spec::xargs(&settings.xargs));
+        let spec = ChildSpec::xargs(&settings.xargs);
+        specs.insert(spec.kind.clone(), spec);
     }
-    let pools = specs.into_values().map(|spec| {
-        if matches!(spec.program, Program::Own { .. }) && !handlers.contains_key(&spec.kind) {
+    let kinds = specs.into_values().map(|spec| {
+        if matches!(spec.program, ChildProgram::Own { .. }) && !handlers.contains_key(&spec.kind) {
             let known: Vec<&str> = handlers.keys().map(String::as_str).collect();
             anyhow::bail!(
                 "handler [{}]: `isolate` is for kinds that this worker knows: {}",
@@ -259,21 +264,26 @@ fn child_pools(settings: &Settings, handlers: &mut Handlers, isolated: Vec<Strin
                 known.join(", ")
             );
         }
-        if matches!((&spec.program, handlers.get(&spec.kind)), (Program::Own { .. }, Some(Handler::Pipe(_)))) {
+        if matches!((&spec.program, handlers.get(&spec.kind)), (ChildProgram::Own { .. }, Some(Handler::Pipe(_)))) {
             anyhow::bail!("handler [{}]: a Rust handler that converses cannot be isolated", spec.kind);
         }
-        let pool = Pool::new(spec, &settings.name);
-        let converses = pool.spec.pipe;
-        let handler = if converses { Handler::Pipe(Talker::Child(pool.clone())) } else { Handler::Child(pool.clone()) };
-        handlers.insert(pool.spec.kind.clone(), handler);
-        Ok(pool)
+        let children = Children::new(spec, &settings.name);
+        let converses = children.spec.table.pipe;
+        let handler = if converses {
+            Handler::Pipe(PipeHandler::Child(children.clone()))
+        } else {
+            Handler::Child(children.clone())
+        };
+        handlers.insert(children.spec.kind.clone(), handler);
+        Ok(children)
     });
-    pools.collect()
+    kinds.collect()
 }
 
 /// How often and how soon each kind is tried again, where that is not the worker's default.
-fn policies(settings: &Settings, children: &[Arc<Pool>]) -> RetryPolicies {
-    let by_kind = children.iter().map(|pool| (pool.spec.kind.clone(), settings.retry.with(pool.spec.retry)));
+fn policies(settings: &Settings, children: &[Arc<Children>]) -> RetryPolicies {
+    let by_kind =
+        children.iter().map(|children| (children.spec.kind.clone(), settings.retry.with(children.spec.table.retry())));
     RetryPolicies { default: settings.retry, by_kind: by_kind.collect() }
 }
 

@@ -16,11 +16,11 @@ use millpond::{batch, failpoint};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::announced_kinds::AnnouncedKinds;
 use crate::call::Call;
 use crate::call_end::CallEnd;
 use crate::cancellations::Cancelled;
 use crate::handlers::{Handler, Handlers};
-use crate::kinds::Kinds;
 use crate::prepare::payloads::{FetchFailure, FetchedPayload, PayloadFetcher};
 use crate::report::spans::AttemptSpans;
 use crate::report::stats::Stats;
@@ -28,7 +28,7 @@ use crate::run::execute::execute;
 use crate::run::work_cursor::WorkCursor;
 use crate::run_loop::pools::{Slot, SlotPoolId, SlotPools};
 use crate::settle::{Attempt, Settler, arguments};
-use crate::supervisor::{NotNow, Supervisor};
+use crate::supervisor::{ChildUnavailable, Supervisor};
 
 /// When a task comes again whose arguments could not be fetched.
 const FETCH_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ const FETCH_AGAIN_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct WorkerContext {
     pub(crate) settler: Settler,
     pub(crate) handlers: Handlers,
-    pub(crate) kinds: Kinds,
+    pub(crate) kinds: AnnouncedKinds,
     pub(crate) task_timeout: Duration,
     pub(crate) unknown_kind_after: Duration,
     /// Cancelled when the drain begins.
@@ -112,11 +112,11 @@ pub(crate) async fn work(context: Arc<WorkerContext>, mut lease: Lease, slot: Sl
         biased;
         // Boxed within, where it waits for a child.
         ready = handler.ready() => ready,
-        () = context.draining.cancelled() => Err(NotNow(Duration::ZERO)),
+        () = context.draining.cancelled() => Err(ChildUnavailable { retry_after: Duration::ZERO }),
     };
     let ready = match ready {
         Ok(ready) => ready,
-        Err(NotNow(delay)) => {
+        Err(ChildUnavailable { retry_after: delay }) => {
             drop(slot);
             return Box::pin(lease.release(delay)).await;
         }
@@ -125,14 +125,12 @@ pub(crate) async fn work(context: Arc<WorkerContext>, mut lease: Lease, slot: Sl
     if news.has_changed().unwrap_or(false) {
         news.mark_unchanged();
         if let Some(cancelled) = context.settler.cancellations.of(&lease) {
-            ready.give_back();
             drop(slot);
             return Box::pin(context.settler.cancel(lease, &cancelled)).await;
         }
     }
     // The last thing before the start: it may have been paused while it waited.
     if !lease.start() {
-        ready.give_back();
         return Box::pin(lease.abandon()).await;
     }
     failpoint::hit("work.started");
@@ -340,7 +338,7 @@ async fn unknown_kind(context: &WorkerContext, lease: Lease) {
     }
     let after = context.unknown_kind_after;
     let waited_ms = u128::try_from(millpond::now_ms().saturating_sub(task.published_ms)).unwrap_or(0);
-    if waited_ms > after.as_millis() && context.kinds.nobody_knows(&queue, &kind, after) {
+    if waited_ms > after.as_millis() && context.kinds.unannounced_for(&queue, &kind, after) {
         let after = humantime::format_duration(after);
         let known: Vec<&str> = context.handlers.keys().map(String::as_str).collect();
         let known = known.join(", ");

@@ -3,7 +3,7 @@
 use millpond::outcome::Failure;
 use serde::Deserialize;
 
-use super::{Call, Reply, reply};
+use crate::call::{Call, Reply, reply};
 
 /// `{"how": "error"}` and so on; a bare string is the message of an error.
 #[derive(Deserialize)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use millpond::outcome::Failure;
 use serde::{Deserialize, Serialize};
 
-use super::{Call, Reply, reply};
+use crate::call::{Call, Reply, reply};
 
 /// Tries when the arguments name none.
 const TRIES_DEFAULT: u32 = 3;

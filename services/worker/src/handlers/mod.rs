@@ -1,5 +1,5 @@
-//! Handlers: what runs a task of one kind. Arguments in, a JSON value or a failure out; no NATS, no storage.
-//! One file per built-in kind; [`built_in`] lists them.
+//! Handlers: each runs the tasks of one kind. It gets arguments and returns a JSON value or a failure; no NATS, no storage.
+//! The built-in kinds have files of their own; [`built_in`] lists them.
 
 mod fail;
 mod fetch;
@@ -15,8 +15,8 @@ use futures_util::future::BoxFuture;
 use millpond::bus::call::pipe::Pipe;
 use millpond::limits::UNKNOWN_KIND_DELAY;
 
-use crate::call::{Call, Reply, reply};
-use crate::supervisor::{NotNow, Pool, Ticket, Timeouts};
+use crate::call::{Call, Reply};
+use crate::supervisor::{ChildTicket, ChildUnavailable, Children, Timeouts};
 
 /// How a handler runs.
 #[derive(Clone)]
@@ -26,61 +26,52 @@ pub(crate) enum Handler {
     /// On a thread of its own: for work that computes.
     Blocking(Arc<dyn Fn(&Call) -> Reply + Send + Sync>),
     /// In a process of its own.
-    Child(Arc<Pool>),
-    /// It converses: calls only, no tasks.
-    Pipe(Talker),
+    Child(Arc<Children>),
+    /// In conversations: it takes calls, no tasks.
+    Pipe(PipeHandler),
 }
 
 /// A handler that converses.
 #[derive(Clone)]
-pub(crate) enum Talker {
+pub(crate) enum PipeHandler {
     /// On the runtime.
     Own(Arc<dyn Fn(Call, Pipe) -> BoxFuture<'static, Reply> + Send + Sync>),
     /// In a process for each conversation.
-    Child(Arc<Pool>),
+    Child(Arc<Children>),
 }
 
-/// A handler with all it needs to start.
-pub(crate) enum Ready {
+/// A handler with all that it needs to start.
+pub(crate) enum ReadyHandler {
     Async(Arc<dyn Fn(Call) -> BoxFuture<'static, Reply> + Send + Sync>),
     Blocking(Arc<dyn Fn(&Call) -> Reply + Send + Sync>),
-    Child(Arc<Pool>, Ticket),
+    Child(ChildTicket),
 }
 
 impl Handler {
-    /// When an attempt is asked to stop and when it is ended; what the task says goes first, then what its kind does.
+    /// When an attempt is asked to stop and when it is ended. The task's own timeout goes first, then that of its kind.
     pub(crate) fn timeouts(&self, of_task: Option<Duration>, default: Duration) -> Timeouts {
-        let Self::Child(pool) = self else { return Timeouts { soft: None, hard: of_task.unwrap_or(default) } };
-        let hard = of_task.or(pool.spec.timeout).unwrap_or(default);
-        Timeouts { soft: pool.spec.soft_timeout.filter(|soft| *soft < hard), hard }
+        let Self::Child(children) = self else { return Timeouts { soft: None, hard: of_task.unwrap_or(default) } };
+        let hard = of_task.or(children.spec.table.timeout).unwrap_or(default);
+        Timeouts { soft: children.spec.table.soft_timeout.filter(|soft| *soft < hard), hard }
     }
 
-    /// Whether its arguments must be JSON that fits a line, or a file.
+    /// Whether its arguments must be in a file where they are not JSON that fits a line.
     pub(crate) fn takes_lines(&self) -> bool {
-        matches!(self, Self::Child(pool) if pool.takes_lines())
+        matches!(self, Self::Child(children) if children.takes_lines())
     }
 
-    /// Waits for a child where it takes one.
+    /// Waits for a child where the kind runs in children.
     ///
     /// # Errors
-    /// [`NotNow`] when none can be had for a while.
-    pub(crate) async fn ready(&self) -> Result<Ready, NotNow> {
+    /// [`ChildUnavailable`] when none can be had for a while.
+    pub(crate) async fn ready(&self) -> Result<ReadyHandler, ChildUnavailable> {
         Ok(match self {
-            Self::Async(handler) => Ready::Async(handler.clone()),
-            Self::Blocking(handler) => Ready::Blocking(handler.clone()),
-            Self::Child(pool) => Ready::Child(pool.clone(), Box::pin(pool.ticket()).await?),
-            // The door buries tasks of such kinds.
-            Self::Pipe(_) => return Err(NotNow(UNKNOWN_KIND_DELAY)),
+            Self::Async(handler) => ReadyHandler::Async(handler.clone()),
+            Self::Blocking(handler) => ReadyHandler::Blocking(handler.clone()),
+            Self::Child(children) => ReadyHandler::Child(Box::pin(children.ticket()).await?),
+            // Admission dead-letters the tasks of such kinds.
+            Self::Pipe(_) => return Err(ChildUnavailable { retry_after: UNKNOWN_KIND_DELAY }),
         })
-    }
-}
-
-impl Ready {
-    /// It is not needed after all.
-    pub(crate) fn give_back(self) {
-        if let Self::Child(pool, ticket) = self {
-            pool.give_back(ticket);
-        }
     }
 }
 

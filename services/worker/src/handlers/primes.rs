@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Call, Reply, reply};
+use crate::call::{Call, Reply, reply};
 
 /// Trial division by odd numbers up to the root.
 fn prime(n: u64) -> bool {

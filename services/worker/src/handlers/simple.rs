@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use millpond::outcome::Failure;
 use serde_json::value::RawValue;
 
-use super::{Call, Reply, reply};
+use crate::call::{Call, Reply, reply};
 
 /// Answers with its arguments.
 pub(super) async fn echo(call: Call) -> Reply {

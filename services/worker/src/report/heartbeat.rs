@@ -15,7 +15,7 @@ use millpond::worker_record::WorkerRecord;
 
 use crate::config::{Settings, host};
 use crate::process::WorkerContext;
-use crate::supervisor::{Usage, usage};
+use crate::supervisor::{ProcessUsage, usage};
 
 /// Over less time a share of the CPU says nothing: the kernel counts in steps of 10 ms.
 const COUNT_CPU_EVERY: Duration = Duration::from_millis(500);
@@ -91,7 +91,7 @@ impl Heartbeat {
         }
     }
 
-    fn cpu_percent(&self, usage: Usage) -> f64 {
+    fn cpu_percent(&self, usage: ProcessUsage) -> f64 {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, cpu, _) = *counted;
         if at.elapsed() >= COUNT_CPU_EVERY {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::call::{Call, Reply};
 use crate::call_end::{CallEnd, too_late};
-use crate::handlers::Ready;
+use crate::handlers::ReadyHandler;
 use crate::panics::{caught, in_handler};
 use crate::run::work_cursor::WorkCursor;
 use crate::supervisor::Timeouts;
@@ -17,7 +17,7 @@ use crate::supervisor::Timeouts;
 /// Runs the calls of its share one after the other; the ends come in the order of the calls, [`CallEnd::NotRun`] for
 /// those that were taken out. `stop` ends it early.
 pub(crate) async fn execute(
-    handler: Ready,
+    handler: ReadyHandler,
     calls: Vec<Call>,
     cursor: Arc<WorkCursor>,
     timeouts: Timeouts,
@@ -25,7 +25,7 @@ pub(crate) async fn execute(
 ) -> Vec<CallEnd> {
     let (count, timeout) = (calls.len(), timeouts.hard);
     let mut ends = match handler {
-        Ready::Async(handler) => {
+        ReadyHandler::Async(handler) => {
             let mut ends = Vec::with_capacity(count);
             for call in calls {
                 if (stop.is_cancelled() && !ends.is_empty()) || cursor.claim(0).is_none() {
@@ -43,8 +43,8 @@ pub(crate) async fn execute(
             }
             ends
         }
-        Ready::Blocking(handler) => on_threads(&handler, Arc::new(calls), &cursor, timeout, stop).await,
-        Ready::Child(pool, ticket) => pool.run(ticket, calls, cursor, timeouts, stop).await,
+        ReadyHandler::Blocking(handler) => on_threads(&handler, Arc::new(calls), &cursor, timeout, stop).await,
+        ReadyHandler::Child(ticket) => ticket.run(calls, cursor, timeouts, stop).await,
     };
     ends.resize_with(count, || CallEnd::NotRun);
     ends
@@ -130,7 +130,7 @@ mod tests {
         Call::for_test("t", payload)
     }
 
-    async fn ready(kind: &str) -> Ready {
+    async fn ready(kind: &str) -> ReadyHandler {
         crate::panics::note_panics();
         crate::handlers::built_in()[kind].ready().await.unwrap_or_else(|_| panic!("built-in kinds are always ready"))
     }

@@ -11,7 +11,7 @@ use millpond::bus::consume::lease::Lease;
 use millpond::limits::{LATER_QUEUES_SHARE, LOOKAHEAD, LOOKAHEAD_TASKS_MAX};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::handlers::{Handler, Talker};
+use crate::handlers::{Handler, PipeHandler};
 
 /// Arrivals after which a pool counts as unused, when none of them was for it.
 const MIX_ARRIVALS: u64 = 64;
@@ -92,16 +92,18 @@ impl SlotPools {
         let mut all = vec![SlotPool::new(slots), SlotPool::new(io_slots)];
         let by_kind = handlers.map(|(kind, handler)| {
             let pool = match handler {
-                Handler::Async(_) | Handler::Pipe(Talker::Own(_)) => IO,
+                Handler::Async(_) | Handler::Pipe(PipeHandler::Own(_)) => IO,
                 Handler::Blocking(_) => CPU,
-                Handler::Child(pool) | Handler::Pipe(Talker::Child(pool)) => match pool.spec.slots {
-                    Some(own) => {
-                        all.push(SlotPool::new(own));
-                        all.len() - 1
+                Handler::Child(children) | Handler::Pipe(PipeHandler::Child(children)) => {
+                    match children.spec.table.slots {
+                        Some(own) => {
+                            all.push(SlotPool::new(own));
+                            all.len() - 1
+                        }
+                        None if children.spec.table.io => IO,
+                        None => CPU,
                     }
-                    None if pool.spec.io => IO,
-                    None => CPU,
-                },
+                }
             };
             (kind.clone(), pool)
         });

@@ -33,7 +33,7 @@ const SPLIT_DELAY: Duration = Duration::from_secs(1);
 /// What settling needs.
 pub(crate) struct Settler {
     pub(crate) bus: Bus,
-    pub(crate) packer: ResultBatcher,
+    pub(crate) batcher: ResultBatcher,
     pub(crate) worker: String,
     pub(crate) policies: RetryPolicies,
     pub(crate) cancellations: Cancellations,
@@ -246,7 +246,7 @@ impl Settler {
         failpoint::hit("settle.effects_stored");
         let subject = lease.task.subject.results();
         for outcome in plan.into_outcomes() {
-            self.packer.store(subject.clone(), &outcome).await?;
+            self.batcher.store(subject.clone(), &outcome).await?;
         }
         Ok(())
     }

@@ -1,111 +1,106 @@
-//! Handlers that run in processes of their own, in any language: started, watched, limited, ended. No NATS, no storage,
-//! nothing of settling. [`Pool`] is the children of one kind; this file watches all of them.
+//! Handlers that run in processes of their own, in any language: they are started, watched, limited and ended here.
+//! [`Children`] are those of one kind; this file watches the children of all kinds. No NATS, no storage, no settling.
 
-mod converse;
+mod child_logs;
+pub(crate) mod child_process;
+mod child_status;
+mod children;
+mod handlers_toml;
+pub(crate) mod line_protocol;
+mod line_reader;
+pub(crate) mod once;
+mod process_tree;
 #[cfg(target_os = "linux")]
-pub(crate) mod guard;
-mod lines;
-mod logs;
-mod once;
-mod order;
-mod pool;
-mod proc;
-mod process;
-mod spec;
-mod stream;
-mod view;
-pub(crate) mod xargs;
+pub(crate) mod subreaper_guard;
+mod timeouts;
+mod warm;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use millpond::limits::{CHILD_MEMORY_LOOK_EVERY, CHILD_SAMPLE_EVERY, CHILDREN_LISTED_MAX};
+use millpond::limits::CHILDREN_LISTED_MAX;
 use millpond::worker_record::ChildRecord;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-pub(crate) use order::Timeouts;
-pub(crate) use pool::{NotNow, Pool, Ticket};
-pub(crate) use proc::{Usage, usage};
-pub(crate) use spec::{Program, Spec, read as read_specs};
+pub(crate) use children::{ChildTicket, ChildUnavailable, Children};
+pub(crate) use handlers_toml::{ChildProgram, ChildSpec, read as read_handlers_toml};
+pub(crate) use process_tree::{ProcessUsage, usage};
+pub(crate) use timeouts::Timeouts;
 
-use view::View;
+use child_status::ChildStatus;
 
-/// In a child: its kind.
-pub(crate) const ENV_KIND: &str = "MILLPOND_KIND";
-/// In a child that is this program again: whether the kind is one that every worker knows.
-pub(crate) const ENV_BUILT_IN: &str = "MILLPOND_CHILD_BUILT_IN";
-/// How a guard ends, and how its last line begins, when the command cannot be started: its task has not run.
-const EXIT_CANNOT_START: i32 = 127;
-const CANNOT_START: &str = "cannot start ";
+/// How often the CPU time and memory of children are read.
+const SAMPLE_EVERY: Duration = Duration::from_secs(2);
+/// How often the memory of a busy child with a limit is read.
+const MEMORY_SAMPLE_EVERY: Duration = Duration::from_millis(100);
 
-/// All pools of a worker. Cheap to clone.
+/// The children of all kinds of a worker. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Supervisor {
-    pools: Arc<[Arc<Pool>]>,
+    kinds: Arc<[Arc<Children>]>,
 }
 
 impl Supervisor {
-    /// Over these pools; their children are started.
-    pub(crate) fn start(pools: Vec<Arc<Pool>>) -> Self {
-        pools.iter().for_each(Pool::warm);
-        Self { pools: pools.into() }
+    /// Supervises the children of these kinds, and starts them.
+    pub(crate) fn start(kinds: Vec<Arc<Children>>) -> Self {
+        kinds.iter().for_each(Children::warm_up);
+        Self { kinds: kinds.into() }
     }
 
-    /// Samples children, and ends those that use too much memory, until it is aborted.
+    /// Samples the children, and ends those that use too much memory, until it is aborted.
     pub(crate) async fn watch(self) {
-        let limited = self.pools.iter().any(|pool| pool.spec.memory_max.is_some());
-        let mut tick = tokio::time::interval(if limited { CHILD_MEMORY_LOOK_EVERY } else { CHILD_SAMPLE_EVERY });
+        let limited = self.kinds.iter().any(|children| children.spec.table.memory.is_some());
+        let mut tick = tokio::time::interval(if limited { MEMORY_SAMPLE_EVERY } else { SAMPLE_EVERY });
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut sampled = Instant::now();
         loop {
             tick.tick().await;
-            let sample = sampled.elapsed() + CHILD_MEMORY_LOOK_EVERY / 2 >= CHILD_SAMPLE_EVERY;
-            if sample {
+            let sample_all = sampled.elapsed() + MEMORY_SAMPLE_EVERY / 2 >= SAMPLE_EVERY;
+            if sample_all {
                 sampled = Instant::now();
             }
-            for pool in &*self.pools {
-                for view in pool.views() {
-                    look(&view, pool.spec.memory_max, sample);
+            for children in &*self.kinds {
+                for status in children.statuses() {
+                    sample(&status, children.spec.table.memory, sample_all);
                 }
             }
         }
     }
 
-    /// The children, by name.
+    /// The records of the children, by kind and number.
     pub(crate) fn records(&self) -> Vec<ChildRecord> {
-        let views = self.pools.iter().flat_map(|pool| pool.views());
-        views.take(CHILDREN_LISTED_MAX).map(|view| view.record()).collect()
+        let statuses = self.kinds.iter().flat_map(|children| children.statuses());
+        statuses.take(CHILDREN_LISTED_MAX).map(|status| status.record()).collect()
     }
 
-    /// Kinds whose children cannot be started, and why.
+    /// The kinds whose children cannot be started, and why.
     pub(crate) fn troubles(&self) -> BTreeMap<String, String> {
-        self.pools.iter().filter_map(|pool| Some((pool.spec.kind.clone(), pool.trouble()?))).collect()
+        self.kinds.iter().filter_map(|children| Some((children.spec.kind.clone(), children.trouble()?))).collect()
     }
 
-    /// Ends all children: told to shut down, then asked, then ended.
+    /// Ends all children: each is told to shut down, then gets SIGTERM, then is killed.
     pub(crate) async fn close(&self) {
-        futures_util::future::join_all(self.pools.iter().map(|pool| pool.close())).await;
+        futures_util::future::join_all(self.kinds.iter().map(|children| children.close())).await;
     }
 }
 
-fn look(view: &View, memory_max: Option<u64>, sample: bool) {
-    let weigh = memory_max.is_some() && view.is_busy();
-    let Some(pid) = view.pid().filter(|_| sample || weigh) else { return };
-    let usage = usage(&proc::descendants(pid));
-    if sample {
-        view.sampled(usage);
+/// Reads what one child uses, if it is due, and ends the child when it is above its limit.
+fn sample(status: &ChildStatus, memory_max: Option<u64>, sample_all: bool) {
+    let is_limited = memory_max.is_some() && status.is_busy();
+    let Some(pid) = status.pid().filter(|_| sample_all || is_limited) else { return };
+    let usage = usage(&process_tree::descendants(pid));
+    if sample_all {
+        status.sampled(usage);
     } else {
-        view.weighed(usage.rss_bytes);
+        status.memory_sampled(usage.rss_bytes);
     }
-    let over = weigh && memory_max.is_some_and(|max| usage.rss_bytes > max);
-    if over && view.over_memory().is_none() {
-        view.went_over_memory(usage.rss_bytes);
-        // Its own actor sees it end, and blames the task.
-        #[cfg(target_os = "linux")]
-        let _ = kill(Pid::from_raw(pid.cast_signed()), guard::END_ALL);
-        #[cfg(not(target_os = "linux"))]
-        let _ = kill(Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL);
+    let is_over = is_limited && memory_max.is_some_and(|max| usage.rss_bytes > max);
+    if is_over && status.over_memory().is_none() {
+        status.went_over_memory(usage.rss_bytes);
+        // The actor of the child sees its end, and blames the task.
+        let signal = if cfg!(target_os = "linux") { child_process::END_ALL } else { nix::sys::signal::Signal::SIGKILL };
+        let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
     }
 }

@@ -1,14 +1,14 @@
-//! What the kernel says of processes: who is below whom, memory, processor time, and whether the kernel killed for
-//! want of memory. Linux only; elsewhere nothing is known, and no limit of memory can be kept.
+//! What the kernel knows of processes: which are below which, their memory and processor time, and whether it has killed
+//! one for want of memory. Linux only: elsewhere nothing is known, and no limit of memory can be kept.
 
 use std::time::Duration;
 
-/// What a process and all below it use.
+/// What some processes use together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Usage {
+pub(crate) struct ProcessUsage {
     /// Resident memory, in bytes.
     pub(crate) rss_bytes: u64,
-    /// User and system time of those that live, since their start.
+    /// User and system time of the living processes, since their start.
     pub(crate) cpu: Duration,
     /// Processes.
     pub(crate) processes: u32,
@@ -20,9 +20,9 @@ mod linux {
 
     use procfs::process::Process;
 
-    use super::Usage;
+    use super::ProcessUsage;
 
-    /// Every process below `root`, not itself, parents first.
+    /// Every process below `root` without `root` itself, parents first.
     pub(crate) fn descendants(root: u32) -> Vec<u32> {
         let mut found = children(root);
         let mut next = 0;
@@ -41,18 +41,18 @@ mod linux {
         threads.flatten().filter_map(|thread| thread.children().ok()).flatten().collect()
     }
 
-    /// What `pids` use together; those that are gone use nothing.
-    pub(crate) fn usage(pids: &[u32]) -> Usage {
+    /// What `pids` use together; processes that are gone use nothing.
+    pub(crate) fn usage(pids: &[u32]) -> ProcessUsage {
         let (page, tick) = (procfs::page_size(), procfs::ticks_per_second());
         let stats = pids.iter().filter_map(|pid| Process::new(pid.cast_signed()).ok()?.stat().ok());
-        stats.fold(Usage::default(), |sum, stat| Usage {
+        stats.fold(ProcessUsage::default(), |sum, stat| ProcessUsage {
             rss_bytes: sum.rss_bytes + stat.rss * page,
             cpu: sum.cpu + Duration::from_micros((stat.utime + stat.stime) * 1_000_000 / tick.max(1)),
             processes: sum.processes + 1,
         })
     }
 
-    /// How often the kernel has killed for want of memory in this control group, v2 or v1; none outside of one.
+    /// How many processes of this control group (v2 or v1) the kernel has killed for want of memory; none outside of one.
     pub(crate) fn oom_kills() -> Option<u64> {
         let groups = Process::myself().ok()?.cgroups().ok()?;
         groups.into_iter().find_map(|group| {
@@ -75,8 +75,8 @@ mod linux {
 pub(crate) use linux::{descendants, oom_kills, usage};
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn usage(_: &[u32]) -> Usage {
-    Usage::default()
+pub(crate) fn usage(_: &[u32]) -> ProcessUsage {
+    ProcessUsage::default()
 }
 
 #[cfg(not(target_os = "linux"))]

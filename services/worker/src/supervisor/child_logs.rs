@@ -1,30 +1,31 @@
-//! A child's standard error, line by line, as log events of the worker with the child, its kind, its task and its trace.
+//! Makes each line of a child's standard error a log event of the worker, with the child, its kind, its task and its trace.
 
 use bytes::Bytes;
 use millpond::telemetry::{Scope, TaskFields};
 use serde::Deserialize;
 use tracing::{debug, error, info, trace, warn};
 
-use super::view::View;
+use super::child_status::ChildStatus;
 
 /// A line that is JSON, as the common loggers write it.
 #[derive(Deserialize)]
-struct Structured {
+struct JsonLogLine {
     #[serde(alias = "levelname", alias = "severity", alias = "lvl", alias = "log.level")]
-    level: Option<Level>,
+    level: Option<LogLineLevel>,
     #[serde(alias = "msg", alias = "event")]
     message: Option<String>,
 }
 
-/// A name, or a number as pino and bunyan write it.
+/// A level by its name, or by its number in pino and bunyan.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Level {
+enum LogLineLevel {
     Name(String),
     Number(u64),
 }
 
-impl Level {
+impl LogLineLevel {
+    /// The first letter of the level's name.
     fn letter(&self) -> u8 {
         match self {
             Self::Name(name) => name.bytes().next().map_or(b'i', |b| b.to_ascii_lowercase()),
@@ -37,25 +38,25 @@ impl Level {
     }
 }
 
-/// Keeps a line for the evidence and makes it a log event.
-pub(crate) fn line(view: &View, line: &Bytes) {
+/// Logs a line, and keeps it for the evidence of a failure.
+pub(crate) fn log(status: &ChildStatus, line: &Bytes) {
     let text = String::from_utf8_lossy(line);
     let text = text.trim_end_matches('\r');
     if text.is_empty() {
         return;
     }
-    view.logged(text);
-    let structured = text.starts_with('{').then(|| serde_json::from_str::<Structured>(text).ok()).flatten();
-    let level = structured.as_ref().and_then(|s| s.level.as_ref()).map_or(b'i', Level::letter);
-    let message = structured.and_then(|s| s.message);
+    status.logged(text);
+    let json = text.starts_with('{').then(|| serde_json::from_str::<JsonLogLine>(text).ok()).flatten();
+    let level = json.as_ref().and_then(|json| json.level.as_ref()).map_or(b'i', LogLineLevel::letter);
+    let message = json.and_then(|json| json.message);
     let message = message.as_deref().unwrap_or(text);
-    let scope = view.running().map(|running| {
-        let about = TaskFields { task_id: running.id, queue: None, kind: None, attempt: running.attempt };
-        Scope::new(about, running.trace)
+    let scope = status.running().map(|running| {
+        let task = TaskFields { task_id: running.id, queue: None, kind: None, attempt: running.attempt };
+        Scope::new(task, running.trace)
     });
     let _in = scope.as_ref().map(Scope::enter);
-    let (worker, child, kind) = (view.worker.as_str(), view.name.as_str(), view.kind.as_str());
-    // The level of an event is part of its place in the code.
+    let (worker, child, kind) = (status.worker.as_str(), status.name.as_str(), status.kind.as_str());
+    // Each level needs a call of its own: `tracing` takes it at compile time.
     match level {
         b't' => trace!(worker, child, kind, "{message}"),
         b'd' => debug!(worker, child, kind, "{message}"),
@@ -70,9 +71,9 @@ mod tests {
     use super::*;
 
     fn check(line: &str, level: u8, message: Option<&str>) {
-        let structured: Structured = serde_json::from_str(line).unwrap();
-        assert_eq!(structured.level.as_ref().map(Level::letter), Some(level), "{line}");
-        assert_eq!(structured.message.as_deref(), message, "{line}");
+        let json: JsonLogLine = serde_json::from_str(line).unwrap();
+        assert_eq!(json.level.as_ref().map(LogLineLevel::letter), Some(level), "{line}");
+        assert_eq!(json.message.as_deref(), message, "{line}");
     }
 
     #[test]
@@ -86,10 +87,10 @@ mod tests {
 
     #[test]
     fn a_line_becomes_evidence() {
-        let view = View::new("w", "k", 1, 0, 0);
-        line(&view, &Bytes::from_static(b"one\r"));
-        line(&view, &Bytes::from_static(b""));
-        line(&view, &Bytes::from_static(b"\xff two"));
-        assert_eq!(view.evidence(None, false).log, ["one", "\u{fffd} two"]);
+        let status = ChildStatus::new("w", "k", 1, 0, 0);
+        log(&status, &Bytes::from_static(b"one\r"));
+        log(&status, &Bytes::from_static(b""));
+        log(&status, &Bytes::from_static(b"\xff two"));
+        assert_eq!(status.evidence(None, false).log, ["one", "\u{fffd} two"]);
     }
 }

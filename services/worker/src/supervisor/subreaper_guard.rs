@@ -1,7 +1,8 @@
-//! The guard: a small process between the worker and a child, so that nothing below it outlives the worker, however the
-//! worker ends. It is the subreaper of everything below; it learns of the worker's end by the other end of its standard
-//! error. (The kernel's parent-death signal follows a thread, and misses grandchildren.) It ends as its child ended.
-//! SIGTERM goes on to the child; SIGUSR1 ends all that is below. Linux only: elsewhere a child is started bare.
+//! The guard: a small process between the worker and a child, so that no process below it outlives the worker, however the
+//! worker ends. The guard is the subreaper of everything below it, and it learns of the worker's end by the other end of its
+//! standard error. (The kernel's parent-death signal follows a thread, and misses grandchildren.) The guard ends as its
+//! child ended. It passes SIGTERM on to the child; SIGUSR1 has it kill everything below. Linux only: elsewhere a child is
+//! started bare.
 
 use std::ffi::OsString;
 use std::io;
@@ -17,27 +18,22 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stdin, dup2_stdout};
 
-use super::proc::descendants;
-use super::{CANNOT_START, EXIT_CANNOT_START};
+use super::child_process::{CANNOT_START, END_ALL, EXIT_CANNOT_START};
+use super::process_tree::descendants;
 
-/// Name under which this program is a guard: `argv[0]`. `ps` shows it with the child's name.
-pub(crate) const GUARD_NAME: &str = "millpond-guard";
-/// The signal that ends everything below a guard.
-pub(crate) const END_ALL: Signal = Signal::SIGUSR1;
-/// How long a guard waits between two looks at what it has killed, in milliseconds.
-const LOOK_EVERY_MS: u16 = 2;
-/// The same when it may kill nothing of it; then it gives up.
-const LOOK_EVERY_MS_MAX: u16 = 1000;
+/// How long a guard waits before it checks again what is left of the processes that it has killed, in milliseconds.
+const KILL_POLL_MS: u16 = 2;
+/// The longest such wait, in milliseconds: it doubles while the guard may kill none of them, and then the guard gives up.
+const KILL_POLL_MS_MAX: u16 = 1000;
 
-/// Guards `command` (after the child's name); never comes back.
+/// Guards a command. `arguments` are the child's name, then the command.
 pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> ! {
     let name = arguments.next().unwrap_or_default();
     let Some(program) = arguments.next() else {
         eprintln!("{CANNOT_START}{}: no command", name.display());
         std::process::exit(EXIT_CANNOT_START);
     };
-    let started = start(&program, arguments);
-    let (signals, child) = match started {
+    let (signals, child) = match start(&program, arguments) {
         Ok(started) => started,
         Err(error) => {
             eprintln!("{CANNOT_START}{}: {error}", program.display());
@@ -49,7 +45,8 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> ! {
 
 fn start(program: &OsString, arguments: impl Iterator<Item = OsString>) -> io::Result<(SignalFd, Child)> {
     nix::sys::prctl::set_child_subreaper(true)?;
-    // Before the signals are blocked: it would inherit that. What happens in between is looked at first thing in `watch`.
+    // The child is started before the signals are blocked, because it would inherit that. `watch` begins with a check for
+    // a signal that came in between.
     let child = Command::new(program).args(arguments).spawn()?;
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, END_ALL] {
@@ -57,14 +54,14 @@ fn start(program: &OsString, arguments: impl Iterator<Item = OsString>) -> io::R
     }
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    // From here on only the child holds the pipes of its tasks and results: their ends are its ends.
+    // From here on only the child holds the pipes of its tasks and results, so that they end when it does.
     let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     Ok((signals, child))
 }
 
-/// Until the child has ended, or the worker has; then nothing is left below.
+/// Waits until the child or the worker has ended, and kills everything below.
 fn watch(signals: &SignalFd, child: Child) -> ExitStatus {
     let child = Pid::from_raw(child.id().cast_signed());
     let stderr = io::stderr();
@@ -97,7 +94,7 @@ fn watch(signals: &SignalFd, child: Child) -> ExitStatus {
     }
 }
 
-/// Takes every zombie; notes how the child ended.
+/// Reaps every zombie, and notes how the child ended.
 fn reap(child: Pid, ended: &mut Option<ExitStatus>) {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -105,7 +102,7 @@ fn reap(child: Pid, ended: &mut Option<ExitStatus>) {
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => {
                 *ended = Some(ExitStatus::from_raw(signal as i32));
             }
-            // A signal that has no name here (a real-time one) ended somebody; if it was the child, it is gone now.
+            // A signal without a name in `nix` (a real-time one) ended some process: the child, when it is gone now.
             Err(Errno::EINVAL) if kill(child, None) == Err(Errno::ESRCH) => {
                 *ended = Some(ExitStatus::from_raw(Signal::SIGKILL as i32));
             }
@@ -115,32 +112,32 @@ fn reap(child: Pid, ended: &mut Option<ExitStatus>) {
     }
 }
 
-/// Kills what is below until there is nothing: what loses its parent meanwhile becomes a child of this process.
+/// Kills everything below until nothing is left: a process that loses its parent meanwhile becomes a child of the guard.
 fn end_all(child: Pid, ended: &mut Option<ExitStatus>) {
-    let mut pause_ms = LOOK_EVERY_MS;
+    let mut pause_ms = KILL_POLL_MS;
     loop {
         let below = descendants(std::process::id());
         reap(child, ended);
         let kills = below.iter().map(|pid| kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL));
         let refused = kills.filter(|killed| *killed == Err(Errno::EPERM)).count();
-        // What has taken another user's rights (sudo) is not ours to end.
-        if below.is_empty() || (refused == below.len() && pause_ms > LOOK_EVERY_MS_MAX) {
+        // A process that has taken another user's rights (sudo) cannot be killed by the guard.
+        if below.is_empty() || (refused == below.len() && pause_ms > KILL_POLL_MS_MAX) {
             return;
         }
         let _ = poll(&mut [], PollTimeout::from(pause_ms));
-        pause_ms = if refused == below.len() { pause_ms * 2 } else { LOOK_EVERY_MS };
+        pause_ms = if refused == below.len() { pause_ms * 2 } else { KILL_POLL_MS };
     }
 }
 
 /// Ends as the child did, so that the worker sees the same code or signal.
 fn end_as(status: ExitStatus) -> ! {
-    // The child may dump its core; a copy of the guard's says nothing.
+    // The child may dump its core; a core of the guard would tell nothing.
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     if let Some(signal) = status.signal().and_then(|n| Signal::try_from(n).ok()) {
         let mut blocked = SigSet::empty();
         blocked.add(signal);
         let _ = blocked.thread_unblock();
-        // Twice: the runtime's own handler of SIGSEGV takes itself out at the first.
+        // The signal is raised twice: at the first SIGSEGV Rust's own handler only removes itself.
         let _ = raise(signal);
         let _ = raise(signal);
     }

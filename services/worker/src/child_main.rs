@@ -1,0 +1,104 @@
+//! Where this program begins when a worker has started it again: as the guard of a child, or as a child that runs one of
+//! the program's own handlers on the lines of its standard input.
+
+use std::io::Write;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
+
+use crate::call::Call;
+use crate::handlers::{Handler, Handlers, built_in};
+use crate::panics::{caught, in_handler, note_panics};
+use crate::supervisor::child_process::{ENV_BUILT_IN, ENV_KIND, GUARD_NAME};
+use crate::supervisor::line_protocol::{TaskLine, write_reply};
+
+/// The first line of `main` in a program that runs a worker: when this process was started as the guard or as the child of
+/// a worker, it does that, and never returns. Without it, no child starts.
+///
+/// In a child for one of the program's own handlers ([`crate::Worker::isolate`]) it returns, and [`crate::Worker::run`] then
+/// runs that one handler; what `main` does before should cost little.
+pub fn child_main() {
+    #[cfg(target_os = "linux")]
+    {
+        let mut arguments = std::env::args_os();
+        if arguments.next().is_some_and(|name| name == GUARD_NAME) {
+            crate::supervisor::subreaper_guard::run(arguments);
+        }
+    }
+    let Some(kind) = kind_of_child("1") else { return };
+    millpond::telemetry::start_in_child();
+    note_panics();
+    let result = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = result
+        .context("cannot start the async runtime")
+        .and_then(|runtime| runtime.block_on(serve_lines(&kind, &built_in())));
+    if let Err(error) = &result {
+        eprintln!("{error:#}");
+    }
+    std::process::exit(i32::from(result.is_err()));
+}
+
+/// # Errors
+/// When this process was started as a guard, and `main` did not begin as it must.
+pub(crate) fn check_child_main() -> anyhow::Result<()> {
+    if std::env::args_os().next().is_some_and(|name| name == GUARD_NAME) {
+        bail!("the `main` of a program that runs a worker must begin with millpond_worker::child_main()");
+    }
+    Ok(())
+}
+
+/// The kind whose handler of the program's own this process is to run, if it is a child.
+pub(crate) fn own_kind() -> Option<String> {
+    let kind = kind_of_child("0")?;
+    millpond::telemetry::start_in_child();
+    Some(kind)
+}
+
+fn kind_of_child(built_in: &str) -> Option<String> {
+    let is_meant = std::env::var(ENV_BUILT_IN).is_ok_and(|value| value == built_in);
+    std::env::var(ENV_KIND).ok().filter(|_| is_meant)
+}
+
+/// Answers line by line until the input ends or a line tells it to shut down.
+///
+/// # Errors
+/// When there is no such handler, or the worker can be neither read from nor written to any more.
+pub(crate) async fn serve_lines(kind: &str, handlers: &Handlers) -> anyhow::Result<()> {
+    let handler = handlers.get(kind).with_context(|| format!("no handler for kind {kind} in this program"))?;
+    // Neither is locked for the whole loop: a lock cannot be held while a handler waits.
+    let (input, mut output) = (std::io::stdin(), std::io::stdout());
+    let (mut line, mut answer) = (String::new(), Vec::new());
+    loop {
+        line.clear();
+        if input.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let task: TaskLine<'_> = serde_json::from_str(&line).context("the worker wrote a line that is not a task")?;
+        if task.shutdown {
+            return Ok(());
+        }
+        let payload = match (task.args, &task.file) {
+            (None, Some(_)) => Bytes::new(),
+            (args, _) => Bytes::copy_from_slice(args.map_or("null", RawValue::get).as_bytes()),
+        };
+        let call = Call {
+            id: task.id.into_owned(),
+            attempt: task.attempt,
+            payload,
+            file: task.file.map(|path| path.into_owned().into()),
+            trace: task.traceparent.as_deref().and_then(millpond::telemetry::TraceContext::parse),
+            stop: CancellationToken::new(),
+        };
+        let reply = match handler {
+            Handler::Async(handler) => caught(handler(call)).await,
+            Handler::Blocking(handler) => in_handler(|| handler(&call)).unwrap_or_else(Err),
+            Handler::Child(_) | Handler::Pipe(_) => bail!("kind {kind} has no handler in this program"),
+        };
+        answer.clear();
+        write_reply(reply, &mut answer).map_err(|failure| anyhow::anyhow!(failure.message))?;
+        output.write_all(&answer)?;
+        output.flush()?;
+    }
+}

@@ -1,0 +1,227 @@
+//! What is known of a child while it lives. The child's own actor writes it; the sampler, the heartbeat and the evidence of
+//! a failure read it.
+
+use std::collections::VecDeque;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use millpond::limits::{EVIDENCE_LINES_MAX, EVIDENCE_LOG_BYTES_MAX};
+use millpond::outcome::{ChildEvidence, cut};
+use millpond::telemetry::TraceContext;
+use millpond::worker_record::{ChildRecord, ChildState};
+
+use super::process_tree::ProcessUsage;
+use crate::call::Call;
+
+/// Longest note that a child may send with its progress, in bytes; a longer one is cut.
+const PROGRESS_NOTE_BYTES_MAX: usize = 200;
+/// Longest log line that is kept for the evidence of a failure, in bytes; a longer one is cut.
+const EVIDENCE_LINE_BYTES_MAX: usize = EVIDENCE_LOG_BYTES_MAX / 8;
+
+/// The task that a child works on.
+#[derive(Debug, Clone)]
+pub(crate) struct RunningTask {
+    pub(crate) id: String,
+    pub(crate) attempt: u32,
+    pub(crate) trace: Option<TraceContext>,
+    since: Instant,
+}
+
+/// One child, as others see it.
+pub(crate) struct ChildStatus {
+    /// `<worker>/<kind>-<n>`.
+    pub(crate) name: String,
+    pub(crate) worker: String,
+    pub(crate) kind: String,
+    started_ms: i64,
+    /// How many children of this name were started before.
+    restarts: u32,
+    observed: Mutex<Observed>,
+}
+
+/// The part of the status that changes.
+#[derive(Default)]
+struct Observed {
+    /// The guard's process id, or the child's where there is no guard.
+    pid: Option<u32>,
+    state: ChildState,
+    running: Option<RunningTask>,
+    done: u64,
+    usage: ProcessUsage,
+    cpu_share: f64,
+    /// When CPU time was last read, and how much there was.
+    sampled: Option<(Instant, Duration)>,
+    progress: Option<f64>,
+    note: Option<String>,
+    log: VecDeque<String>,
+    log_bytes: usize,
+    first_line: Option<String>,
+    /// The child's memory when it was found above its limit.
+    over_memory: Option<u64>,
+}
+
+impl ChildStatus {
+    pub(crate) fn new(worker: &str, kind: &str, number: u32, restarts: u32, done: u64) -> Self {
+        Self {
+            name: format!("{worker}/{kind}-{number}"),
+            worker: worker.to_owned(),
+            kind: kind.to_owned(),
+            started_ms: millpond::now_ms(),
+            restarts,
+            observed: Mutex::new(Observed { done, ..Observed::default() }),
+        }
+    }
+
+    fn observed(&self) -> MutexGuard<'_, Observed> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn started(&self, pid: Option<u32>) {
+        self.observed().pid = pid;
+    }
+
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.observed().pid
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        self.observed().running.is_some()
+    }
+
+    pub(crate) fn stopping(&self) {
+        self.observed().state = ChildState::Stopping;
+    }
+
+    /// Notes that the child works on `call` from now on. `alone`: no other task was written to it, so that no log line so
+    /// far belongs to this one.
+    pub(crate) fn runs(&self, call: &Call, alone: bool) {
+        let (id, attempt, trace) = (call.id.clone(), call.attempt, call.trace);
+        let mut observed = self.observed();
+        observed.state = ChildState::Busy;
+        observed.running = Some(RunningTask { id, attempt, trace, since: Instant::now() });
+        (observed.progress, observed.note) = (None, None);
+        if alone {
+            observed.log_bytes = 0;
+            observed.log.clear();
+        }
+    }
+
+    /// Notes that the child has no task.
+    pub(crate) fn waits(&self) {
+        let mut observed = self.observed();
+        (observed.state, observed.running) = (ChildState::Idle, None);
+        (observed.progress, observed.note) = (None, None);
+    }
+
+    pub(crate) fn answered(&self) {
+        self.observed().done += 1;
+    }
+
+    pub(crate) fn progressed(&self, progress: Option<f64>, note: Option<String>) {
+        let mut observed = self.observed();
+        observed.progress = progress.or(observed.progress);
+        observed.note = note.map(|n| cut(n, PROGRESS_NOTE_BYTES_MAX)).or(observed.note.take());
+    }
+
+    pub(crate) fn running(&self) -> Option<RunningTask> {
+        self.observed().running.clone()
+    }
+
+    /// Keeps a log line for the evidence of a failure.
+    pub(crate) fn logged(&self, line: &str) {
+        let mut observed = self.observed();
+        let line = cut(line.to_owned(), EVIDENCE_LINE_BYTES_MAX);
+        observed.log_bytes += line.len();
+        if observed.first_line.is_none() {
+            observed.first_line = Some(line.clone());
+        }
+        observed.log.push_back(line);
+        while observed.log.len() > EVIDENCE_LINES_MAX || observed.log_bytes > EVIDENCE_LOG_BYTES_MAX {
+            observed.log_bytes -= observed.log.pop_front().map_or(0, |l| l.len());
+        }
+    }
+
+    /// Notes what the child uses, and its share of a core since the sample before.
+    pub(crate) fn sampled(&self, usage: ProcessUsage) {
+        let (mut observed, at) = (self.observed(), Instant::now());
+        if let Some((before, cpu)) = observed.sampled {
+            let wall = at.duration_since(before).as_secs_f64().max(1e-3);
+            observed.cpu_share = usage.cpu.saturating_sub(cpu).as_secs_f64() / wall;
+        }
+        (observed.usage, observed.sampled) = (usage, Some((at, usage.cpu)));
+    }
+
+    /// Notes the child's memory alone.
+    pub(crate) fn memory_sampled(&self, rss_bytes: u64) {
+        self.observed().usage.rss_bytes = rss_bytes;
+    }
+
+    pub(crate) fn went_over_memory(&self, rss_bytes: u64) {
+        let mut observed = self.observed();
+        observed.usage.rss_bytes = rss_bytes;
+        observed.over_memory = Some(rss_bytes);
+    }
+
+    pub(crate) fn over_memory(&self) -> Option<u64> {
+        self.observed().over_memory
+    }
+
+    pub(crate) fn last_line(&self) -> Option<String> {
+        self.observed().log.back().cloned()
+    }
+
+    /// The first log line of the child's life, whatever has run since: a guard that can start nothing writes it.
+    pub(crate) fn first_line(&self) -> Option<String> {
+        self.observed().first_line.clone()
+    }
+
+    /// What is known of the child now, and of its end when it has ended.
+    pub(crate) fn evidence(&self, exit: Option<ExitStatus>, oom: bool) -> Box<ChildEvidence> {
+        let observed = self.observed();
+        Box::new(ChildEvidence {
+            name: self.name.clone(),
+            exit_code: exit.and_then(|e| e.code()),
+            signal: exit.and_then(|e| e.signal()),
+            oom,
+            rss_bytes: observed.usage.rss_bytes,
+            log: observed.log.iter().cloned().collect(),
+        })
+    }
+
+    pub(crate) fn record(&self) -> ChildRecord {
+        let observed = self.observed();
+        let running = observed.running.as_ref();
+        ChildRecord {
+            name: self.name.clone(),
+            kind: self.kind.clone(),
+            pid: observed.pid.unwrap_or(0),
+            state: observed.state,
+            task: running.map(|task| task.id.clone()),
+            task_ms: running.map(|task| u64::try_from(task.since.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            progress: observed.progress,
+            note: observed.note.clone(),
+            done: observed.done,
+            restarts: self.restarts,
+            cpu_percent: (observed.cpu_share * 1000.0).round() / 10.0,
+            rss_bytes: observed.usage.rss_bytes,
+            started_ms: self.started_ms,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_of_a_guard_is_known_after_its_child_was_given_a_task() {
+        let status = ChildStatus::new("w1", "k", 1, 0, 0);
+        assert_eq!(status.first_line(), None);
+        ["cannot start x: no such file", "second"].iter().for_each(|line| status.logged(line));
+        status.runs(&Call::for_test("t", "1"), true);
+        assert_eq!(status.last_line(), None, "only the lines of its own task are a task's evidence");
+        assert_eq!(status.first_line().as_deref(), Some("cannot start x: no such file"));
+    }
+}

@@ -1,0 +1,133 @@
+//! A warm child between two assignments: its process, and what its answers so far have shown.
+
+use std::future::pending;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::process::ChildStdout;
+use tokio::sync::mpsc;
+use tokio::time::{Instant as Clock, sleep_until};
+
+use super::assignment::Assignment;
+use crate::supervisor::child_logs;
+use crate::supervisor::child_process::ChildProcess;
+use crate::supervisor::handlers_toml::ChildSpec;
+use crate::supervisor::line_protocol::CHILD_LINE_BYTES_MAX;
+use crate::supervisor::line_reader::{LineReader, ReadLine};
+
+/// What happens to a child that has no task.
+pub(super) enum ChildEvent {
+    Ended(ExitStatus),
+    /// None when the child is not needed any more.
+    Assigned(Option<Assignment>),
+    Log(ReadLine),
+    Output(ReadLine),
+}
+
+/// The process of a warm child, and what is known of it.
+pub(super) struct WarmChild {
+    pub(super) process: ChildProcess,
+    pub(super) stdout: LineReader<ChildStdout>,
+    pub(super) spec: Arc<ChildSpec>,
+    /// Mean time between two answers, in nanoseconds; 0 before the first answer. A slower answer counts at once, faster
+    /// ones count by and by.
+    pub(super) mean_answer_ns: u64,
+    pub(super) answers: u64,
+    pub(super) answers_since_log: u32,
+    pub(super) exit: Option<ExitStatus>,
+    /// The child was told to shut down, or was killed: it gets no more assignments.
+    pub(super) leaving: bool,
+    /// Why the child ended although nobody told it to.
+    pub(super) fault: Option<String>,
+    /// Whether a task has failed for that fault.
+    pub(super) blamed: bool,
+}
+
+impl WarmChild {
+    /// `None` when the process has no standard output to read.
+    pub(super) fn new(mut process: ChildProcess, spec: Arc<ChildSpec>) -> Option<Self> {
+        let stdout = LineReader::new(process.stdout.take()?, CHILD_LINE_BYTES_MAX);
+        Some(Self {
+            process,
+            stdout,
+            spec,
+            mean_answer_ns: 0,
+            answers: 0,
+            answers_since_log: 0,
+            exit: None,
+            leaving: false,
+            fault: None,
+            blamed: false,
+        })
+    }
+
+    /// The next event while the child has no task. An assignment is taken only from `assignments`. The end of the process
+    /// comes first, so that a dead child is given nothing, and log lines come after assignments, so that they put off none.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn next_event(&mut self, assignments: Option<&mut mpsc::Receiver<Assignment>>) -> ChildEvent {
+        let Self { process: ChildProcess { handle, stderr, .. }, stdout, .. } = self;
+        let (log_ended, output_ended) = (stderr.has_ended(), stdout.has_ended());
+        let assigned = async {
+            match assignments {
+                Some(assignments) => assignments.recv().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            exit = handle.wait() => ChildEvent::Ended(exit),
+            assignment = assigned => ChildEvent::Assigned(assignment),
+            line = stderr.next(), if !log_ended => ChildEvent::Log(line),
+            line = stdout.next(), if !output_ended => ChildEvent::Output(line),
+        }
+    }
+
+    /// Logs a line of standard error.
+    pub(super) fn log(&mut self, line: ReadLine) {
+        if let ReadLine::Line(line) | ReadLine::TooLong(line) = line {
+            self.answers_since_log = 0;
+            child_logs::log(&self.process.status, &line);
+        }
+    }
+
+    /// Notes an answer that took `took`.
+    pub(super) fn answered(&mut self, took: Duration) {
+        self.answers += 1;
+        self.process.status.answered();
+        self.answers_since_log = self.answers_since_log.saturating_add(1);
+        let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
+        self.mean_answer_ns = match self.mean_answer_ns {
+            0 => took_ns,
+            mean_ns if took_ns > mean_ns => took_ns,
+            mean_ns => mean_ns - (mean_ns - took_ns) / 4,
+        };
+    }
+
+    /// Notes that the process has ended by itself, logs its last lines, and returns the reason.
+    pub(super) async fn ended_idle(&mut self, exit: ExitStatus) -> String {
+        self.exit = Some(exit);
+        self.process.last_lines(|_| {}).await;
+        self.process.fault(exit)
+    }
+
+    /// Waits for the end of the process, and reads its pipes meanwhile, because it could not end while they are full.
+    pub(super) async fn ends_within(&mut self, limit: Duration) {
+        let deadline = Clock::now() + limit;
+        // While lines flood in, the timer may fire late: the clock is read too.
+        while self.exit.is_none() && Clock::now() < deadline {
+            let event = tokio::select! {
+                biased;
+                () = sleep_until(deadline) => return,
+                event = self.next_event(None) => event,
+            };
+            match event {
+                ChildEvent::Log(line) => self.log(line),
+                ChildEvent::Ended(exit) => self.exit = Some(exit),
+                ChildEvent::Output(_) | ChildEvent::Assigned(_) => {}
+            }
+        }
+    }
+}
