@@ -29,7 +29,7 @@ async fn sizes(cluster: &Cluster, job: &str) -> Vec<u64> {
     let mut sizes = Vec::new();
     let query = [("job", job.to_owned()), ("limit", "1000".to_owned())];
     let each = cluster.api.each("/api/v1/tasks", &query, |row| {
-        if row["root"].is_null() {
+        if row["original_id"].is_null() {
             sizes.push(row["items"].as_u64().unwrap_or(1));
         }
         Ok(true)

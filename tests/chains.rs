@@ -71,9 +71,9 @@ async fn three_steps_over_two_queues_and_a_wait_for_the_last() {
     cluster.client.submit(&chain, RetryDeadline::Unlimited).await.unwrap();
     let last = cluster.ended("c/then/then").await;
     assert_eq!((&last["result"], &last["queue"], &last["kind"]), (&json!(81), &json!("other"), &json!("echo")));
-    assert_eq!((&last["job"], &last["index"], &last["then"]), (&json!(null), &json!(null), &json!(null)));
+    assert_eq!((&last["job"], &last["index"], &last["continuation"]), (&json!(null), &json!(null), &json!(null)));
     let first = cluster.ended("c").await;
-    assert_eq!((&first["result"], &first["then"]), (&json!(9), &json!("other.square")));
+    assert_eq!((&first["result"], &first["continuation"]), (&json!(9), &json!("other.square")));
     assert_eq!(first["trace"], last["trace"], "one trace");
     // The job has what was submitted in it.
     let job = cluster.get("/api/v1/jobs/j", &[]).await.unwrap();
@@ -244,7 +244,7 @@ async fn the_end_of_a_job_starts_one_task_with_its_counts() {
     let counts = |job: &str, total: u64, done: u64, dead: u64| json!({ "job": job, "epoch": 1, "total": total, "done": done, "dead": dead, "cancelled": 0, "purged": 0 });
     assert_eq!(cluster.ended("early.1/then").await["result"], counts("early", 4, 3, 1));
     // Killed before it asks, and between the answer and the note of it.
-    for (number, place) in (1..).zip(["collector.then_ready", "collector.then_asked"]) {
+    for (number, place) in (1..).zip(["collector.continuation_ready", "collector.continuation_published"]) {
         cluster.restart_collector(Some(place));
         let name = format!("killed{number}");
         publish(&cluster, job(&name, "fail", "echo"), &["{\"until\": 2}", "{\"how\": \"fatal\"}", "{\"until\": 1}"])

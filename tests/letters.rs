@@ -105,7 +105,7 @@ async fn a_letter_becomes_a_task_of_another_queue_that_points_back() {
     let replay = &old["replays"][0];
     let told = (&replay["reason"], &replay["attempt"], &replay["to_queue"], &replay["new_id"], &replay["arguments"]);
     assert_eq!(told, (&json!("fatal"), &json!(1), &json!("slow"), &json!("words@slow"), &json!(true)));
-    assert!(replay["at_ms"].as_i64().unwrap() >= replay["buried_ms"].as_i64().unwrap());
+    assert!(replay["at_ms"].as_i64().unwrap() >= replay["dead_lettered_ms"].as_i64().unwrap());
     let why = cluster.get("/api/v1/why", &[("id", "words".into())]).await.unwrap();
     assert!(text(&why, "sentence").contains("words@slow"), "{why}");
     let _slow = cluster.worker("w2", &["--queues", "slow"], None);
@@ -167,9 +167,9 @@ async fn a_retry_that_was_cut_off_and_asked_for_again_runs_once() {
     let mut cluster = Cluster::start().await;
     let (_producer, _) = cluster.producer().await;
     for (place, queue) in [
-        ("collector.replay_noted", "default"),
+        ("collector.replay_planned", "default"),
         ("collector.replay_stored", "default"),
-        ("collector.replay_noted", "slow"),
+        ("collector.replay_planned", "slow"),
         ("collector.replay_stored", "slow"),
     ] {
         let id = die_alone(&cluster, &format!("{place}-{queue}")).await;

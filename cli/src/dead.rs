@@ -272,7 +272,7 @@ async fn ls(api: &Api, query: &[(&str, String)], json: bool) -> anyhow::Result<E
         let mut cells: Vec<String> =
             ["id", "queue", "kind", "reason", "attempt"].iter().map(|f| text(dead, f)).collect();
         cells.push(dead.get("failure").map(|f| short(f, "message", 60)).unwrap_or_default());
-        cells.push(time(dead, "buried_ms"));
+        cells.push(time(dead, "dead_lettered_ms"));
         table.row(cells);
         Ok(true)
     })
@@ -291,7 +291,7 @@ fn print(dead: &Value) -> std::io::Result<()> {
             writeln!(out, "{field:<10} {value}")?;
         }
     }
-    writeln!(out, "{:<10} {}", "buried", time(dead, "buried_ms"))?;
+    writeln!(out, "{:<10} {}", "buried", time(dead, "dead_lettered_ms"))?;
     print_failure(&mut out, dead.get("failure"))?;
     for before in dead.get("failures").and_then(Value::as_array).into_iter().flatten() {
         writeln!(out, "attempt {} on {}", text(before, "attempt"), text(before, "worker"))?;

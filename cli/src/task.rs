@@ -129,7 +129,7 @@ async fn print_result(task: &Value, env: &Env) -> anyhow::Result<()> {
 /// When standard output is closed.
 fn print(task: &Value) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    for field in ["id", "queue", "kind", "status", "job", "index", "items", "result", "then", "trace"] {
+    for field in ["id", "queue", "kind", "status", "job", "index", "items", "result", "continuation", "trace"] {
         let value = text(task, field);
         if !value.is_empty() {
             writeln!(out, "{field:<10} {value}")?;
@@ -173,7 +173,7 @@ fn print(task: &Value) -> anyhow::Result<()> {
         )?;
     }
     if let Some(dead) = task.get("dead").filter(|d| d.is_object()) {
-        writeln!(out, "dead       {}, buried {}", text(dead, "reason"), time(dead, "buried_ms"))?;
+        writeln!(out, "dead       {}, buried {}", text(dead, "reason"), time(dead, "dead_lettered_ms"))?;
         print_failure(&mut out, dead.get("failure"))?;
     }
     Ok(())

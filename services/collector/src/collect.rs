@@ -1,4 +1,5 @@
-//! The one loop that moves what ended into the store: pull, merge, commit, acknowledge. Never acknowledges first.
+//! The one loop that moves what ended into the store: pull, merge, commit, acknowledge. Nothing is acknowledged before its
+//! commit.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,32 +13,33 @@ use millpond::limits::{COLLECT_BATCH_MAX, COLLECT_BYTES_MAX, COLLECT_GATHER};
 use millpond::telemetry::took;
 use tokio_util::sync::CancellationToken;
 
+use crate::commit_span;
 use crate::store::Store;
-use crate::traced;
 
 /// How long to wait before a merge that failed is tried again.
 const MERGE_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// A merge that goes on failing is said once in so many times.
-const SAY_EVERY: u32 = 60;
-/// How often the loop looks whether its pull still brings what waits at the server.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A merge that goes on failing is logged once in so many times.
+const LOG_EVERY_TIMES: u32 = 60;
+/// How often it is checked that the pull still brings what waits at the server.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// How often the streams are purged of what is stored for long enough.
 const PURGE_EVERY: Duration = Duration::from_secs(30);
 
 /// Collects from one stream. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Collect {
+pub(crate) struct Collector {
     bus: Bus,
     store: Store,
     from: OutcomeStream,
+    /// How long the stream keeps what is stored.
     keep: Duration,
     health: Arc<Health>,
 }
 
-/// How one loop fares, for `/readyz` and whoever looks.
+/// How one collector fares, for `/readyz` and the overview.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
-    /// The server answered about the durable, or sent messages, when last looked.
+    /// Whether the server answered the last check of the durable, or has sent messages since.
     pulling: AtomicBool,
     /// Why the last merge failed, since when, Unix milliseconds.
     store_fails: Mutex<Option<(String, i64)>>,
@@ -66,19 +68,19 @@ impl Health {
             return millpond::now_ms() - since;
         }
         let lag = *self.lag.lock().unwrap_or_else(PoisonError::into_inner);
-        lag.filter(|(_, at)| at.elapsed() < LOOK_EVERY).map_or(0, |(lag, _)| lag.max(0))
+        lag.filter(|(_, at)| at.elapsed() < CHECK_EVERY).map_or(0, |(lag, _)| lag.max(0))
     }
 
     fn failing(&self) -> MutexGuard<'_, Option<(String, i64)>> {
         self.store_fails.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A merge has failed; true when it is time to say so.
+    /// A merge has failed; true when that is to be logged.
     fn failed(&self, why: String, times: u32) -> bool {
         let mut fails = self.failing();
         let since = fails.as_ref().map_or_else(millpond::now_ms, |(_, since)| *since);
         *fails = Some((why, since));
-        times.is_multiple_of(SAY_EVERY)
+        times.is_multiple_of(LOG_EVERY_TIMES)
     }
 
     fn committed(&self, messages: &[OutcomeMessage]) {
@@ -94,7 +96,7 @@ fn bytes(messages: &[OutcomeMessage]) -> usize {
     messages.iter().map(|message| message.payload.len()).sum()
 }
 
-impl Collect {
+impl Collector {
     pub(crate) fn new(bus: &Bus, store: &Store, from: OutcomeStream, keep: Duration) -> Self {
         Self { bus: bus.clone(), store: store.clone(), from, keep, health: Arc::default() }
     }
@@ -107,20 +109,20 @@ impl Collect {
     /// Collects until `shutdown`; what was pulled by then is stored and acknowledged.
     pub(crate) async fn collect(self, shutdown: CancellationToken) {
         let mut reader = OutcomeReader::new(self.bus.clone(), self.from);
-        let mut look = tokio::time::interval(LOOK_EVERY);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut check = tokio::time::interval(CHECK_EVERY);
+        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut idle = false;
         loop {
             let (mut messages, mut receipts) = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 messages = reader.next() => messages,
-                _ = look.tick() => {
-                    idle = self.look(&mut reader, idle).await;
+                _ = check.tick() => {
+                    idle = self.check_pull(&mut reader, idle).await;
                     continue;
                 }
             };
-            // A commit is synced to disk: what comes in the next moment shares it.
+            // A commit is synced to disk: what arrives within the next moment shares it.
             let gathering = tokio::time::sleep(COLLECT_GATHER);
             let mut gathering = std::pin::pin!(gathering);
             while messages.len() < COLLECT_BATCH_MAX && bytes(&messages) < COLLECT_BYTES_MAX {
@@ -137,10 +139,10 @@ impl Collect {
             idle = false;
             self.health.pulling.store(true, Ordering::Relaxed);
             let started = SystemTime::now();
-            if !self.keep_all(&messages, &shutdown).await {
+            if !self.merge_all(&messages, &shutdown).await {
                 return;
             }
-            traced::stored(self.from, &messages, started);
+            commit_span::record_commit(self.from, &messages, started);
             failpoint::hit("collector.committed");
             let count = messages.len() as u64;
             for receipt in receipts {
@@ -151,9 +153,9 @@ impl Collect {
         }
     }
 
-    /// Asks the server where the durable stands. When messages wait there and none came since the last look (`idle`),
-    /// the pull is dead without knowing it: it is made anew. True from a look to the next, until something comes.
-    async fn look(&self, reader: &mut OutcomeReader, idle: bool) -> bool {
+    /// ControlRequests the state of the durable. When messages wait there and none came since the last check (`idle`), the pull is
+    /// dead without knowing it, and is made anew. True from one check to the next, until messages come.
+    async fn check_pull(&self, reader: &mut OutcomeReader, idle: bool) -> bool {
         let state = reader.state().await;
         self.health.pulling.store(state.is_ok(), Ordering::Relaxed);
         let Ok(state) = state else { return false };
@@ -165,8 +167,9 @@ impl Collect {
         true
     }
 
-    /// Stores them, and tries again while the store cannot; false when stopped meanwhile (they come again).
-    async fn keep_all(&self, messages: &[OutcomeMessage], shutdown: &CancellationToken) -> bool {
+    /// Merges the messages into the store, and tries again while the store fails; false when stopped meanwhile (the server
+    /// delivers them again).
+    async fn merge_all(&self, messages: &[OutcomeMessage], shutdown: &CancellationToken) -> bool {
         for times in 0.. {
             let started = Instant::now();
             match self.store.merge(self.from, messages).await {
@@ -180,7 +183,7 @@ impl Collect {
                 }
                 Err(error) => {
                     metrics::counter!("millpond_store_errors_total").increment(1);
-                    let error = format!("{error:#}");
+                    let error = error.to_string();
                     if self.health.failed(error.clone(), times) {
                         tracing::error!(
                             error,
@@ -197,8 +200,8 @@ impl Collect {
         false
     }
 
-    /// Removes from the stream what has been stored for as long as late readers are promised.
-    pub(crate) async fn purge_for_ever(self) {
+    /// Removes from the stream, for ever, what has been stored for as long as late readers are promised.
+    pub(crate) async fn purge_stream(self) {
         let reader = OutcomeReader::new(self.bus.clone(), self.from);
         let mut floors: VecDeque<(Instant, u64)> = VecDeque::new();
         loop {

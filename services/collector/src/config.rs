@@ -14,7 +14,7 @@ use millpond_service::settings::{ServiceArgs, TokenArgs, nats_url};
 use millpond_service::token::Token;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Keep, StoreAt};
+use crate::store::{Retention, StoreAt};
 
 const NATS_URL: &str = "MILLPOND_COLLECTOR_NATS_URL";
 const STORE: &str = "MILLPOND_COLLECTOR_STORE";
@@ -77,8 +77,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Where the store is.
     pub store: StoreAt,
-    /// How long what is kept in it.
-    pub(crate) keep: Keep,
+    /// What the store keeps, and for how long.
+    pub(crate) retention: Retention,
     /// The operator's token.
     pub token: Token,
     /// The viewer's token; none: there are no viewers.
@@ -117,7 +117,11 @@ impl Config {
             nats_url,
             listen: self.listen,
             store: store.as_deref().unwrap_or(STORE_DEFAULT).parse().map_err(Error::msg)?,
-            keep: Keep { ended: self.keep.into(), dead: (*self.keep_dead).max(*self.keep), bytes_max: self.store_max },
+            retention: Retention {
+                ended: self.keep.into(),
+                dead: (*self.keep_dead).max(*self.keep),
+                bytes_max: self.store_max,
+            },
             token: self.token.check()?,
             viewer_token,
             kibana_url,

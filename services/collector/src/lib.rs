@@ -1,18 +1,19 @@
-//! The collector: what workers say is merged into the store, committed, then acknowledged; the store is read over HTTP.
+//! The collector: what workers report is merged into the store, committed, then acknowledged; the store is read over HTTP.
 //! Not here: publishing tasks. RESULTS, DEAD -> `collect` -> `store`; `http` -> `store`.
 
 mod collect;
+mod commit_span;
 mod config;
-mod history;
+mod continuations;
 mod http;
-mod live;
+mod open_jobs;
+mod overview;
 mod queues;
 mod reconcile;
-mod records;
 mod replays;
+mod resume_results;
 mod store;
-mod thens;
-mod traced;
+mod workers;
 
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -30,13 +31,14 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Config, Settings};
 pub use store::StoreAt;
 
-use collect::Collect;
-use live::Live;
+use collect::Collector;
+use open_jobs::OpenJobs;
+use overview::OverviewPoller;
 use queues::Queues;
-use reconcile::{Problems, Reconciler};
-use records::{OpenJobs, Workers};
+use reconcile::Problems;
 use replays::Replays;
 use store::Store;
+use workers::Workers;
 
 /// How long open requests may take after `shutdown`.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
@@ -57,33 +59,37 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let mut background = JoinSet::new();
     background.spawn(workers.clone().follow(bus.clone()));
     background.spawn(store.clone().follow());
-    background.spawn(store.clone().keep_for_ever(settings.keep));
-    background.spawn(records::follow_jobs(bus.clone(), store.clone(), jobs.clone()));
-    background.spawn(history::serve(store.clone(), history::listen(&bus).await?));
-    background.spawn(thens::follow(bus.clone(), store.clone()));
+    background.spawn(store.clone().enforce_retention(settings.retention));
+    background.spawn(open_jobs::follow(bus.clone(), store.clone(), jobs.clone()));
+    background.spawn(resume_results::serve(store.clone(), resume_results::listen(&bus).await?));
+    background.spawn(continuations::follow(bus.clone(), store.clone()));
     let (mut collecting, mut health) = (JoinSet::new(), Vec::new());
     for ended in [OutcomeStream::Results, OutcomeStream::Dead] {
-        let collect = Collect::new(&bus, &store, ended, settings.results_keep);
+        let collect = Collector::new(&bus, &store, ended, settings.results_keep);
         health.push(collect.health());
-        background.spawn(collect.clone().purge_for_ever());
+        background.spawn(collect.clone().purge_stream());
         collecting.spawn(collect.collect(shutdown.clone()));
     }
     background.spawn(reconcile::watch(workers.clone(), jobs, health.clone(), problems.clone()));
-    let (looks, seen) = (problems.clone(), workers.clone());
-    background
-        .spawn(Reconciler { bus: bus.clone(), store: store.clone(), workers: seen, problems: looks }.look_for_ever());
+    let context = reconcile::Context {
+        bus: bus.clone(),
+        store: store.clone(),
+        workers: workers.clone(),
+        problems: problems.clone(),
+    };
+    background.spawn(reconcile::run(context));
     let address = axum::serve::Listener::local_addr(&listener)?;
     let viewers = settings.viewer_token.is_some();
     let queues = Queues::new(&bus, &workers);
-    let live = Live::new(&bus, &store, &workers, &queues, &problems, &health);
-    background.spawn(live.clone().run());
+    let overview = OverviewPoller::new(&bus, &store, &workers, &queues, &problems, &health);
+    background.spawn(overview.clone().run());
     let app = http::App {
         store: store.clone(),
         workers,
         bus: bus.clone(),
         replays: Replays::new(&bus, &store),
         queues,
-        live,
+        overview,
         watchers: Arc::new(Semaphore::new(HTTP_WATCHERS_MAX)),
         shutdown: shutdown.clone(),
         tokens: http::Tokens { operator: settings.token, viewer: settings.viewer_token },
@@ -99,7 +105,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         nats = %millpond::bus::without_password(&settings.nats_url),
         listen = %address,
         store = %settings.store,
-        keep = ?settings.keep,
+        retention = ?settings.retention,
         results_keep = ?settings.results_keep,
         viewers,
         "collector ready"

@@ -1,6 +1,6 @@
-//! Dead letters run again, some at a time. First it is noted that they are to, then a producer service stores the next
-//! attempts (or the tasks of another queue), then the letters are settled. What was noted and not settled by somebody who
-//! died is looked up on the bus before it is asked for again: no repetition runs a task twice.
+//! Runs dead letters again, some at a time. First their replays are planned in the store, then a producer service publishes
+//! the next attempts (or the tasks of another queue), then the replays are completed. A replay that was planned and not
+//! completed, because its collector died, is searched on the bus before it is requested again: no task runs twice.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,65 +12,69 @@ use millpond::bus::operate::control::{CTL_REPLAY, ControlError, ControlReply, Re
 use millpond::bus::read::outcomes::{OutcomeReader, OutcomeStream};
 use millpond::dead_letter::moved_id;
 use millpond::failpoint;
+use millpond_api::dead_letters::DeadLetterId;
 use serde_json::value::RawValue;
 
-use crate::store::{Again, Letter, Store};
+use crate::store::{PlannedReplay, Store, StoreError};
 
-/// How long one replay may take.
+/// ReplayOptions long one replay may take.
 const REPLAY_WITHIN: Duration = Duration::from_secs(10);
-/// Replays that a producer is asked for at once.
-const ASKED_AT_ONCE: usize = 16;
+/// Replays that are requested from producers at once.
+const REQUESTS_AT_ONCE: usize = 16;
 
-/// How letters are to run again.
+/// ReplayOptions letters are to run again.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct How {
+pub(crate) struct ReplayOptions {
     /// In another queue, as new tasks.
     pub(crate) to_queue: Option<String>,
     /// With these arguments, JSON.
     pub(crate) arguments: Option<Box<RawValue>>,
-    /// Who asks.
+    /// The role that requests it.
     pub(crate) by: String,
 }
 
-/// What became of one letter: the id of the new task where it was moved.
-pub(crate) type Done = Result<Option<String>, String>;
+/// What became of one dead letter: the id of the new task where it was moved.
+pub(crate) type ReplayEnd = Result<Option<String>, String>;
 
-/// Runs letters again. Cheap to clone.
+/// Runs dead letters again. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Replays {
     bus: Bus,
     store: Store,
-    /// Those that a request is at.
-    under_way: Arc<Mutex<HashSet<Letter>>>,
+    /// The dead letters that requests are at.
+    under_way: Arc<Mutex<HashSet<DeadLetterId>>>,
 }
 
-/// The letters that a request is at, until it is dropped.
-struct Claim<'a> {
+/// The dead letters that a request is at, until this is dropped.
+struct ReplayClaim<'a> {
     replays: &'a Replays,
-    letters: Vec<Letter>,
+    dead_letters: Vec<DeadLetterId>,
 }
 
-impl Drop for Claim<'_> {
+impl Drop for ReplayClaim<'_> {
     fn drop(&mut self) {
         let mut under_way = self.replays.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        for letter in &self.letters {
-            under_way.remove(letter);
+        for id in &self.dead_letters {
+            under_way.remove(id);
         }
     }
 }
 
-/// One letter on its way.
-struct Step {
-    /// Its place among those that were asked for.
+/// One dead letter on its way.
+struct ReplayStep {
+    /// Its place in the request.
     place: usize,
-    again: Again,
-    replay: Replay,
+    planned: PlannedReplay,
+    request: Replay,
 }
 
-/// What asking for a replay has shown.
-enum Asked {
+/// What a producer answered to the request for a replay.
+enum ReplayAnswer {
+    /// It is stored.
     Stored,
-    Nobody(String),
+    /// There was no producer: nothing has happened.
+    NoProducer(String),
+    /// It failed, or may have been stored after all.
     Failed(String),
 }
 
@@ -80,67 +84,67 @@ impl Replays {
     }
 
     /// What each would become: the id of the new task where it would be moved.
-    pub(crate) async fn would(&self, letters: &[Letter], how: &How) -> Vec<Done> {
-        let mut all = Vec::with_capacity(letters.len());
-        for letter in letters {
-            all.push(self.step(0, letter, how).await.map(|step| step.again.moved.map(|(_, id)| id)));
+    pub(crate) async fn would(&self, ids: &[DeadLetterId], options: &ReplayOptions) -> Vec<ReplayEnd> {
+        let mut all = Vec::with_capacity(ids.len());
+        for id in ids {
+            all.push(self.step(0, id, options).await.map(|step| step.planned.moved.map(|(_, id)| id)));
         }
         all
     }
 
-    /// Runs each again; one that fails does not stop the others. In the order of the letters.
-    pub(crate) async fn run(&self, letters: &[Letter], how: &How) -> Vec<Done> {
-        let mut done: Vec<Done> =
-            letters.iter().map(|_| Err("another request runs it again just now".to_owned())).collect();
-        let (claim, mine) = self.claim(letters);
+    /// Runs each again; one that fails does not stop the others. In the order of the request.
+    pub(crate) async fn run(&self, ids: &[DeadLetterId], options: &ReplayOptions) -> Vec<ReplayEnd> {
+        let mut done: Vec<ReplayEnd> =
+            ids.iter().map(|_| Err("another request runs it again just now".to_owned())).collect();
+        let (claim, mine) = self.claim(ids);
         let mut steps = Vec::new();
         for place in mine {
-            let Some((letter, end)) = letters.get(place).zip(done.get_mut(place)) else { continue };
-            match self.step(place, letter, how).await {
+            let Some((id, end)) = ids.get(place).zip(done.get_mut(place)) else { continue };
+            match self.step(place, id, options).await {
                 Ok(step) => steps.push(step),
                 Err(why) => *end = Err(why),
             }
         }
-        self.run_steps(steps, how, &mut done).await;
+        self.run_steps(steps, options, &mut done).await;
         drop(claim);
         done
     }
 
-    fn claim(&self, letters: &[Letter]) -> (Claim<'_>, Vec<usize>) {
+    fn claim(&self, ids: &[DeadLetterId]) -> (ReplayClaim<'_>, Vec<usize>) {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let mine = letters.iter().enumerate().filter(|(_, letter)| under_way.insert((*letter).clone()));
-        let (places, letters) = mine.map(|(place, letter)| (place, letter.clone())).unzip();
-        (Claim { replays: self, letters }, places)
+        let mine = ids.iter().enumerate().filter(|(_, id)| under_way.insert((*id).clone()));
+        let (places, dead_letters) = mine.map(|(place, id)| (place, id.clone())).unzip();
+        (ReplayClaim { replays: self, dead_letters }, places)
     }
 
-    async fn step(&self, place: usize, letter: &Letter, how: &How) -> Result<Step, String> {
-        let found = self.store.letter(letter).await.map_err(|e| unreadable(&e))?;
-        let Some(mut replay) = found else { return Err("it does not wait (any more)".to_owned()) };
-        let to_queue = how.to_queue.clone().filter(|queue| *queue != letter.queue);
-        replay.to_queue.clone_from(&to_queue);
-        replay.arguments.clone_from(&how.arguments);
-        let again = Again {
-            letter: letter.clone(),
-            reason: replay.evidence.reason.clone(),
-            buried_ms: replay.evidence.dead_ms,
-            moved: to_queue.map(|queue| (queue.clone(), moved_id(&replay.evidence.id, &queue))),
-            changed: how.arguments.is_some(),
+    async fn step(&self, place: usize, id: &DeadLetterId, options: &ReplayOptions) -> Result<ReplayStep, String> {
+        let found = self.store.replay_request(id).await.map_err(|e| unreadable(&e))?;
+        let Some(mut request) = found else { return Err("it does not wait (any more)".to_owned()) };
+        let to_queue = options.to_queue.clone().filter(|queue| *queue != id.queue);
+        request.to_queue.clone_from(&to_queue);
+        request.arguments.clone_from(&options.arguments);
+        let planned = PlannedReplay {
+            dead_letter: id.clone(),
+            reason: request.evidence.reason.clone(),
+            dead_lettered_ms: request.evidence.dead_ms,
+            moved: to_queue.map(|queue| (queue.clone(), moved_id(&request.evidence.id, &queue))),
+            new_arguments: options.arguments.is_some(),
         };
-        Ok(Step { place, again, replay })
+        Ok(ReplayStep { place, planned, request })
     }
 
-    async fn run_steps(&self, steps: Vec<Step>, how: &How, done: &mut [Done]) {
-        let all: Vec<Again> = steps.iter().map(|step| step.again.clone()).collect();
-        let noted = match self.store.note_replays(&all, &how.by).await {
+    async fn run_steps(&self, steps: Vec<ReplayStep>, options: &ReplayOptions, done: &mut [ReplayEnd]) {
+        let all: Vec<PlannedReplay> = steps.iter().map(|step| step.planned.clone()).collect();
+        let noted = match self.store.plan_replays(&all, &options.by).await {
             Ok(noted) => noted,
             Err(fault) => return fail(&steps, done, &unwritable(&fault)),
         };
-        failpoint::hit("collector.replay_noted");
+        failpoint::hit("collector.replay_planned");
         let (mut settled, mut fresh) = (Vec::new(), Vec::new());
         for (step, before) in steps.into_iter().zip(noted) {
             let looked = match before {
                 None => Ok(None),
-                Some(before) => self.look_again(&step, before, how).await,
+                Some(before) => self.search_earlier(&step, before, options).await,
             };
             match looked {
                 Ok(None) => fresh.push(step),
@@ -149,26 +153,26 @@ impl Replays {
             }
         }
         let mut forgotten = Vec::new();
-        for (step, asked) in self.ask(fresh).await {
+        for (step, asked) in self.request(fresh).await {
             match asked {
-                Asked::Stored => settled.push((step.place, step.again)),
-                Asked::Failed(why) => put(done, step.place, Err(why)),
-                Asked::Nobody(why) => {
+                ReplayAnswer::Stored => settled.push((step.place, step.planned)),
+                ReplayAnswer::Failed(why) => put(done, step.place, Err(why)),
+                ReplayAnswer::NoProducer(why) => {
                     put(done, step.place, Err(why));
-                    forgotten.push(step.again.letter);
+                    forgotten.push(step.planned.dead_letter);
                 }
             }
         }
         failpoint::hit("collector.replay_stored");
-        let (places, ends): (Vec<usize>, Vec<Again>) = settled.into_iter().unzip();
-        let mut kept = self.store.settle_replays(&ends).await;
+        let (places, ends): (Vec<usize>, Vec<PlannedReplay>) = settled.into_iter().unzip();
+        let mut kept = self.store.complete_replays(&ends).await;
         if kept.is_ok() && !forgotten.is_empty() {
-            kept = self.store.forget_replays(&forgotten).await;
+            kept = self.store.drop_replay_plans(&forgotten).await;
         }
         for (place, again) in places.into_iter().zip(ends) {
             let end = match &kept {
                 Err(fault) => Err(format!("it runs again, but {}", unwritable(fault))),
-                Ok(()) if how.arguments.is_some() && !again.changed => {
+                Ok(()) if options.arguments.is_some() && !again.new_arguments => {
                     Err("it runs again already, with its own arguments: it was asked for before".to_owned())
                 }
                 Ok(()) => Ok(again.moved.map(|(_, id)| id)),
@@ -177,12 +181,17 @@ impl Replays {
         }
     }
 
-    /// It was to run again before, and whoever asked has not seen the end of it. None when the bus never had it, so that
-    /// it is to be asked for; else what was asked for then, which is what runs.
-    async fn look_again(&self, step: &Step, before: Again, how: &How) -> Result<Option<Again>, String> {
+    /// Searches the bus for a replay that was planned before and not completed. None when the bus never had it, so that it is
+    /// requested now; else the plan of then, which is what runs.
+    async fn search_earlier(
+        &self,
+        step: &ReplayStep,
+        before: PlannedReplay,
+        options: &ReplayOptions,
+    ) -> Result<Option<PlannedReplay>, String> {
         let (queue, id) = match &before.moved {
             Some((queue, id)) => (queue.as_str(), id.as_str()),
-            None => (before.letter.queue.as_str(), step.replay.evidence.id.as_str()),
+            None => (before.dead_letter.queue.as_str(), step.request.evidence.id.as_str()),
         };
         match self.bus.due_has(queue, id).await.map_err(|e| e.to_string())? {
             Some(true) => return Ok(Some(before)),
@@ -209,54 +218,54 @@ impl Replays {
         if self.has_ended(&before).await? {
             return Ok(Some(before));
         }
-        if self.store.letter(&step.again.letter).await.map_err(|e| unreadable(&e))?.is_none() {
+        if self.store.replay_request(&step.planned.dead_letter).await.map_err(|e| unreadable(&e))?.is_none() {
             return Err("it does not wait (any more)".to_owned());
         }
-        let anew = self.store.note_replays_anew(std::slice::from_ref(&step.again), &how.by).await;
+        let anew = self.store.replan_replays(std::slice::from_ref(&step.planned), &options.by).await;
         anew.map_err(|e| unwritable(&e))?;
         Ok(None)
     }
 
-    /// Whether the task that a letter became in another queue has come to an end there; one that ran in its own queue has
-    /// changed the row of the letter itself.
-    async fn has_ended(&self, before: &Again) -> Result<bool, String> {
+    /// Whether the task that a dead letter became in another queue has ended an attempt there; a replay in its own queue would
+    /// have changed the row of the dead letter itself.
+    async fn has_ended(&self, before: &PlannedReplay) -> Result<bool, String> {
         let Some((queue, id)) = &before.moved else { return Ok(false) };
         let found = self.store.task(id, Some(queue)).await.map_err(|e| unreadable(&e))?;
         Ok(!found.is_empty())
     }
 
-    async fn ask(&self, steps: Vec<Step>) -> Vec<(Step, Asked)> {
+    async fn request(&self, steps: Vec<ReplayStep>) -> Vec<(ReplayStep, ReplayAnswer)> {
         let asking = steps.into_iter().map(|step| async move {
-            let asked = match self.bus.request(CTL_REPLAY, &step.replay, REPLAY_WITHIN).await {
-                Ok(ControlReply::Ok(_)) => Asked::Stored,
-                Ok(ControlReply::Error(text)) => Asked::Failed(text),
+            let asked = match self.bus.request(CTL_REPLAY, &step.request, REPLAY_WITHIN).await {
+                Ok(ControlReply::Ok(_)) => ReplayAnswer::Stored,
+                Ok(ControlReply::Error(text)) => ReplayAnswer::Failed(text),
                 Err(fault @ ControlError::Nobody(_)) => {
-                    Asked::Nobody(format!("{fault}; is a producer running (`millpond producer run`)?"))
+                    ReplayAnswer::NoProducer(format!("{fault}; is a producer running (`millpond producer run`)?"))
                 }
-                Err(fault) => Asked::Failed(fault.to_string()),
+                Err(fault) => ReplayAnswer::Failed(fault.to_string()),
             };
             (step, asked)
         });
-        stream::iter(asking).buffered(ASKED_AT_ONCE).collect().await
+        stream::iter(asking).buffered(REQUESTS_AT_ONCE).collect().await
     }
 }
 
-fn put(done: &mut [Done], place: usize, end: Done) {
+fn put(done: &mut [ReplayEnd], place: usize, end: ReplayEnd) {
     if let Some(slot) = done.get_mut(place) {
         *slot = end;
     }
 }
 
-fn fail(steps: &[Step], done: &mut [Done], why: &str) {
+fn fail(steps: &[ReplayStep], done: &mut [ReplayEnd], why: &str) {
     for step in steps {
         put(done, step.place, Err(why.to_owned()));
     }
 }
 
-fn unreadable(fault: &anyhow::Error) -> String {
-    format!("the store cannot be read: {fault:#}")
+fn unreadable(fault: &StoreError) -> String {
+    format!("the store cannot be read: {fault}")
 }
 
-fn unwritable(fault: &anyhow::Error) -> String {
-    format!("the store cannot be written: {fault:#}")
+fn unwritable(fault: &StoreError) -> String {
+    format!("the store cannot be written: {fault}")
 }

@@ -5,36 +5,39 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use serde_json::Value;
+use millpond_api::dead_letters::{DeadLetterDetails, DeadLetterQuery, DeadLetterRow};
+use millpond_api::jobs::{JobQuery, JobResult, JobRow};
+use millpond_api::list::{List, PageQuery};
+use millpond_api::tasks::{TaskDetails, TaskIdQuery, TaskQuery, TaskRow};
+use millpond_api::workers::WorkerRow;
 
 use super::App;
-use super::asked::{Asked, PageQuery, Paged};
-use super::filters::{DeadQuery, JobQuery, NoQuery, OneQuery, TaskQuery};
+use super::asked::{Asked, Paged, after};
+use super::filters::NoQuery;
 use super::refusal::Refusal;
-use super::rows::{DeadLetter, DeadRow, End, JobRow, Listed, Task, TaskRow, WorkerRow};
-use crate::store::{Cursor, Page, Place, Rows, Shown};
+use crate::store::{ListCursor, Page, ResultCursor, StoreError};
 
 type AppState = State<Arc<App>>;
 type Answer<T> = Result<Json<T>, Refusal>;
 
 /// `timed`: whether the list is in the order of times.
-fn page(asked: &PageQuery, timed: bool) -> Result<Page, Refusal> {
-    let cursor = |text: &str| text.parse().ok().filter(|after: &Cursor| after.at_ms.is_some() == timed);
-    Ok(Page { limit: asked.limit, after: asked.after(cursor)? })
+fn page(query: &PageQuery, timed: bool) -> Result<Page, Refusal> {
+    let cursor = |text: &str| text.parse().ok().filter(|after: &ListCursor| after.at_ms.is_some() == timed);
+    Ok(Page { limit: query.limit, after: after(query, cursor)? })
 }
 
-fn listed(found: anyhow::Result<Rows>) -> Answer<Listed<Shown>> {
+fn listed<T>(found: Result<(Vec<T>, Option<ListCursor>), StoreError>) -> Answer<List<T>> {
     let (rows, next) = found.map_err(|fault| Refusal::of_store(&fault))?;
-    Ok(Json(Listed { rows, next: next.map(|n| n.to_string()) }))
+    Ok(Json(List { rows, next: next.map(|n| n.to_string()) }))
 }
 
-fn one(found: anyhow::Result<Vec<Shown>>, what: &str) -> Answer<Shown> {
+fn one<T>(found: Result<Vec<T>, StoreError>, what: &str, queue: impl Fn(&T) -> &str) -> Answer<T> {
     let mut found = found.map_err(|fault| Refusal::of_store(&fault))?;
     match found.pop() {
         None => Err(Refusal::new(StatusCode::NOT_FOUND, format!("no such {what} is stored (yet)"))),
         Some(only) if found.is_empty() => Ok(Json(only)),
         Some(last) => {
-            let queues: Vec<&str> = found.iter().chain([&last]).filter_map(|t| t.text("queue")).collect();
+            let queues: Vec<&str> = found.iter().chain([&last]).map(queue).collect();
             let text = format!("several queues have this id, name one with &queue=: {}", queues.join(", "));
             Err(Refusal::new(StatusCode::CONFLICT, text))
         }
@@ -42,73 +45,77 @@ fn one(found: anyhow::Result<Vec<Shown>>, what: &str) -> Answer<Shown> {
 }
 
 /// List tasks and batches that have ended an attempt.
-#[utoipa::path(get, path = "/tasks", tag = "read", params(TaskQuery, PageQuery), responses((status = 200, description = "A page", body = Listed<TaskRow>,
-    example = json!({"rows": [{"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "root": null, "items": null, "done": 1, "status": "done", "attempt": 1, "worker": "w1", "published_ms": 1_800_000_000_000_i64, "started_ms": 1_800_000_000_001_i64, "ended_ms": 1_800_000_000_002_i64, "stored_ms": 1_800_000_000_060_i64, "trace": null, "then": null, "result": 144}], "next": "1800000000000.41"}))))]
-pub(super) async fn tasks(State(app): AppState, Paged((), asked, at): Paged<(), TaskQuery>) -> Answer<Listed<Shown>> {
-    listed(app.store.tasks(&asked.into(), page(&at, true)?).await)
+#[utoipa::path(get, path = "/tasks", tag = "read", params(TaskQuery, PageQuery), responses((status = 200, description = "A page", body = List<TaskRow>,
+    example = json!({"rows": [{"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "original_id": null, "items": null, "done": 1, "status": "done", "attempt": 1, "worker": "w1", "published_ms": 1_800_000_000_000_i64, "started_ms": 1_800_000_000_001_i64, "ended_ms": 1_800_000_000_002_i64, "stored_ms": 1_800_000_000_060_i64, "trace": null, "continuation": null, "result": 144}], "next": "1800000000000.41"}))))]
+pub(super) async fn tasks(State(app): AppState, Paged((), query, at): Paged<(), TaskQuery>) -> Answer<List<TaskRow>> {
+    listed(app.store.tasks(&query, page(&at, true)?).await)
 }
 
 /// Show a task with its attempts and its dead letter.
-#[utoipa::path(get, path = "/task", tag = "read", params(OneQuery), responses(
-    (status = 200, description = "It", body = Task,
+#[utoipa::path(get, path = "/task", tag = "read", params(TaskIdQuery), responses(
+    (status = 200, description = "It", body = TaskDetails,
         example = json!({"queue": "default", "id": "order-7", "kind": "square", "done": 0, "status": "retrying", "attempt": 1, "worker": "w1", "published_ms": 1_800_000_000_000_i64, "stored_ms": 1_800_000_000_060_i64, "attempts": [{"attempt": 1, "worker": "w1", "started_ms": 1_800_000_000_001_i64, "ended_ms": 1_800_000_000_002_i64, "status": "failed", "child": null, "failure": {"type": "error", "message": "no", "retry": true}, "trace": null}], "dead": null, "replays": [], "replay_of": null})),
     (status = 404, description = "It has not ended an attempt, or never was", body = Refusal, example = json!({"error": "no such task is stored (yet)"})),
     (status = 409, description = "Several queues have this id", body = Refusal, example = json!({"error": "several queues have this id, name one with &queue=: default, high"}))))]
-pub(super) async fn task(State(app): AppState, Asked((), asked): Asked<(), OneQuery>) -> Answer<Shown> {
-    one(app.store.task(&asked.id, asked.queue.as_deref()).await, "task")
+pub(super) async fn task(State(app): AppState, Asked((), query): Asked<(), TaskIdQuery>) -> Answer<TaskDetails> {
+    one(app.store.task(&query.id, query.queue.as_deref()).await, "task", |task| &task.row.queue)
 }
 
 /// List jobs with their progress, and sessions: jobs without a record, known from their tasks.
-#[utoipa::path(get, path = "/jobs", tag = "read", params(JobQuery, PageQuery), responses((status = 200, description = "A page", body = Listed<JobRow>,
-    example = json!({"rows": [{"job": "report-7", "state": "closed", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 97, "retrying": 1, "dead": 1, "cancelled": 0, "purged": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "then": null}], "next": null}))))]
-pub(super) async fn jobs(State(app): AppState, Paged((), asked, at): Paged<(), JobQuery>) -> Answer<Listed<Shown>> {
-    listed(app.store.jobs(&asked.into(), page(&at, false)?).await)
+#[utoipa::path(get, path = "/jobs", tag = "read", params(JobQuery, PageQuery), responses((status = 200, description = "A page", body = List<JobRow>,
+    example = json!({"rows": [{"job": "report-7", "state": "closed", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 97, "retrying": 1, "dead": 1, "cancelled": 0, "purged": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "continuation": null}], "next": null}))))]
+pub(super) async fn jobs(State(app): AppState, Paged((), query, at): Paged<(), JobQuery>) -> Answer<List<JobRow>> {
+    listed(app.store.jobs(&query, page(&at, false)?).await)
 }
 
 /// Show a job.
 #[utoipa::path(get, path = "/jobs/{job}", tag = "read", params(("job" = String, Path, description = "Its name", example = "report-7")), responses(
     (status = 200, description = "It", body = JobRow,
-        example = json!({"job": "report-7", "state": "finished", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 100, "retrying": 0, "dead": 0, "cancelled": 0, "purged": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "then": null})),
+        example = json!({"job": "report-7", "state": "finished", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 100, "retrying": 0, "dead": 0, "cancelled": 0, "purged": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "continuation": null})),
     (status = 404, description = "There is none", body = Refusal, example = json!({"error": "no such job is stored (yet)"}))))]
-pub(super) async fn job(State(app): AppState, Asked(job, NoQuery {}): Asked<String, NoQuery>) -> Answer<Shown> {
-    one(app.store.job(&job).await.map(|found| found.into_iter().collect()), "job")
+pub(super) async fn job(State(app): AppState, Asked(job, NoQuery {}): Asked<String, NoQuery>) -> Answer<JobRow> {
+    one(app.store.job(&job).await.map(|found| found.into_iter().collect()), "job", |job| &job.queue)
 }
 
 /// List how the tasks of a job ended, by their index; what has not ended is left out.
 #[utoipa::path(get, path = "/jobs/{job}/results", tag = "read", params(("job" = String, Path, description = "Its name", example = "report-7"), PageQuery),
-    responses((status = 200, description = "A page; empty when there is no such job", body = Listed<End>,
+    responses((status = 200, description = "A page; empty when there is no such job", body = List<JobResult>,
         example = json!({"rows": [{"index": 0, "id": "report-7.1/0", "queue": "default", "status": "done", "result": 0}], "next": "0.17.0"}))))]
 pub(super) async fn job_results(
     State(app): AppState,
     Paged(job, NoQuery {}, at): Paged<String, NoQuery>,
-) -> Answer<Listed<Shown>> {
-    let after = at.after(Place::parse)?;
-    let found = app.store.job_results(&job, 0, at.limit, after).await;
+) -> Answer<List<JobResult>> {
+    let found = app.store.job_results(&job, 0, at.limit, after(&at, ResultCursor::parse)?).await;
     let (rows, next) = found.map_err(|fault| Refusal::of_store(&fault))?;
-    Ok(Json(Listed { rows, next: next.map(Place::cursor) }))
+    Ok(Json(List { rows, next: next.map(ResultCursor::text) }))
 }
 
 /// List workers by name: those that live, and those that were lost within the last ten minutes.
-#[utoipa::path(get, path = "/workers", tag = "read", responses((status = 200, description = "All of them", body = Listed<WorkerRow>,
+#[utoipa::path(get, path = "/workers", tag = "read", responses((status = 200, description = "All of them", body = List<WorkerRow>,
     example = json!({"rows": [{"name": "w1", "state": "live", "nonce": "mzxw6ytboi", "host": "here", "pid": 4711, "queues": ["default"], "kinds": ["square"], "slots": 8, "io_slots": 64, "running": 1, "held": 2, "draining": false, "done": 97, "failed": 1, "cpu_percent": 12.5, "rss_bytes": 20_000_000, "unknown_kinds": [], "started_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "history": []}], "next": null}))))]
-pub(super) async fn workers(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Json<Listed<Value>> {
-    Json(Listed { rows: app.workers.rows(), next: None })
+pub(super) async fn workers(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Json<List<WorkerRow>> {
+    Json(List::whole(app.workers.rows()))
 }
 
 /// List dead letters that wait for a person.
-#[utoipa::path(get, path = "/dead", tag = "read", params(DeadQuery, PageQuery), responses((status = 200, description = "A page", body = Listed<DeadRow>,
-    example = json!({"rows": [{"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "attempt": 3, "reason": "exhausted", "failure": {"type": "error", "message": "no", "retry": true}, "worker": "w1", "trace": null, "buried_ms": 1_800_000_000_000_i64}], "next": null}))))]
-pub(super) async fn dead(State(app): AppState, Paged((), asked, at): Paged<(), DeadQuery>) -> Answer<Listed<Shown>> {
-    let (filter, reason) = asked.split();
-    listed(app.store.dead(&filter, reason.as_deref(), page(&at, false)?).await)
+#[utoipa::path(get, path = "/dead", tag = "read", params(DeadLetterQuery, PageQuery), responses((status = 200, description = "A page", body = List<DeadLetterRow>,
+    example = json!({"rows": [{"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "attempt": 3, "reason": "exhausted", "failure": {"type": "error", "message": "no", "retry": true}, "worker": "w1", "trace": null, "dead_lettered_ms": 1_800_000_000_000_i64}], "next": null}))))]
+pub(super) async fn dead(
+    State(app): AppState,
+    Paged((), query, at): Paged<(), DeadLetterQuery>,
+) -> Answer<List<DeadLetterRow>> {
+    listed(app.store.dead_letters(&query, page(&at, false)?).await)
 }
 
 /// Show a dead letter with its evidence, its headers and its arguments.
-#[utoipa::path(get, path = "/dead_letter", tag = "read", params(OneQuery), responses(
-    (status = 200, description = "It", body = DeadLetter,
-        example = json!({"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "attempt": 1, "reason": "fatal", "failure": {"type": "bad_arguments", "message": "no number", "retry": false}, "worker": "w1", "trace": null, "buried_ms": 1_800_000_000_000_i64, "failures": [], "evidence": {"v": 1}, "headers": [["Nats-Msg-Id", "order-7"]], "payload": "twelve"})),
+#[utoipa::path(get, path = "/dead_letter", tag = "read", params(TaskIdQuery), responses(
+    (status = 200, description = "It", body = DeadLetterDetails,
+        example = json!({"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "attempt": 1, "reason": "fatal", "failure": {"type": "bad_arguments", "message": "no number", "retry": false}, "worker": "w1", "trace": null, "dead_lettered_ms": 1_800_000_000_000_i64, "failures": [], "evidence": {"v": 1}, "headers": [["Nats-Msg-Id", "order-7"]], "payload": "twelve"})),
     (status = 404, description = "None waits", body = Refusal, example = json!({"error": "no such dead letter is stored (yet)"})),
     (status = 409, description = "Several queues have this id", body = Refusal, example = json!({"error": "several queues have this id, name one with &queue=: default, high"}))))]
-pub(super) async fn dead_letter(State(app): AppState, Asked((), asked): Asked<(), OneQuery>) -> Answer<Shown> {
-    one(app.store.dead_letter(&asked.id, asked.queue.as_deref()).await, "dead letter")
+pub(super) async fn dead_letter(
+    State(app): AppState,
+    Asked((), query): Asked<(), TaskIdQuery>,
+) -> Answer<DeadLetterDetails> {
+    one(app.store.dead_letter(&query.id, query.queue.as_deref()).await, "dead letter", |letter| &letter.row.queue)
 }

@@ -6,10 +6,8 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
-use millpond::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
-use serde::Deserialize;
+use millpond_api::list::PageQuery;
 use serde::de::DeserializeOwned;
-use utoipa::IntoParams;
 
 use super::refusal::Refusal;
 
@@ -28,37 +26,11 @@ impl<S: Send + Sync, P: DeserializeOwned + Send, Q: DeserializeOwned> FromReques
 /// Path, filter and page of a list.
 pub(super) struct Paged<P, F>(pub(super) P, pub(super) F, pub(super) PageQuery);
 
-/// Which page of a list.
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub(super) struct PageQuery {
-    /// Rows at the most.
-    #[serde(default = "limit_default", deserialize_with = "limit")]
-    #[param(example = 100, minimum = 1, maximum = 1000, default = 100, required = false)]
-    pub(super) limit: u32,
-    /// The `next` of the page before, unchanged.
-    #[param(nullable = false, min_length = 1)]
-    pub(super) after: Option<String>,
-}
-
-fn limit_default() -> u32 {
-    PAGE_ROWS_DEFAULT
-}
-
-fn limit<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
-    let limit = String::deserialize(from)?.parse().ok().filter(|n| (1..=PAGE_ROWS_MAX).contains(n));
-    let text = || serde::de::Error::custom(format!("limit must be a number from 1 to {PAGE_ROWS_MAX}"));
-    limit.ok_or_else(text)
-}
-
-impl PageQuery {
-    /// Where the page starts, as `parse` reads it.
-    pub(super) fn after<T>(&self, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Refusal> {
-        let Some(text) = &self.after else { return Ok(None) };
-        let wrong = || Refusal::bad("after must be the `next` of the page before, unchanged");
-        parse(text).map(Some).ok_or_else(wrong)
-    }
+/// Where a page starts, as `parse` reads it.
+pub(super) fn after<T>(page: &PageQuery, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Refusal> {
+    let Some(text) = &page.after else { return Ok(None) };
+    let wrong = || Refusal::bad("after must be the `next` of the page before, unchanged");
+    parse(text).map(Some).ok_or_else(wrong)
 }
 
 impl<S: Send + Sync, P: DeserializeOwned + Send, F: DeserializeOwned> FromRequestParts<S> for Paged<P, F> {
@@ -129,31 +101,20 @@ pub(super) fn time(text: &str) -> Result<i64, String> {
     read.ok_or_else(|| format!("{wanted}, not {text:?}"))
 }
 
-/// The same, for a field of a query.
-pub(super) fn time_field<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
-    let text = Option::<String>::deserialize(from)?;
-    text.as_deref().map(time).transpose().map_err(serde::de::Error::custom)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use millpond_api::list::PAGE_ROWS_DEFAULT;
+    use millpond_api::tasks::TaskQuery;
 
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Filter {
-        job: Option<String>,
-        #[serde(default, deserialize_with = "time_field")]
-        since: Option<i64>,
-    }
+    use super::*;
 
     #[test]
     fn filters_and_pages_are_told_apart_and_mistakes_are_told() {
-        let read = paged::<Filter>;
+        let read = paged::<TaskQuery>;
         let (filter, page) = read("limit=7&job=a%20b&after=41&since=2020-01-01T00:00:00Z").unwrap();
         assert_eq!((filter.job.as_deref(), filter.since), (Some("a b"), Some(1_577_836_800_000)));
-        assert_eq!((page.limit, page.after(|text| text.parse().ok()).unwrap()), (7, Some(41)));
-        assert!(page.after(|_| None::<()>).is_err());
+        assert_eq!((page.limit, after(&page, |text| text.parse().ok()).unwrap()), (7, Some(41)));
+        assert!(after(&page, |_| None::<()>).is_err());
         let (filter, page) = read("since=-5").unwrap();
         assert_eq!((filter.job, filter.since, page.limit, page.after), (None, Some(-5), PAGE_ROWS_DEFAULT, None));
         assert!(read("").is_ok());

@@ -8,6 +8,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use millpond::bus::operate::cancel::CancelError;
 use millpond::wire::subject::{TaskSubject, check_token};
+use millpond_api::jobs::JobStatus;
+use millpond_api::tasks::TaskStatus;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -18,7 +20,6 @@ use super::filters::NoQuery;
 use super::refusal::Refusal;
 use super::rows::Cancelled;
 use super::{App, error};
-use crate::store::Shown;
 
 type AppState = State<Arc<App>>;
 
@@ -39,15 +40,13 @@ pub(super) async fn job(State(app): AppState, Asked(job, NoQuery {}): Asked<Stri
         (Err(fault), _) => return error(StatusCode::INTERNAL_SERVER_ERROR, &format!("{fault:#}")),
         (_, Err(fault)) => return error(StatusCode::BAD_GATEWAY, &fault.to_string()),
     };
-    let state = |shown: &Shown| shown.text("state").unwrap_or_default().to_owned();
-    if let Some(ended) = stored.as_ref().map(state).filter(|state| state == "finished") {
-        return error(StatusCode::CONFLICT, &format!("job {job} has ended: it is {ended}"));
+    if stored.as_ref().is_some_and(|stored| stored.state == JobStatus::Finished) {
+        return error(StatusCode::CONFLICT, &format!("job {job} has ended: it is finished"));
     }
-    let field = |name: &str| stored.as_ref().and_then(|s| s.text(name)).unwrap_or_default().to_owned();
-    let subject = match &record {
-        Some(entry) => TaskSubject::new(&entry.record.queue, &entry.record.kind, None),
-        None if stored.is_none() => return error(StatusCode::NOT_FOUND, &format!("no job {job} is known")),
-        None => TaskSubject::new(field("queue"), field("kind"), None),
+    let subject = match (&record, &stored) {
+        (Some(entry), _) => TaskSubject::new(&entry.record.queue, &entry.record.kind, None),
+        (None, Some(stored)) => TaskSubject::new(&stored.queue, &stored.kind, None),
+        (None, None) => return error(StatusCode::NOT_FOUND, &format!("no job {job} is known")),
     };
     let cancelled = match subject {
         Ok(subject) => app.bus.cancel_job(&job, &subject, OPERATOR).await,
@@ -97,24 +96,24 @@ pub(super) async fn task(
         Err(fault) => return error(StatusCode::INTERNAL_SERVER_ERROR, &format!("{fault:#}")),
     };
     if stored.len() > 1 {
-        let queues: Vec<&str> = stored.iter().filter_map(|task| task.text("queue")).collect();
+        let queues: Vec<&str> = stored.iter().map(|task| task.row.queue.as_str()).collect();
         let text = format!("several queues have this id, name one (queue): {}", queues.join(", "));
         return error(StatusCode::CONFLICT, &text);
     }
-    let field = |name: &str| stored.first().and_then(|task| task.text(name)).map(str::to_owned);
-    match field("status").as_deref() {
-        Some(status @ ("done" | "cancelled")) => {
+    let stored = stored.into_iter().next().map(|task| task.row);
+    match stored.as_ref().map(|task| task.status) {
+        Some(status @ (TaskStatus::Done | TaskStatus::Cancelled)) => {
             return error(StatusCode::CONFLICT, &format!("task {} has ended: it is {status}", asked.id));
         }
-        Some("dead") => {
+        Some(TaskStatus::Dead) => {
             let text = format!("task {} is a dead letter already; `dead purge` throws it away", asked.id);
             return error(StatusCode::CONFLICT, &text);
         }
         _ => {}
     }
     // An item of a job may be known by its place in its batch.
-    let id = field("id").unwrap_or_else(|| asked.id.clone());
-    let queue = match asked.queue.clone().or_else(|| field("queue")) {
+    let id = stored.as_ref().map_or_else(|| asked.id.clone(), |task| task.id.clone());
+    let queue = match asked.queue.clone().or_else(|| stored.map(|task| task.queue)) {
         Some(queue) => queue,
         None => match app.bus.find(&id, None).await {
             Ok(found) => match found.queue() {

@@ -9,14 +9,18 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use millpond::limits::{HTTP_CHUNK_BYTES, HTTP_EXPORTS_MAX, PAGE_ROWS_MAX};
+use millpond::limits::{HTTP_CHUNK_BYTES, HTTP_EXPORTS_MAX};
+use millpond_api::dead_letters::DeadLetterQuery;
+use millpond_api::list::PAGE_ROWS_MAX;
+use millpond_api::tasks::TaskQuery;
+use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::App;
 use super::asked::Asked;
-use super::filters::{DeadQuery, NoQuery, TaskQuery, check_name};
+use super::filters::{NoQuery, check_name};
 use super::refusal::Refusal;
-use crate::store::{Page, Place, Shown, TaskFilter};
+use crate::store::{Page, ResultCursor, StoreError};
 
 /// The media type of newline-delimited JSON.
 const NDJSON: &str = "application/x-ndjson";
@@ -27,25 +31,37 @@ type AppState = State<Arc<App>>;
 
 /// Which list, and which of its rows.
 enum Wanted {
-    Tasks(TaskFilter),
-    Dead(TaskFilter, Option<String>),
+    Tasks(TaskQuery),
+    DeadLetters(DeadLetterQuery),
     Results(String),
 }
 
 impl Wanted {
-    /// A page, and where the next one starts: the cursors of the lists.
-    async fn page(&self, app: &App, after: Option<&str>) -> anyhow::Result<(Vec<Shown>, Option<String>)> {
+    /// A page, a line for each row, and where the next one starts: the cursors of the lists.
+    async fn page(&self, app: &App, after: Option<&str>) -> anyhow::Result<(Vec<Vec<u8>>, Option<String>)> {
         let page = Page { limit: PAGE_ROWS_MAX, after: after.and_then(|text| text.parse().ok()) };
-        let (rows, next) = match self {
-            Self::Tasks(filter) => app.store.tasks(filter, page).await?,
-            Self::Dead(filter, reason) => app.store.dead(filter, reason.as_deref(), page).await?,
+        match self {
+            Self::Tasks(query) => lines(app.store.tasks(query, page).await, |next| next.to_string()),
+            Self::DeadLetters(query) => lines(app.store.dead_letters(query, page).await, |next| next.to_string()),
             Self::Results(job) => {
-                let (rows, next) = app.store.job_results(job, 0, PAGE_ROWS_MAX, after.and_then(Place::parse)).await?;
-                return Ok((rows, next.map(Place::cursor)));
+                let after = after.and_then(ResultCursor::parse);
+                lines(app.store.job_results(job, 0, PAGE_ROWS_MAX, after).await, ResultCursor::text)
             }
-        };
-        Ok((rows, next.map(|n| n.to_string())))
+        }
     }
+}
+
+fn lines<T: Serialize, C>(
+    found: Result<(Vec<T>, Option<C>), StoreError>,
+    cursor: impl Fn(C) -> String,
+) -> anyhow::Result<(Vec<Vec<u8>>, Option<String>)> {
+    let (rows, next) = found?;
+    let line = |row: &T| {
+        let mut line = serde_json::to_vec(row)?;
+        line.push(b'\n');
+        Ok(line)
+    };
+    Ok((rows.iter().map(line).collect::<anyhow::Result<_>>()?, next.map(cursor)))
 }
 
 /// One download under way. Dropped when its caller is gone.
@@ -53,7 +69,7 @@ struct Export {
     app: Arc<App>,
     wanted: Wanted,
     /// What was read and not yet written.
-    rows: vec::IntoIter<Shown>,
+    rows: vec::IntoIter<Vec<u8>>,
     next: Option<String>,
     _permit: OwnedSemaphorePermit,
 }
@@ -72,9 +88,8 @@ impl Export {
     async fn chunk(&mut self) -> anyhow::Result<Option<Bytes>> {
         let mut lines = Vec::new();
         while lines.len() < HTTP_CHUNK_BYTES {
-            if let Some(row) = self.rows.next() {
-                serde_json::to_writer(&mut lines, &row)?;
-                lines.push(b'\n');
+            if let Some(line) = self.rows.next() {
+                lines.extend_from_slice(&line);
                 continue;
             }
             let Some(after) = self.next.take() else { break };
@@ -104,19 +119,21 @@ impl Export {
         headers(("Content-Disposition" = String, description = "A name for the file")),
         example = json!("{\"queue\":\"default\",\"id\":\"order-7\",\"kind\":\"square\",\"status\":\"done\",\"result\":144}\n")),
     (status = 429, description = "Too many exports at once", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "16 exports are under way already: come again"}))))]
-pub(super) async fn tasks(State(app): AppState, Asked((), asked): Asked<(), TaskQuery>) -> Result<Response, Refusal> {
-    Ok(Export::begin(app, Wanted::Tasks(asked.into())).await?.answer("tasks"))
+pub(super) async fn tasks(State(app): AppState, Asked((), query): Asked<(), TaskQuery>) -> Result<Response, Refusal> {
+    Ok(Export::begin(app, Wanted::Tasks(query)).await?.answer("tasks"))
 }
 
 /// Download dead letters: a row of the list a line.
-#[utoipa::path(get, path = "/dead.ndjson", tag = "read", params(DeadQuery), responses(
+#[utoipa::path(get, path = "/dead.ndjson", tag = "read", params(DeadLetterQuery), responses(
     (status = 200, description = "All of them, the newest first; what is cut off is not the whole", body = String, content_type = "application/x-ndjson",
         headers(("Content-Disposition" = String, description = "A name for the file")),
         example = json!("{\"queue\":\"default\",\"id\":\"order-7\",\"kind\":\"square\",\"attempt\":3,\"reason\":\"exhausted\"}\n")),
     (status = 429, description = "Too many exports at once", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "16 exports are under way already: come again"}))))]
-pub(super) async fn dead(State(app): AppState, Asked((), asked): Asked<(), DeadQuery>) -> Result<Response, Refusal> {
-    let (filter, reason) = asked.split();
-    Ok(Export::begin(app, Wanted::Dead(filter, reason)).await?.answer("dead"))
+pub(super) async fn dead(
+    State(app): AppState,
+    Asked((), query): Asked<(), DeadLetterQuery>,
+) -> Result<Response, Refusal> {
+    Ok(Export::begin(app, Wanted::DeadLetters(query)).await?.answer("dead"))
 }
 
 /// Download how the tasks of a job ended, by their index: a row of the list a line.

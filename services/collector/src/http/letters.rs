@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use millpond::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, TASK_BYTES_MAX};
+use millpond_api::dead_letters::{DeadLetterId, DeadLetterQuery};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -19,9 +20,9 @@ use super::asked::{Asked as Query, Said, time};
 use super::cancel::OPERATOR;
 use super::filters::{NoQuery, check_name};
 use super::refusal::Refusal;
-use super::rows::{LetterName, Settled};
-use crate::replays::{Done, How};
-use crate::store::{Cursor, Letter, Page, TaskFilter};
+use super::rows::Settled;
+use crate::replays::{ReplayEnd, ReplayOptions};
+use crate::store::{ListCursor, Page, StoreError};
 
 /// Letters of one request at the most.
 const LETTERS_MAX: usize = PAGE_ROWS_MAX as usize;
@@ -41,8 +42,8 @@ const STEPS_FOR: Duration = Duration::from_secs(10);
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Letters {
     /// These, 1000 at the most.
-    #[schema(value_type = Option<Vec<LetterName>>, max_items = 1000)]
-    letters: Option<Vec<Letter>>,
+    #[schema(value_type = Option<Vec<DeadLetterId>>, max_items = 1000)]
+    letters: Option<Vec<DeadLetterId>>,
     /// All that wait and fit.
     filter: Option<Filter>,
     /// With a filter: so many at the most.
@@ -85,14 +86,14 @@ pub(super) struct Filter {
 /// What is done with letters.
 #[derive(Clone)]
 enum Verb {
-    Retry(How),
+    Retry(ReplayOptions),
     Purge,
 }
 
 /// The letters of one request.
 struct Chosen {
     /// Each with the cursor behind it.
-    letters: Vec<(String, Letter)>,
+    letters: Vec<(String, DeadLetterId)>,
     /// There are more behind them.
     more: bool,
     matched: u64,
@@ -110,7 +111,8 @@ pub(super) async fn retry(
     Query((), NoQuery {}): Query<(), NoQuery>,
     Said(asked): Said<Letters>,
 ) -> Answer {
-    let how = How { to_queue: asked.queue.clone(), arguments: asked.arguments.clone(), by: OPERATOR.to_owned() };
+    let how =
+        ReplayOptions { to_queue: asked.queue.clone(), arguments: asked.arguments.clone(), by: OPERATOR.to_owned() };
     act(&app, &asked, Verb::Retry(how)).await
 }
 
@@ -153,7 +155,7 @@ async fn act(app: &App, asked: &Letters, verb: Verb) -> Answer {
                 break;
             }
         }
-        let letters: Vec<Letter> = some.iter().map(|(_, letter)| letter.clone()).collect();
+        let letters: Vec<DeadLetterId> = some.iter().map(|(_, letter)| letter.clone()).collect();
         let done = step(app, &letters, &verb, asked.dry_run).await;
         rows.extend(letters.iter().zip(done).map(|(letter, done)| told(letter, done, asked.dry_run)));
     }
@@ -167,25 +169,25 @@ async fn act(app: &App, asked: &Letters, verb: Verb) -> Answer {
     Ok(Json(json!({ "rows": rows, "next": next, "matched": chosen.matched })))
 }
 
-async fn step(app: &App, letters: &[Letter], verb: &Verb, dry_run: bool) -> Vec<Done> {
+async fn step(app: &App, letters: &[DeadLetterId], verb: &Verb, dry_run: bool) -> Vec<ReplayEnd> {
     match verb {
         Verb::Retry(how) if dry_run => app.replays.would(letters, how).await,
         Verb::Retry(how) => app.replays.run(letters, how).await,
         Verb::Purge if dry_run => {
-            let would = app.replays.would(letters, &How::default()).await;
+            let would = app.replays.would(letters, &ReplayOptions::default()).await;
             would.into_iter().map(|done| done.map(|_| None)).collect()
         }
-        Verb::Purge => match app.store.purge_letters(letters).await {
+        Verb::Purge => match app.store.purge_dead_letters(letters).await {
             Ok(purged) => {
                 let gone = || Err("it does not wait (any more)".to_owned());
                 purged.into_iter().map(|was_there| if was_there { Ok(None) } else { gone() }).collect()
             }
-            Err(fault) => letters.iter().map(|_| Err(format!("the store cannot be written: {fault:#}"))).collect(),
+            Err(fault) => letters.iter().map(|_| Err(format!("the store cannot be written: {fault}"))).collect(),
         },
     }
 }
 
-fn told(letter: &Letter, done: Done, dry_run: bool) -> Value {
+fn told(letter: &DeadLetterId, done: ReplayEnd, dry_run: bool) -> Value {
     let mut row = json!({ "queue": letter.queue, "id": letter.id, "attempt": letter.attempt, "ok": done.is_ok() });
     if let Some(fields) = row.as_object_mut() {
         if dry_run {
@@ -240,24 +242,23 @@ async fn by_filter(app: &App, asked: &Letters, filter: &Filter) -> Result<Chosen
     if !(1..=PAGE_ROWS_MAX).contains(&limit) {
         return Err(Refusal::bad(format!("limit must be a number from 1 to {PAGE_ROWS_MAX}")));
     }
-    let after = asked.after.as_ref().map(|after| after.parse::<Cursor>()).transpose();
+    let after = asked.after.as_ref().map(|after| after.parse::<ListCursor>()).transpose();
     let after = after.map_err(|_| Refusal::bad("after must be the `next` of the answer before, unchanged"))?;
     let said = |value: &Option<Value>| value.as_ref().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
     let (since, until) = (said(&filter.since), said(&filter.until));
-    let tasks = TaskFilter {
-        job: filter.job.clone(),
+    let query = DeadLetterQuery {
         queue: filter.queue.clone(),
         kind: filter.kind.clone(),
-        status: None,
+        job: filter.job.clone(),
+        reason: filter.reason.clone(),
         worker: filter.worker.clone(),
-        error: filter.error.clone().filter(|text| !text.is_empty()),
-        since_ms: since.as_deref().map(time).transpose().map_err(Refusal::bad)?,
-        until_ms: until.as_deref().map(time).transpose().map_err(Refusal::bad)?,
+        error: filter.error.clone(),
+        since: since.as_deref().map(time).transpose().map_err(Refusal::bad)?,
+        until: until.as_deref().map(time).transpose().map_err(Refusal::bad)?,
     };
-    let reason = filter.reason.as_deref();
-    let unreadable = |fault: anyhow::Error| Refusal::of_store(&fault);
-    let matched = app.store.count_letters(&tasks, reason).await.map_err(unreadable)?;
-    let (found, more) = app.store.letters(&tasks, reason, Page { limit, after }).await.map_err(unreadable)?;
-    let letters = found.into_iter().map(|(n, letter)| (n.to_string(), letter)).collect();
+    let unreadable = |fault: StoreError| Refusal::of_store(&fault);
+    let matched = app.store.count_dead_letters(&query).await.map_err(unreadable)?;
+    let (found, more) = app.store.dead_letter_ids(&query, Page { limit, after }).await.map_err(unreadable)?;
+    let letters = found.into_iter().map(|(cursor, id)| (cursor.to_string(), id)).collect();
     Ok(Chosen { letters, more, matched })
 }

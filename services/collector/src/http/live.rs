@@ -10,17 +10,14 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::{Extension, Json};
 use futures_util::{Stream, StreamExt, stream};
 use millpond::limits::HTTP_WATCHERS_MAX;
-use serde::Serialize;
-use utoipa::ToSchema;
+use millpond_api::list::List;
+use millpond_api::overview::{Overview, Problem, Series, SeriesQuery, Tick, Window};
 
 use super::App;
 use super::asked::Asked;
-use super::filters::{NoQuery, SeriesQuery};
+use super::filters::NoQuery;
 use super::guard::Caller;
 use super::refusal::Refusal;
-use crate::live::{Overview, Tick};
-use crate::reconcile::Problem;
-use crate::store::Step;
 
 /// How long one stream of events lasts: whoever watches asks again, and is asked for the token again.
 const WATCH_FOR: Duration = Duration::from_secs(3600);
@@ -33,34 +30,14 @@ type AppState = State<Arc<App>>;
 #[utoipa::path(get, path = "/overview", tag = "read", responses((status = 200, description = "How it stands", body = Overview,
     example = json!({"at_ms": 1_800_000_000_000_i64, "version": "0.1.0", "store": {"kind": "sqlite", "bytes": 81920, "complaint": null}, "totals": {"waiting": 12, "held": 4, "scheduled": 0, "oldest_ms": 1_799_999_998_000_i64, "retrying": 1, "dead": 0, "running": 4, "workers": {"live": 2, "draining": 0, "lost": 0}}, "lag_ms": 52, "complaint": null, "problems": []}))))]
 pub(super) async fn overview(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Json<Overview> {
-    Json(app.live.look().await.overview.clone())
-}
-
-/// What is wrong.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Wrong {
-    /// By kind; a hundred of each at the most.
-    rows: Vec<Problem>,
+    Json(app.overview.poll().await.tick.overview.clone())
 }
 
 /// List what is wrong, since when, and what to do; and what was mended lately.
-#[utoipa::path(get, path = "/problems", tag = "read", responses((status = 200, description = "All of it", body = Wrong,
-    example = json!({"rows": [{"kind": "no_worker", "what": "mail", "sentence": "18 messages wait in queue mail, and no live worker serves it; `millpond worker run --queues mail` starts one", "since_ms": 1_800_000_000_000_i64, "mended": false}]}))))]
-pub(super) async fn problems(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Json<Wrong> {
-    Json(Wrong { rows: app.problems.rows() })
-}
-
-/// What ended when, and how the queues stood.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Series {
-    /// Length of a step, in milliseconds.
-    step_ms: i64,
-    /// The start of the window, Unix milliseconds.
-    from_ms: i64,
-    /// Its end: now.
-    to_ms: i64,
-    /// The steps in which something was seen, oldest first.
-    rows: Vec<Step>,
+#[utoipa::path(get, path = "/problems", tag = "read", responses((status = 200, description = "All of it", body = List<Problem>,
+    example = json!({"rows": [{"kind": "no_worker", "what": "mail", "sentence": "18 messages wait in queue mail, and no live worker serves it; `millpond worker run --queues mail` starts one", "since_ms": 1_800_000_000_000_i64, "mended": false}], "next": null}))))]
+pub(super) async fn problems(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Json<List<Problem>> {
+    Json(List::whole(app.problems.rows()))
 }
 
 /// Show what ended over time, and how the queues stood.
@@ -70,7 +47,7 @@ pub(super) async fn over_time(
     State(app): AppState,
     Asked((), asked): Asked<(), SeriesQuery>,
 ) -> Result<Json<Series>, Refusal> {
-    let back_ms = asked.window.unwrap_or_default().back_ms();
+    let back_ms = asked.window.unwrap_or(Window::Hour).length_ms();
     let found = app.store.series(back_ms, asked.queue.as_deref()).await;
     let (step_ms, rows) = found.map_err(|fault| Refusal::of_store(&fault))?;
     let to_ms = millpond::now_ms();
@@ -94,7 +71,7 @@ pub(super) async fn events(
         let text = format!("{HTTP_WATCHERS_MAX} watch already, come again later");
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text)
     })?;
-    let (now, ticks, shutdown) = (app.live.look().await, app.live.watch(), app.shutdown.clone());
+    let (now, ticks, shutdown) = (app.overview.poll().await, app.overview.watch(), app.shutdown.clone());
     let later = stream::unfold((ticks, permit), async |(mut ticks, permit)| {
         ticks.changed().await.ok()?;
         let tick = ticks.borrow_and_update().clone();
@@ -109,9 +86,9 @@ pub(super) async fn events(
             () = tokio::time::sleep(watch_for) => {}
         }
     };
-    let events = stream::iter([now]).chain(later).take_until(Box::pin(ends)).map(|tick| {
+    let events = stream::iter([now]).chain(later).take_until(Box::pin(ends)).map(|polled| {
         let event = Event::default().event("tick").retry(AGAIN_AFTER);
-        Ok(event.data(tick.text()))
+        Ok(event.data(&polled.json))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }

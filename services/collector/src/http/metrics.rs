@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use metrics::{counter, gauge};
 use millpond::telemetry::gauge as number;
+use millpond_api::workers::WorkerState;
 
 use super::App;
-use crate::records::WorkerState;
 
 /// How long the server may take to tell of the queues; without it they are left out.
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
@@ -38,7 +38,7 @@ pub(super) async fn look(app: &App) {
     }
     gauge!("millpond_cluster_slots").set(number(slots));
     gauge!("millpond_cluster_messages_running").set(number(running));
-    if let Ok(Ok(queues)) = tokio::time::timeout(LOOK_WITHIN, app.queues.rows()).await {
+    if let Ok(Ok(queues)) = tokio::time::timeout(LOOK_WITHIN, app.queues.statuses()).await {
         let now = millpond::now_ms();
         for row in queues {
             let queue = || [metrics::Label::new("queue", row.state.queue.clone())].to_vec();

@@ -36,16 +36,15 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(crate) use guard::Tokens;
-pub(crate) use rows::QueueRow as QueueShown;
 pub(crate) use session::Failures;
 
 use crate::collect::Health;
-use crate::live::Live;
+use crate::overview::OverviewPoller;
 use crate::queues::Queues;
 use crate::reconcile::Problems;
-use crate::records::Workers;
 use crate::replays::Replays;
 use crate::store::Store;
+use crate::workers::Workers;
 use refusal::Refusal;
 
 /// What every request may use.
@@ -66,7 +65,7 @@ pub(crate) struct App {
     pub(crate) health: Vec<Arc<Health>>,
     pub(crate) replays: Replays,
     pub(crate) queues: Queues,
-    pub(crate) live: Live,
+    pub(crate) overview: OverviewPoller,
     /// A permit for each stream of events.
     pub(crate) watchers: Arc<Semaphore>,
     /// Cancelled when the service is to end: whoever watches is told.

@@ -11,6 +11,8 @@ use millpond::bus::operate::control::{ControlError, ControlReply, drain_subject}
 use millpond::bus::operate::queues::PauseError;
 use millpond::bus::topology::TopologyError;
 use millpond::wire::subject::check_token;
+use millpond_api::list::List;
+use millpond_api::queues::QueueRow;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -20,7 +22,7 @@ use utoipa::ToSchema;
 use super::asked::{Asked, Said};
 use super::filters::NoQuery;
 use super::refusal::Refusal;
-use super::rows::{Draining, Listed, Paused, Purged, QueueRow};
+use super::rows::{Draining, Paused, Purged};
 use super::{App, error};
 
 /// How long a worker may take to answer.
@@ -34,11 +36,11 @@ fn refused(fault: &TopologyError) -> Response {
 
 /// List queues by name: those that workers have served, those where something waits for a first worker, and those with a
 /// limit.
-#[utoipa::path(get, path = "/queues", tag = "read", responses((status = 200, description = "All of them", body = Listed<QueueRow>,
+#[utoipa::path(get, path = "/queues", tag = "read", responses((status = 200, description = "All of them", body = List<QueueRow>,
     example = json!({"rows": [{"queue": "default", "waiting": 12, "held": 8, "scheduled": 1, "paused": false, "max_waiting": null, "oldest_ms": 1_800_000_000_000_i64, "workers": 2}], "next": null}))))]
 pub(super) async fn queues(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Response {
-    match app.queues.rows().await {
-        Ok(rows) => Json(json!({ "rows": rows, "next": null })).into_response(),
+    match app.queues.statuses().await {
+        Ok(statuses) => Json(List::whole(statuses.iter().map(|status| status.row()).collect())).into_response(),
         Err(fault) => refused(&fault),
     }
 }

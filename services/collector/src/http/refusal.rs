@@ -39,8 +39,8 @@ impl Refusal {
     }
 
     /// The store did not answer; the log has the reason.
-    pub(super) fn of_store(fault: &anyhow::Error) -> Self {
-        tracing::error!(error = %format!("{fault:#}"), "the store cannot be read");
+    pub(super) fn of_store(fault: &dyn std::fmt::Display) -> Self {
+        tracing::error!(error = %fault, "the store cannot be read");
         let text = "the store cannot be read; the collector's log has the reason";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
     }

@@ -7,10 +7,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use millpond::bus::read::find::TaskLocation;
+use millpond_api::tasks::TaskIdQuery;
 use serde_json::{Value, json};
 
 use super::asked::Asked;
-use super::filters::OneQuery;
 use super::{App, error};
 use crate::store::PURGED;
 
@@ -18,13 +18,13 @@ use crate::store::PURGED;
 type Why = (&'static str, String);
 
 /// Why a task has no result: one sentence.
-#[utoipa::path(get, path = "/why", tag = "read", params(OneQuery), responses((status = 200, description = "It", body = super::rows::Why,
+#[utoipa::path(get, path = "/why", tag = "read", params(TaskIdQuery), responses((status = 200, description = "It", body = super::rows::Why,
     example = json!({"id": "order-7", "state": "paused", "sentence": "queue default is paused; `millpond queue resume default` goes on"}))))]
-pub(super) async fn why(State(app): State<Arc<App>>, Asked((), asked): Asked<(), OneQuery>) -> Response {
-    let OneQuery { id, queue } = asked;
+pub(super) async fn why(State(app): State<Arc<App>>, Asked((), asked): Asked<(), TaskIdQuery>) -> Response {
+    let TaskIdQuery { id, queue } = asked;
     let stored = match app.store.task(&id, queue.as_deref()).await {
         Ok(stored) => stored.into_iter().next().and_then(|task| serde_json::to_value(task).ok()),
-        Err(fault) => return error(StatusCode::INTERNAL_SERVER_ERROR, &format!("the store cannot be read: {fault:#}")),
+        Err(fault) => return error(StatusCode::INTERNAL_SERVER_ERROR, &format!("the store cannot be read: {fault}")),
     };
     let (state, sentence) = match stored.as_ref().and_then(ended) {
         Some(why) => why,
@@ -112,7 +112,7 @@ async fn waits(app: &App, queue: &str, kind: &str, ahead: Option<u64>) -> Result
     if paused.iter().any(|q| q.queue == queue && q.paused) {
         return Ok(("paused", format!("queue {queue} is paused; `millpond queue resume {queue}` goes on")));
     }
-    let live: Vec<Value> = app.workers.rows().into_iter().filter(|w| w["state"] == "live").collect();
+    let live: Vec<Value> = app.workers.rows().iter().map(|row| json!(row)).filter(|w| w["state"] == "live").collect();
     let has = |w: &Value, field: &str, wanted: &str| w[field].as_array().is_some_and(|a| a.iter().any(|v| v == wanted));
     let serving: Vec<&Value> = live.iter().filter(|w| has(w, "queues", queue)).collect();
     if serving.is_empty() {

@@ -1,53 +1,66 @@
-//! The row of a root batch: a bitmap of the items that have a result, and the results. Merged under the store's one
-//! writer. A bit that is set wins over anything that is said of its item later, unless it was cancelled before.
+//! The row of a batch: a bitmap of the items that have a result, and the results. Merged under the store's one writer. An
+//! item whose bit is set keeps its result, whatever is reported of it later; a cancelled item never gets one.
 
 use std::collections::{BTreeMap, HashMap};
 
-use millpond::outcome::{ItemResult, Items, id_of};
+use millpond::outcome::{ItemResult, Items};
 use millpond::payload::PayloadRef;
+use millpond_api::tasks::TaskStatus;
 use serde_json::value::RawValue;
 
-use super::cancels::stored_job;
-use super::merge::{Ending, How, Rows, status_of};
-use super::sql::{Sql, Transaction};
-use super::{CANCELLED, DONE, PARTIAL};
+use super::error::{Result, to_json};
+use super::items::{has_bit, item_id};
+use super::job_names::stored_job;
+use super::pending_rows::{ItemEnd, PendingRows, ReceivedOutcome, status_of};
+use super::sql::{Row, Sql, Transaction};
 
-/// The id of an item: of a batch of one too, where [`id_of`] means the batch itself.
-pub(super) fn id_of_item(root: &str, items: Items, item: u32) -> String {
-    match id_of(root, Some(Items { of: items.of, from: item, len: 1 })) {
-        id if id == root => format!("{root}/{item}"),
-        id => id,
+/// The row of a batch as it is stored; without a row where nothing of the batch is stored yet.
+pub(super) struct StoredBatch {
+    row: Option<Row>,
+    bitmap: Vec<u8>,
+}
+
+impl StoredBatch {
+    /// Whether an item has a result.
+    pub(super) fn has(&self, item: u32) -> bool {
+        has_bit(&self.bitmap, item)
     }
 }
 
-/// The row of a root batch.
-#[derive(Default)]
-pub(super) struct Batch {
+/// A batch to which an outcome adds results.
+struct OpenBatch<'b> {
     bitmap: Vec<u8>,
-    results: Vec<Box<RawValue>>,
+    /// Null where an item has none, or it lies in the store of payloads.
+    results: Vec<&'b RawValue>,
     /// Where results lie that are not among these, by item.
     refs: BTreeMap<u32, PayloadRef>,
 }
 
-impl Batch {
-    pub(super) fn has(&self, item: u32) -> bool {
-        self.bitmap.get(item as usize / 8).is_some_and(|byte| byte & (1 << (item % 8)) != 0)
+impl<'b> OpenBatch<'b> {
+    fn new(stored: &'b StoredBatch, of: u32) -> Result<Self> {
+        let (mut results, mut refs) = (Vec::new(), None);
+        if let Some(row) = &stored.row {
+            results = row.optional_json("result")?.unwrap_or_default();
+            refs = row.optional_json("ref")?;
+        }
+        results.resize(of as usize, RawValue::NULL);
+        Ok(Self { bitmap: stored.bitmap.clone(), results, refs: refs.unwrap_or_default() })
     }
 
-    fn set(&mut self, item: u32, kept: ItemResult<'_>) {
+    fn set(&mut self, item: u32, kept: ItemResult<'b>) {
         if let (Some(byte), Some(place)) = (self.bitmap.get_mut(item as usize / 8), self.results.get_mut(item as usize))
         {
             *byte |= 1 << (item % 8);
             match kept {
-                ItemResult::Inline(result) => *place = result.to_owned(),
+                ItemResult::Inline(result) => *place = result,
                 ItemResult::Stored(at) => drop(self.refs.insert(item, at.clone())),
             }
         }
     }
+}
 
-    fn done(&self) -> u32 {
-        self.bitmap.iter().map(|byte| byte.count_ones()).sum()
-    }
+fn count(bitmap: &[u8]) -> u32 {
+    bitmap.iter().map(|byte| byte.count_ones()).sum()
 }
 
 /// The batch as stored so far. None when its id stands for something else that may not change any more: a task that
@@ -57,150 +70,150 @@ pub(super) async fn read_batch(
     queue: &str,
     root: &str,
     of: u32,
-) -> anyhow::Result<Option<Batch>> {
+) -> Result<Option<StoredBatch>> {
     let known = Sql::new("SELECT items, bitmap, result, ref, status FROM tasks WHERE queue = ? AND id = ?");
-    let found = transaction.rows(known.bind(queue).bind(root)).await?;
-    let mut batch = Batch::default();
-    if let Some(row) = found.first() {
-        match row.int("items") {
-            Some(items) if items == i64::from(of) => {
-                batch.bitmap = row.blob("bitmap").to_vec();
-                batch.results = serde_json::from_str(row.text("result").unwrap_or("[]"))?;
-                if let Some(refs) = row.text("ref") {
-                    batch.refs = serde_json::from_str(refs)?;
-                }
-            }
-            None if row.int("status").is_some_and(|status| status < DONE) => {}
+    let mut row = transaction.rows(known.bind(queue).bind(root)).await?.pop();
+    let mut bitmap = Vec::new();
+    if let Some(found) = &row {
+        match found.get::<Option<u32>>("items")? {
+            Some(items) if items == of => bitmap = found.get::<&[u8]>("bitmap")?.to_vec(),
+            // An item came first, or a dead letter of the batch as a whole: the batch takes the row's place.
+            None if found.get::<TaskStatus>("status")? < TaskStatus::Done => row = None,
             _ => return Ok(None),
         }
     }
-    batch.bitmap.resize((of as usize).div_ceil(8), 0);
-    batch.results.resize_with(of as usize, || RawValue::NULL.to_owned());
-    Ok(Some(batch))
+    bitmap.resize((of as usize).div_ceil(8), 0);
+    Ok(Some(StoredBatch { row, bitmap }))
 }
 
 /// Merges an outcome of some items into the row of their batch, and those that did not succeed into rows of their own.
 pub(super) async fn merge_items<'a>(
     transaction: &mut dyn Transaction,
-    rows: &mut Rows<'a>,
-    ending: &Ending<'a>,
+    rows: &mut PendingRows<'a>,
+    received: &ReceivedOutcome<'a>,
     items: Items,
-) -> anyhow::Result<()> {
-    // Rows of items that wait to be written must be seen by the look at those apart.
+) -> Result<()> {
+    // Items that have rows of their own are read below: rows that wait to be written must be among them.
     rows.flush(transaction).await?;
-    let (queue, root) = (ending.subject.queue.as_str(), ending.outcome.original_id());
-    // One record has ended all of its job: no row is made or changed any more.
-    if rows.is_cancelled(ending.subject.job.as_deref(), root, ending.outcome.published_ms) {
+    let (queue, root) = (received.subject.queue.as_str(), received.outcome.original_id());
+    // One record has cancelled all of its job: no row is made or changed any more.
+    if rows.is_cancelled(received.subject.job.as_deref(), root, received.outcome.published_ms) {
         return Ok(());
     }
-    let Some(mut batch) = read_batch(transaction, queue, root, items.of).await? else {
+    let Some(stored) = read_batch(transaction, queue, root, items.of).await? else {
         tracing::warn!(task_id = root, queue, "an id was used for two tasks or batches; the later one changes nothing");
         return Ok(());
     };
-    // Most batches have none: then no id is asked for.
+    let mut batch = OpenBatch::new(&stored, items.of)?;
+    // Most batches have none: then no item's id is made.
     let apart = items_apart(transaction, queue, root).await?;
-    let mut finished: Vec<String> = Vec::new();
-    for (item, end) in ending.outcome.ends() {
+    let mut finished: Vec<(u32, String)> = Vec::new();
+    for (item, end) in received.outcome.ends().filter(|(item, _)| !stored.has(*item)) {
         match end {
-            Ok(kept) if !batch.has(item) => {
-                let id = (!apart.is_empty()).then(|| id_of_item(root, items, item));
+            Ok(kept) => {
+                let id = (!apart.is_empty()).then(|| item_id(root, items, item));
                 let known = id.as_ref().and_then(|id| apart.get(id)).copied();
-                if known != Some(CANCELLED) {
+                if known != Some(TaskStatus::Cancelled) {
                     batch.set(item, kept);
-                    finished.extend(id.filter(|_| known.is_some_and(|status| status < DONE)));
+                    finished.extend(
+                        id.filter(|_| known.is_some_and(|status| status < TaskStatus::Done)).map(|id| (item, id)),
+                    );
                 }
             }
-            Err(not_done) if !batch.has(item) => {
+            Err(not_done) => {
                 if let Some(status) = status_of(not_done.end) {
-                    let id = id_of_item(root, items, item);
-                    let index = ending.outcome.index.map(|i| i + u64::from(item - items.from));
-                    let how = How { status, kept: None, failure: not_done.failure.as_ref() };
-                    rows.push(ending, id, index, Some(root), how);
+                    let id = item_id(root, items, item);
+                    let index = received.outcome.index.map(|i| i + u64::from(item - items.from));
+                    let end = ItemEnd { status, result: None, failure: not_done.failure.as_ref() };
+                    rows.add_end(received, id, index, Some(root), end);
                 }
             }
-            Ok(_) | Err(_) => {}
         }
     }
-    write_batch(transaction, ending, items, &batch).await?;
-    finish_items(transaction, ending, &finished, &batch).await?;
-    rows.flush(transaction).await?;
-    Ok(())
+    // A row with as many results as before stays as it is: its results are not written again.
+    if stored.row.is_none() || count(&batch.bitmap) > count(&stored.bitmap) {
+        write_batch(transaction, received, items, &batch).await?;
+    }
+    finish_items(transaction, received, &finished, &batch).await?;
+    rows.flush(transaction).await
 }
 
-/// The items that have a row of their own, because they did not succeed at first, and its status.
-async fn items_apart(transaction: &mut dyn Transaction, queue: &str, root: &str) -> sqlx::Result<HashMap<String, i64>> {
+/// The items that have a row of their own, because they did not succeed at first, with its status.
+async fn items_apart(
+    transaction: &mut dyn Transaction,
+    queue: &str,
+    root: &str,
+) -> Result<HashMap<String, TaskStatus>> {
     let items = Sql::new("SELECT id, status FROM tasks WHERE queue = ? AND root = ?");
     let rows = transaction.rows(items.bind(queue).bind(root)).await?;
-    Ok(rows.iter().map(|row| (row.string("id"), row.int("status").unwrap_or(0))).collect())
+    rows.iter().map(|row| Ok((row.get("id")?, row.get("status")?))).collect()
 }
 
 async fn write_batch(
     transaction: &mut dyn Transaction,
-    ending: &Ending<'_>,
+    received: &ReceivedOutcome<'_>,
     items: Items,
-    batch: &Batch,
-) -> anyhow::Result<()> {
-    let outcome = ending.outcome;
-    let done = batch.done();
-    let status = if done == items.of { DONE } else { PARTIAL };
+    batch: &OpenBatch<'_>,
+) -> Result<()> {
+    let outcome = received.outcome;
+    let done = count(&batch.bitmap);
     let first_index = outcome.index.and_then(|i| i64::try_from(i).ok()).map(|i| i - i64::from(items.from));
-    let refs = (!batch.refs.is_empty()).then(|| serde_json::to_string(&batch.refs)).transpose()?;
+    let refs = (!batch.refs.is_empty()).then(|| to_json("ref", &batch.refs)).transpose()?;
     let write = Sql::new(
         "INSERT INTO tasks (queue, id, kind, job, idx, items, done, bitmap, status, attempt, result, ref,
-            worker, published_ms, started_ms, ended_ms, stored_ms, trace, next) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+            worker, published_ms, started_ms, ended_ms, stored_ms, trace, continuation) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
          ON CONFLICT (queue, id) DO UPDATE SET
             items = excluded.items, done = excluded.done, bitmap = excluded.bitmap, status = excluded.status,
             attempt = CASE WHEN tasks.attempt > excluded.attempt THEN tasks.attempt ELSE excluded.attempt END,
             result = excluded.result, ref = excluded.ref, worker = excluded.worker,
             started_ms = CASE WHEN tasks.started_ms < excluded.started_ms THEN tasks.started_ms ELSE excluded.started_ms END,
             ended_ms = excluded.ended_ms, stored_ms = excluded.stored_ms, trace = coalesce(tasks.trace, excluded.trace),
-            next = coalesce(tasks.next, excluded.next)
+            continuation = coalesce(tasks.continuation, excluded.continuation)
          WHERE tasks.done < excluded.done OR tasks.items IS NULL",
     )
-    .bind(&ending.subject.queue)
+    .bind(&received.subject.queue)
     .bind(outcome.original_id())
-    .bind(&ending.subject.kind)
-    .bind(ending.subject.job.as_deref().map(|job| stored_job(job, outcome.original_id())))
+    .bind(&received.subject.kind)
+    .bind(received.subject.job.as_deref().map(|job| stored_job(job, outcome.original_id())))
     .bind(first_index)
     .bind(items.of)
     .bind(done)
     .bind(batch.bitmap.as_slice())
-    .bind(status)
+    .bind(if done == items.of { TaskStatus::Done } else { TaskStatus::Partial })
     .bind(outcome.attempt)
-    .bind(serde_json::to_string(&batch.results)?)
+    .bind(to_json("result", &batch.results)?)
     .bind(refs)
-    .bind(ending.worker)
+    .bind(received.worker)
     .bind(outcome.published_ms)
     .bind(outcome.started_ms)
     .bind(outcome.ended_ms)
-    .bind(ending.stored_ms)
+    .bind(received.stored_ms)
     .bind(outcome.trace.as_deref())
     .bind(outcome.then.as_deref());
     transaction.run(write).await?;
     Ok(())
 }
 
-/// Items that had a row of their own and now have a result.
+/// Marks items that had a row of their own, and that have a result now.
 async fn finish_items(
     transaction: &mut dyn Transaction,
-    ending: &Ending<'_>,
-    finished: &[String],
-    batch: &Batch,
-) -> sqlx::Result<()> {
-    let queue = &ending.subject.queue;
-    for id in finished {
-        let item = id.rsplit('/').next().and_then(|i| i.parse::<u32>().ok());
-        let stored = item.and_then(|i| batch.refs.get(&i)).map(PayloadRef::to_json);
-        let result = item.and_then(|i| batch.results.get(i as usize)).map(|r| r.get()).filter(|_| stored.is_none());
+    received: &ReceivedOutcome<'_>,
+    finished: &[(u32, String)],
+    batch: &OpenBatch<'_>,
+) -> Result<()> {
+    for (item, id) in finished {
+        let stored = batch.refs.get(item).map(PayloadRef::to_json);
+        let result = batch.results.get(*item as usize).map(|result| result.get()).filter(|_| stored.is_none());
         let finish = Sql::new(
             "UPDATE tasks SET status = ?, done = 1, result = ?, ref = ?,
                 attempt = CASE WHEN attempt > ? THEN attempt ELSE ? END, worker = ?, started_ms = ?, ended_ms = ?,
                 stored_ms = ? WHERE queue = ? AND id = ? AND status < 3",
         );
-        let attempt = ending.outcome.attempt;
-        let finish = finish.bind(DONE).bind(result).bind(stored).bind(attempt).bind(attempt).bind(ending.worker);
-        let finish = finish.bind(ending.outcome.started_ms).bind(ending.outcome.ended_ms).bind(ending.stored_ms);
-        transaction.run(finish.bind(queue).bind(id)).await?;
+        let attempt = received.outcome.attempt;
+        let finish =
+            finish.bind(TaskStatus::Done).bind(result).bind(stored).bind(attempt).bind(attempt).bind(received.worker);
+        let finish = finish.bind(received.outcome.started_ms).bind(received.outcome.ended_ms).bind(received.stored_ms);
+        transaction.run(finish.bind(&received.subject.queue).bind(id)).await?;
     }
     Ok(())
 }

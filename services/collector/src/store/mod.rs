@@ -1,24 +1,33 @@
-//! The store: what ended, for good. `merge` takes what ended, `read` and `jobs` answer the API, `keep` forgets what is old.
-//! `sql` is what is asked of the database, `sqlite` and `postgres` are the two; all else is written once.
+//! The store: what ended, for good. `merge` adds what ended, `tasks`, `jobs` and `dead_letters` answer the API, `retention`
+//! deletes what is old. `sql` is what the store needs of a database, which `sqlite` and `postgres` are; all else is written
+//! once for both.
 
 mod batch;
-mod cancels;
+mod cancelled_jobs;
+mod continuations;
+mod dead_letters;
+mod error;
+mod items;
+mod job_names;
+mod job_results;
 mod jobs;
-mod keep;
 mod latency;
-mod letters;
+mod list;
 mod merge;
 mod migrations;
+mod pending_rows;
 mod postgres;
-mod read;
-mod reconcile;
+mod replays;
+mod retention;
+mod rows;
 mod series;
-mod shown;
 mod sql;
 mod sqlite;
+mod status;
+mod tasks;
 #[cfg(test)]
 mod tests;
-mod thens;
+mod unended;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -28,30 +37,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use millpond::job::{JobRecord, JobState};
 
-use cancels::{JobCancels, job_key};
+use cancelled_jobs::CancelledJobs;
+use continuations::{ContinuationSignal, store_continuation};
+use error::{Result, saturated, to_json};
+use job_names::job_key;
 use sql::{Database, Sql};
 
-pub(crate) use jobs::{JobFilter, Place};
-pub(crate) use keep::Keep;
-pub(crate) use letters::{Again, Letter};
-pub(crate) use read::{Cursor, Page, Rows, TaskFilter};
-pub(crate) use reconcile::{PURGED, Standing, Unended};
-pub(crate) use series::{Ended, STEP_MS, Sample, Step};
-pub(crate) use shown::Shown;
+pub(crate) use error::StoreError;
+pub(crate) use job_results::ResultCursor;
+pub(crate) use list::{ListCursor, Page};
+pub(crate) use replays::PlannedReplay;
+pub(crate) use retention::Retention;
+pub(crate) use series::{EndedPerStep, QueueSample, STEP_MS};
+pub(crate) use unended::{JobProgress, PURGED, UnendedTask};
 
-/// A batch with items that have not ended.
-const PARTIAL: i64 = 0;
-/// Failed; a later attempt waits.
-const RETRYING: i64 = 1;
-/// A dead letter waits for a person.
-const DEAD: i64 = 2;
-/// It has a result; never changes.
-const DONE: i64 = 3;
-/// It was cancelled; never changes.
-const CANCELLED: i64 = 4;
-
-/// Names of the statuses, by number.
-pub(crate) const STATUS_NAMES: [&str; 5] = ["partial", "retrying", "dead", "done", "cancelled"];
+/// Stands for the worker of a task that never ran.
+const NO_WORKER: &str = "-";
 
 /// Where the store is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +66,7 @@ pub enum StoreAt {
 impl FromStr for StoreAt {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
         match text.split_once("://") {
             Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(text.to_owned())),
             Some(("sqlite", path)) => Ok(Self::File(path.into())),
@@ -121,8 +122,8 @@ impl Versions {
 #[derive(Clone)]
 pub(crate) struct Store {
     db: Arc<dyn Database>,
-    cancelled: JobCancels,
-    watch: Arc<thens::Watch>,
+    cancelled: CancelledJobs,
+    continuations: Arc<ContinuationSignal>,
     pub(crate) versions: Arc<Versions>,
 }
 
@@ -133,9 +134,9 @@ impl Store {
             StoreAt::File(path) => Arc::new(sqlite::SqliteDatabase::open(path).await?),
             StoreAt::Postgres(url) => Arc::new(postgres::PostgresDatabase::open(url).await?),
         };
-        let cancelled = JobCancels::default();
+        let cancelled = CancelledJobs::default();
         cancelled.refresh(&*db).await?;
-        Ok(Self { db, cancelled, watch: Arc::default(), versions: Arc::default() })
+        Ok(Self { db, cancelled, continuations: Arc::default(), versions: Arc::default() })
     }
 
     /// `sqlite` or `postgres`.
@@ -156,12 +157,12 @@ impl Store {
                 tracing::warn!(%error, "cancelled jobs cannot be read from the store; the next change reads them");
             }
             self.versions.all();
-            self.watch.job_written();
+            self.continuations.job_written();
         }
     }
 
-    /// Keeps the record of a job; `told_ms`: when the bus stored it; an older one changes nothing.
-    pub(crate) async fn put_job(&self, record: &JobRecord, told_ms: i64) -> anyhow::Result<()> {
+    /// Stores the record of a job; `recorded_ms`: when the bus stored it. An older record changes nothing.
+    pub(crate) async fn put_job(&self, record: &JobRecord, recorded_ms: i64) -> Result<()> {
         let job = job_key(&record.job, record.epoch);
         let state = match record.state {
             JobState::Open => "open",
@@ -169,34 +170,34 @@ impl Store {
             JobState::Cancelled => "cancelled",
         };
         let mut transaction = self.db.begin().await?;
-        // The list of jobs is read from there. First, so that the record finds it, whoever makes it.
+        // The list of jobs is read from job_counts. This row is made first, so that the triggers of the record find it.
         let listed = Sql::new(
             "INSERT INTO job_counts (job, queue, kind, created_ms) VALUES (?, ?, ?, ?) ON CONFLICT (job) DO NOTHING",
         );
         let listed = listed.bind(&*job).bind(&record.queue).bind(&record.kind).bind(record.created_ms);
         transaction.run(listed).await?;
         let put = Sql::new(
-            "INSERT INTO jobs (job, record, created_ms, state, total, heartbeat_ms, told_ms) VALUES (?, ?, ?, ?, ?, ?, ?)
+            "INSERT INTO jobs (job, record, created_ms, state, total, heartbeat_ms, recorded_ms) VALUES (?, ?, ?, ?, ?, ?, ?)
              ON CONFLICT (job) DO UPDATE SET record = excluded.record, created_ms = excluded.created_ms,
                 state = excluded.state, total = excluded.total, heartbeat_ms = excluded.heartbeat_ms,
-                told_ms = excluded.told_ms
-             WHERE excluded.told_ms >= jobs.told_ms",
+                recorded_ms = excluded.recorded_ms
+             WHERE excluded.recorded_ms >= jobs.recorded_ms",
         );
-        let put = put.bind(&*job).bind(serde_json::to_string(record)?).bind(record.created_ms).bind(state);
-        let put = put.bind(record.total.and_then(|n| i64::try_from(n).ok())).bind(record.heartbeat_ms);
-        transaction.run(put.bind(told_ms)).await?;
-        let noted = thens::note(&mut *transaction, record).await?;
+        let put = put.bind(&*job).bind(to_json("record", record)?).bind(record.created_ms).bind(state);
+        let put = put.bind(record.total.map(saturated)).bind(record.heartbeat_ms);
+        transaction.run(put.bind(recorded_ms)).await?;
+        let has_continuation = store_continuation(&mut *transaction, record).await?;
         transaction.commit().await?;
         self.versions.jobs.fetch_add(1, Ordering::Relaxed);
-        if noted {
-            self.watch.job_written();
+        if has_continuation {
+            self.continuations.job_written();
         }
         Ok(())
     }
 
     /// Bytes that it takes, without what is free inside.
-    pub(crate) async fn bytes(&self) -> anyhow::Result<u64> {
-        Ok(self.db.bytes().await?)
+    pub(crate) async fn bytes(&self) -> Result<u64> {
+        self.db.bytes().await
     }
 
     /// Closes it.

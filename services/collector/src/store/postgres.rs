@@ -13,8 +13,9 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgListener, PgPool, PgPoolOp
 use sqlx::{AssertSqlSafe, Column, ConnectOptions, Row as _, TypeInfo};
 use tokio::sync::Mutex;
 
+use super::error::Result;
 use super::migrations::{PostgresMigrations, migrator};
-use super::sql::{Database, Insert, Row, Sql, Transaction, Type, Value};
+use super::sql::{Cell, Database, Insert, Row, Sql, Transaction, Type, Value};
 
 /// Connections at once: one writes, the others read.
 const CONNECTIONS_MAX: u32 = 8;
@@ -38,7 +39,7 @@ const SAMPLE_ROWS: u64 = 10_000;
 const TABLES: [(&str, &str, u64); 3] = [
     ("tasks", "coalesce(pg_column_size(result), 0) + coalesce(pg_column_size(bitmap), 0)", 600),
     ("attempts", "coalesce(pg_column_size(failure), 0)", 300),
-    ("dead", "pg_column_size(payload) + pg_column_size(evidence) + pg_column_size(headers)", 200),
+    ("dead_letters", "pg_column_size(payload) + pg_column_size(evidence) + pg_column_size(headers)", 200),
 ];
 
 /// The database.
@@ -104,15 +105,16 @@ fn rows(found: &[PgRow]) -> sqlx::Result<Vec<Row>> {
     let mut names: Option<Arc<[Box<str>]>> = None;
     let row = |row: &PgRow| {
         let names = names.get_or_insert_with(|| row.columns().iter().map(|c| c.name().into()).collect());
-        let values = row.columns().iter().enumerate().map(|(at, column)| {
-            Ok(match column.type_info().name() {
-                "TEXT" => Value::Text(row.try_get::<Option<String>, _>(at)?.map(Cow::Owned)),
-                "BYTEA" => Value::Blob(row.try_get::<Option<Vec<u8>>, _>(at)?.map(Cow::Owned)),
-                "INT4" => Value::Int(row.try_get::<Option<i32>, _>(at)?.map(i64::from)),
-                _ => Value::Int(row.try_get::<Option<i64>, _>(at)?),
-            })
+        let cells = row.columns().iter().enumerate().map(|(at, column)| {
+            let cell = match column.type_info().name() {
+                "TEXT" => row.try_get::<Option<String>, _>(at)?.map(Cell::Text),
+                "BYTEA" => row.try_get::<Option<Vec<u8>>, _>(at)?.map(Cell::Blob),
+                "INT4" => row.try_get::<Option<i32>, _>(at)?.map(|n| Cell::Int(n.into())),
+                _ => row.try_get::<Option<i64>, _>(at)?.map(Cell::Int),
+            };
+            Ok(cell.unwrap_or(Cell::Null))
         });
-        Ok(Row { names: names.clone(), values: values.collect::<sqlx::Result<_>>()? })
+        Ok(Row { names: names.clone(), cells: cells.collect::<sqlx::Result<_>>()? })
     };
     found.iter().map(row).collect()
 }
@@ -122,17 +124,17 @@ impl Database for PostgresDatabase {
         "postgres"
     }
 
-    fn read<'a>(&'a self, sql: Sql<'a>) -> BoxFuture<'a, sqlx::Result<Vec<Row>>> {
-        Box::pin(async move { rows(&query(sql).fetch_all(&self.pool).await?) })
+    fn read<'a>(&'a self, sql: Sql<'a>) -> BoxFuture<'a, Result<Vec<Row>>> {
+        Box::pin(async move { Ok(rows(&query(sql).fetch_all(&self.pool).await?)?) })
     }
 
     fn read_while<'a>(
         &'a self,
         sql: Sql<'a>,
-        more: &'a mut (dyn FnMut(Row) -> bool + Send),
-    ) -> BoxFuture<'a, sqlx::Result<()>> {
+        more: &'a mut (dyn FnMut(Row) -> Result<bool> + Send),
+    ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            // A cursor: what is not wanted any more is never sent.
+            // A cursor: rows that nobody wants any more are never sent.
             let mut transaction = self.pool.begin().await?;
             let declared = Sql { text: format!("DECLARE page NO SCROLL CURSOR FOR {}", sql.text).into(), ..sql };
             query(declared).execute(&mut *transaction).await?;
@@ -140,14 +142,19 @@ impl Database for PostgresDatabase {
                 let fetch = sqlx::query(AssertSqlSafe(format!("FETCH {FETCH_ROWS} FROM page"))).persistent(false);
                 let some = rows(&fetch.fetch_all(&mut *transaction).await?)?;
                 let last = some.len() < FETCH_ROWS;
-                if !some.into_iter().all(&mut *more) || last {
-                    return transaction.rollback().await;
+                for row in some {
+                    if !more(row)? {
+                        return Ok(transaction.rollback().await?);
+                    }
+                }
+                if last {
+                    return Ok(transaction.rollback().await?);
                 }
             }
         })
     }
 
-    fn begin(&self) -> BoxFuture<'_, sqlx::Result<Box<dyn Transaction>>> {
+    fn begin(&self) -> BoxFuture<'_, Result<Box<dyn Transaction>>> {
         Box::pin(async move {
             let mut transaction = self.pool.begin().await?;
             query(Sql::new("SELECT pg_advisory_xact_lock(?)").bind(WRITER_LOCK)).execute(&mut *transaction).await?;
@@ -167,7 +174,7 @@ impl Database for PostgresDatabase {
         sql.push(" AND tasks.error IS NOT NULL AND tasks.error ILIKE ?", pattern);
     }
 
-    fn bytes(&self) -> BoxFuture<'_, sqlx::Result<u64>> {
+    fn bytes(&self) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move {
             // A file does not shrink when rows go, it keeps room for others: what is live is reckoned from a sample of rows.
             let mut bytes = 0;
@@ -176,23 +183,25 @@ impl Database for PostgresDatabase {
                     "SELECT n_live_tup AS number, pg_total_relation_size(relid) AS bytes FROM pg_stat_user_tables
                      WHERE relname = '{table}'"
                 );
+                // A table that the server's statistics do not have yet is empty.
                 let found = self.read(Sql::new(rows)).await?;
-                let count = |name: &str| found.first().map_or(0, |row| row.count(name));
-                let percent = (SAMPLE_ROWS * 100).div_ceil(count("number").max(1)).min(100);
+                let Some(row) = found.first() else { continue };
+                let (number, total): (u64, u64) = (row.get("number")?, row.get("bytes")?);
+                let percent = (SAMPLE_ROWS * 100).div_ceil(number.max(1)).min(100);
                 let width = format!(
                     "SELECT CAST(coalesce(avg({wide}), 0) AS BIGINT) AS bytes FROM {table} TABLESAMPLE SYSTEM ({percent})"
                 );
-                let width = self.read(Sql::new(width)).await?.first().map_or(0, |row| row.count("bytes"));
-                bytes += count("bytes").min(count("number") * (width + narrow));
+                let width: u64 = self.read(Sql::new(width)).await?.first().map_or(Ok(0), |row| row.get("bytes"))?;
+                bytes += total.min(number * (width + narrow));
             }
             Ok(bytes)
         })
     }
 
-    fn vacuum(&self) -> BoxFuture<'_, sqlx::Result<bool>> {
+    fn vacuum(&self) -> BoxFuture<'_, Result<bool>> {
         // The server's autovacuum does it; it is told how many rows there are now.
         Box::pin(async move {
-            for table in ["tasks", "attempts", "dead"] {
+            for table in ["tasks", "attempts", "dead_letters"] {
                 sqlx::query(AssertSqlSafe(format!("ANALYZE {table}"))).execute(&self.pool).await?;
             }
             Ok(false)
@@ -273,15 +282,15 @@ fn text_of(value: Option<&Value<'_>>) -> Option<String> {
 }
 
 impl Transaction for PostgresTransaction {
-    fn run<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, sqlx::Result<u64>> {
+    fn run<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, Result<u64>> {
         Box::pin(async move { Ok(query(sql).execute(&mut *self.0).await?.rows_affected()) })
     }
 
-    fn rows<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, sqlx::Result<Vec<Row>>> {
-        Box::pin(async move { rows(&query(sql).fetch_all(&mut *self.0).await?) })
+    fn rows<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, Result<Vec<Row>>> {
+        Box::pin(async move { Ok(rows(&query(sql).fetch_all(&mut *self.0).await?)?) })
     }
 
-    fn insert<'a>(&'a mut self, insert: Insert<'a>) -> BoxFuture<'a, sqlx::Result<u64>> {
+    fn insert<'a>(&'a mut self, insert: Insert<'a>) -> BoxFuture<'a, Result<u64>> {
         Box::pin(async move {
             let names: Vec<&str> = insert.columns.iter().map(|(name, _)| *name).collect();
             let arrays: Vec<String> = insert
@@ -298,7 +307,7 @@ impl Transaction for PostgresTransaction {
                 insert.table,
                 names.join(","),
                 arrays.join(","),
-                insert.then
+                insert.on_conflict
             );
             let (mut changed, mut start, mut keys) = (0, 0, HashSet::new());
             for (at, row) in insert.rows.iter().enumerate() {
@@ -315,11 +324,11 @@ impl Transaction for PostgresTransaction {
         })
     }
 
-    fn commit(mut self: Box<Self>) -> BoxFuture<'static, sqlx::Result<()>> {
+    fn commit(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
         Box::pin(async move {
             // Heard by all with the commit, by this collector too.
             sqlx::query(AssertSqlSafe(format!("NOTIFY {CHANNEL}"))).execute(&mut *self.0).await?;
-            self.0.commit().await
+            Ok(self.0.commit().await?)
         })
     }
 }

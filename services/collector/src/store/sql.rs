@@ -1,12 +1,15 @@
-//! What the store asks of a database: a small trait that SQLite and Postgres implement. Statements are written once, in
-//! what both understand, with `?` for each value; everything that differs is behind the trait. No tables here.
+//! What the store needs of a database: a small trait that SQLite and Postgres implement. Statements are written once, in
+//! the SQL that both understand, with `?` for each value; everything that differs is behind the trait. No tables here.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use serde::Deserialize;
 
-/// A value, of a type even where it is null: Postgres asks for it.
+use super::error::{Result, StoreError};
+
+/// A value that is bound. It has a type even where it is null, because Postgres wants one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Value<'a> {
     Int(Option<i64>),
@@ -131,7 +134,7 @@ pub(super) struct Insert<'a> {
     pub(super) key: &'static [usize],
     pub(super) rows: Vec<Vec<Value<'a>>>,
     /// What follows the values: `ON CONFLICT …`.
-    pub(super) then: &'static str,
+    pub(super) on_conflict: &'static str,
 }
 
 /// The type of a column.
@@ -141,51 +144,126 @@ pub(super) enum Type {
     Text,
 }
 
+/// A column of a row that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Cell {
+    Null,
+    Int(i64),
+    Text(String),
+    Blob(Vec<u8>),
+}
+
 /// A row that was read.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
     pub(super) names: Arc<[Box<str>]>,
-    pub(super) values: Vec<Value<'static>>,
+    pub(super) cells: Vec<Cell>,
 }
 
 impl Row {
-    fn get(&self, name: &str) -> Option<&Value<'static>> {
-        let at = self.names.iter().position(|known| **known == *name)?;
-        self.values.get(at)
+    /// The value of a column. `Option` where it may be null; a number that does not fit the type is an error too.
+    pub(super) fn get<'r, T: FromCell<'r>>(&'r self, column: &'static str) -> Result<T> {
+        let cell = self.names.iter().position(|name| **name == *column).and_then(|at| self.cells.get(at));
+        let found = match cell {
+            Some(cell) => match T::from_cell(cell) {
+                Some(value) => return Ok(value),
+                None => cell.type_name(),
+            },
+            None => "nothing",
+        };
+        Err(StoreError::Column { column, wanted: T::WANTED, found })
     }
 
-    /// A column of whole numbers; none when it is null.
-    pub(super) fn int(&self, name: &str) -> Option<i64> {
-        match self.get(name)? {
-            Value::Int(n) => *n,
+    /// A column of JSON.
+    pub(super) fn json<'r, T: Deserialize<'r>>(&'r self, column: &'static str) -> Result<T> {
+        from_json(column, self.get(column)?)
+    }
+
+    /// A column of JSON that may be null.
+    pub(super) fn optional_json<'r, T: Deserialize<'r>>(&'r self, column: &'static str) -> Result<Option<T>> {
+        self.get::<Option<&str>>(column)?.map(|text| from_json(column, text)).transpose()
+    }
+}
+
+fn from_json<'r, T: Deserialize<'r>>(column: &'static str, text: &'r str) -> Result<T> {
+    serde_json::from_str(text).map_err(|reason| StoreError::Json { column, reason })
+}
+
+impl Cell {
+    fn type_name(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Int(_) => "another number",
+            Self::Text(_) => "text",
+            Self::Blob(_) => "bytes",
+        }
+    }
+}
+
+/// A type that a column is read as.
+pub(super) trait FromCell<'r>: Sized {
+    /// What the column must hold.
+    const WANTED: &'static str;
+
+    /// The value; none when the column holds something else.
+    fn from_cell(cell: &'r Cell) -> Option<Self>;
+}
+
+macro_rules! whole_number {
+    ($($number:ty)*) => {$(
+        impl FromCell<'_> for $number {
+            const WANTED: &'static str = stringify!($number);
+
+            fn from_cell(cell: &Cell) -> Option<Self> {
+                if let Cell::Int(n) = cell { Self::try_from(*n).ok() } else { None }
+            }
+        }
+    )*};
+}
+
+whole_number!(i64 u64 u32);
+
+impl FromCell<'_> for bool {
+    const WANTED: &'static str = "0 or 1";
+
+    fn from_cell(cell: &Cell) -> Option<Self> {
+        match cell {
+            Cell::Int(0) => Some(false),
+            Cell::Int(1) => Some(true),
             _ => None,
         }
     }
+}
 
-    /// The same, counted from 0.
-    pub(super) fn count(&self, name: &str) -> u64 {
-        self.int(name).and_then(|n| u64::try_from(n).ok()).unwrap_or(0)
+impl<'r> FromCell<'r> for &'r str {
+    const WANTED: &'static str = "text";
+
+    fn from_cell(cell: &'r Cell) -> Option<Self> {
+        if let Cell::Text(text) = cell { Some(text) } else { None }
     }
+}
 
-    /// A column of text; none when it is null.
-    pub(super) fn text(&self, name: &str) -> Option<&str> {
-        match self.get(name)? {
-            Value::Text(text) => text.as_deref(),
-            _ => None,
-        }
+impl<'r> FromCell<'r> for String {
+    const WANTED: &'static str = "text";
+
+    fn from_cell(cell: &'r Cell) -> Option<Self> {
+        <&str>::from_cell(cell).map(str::to_owned)
     }
+}
 
-    /// The same; empty when it is null.
-    pub(super) fn string(&self, name: &str) -> String {
-        self.text(name).unwrap_or_default().to_owned()
+impl<'r> FromCell<'r> for &'r [u8] {
+    const WANTED: &'static str = "bytes";
+
+    fn from_cell(cell: &'r Cell) -> Option<Self> {
+        if let Cell::Blob(bytes) = cell { Some(bytes) } else { None }
     }
+}
 
-    /// A column of bytes; empty when it is null.
-    pub(super) fn blob(&self, name: &str) -> &[u8] {
-        match self.get(name) {
-            Some(Value::Blob(Some(bytes))) => bytes,
-            _ => &[],
-        }
+impl<'r, T: FromCell<'r>> FromCell<'r> for Option<T> {
+    const WANTED: &'static str = T::WANTED;
+
+    fn from_cell(cell: &'r Cell) -> Option<Self> {
+        if *cell == Cell::Null { Some(None) } else { T::from_cell(cell).map(Some) }
     }
 }
 
@@ -195,28 +273,28 @@ pub(super) trait Database: Send + Sync {
     fn kind(&self) -> &'static str;
 
     /// The rows of a statement that reads, on a connection of its own.
-    fn read<'a>(&'a self, sql: Sql<'a>) -> BoxFuture<'a, sqlx::Result<Vec<Row>>>;
+    fn read<'a>(&'a self, sql: Sql<'a>) -> BoxFuture<'a, Result<Vec<Row>>>;
 
-    /// The same row by row until `more` says that it is enough; what is left is not fetched.
+    /// Reads row by row until `more` returns false; the rows behind that one are not fetched.
     fn read_while<'a>(
         &'a self,
         sql: Sql<'a>,
-        more: &'a mut (dyn FnMut(Row) -> bool + Send),
-    ) -> BoxFuture<'a, sqlx::Result<()>>;
+        more: &'a mut (dyn FnMut(Row) -> Result<bool> + Send),
+    ) -> BoxFuture<'a, Result<()>>;
 
-    /// A transaction that writes. One at a time, also over several collectors: each sees all before it.
-    fn begin(&self) -> BoxFuture<'_, sqlx::Result<Box<dyn Transaction>>>;
+    /// A transaction that writes. One runs at a time, also among several collectors, so that each sees all before it.
+    fn begin(&self) -> BoxFuture<'_, Result<Box<dyn Transaction>>>;
 
-    /// The condition on `tasks` that the text of its error contains this, whatever the case.
+    /// Adds the condition on `tasks` that its error contains this text, in small or capital letters.
     fn error_contains(&self, sql: &mut Sql<'_>, text: &str);
 
-    /// Bytes that it takes, without what is free inside.
-    fn bytes(&self) -> BoxFuture<'_, sqlx::Result<u64>>;
+    /// Bytes that the database takes, without the space that is free inside its files.
+    fn bytes(&self) -> BoxFuture<'_, Result<u64>>;
 
-    /// Gives back to the system what is free, a little at a time, between transactions. True when there is more.
-    fn vacuum(&self) -> BoxFuture<'_, sqlx::Result<bool>>;
+    /// Gives some free space back to the file system, between two transactions. True when there is more of it.
+    fn vacuum(&self) -> BoxFuture<'_, Result<bool>>;
 
-    /// Waits until another collector has changed something that this one keeps in memory; for ever where there is none.
+    /// Waits until another collector has committed a change; for ever where there can be no other collector.
     fn changed_elsewhere(&self) -> BoxFuture<'_, ()>;
 
     /// Closes its connections.
@@ -226,14 +304,14 @@ pub(super) trait Database: Send + Sync {
 /// A transaction. Dropped without [`commit`](Transaction::commit) it changes nothing.
 pub(super) trait Transaction: Send {
     /// Runs a statement; how many rows it changed.
-    fn run<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, sqlx::Result<u64>>;
+    fn run<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, Result<u64>>;
 
     /// The rows of a statement.
-    fn rows<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, sqlx::Result<Vec<Row>>>;
+    fn rows<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, Result<Vec<Row>>>;
 
     /// Writes rows; how many were changed.
-    fn insert<'a>(&'a mut self, insert: Insert<'a>) -> BoxFuture<'a, sqlx::Result<u64>>;
+    fn insert<'a>(&'a mut self, insert: Insert<'a>) -> BoxFuture<'a, Result<u64>>;
 
-    /// Makes it last.
-    fn commit(self: Box<Self>) -> BoxFuture<'static, sqlx::Result<()>>;
+    /// Commits.
+    fn commit(self: Box<Self>) -> BoxFuture<'static, Result<()>>;
 }

@@ -16,8 +16,9 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, Column, ConnectOptions, Row as _, Sqlite, TypeInfo, ValueRef};
 
+use super::error::Result;
 use super::migrations::{SqliteMigrations, migrator};
-use super::sql::{Database, Insert, Row, Sql, Transaction, Value};
+use super::sql::{Cell, Database, Insert, Row, Sql, Transaction, Value};
 
 /// Connections that read at once.
 const READERS_MAX: u32 = 4;
@@ -96,19 +97,22 @@ fn query(sql: Sql<'_>) -> Query<'static> {
     sql.values.into_iter().fold(sqlx::query(AssertSqlSafe(sql.text.into_owned())), bound)
 }
 
-/// As our own; `names` are those of the row before, which are mostly the same.
+/// One row; `names` are those of the row before, which are mostly the same.
 fn row(found: &SqliteRow, names: &mut Option<Arc<[Box<str>]>>) -> sqlx::Result<Row> {
     let names = names.get_or_insert_with(|| found.columns().iter().map(|c| c.name().into()).collect());
-    let values = (0..found.len()).map(|at| {
+    let cell = |at| {
         let raw = found.try_get_raw(at)?;
-        let name = raw.type_info().name().to_owned();
-        Ok(match name.as_str() {
-            "TEXT" => Value::Text(found.try_get::<Option<String>, _>(at)?.map(Cow::Owned)),
-            "BLOB" => Value::Blob(found.try_get::<Option<Vec<u8>>, _>(at)?.map(Cow::Owned)),
-            _ => Value::Int(found.try_get_unchecked::<Option<i64>, _>(at)?),
+        if raw.is_null() {
+            return Ok(Cell::Null);
+        }
+        Ok(match raw.type_info().name() {
+            "TEXT" => Cell::Text(found.try_get(at)?),
+            "BLOB" => Cell::Blob(found.try_get(at)?),
+            // Of what is left only whole numbers are read: anything else is an error.
+            _ => Cell::Int(found.try_get(at)?),
         })
-    });
-    Ok(Row { names: names.clone(), values: values.collect::<sqlx::Result<_>>()? })
+    };
+    Ok(Row { names: names.clone(), cells: (0..found.len()).map(cell).collect::<sqlx::Result<_>>()? })
 }
 
 fn rows(found: &[SqliteRow]) -> sqlx::Result<Vec<Row>> {
@@ -121,19 +125,19 @@ impl Database for SqliteDatabase {
         "sqlite"
     }
 
-    fn read<'a>(&'a self, sql: Sql<'a>) -> BoxFuture<'a, sqlx::Result<Vec<Row>>> {
-        Box::pin(async move { rows(&query(sql).fetch_all(&self.readers).await?) })
+    fn read<'a>(&'a self, sql: Sql<'a>) -> BoxFuture<'a, Result<Vec<Row>>> {
+        Box::pin(async move { Ok(rows(&query(sql).fetch_all(&self.readers).await?)?) })
     }
 
     fn read_while<'a>(
         &'a self,
         sql: Sql<'a>,
-        more: &'a mut (dyn FnMut(Row) -> bool + Send),
-    ) -> BoxFuture<'a, sqlx::Result<()>> {
+        more: &'a mut (dyn FnMut(Row) -> Result<bool> + Send),
+    ) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let (mut found, mut names) = (query(sql).fetch(&self.readers), None);
             while let Some(one) = found.try_next().await? {
-                if !more(row(&one, &mut names)?) {
+                if !more(row(&one, &mut names)?)? {
                     break;
                 }
             }
@@ -141,7 +145,7 @@ impl Database for SqliteDatabase {
         })
     }
 
-    fn begin(&self) -> BoxFuture<'_, sqlx::Result<Box<dyn Transaction>>> {
+    fn begin(&self) -> BoxFuture<'_, Result<Box<dyn Transaction>>> {
         Box::pin(async move {
             let mut connection = self.writer.acquire().await?;
             sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
@@ -159,14 +163,14 @@ impl Database for SqliteDatabase {
         }
     }
 
-    fn bytes(&self) -> BoxFuture<'_, sqlx::Result<u64>> {
+    fn bytes(&self) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move {
             let (pages, free) = (self.pragma("page_count").await?, self.pragma("freelist_count").await?);
             Ok((pages - free.min(pages)) * self.pragma("page_size").await?)
         })
     }
 
-    fn vacuum(&self) -> BoxFuture<'_, sqlx::Result<bool>> {
+    fn vacuum(&self) -> BoxFuture<'_, Result<bool>> {
         Box::pin(async move {
             let free = self.pragma("freelist_count").await?;
             if free == 0 {
@@ -206,22 +210,22 @@ impl Drop for SqliteTransaction {
 }
 
 impl Transaction for SqliteTransaction {
-    fn run<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, sqlx::Result<u64>> {
+    fn run<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, Result<u64>> {
         Box::pin(async move { Ok(query(sql).execute(&mut *self.connection).await?.rows_affected()) })
     }
 
-    fn rows<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, sqlx::Result<Vec<Row>>> {
-        Box::pin(async move { rows(&query(sql).fetch_all(&mut *self.connection).await?) })
+    fn rows<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, Result<Vec<Row>>> {
+        Box::pin(async move { Ok(rows(&query(sql).fetch_all(&mut *self.connection).await?)?) })
     }
 
-    fn insert<'a>(&'a mut self, insert: Insert<'a>) -> BoxFuture<'a, sqlx::Result<u64>> {
+    fn insert<'a>(&'a mut self, insert: Insert<'a>) -> BoxFuture<'a, Result<u64>> {
         Box::pin(async move {
             let names: Vec<&str> = insert.columns.iter().map(|(name, _)| *name).collect();
             let head = format!("INSERT INTO {} ({}) VALUES ", insert.table, names.join(","));
             let one = format!("({})", vec!["?"; names.len()].join(","));
             let (mut rows, mut changed) = (insert.rows.into_iter(), 0);
             while let Some(count) = ROWS_OF_ONE_STATEMENT.into_iter().find(|count| *count <= rows.len()) {
-                let text = format!("{head}{} {}", vec![one.as_str(); count].join(","), insert.then);
+                let text = format!("{head}{} {}", vec![one.as_str(); count].join(","), insert.on_conflict);
                 let statement = sqlx::query(AssertSqlSafe(text));
                 let statement = rows.by_ref().take(count).flatten().fold(statement, bound);
                 changed += statement.execute(&mut *self.connection).await?.rows_affected();
@@ -230,7 +234,7 @@ impl Transaction for SqliteTransaction {
         })
     }
 
-    fn commit(mut self: Box<Self>) -> BoxFuture<'static, sqlx::Result<()>> {
+    fn commit(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
         Box::pin(async move {
             sqlx::query("COMMIT").execute(&mut *self.connection).await?;
             self.committed = true;

@@ -5,20 +5,24 @@ use millpond::bus::read::outcomes::{OutcomeBody, OutcomeMessage, OutcomeStream};
 use millpond::dead_letter::Evidence;
 use millpond::outcome::{Failure, Items, NotDone, NotDoneState, Outcome, ResultBatch, id_of};
 use millpond::wire::subject::TaskSubject;
+use millpond_api::dead_letters::DeadLetterQuery;
+use millpond_api::jobs::JobQuery;
+use millpond_api::tasks::TaskQuery;
 use proptest::prelude::*;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::sql::Sql;
-use super::{JobFilter, Keep, Page, Place, Shown, Store, StoreAt, TaskFilter};
+use super::{Page, ResultCursor, Retention, Store, StoreAt};
 
-mod again;
+mod before;
 mod cancelled;
 mod edges;
 mod history;
 #[path = "../../../../tests/postgres.rs"]
 mod postgres;
+mod replays;
 mod speed;
 
 /// Environment: the server on which a test makes its database. None: SQLite.
@@ -56,7 +60,7 @@ async fn store() -> (Home, Store) {
 /// A statement of a test's own, and its first column of numbers.
 async fn numbers(store: &Store, sql: &str) -> Vec<i64> {
     let rows = store.db.read(Sql::new(sql)).await.unwrap();
-    rows.iter().map(|row| row.int("number").unwrap()).collect()
+    rows.iter().map(|row| row.get("number").unwrap()).collect()
 }
 
 /// All of these tests again, on a real Postgres that is started for them.
@@ -161,12 +165,12 @@ async fn merge(store: &Store, messages: &[OutcomeMessage]) {
 }
 
 /// A row as a client parses it.
-fn value(shown: &Shown) -> Value {
-    serde_json::to_value(shown).unwrap()
+fn value(row: &impl serde::Serialize) -> Value {
+    serde_json::to_value(row).unwrap()
 }
 
 async fn task(store: &Store, id: &str) -> Vec<Value> {
-    store.task(id, None).await.unwrap().iter().map(value).collect()
+    store.task(id, None).await.unwrap().iter().map(|row| value(row)).collect()
 }
 
 async fn job(store: &Store) -> Value {
@@ -179,8 +183,8 @@ async fn ends(store: &Store, limit: u32) -> Vec<Value> {
     loop {
         let (rows, next) = store.job_results("j", 0, limit, after).await.unwrap();
         assert!(rows.len() <= limit as usize);
-        seen.extend(rows.iter().map(value));
-        after = next.map(|place| Place::parse(&place.cursor()).unwrap());
+        seen.extend(rows.iter().map(|row| value(row)));
+        after = next.map(|at| ResultCursor::parse(&at.text()).unwrap());
         if after.is_none() {
             return seen;
         }
@@ -223,7 +227,7 @@ async fn which_end_wins() {
 async fn a_batch_is_one_row_until_an_item_fails() {
     let (_dir, store) = store().await;
     merge(&store, &[outcome("b", Some(Items::whole(3)), 1, &[Ok(0), Ok(1), Ok(2)])]).await;
-    let (rows, _) = store.tasks(&TaskFilter::default(), PAGE).await.unwrap();
+    let (rows, _) = store.tasks(&TaskQuery::default(), PAGE).await.unwrap();
     let row = value(&rows[0]);
     assert_eq!((rows.len(), &row["result"], &row["status"]), (1, &json!([0, 1, 2]), &json!("done")));
     assert_eq!(task(&store, "b/2").await[0]["result"], 2);
@@ -262,7 +266,7 @@ async fn what_cannot_be_read_is_kept() {
         OutcomeMessage { body: Err("no".into()), ..message(OutcomeBody::Results(subject(), pack()), b"\xff") };
     merge(&store, &[unreadable]).await;
     let kept = store.db.read(Sql::new("SELECT payload FROM unreadable")).await.unwrap();
-    assert_eq!(kept[0].blob("payload"), b"\xff");
+    assert_eq!(kept[0].get::<&[u8]>("payload").unwrap(), b"\xff");
 }
 
 fn pack() -> ResultBatch {

@@ -32,7 +32,7 @@ const FIELDS = [
   { name: "job", label: "Job" },
   { name: "reason", label: "Reason", options: [["", "All"], ...REASONS.map((reason) => [reason, reason])] },
   { name: "worker", label: "Worker" },
-  { name: "range", label: "Buried" },
+  { name: "range", label: "Dead-lettered" },
   { name: "error", label: "Text in error", hint: "in type or message", wide: true },
 ];
 const keyOf = (row) => JSON.stringify([row.queue, row.id, row.attempt]);
@@ -87,7 +87,7 @@ function columns(chosen, rows, changed) {
     { label: "Job", cls: "id", cell: (row) => jobLink(row.job) },
     { label: "Attempt", num: true, cell: (row) => num(row.attempt) },
     { label: "Worker", cell: (row) => mono(row.worker) },
-    { label: "Buried", cell: (row) => when(row.buried_ms) },
+    { label: "Dead-lettered", cell: (row) => when(row.dead_lettered_ms) },
   ];
 }
 

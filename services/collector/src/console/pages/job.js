@@ -96,7 +96,7 @@ function about(job) {
     ["Created", when(job.created_ms)],
     ["Producer heard", when(job.heartbeat_ms)],
     ["Epoch", num(job.epoch)],
-    ["Then", job.then ? mono(typeof job.then === "string" ? job.then : `${job.then.queue}.${job.then.kind}`) : null],
+    ["Continuation", job.continuation ? mono(typeof job.continuation === "string" ? job.continuation : `${job.continuation.queue}.${job.continuation.kind}`) : null],
   );
 }
 

@@ -52,8 +52,8 @@ function about(letter) {
     ["Worker", mono(letter.worker)],
     ["Published", when(evidence.published_ms, null)],
     ["Last start", when(evidence.started_ms, null)],
-    ["Buried", when(letter.buried_ms)],
-    ["From start to end", known(evidence.published_ms) ? took(letter.buried_ms - evidence.published_ms) : null],
+    ["Dead-lettered", when(letter.dead_lettered_ms)],
+    ["From start to end", known(evidence.published_ms) ? took(letter.dead_lettered_ms - evidence.published_ms) : null],
     ["Published as", known(evidence.root) && evidence.root !== letter.id ? mono(evidence.root) : null],
     [
       "Items",
@@ -78,7 +78,7 @@ function history(letter) {
             worker: letter.worker,
             child: letter.failure?.child?.name,
             started_ms: evidence.started_ms,
-            ended_ms: letter.buried_ms,
+            ended_ms: letter.dead_lettered_ms,
             failure: letter.failure,
             trace: letter.trace,
             status: "failed",
@@ -137,8 +137,8 @@ function whole(title, letter, gone, ask) {
   });
   const buried = {
     sign: "is-failed",
-    title: "Buried",
-    at: letter.buried_ms,
+    title: "Dead-lettered",
+    at: letter.dead_lettered_ms,
     more: h("p.muted", {}, MEANING[letter.reason] ?? letter.reason),
   };
   return [

@@ -59,7 +59,7 @@ function about(task) {
     ["Kind", link(route("/tasks", { queue: task.queue, kind: task.kind }), task.kind, { class: "mono" })],
     ["Job", known(task.job) ? jobLink(task.job) : null],
     ["Index", known(task.index) ? num(task.index) : null],
-    ["Published as", idOf(task.root)],
+    ["Published as", idOf(task.original_id)],
     ["Batch", task.items > 0 ? `${num(task.done)} of ${num(task.items)} items done` : null],
     ["Attempt", num(task.attempt)],
     [
@@ -72,7 +72,7 @@ function about(task) {
     ["Stored", when(task.stored_ms, null)],
     ["Took in all", known(task.ended_ms) && known(task.published_ms) ? took(task.ended_ms - task.published_ms) : null],
     ["Trace", trace(task.trace), "long"],
-    ["Then", known(task.then) ? mono(steps(task.then)) : null],
+    ["Continuation", known(task.continuation) ? mono(steps(task.continuation)) : null],
   );
 }
 
@@ -86,7 +86,7 @@ function end(task) {
   return {
     sign: "is-failed",
     title: `Dead letter: ${task.dead?.reason ?? "its attempts are used up"}`,
-    at: task.dead?.buried_ms ?? task.ended_ms,
+    at: task.dead?.dead_lettered_ms ?? task.ended_ms,
     more: h("p", {}, letter),
   };
 }

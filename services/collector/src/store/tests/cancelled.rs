@@ -4,6 +4,7 @@
 use super::*;
 use millpond::job::{JobRecord, JobState};
 use millpond::outcome::CancelledJob;
+use millpond_api::jobs::JobStatus;
 
 fn cancelled(epoch: u32) -> OutcomeMessage {
     let cancelled = Some(CancelledJob { job: "j".into(), epoch, by: "o".into(), at_ms: 5 });
@@ -93,10 +94,9 @@ async fn a_later_epoch_is_another_job_under_the_same_name() {
     let results: Vec<Value> = ends(&store, 10).await.iter().map(|e| e["result"].clone()).collect();
     assert_eq!(results, [json!(5), json!(7)], "{results:?}");
     assert_eq!(status(&store, "j.1/1").await, "cancelled");
-    let first = value(&store.job("j@1").await.unwrap().unwrap_or_default());
-    assert_eq!(first, json!({}), "the first epoch has no suffix");
-    let jobs = store.jobs(&JobFilter::default(), PAGE).await.unwrap().0;
-    let names: Vec<&str> = jobs.iter().filter_map(|j| j.text("job")).collect();
+    assert!(store.job("j@1").await.unwrap().is_none(), "the first epoch has no suffix");
+    let jobs = store.jobs(&JobQuery::default(), PAGE).await.unwrap().0;
+    let names: Vec<&str> = jobs.iter().map(|job| job.job.as_str()).collect();
     assert_eq!(names, ["j@2", "j"]);
 }
 
@@ -111,15 +111,15 @@ fn of(job: &str, mut message: OutcomeMessage) -> OutcomeMessage {
 
 /// Each job with the state that it is shown with; each is found under it, and under no other.
 async fn states(store: &Store) -> Vec<String> {
-    let all = store.jobs(&JobFilter::default(), PAGE).await.unwrap().0;
+    let all = store.jobs(&JobQuery::default(), PAGE).await.unwrap().0;
     let (mut shown, mut found) = (Vec::new(), Vec::new());
     for job in &all {
-        shown.push(format!("{} {}", job.text("job").unwrap(), job.text("state").unwrap()));
+        shown.push(format!("{} {}", job.job, job.state));
     }
-    for state in ["open", "stalled", "closed", "finished", "cancelled", "session"] {
-        let filter = JobFilter { state: Some(state.to_owned()), ..JobFilter::default() };
+    for state in JobStatus::ALL {
+        let filter = JobQuery { state: Some(*state), ..JobQuery::default() };
         for job in store.jobs(&filter, PAGE).await.unwrap().0 {
-            found.push(format!("{} {state}", job.text("job").unwrap()));
+            found.push(format!("{} {state}", job.job));
         }
     }
     shown.sort();
@@ -133,7 +133,7 @@ async fn each_job_is_found_under_its_state() {
     let (_home, store) = store().await;
     let now = millpond::now_ms();
     let named = |job: &str, state, total| JobRecord { job: job.into(), total, heartbeat_ms: now, ..record(1, state) };
-    let put = async |record: JobRecord, told_ms: i64| store.put_job(&record, told_ms).await.unwrap();
+    let put = async |record: JobRecord, recorded_ms: i64| store.put_job(&record, recorded_ms).await.unwrap();
     // A record before its tasks, tasks before their record, and tasks alone.
     put(named("a", JobState::Open, None), 1).await;
     put(JobRecord { heartbeat_ms: 1, ..named("silent", JobState::Open, None) }, 1).await;
@@ -169,9 +169,9 @@ async fn each_job_is_found_under_its_state() {
     let again: Vec<String> = after.iter().map(|job| job.replace("early@3 open", "early@3 cancelled")).collect();
     assert_eq!(states(&store).await, again);
     // A name and a state, and pages.
-    let filter = JobFilter { name: Some("early".into()), state: Some("cancelled".into()) };
+    let filter = JobQuery { name: Some("early".into()), state: Some(JobStatus::Cancelled) };
     let (first, next) = store.jobs(&filter, Page { limit: 2, after: None }).await.unwrap();
     let (second, end) = store.jobs(&filter, Page { limit: 2, after: next }).await.unwrap();
-    let names: Vec<&str> = first.iter().chain(&second).filter_map(|job| job.text("job")).collect();
+    let names: Vec<&str> = first.iter().chain(&second).map(|job| job.job.as_str()).collect();
     assert_eq!((names, end), (vec!["early@3", "early@2", "early"], None));
 }

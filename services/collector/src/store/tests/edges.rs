@@ -36,7 +36,7 @@ async fn results_are_shown_as_they_came() {
         merge(&store, &[texts("t", None, &[result]), texts("b", batch, &["null", result])]).await;
         assert!(shown(&store.task("t", None).await.unwrap()).contains(wanted), "task {at}");
         assert!(shown(&store.task("b/1", None).await.unwrap()).contains(wanted), "item {at}");
-        assert!(shown(&store.tasks(&TaskFilter::default(), PAGE).await.unwrap().0).contains(wanted), "list {at}");
+        assert!(shown(&store.tasks(&TaskQuery::default(), PAGE).await.unwrap().0).contains(wanted), "list {at}");
         assert!(shown(&store.job_results("j", 0, 1000, None).await.unwrap().0).contains(wanted), "job {at}");
     }
 }
@@ -111,7 +111,7 @@ async fn tasks_of_a_job_without_a_place_in_it_come_last() {
 async fn a_session_is_listed_with_the_jobs() {
     let (_dir, store) = store().await;
     merge(&store, &[outcome("t", None, 1, &[Ok(1)])]).await;
-    let (rows, _) = store.jobs(&JobFilter::default(), PAGE).await.unwrap();
+    let (rows, _) = store.jobs(&JobQuery::default(), PAGE).await.unwrap();
     let row = value(&rows[0]);
     assert_eq!((rows.len(), &row["state"], &row["done"]), (1, &json!("session"), &json!(1)));
 }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use millpond::outcome::CancelledJob;
+use millpond_api::tasks::TaskStatus;
 
 use super::*;
-use crate::store::Sample;
+use crate::store::QueueSample;
 
 /// A task that was published, ran and was stored at these times.
 fn timed(id: &str, published_ms: i64, stored_ms: i64, end: Result<i32, NotDoneState>) -> OutcomeMessage {
@@ -21,11 +22,11 @@ fn timed(id: &str, published_ms: i64, stored_ms: i64, end: Result<i32, NotDoneSt
     message
 }
 
-async fn ids(store: &Store, filter: &TaskFilter, page: Page) -> Vec<String> {
+async fn ids(store: &Store, filter: &TaskQuery, page: Page) -> Vec<String> {
     let (mut found, mut page) = (Vec::new(), page);
     loop {
         let (rows, next) = store.tasks(filter, page).await.unwrap();
-        found.extend(rows.iter().map(|row| row.text("id").unwrap().to_owned()));
+        found.extend(rows.into_iter().map(|row| row.id));
         // As it comes back from a client.
         page.after = next.map(|next| next.to_string().parse().unwrap());
         if page.after.is_none() {
@@ -47,9 +48,8 @@ async fn tasks_are_found_by_what_their_errors_say() {
     }
     story.push(done);
     merge(&store, &story).await;
-    let find = async |error: &str, status: Option<&str>| {
-        let filter =
-            TaskFilter { error: Some(error.into()), status: status.map(str::to_owned), ..TaskFilter::default() };
+    let find = async |error: &str, status: Option<TaskStatus>| {
+        let filter = TaskQuery { error: Some(error.into()), status, ..TaskQuery::default() };
         ids(&store, &filter, Page { limit: 2, after: None }).await
     };
     assert_eq!(find("disk", None).await, ["t4", "t3", "t2", "t1", "t0"]);
@@ -59,11 +59,11 @@ async fn tasks_are_found_by_what_their_errors_say() {
     assert_eq!(find("full_u", None).await.len(), 5);
     assert_eq!(find("full.u", None).await.len(), 0);
     assert_eq!(find("%", None).await.len(), 5, "shorter than the index knows");
-    assert_eq!(find("error: disk", Some("done")).await, ["t1"]);
+    assert_eq!(find("error: disk", Some(TaskStatus::Done)).await, ["t1"]);
     merge(&store, &[dead("t2", None, 3)]).await;
-    assert_eq!(find("attempt 3", Some("dead")).await, ["t2"]);
-    let filter = TaskFilter { error: Some("ATTEMPT".into()), ..TaskFilter::default() };
-    assert_eq!(store.dead(&filter, None, PAGE).await.unwrap().0.len(), 1);
+    assert_eq!(find("attempt 3", Some(TaskStatus::Dead)).await, ["t2"]);
+    let filter = DeadLetterQuery { error: Some("ATTEMPT".into()), ..DeadLetterQuery::default() };
+    assert_eq!(store.dead_letters(&filter, PAGE).await.unwrap().0.len(), 1);
 }
 
 #[tokio::test]
@@ -72,11 +72,11 @@ async fn tasks_are_listed_by_time() {
     let times = [50, 10, 40, 20, 30, 30];
     let story = times.iter().enumerate().map(|(n, at)| timed(&format!("t{n}"), *at, 99, Ok(1)));
     merge(&store, &story.collect::<Vec<_>>()).await;
-    let of = |since_ms, until_ms, kind: Option<&str>| TaskFilter {
-        since_ms,
-        until_ms,
+    let of = |since, until, kind: Option<&str>| TaskQuery {
+        since,
+        until,
         kind: kind.map(str::to_owned),
-        ..TaskFilter::default()
+        ..TaskQuery::default()
     };
     for (filter, expected) in [
         (of(Some(20), Some(50), None), &["t2", "t5", "t4", "t3"][..]),
@@ -103,17 +103,17 @@ async fn each_filter_finds_its_own() {
         ],
     )
     .await;
-    let none = TaskFilter::default;
+    let none = TaskQuery::default;
     let named = |name: &str| Some(name.to_owned());
     for (filter, expected) in [
-        (TaskFilter { job: named("j"), ..none() }, 3),
-        (TaskFilter { job: named("other"), ..none() }, 0),
-        (TaskFilter { queue: named("q"), kind: named("k"), worker: named("w"), ..none() }, 3),
-        (TaskFilter { worker: named("other"), ..none() }, 0),
-        (TaskFilter { status: named("done"), ..none() }, 1),
-        (TaskFilter { status: named("dead"), kind: named("k"), ..none() }, 1),
-        (TaskFilter { status: named("cancelled"), ..none() }, 1),
-        (TaskFilter { status: named("retrying"), ..none() }, 0),
+        (TaskQuery { job: named("j"), ..none() }, 3),
+        (TaskQuery { job: named("other"), ..none() }, 0),
+        (TaskQuery { queue: named("q"), kind: named("k"), worker: named("w"), ..none() }, 3),
+        (TaskQuery { worker: named("other"), ..none() }, 0),
+        (TaskQuery { status: Some(TaskStatus::Done), ..none() }, 1),
+        (TaskQuery { status: Some(TaskStatus::Dead), kind: named("k"), ..none() }, 1),
+        (TaskQuery { status: Some(TaskStatus::Cancelled), ..none() }, 1),
+        (TaskQuery { status: Some(TaskStatus::Retrying), ..none() }, 0),
     ] {
         assert_eq!(ids(&store, &filter, PAGE).await.len(), expected, "{filter:?}");
     }
@@ -135,7 +135,7 @@ async fn the_series_counts_each_end_once() {
         ],
     )
     .await;
-    let sample = |published| Sample { queue: "q".into(), published, waiting: 7, oldest_age_ms: 90 };
+    let sample = |published| QueueSample { queue: "q".into(), published, waiting: 7, oldest_age_ms: 90 };
     store.sample(now, &[sample(5)]).await.unwrap();
     // Another collector counts the same step.
     store.sample(now, &[sample(6)]).await.unwrap();
@@ -150,8 +150,8 @@ async fn the_series_counts_each_end_once() {
     assert!(store.series(60_000, Some("other")).await.unwrap().1.is_empty());
 }
 
-fn keep() -> Keep {
-    Keep { ended: Duration::from_secs(100), dead: Duration::from_secs(1000), bytes_max: None }
+fn retention() -> Retention {
+    Retention { ended: Duration::from_secs(100), dead: Duration::from_secs(1000), bytes_max: None }
 }
 
 #[tokio::test]
@@ -179,16 +179,21 @@ async fn what_is_old_is_forgotten_and_what_waits_is_not() {
     letter.stored_ms = old;
     story.push(letter);
     merge(&store, &story).await;
-    assert_eq!(store.forget(&keep()).await.unwrap(), 2, "the old one, and the cancelled item of the batch");
+    assert_eq!(
+        store.delete_expired(&retention()).await.unwrap(),
+        2,
+        "the old one, and the cancelled item of the batch"
+    );
     assert!(task(&store, "old").await.is_empty());
     assert_eq!(status(&store, "waits").await, "dead");
     assert_eq!(status(&store, "new").await, "done");
     // What was done is still told of its job.
     assert_eq!(job(&store).await["done"], 4);
-    assert_eq!(store.forget(&keep()).await.unwrap(), 0);
-    let all = Keep { dead: Duration::from_secs(100), ..keep() };
-    assert_eq!(store.forget(&all).await.unwrap(), 2, "the dead one, and the batch that never ended");
-    let left = numbers(&store, "SELECT count(*) AS number FROM attempts UNION ALL SELECT count(*) FROM dead").await;
+    assert_eq!(store.delete_expired(&retention()).await.unwrap(), 0);
+    let all = Retention { dead: Duration::from_secs(100), ..retention() };
+    assert_eq!(store.delete_expired(&all).await.unwrap(), 2, "the dead one, and the batch that never ended");
+    let left =
+        numbers(&store, "SELECT count(*) AS number FROM attempts UNION ALL SELECT count(*) FROM dead_letters").await;
     assert_eq!(left, [1, 0], "nothing is left of what is gone");
 }
 
@@ -202,7 +207,7 @@ async fn what_is_cancelled_after_all_before_is_forgotten_is_known_everywhere() {
     let (home, store) = store().await;
     merge(&store, &[cancelled("first"), cancelled("second")]).await;
     assert!(store.is_cancelled("second", 1));
-    store.forget(&keep()).await.unwrap();
+    store.delete_expired(&retention()).await.unwrap();
     merge(&store, &[cancelled("third")]).await;
     assert!(store.is_cancelled("third", 1), "by the one that forgot");
     assert!(!home.open().await.is_cancelled("second", 1), "it is forgotten");
@@ -236,8 +241,8 @@ async fn a_store_that_is_too_large_forgets_the_oldest() {
     }
     let before = store.bytes().await.unwrap();
     assert!(before > 2_000_000, "{before}");
-    let limited = Keep { bytes_max: Some(before / 2), ..keep() };
-    let gone = store.forget(&limited).await.unwrap();
+    let limited = Retention { bytes_max: Some(before / 2), ..retention() };
+    let gone = store.delete_expired(&limited).await.unwrap();
     assert!((900..1600).contains(&gone), "{gone} of 2000 tasks");
     assert!(task(&store, "t0-0").await.is_empty(), "the oldest goes first");
     assert_eq!(status(&store, "t9-199").await, "done");

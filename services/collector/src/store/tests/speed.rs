@@ -3,6 +3,9 @@
 
 use std::time::{Duration, Instant};
 
+use millpond_api::jobs::JobStatus;
+use millpond_api::tasks::TaskStatus;
+
 use super::*;
 
 /// Packs of one pull, and outcomes of one pack, under load.
@@ -10,8 +13,8 @@ const PACKS: usize = 16;
 const OUTCOMES: usize = 256;
 /// Jobs with a record.
 const JOBS: usize = 100_000;
-/// Looks at each list.
-const LOOKS: usize = 9;
+/// Reads of each list.
+const READS: usize = 9;
 
 /// Tasks as they come under load: most are done, one of a thousand fails and dies; three queues, twenty kinds, ten workers.
 fn pull(pull: usize) -> Vec<OutcomeMessage> {
@@ -38,16 +41,16 @@ fn pull(pull: usize) -> Vec<OutcomeMessage> {
     (0..PACKS).map(pack).collect()
 }
 
-/// The longest but the first of some looks: what is read first comes from the disk.
-async fn looks(what: &str, mut look: impl AsyncFnMut()) {
+/// The median and the longest of some reads.
+async fn reads(what: &str, mut read: impl AsyncFnMut()) {
     let mut took = Vec::new();
-    for _ in 0..LOOKS {
+    for _ in 0..READS {
         let started = Instant::now();
-        look().await;
+        read().await;
         took.push(started.elapsed());
     }
     took.sort();
-    println!("{what:<48} median {:>10.3?}, longest {:>10.3?}", took[LOOKS / 2], took[LOOKS - 1]);
+    println!("{what:<48} median {:>10.3?}, longest {:>10.3?}", took[READS / 2], took[READS - 1]);
 }
 
 /// Lists of many jobs: all but a few are finished.
@@ -69,19 +72,19 @@ async fn list_jobs(store: &Store) {
     println!("{JOBS} records of jobs written in {:?}", started.elapsed());
     let page = Page { limit: 100, after: None };
     let named = |name: &str| Some(name.to_owned());
-    looks("jobs", async || drop(store.jobs(&JobFilter::default(), page).await.unwrap())).await;
+    reads("jobs", async || drop(store.jobs(&JobQuery::default(), page).await.unwrap())).await;
     for name in ["many", "many-77", "none"] {
-        let filter = JobFilter { name: named(name), state: None };
-        looks(&format!("jobs, {name}…"), async || drop(store.jobs(&filter, page).await.unwrap())).await;
+        let filter = JobQuery { name: named(name), state: None };
+        reads(&format!("jobs, {name}…"), async || drop(store.jobs(&filter, page).await.unwrap())).await;
     }
-    for state in ["open", "stalled", "closed", "finished", "cancelled", "session"] {
-        let filter = JobFilter { name: None, state: named(state) };
-        looks(&format!("jobs, {state}"), async || drop(store.jobs(&filter, page).await.unwrap())).await;
+    for state in JobStatus::ALL {
+        let filter = JobQuery { name: None, state: Some(*state) };
+        reads(&format!("jobs, {state}"), async || drop(store.jobs(&filter, page).await.unwrap())).await;
     }
-    let filter = JobFilter { name: named("many-99999"), state: named("finished") };
-    looks("jobs, finished, one name", async || drop(store.jobs(&filter, page).await.unwrap())).await;
-    let before = Page { after: Some(crate::store::Cursor { n: 500, at_ms: None }), ..page };
-    looks("jobs before 500", async || drop(store.jobs(&JobFilter::default(), before).await.unwrap())).await;
+    let filter = JobQuery { name: named("many-99999"), state: Some(JobStatus::Finished) };
+    reads("jobs, finished, one name", async || drop(store.jobs(&filter, page).await.unwrap())).await;
+    let before = Page { after: Some(crate::store::ListCursor { n: 500, at_ms: None }), ..page };
+    reads("jobs before 500", async || drop(store.jobs(&JobQuery::default(), before).await.unwrap())).await;
 }
 
 #[tokio::test]
@@ -105,42 +108,42 @@ async fn speed() {
     );
     let page = Page { limit: 100, after: None };
     let named = |name: &str| Some(name.to_owned());
-    let none = TaskFilter::default;
-    looks("a task by its id", async || drop(store.task("j3.1/5000", None).await.unwrap())).await;
-    looks("a task that is not there", async || drop(store.task("nothing.1/5", None).await.unwrap())).await;
+    let none = TaskQuery::default;
+    reads("a task by its id", async || drop(store.task("j3.1/5000", None).await.unwrap())).await;
+    reads("a task that is not there", async || drop(store.task("nothing.1/5", None).await.unwrap())).await;
     for (what, filter) in [
         ("tasks", none()),
-        ("tasks of a kind", TaskFilter { kind: named("k3"), ..none() }),
-        ("tasks of a queue", TaskFilter { queue: named("q1"), ..none() }),
-        ("tasks of a job", TaskFilter { job: named("j2"), ..none() }),
-        ("tasks of a worker", TaskFilter { worker: named("w9"), ..none() }),
-        ("tasks of no worker", TaskFilter { worker: named("other"), ..none() }),
-        ("tasks that are dead", TaskFilter { status: named("dead"), ..none() }),
-        ("tasks that are done", TaskFilter { status: named("done"), ..none() }),
-        ("tasks that are cancelled", TaskFilter { status: named("cancelled"), ..none() }),
-        ("dead tasks of a kind", TaskFilter { status: named("dead"), kind: named("k3"), ..none() }),
-        ("tasks of a kind and a worker", TaskFilter { kind: named("k3"), worker: named("w1"), ..none() }),
-        ("tasks of a time", TaskFilter { since_ms: Some(1_400_000), until_ms: Some(1_500_000), ..none() }),
-        ("tasks of a time and a kind", TaskFilter { since_ms: Some(1_400_000), kind: named("k3"), ..none() }),
-        ("tasks with an error", TaskFilter { error: named("attempt 1"), ..none() }),
-        ("tasks with an error that none has", TaskFilter { error: named("no such text"), ..none() }),
+        ("tasks of a kind", TaskQuery { kind: named("k3"), ..none() }),
+        ("tasks of a queue", TaskQuery { queue: named("q1"), ..none() }),
+        ("tasks of a job", TaskQuery { job: named("j2"), ..none() }),
+        ("tasks of a worker", TaskQuery { worker: named("w9"), ..none() }),
+        ("tasks of no worker", TaskQuery { worker: named("other"), ..none() }),
+        ("tasks that are dead", TaskQuery { status: Some(TaskStatus::Dead), ..none() }),
+        ("tasks that are done", TaskQuery { status: Some(TaskStatus::Done), ..none() }),
+        ("tasks that are cancelled", TaskQuery { status: Some(TaskStatus::Cancelled), ..none() }),
+        ("dead tasks of a kind", TaskQuery { status: Some(TaskStatus::Dead), kind: named("k3"), ..none() }),
+        ("tasks of a kind and a worker", TaskQuery { kind: named("k3"), worker: named("w1"), ..none() }),
+        ("tasks of a time", TaskQuery { since: Some(1_400_000), until: Some(1_500_000), ..none() }),
+        ("tasks of a time and a kind", TaskQuery { since: Some(1_400_000), kind: named("k3"), ..none() }),
+        ("tasks with an error", TaskQuery { error: named("attempt 1"), ..none() }),
+        ("tasks with an error that none has", TaskQuery { error: named("no such text"), ..none() }),
         (
             "dead tasks of a job with an error",
-            TaskFilter { error: named("tempt"), job: named("j2"), status: named("dead"), ..none() },
+            TaskQuery { error: named("tempt"), job: named("j2"), status: Some(TaskStatus::Dead), ..none() },
         ),
     ] {
-        looks(what, async || drop(store.tasks(&filter, page).await.unwrap())).await;
+        reads(what, async || drop(store.tasks(&filter, page).await.unwrap())).await;
     }
     for at in [1000_i64, 500_000] {
-        let page = Page { after: Some(crate::store::Cursor { n: at, at_ms: Some(at + 1_000_000) }), ..page };
-        looks(&format!("tasks before {at}"), async || drop(store.tasks(&none(), page).await.unwrap())).await;
+        let page = Page { after: Some(crate::store::ListCursor { n: at, at_ms: Some(at + 1_000_000) }), ..page };
+        reads(&format!("tasks before {at}"), async || drop(store.tasks(&none(), page).await.unwrap())).await;
     }
     list_jobs(&store).await;
-    let after = Place::parse("50000.0.0");
-    looks("results from the middle of a job", async || drop(store.job_results("j2", 0, 100, after).await.unwrap()))
+    let after = ResultCursor::parse("50000.0.0");
+    reads("results from the middle of a job", async || drop(store.job_results("j2", 0, 100, after).await.unwrap()))
         .await;
-    looks("unfinished tasks counted", async || assert!(store.unfinished().await.is_ok())).await;
-    looks("the series of an hour", async || drop(store.series(3_600_000, None).await.unwrap())).await;
+    reads("unfinished tasks counted", async || assert!(store.unfinished().await.is_ok())).await;
+    reads("the series of an hour", async || drop(store.series(3_600_000, None).await.unwrap())).await;
     let started = Instant::now();
     for n in 0..100 {
         merge(&store, &[outcome(&format!("lone-{n}"), None, 1, &[Ok(7)])]).await;

@@ -23,11 +23,15 @@ fn queue(waiting: u64, held: u64, deliveries: u64) -> QueueState {
     }
 }
 
+fn seen(now_ms: i64, queues: &[QueueState], workers: &[(WorkerRecord, WorkerState)]) -> Snapshot {
+    Snapshot { now_ms, durables: Vec::new(), queues: queues.to_vec(), workers: workers.to_vec() }
+}
+
 /// What is found at these times, the same being seen each time.
-fn found(times: &[i64], queue: &QueueState, workers: &[(WorkerRecord, WorkerState)]) -> Vec<Vec<Kind>> {
-    let mut judge = Judge::default();
+fn found(times: &[i64], queue: &QueueState, workers: &[(WorkerRecord, WorkerState)]) -> Vec<Vec<ProblemKind>> {
+    let mut detector = Detector::default();
     let queues = [queue.clone()];
-    let at = |now_ms: &i64| judge.found(&Moment { now_ms: *now_ms, queues: &queues, workers, durables: &[] });
+    let at = |now_ms: &i64| detector.found(&seen(*now_ms, &queues, workers));
     times.iter().map(at).map(|found| found.iter().map(|f| f.kind).collect()).collect()
 }
 
@@ -44,17 +48,17 @@ fn what_waits_without_a_worker() {
         (0, 1, vec![(worker(1, 1, &[]), lost)], true),
     ] {
         let seen = found(&[0, NO_WORKER_AFTER_MS], &queue(waiting, held, 0), &workers);
-        let expected = if wanted { vec![Kind::NoWorker] } else { vec![] };
+        let expected = if wanted { vec![ProblemKind::NoWorker] } else { vec![] };
         assert_eq!(seen, [vec![], expected], "{waiting} {held} {workers:?}");
     }
     let other = WorkerRecord { queues: vec!["other".into()], ..worker(0, 0, &[]) };
-    assert_eq!(found(&[0, 5000], &queue(1, 0, 0), &[(other, live)])[1], [Kind::NoWorker]);
+    assert_eq!(found(&[0, 5000], &queue(1, 0, 0), &[(other, live)])[1], [ProblemKind::NoWorker]);
 }
 
 #[test]
 fn kinds_that_nobody_knows() {
     let asks = (worker(0, 0, &["q.strange"]), WorkerState::Live);
-    assert_eq!(found(&[0], &queue(0, 0, 0), std::slice::from_ref(&asks)), [[Kind::NoWorker]]);
+    assert_eq!(found(&[0], &queue(0, 0, 0), std::slice::from_ref(&asks)), [[ProblemKind::NoWorker]]);
     let knows = (WorkerRecord { kinds: vec!["strange".into()], ..worker(0, 0, &[]) }, WorkerState::Live);
     assert_eq!(found(&[0], &queue(0, 0, 0), &[asks, knows]), [[]]);
 }
@@ -63,23 +67,23 @@ fn kinds_that_nobody_knows() {
 fn leases_that_nobody_holds() {
     let one = [(worker(1, 1, &[]), WorkerState::Live)];
     let late = ORPHANED_AFTER_MS;
-    assert_eq!(found(&[0, late - 1, late], &queue(0, 2, 0), &one), [vec![], vec![], vec![Kind::OrphanedLease]]);
+    assert_eq!(found(&[0, late - 1, late], &queue(0, 2, 0), &one), [vec![], vec![], vec![ProblemKind::OrphanedLease]]);
     assert_eq!(found(&[0, late], &queue(0, 1, 0), &one)[1], []);
-    // It is handed back and given out again.
-    let mut judge = Judge::default();
+    // It is released and handed out again.
+    let mut detector = Detector::default();
     let mut at = |now_ms: i64, deliveries: u64| {
         let queues = [queue(0, 2, deliveries)];
-        judge.found(&Moment { now_ms, queues: &queues, workers: &one, durables: &[] }).len()
+        detector.found(&seen(now_ms, &queues, &one)).len()
     };
     assert_eq!((at(0, 1), at(late, 2), at(late * 2, 3), at(late * 3, 3)), (0, 0, 0, 1));
 }
 
 #[test]
 fn a_consumer_that_gives_nothing_out() {
-    let mut judge = Judge::default();
+    let mut detector = Detector::default();
     let mut at = |now_ms: i64, queue: QueueState, running: u32| {
         let workers = [(worker(0, running, &[]), WorkerState::Live)];
-        let found = judge.found(&Moment { now_ms, queues: &[queue], workers: &workers, durables: &[] });
+        let found = detector.found(&seen(now_ms, &[queue], &workers));
         found.iter().map(|f| (f.kind, f.since_ms)).collect::<Vec<_>>()
     };
     assert_eq!(at(0, queue(1, 0, 7), 0), []);
@@ -87,17 +91,17 @@ fn a_consumer_that_gives_nothing_out() {
     assert_eq!(at(STUCK_AFTER_MS, queue(1, 0, 8), 0), []);
     assert_eq!(at(STUCK_AFTER_MS * 2, queue(1, 0, 8), 2), []);
     assert_eq!(at(STUCK_AFTER_MS * 3, queue(1, 0, 8), 0), []);
-    assert_eq!(at(STUCK_AFTER_MS * 4, queue(1, 0, 8), 0), [(Kind::StuckConsumer, STUCK_AFTER_MS * 3)]);
+    assert_eq!(at(STUCK_AFTER_MS * 4, queue(1, 0, 8), 0), [(ProblemKind::StuckConsumer, STUCK_AFTER_MS * 3)]);
     let paused = QueueState { paused: true, ..queue(1, 0, 8) };
-    assert_eq!(at(STUCK_AFTER_MS * 5, paused, 0), [(Kind::Paused, STUCK_AFTER_MS * 5)]);
+    assert_eq!(at(STUCK_AFTER_MS * 5, paused, 0), [(ProblemKind::Paused, STUCK_AFTER_MS * 5)]);
 }
 
 #[test]
 fn a_collector_that_stands_still() {
-    let mut judge = Judge::default();
+    let mut detector = Detector::default();
     let mut at = |now_ms: i64, ack_floor: u64, pending: u64| {
         let durables = [("RESULTS", OutcomeReaderState { ack_floor, pending, ack_pending: 0 })];
-        judge.found(&Moment { now_ms, queues: &[], workers: &[], durables: &durables }).len()
+        detector.found(&Snapshot { durables: durables.to_vec(), ..seen(now_ms, &[], &[]) }).len()
     };
     assert_eq!((at(0, 5, 1), at(BEHIND_AFTER_MS, 5, 9)), (0, 1));
     assert_eq!(
@@ -108,9 +112,9 @@ fn a_collector_that_stands_still() {
 
 #[test]
 fn sentences_say_what_to_do() {
-    let lost = lost(&[(worker(2, 1, &[]), WorkerState::Lost)]);
+    let lost = lost_workers(&[(worker(2, 1, &[]), WorkerState::Lost)]);
     assert!(lost[0].sentence.contains("2 messages that it held"), "{lost:?}");
     let record = r#"{"job":"j1","queue":"default","kind":"square","epoch":1,"state":"open","published":1,"results_after":0,"producer":"p","created_ms":1,"heartbeat_ms":2}"#;
-    let stalled = stalled(&[serde_json::from_str(record).unwrap()]);
+    let stalled = stalled_jobs(&[serde_json::from_str(record).unwrap()]);
     assert!(stalled[0].sentence.contains("after 1 task;") && stalled[0].sentence.contains("--job j1"), "{stalled:?}");
 }

@@ -1,45 +1,48 @@
-//! Tasks that the store expects more of, and that are nowhere: nothing of them lies on the bus, and nobody holds them. What
-//! a purge removed is ended as cancelled; what nothing explains is shown. Some rows a look, and a rest after the last.
+//! Tasks that have not ended in the store, and that are nowhere: nothing of them lies on the bus, and no worker holds them.
+//! Those that a purge removed are cancelled; those that nothing explains are shown. Each poll checks some rows of the store;
+//! a walk through all of them is followed by a rest.
 
 use std::collections::BTreeMap;
 
 use millpond::bus::operate::queues::PurgeRecord;
 use millpond::bus::read::backlog::{LOOKED_AT_MAX, Purges};
+use millpond_api::overview::ProblemKind;
 
-use super::judge::counted;
-use super::problems::{Found, Kind};
-use super::{LookError, Marks, Reconciler, Seen, TWICE_AFTER_MS};
-use crate::store::Unended;
+use super::detect::counted;
+use super::problems::Finding;
+use super::snapshot::{Context, PollError, SEEN_AGAIN_AFTER_MS, Snapshot, StreamPositions};
+use crate::store::UnendedTask;
 
-/// Rows of one look.
+/// Rows of one poll.
 const ROWS_MAX: u32 = 500;
-/// Of those, so many are looked for that no purge explains: most of the time all of them wait, and all is well.
+/// Of those, so many are searched on the bus that no purge explains: most of the time all of them wait, and all is well.
 const UNEXPLAINED_MAX: u32 = 50;
-/// How long to rest when all rows were looked at, in milliseconds.
+/// How long to rest after a walk, in milliseconds.
 const REST_MS: i64 = 30_000;
-/// For how long after a purge to rest little, in milliseconds.
+/// For how long after a purge the rests are short, in milliseconds.
 const HURRY_MS: i64 = 60_000;
-/// How old what was last told of a task must be, in milliseconds: what was published with it is there by then.
+/// How old the last report of a task must be, in milliseconds: what was published with that report is there by then.
 const SETTLED_MS: i64 = 5_000;
-/// The same where no purge explains that it is nowhere.
+/// The same where no purge explains why the task is nowhere, in milliseconds.
 const LOST_AFTER_MS: i64 = 60_000;
-/// An outcome that came so much later than a purge may be of a retry that was published before it, in milliseconds.
+/// An outcome that came so much later than a purge may belong to a retry that was published before the purge, in
+/// milliseconds.
 const SLACK_MS: i64 = 10_000;
 
-/// A task that was nowhere when it was looked for.
+/// A task that was nowhere when it was searched.
 struct Suspect {
-    task: Unended,
+    task: UnendedTask,
     since_ms: i64,
-    marks: Marks,
+    positions: StreamPositions,
     walk: u64,
-    /// It was nowhere twice, and no purge explains it.
+    /// Whether it was nowhere twice, and no purge explains that.
     is_lost: bool,
 }
 
 /// Walks through the tasks that have not ended.
 #[derive(Default)]
 pub(super) struct LostTasks {
-    /// First the batches, then the others.
+    /// Whether the walk has passed the batches, and is at the other tasks.
     others: bool,
     after: i64,
     walk: u64,
@@ -49,21 +52,21 @@ pub(super) struct LostTasks {
     suspects: BTreeMap<(String, String), Suspect>,
 }
 
-/// The purge that explains why a task is nowhere: it was there then, and not told of or run again since.
-fn covering<'a>(purges: &'a Purges, task: &Unended) -> Option<&'a PurgeRecord> {
+/// The purge that explains why a task is nowhere: the task was published before it, and neither reported nor run again since.
+fn covering<'a>(purges: &'a Purges, task: &UnendedTask) -> Option<&'a PurgeRecord> {
     let purge = purges.covering(&task.queue, &task.kind)?;
     (task.published_ms <= purge.at_ms && task.changed_ms <= purge.at_ms + SLACK_MS).then_some(purge)
 }
 
 impl LostTasks {
-    /// Something was purged: from the first row on, and without much rest for a while.
+    /// After a purge: starts the walk anew, and shortens its rests for a while.
     pub(super) fn hurry(&mut self, now_ms: i64) {
         (self.rest_until_ms, self.purged_ms) = (0, now_ms);
         (self.others, self.after) = (false, 0);
     }
 
-    /// Those that nothing explains, by queue.
-    pub(super) fn found(&self) -> Vec<Found> {
+    /// The lost tasks, by queue.
+    pub(super) fn found(&self) -> Vec<Finding> {
         let mut queues: BTreeMap<&str, (u64, &Suspect)> = BTreeMap::new();
         for suspect in self.suspects.values().filter(|suspect| suspect.is_lost) {
             let (count, first) = queues.entry(&suspect.task.queue).or_insert((0, suspect));
@@ -77,19 +80,19 @@ impl LostTasks {
             let sentence = format!(
                 "{tasks} of queue {queue} should run again, and nothing of them waits or runs, {id} for one; look at nats-server's log for lost data, and publish them again"
             );
-            Found { kind: Kind::LostTask, what: queue.to_owned(), sentence, since_ms: first.since_ms }
+            Finding { kind: ProblemKind::LostTask, what: queue.to_owned(), sentence, since_ms: first.since_ms }
         });
         found.collect()
     }
 
-    /// Looks at some.
-    pub(super) async fn look(&mut self, by: &Reconciler, seen: &Seen, purges: &Purges) -> Result<(), LookError> {
+    /// Checks some rows.
+    pub(super) async fn poll(&mut self, context: &Context, seen: &Snapshot, purges: &Purges) -> Result<(), PollError> {
         if seen.now_ms < self.rest_until_ms {
             return Ok(());
         }
-        let rows = by.store.unended(!self.others, self.after, seen.now_ms - SETTLED_MS, ROWS_MAX).await?;
+        let rows = context.store.unended(!self.others, self.after, seen.now_ms - SETTLED_MS, ROWS_MAX).await?;
         let mut last = rows.last().map(|row| row.n).filter(|_| rows.len() == ROWS_MAX as usize);
-        let (mut queues, mut unexplained): (BTreeMap<String, Vec<Unended>>, u32) = (BTreeMap::new(), 0);
+        let (mut queues, mut unexplained): (BTreeMap<String, Vec<UnendedTask>>, u32) = (BTreeMap::new(), 0);
         for task in rows {
             if covering(purges, &task).is_none() {
                 if seen.now_ms - task.changed_ms < LOST_AFTER_MS {
@@ -98,7 +101,7 @@ impl LostTasks {
                 unexplained += 1;
             }
             let n = task.n;
-            if task.is_partial() || !by.bus.waits_for_its_time(&task.queue, &task.id).await? {
+            if task.is_partial() || !context.bus.waits_for_its_time(&task.queue, &task.id).await? {
                 queues.entry(task.queue.clone()).or_default().push(task);
             }
             if unexplained == UNEXPLAINED_MAX {
@@ -107,7 +110,7 @@ impl LostTasks {
             }
         }
         for (queue, tasks) in queues {
-            self.look_in(by, seen, purges, &queue, tasks).await?;
+            self.check_queue(context, seen, purges, &queue, tasks).await?;
         }
         match (last, self.others) {
             (Some(last), _) => self.after = last,
@@ -119,34 +122,34 @@ impl LostTasks {
 
     fn end_walk(&mut self, now_ms: i64) {
         let walk = self.walk;
-        // What was not met again is not missing any more.
+        // A suspect that this walk has not met again is not missing any more.
         self.suspects.retain(|_, suspect| suspect.walk == walk);
         let is_open = self.suspects.values().any(|suspect| !suspect.is_lost) || now_ms - self.purged_ms < HURRY_MS;
-        self.rest_until_ms = now_ms + if is_open { TWICE_AFTER_MS } else { REST_MS };
+        self.rest_until_ms = now_ms + if is_open { SEEN_AGAIN_AFTER_MS } else { REST_MS };
         (self.others, self.after, self.walk) = (false, 0, walk + 1);
     }
 
-    async fn look_in(
+    async fn check_queue(
         &mut self,
-        by: &Reconciler,
-        seen: &Seen,
+        context: &Context,
+        seen: &Snapshot,
         purges: &Purges,
         queue: &str,
-        tasks: Vec<Unended>,
-    ) -> Result<(), LookError> {
-        // Too much to look through tells nothing.
+        tasks: Vec<UnendedTask>,
+    ) -> Result<(), PollError> {
+        // A queue with too many messages to read through proves nothing.
         if seen.lying(queue) > LOOKED_AT_MAX {
             return Ok(());
         }
-        let Some(lying) = by.bus.lying(queue).await? else { return Ok(()) };
-        let marks = Marks::now(&by.bus).await?;
+        let Some(lying) = context.bus.lying(queue).await? else { return Ok(()) };
+        let positions = StreamPositions::now(&context.bus).await?;
         let mut removed = Vec::new();
         for task in tasks {
             let root = task.root.clone().unwrap_or_else(|| task.id.clone());
-            if lying.contains(&task.id) || lying.contains(&root) || by.bus.is_held(queue, &root, &task.id).await {
+            if lying.contains(&task.id) || lying.contains(&root) || context.bus.is_held(queue, &root, &task.id).await {
                 continue;
             }
-            if !self.is_missing_twice(&task, seen, marks) {
+            if !self.is_missing_twice(&task, seen, positions) {
                 continue;
             }
             match covering(purges, &task) {
@@ -162,28 +165,28 @@ impl LostTasks {
         if removed.is_empty() {
             return Ok(());
         }
-        let ended = by.store.end_purged(&removed).await?;
+        let ended = context.store.end_purged(&removed).await?;
         for (task, _) in removed {
             self.suspects.remove(&(task.queue, task.id));
         }
         let sentence =
             format!("{} of queue {queue} that a purge had removed are cancelled now", counted(ended, "task"));
-        by.problems.mended(Kind::LostTask, queue, sentence);
+        context.problems.mended(ProblemKind::LostTask, queue, sentence);
         Ok(())
     }
 
-    /// Notes that it is nowhere; whether it was so some time ago, too, all that had ended by then is stored, and nothing
-    /// was told of it since.
-    fn is_missing_twice(&mut self, task: &Unended, seen: &Seen, marks: Marks) -> bool {
+    /// Remembers that a task is nowhere. True when it was nowhere some time ago too, all that had ended by then is stored,
+    /// and nothing was reported of the task since.
+    fn is_missing_twice(&mut self, task: &UnendedTask, seen: &Snapshot, positions: StreamPositions) -> bool {
         let walk = self.walk;
         let key = (task.queue.clone(), task.id.clone());
         match self.suspects.get_mut(&key) {
             Some(before) if before.task == *task => {
                 before.walk = walk;
-                seen.now_ms - before.since_ms >= TWICE_AFTER_MS && before.marks.are_stored(seen)
+                seen.now_ms - before.since_ms >= SEEN_AGAIN_AFTER_MS && before.positions.are_stored(seen)
             }
             _ => {
-                let suspect = Suspect { task: task.clone(), since_ms: seen.now_ms, marks, walk, is_lost: false };
+                let suspect = Suspect { task: task.clone(), since_ms: seen.now_ms, positions, walk, is_lost: false };
                 self.suspects.insert(key, suspect);
                 false
             }

@@ -1,5 +1,5 @@
-//! What the store has kept of a job, for a client that goes on with it: asked on `ctl.request.results`, answered in pages
-//! that fit a message.
+//! Results of a job that the store has, for a client that resumes the job: requested on `ctl.request.results`, answered in
+//! pages that fit a message.
 
 use anyhow::Context;
 use millpond::bus::Bus;
@@ -9,7 +9,7 @@ use millpond::client::{HistoryPage, HistoryRequest};
 use millpond::limits::{HISTORY_BYTES_MAX, PAGE_ROWS_MAX};
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::store::{Place, Store};
+use crate::store::{ResultCursor, Store};
 
 /// Listens; of several collectors one answers.
 ///
@@ -21,24 +21,24 @@ pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, TopologyError> 
 
 /// Answers for ever.
 pub(crate) async fn serve(store: Store, mut requests: ControlRequests) {
-    while let Some(asked) = requests.next().await {
-        let answer = match page(&store, &asked.payload).await {
+    while let Some(request) = requests.next().await {
+        let answer = match page(&store, &request.payload).await {
             Ok(page) => ControlReply::Ok(page),
             Err(error) => ControlReply::Error(format!("{error:#}")),
         };
-        asked.answer(&answer).await;
+        request.answer(&answer).await;
     }
 }
 
-async fn page(store: &Store, asked: &[u8]) -> anyhow::Result<Box<RawValue>> {
-    let asked: HistoryRequest = serde_json::from_slice(asked).context("not a question for results")?;
-    let after = i64::try_from(asked.from).ok().and_then(|from| from.checked_sub(1)).map(Place::behind);
-    let (rows, next) = store.job_results(&asked.job, asked.epoch, PAGE_ROWS_MAX, after).await?;
+async fn page(store: &Store, request: &[u8]) -> anyhow::Result<Box<RawValue>> {
+    let request: HistoryRequest = serde_json::from_slice(request).context("not a request for results")?;
+    let after = i64::try_from(request.from).ok().and_then(|from| from.checked_sub(1)).map(ResultCursor::behind);
+    let (rows, next) = store.job_results(&request.job, request.epoch, PAGE_ROWS_MAX, after).await?;
     let mut page: HistoryPage<Box<RawValue>> = HistoryPage::default();
     let (mut bytes, mut all) = (0, next.is_none());
     for row in rows {
-        // Those without a place in their job come last, and are nobody's here.
-        let Some(index) = row.number("index") else { break };
+        // Tasks without an index come last, and no client resumes them.
+        let Some(index) = row.index.and_then(|index| u64::try_from(index).ok()) else { break };
         let row = to_raw_value(&row)?;
         bytes += row.get().len();
         if !page.rows.is_empty() && bytes > HISTORY_BYTES_MAX {
@@ -48,7 +48,7 @@ async fn page(store: &Store, asked: &[u8]) -> anyhow::Result<Box<RawValue>> {
         page.rows.push(row);
     }
     if !all && page.next.is_none() {
-        page.next = next.and_then(Place::next_index);
+        page.next = next.and_then(ResultCursor::next_index);
     }
     Ok(to_raw_value(&page)?)
 }

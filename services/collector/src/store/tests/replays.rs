@@ -3,21 +3,23 @@
 
 use millpond::bus::operate::queues::PurgeRecord;
 
-use super::*;
-use crate::store::{Again, Letter, TaskFilter};
+use millpond_api::dead_letters::DeadLetterId;
 
-fn again(id: &str, attempt: u32, moved: Option<(&str, &str)>) -> Again {
-    Again {
-        letter: Letter { queue: "q".into(), id: id.into(), attempt },
+use super::*;
+use crate::store::PlannedReplay;
+
+fn planned(id: &str, attempt: u32, moved: Option<(&str, &str)>) -> PlannedReplay {
+    PlannedReplay {
+        dead_letter: DeadLetterId { queue: "q".into(), id: id.into(), attempt },
         reason: "exhausted".into(),
-        buried_ms: 3,
+        dead_lettered_ms: 3,
         moved: moved.map(|(queue, id)| (queue.into(), id.into())),
-        changed: false,
+        new_arguments: false,
     }
 }
 
 async fn waiting(store: &Store) -> Vec<String> {
-    let (letters, _) = store.letters(&TaskFilter::default(), None, PAGE).await.unwrap();
+    let (letters, _) = store.dead_letter_ids(&DeadLetterQuery::default(), PAGE).await.unwrap();
     letters.into_iter().map(|(_, letter)| letter.id).collect()
 }
 
@@ -25,16 +27,16 @@ async fn waiting(store: &Store) -> Vec<String> {
 async fn a_replay_is_noted_before_and_settled_after() {
     let (_dir, store) = store().await;
     merge(&store, &[dead("a", None, 2), dead("b", None, 1)]).await;
-    let both = [again("a", 2, None), again("b", 1, Some(("q2", "b@q2")))];
-    assert!(store.note_replays(&both, "o").await.unwrap().iter().all(Option::is_none));
+    let both = [planned("a", 2, None), planned("b", 1, Some(("q2", "b@q2")))];
+    assert!(store.plan_replays(&both, "o").await.unwrap().iter().all(Option::is_none));
     // Whoever comes after a death in between finds what was asked for then.
-    let other = [again("a", 2, Some(("q3", "a@q3"))), again("b", 1, None)];
-    let before = store.note_replays(&other, "o").await.unwrap();
+    let other = [planned("a", 2, Some(("q3", "a@q3"))), planned("b", 1, None)];
+    let before = store.plan_replays(&other, "o").await.unwrap();
     let moved: Vec<_> = before.iter().map(|b| b.as_ref().unwrap().moved.clone()).collect();
     assert_eq!(moved, [None, Some(("q2".into(), "b@q2".into()))]);
     assert_eq!((waiting(&store).await.len(), task(&store, "a").await[0]["replays"].clone()), (2, json!([])));
-    store.settle_replays(&both).await.unwrap();
-    store.settle_replays(&both).await.unwrap();
+    store.complete_replays(&both).await.unwrap();
+    store.complete_replays(&both).await.unwrap();
     assert!(waiting(&store).await.is_empty());
     let (a, b) = (task(&store, "a").await.remove(0), task(&store, "b").await.remove(0));
     assert_eq!((&a["status"], &a["attempt"], &a["replays"][0]["attempt"]), (&json!("retrying"), &json!(3), &json!(2)));
@@ -42,9 +44,9 @@ async fn a_replay_is_noted_before_and_settled_after() {
     // It dies again: another letter, and the first one stays in its history.
     merge(&store, &[dead("a", None, 3)]).await;
     assert_eq!(waiting(&store).await, ["a"]);
-    store.note_replays(&[again("a", 3, None)], "o").await.unwrap();
-    store.forget_replays(&[again("a", 3, None).letter]).await.unwrap();
-    assert_eq!(store.note_replays(&[again("a", 3, None)], "o").await.unwrap()[0].as_ref().map(|_| ()), None);
+    store.plan_replays(&[planned("a", 3, None)], "o").await.unwrap();
+    store.drop_replay_plans(&[planned("a", 3, None).dead_letter]).await.unwrap();
+    assert_eq!(store.plan_replays(&[planned("a", 3, None)], "o").await.unwrap()[0].as_ref().map(|_| ()), None);
     assert_eq!(task(&store, "a").await[0]["replays"].as_array().unwrap().len(), 1);
 }
 
@@ -53,9 +55,9 @@ async fn letters_are_found_by_the_text_of_their_failure() {
     let (_dir, store) = store().await;
     merge(&store, &[dead("a", None, 1), dead("b", None, 2), dead("c", None, 12)]).await;
     let found = async |error: &str, limit: u32| {
-        let filter = TaskFilter { error: Some(error.into()), ..TaskFilter::default() };
-        let count = store.count_letters(&filter, None).await.unwrap();
-        let (letters, more) = store.letters(&filter, None, Page { limit, after: None }).await.unwrap();
+        let filter = DeadLetterQuery { error: Some(error.into()), ..DeadLetterQuery::default() };
+        let count = store.count_dead_letters(&filter).await.unwrap();
+        let (letters, more) = store.dead_letter_ids(&filter, Page { limit, after: None }).await.unwrap();
         (letters.into_iter().map(|(_, letter)| letter.id).collect::<Vec<_>>().join(""), more, count)
     };
     assert_eq!(found("ATTEMPT 1", 10).await, ("ca".into(), false, 2));
@@ -65,9 +67,9 @@ async fn letters_are_found_by_the_text_of_their_failure() {
     for none in ["exhausted", "w", "attempt_1", "%", "attempt \\"] {
         assert_eq!(found(none, 10).await.2, 0, "{none}");
     }
-    let until = TaskFilter { until_ms: Some(3), ..TaskFilter::default() };
-    let since = TaskFilter { since_ms: Some(3), ..TaskFilter::default() };
-    let count = async |filter: &TaskFilter| store.count_letters(filter, None).await.unwrap();
+    let until = DeadLetterQuery { until: Some(3), ..DeadLetterQuery::default() };
+    let since = DeadLetterQuery { since: Some(3), ..DeadLetterQuery::default() };
+    let count = async |filter: &DeadLetterQuery| store.count_dead_letters(filter).await.unwrap();
     assert_eq!((count(&until).await, count(&since).await), (0, 3));
 }
 

@@ -6,9 +6,9 @@ use std::time::SystemTime;
 use millpond::bus::read::outcomes::{OutcomeBody, OutcomeMessage, OutcomeStream};
 use millpond::telemetry::{SPAN_LINKS_MAX, Span, SpanKind, TraceContext, record};
 
-/// These were stored; nothing is said where none of them is traced.
-pub(crate) fn stored(from: OutcomeStream, messages: &[OutcomeMessage], started: SystemTime) {
-    // Whoever traced them has decided.
+/// Records the span of a commit; none where no attempt of it is traced.
+pub(crate) fn record_commit(from: OutcomeStream, messages: &[OutcomeMessage], started: SystemTime) {
+    // Whether to sample was decided where the attempts were traced.
     let Some(trace) = TraceContext::begin_sampled() else { return };
     let mut links: Vec<TraceContext> = Vec::new();
     for message in messages {
@@ -21,7 +21,7 @@ pub(crate) fn stored(from: OutcomeStream, messages: &[OutcomeMessage], started: 
             }
             Err(_) => {}
         }
-        // More are not kept.
+        // The span keeps no more.
         if links.len() > SPAN_LINKS_MAX {
             break;
         }

@@ -1,0 +1,64 @@
+//! Publishes the continuations of jobs that have ended: each is requested from a producer service on `ctl.then`, again until
+//! one answers that it is stored. After a death in between it is requested twice: the task has one id, and the store keeps
+//! one end of it.
+
+use std::time::Duration;
+
+use millpond::bus::Bus;
+use millpond::bus::operate::control::{CTL_THEN, ControlReply, JobEnded};
+use millpond::failpoint;
+
+use crate::store::Store;
+
+/// How long a producer may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How long until a request that failed is sent again.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Follows the store for ever.
+pub(crate) async fn follow(bus: Bus, store: Store) {
+    let mut failing = false;
+    loop {
+        match publish_due(&bus, &store).await {
+            Ok(()) => {
+                failing = false;
+                store.continuations_changed().await;
+                continue;
+            }
+            // Logged once, until it goes well again.
+            Err(error) if !failing => {
+                tracing::warn!(%error, "the continuation of a job cannot be published, will try again");
+            }
+            Err(_) => {}
+        }
+        failing = true;
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
+}
+
+/// Publishes the continuation of each job that has ended; one that fails does not stop the others.
+async fn publish_due(bus: &Bus, store: &Store) -> Result<(), String> {
+    let ended = store.due_continuations().await.map_err(|e| format!("the store cannot be read: {e}"))?;
+    let mut result = Ok(());
+    for job in ended {
+        if let Err(error) = publish(bus, store, &job).await {
+            result = Err(format!("job {}: {error}", job.job));
+        }
+    }
+    result
+}
+
+async fn publish(bus: &Bus, store: &Store, ended: &JobEnded) -> Result<(), String> {
+    let cancelled = store.is_cancelled(&ended.job, ended.epoch);
+    if !cancelled {
+        failpoint::hit("collector.continuation_ready");
+        match bus.request(CTL_THEN, ended, ANSWER_WITHIN).await {
+            Ok(ControlReply::Ok(_)) => {}
+            Ok(ControlReply::Error(text)) => return Err(text),
+            Err(fault) => return Err(format!("{fault}; is a producer running (`millpond producer run`)?")),
+        }
+        failpoint::hit("collector.continuation_published");
+    }
+    let settled = store.continuation_settled(&ended.job, ended.epoch, !cancelled).await;
+    settled.map_err(|e| format!("the store cannot be written: {e}"))
+}

@@ -1,0 +1,55 @@
+//! Jobs as their records have them: each is kept in the store, those that are open in memory too.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use millpond::bus::Bus;
+use millpond::bus::read::buckets::{BucketWatch, decode};
+use millpond::job::{JobRecord, JobState};
+use millpond::limits::HEARTBEAT_LOST_AFTER;
+use millpond::wire::streams::BUCKET_JOBS;
+
+use crate::store::Store;
+
+/// How long until a record that could not be stored is tried again.
+const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// The jobs whose producers still add tasks, as far as their records tell. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct OpenJobs {
+    records: Arc<RwLock<BTreeMap<String, JobRecord>>>,
+}
+
+impl OpenJobs {
+    /// Those whose producer has not renewed their record for too long.
+    pub(crate) fn stalled(&self) -> Vec<JobRecord> {
+        let now = millpond::now_ms();
+        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
+        let silent = |record: &&JobRecord| u128::try_from(now.saturating_sub(record.heartbeat_ms)).unwrap_or(0);
+        records.values().filter(|record| silent(record) > HEARTBEAT_LOST_AFTER.as_millis()).cloned().collect()
+    }
+
+    fn set(&self, name: String, record: Option<&JobRecord>) {
+        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
+        match record.filter(|record| record.state == JobState::Open) {
+            Some(record) => drop(records.insert(name, record.clone())),
+            None => drop(records.remove(&name)),
+        }
+    }
+}
+
+/// Follows the jobs' bucket for ever, into the store.
+pub(crate) async fn follow(bus: Bus, store: Store, open: OpenJobs) {
+    let mut watch = BucketWatch::new(&bus, BUCKET_JOBS);
+    loop {
+        let change = watch.next().await;
+        let record = change.value.as_deref().and_then(decode::<JobRecord>);
+        open.set(change.key, record.as_ref());
+        let Some(record) = record else { continue };
+        while let Err(error) = store.put_job(&record, change.stored_ms).await {
+            tracing::error!(%error, job = %record.job, "a job's record cannot be stored, will try again");
+            tokio::time::sleep(STORE_AGAIN_AFTER).await;
+        }
+    }
+}

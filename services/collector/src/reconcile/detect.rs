@@ -1,0 +1,223 @@
+//! Finds what is wrong, by what a snapshot shows and how long that has been so. No I/O, no clock.
+
+use std::collections::BTreeMap;
+
+use millpond::bus::operate::queues::QueueState;
+use millpond::bus::read::outcomes::OutcomeReaderState;
+use millpond::job::JobRecord;
+use millpond::worker_record::WorkerRecord;
+use millpond_api::overview::ProblemKind;
+use millpond_api::workers::WorkerState;
+
+use super::problems::Finding;
+use super::snapshot::Snapshot;
+
+/// How long messages must wait without a worker, in milliseconds: a worker may just be starting.
+const NO_WORKER_AFTER_MS: i64 = 2_000;
+/// How long leases must be held by no worker, in milliseconds: `ack_wait`, and the age of the workers' records.
+const ORPHANED_AFTER_MS: i64 = 10_000;
+/// How long nothing may be handed out while messages wait and slots are free, in milliseconds.
+const STUCK_AFTER_MS: i64 = 10_000;
+/// How long the collector's own durables may stand still, in milliseconds: longer than its server waits for acks.
+const BEHIND_AFTER_MS: i64 = 15_000;
+
+/// The kinds of problems that one snapshot shows.
+pub(super) const OF_A_SNAPSHOT: [ProblemKind; 4] =
+    [ProblemKind::NoWorker, ProblemKind::Paused, ProblemKind::OrphanedLease, ProblemKind::StuckConsumer];
+
+/// Remembers since when each condition holds.
+#[derive(Default)]
+pub(super) struct Detector {
+    /// The value that must stay the same, and since when it is.
+    since: BTreeMap<(ProblemKind, String), (u64, i64)>,
+}
+
+/// A condition that holds now.
+struct Condition {
+    kind: ProblemKind,
+    what: String,
+    sentence: String,
+    after_ms: i64,
+    /// When this value changes, the condition begins anew.
+    still: u64,
+}
+
+impl Detector {
+    /// What is wrong by now.
+    pub(super) fn found(&mut self, seen: &Snapshot) -> Vec<Finding> {
+        let mut conditions = Vec::new();
+        for queue in &seen.queues {
+            conditions.extend(no_worker(queue, seen));
+            conditions.extend(paused(queue));
+            conditions.extend(orphaned(queue, seen));
+            conditions.extend(stuck(queue, seen));
+        }
+        conditions.extend(unknown_kinds(seen));
+        conditions.extend(seen.durables.iter().filter_map(|(stream, state)| behind(stream, *state)));
+        let mut since = BTreeMap::new();
+        let mut found = Vec::new();
+        for Condition { kind, what, sentence, after_ms, still } in conditions {
+            let key = (kind, what.clone());
+            let before = self.since.get(&key).filter(|(at, _)| *at == still);
+            let since_ms = before.map_or(seen.now_ms, |(_, since_ms)| *since_ms);
+            since.insert(key, (still, since_ms));
+            if seen.now_ms - since_ms >= after_ms {
+                found.push(Finding { kind, what, sentence, since_ms });
+            }
+        }
+        self.since = since;
+        found
+    }
+}
+
+const LIVE: &[WorkerState] = &[WorkerState::Live];
+const PRESENT: &[WorkerState] = &[WorkerState::Live, WorkerState::Draining];
+
+/// How many there are of something.
+pub(super) fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+fn no_worker(queue: &QueueState, seen: &Snapshot) -> Option<Condition> {
+    let name = &queue.queue;
+    let nobody = seen.serving(name, LIVE).next().is_none();
+    let left = queue.held > 0 && seen.serving(name, PRESENT).next().is_none();
+    if !nobody || (queue.waiting == 0 && !left) {
+        return None;
+    }
+    let waiting = counted(queue.waiting + if left { queue.held } else { 0 }, "message");
+    let text = format!(
+        "{waiting} of queue {name} and no live worker that serves it; `millpond worker run --queues {name}` starts one"
+    );
+    Some(Condition {
+        kind: ProblemKind::NoWorker,
+        what: name.clone(),
+        sentence: text,
+        after_ms: NO_WORKER_AFTER_MS,
+        still: 0,
+    })
+}
+
+/// Kinds of tasks that workers got lately, and that no worker of their queue knows.
+fn unknown_kinds(seen: &Snapshot) -> impl Iterator<Item = Condition> {
+    let mut unknown: BTreeMap<&str, ()> = BTreeMap::new();
+    for (worker, _) in seen.workers.iter().filter(|(_, state)| *state == WorkerState::Live) {
+        unknown.extend(worker.unknown_kinds.iter().map(|name| (name.as_str(), ())));
+    }
+    unknown.into_keys().filter_map(move |name| {
+        let (queue, kind) = name.split_once('.')?;
+        let count = seen.serving(queue, LIVE).count() as u64;
+        if seen.serving(queue, LIVE).any(|worker| worker.kinds.iter().any(|known| known == kind)) {
+            return None;
+        }
+        let sentence = format!(
+            "tasks of kind {kind} wait in queue {queue}, and none of its {} knows it; start one that does, or they become dead letters",
+            counted(count, "live worker")
+        );
+        Some(Condition { kind: ProblemKind::NoWorker, what: name.to_owned(), sentence, after_ms: 0, still: 0 })
+    })
+}
+
+fn paused(queue: &QueueState) -> Option<Condition> {
+    if !queue.paused || queue.waiting == 0 {
+        return None;
+    }
+    let (name, waiting) = (&queue.queue, counted(queue.waiting, "message"));
+    let sentence = format!("queue {name} is paused with {waiting} waiting; `millpond queue resume {name}` goes on");
+    Some(Condition { kind: ProblemKind::Paused, what: name.clone(), sentence, after_ms: 0, still: 0 })
+}
+
+/// Messages that were handed out, and that no worker that is there holds, while nothing else is handed out: a message that a
+/// worker releases, because it does not know its kind, say, is handed out again at once.
+fn orphaned(queue: &QueueState, seen: &Snapshot) -> Option<Condition> {
+    let name = &queue.queue;
+    let there = seen.serving(name, PRESENT).count();
+    // All that a worker of several queues holds counts here: rather no problem than a wrong one.
+    let held: u64 = seen.serving(name, PRESENT).map(|worker| u64::from(worker.held)).sum();
+    if there == 0 || queue.held <= held {
+        return None;
+    }
+    let orphans = counted(queue.held - held, "message");
+    let sentence = format!(
+        "{orphans} of queue {name} were given to workers that do not hold them any more; the server gives them out again as soon as a worker has a free slot: add workers, or wait"
+    );
+    let still = deliveries(queue);
+    Some(Condition {
+        kind: ProblemKind::OrphanedLease,
+        what: name.clone(),
+        sentence,
+        after_ms: ORPHANED_AFTER_MS,
+        still,
+    })
+}
+
+/// How often messages of a queue were handed out.
+fn deliveries(queue: &QueueState) -> u64 {
+    queue.places.iter().map(|place| place.deliveries).sum()
+}
+
+/// Messages that wait while live workers have free slots, and nothing is handed out.
+fn stuck(queue: &QueueState, seen: &Snapshot) -> Option<Condition> {
+    let name = &queue.queue;
+    // Only the worker knows which slots a kind takes. With fewer tasks running than it has slots of the scarcer sort, one of
+    // each sort is free.
+    let has_free_slot = |worker: &WorkerRecord| worker.running < worker.slots.min(worker.io_slots);
+    if queue.paused || queue.waiting == 0 || !seen.serving(name, LIVE).any(has_free_slot) {
+        return None;
+    }
+    let waiting = counted(queue.waiting, "message");
+    let sentence = format!(
+        "{waiting} of queue {name} wait, workers have free slots, and nothing is given out; look at the logs of its workers and of nats-server, and start the workers again"
+    );
+    let still = deliveries(queue);
+    Some(Condition { kind: ProblemKind::StuckConsumer, what: name.clone(), sentence, after_ms: STUCK_AFTER_MS, still })
+}
+
+/// Messages about ends that are not stored.
+fn behind(stream: &str, state: OutcomeReaderState) -> Option<Condition> {
+    if state.pending + state.ack_pending == 0 {
+        return None;
+    }
+    let waiting = counted(state.pending + state.ack_pending, "message");
+    let sentence = format!(
+        "{waiting} of {stream} are not stored, and nothing moves; what the collector's log says of the store or of NATS is the reason"
+    );
+    Some(Condition {
+        kind: ProblemKind::StuckConsumer,
+        what: stream.to_owned(),
+        sentence,
+        after_ms: BEHIND_AFTER_MS,
+        still: state.ack_floor,
+    })
+}
+
+/// Workers whose heartbeat has stopped.
+pub(super) fn lost_workers(workers: &[(WorkerRecord, WorkerState)]) -> Vec<Finding> {
+    let lost = workers.iter().filter(|(_, state)| *state == WorkerState::Lost);
+    lost.map(|(worker, _)| {
+        let WorkerRecord { name, host, pid, heartbeat_ms, .. } = worker;
+        let held = counted(u64::from(worker.held), "message");
+        let sentence = format!(
+            "worker {name} (process {pid} on {host}) went without a word; {held} that it held go to others; start it again if it is missed"
+        );
+        Finding { kind: ProblemKind::WorkerLost, what: name.clone(), sentence, since_ms: *heartbeat_ms }
+    })
+    .collect()
+}
+
+/// Jobs whose producers are gone before the end of their input.
+pub(super) fn stalled_jobs(jobs: &[JobRecord]) -> Vec<Finding> {
+    let found = jobs.iter().map(|record| {
+        let JobRecord { job, kind, published, .. } = record;
+        let sentence = format!(
+            "the producer of job {job} is gone after {}; `millpond map {kind} … --job {job}` with the same input goes on, `millpond job cancel {job}` ends it",
+            counted(*published, "task")
+        );
+        Finding { kind: ProblemKind::StalledJob, what: job.clone(), sentence, since_ms: record.heartbeat_ms }
+    });
+    found.collect()
+}
+
+#[cfg(test)]
+#[path = "detect_tests.rs"]
+mod tests;

@@ -1,0 +1,99 @@
+//! Continuations of jobs: jobs whose end starts a task, which of them have ended, and which of those tasks are stored.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use millpond::bus::operate::control::JobEnded;
+use millpond::job::{JobRecord, JobState};
+use tokio::sync::Notify;
+
+use super::Store;
+use super::error::{Result, saturated};
+use super::sql::{Row, Sql, Transaction};
+
+/// Stores that a closed job has a continuation; once, whatever its record says later. False when it has none.
+pub(super) async fn store_continuation(transaction: &mut dyn Transaction, record: &JobRecord) -> Result<bool> {
+    let (Some(then), Some(total), JobState::Closed) = (&record.then, record.total, record.state) else {
+        return Ok(false);
+    };
+    let insert = Sql::new(
+        "INSERT INTO job_continuations (job, epoch, queue, kind, total) VALUES (?, ?, ?, ?, ?) ON CONFLICT (job, epoch) DO NOTHING",
+    );
+    let insert = insert.bind(&record.job).bind(record.epoch).bind(&then.queue).bind(&then.kind);
+    transaction.run(insert.bind(saturated(total))).await?;
+    Ok(true)
+}
+
+/// Wakes whoever publishes continuations when there may be something to do.
+#[derive(Default)]
+pub(super) struct ContinuationSignal {
+    /// Whether a job with a continuation has not ended.
+    ends_matter: AtomicBool,
+    changed: Notify,
+}
+
+impl ContinuationSignal {
+    /// A job with a continuation was stored.
+    pub(super) fn job_written(&self) {
+        self.ends_matter.store(true, Ordering::SeqCst);
+        self.changed.notify_one();
+    }
+
+    /// Ends were stored. Most of the time there is no such job, and then nobody polls the store after each commit.
+    pub(super) fn ends_written(&self) {
+        if self.ends_matter.load(Ordering::SeqCst) {
+            self.changed.notify_one();
+        }
+    }
+}
+
+impl Store {
+    /// Jobs that have ended and whose continuation is not stored yet.
+    pub(crate) async fn due_continuations(&self) -> Result<Vec<JobEnded>> {
+        // In this order: what is stored meanwhile is either seen here, or wakes the caller again.
+        self.continuations.ends_matter.store(false, Ordering::SeqCst);
+        let open = self.db.read(Sql::new("SELECT job FROM job_continuations WHERE settled_ms IS NULL LIMIT 1")).await?;
+        if open.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.continuations.ends_matter.store(true, Ordering::SeqCst);
+        let rows = self.db.read(Sql::new(
+            "SELECT job_continuations.job, job_continuations.epoch, job_continuations.queue, job_continuations.kind, total, done, dead, cancelled,
+                purged FROM job_continuations
+             JOIN job_counts ON job_counts.job =
+                CASE WHEN job_continuations.epoch > 1 THEN job_continuations.job || '@' || job_continuations.epoch ELSE job_continuations.job END
+             WHERE settled_ms IS NULL AND (done + dead + cancelled + purged >= total OR EXISTS
+                (SELECT 1 FROM job_cancels WHERE job_cancels.job = job_continuations.job AND job_cancels.epoch >= job_continuations.epoch))",
+        ));
+        rows.await?.iter().map(job_ended).collect()
+    }
+
+    /// Waits until [`Store::due_continuations`] may have more. One caller may wait.
+    pub(crate) async fn continuations_changed(&self) {
+        self.continuations.changed.notified().await;
+    }
+
+    /// There is nothing more to do for this job: its continuation is `stored`, or never will be.
+    pub(crate) async fn continuation_settled(&self, job: &str, epoch: u32, stored: bool) -> Result<()> {
+        let mut transaction = self.db.begin().await?;
+        let settled = Sql::new("UPDATE job_continuations SET settled_ms = ?, stored = ? WHERE job = ? AND epoch = ?");
+        transaction.run(settled.bind(millpond::now_ms()).bind(stored).bind(job).bind(epoch)).await?;
+        transaction.commit().await
+    }
+}
+
+fn job_ended(row: &Row) -> Result<JobEnded> {
+    let (total, done, dead): (u64, u64, u64) = (row.get("total")?, row.get("done")?, row.get("dead")?);
+    let cancelled = row.get("cancelled")?;
+    Ok(JobEnded {
+        job: row.get("job")?,
+        epoch: row.get("epoch")?,
+        queue: row.get("queue")?,
+        kind: row.get("kind")?,
+        total,
+        done,
+        dead,
+        cancelled,
+        // A task that ends after all is counted as how it ended.
+        purged: row.get::<u64>("purged")?.min(total.saturating_sub(done + dead + cancelled)),
+    })
+}
