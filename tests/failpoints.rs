@@ -18,12 +18,12 @@ use crate::harness::{Cluster, PATIENCE, Process, statuses, until};
 
 /// The worker's failpoints, in the order of effects.
 const WORKER: [&str; 11] = [
-    "door.delivered",
-    "door.before_ask",
-    "door.asked",
-    "door.recorded",
-    "work.started",
-    "work.handed_on",
+    "admit.delivered",
+    "admit.before_ask",
+    "admit.asked",
+    "admit.recorded",
+    "run.started",
+    "run.remainder_republished",
     "settle.executed",
     "settle.one_effect_stored",
     "settle.effects_stored",

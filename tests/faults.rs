@@ -246,7 +246,7 @@ async fn restarts_do_not_bury_a_task_that_never_ran() {
     let cluster = Cluster::start().await;
     let id = submit(&cluster, "square", "7").await;
     for cycle in 0..30 {
-        let mut worker = cluster.worker(&format!("w{cycle}"), &[], Some("door.delivered"));
+        let mut worker = cluster.worker(&format!("w{cycle}"), &[], Some("admit.delivered"));
         worker.end(PATIENCE).await;
     }
     let _worker = cluster.worker("survivor", &[], None);

@@ -337,7 +337,7 @@ async fn a_worker_that_dies_loses_neither_payload_nor_result() {
     second.signal(Signal::SIGTERM);
     second.end(PATIENCE).await;
     // A large result is stored, and its worker dies before the outcome; or once it has fetched the arguments.
-    for (name, failpoint) in [("w3", "settle.large_result_stored"), ("w4", "work.fetched")] {
+    for (name, failpoint) in [("w3", "settle.large_result_stored"), ("w4", "prepare.fetched")] {
         let mut dies = handlers.worker(&cluster, name, Some(failpoint));
         let value = large(300 * KIB);
         let id = submit(&cluster, &task("echo", &value)).await;

@@ -83,10 +83,16 @@ fn services_do_not_know_each_other() {
             assert!(others.iter().all(|o| !text.contains(o)), "{} names another service", path.display());
         }
     }
-    let execute = fs::read_to_string(root().join("services/worker/src/run/execute.rs")).unwrap();
-    let settle = fs::read_to_string(root().join("services/worker/src/settle/mod.rs")).unwrap();
+    let source = |path: &str| fs::read_to_string(root().join("services/worker/src").join(path)).unwrap();
+    let execute = source("run/execute.rs");
     assert!(!execute.contains("settle::") && !execute.contains("millpond::bus"), "execute knows nothing of settling");
-    assert!(!settle.contains("handlers::"), "settle knows nothing of handlers");
+    for path in ["run/mod.rs", "run/remainder.rs"] {
+        assert!(!source(path).contains("settle::"), "{path} knows nothing of settling");
+    }
+    for path in ["settle/mod.rs", "settle/turned_away.rs", "outbox/mod.rs", "outbox/message.rs"] {
+        let text = source(path);
+        assert!(!text.contains("handlers::") && !text.contains("run::"), "{path} knows nothing of handlers");
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Chains: the steps that run after a task is done, each with the result of the one before as its argument. `Millpond-Then` lists
-//! the steps; each step takes the first and carries the others. The worker publishes the next step when it settles (services/worker/src/settle/continuations.rs).
+//! the steps; each step takes the first and carries the others. The worker publishes the next step when it settles (services/worker/src/outbox/continuations.rs).
 //! No I/O, no clock.
 
 use std::fmt;

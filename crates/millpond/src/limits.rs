@@ -36,12 +36,6 @@ pub const PAYLOAD_CHUNK_BYTES: usize = 128 * 1024;
 pub const PAYLOAD_PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// How long a fetch goes on without an answer of the server.
 pub const PAYLOAD_STALLED_AFTER: Duration = Duration::from_secs(15);
-/// Largest payload that a worker fetches into memory, in bytes; a larger one becomes a file.
-pub const PAYLOAD_MEMORY_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes of fetched payloads that a worker holds in memory at once.
-pub const PAYLOADS_MEMORY_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Payloads that a worker fetches at once.
-pub const PAYLOAD_FETCHES_MAX: usize = 4;
 
 /// Shortest key that signs tasks, in characters.
 pub const SIGNING_KEY_CHARS_MIN: usize = 32;
@@ -61,11 +55,7 @@ pub const BATCH_AUTO_BYTES_MAX: usize = 64 * 1024;
 pub const BATCH_PROBES_MAX: u64 = 64;
 /// How many times larger the next batches may be than the largest that came back.
 pub const BATCH_GROWTH: u32 = 4;
-/// A batch that runs for longer hands on the items that have not started.
-pub const BATCH_REPUBLISH_AFTER: Duration = Duration::from_millis(100);
 
-/// Timeout of one attempt of a task that says nothing else.
-pub const TASK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 /// Compact failures that travel with a retry, in bytes; the oldest are dropped beyond it.
 pub const FAILURES_BYTES_MAX: usize = 4 * 1024;
 /// A failure's message, in bytes; what is longer is cut.
@@ -93,14 +83,8 @@ pub const LEASE_SETTLED_KEEP: Duration = Duration::from_secs(60);
 pub const SETTLED_IDS_MAX: usize = 16 * 1024;
 /// Starts that ended in a death before a task is taken for a killer: the next delivery buries (or splits) it.
 pub const STARTS_MAX: usize = 3;
-/// A delivered task that got no slot within this time is handed back.
-pub const RELEASE_AFTER: Duration = Duration::from_secs(1);
-/// Work that a worker may hold ahead of its slots, as time: tiny tasks are pulled many at once, long ones are not hoarded.
-pub const LOOKAHEAD: Duration = Duration::from_millis(50);
 /// Tasks held ahead of the slots, at the most.
 pub const LOOKAHEAD_TASKS_MAX: usize = 512;
-/// Outcomes of one worker between "executed" and "acknowledged" at once; slots wait beyond it.
-pub const SETTLING_MAX: usize = 2048;
 /// Bytes that one pull asks for at the most.
 pub const PULL_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long one pull request waits at the server.
@@ -113,13 +97,7 @@ pub const LATER_QUEUES_SHARE: usize = 10;
 pub const QUEUE_IDLE_AFTER: Duration = Duration::from_millis(100);
 /// Tasks that all workers of a queue may hold together (`max_ack_pending`).
 pub const ACK_PENDING_MAX: i64 = 100_000;
-/// Delay of a task whose kind this worker does not know.
-pub const UNKNOWN_KIND_DELAY: Duration = Duration::from_secs(1);
-/// A task is buried when no live worker has announced its kind for this long.
-pub const UNKNOWN_KIND_BURY_AFTER: Duration = Duration::from_secs(60);
 
-/// Tasks that wait on the I/O slots of a worker at once, when it is not told otherwise.
-pub const IO_SLOTS_DEFAULT: usize = 64;
 /// Log lines of a child that are kept for the evidence of a failure.
 pub const EVIDENCE_LINES_MAX: usize = 50;
 /// Bytes of such lines in one evidence; the oldest go first.
@@ -127,8 +105,6 @@ pub const EVIDENCE_LOG_BYTES_MAX: usize = 8 * 1024;
 /// Children that a worker's record lists, at the most.
 pub const CHILDREN_LISTED_MAX: usize = 256;
 
-/// How long workers look at a purge that is done: whatever it removed is nobody's any more by then.
-pub const PURGE_COVERS_FOR: Duration = Duration::from_secs(3600);
 /// How long the server may take to store that something was cancelled.
 pub const CANCEL_STORE_WITHIN: Duration = Duration::from_secs(5);
 /// How often a worker renews its record, and a producer program the record of its job.
@@ -240,4 +216,3 @@ const _: () = assert!(LATER_QUEUES_SHARE > 1);
 const _: () = assert!(CLAIM_CHECK_BYTES + RESULT_BATCH_BYTES_MAX <= SERVER_PAYLOAD_BYTES_MAX);
 const _: () = assert!(CLAIM_CHECK_BYTES * 2 <= TASK_BYTES_MAX);
 const _: () = assert!(BATCH_AUTO_BYTES_MAX <= CLAIM_CHECK_BYTES);
-const _: () = assert!(PAYLOAD_MEMORY_BYTES_MAX <= PAYLOADS_MEMORY_BYTES_MAX);

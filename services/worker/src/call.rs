@@ -27,8 +27,7 @@ pub struct Call {
     pub attempt: u32,
     /// The arguments as published; use [`Call::args`] where they are JSON. Empty when they are in a file.
     pub payload: Bytes,
-    /// A file with the arguments, when they are large: more than
-    /// [`PAYLOAD_MEMORY_BYTES_MAX`](millpond::limits::PAYLOAD_MEMORY_BYTES_MAX). Read it as a stream; it is removed when
+    /// A file with the arguments, when they are larger than 8 MiB. Read it as a stream; it is removed when
     /// the attempt has ended. [`Call::args`] reads it too, up to
     /// [`ARGUMENTS_DECODED_BYTES_MAX`].
     pub file: Option<PathBuf>,

@@ -23,9 +23,9 @@ use tokio_util::sync::CancellationToken;
 use crate::call::{Call, Reply};
 use crate::call_end::CallEnd;
 use crate::config::Settings;
+use crate::context::WorkerContext;
 use crate::handlers::{Handler, PipeHandler};
 use crate::panics::caught;
-use crate::process::WorkerContext;
 use crate::report::spans;
 use crate::run::execute::execute;
 use crate::run::work_cursor::WorkCursor;
@@ -265,7 +265,7 @@ async fn slot(context: &WorkerContext, kind: &str, time: CallTime) -> Result<Slo
     tokio::select! {
         biased;
         () = context.draining.cancelled() => Err(CallRefusal::draining()),
-        slot = timeout_at(time.deadline, context.pools.slot(context.pools.of(kind))) => slot.ok().flatten().ok_or_else(|| {
+        slot = timeout_at(time.deadline, context.pools.slot(kind)) => slot.ok().flatten().ok_or_else(|| {
             let within = humantime::format_duration(time.timeout);
             CallRefusal::no_slot(format!("no slot for kind {kind} came free at this worker within {within}"))
         }),
@@ -305,8 +305,7 @@ async fn run(
     let left = Duration::from_millis(u64::try_from(left).unwrap_or(u64::MAX).max(1));
     let timeouts = handler.timeouts(Some(left), left);
     let ends = execute(ready, vec![call], Arc::new(WorkCursor::new(1)), timeouts, &context.stop).await;
-    context.pools.note(context.pools.of(kind), started.elapsed());
-    drop(slot);
+    slot.note(started.elapsed());
     match ends.into_iter().next() {
         Some(CallEnd::Done(value)) => Ok(Bytes::from(String::from(Box::<str>::from(value)))),
         Some(CallEnd::Failed(failure)) => Err(CallRefusal(Code::of_failure(&failure), failure)),
@@ -343,14 +342,16 @@ async fn converse(
     };
     let sender = pipe.sender();
     let conversation = async {
-        let ended = match &handler {
-            PipeHandler::Child(children) => children.converse(&call, pipe, &context.stop).await,
-            PipeHandler::Own(handler) => {
-                run_own(context, handler(call.clone(), pipe), &sender.over(), &call.stop).await
+        let ended = {
+            // The slot is free while the last messages travel.
+            let _slot = slot;
+            match &handler {
+                PipeHandler::Child(children) => children.converse(&call, pipe, &context.stop).await,
+                PipeHandler::Own(handler) => {
+                    run_own(context, handler(call.clone(), pipe), &sender.over(), &call.stop).await
+                }
             }
         };
-        // The slot is free while the last messages travel.
-        drop(slot);
         let failure = ended.as_ref().err().cloned();
         let _ = sender.end(ended).await;
         failure

@@ -1,8 +1,9 @@
-//! What was cancelled, kept in memory: the tombstones of tasks and jobs, and the purges of queues. Whoever works on a
-//! lease asks at the door, hears of news while it runs, and asks again before a retry is published.
+//! What was cancelled, kept in memory: the tombstones of tasks and jobs, and the purges of queues. A task is checked when it
+//! is admitted, is watched while it runs, and is checked again before a retry of it is published.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use millpond::bus::Bus;
 use millpond::bus::consume::lease::Lease;
@@ -11,21 +12,23 @@ use millpond::bus::operate::queues::PurgeRecord;
 use millpond::bus::read::buckets::{BucketChange, BucketWatch, decode};
 use millpond::bus::topology::TopologyError;
 use millpond::job::epoch_of;
-use millpond::limits::PURGE_COVERS_FOR;
 use millpond::wire::streams::{BUCKET_CANCELS, BUCKET_PURGES};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+/// How long workers look at a purge that is done: nobody holds any more what it removed.
+const PURGE_COVERS_FOR: Duration = Duration::from_secs(3600);
+
 /// What of a message is cancelled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Cancelled {
+pub(crate) enum CancelledPart {
     /// All of it.
     Whole,
     /// These items of a batch, by their place in it.
     Items(BTreeSet<u32>),
 }
 
-impl Cancelled {
+impl CancelledPart {
     pub(crate) fn covers(&self, item: u32) -> bool {
         match self {
             Self::Whole => true,
@@ -34,15 +37,15 @@ impl Cancelled {
     }
 }
 
-/// What is known. Cheap to clone.
+/// All that is known to be cancelled. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Cancellations {
-    known: Arc<RwLock<Known>>,
-    news: Arc<watch::Sender<()>>,
+    known: Arc<RwLock<KnownCancellations>>,
+    changed: Arc<watch::Sender<()>>,
 }
 
 #[derive(Default)]
-struct Known {
+struct KnownCancellations {
     /// By key, so that one that runs out can be forgotten.
     tombstones: HashMap<String, Tombstone>,
     /// Queue and id.
@@ -55,9 +58,9 @@ struct Known {
 }
 
 impl Cancellations {
-    /// Those that are there now, and from then on all that come: a worker takes no task before it knows them.
+    /// Reads those that are there now, and follows all that come: a worker takes no task before it knows them.
     pub(crate) async fn load(bus: &Bus, background: &mut JoinSet<()>) -> Result<Self, TopologyError> {
-        let cancellations = Self { known: Arc::default(), news: Arc::new(watch::Sender::new(())) };
+        let cancellations = Self { known: Arc::default(), changed: Arc::new(watch::Sender::new(())) };
         for bucket in [BUCKET_CANCELS, BUCKET_PURGES] {
             let mut watch = BucketWatch::new(bus, bucket);
             for change in watch.current().await? {
@@ -73,17 +76,18 @@ impl Cancellations {
         Ok(cancellations)
     }
 
-    fn known(&self) -> RwLockReadGuard<'_, Known> {
+    fn known(&self) -> RwLockReadGuard<'_, KnownCancellations> {
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note(&self, bucket: &str, change: BucketChange) {
-        let mut known: RwLockWriteGuard<'_, Known> = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known: RwLockWriteGuard<'_, KnownCancellations> =
+            self.known.write().unwrap_or_else(PoisonError::into_inner);
         if bucket == BUCKET_CANCELS {
             known.note_tombstone(change);
         } else {
             match change.value.as_deref().and_then(decode::<PurgeRecord>) {
-                // What runs is to go on to its end; or what was there is gone for long.
+                // The purge spares what runs; or what it removed has been gone for long.
                 Some(purge) if !purge.running || is_over(&purge, change.stored_ms) => {}
                 Some(purge) => drop(known.purges.insert(change.key, (purge, change.stored_ms))),
                 None => drop(known.purges.remove(&change.key)),
@@ -91,21 +95,21 @@ impl Cancellations {
         }
         known.purges.retain(|_, (purge, stored_ms)| !is_over(purge, *stored_ms));
         drop(known);
-        self.news.send_replace(());
+        self.changed.send_replace(());
     }
 
-    /// Hears when something is cancelled from now on. Get it before [`Cancellations::of`] is asked.
-    pub(crate) fn news(&self) -> watch::Receiver<()> {
-        self.news.subscribe()
+    /// Notified when something is cancelled from now on. Subscribe before [`Cancellations::of`] is called.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// What of this message is cancelled, if anything.
-    pub(crate) fn of(&self, lease: &Lease) -> Option<Cancelled> {
+    pub(crate) fn of(&self, lease: &Lease) -> Option<CancelledPart> {
         self.known().of(lease)
     }
 }
 
-impl Known {
+impl KnownCancellations {
     fn note_tombstone(&mut self, change: BucketChange) {
         match change.value.as_deref().and_then(decode::<Tombstone>) {
             Some(tombstone) => {
@@ -141,7 +145,7 @@ impl Known {
         }
     }
 
-    fn of(&self, lease: &Lease) -> Option<Cancelled> {
+    fn of(&self, lease: &Lease) -> Option<CancelledPart> {
         if self.ids.is_empty() && self.jobs.is_empty() && self.purges.is_empty() {
             return None;
         }
@@ -162,10 +166,10 @@ impl Known {
             || (task.id() != task.original_id && named(task.id()))
             || purged()
         {
-            return Some(Cancelled::Whole);
+            return Some(CancelledPart::Whole);
         }
         let items = self.items_of(lease)?;
-        Some(if items.len() == task.items_len() as usize { Cancelled::Whole } else { Cancelled::Items(items) })
+        Some(if items.len() == task.items_len() as usize { CancelledPart::Whole } else { CancelledPart::Items(items) })
     }
 
     /// The items of a batch that are cancelled alone: named by the batch and their place in it, or by the job and their
@@ -188,13 +192,13 @@ impl Known {
     }
 }
 
-/// Root and number of an id that may be that of an item.
+/// The original id and the number, of an id that may be that of an item.
 fn item_of(id: &str) -> Option<(&str, u64)> {
     let (original_id, item) = id.rsplit_once('/')?;
     Some((original_id, item.parse().ok()?))
 }
 
-/// Whether a purge covers nothing any more that somebody may hold.
+/// Whether no worker can hold anything any more that this purge covers.
 fn is_over(purge: &PurgeRecord, stored_ms: i64) -> bool {
     let age_ms = u128::try_from(millpond::now_ms().saturating_sub(stored_ms)).unwrap_or(0);
     purge.count.is_some() && age_ms > PURGE_COVERS_FOR.as_millis()

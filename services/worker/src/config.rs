@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use millpond::config::{ConnectSettings, SigningArgs, duration};
-use millpond::limits::{IO_SLOTS_DEFAULT, TASK_TIMEOUT_DEFAULT, UNKNOWN_KIND_BURY_AFTER};
 use millpond::retry::{RetryPolicy, parse_attempts_max, parse_jitter};
 use millpond::signature::Signer;
 use millpond::wire::subject::check_token;
@@ -20,6 +19,12 @@ const NATS_URL: &str = "MILLPOND_WORKER_NATS_URL";
 const LISTEN: &str = "MILLPOND_WORKER_LISTEN";
 /// Most slots of one worker process.
 const SLOTS_MAX: usize = 4096;
+/// Tasks that wait on the I/O slots of a worker at once, when it is not told otherwise.
+const IO_SLOTS_DEFAULT: usize = 64;
+/// Timeout of one attempt, where neither the worker nor its task says otherwise.
+const TASK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
+/// A task is dead-lettered when no live worker has announced its kind for this long.
+const UNKNOWN_KIND_AFTER_DEFAULT: Duration = Duration::from_secs(60);
 
 /// Settings of a worker, as typed.
 #[derive(Args, Debug, Clone)]
@@ -55,7 +60,7 @@ pub struct Config {
     /// Where health and metrics are served over HTTP, such as 127.0.0.1:7612; nowhere, when not set.
     #[arg(long, env = LISTEN)]
     pub listen: Option<SocketAddr>,
-    /// After SIGTERM or SIGINT: how long running tasks may take before the rest is handed back. Raise it for long
+    /// After SIGTERM or SIGINT: how long running tasks may take before the rest is published again. Raise it for long
     /// tasks, together with the grace period of whatever stops the process.
     #[arg(long, env = "MILLPOND_WORKER_DRAIN_TIME", default_value = "25s", value_parser = duration)]
     pub drain_time: Duration,
@@ -81,8 +86,8 @@ pub struct Config {
     #[arg(long, env = "MILLPOND_WORKER_RETRY_JITTER", default_value_t = RetryPolicy::DEFAULT.jitter,
         value_parser = parse_jitter)]
     pub retry_jitter: f64,
-    /// A task is buried when no live worker has known its kind for this long. Raise it when workers come late.
-    #[arg(long, env = "MILLPOND_WORKER_UNKNOWN_KIND_AFTER", default_value_t = humantime::Duration::from(UNKNOWN_KIND_BURY_AFTER))]
+    /// A task is dead-lettered when no live worker has known its kind for this long. Raise it when workers come late.
+    #[arg(long, env = "MILLPOND_WORKER_UNKNOWN_KIND_AFTER", default_value_t = humantime::Duration::from(UNKNOWN_KIND_AFTER_DEFAULT))]
     pub unknown_kind_after: humantime::Duration,
     /// Whether tasks must be signed.
     #[command(flatten)]
@@ -121,7 +126,7 @@ pub struct Settings {
     pub task_timeout: Duration,
     /// Retries of a task where neither it nor its kind says otherwise.
     pub retry: RetryPolicy,
-    /// When a task of a kind that nobody knows is buried.
+    /// When a task of a kind that no live worker knows is dead-lettered.
     pub unknown_kind_after: Duration,
     /// Keys; with them only signed tasks run.
     pub signer: Option<Signer>,
@@ -210,7 +215,7 @@ impl Service for Config {
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        crate::run(self.check()?, shutdown).await
+        crate::Worker::new(self.check()?).run(shutdown).await
     }
 }
 

@@ -1,20 +1,23 @@
 //! The worker: takes tasks, runs their handlers in slots, settles them. Also a library: [`Worker`] runs handlers of
-//! your own. This file holds the loop: lease -> `work` (door, execute, settle); the parts do not know each other.
+//! your own. This file puts a worker together, starts and ends it; `process.rs` shows what happens to one task.
 //! Not here: storage, any API but the tasks themselves.
 
+mod admit;
 mod announced_kinds;
+mod attempt;
 mod call;
 mod call_end;
 mod call_server;
 mod cancellations;
 mod child_main;
 pub mod config;
+mod context;
 mod handlers;
+mod outbox;
 mod panics;
 mod prepare;
 mod process;
 mod report;
-mod retry_policies;
 mod run;
 mod run_loop;
 mod settle;
@@ -22,20 +25,16 @@ mod supervisor;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use millpond::bus::call::pipe::Pipe;
 use millpond::bus::consume::lease::Leases;
 use millpond::bus::consume::pull::Puller;
-use millpond::bus::publish::result_batch::ResultBatcher;
 use millpond::bus::topology::await_setup;
 use millpond::bus::{Bus, Role};
-use millpond::limits::{RELEASE_AFTER, SETTLING_MAX};
 use millpond::outcome::Failure;
 use millpond::telemetry::Metrics;
 use serde_json::value::RawValue;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -43,26 +42,13 @@ pub use call::{ARGUMENTS_DECODED_BYTES_MAX, Call, Reply, reply};
 pub use child_main::child_main;
 pub use config::{Config, Settings};
 
-use announced_kinds::AnnouncedKinds;
 use call_server::CallServer;
-use cancellations::Cancellations;
+use context::WorkerContext;
 use handlers::{Handler, Handlers, PipeHandler};
-use prepare::payload_files::PayloadFiles;
-use prepare::payloads::PayloadFetcher;
-use process::{WorkerContext, work};
 use report::heartbeat::Heartbeat;
 use report::http;
-use report::stats::Stats;
-use retry_policies::RetryPolicies;
-use run_loop::drain_requests;
-use run_loop::pools::{Ready, SlotPools};
-use settle::Settler;
-use supervisor::{ChildProgram, ChildSpec, Children, Supervisor};
-
-/// How long settlements may take after the drain's time is over.
-const SETTLE_AFTER_DRAIN: Duration = Duration::from_secs(5);
-/// How often the loop looks at what waits too long, and whether it is idle.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+use run_loop::{RunLoop, drain_requests};
+use supervisor::{ChildProgram, ChildSpec, Children};
 
 /// A worker with handlers.
 ///
@@ -187,28 +173,7 @@ impl Worker {
         let mut background = JoinSet::new();
         let leases = Leases::start(&bus, &settings.name, &nonce, &mut background).await?;
         let puller = Puller::start(&bus, &leases, &settings.queues).await?;
-        let (cancellations, kinds) = (Cancellations::load(&bus, &mut background).await?, AnnouncedKinds::new());
-        background.spawn(kinds.clone().follow(bus.clone()));
-        let batcher = ResultBatcher::new(&bus, &settings.name, &nonce);
-        let policies = policies(&settings, &children);
-        let pools = SlotPools::new(settings.slots, settings.io_slots, handlers.iter());
-        let supervisor = Supervisor::start(children);
-        background.spawn(supervisor.clone().watch());
-        let context = Arc::new(WorkerContext {
-            settler: Settler { bus: bus.clone(), batcher, worker: settings.name.clone(), policies, cancellations },
-            stats: Stats::new(handlers.keys()),
-            handlers,
-            kinds,
-            task_timeout: settings.task_timeout,
-            unknown_kind_after: settings.unknown_kind_after,
-            draining: CancellationToken::new(),
-            stop: CancellationToken::new(),
-            payloads: PayloadFetcher::new(&bus, PayloadFiles::new(settings.spool.clone())),
-            asking: Arc::new(Semaphore::new(pools.size())),
-            called: AtomicBool::new(false),
-            pools,
-            supervisor,
-        });
+        let context = WorkerContext::start(&bus, &settings, &nonce, handlers, children, &mut background).await?;
         let http =
             http::start(settings.listen, settings.http_tls.clone(), &bus, &context, &leases, &mut background).await?;
         let shutdown = drain_requests::drained_on_request(&bus, &settings.name, &shutdown, &mut background).await?;
@@ -218,13 +183,17 @@ impl Worker {
         heartbeat.beat().await?;
         background.spawn(heartbeat.clone().beat_for_ever());
         log_start(&settings, &context);
-        let ready = Ready::new(&context.pools, &settings.queues);
-        let drain_time = settings.drain_time;
-        let mut run_loop = RunLoop { settings, context: context.clone(), leases, ready, running: JoinSet::new() };
-        let puller = run_loop.take_tasks(puller, &shutdown).await;
+        let mut run_loop = RunLoop::new(&settings, &context, &leases);
+        // A task of its own: on the thread that waits in `block_on`, each wake-up would cost a system call.
+        let mut taking = JoinSet::new();
+        taking.spawn(async move {
+            let puller = run_loop.take_tasks(puller, &shutdown).await;
+            (run_loop, puller)
+        });
+        let (run_loop, puller) = taking.join_next().await.context("the worker's loop was not started")??;
         context.draining.cancel();
         heartbeat.beat().await.ok();
-        tokio::join!(run_loop.drain(puller), calls.drain(&context, drain_time));
+        tokio::join!(run_loop.drain(puller), calls.drain(&context, settings.drain_time));
         context.supervisor.close().await;
         // A beat under way must not come after the end of the record.
         background.shutdown().await;
@@ -280,13 +249,6 @@ fn child_kinds(
     kinds.collect()
 }
 
-/// How often and how soon each kind is tried again, where that is not the worker's default.
-fn policies(settings: &Settings, children: &[Arc<Children>]) -> RetryPolicies {
-    let by_kind =
-        children.iter().map(|children| (children.spec.kind.clone(), settings.retry.with(children.spec.table.retry())));
-    RetryPolicies { default: settings.retry, by_kind: by_kind.collect() }
-}
-
 fn log_start(settings: &Settings, context: &WorkerContext) {
     tracing::info!(
         worker = %settings.name,
@@ -311,80 +273,4 @@ fn log_start(settings: &Settings, context: &WorkerContext) {
 /// When NATS cannot be reached at the start, or setup has not run.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
     Worker::new(settings).run(shutdown).await
-}
-
-/// The context run_loop: what waits, what runs.
-struct RunLoop {
-    settings: Settings,
-    context: Arc<WorkerContext>,
-    leases: Leases,
-    ready: Ready,
-    running: JoinSet<()>,
-}
-
-impl RunLoop {
-    /// The loop. Ends at the shutdown, or when idle for as long as it was told.
-    async fn take_tasks(&mut self, mut puller: Puller, shutdown: &CancellationToken) -> Puller {
-        // Beside what runs.
-        let settling = Arc::new(Semaphore::new(SETTLING_MAX + self.context.pools.size()));
-        let pools = self.context.pools.clone();
-        let mut look = tokio::time::interval(LOOK_EVERY);
-        let mut busy_at = Instant::now();
-        loop {
-            self.start_ready(&settling);
-            puller.request(self.ready.room()).await;
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return puller,
-                () = pools.freed(), if self.ready.len() > 0 => {}
-                lease = puller.next() => if let Some(lease) = lease {
-                    self.ready.push(lease);
-                },
-                Some(_) = self.running.join_next() => {}
-                // Always: also a worker without work must ask again when its pulls have run out.
-                _ = look.tick() => {
-                    for lease in self.ready.waited(RELEASE_AFTER) {
-                        lease.release(self.ready.stays_away()).await;
-                    }
-                    let called = self.context.called.swap(false, Ordering::Relaxed);
-                    if called || self.leases.held() > 0 || self.context.pools.running() > 0 {
-                        busy_at = Instant::now();
-                    } else if self.settings.idle_exit.is_some_and(|limit| busy_at.elapsed() >= limit) {
-                        tracing::info!("idle for long enough, leaving");
-                        return puller;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Starts what has a slot. Few are between "executed" and "acknowledged" at once: the permits bound it.
-    fn start_ready(&mut self, settling: &Arc<Semaphore>) {
-        while let Ok(permit) = settling.clone().try_acquire_owned() {
-            let Some((lease, slot, pool)) = self.ready.pop() else { return };
-            let context = self.context.clone();
-            self.running.spawn(async move {
-                work(context, lease, slot, pool).await;
-                drop(permit);
-            });
-        }
-    }
-
-    /// Hands back what has not started, lets what runs end, and after the drain's time hands back the rest of it.
-    async fn drain(mut self, puller: Puller) {
-        tracing::info!(running = self.running.len(), waiting = self.ready.len(), "draining");
-        for lease in self.ready.drain().into_iter().chain(puller.stop().await) {
-            lease.release(Duration::ZERO).await;
-        }
-        let all_ended = async { while self.running.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.settings.drain_time, all_ended).await.is_ok() {
-            return;
-        }
-        tracing::warn!(running = self.running.len(), "the drain's time is over, handing back what still runs");
-        self.context.stop.cancel();
-        let all_settled = async { while self.running.join_next().await.is_some() {} };
-        if tokio::time::timeout(SETTLE_AFTER_DRAIN, all_settled).await.is_err() {
-            tracing::warn!(running = self.running.len(), "not all could be settled; those tasks will run again");
-        }
-    }
 }

@@ -13,7 +13,6 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use millpond::bus::call::pipe::Pipe;
-use millpond::limits::UNKNOWN_KIND_DELAY;
 
 use crate::call::{Call, Reply};
 use crate::supervisor::{ChildTicket, ChildUnavailable, Children, Timeouts};
@@ -70,7 +69,7 @@ impl Handler {
             Self::Blocking(handler) => ReadyHandler::Blocking(handler.clone()),
             Self::Child(children) => ReadyHandler::Child(Box::pin(children.ticket()).await?),
             // Admission dead-letters the tasks of such kinds.
-            Self::Pipe(_) => return Err(ChildUnavailable { retry_after: UNKNOWN_KIND_DELAY }),
+            Self::Pipe(_) => return Err(ChildUnavailable { retry_after: Duration::from_secs(1) }),
         })
     }
 }

@@ -13,22 +13,22 @@ const PREFIX: &str = "millpond-spool-";
 /// In each folder: locked while its worker lives. Unlike a process id it means the same in every container.
 const LOCK: &str = "lock";
 
-/// Where the files of this worker lie.
+/// The folder of this worker's payload files.
 #[derive(Debug)]
 pub(crate) struct PayloadFiles {
     base: PathBuf,
-    folder: Mutex<Option<Folder>>,
+    folder: Mutex<Option<PayloadFolder>>,
     next: AtomicU64,
 }
 
 #[derive(Debug)]
-struct Folder {
+struct PayloadFolder {
     path: PathBuf,
     /// Held for its lock.
     _lock: File,
 }
 
-/// A file that is removed when nobody needs it any more.
+/// A file with a payload; dropping this removes the file.
 #[derive(Debug)]
 pub(crate) struct PayloadFile {
     pub(crate) path: PathBuf,
@@ -50,16 +50,16 @@ impl PayloadFiles {
 
     fn folder(&self) -> io::Result<PathBuf> {
         let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
-        // Somebody who cleans up temporary files may have taken it.
+        // A program that cleans up temporary files may have removed the folder.
         if folder.as_ref().is_none_or(|made| !made.path.is_dir()) {
-            *folder = Some(Folder::make(&self.base)?);
+            *folder = Some(PayloadFolder::make(&self.base)?);
         }
         Ok(folder.as_ref().map(|made| made.path.clone()).unwrap_or_default())
     }
 }
 
-impl Folder {
-    /// It has its name only once it is locked: a sweep must not find it before.
+impl PayloadFolder {
+    /// The folder has its name only once it is locked: a sweep of another worker must not find it before.
     fn make(base: &Path) -> io::Result<Self> {
         let nonce = millpond::random_token();
         let (young, path) = (base.join(format!(".{PREFIX}{nonce}")), base.join(format!("{PREFIX}{nonce}")));
@@ -71,7 +71,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for PayloadFolder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.path);
     }
@@ -83,7 +83,7 @@ impl Drop for PayloadFile {
     }
 }
 
-/// Removes folders whose workers are gone. What cannot be removed is somebody else's.
+/// Removes folders whose workers are gone. A folder that cannot be removed belongs to another user.
 fn sweep(base: &Path) {
     for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
         let is_ours = entry.file_name().to_string_lossy().starts_with(PREFIX);

@@ -1,4 +1,4 @@
-//! What a task's `Millpond-Ref` names, fetched after the door and before the start: into memory, or into a file when it
+//! Fetches what a task's `Millpond-Ref` names, before the start: into memory, or into a file when it
 //! is large. Bounded: few fetches at once, and so many bytes in memory. Knows NATS; nothing of handlers or settling.
 
 use std::path::Path;
@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millpond::bus::Bus;
 use millpond::bus::publish::payloads::GetError;
-use millpond::limits::{PAYLOAD_FETCHES_MAX, PAYLOAD_MEMORY_BYTES_MAX, PAYLOADS_MEMORY_BYTES_MAX};
 use millpond::payload::PayloadRef;
 use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt;
@@ -15,6 +14,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::prepare::payload_files::{PayloadFile, PayloadFiles};
 
+/// Payloads that a worker fetches at once.
+const PAYLOAD_FETCHES_MAX: usize = 4;
+/// Largest payload that a worker fetches into memory, in bytes; a larger one becomes a file.
+const PAYLOAD_MEMORY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of fetched payloads that a worker holds in memory at once.
+const PAYLOADS_MEMORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+const _: () = assert!(PAYLOAD_MEMORY_BYTES_MAX <= PAYLOADS_MEMORY_BYTES_MAX);
 /// Bytes that one permit stands for.
 const PERMIT_BYTES: usize = 1024;
 
@@ -48,9 +54,9 @@ impl FetchedPayload {
 /// Why there is no payload.
 #[derive(Debug)]
 pub(crate) enum FetchFailure {
-    /// Its task can never run: the reason of its dead letter, and what is wrong.
+    /// The task can never run: the reason of its dead letter, and one line for a person.
     Never(&'static str, String),
-    /// It may be there: the task is to be tried again, here or elsewhere.
+    /// The payload may still be there: the task is to be tried again, here or elsewhere.
     NotNow(String),
 }
 
@@ -84,7 +90,7 @@ impl PayloadFetcher {
             self.bus.get_payload(at, &mut file).await?;
             return Ok(FetchedPayload { file: Some(spooled), ..FetchedPayload::default() });
         };
-        // First the memory: who waits for it must not keep others from fetching.
+        // Memory comes first: a fetch that waits for memory must not keep others from fetching.
         let permits = u32::try_from(size.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
         let memory = self.memory.clone().acquire_many_owned(permits).await.map_err(closed)?;
         let _fetch = self.fetches.acquire().await.map_err(closed)?;

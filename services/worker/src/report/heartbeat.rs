@@ -1,4 +1,5 @@
-//! The worker's record: written every few seconds, and at once when it starts to drain; removed when it leaves.
+//! The worker's record in `millpond_workers`: written every few seconds, and at once when the worker starts to drain; removed
+//! when the worker leaves.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ use millpond::wire::subject::worker_event;
 use millpond::worker_record::WorkerRecord;
 
 use crate::config::{Settings, host};
-use crate::process::WorkerContext;
+use crate::context::WorkerContext;
 use crate::supervisor::{ProcessUsage, usage};
 
 /// Over less time a share of the CPU says nothing: the kernel counts in steps of 10 ms.
@@ -101,7 +102,7 @@ impl Heartbeat {
         counted.2
     }
 
-    /// Writes the record as it is now, and tells it to whoever listens.
+    /// Writes the record as it is now, and publishes it for whoever watches.
     ///
     /// # Errors
     /// [`TopologyError`] when the bucket cannot be written.
@@ -112,8 +113,8 @@ impl Heartbeat {
         self.bus.put_worker(&record).await
     }
 
-    /// Others wait for it after a restart of the server: it is written as soon as the worker is back, and not before
-    /// it listens for what it holds.
+    /// Renews the record until it is aborted. After a restart of the server others wait for the record: it is written as soon
+    /// as the worker is back, and not before the worker answers for the leases that it holds.
     pub(crate) async fn beat_for_ever(self) {
         let mut connection = self.bus.connection();
         loop {

@@ -1,5 +1,5 @@
-//! Health and metrics of this worker over HTTP, for whoever scrapes or probes it; nothing here needs a token, and
-//! nothing of tasks is told.
+//! Health and metrics of this worker over HTTP, for a scraper or a probe. No request needs a token, and no answer has anything
+//! of a task's contents.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use millpond::telemetry::{Metrics, gauge};
 use millpond_service::listen::{HttpTls, Listener};
 use tokio::task::JoinSet;
 
-use crate::process::WorkerContext;
+use crate::context::WorkerContext;
 
 struct App {
     bus: Bus,

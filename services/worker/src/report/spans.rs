@@ -16,35 +16,35 @@ use crate::call_end::CallEnd;
 /// The places of an attempt's spans.
 #[derive(Clone, Copy)]
 pub(crate) struct AttemptSpans {
-    /// The span that published the task; none when it says none.
+    /// The span that published the task; none when the task was published without one.
     parent: Option<TraceContext>,
     wait: TraceContext,
-    /// The attempt's own: what its handler does is below it.
+    /// The attempt's own span; what its handler does is below it.
     pub(crate) attempt: TraceContext,
 }
 
-/// What a task says of where it belongs.
-fn said(task: &Task) -> Option<TraceContext> {
+/// Where a task belongs, as its publisher has written it.
+fn published_trace(task: &Task) -> Option<TraceContext> {
     task.traceparent().and_then(TraceContext::parse)
 }
 
-/// Where a task belongs that says nothing of it.
-fn unsaid(task: &Task) -> TraceContext {
+/// Where a task belongs that was published without a trace.
+fn derived_trace(task: &Task) -> TraceContext {
     TraceContext::of_task(&task.subject.queue, &task.original_id)
 }
 
-/// Where a task belongs that does not run here.
+/// Where a task belongs whose attempt does not run.
 pub(crate) fn trace_of(task: &Task) -> TraceContext {
-    said(task).unwrap_or_else(|| unsaid(task))
+    published_trace(task).unwrap_or_else(|| derived_trace(task))
 }
 
 impl AttemptSpans {
     pub(crate) fn new(task: &Task) -> Self {
-        match said(task) {
+        match published_trace(task) {
             Some(parent) => Self { parent: Some(parent), wait: parent.child(), attempt: parent.child() },
-            // Nobody has told where it came from: its wait is what the trace begins with.
+            // Nothing came before: the trace begins with the wait.
             None => {
-                let wait = unsaid(task).child();
+                let wait = derived_trace(task).child();
                 Self { parent: None, wait, attempt: wait.child() }
             }
         }
@@ -62,7 +62,7 @@ impl AttemptSpans {
         time_of(before.map_or(lease.stored_ms(), |failed| failed.ended_ms))
     }
 
-    /// It starts: its wait is over.
+    /// Records the wait of an attempt that starts.
     pub(crate) fn started(&self, lease: &Lease, at: SystemTime) {
         if self.wait.is_recorded() {
             let (place, since) = ((self.wait, self.parent), Self::waited_since(lease));
@@ -70,7 +70,7 @@ impl AttemptSpans {
         }
     }
 
-    /// It ran, and this came of it.
+    /// Records an attempt that ran, with how its items ended.
     pub(crate) fn ran(&self, task: &Task, started: SystemTime, ends: &[CallEnd]) {
         if !self.attempt.is_recorded() {
             return;

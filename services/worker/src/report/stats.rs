@@ -1,22 +1,36 @@
 //! What this worker has done since it started, by kind: for its record, and for its metrics.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use metrics::{Histogram, histogram};
 use millpond::worker_record::KindCount;
 
-use crate::settle::Tally;
-
-/// Counts. Cheap: one short lock for each message.
-pub(crate) struct Stats {
-    counts: Mutex<Counts>,
-    /// Of the kinds that this worker knows.
-    times: BTreeMap<String, Times>,
+/// How many items of a message ended how.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Tally {
+    pub(crate) done: u64,
+    pub(crate) failed: u64,
 }
 
-/// How long the messages of a kind take.
+/// Counts of all kinds.
+pub(crate) struct Stats {
+    /// The kinds that this worker knows.
+    by_kind: BTreeMap<String, KindStats>,
+    /// All others together: anybody may publish under any name.
+    unknown: KindStats,
+}
+
+/// Counts of one kind, and how long its messages take.
+#[derive(Default)]
+pub(crate) struct KindStats {
+    done: AtomicU64,
+    failed: AtomicU64,
+    /// None of kinds that this worker does not know.
+    times: Option<Times>,
+}
+
 struct Times {
     wait: Histogram,
     run: Histogram,
@@ -34,59 +48,58 @@ impl Times {
     }
 }
 
-struct Counts {
-    /// The kinds that this worker knows, and no others: anybody may publish under any name.
-    by_kind: BTreeMap<String, KindCount>,
-    total: KindCount,
-}
-
-impl Stats {
-    pub(crate) fn new<'a>(kinds: impl Iterator<Item = &'a String>) -> Self {
-        let kinds: Vec<&String> = kinds.collect();
-        let by_kind = kinds.iter().map(|kind| ((*kind).clone(), KindCount::default())).collect();
-        let times = kinds.iter().map(|kind| ((*kind).clone(), Times::of(kind))).collect();
-        Self { counts: Mutex::new(Counts { by_kind, total: KindCount::default() }), times }
+impl KindStats {
+    /// Counts items that ended, and were settled.
+    pub(crate) fn count(&self, tally: Tally) {
+        self.done.fetch_add(tally.done, Ordering::Relaxed);
+        self.failed.fetch_add(tally.failed, Ordering::Relaxed);
     }
 
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Items that ended, and were settled.
-    pub(crate) fn count(&self, kind: &str, tally: Tally) {
-        let mut counts = self.counts();
-        let Counts { by_kind, total } = &mut *counts;
-        for count in by_kind.get_mut(kind).into_iter().chain([total]) {
-            count.done += tally.done;
-            count.failed += tally.failed;
-        }
-    }
-
-    /// A message that waited since then starts.
-    pub(crate) fn starts(&self, kind: &str, waited_since: SystemTime, now: SystemTime) {
-        if let Some(times) = self.times.get(kind) {
+    /// Notes that a message which waited since then starts.
+    pub(crate) fn starts(&self, waited_since: SystemTime, now: SystemTime) {
+        if let Some(times) = &self.times {
             times.wait.record(now.duration_since(waited_since).unwrap_or_default().as_secs_f64());
         }
     }
 
-    /// A message's handler ran for this long, and it took so long to store what came of it.
-    pub(crate) fn ran(&self, kind: &str, took: Duration, settled: Duration) {
-        if let Some(times) = self.times.get(kind) {
+    /// Notes how long a message's handler ran, and how long it took to store what came of it.
+    pub(crate) fn ran(&self, took: Duration, settled: Duration) {
+        if let Some(times) = &self.times {
             times.run.record(took.as_secs_f64());
             times.settle.record(settled.as_secs_f64());
         }
     }
 
+    fn counted(&self) -> KindCount {
+        KindCount { done: self.done.load(Ordering::Relaxed), failed: self.failed.load(Ordering::Relaxed) }
+    }
+}
+
+impl Stats {
+    pub(crate) fn new<'a>(kinds: impl Iterator<Item = &'a String>) -> Self {
+        let of = |kind: &String| (kind.clone(), KindStats { times: Some(Times::of(kind)), ..KindStats::default() });
+        Self { by_kind: kinds.map(of).collect(), unknown: KindStats::default() }
+    }
+
+    /// Those of a kind; of a kind that this worker does not know, those of all such kinds.
+    pub(crate) fn of(&self, kind: &str) -> &KindStats {
+        self.by_kind.get(kind).unwrap_or(&self.unknown)
+    }
+
     /// Done and failed by kind, those with any.
     pub(crate) fn kinds(&self) -> BTreeMap<String, KindCount> {
-        let counts = self.counts();
-        let any = counts.by_kind.iter().filter(|(_, count)| **count != KindCount::default());
-        any.map(|(kind, count)| (kind.clone(), *count)).collect()
+        let counted = self.by_kind.iter().map(|(kind, stats)| (kind.clone(), stats.counted()));
+        counted.filter(|(_, count)| *count != KindCount::default()).collect()
     }
 
     /// Done and failed, all kinds together.
     pub(crate) fn total(&self) -> KindCount {
-        self.counts().total
+        self.by_kind.values().chain([&self.unknown]).fold(KindCount::default(), |mut total, stats| {
+            let count = stats.counted();
+            total.done += count.done;
+            total.failed += count.failed;
+            total
+        })
     }
 }
 
@@ -98,7 +111,7 @@ mod tests {
     fn names_that_others_make_up_are_counted_together_only() {
         let stats = Stats::new(["square".to_owned()].iter());
         for kind in ["square", "made_up_1", "made_up_2"] {
-            stats.count(kind, Tally { done: 1, failed: 2 });
+            stats.of(kind).count(Tally { done: 1, failed: 2 });
         }
         assert_eq!(stats.kinds().into_keys().collect::<Vec<_>>(), ["square"]);
         assert_eq!(stats.total(), KindCount { done: 3, failed: 6 });

@@ -1,8 +1,12 @@
-//! Runs a message's calls in one slot: deadline, panic, drain. Knows handlers, not NATS, and nothing of settling.
+//! Runs calls by the handler of their kind: deadline, panic, drain. Tasks and calls run by the same code. Knows handlers, not
+//! NATS, and nothing of settling.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use millpond::telemetry::Scope;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -14,8 +18,8 @@ use crate::panics::{caught, in_handler};
 use crate::run::work_cursor::WorkCursor;
 use crate::supervisor::Timeouts;
 
-/// Runs the calls of its share one after the other; the ends come in the order of the calls, [`CallEnd::NotRun`] for
-/// those that were taken out. `stop` ends it early.
+/// Runs the calls that the cursor gives, one after the other; the ends come in the order of the calls, [`CallEnd::NotRun`]
+/// for those that were taken out. `stop` ends it early.
 pub(crate) async fn execute(
     handler: ReadyHandler,
     calls: Vec<Call>,
@@ -25,28 +29,45 @@ pub(crate) async fn execute(
 ) -> Vec<CallEnd> {
     let (count, timeout) = (calls.len(), timeouts.hard);
     let mut ends = match handler {
-        ReadyHandler::Async(handler) => {
-            let mut ends = Vec::with_capacity(count);
-            for call in calls {
-                if (stop.is_cancelled() && !ends.is_empty()) || cursor.claim(0).is_none() {
-                    break;
-                }
-                let abandon = call.stop.clone();
-                let answer = tokio::time::timeout(timeout, caught(handler(call)));
-                let end = tokio::select! {
-                    biased;
-                    answer = answer => judge(answer.ok(), timeout),
-                    () = stop.cancelled() => CallEnd::NotRun,
-                };
-                abandon.cancel();
-                ends.push(end);
-            }
-            ends
+        ReadyHandler::Async(handler) => on_runtime(&handler, calls, &cursor, timeout, stop).await,
+        // Boxed: each task moves its whole future, and these are large.
+        ReadyHandler::Blocking(handler) => {
+            Box::pin(on_threads(&handler, Arc::new(calls), &cursor, timeout, stop)).await
         }
-        ReadyHandler::Blocking(handler) => on_threads(&handler, Arc::new(calls), &cursor, timeout, stop).await,
-        ReadyHandler::Child(ticket) => ticket.run(calls, cursor, timeouts, stop).await,
+        ReadyHandler::Child(ticket) => Box::pin(ticket.run(calls, cursor, timeouts, stop)).await,
     };
     ends.resize_with(count, || CallEnd::NotRun);
+    ends
+}
+
+type Async = Arc<dyn Fn(Call) -> BoxFuture<'static, Reply> + Send + Sync>;
+
+async fn on_runtime(
+    handler: &Async,
+    calls: Vec<Call>,
+    cursor: &WorkCursor,
+    timeout: Duration,
+    stop: &CancellationToken,
+) -> Vec<CallEnd> {
+    let mut ends = Vec::with_capacity(calls.len());
+    for call in calls {
+        if (stop.is_cancelled() && !ends.is_empty()) || cursor.claim(0).is_none() {
+            break;
+        }
+        let abandoned = call.stop.clone();
+        let mut answer = pin!(tokio::time::timeout(timeout, caught(handler(call))));
+        let end = tokio::select! {
+            biased;
+            answer = &mut answer => judge(answer.ok(), timeout),
+            () = stop.cancelled() => {
+                abandoned.cancel();
+                // A handler that watches for it has a last moment to end by itself.
+                answer.now_or_never().map_or(CallEnd::NotRun, |answer| judge(answer.ok(), timeout))
+            }
+        };
+        abandoned.cancel();
+        ends.push(end);
+    }
     ends
 }
 
@@ -181,6 +202,20 @@ mod tests {
             let ends = run(handler, &["30", "0"], LONG, &stop).await;
             assert_eq!(ends.iter().map(kind).collect::<Vec<_>>(), ["not_run", "not_run"], "{handler}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_watches_for_the_stop_may_end_by_itself() {
+        let (calls, stop) = (vec![call("1")], CancellationToken::new());
+        let watching: Async = Arc::new(|call| {
+            Box::pin(async move {
+                call.stop.cancelled().await;
+                crate::call::reply(&"stopped")
+            })
+        });
+        let running = execute(ReadyHandler::Async(watching), calls, Arc::new(WorkCursor::new(1)), within(LONG), &stop);
+        let (ends, ()) = tokio::join!(running, async { stop.cancel() });
+        assert_eq!(kind(&ends[0]), "done");
     }
 
     #[tokio::test]

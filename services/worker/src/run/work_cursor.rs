@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Which calls of a message this slot runs: those from the next one on, unless they were taken out.
+/// Which calls of a message its slot still runs: those from the next one on, unless they were taken out.
 pub(crate) struct WorkCursor {
     inner: Mutex<Unclaimed>,
 }
@@ -11,7 +11,7 @@ pub(crate) struct WorkCursor {
 struct Unclaimed {
     next: usize,
     end: usize,
-    /// Counts the threads of a slot: one that was left to itself claims nothing more.
+    /// Counts the threads of a slot: a thread that was left to itself claims nothing more.
     thread: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What an operator asks of this worker on `ctl`: to drain.
+//! Requests of operators on `ctl` that this worker drains.
 
 use millpond::bus::Bus;
 use millpond::bus::operate::control::{ControlReply, drain_subject};
@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// A token that is cancelled by `shutdown`, or when somebody asks this worker to drain.
+/// A token that is cancelled by `shutdown`, or when an operator asks this worker to drain.
 ///
 /// # Errors
 /// When the connection is closed.

@@ -1,4 +1,144 @@
-//! Which tasks run next, and in which slots.
+//! Takes tasks from the bus, gives them slots, starts them; hands back what waits too long, and drains in the end. What
+//! happens to a task that has a slot is `process.rs`'s.
 
 pub(crate) mod drain_requests;
+pub(crate) mod intake;
 pub(crate) mod pools;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use millpond::bus::consume::lease::Leases;
+use millpond::bus::consume::pull::Puller;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Settings;
+use crate::context::WorkerContext;
+use crate::process::process;
+
+use intake::Intake;
+
+/// Outcomes of one worker between "executed" and "acknowledged" at once; slots wait beyond it.
+const SETTLING_MAX: usize = 2048;
+/// How long settlements may take after the drain's time is over.
+const SETTLE_AFTER_DRAIN: Duration = Duration::from_secs(5);
+/// How often the loop looks at what waits too long, and whether it is idle.
+const TICK: Duration = Duration::from_millis(100);
+/// Tasks that are taken in before those with a slot are started, at the most.
+const ARRIVALS_MAX: usize = 32;
+
+/// The loop: what waits, and what runs.
+pub(crate) struct RunLoop {
+    context: Arc<WorkerContext>,
+    leases: Leases,
+    intake: Intake,
+    running: JoinSet<()>,
+    /// Few tasks are between "executed" and "acknowledged" at once: a task takes a permit when it starts.
+    permits: Arc<Semaphore>,
+    drain_time: Duration,
+    idle_exit: Option<Duration>,
+    busy_at: Instant,
+}
+
+impl RunLoop {
+    pub(crate) fn new(settings: &Settings, context: &Arc<WorkerContext>, leases: &Leases) -> Self {
+        Self {
+            context: context.clone(),
+            leases: leases.clone(),
+            intake: Intake::new(&context.pools, &settings.queues),
+            running: JoinSet::new(),
+            permits: Arc::new(Semaphore::new(SETTLING_MAX + context.pools.size())),
+            drain_time: settings.drain_time,
+            idle_exit: settings.idle_exit,
+            busy_at: Instant::now(),
+        }
+    }
+
+    /// Takes tasks until the shutdown, or until the worker was idle for as long as it was told.
+    pub(crate) async fn take_tasks(&mut self, mut puller: Puller, shutdown: &CancellationToken) -> Puller {
+        let pools = self.context.pools.clone();
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            let blocked = self.start_tasks();
+            puller.request(self.intake.capacity()).await;
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return puller,
+                // Where a slot is free again there is also capacity to pull for.
+                () = pools.freed() => {}
+                lease = puller.next() => {
+                    lease.into_iter().for_each(|lease| self.intake.push(lease));
+                    // What else has arrived; each turn of the loop costs more than a task.
+                    for _ in 1..ARRIVALS_MAX {
+                        let Some(lease) = puller.next().now_or_never() else { break };
+                        lease.into_iter().for_each(|lease| self.intake.push(lease));
+                    }
+                }
+                Some(_) = self.running.join_next(), if blocked => {}
+                // Always: also a worker without work must ask again when its pulls have run out.
+                _ = tick.tick() => {
+                    self.release_late().await;
+                    if self.is_idle() {
+                        tracing::info!("idle for long enough, leaving");
+                        return puller;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts what has a slot. True when tasks with a slot wait for others to be settled.
+    fn start_tasks(&mut self) -> bool {
+        // Without a waker: the loop is not woken for each task that ends.
+        while self.running.try_join_next().is_some() {}
+        loop {
+            let Ok(permit) = self.permits.clone().try_acquire_owned() else { return self.intake.len() > 0 };
+            let Some((lease, slot)) = self.intake.pop() else { return false };
+            let context = self.context.clone();
+            self.running.spawn(async move {
+                process(context, lease, slot).await;
+                drop(permit);
+            });
+        }
+    }
+
+    async fn release_late(&mut self) {
+        let delay = self.intake.release_delay();
+        for lease in self.intake.late() {
+            lease.release(delay).await;
+        }
+    }
+
+    /// Whether the worker has had nothing to do for as long as it was told.
+    fn is_idle(&mut self) -> bool {
+        let called = self.context.called.swap(false, Ordering::Relaxed);
+        if called || self.leases.held() > 0 || self.context.pools.running() > 0 {
+            self.busy_at = Instant::now();
+        }
+        self.idle_exit.is_some_and(|limit| self.busy_at.elapsed() >= limit)
+    }
+
+    /// Releases what has not started, and lets what runs end; after the drain's time, publishes again what still runs.
+    pub(crate) async fn drain(mut self, puller: Puller) {
+        tracing::info!(running = self.running.len(), waiting = self.intake.len(), "draining");
+        for lease in self.intake.drain().into_iter().chain(puller.stop().await) {
+            lease.release(Duration::ZERO).await;
+        }
+        if tokio::time::timeout(self.drain_time, all_ended(&mut self.running)).await.is_ok() {
+            return;
+        }
+        tracing::warn!(running = self.running.len(), "the drain's time is over, handing back what still runs");
+        self.context.stop.cancel();
+        if tokio::time::timeout(SETTLE_AFTER_DRAIN, all_ended(&mut self.running)).await.is_err() {
+            tracing::warn!(running = self.running.len(), "not all could be settled; those tasks will run again");
+        }
+    }
+}
+
+async fn all_ended(running: &mut JoinSet<()>) {
+    while running.join_next().await.is_some() {}
+}

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use millpond::bus::call::pipe::Pipe;
-use millpond::limits::RELEASE_AFTER;
 use millpond::outcome::Failure;
 use millpond::retry::RetryPolicy;
 use tokio::sync::{mpsc, oneshot};
@@ -24,6 +23,8 @@ use crate::call::Call;
 use crate::call_end::CallEnd;
 use crate::run::work_cursor::WorkCursor;
 
+/// How long a message waits while no child may be started, before its task is released.
+const TICKET_WITHIN: Duration = Duration::from_secs(1);
 /// How long children may take to end when the worker leaves, unless three times their grace is longer.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 /// Children in a row that may end at their first task before their handler is taken for broken.
@@ -178,7 +179,7 @@ impl Children {
     /// # Cancel safety
     /// Safe: a child that is not fetched ends.
     pub(crate) async fn ticket(self: &Arc<Self>) -> Result<ChildTicket, ChildUnavailable> {
-        let deadline = Instant::now() + RELEASE_AFTER;
+        let deadline = Instant::now() + TICKET_WITHIN;
         let ticket = |child| ChildTicket { children: self.clone(), child };
         loop {
             let (idle, not_before) = {

@@ -93,8 +93,8 @@ pub struct Lease {
     stored_ms: i64,
     deliveries: i64,
     wrote_start: bool,
-    /// What is to be done.
-    pub task: Task,
+    /// What is to be done. Boxed: a lease moves through every stage of a worker.
+    pub task: Box<Task>,
 }
 
 /// What the door says.
@@ -255,7 +255,16 @@ impl LeaseTable {
         state.held.insert(number, held);
         drop(state);
         let Delivery { origin, seq, stored_ms, deliveries, .. } = place;
-        Lease { shared: self.clone(), number, origin, seq, stored_ms, deliveries, wrote_start: false, task }
+        Lease {
+            shared: self.clone(),
+            number,
+            origin,
+            seq,
+            stored_ms,
+            deliveries,
+            wrote_start: false,
+            task: Box::new(task),
+        }
     }
 }
 
@@ -353,7 +362,7 @@ impl Lease {
         if !self.needs_ownership_query() {
             return Ok(Admission::Start);
         }
-        failpoint::hit("door.before_ask");
+        failpoint::hit("admit.before_ask");
         let question = OwnershipQuery {
             queue: self.task.subject.queue.clone(),
             original_id: self.task.original_id.clone(),
@@ -373,7 +382,7 @@ impl Lease {
             self.shared.roll_call.all_back(&question.queue).await;
             answer = query_others(&self.shared.bus, &question).await;
         }
-        failpoint::hit("door.asked");
+        failpoint::hit("admit.asked");
         match answer {
             OwnershipReply::Held => return Ok(Admission::OwnedElsewhere),
             OwnershipReply::Settled => return Ok(Admission::Acknowledge),
@@ -385,7 +394,7 @@ impl Lease {
             return Ok(Admission::StartsExhausted(before));
         }
         self.wrote_start = true;
-        failpoint::hit("door.recorded");
+        failpoint::hit("admit.recorded");
         let later = !self.task.is_batch() && self.later_attempt_waits().await?;
         Ok(if later { Admission::Acknowledge } else { Admission::Start })
     }
@@ -443,7 +452,8 @@ impl Lease {
     async fn ack(&self) -> bool {
         let Some(reply) = self.shared.state().held.get(&self.number).map(|h| h.reply.clone()) else { return true };
         let request = async_nats::Request::new().timeout(Some(ACK_ANSWER_WAIT));
-        self.shared.bus.client.send_request(reply, request).await.is_ok()
+        // Boxed: the client's future is large, and each task moves all of its own.
+        Box::pin(self.shared.bus.client.send_request(reply, request)).await.is_ok()
     }
 
     async fn keep_unanswered(&self) {

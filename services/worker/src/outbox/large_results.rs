@@ -1,4 +1,4 @@
-//! Large results go to the store before the outcome that refers to them: an effect like any other.
+//! Large results go to the store of payloads before the outcome that refers to them.
 
 use millpond::bus::Bus;
 use millpond::bus::publish::payloads::PutError;
@@ -8,7 +8,7 @@ use millpond::limits::CLAIM_CHECK_BYTES;
 use millpond::outcome::{Outcome, StoredResult};
 use serde_json::value::RawValue;
 
-/// Whether a result goes to the store.
+/// Whether a result goes to the store of payloads.
 pub(crate) fn is_large(result: &RawValue) -> bool {
     result.get().len() > CLAIM_CHECK_BYTES
 }
@@ -18,12 +18,9 @@ pub(crate) fn is_large(result: &RawValue) -> bool {
 ///
 /// # Errors
 /// [`PublishError`] when the server refuses one for good.
-pub(crate) async fn store(bus: &Bus, outcome: &mut Outcome) -> Result<(), PublishError> {
+pub(super) async fn store_large_results(bus: &Bus, outcome: &mut Outcome) -> Result<(), PublishError> {
     let first = outcome.first_item();
-    for (item, result) in (first..).zip(&mut outcome.results) {
-        if !is_large(result) {
-            continue;
-        }
+    for (item, result) in (first..).zip(&mut outcome.results).filter(|(_, result)| is_large(result)) {
         let stored = bus.put_payload(&mut result.get().as_bytes(), RetryDeadline::Unlimited).await;
         let stored = stored.map_err(|error| match error {
             PutError::Store(error) => error,

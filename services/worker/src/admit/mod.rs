@@ -1,0 +1,160 @@
+//! Whether a delivered task may run here. Most are checked without a word to anybody; only a message that may have been
+//! delivered before costs a query to the other workers. Not here: what becomes of a task that is turned away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millpond::bus::consume::lease::{Admission, Lease};
+use millpond::bus::consume::start_records::StartEntry;
+use millpond::bus::topology::TopologyError;
+use millpond::failpoint;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::attempt::{Admitted, Arguments, Disposition, TurnedAway};
+use crate::cancellations::CancelledPart;
+use crate::context::WorkerContext;
+use crate::handlers::Handler;
+use crate::run_loop::intake::RELEASE_UNSTARTED_AFTER;
+use crate::run_loop::pools::Slot;
+
+/// When a task of a kind that this worker does not know is delivered again.
+const UNKNOWN_KIND_DELAY: Duration = Duration::from_secs(1);
+
+/// Decides whether a task runs here, and gives up its slot while other workers are asked about it.
+pub(crate) async fn admit(context: &WorkerContext, lease: Lease, slot: Slot) -> Result<Admitted, TurnedAway> {
+    failpoint::hit("admit.delivered");
+    // Before the check, so that a cancellation between the check and the start is noticed.
+    let cancellations = context.cancellations.subscribe();
+    let arguments = Arguments::of(&lease.task);
+    match check(context, &lease, arguments.as_ref().ok()) {
+        Err(disposition) => Err(TurnedAway { lease, arguments: arguments.ok(), disposition }),
+        Ok(handler) => {
+            let admitted = Admitted { lease, slot, handler, arguments, cancellations };
+            // Boxed: most messages come for the first time.
+            if admitted.lease.needs_ownership_query() {
+                Box::pin(ask_others(context, admitted)).await
+            } else {
+                Ok(admitted)
+            }
+        }
+    }
+}
+
+/// What this worker can tell by itself, in the order of docs/protocol.md.
+fn check(context: &WorkerContext, lease: &Lease, arguments: Option<&Arguments>) -> Result<Handler, Disposition> {
+    if lease.is_settled() {
+        return Err(Disposition::Acknowledge);
+    }
+    if lease.was_cut_off() {
+        return Err(Disposition::Abandon);
+    }
+    let task = &lease.task;
+    if let Some(defect) = &task.defect {
+        return Err(Disposition::DeadLetter(defect.reason, defect.message.clone()));
+    }
+    if task.expires_ms.is_some_and(|at| at < millpond::now_ms()) {
+        let message = "it had not started when it expired (header Millpond-Expires)";
+        return Err(Disposition::DeadLetter("expired", message.to_owned()));
+    }
+    match context.cancellations.of(lease) {
+        // A batch that cannot be taken apart is dead-lettered as one.
+        Some(CancelledPart::Items(_)) if arguments.is_none() => {}
+        Some(cancelled) => return Err(Disposition::Cancel(cancelled)),
+        None => {}
+    }
+    let kind = &task.subject.kind;
+    match context.handlers.get(kind) {
+        None => Err(unknown_kind(context, lease)),
+        Some(Handler::Pipe(_)) => {
+            let message =
+                format!("kind {kind} converses, and takes no tasks: `millpond call {kind} --pipe` talks to it");
+            Err(Disposition::DeadLetter("needs_pipe", message))
+        }
+        Some(handler) => Ok(handler.clone()),
+    }
+}
+
+/// A task of an unknown kind waits for a worker that knows the kind; it is dead-lettered when there is none for long.
+fn unknown_kind(context: &WorkerContext, lease: &Lease) -> Disposition {
+    let task = &lease.task;
+    let (queue, kind) = (&task.subject.queue, &task.subject.kind);
+    if context.kinds.note_unknown(queue, kind) {
+        tracing::warn!(%queue, %kind, "no worker for this kind here; its tasks wait for one that knows it");
+    }
+    let after = context.unknown_kind_after;
+    let waited_ms = u128::try_from(millpond::now_ms().saturating_sub(task.published_ms)).unwrap_or(0);
+    if waited_ms <= after.as_millis() || !context.kinds.unannounced_for(queue, kind, after) {
+        return Disposition::Release(UNKNOWN_KIND_DELAY);
+    }
+    let after = humantime::format_duration(after);
+    let known: Vec<&str> = context.handlers.keys().map(String::as_str).collect();
+    let known = known.join(", ");
+    let message = format!("no live worker has known kind {kind} for {after}; this one knows {known}");
+    Disposition::DeadLetter("unknown_kind", message)
+}
+
+/// Asks the other workers whether one of them holds the task, and counts the start. The answer takes time in which
+/// another task can have the slot.
+async fn ask_others(context: &WorkerContext, admitted: Admitted) -> Result<Admitted, TurnedAway> {
+    let Admitted { mut lease, slot, handler, arguments, cancellations } = admitted;
+    // So few leases do without a slot at once that none is hoarded.
+    let (_permit, slot) = match exchange(slot, &context.slotless) {
+        Ok(permit) => (Some(permit), None),
+        Err(slot) => (None, Some(slot)),
+    };
+    let admission = lease.admit().await;
+    let slot = match judge(admission, &lease, arguments.as_ref().ok()) {
+        Some(disposition) => return Err(TurnedAway { lease, arguments: arguments.ok(), disposition }),
+        None if slot.is_none() => slot_again(context, &lease.task.subject.kind).await,
+        None => slot,
+    };
+    match slot {
+        Some(slot) => Ok(Admitted { lease, slot, handler, arguments, cancellations }),
+        None => Err(TurnedAway { lease, arguments: None, disposition: Disposition::Release(Duration::ZERO) }),
+    }
+}
+
+/// Gives up the slot for a permit, while there is one.
+fn exchange(slot: Slot, permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Slot> {
+    permits.clone().try_acquire_owned().map_err(|_| slot)
+}
+
+/// What the other workers' answer means for the lease; none: it may run.
+fn judge(
+    admission: Result<Admission, TopologyError>,
+    lease: &Lease,
+    arguments: Option<&Arguments>,
+) -> Option<Disposition> {
+    match admission {
+        Ok(Admission::Start) => None,
+        Ok(Admission::Acknowledge) => Some(Disposition::Acknowledge),
+        Ok(Admission::OwnedElsewhere) => Some(Disposition::LeaveToOwner),
+        Ok(Admission::StartsExhausted(_)) if lease.was_cut_off() => Some(Disposition::Abandon),
+        Ok(Admission::StartsExhausted(starts)) => Some(killer(lease, arguments, &starts)),
+        Err(error) => {
+            tracing::warn!(task_id = %lease.task.id(), %error, "cannot tell whether a redelivered task may start");
+            Some(Disposition::Abandon)
+        }
+    }
+}
+
+fn killer(lease: &Lease, arguments: Option<&Arguments>, starts: &[StartEntry]) -> Disposition {
+    if let Some(items) = lease.task.items.filter(|items| items.len > 1 && arguments.is_some()) {
+        return Disposition::Split(items);
+    }
+    let workers: Vec<&str> = starts.iter().map(|start| start.worker.as_str()).collect();
+    let (count, workers) = (starts.len(), workers.join(", "));
+    let message = format!(
+        "it was started again {count} times, and each time its worker died or was cut off (workers: {workers})"
+    );
+    Disposition::DeadLetter("kills_workers", message)
+}
+
+/// A slot for a task that was admitted without one; none when no slot is free for long, or the worker drains.
+async fn slot_again(context: &WorkerContext, kind: &str) -> Option<Slot> {
+    tokio::select! {
+        biased;
+        () = context.draining.cancelled() => None,
+        slot = tokio::time::timeout(RELEASE_UNSTARTED_AFTER, context.pools.slot(kind)) => slot.ok()?,
+    }
+}

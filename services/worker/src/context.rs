@@ -1,0 +1,97 @@
+//! What all tasks of one worker share: its connection, handlers and slots, and what it knows of cancellations and kinds.
+//! No stage keeps anything of its own between two tasks.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use millpond::bus::Bus;
+use millpond::bus::publish::result_batch::ResultBatcher;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::announced_kinds::AnnouncedKinds;
+use crate::cancellations::Cancellations;
+use crate::config::Settings;
+use crate::handlers::Handlers;
+use crate::prepare::payload_files::PayloadFiles;
+use crate::prepare::payloads::PayloadFetcher;
+use crate::report::stats::Stats;
+use crate::run_loop::pools::SlotPools;
+use crate::settle::retry_policies::RetryPolicies;
+use crate::supervisor::{Children, Supervisor};
+
+/// What every task of this worker shares.
+pub(crate) struct WorkerContext {
+    pub(crate) bus: Bus,
+    /// Publishes outcomes, several in one message.
+    pub(crate) batcher: ResultBatcher,
+    /// The worker's name.
+    pub(crate) worker: String,
+    pub(crate) handlers: Handlers,
+    pub(crate) kinds: AnnouncedKinds,
+    pub(crate) cancellations: Cancellations,
+    pub(crate) policies: RetryPolicies,
+    /// The timeout of an attempt, where neither its task nor its kind has one.
+    pub(crate) task_timeout: Duration,
+    /// When a task of a kind that no live worker knows is dead-lettered.
+    pub(crate) unknown_kind_after: Duration,
+    /// Cancelled when the drain begins.
+    pub(crate) draining: CancellationToken,
+    /// Cancelled when the drain's time is over.
+    pub(crate) stop: CancellationToken,
+    pub(crate) stats: Stats,
+    /// The slots of running tasks.
+    pub(crate) pools: SlotPools,
+    /// Fetches arguments that are not in the message.
+    pub(crate) payloads: PayloadFetcher,
+    /// Permits for leases that have given up their slot while other workers are asked who holds them.
+    pub(crate) slotless: Arc<Semaphore>,
+    /// Set when a call has come: the worker is not idle.
+    pub(crate) called: AtomicBool,
+    /// Handlers in processes of their own.
+    pub(crate) supervisor: Supervisor,
+}
+
+impl WorkerContext {
+    /// Starts the children, and follows cancellations and the kinds of other workers in `background`.
+    ///
+    /// # Errors
+    /// When the bus does not answer.
+    pub(crate) async fn start(
+        bus: &Bus,
+        settings: &Settings,
+        nonce: &str,
+        handlers: Handlers,
+        children: Vec<Arc<Children>>,
+        background: &mut JoinSet<()>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let (cancellations, kinds) = (Cancellations::load(bus, background).await?, AnnouncedKinds::new());
+        background.spawn(kinds.clone().follow(bus.clone()));
+        let pools = SlotPools::new(settings.slots, settings.io_slots, handlers.iter());
+        let by_kind = children.iter().map(|of| (of.spec.kind.clone(), settings.retry.with(of.spec.table.retry())));
+        let policies = RetryPolicies { default: settings.retry, by_kind: by_kind.collect() };
+        let supervisor = Supervisor::start(children);
+        background.spawn(supervisor.clone().watch());
+        Ok(Arc::new(Self {
+            bus: bus.clone(),
+            batcher: ResultBatcher::new(bus, &settings.name, nonce),
+            worker: settings.name.clone(),
+            stats: Stats::new(handlers.keys()),
+            handlers,
+            kinds,
+            cancellations,
+            policies,
+            task_timeout: settings.task_timeout,
+            unknown_kind_after: settings.unknown_kind_after,
+            draining: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            payloads: PayloadFetcher::new(bus, PayloadFiles::new(settings.spool.clone())),
+            slotless: Arc::new(Semaphore::new(pools.size())),
+            called: AtomicBool::new(false),
+            pools,
+            supervisor,
+        }))
+    }
+}
