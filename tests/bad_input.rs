@@ -10,7 +10,7 @@ use millpond::bus::topology::{StreamLimits, stream_state};
 use millpond::client::{NewTask, SubmitError};
 use millpond::wire::streams::STREAM_TASKS;
 use millpond_worker::{Call, Reply, reply};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Cluster, PATIENCE, statuses, task, until};
@@ -176,7 +176,7 @@ async fn the_http_services_say_what_is_wrong() {
     let post = async |path: &str, token: &str, body: &str| {
         let request = http.post(format!("{url}{path}")).bearer_auth(token).body(body.to_owned());
         let response = request.header("Idempotency-Key", "http-1").send().await.unwrap();
-        (response.status().as_u16(), response.json::<serde_json::Value>().await.unwrap())
+        (response.status().as_u16(), response.json::<Value>().await.unwrap())
     };
     let token = cluster.nats.secrets.token.clone();
     assert_eq!(post("/v1/tasks/default/square", "wrong", "12").await.0, 401);
@@ -188,7 +188,7 @@ async fn the_http_services_say_what_is_wrong() {
     assert_eq!(post("/v1/tasks/default/square", &token, "12").await.1["duplicate"], true);
     assert_eq!(cluster.ended("http-1").await["result"], 144);
     assert!(
-        cluster.api.get("/api/v1/tasks", &[("limit", "0".into())]).await.unwrap_err().to_string().contains("limit")
+        cluster.api.get::<Value>("/api/v1/tasks", &[("limit", "0")]).await.unwrap_err().to_string().contains("limit")
     );
     let anonymous = http.get(format!("{}/api/v1/tasks", cluster.collector_url())).send().await.unwrap();
     assert_eq!(anonymous.status().as_u16(), 401);

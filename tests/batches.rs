@@ -28,11 +28,11 @@ fn spec(kind: &str, job: &str) -> MapSpec {
 async fn sizes(cluster: &Cluster, job: &str) -> Vec<u64> {
     let mut sizes = Vec::new();
     let query = [("job", job.to_owned()), ("limit", "1000".to_owned())];
-    let each = cluster.api.each("/api/v1/tasks", &query, |row| {
+    let each = cluster.api.each("/api/v1/tasks", &query, async |row: Value| {
         if row["original_id"].is_null() {
             sizes.push(row["items"].as_u64().unwrap_or(1));
         }
-        Ok(true)
+        Ok(())
     });
     each.await.unwrap();
     sizes
@@ -102,9 +102,9 @@ async fn mixed_work_is_in_order_and_keeps_the_slots_busy() {
     // How busy the slots were, for whoever reads the output: measured, not asserted.
     let mut spans: Vec<(i64, i64)> = Vec::new();
     let query = [("job", "mixed".to_owned()), ("limit", "1000".to_owned())];
-    let each = cluster.api.each("/api/v1/tasks", &query, |row| {
+    let each = cluster.api.each("/api/v1/tasks", &query, async |row: Value| {
         spans.extend(row["started_ms"].as_i64().zip(row["ended_ms"].as_i64()));
-        Ok(true)
+        Ok(())
     });
     each.await.unwrap();
     let (first, last) = (spans.iter().map(|s| s.0).min().unwrap(), spans.iter().map(|s| s.1).max().unwrap());

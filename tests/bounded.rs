@@ -206,7 +206,7 @@ async fn http_answers_429_while_a_queue_is_full() {
     cluster.job_ends("many", 8, PATIENCE).await;
     // Settings that make no sense are refused with words.
     for body in [json!({ "max_waiting": 0 }), json!({ "max_waiting": "ten" }), json!({})] {
-        let answer = cluster.api.post("/api/v1/queues/default/set", &body).await;
+        let answer = cluster.api.post::<Value>("/api/v1/queues/default/set", &body).await;
         assert!(answer.unwrap_err().to_string().contains("max_waiting"));
     }
     assert_eq!(cli(&cluster, &["queue", "set", "default"]).await.status.code(), Some(2));
@@ -219,7 +219,7 @@ async fn submit_blocks_while_a_queue_is_full_and_goes_on() {
     for id in ["a", "b"] {
         assert!(cli(&cluster, &["submit", "square", "3", "--id", id]).await.status.success());
     }
-    let full = cli(&cluster, &["submit", "square", "3", "--wait-room", "0s"]).await;
+    let full = cli(&cluster, &["submit", "square", "3", "--wait-capacity", "0s"]).await;
     assert_eq!(full.status.code(), Some(75), "{}", said(&full));
     assert!(said(&full).contains("queue default is full"), "{}", said(&full));
     let batch = cli(&cluster, &["map", "square", "--range", "1..=10", "--batch", "5", "--job", "refused"]).await;

@@ -10,11 +10,10 @@ use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::stream_state;
 use millpond::client::{BatchSize, MapSpec, NewTask};
 use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
-use millpond_cli::api::text;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Cluster, PATIENCE, Process, statuses, task, until};
+use crate::harness::{Cluster, PATIENCE, Process, statuses, task, text, until};
 
 fn named(id: &str, kind: &str, arguments: &str) -> NewTask {
     NewTask { id: Some(id.into()), ..task(kind, arguments) }
@@ -26,7 +25,7 @@ async fn submit(cluster: &Cluster, task: &NewTask) {
 
 async fn cancel(cluster: &Cluster, id: &str) -> Value {
     let asked = json!({ "id": id });
-    until("answer", PATIENCE, async || cluster.api.post("/api/v1/task/cancel", &asked).await.ok()).await
+    until("answer", PATIENCE, async || cluster.api.post::<Value>("/api/v1/task/cancel", &asked).await.ok()).await
 }
 
 async fn publish(cluster: &Cluster, job: &str, kind: &str, argument: &'static str, count: usize, batch: BatchSize) {
@@ -141,11 +140,11 @@ async fn items_of_a_batch_are_cancelled_alone() {
     let cluster = Cluster::start().await;
     publish(&cluster, "items", "sleep", "1", 10, BatchSize::Fixed(10)).await;
     until("the job's record", PATIENCE, async || cluster.get("/api/v1/jobs/items", &[]).await).await;
-    cluster.api.post("/api/v1/task/cancel", &json!({ "id": "items.1/8", "queue": "default" })).await.unwrap();
+    cluster.api.post::<Value>("/api/v1/task/cancel", &json!({ "id": "items.1/8", "queue": "default" })).await.unwrap();
     let _worker = cluster.worker("w1", &["--slots", "1", "--io-slots", "1"], None);
     cluster.worker_is("w1", |w| w["running"] == 1).await;
     // While an earlier one runs; of what is handed on it is the last.
-    cluster.api.post("/api/v1/task/cancel", &json!({ "id": "items.1/7", "queue": "default" })).await.unwrap();
+    cluster.api.post::<Value>("/api/v1/task/cancel", &json!({ "id": "items.1/7", "queue": "default" })).await.unwrap();
     let ends = cluster.job_ends("items", 10, PATIENCE).await;
     let expected: Vec<&str> = (0..10).map(|i| if i == 7 || i == 8 { "cancelled" } else { "done" }).collect();
     assert_eq!(statuses(&ends), expected);
@@ -206,7 +205,7 @@ async fn whoever_waits_for_a_job_hears_that_it_is_cancelled() {
         (stream_state(&bus, STREAM_TASKS).await.unwrap().messages >= 2).then_some(())
     })
     .await;
-    cluster.api.post("/api/v1/jobs/waited/cancel", &json!({})).await.unwrap();
+    cluster.api.post::<Value>("/api/v1/jobs/waited/cancel", &json!({})).await.unwrap();
     let map = map.await.unwrap();
     let said = String::from_utf8_lossy(&map.stderr);
     assert_eq!(map.status.code(), Some(1), "{said}");
@@ -224,7 +223,7 @@ async fn a_cancellation_that_dies_half_way_still_cancels() {
         cluster.restart_collector(Some(failpoint));
         publish(&cluster, "half", "square", "2", 200, BatchSize::Fixed(1)).await;
         until("the job's record", PATIENCE, async || cluster.get("/api/v1/jobs/half", &[]).await).await;
-        assert!(cluster.api.post("/api/v1/jobs/half/cancel", &json!({})).await.is_err(), "the collector dies");
+        assert!(cluster.api.post::<Value>("/api/v1/jobs/half/cancel", &json!({})).await.is_err(), "the collector dies");
         let _worker = cluster.worker("w1", &[], None);
         // Workers need no collector to know of it.
         is_empty(&cluster).await;
@@ -237,7 +236,7 @@ async fn a_cancellation_that_dies_half_way_still_cancels() {
         assert_eq!(job["done"], 0, "{job}");
         // To ask again does no harm.
         if text(&job, "state") != "finished" {
-            cluster.api.post("/api/v1/jobs/half/cancel", &json!({})).await.unwrap();
+            cluster.api.post::<Value>("/api/v1/jobs/half/cancel", &json!({})).await.unwrap();
         }
         assert_eq!(cluster.ended("half.1/7").await["status"], "cancelled");
     }

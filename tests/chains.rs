@@ -9,10 +9,9 @@ use millpond::bus::topology::stream_state;
 use millpond::chain::{ChainStep, parse};
 use millpond::client::{BatchSize, MapSpec, NewTask, NoResult};
 use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
-use millpond_cli::api::text;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PATIENCE, Process, task, until};
+use crate::harness::{Cluster, PATIENCE, Process, task, text, until};
 
 fn steps(list: &str) -> Vec<ChainStep> {
     parse(list).unwrap()
@@ -47,9 +46,9 @@ async fn get(cluster: &Cluster, id: &str) -> Option<Value> {
 async fn stored(cluster: &Cluster) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let limit = [("limit", "1000".to_owned())];
-    let each = cluster.api.each("/api/v1/tasks", &limit, |row| {
-        found.push((text(row, "id"), text(row, "status")));
-        Ok(true)
+    let each = cluster.api.each("/api/v1/tasks", &limit, async |row: Value| {
+        found.push((text(&row, "id"), text(&row, "status")));
+        Ok(())
     });
     each.await.unwrap();
     found.sort();
@@ -272,7 +271,7 @@ async fn a_cancelled_job_starts_nothing() {
     let (_producer, _) = cluster.producer().await;
     publish(&cluster, job("cancelled", "square", "echo"), &["1", "2"]).await;
     until("the job's record", PATIENCE, async || cluster.get("/api/v1/jobs/cancelled", &[]).await).await;
-    cluster.api.post("/api/v1/jobs/cancelled/cancel", &serde_json::json!({})).await.unwrap();
+    cluster.api.post::<Value>("/api/v1/jobs/cancelled/cancel", &serde_json::json!({})).await.unwrap();
     let _worker = cluster.worker("w1", &[], None);
     until("cancelled job", PATIENCE, async || {
         let job = cluster.get("/api/v1/jobs/cancelled", &[]).await?;

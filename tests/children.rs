@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
-use millpond_cli::api::text;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Cluster, PATIENCE, Process, statuses, task, until};
+use crate::harness::{Cluster, PATIENCE, Process, statuses, task, text, until};
 
 /// A folder with `handlers.toml`: one kind, `child`, run by tests/handlers/child.py.
 struct Handlers {

@@ -6,12 +6,11 @@ use std::process::Output;
 use futures_util::stream;
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::{BatchSize, MapSpec, NewTask};
-use millpond_cli::api::text;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::browser::{Browser, LOOKS, axe};
-use crate::harness::{Cluster, PATIENCE, Process, is_ready, task, until};
+use crate::harness::{Cluster, PATIENCE, Process, is_ready, task, text, until};
 
 /// What runs when a page takes text for markup.
 const HOSTILE: &str = "<script>window.stolen=1</script>";

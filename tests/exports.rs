@@ -42,9 +42,9 @@ async fn lists_are_filtered_and_exported_whole() {
     assert_eq!((name.as_str(), tasks.len()), ("attachment; filename=\"tasks.ndjson\"", TASKS + 1));
     let mut listed = Vec::new();
     let limit = [("limit", "999".to_owned())];
-    let each = cluster.api.each("/api/v1/tasks", &limit, |row| {
-        listed.push(row.clone());
-        Ok(true)
+    let each = cluster.api.each("/api/v1/tasks", &limit, async |row: Value| {
+        listed.push(row);
+        Ok(())
     });
     each.await.unwrap();
     assert_eq!(tasks, listed, "the rows of the list, in its order");

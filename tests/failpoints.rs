@@ -12,9 +12,8 @@ use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::stream_state;
 use millpond::client::NewTask;
 use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
-use millpond_cli::api::text;
 
-use crate::harness::{Cluster, PATIENCE, Process, statuses, until};
+use crate::harness::{Cluster, PATIENCE, Process, statuses, text, until};
 
 /// The worker's failpoints, in the order of effects.
 const WORKER: [&str; 11] = [

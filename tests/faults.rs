@@ -10,11 +10,12 @@ use millpond::bus::read::outcomes::{OutcomeReader, OutcomeStream};
 use millpond::bus::topology::{StreamLimits, setup, stream_state};
 use millpond::limits::{HEARTBEAT_LOST_AFTER, LEASE_ACK_WAIT, PULL_EXPIRES, PULL_WATCHDOG};
 use millpond::wire::streams::STREAM_RESULTS;
-use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, MILLPOND, NatsServer, PATIENCE, Process, free_port, is_ready, statuses, task, until};
+use crate::harness::{
+    Cluster, MILLPOND, NatsServer, PATIENCE, Process, free_port, is_ready, statuses, task, text, until,
+};
 
 async fn submit(cluster: &Cluster, kind: &str, arguments: &str) -> String {
     cluster.client.submit(&task(kind, arguments), RetryDeadline::Unlimited).await.unwrap().id

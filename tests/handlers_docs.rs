@@ -5,11 +5,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use millpond::bus::publish::RetryDeadline;
-use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PATIENCE, task};
+use crate::harness::{Cluster, PATIENCE, task, text};
 
 /// The files that the page names: `<!-- file: NAME -->`, then a fenced block.
 fn files() -> Vec<(String, String)> {

@@ -10,9 +10,12 @@ use std::time::{Duration, Instant};
 use millpond::bus::topology::{StreamLimits, setup};
 use millpond::bus::{Bus, Role};
 use millpond::client::{Client, NewTask};
-use millpond_cli::api::{Api, text};
+use millpond_api::jobs::JobRow;
+use millpond_api::list::PAGE_ROWS_MAX;
+use millpond_api::tasks::{Attempt, TaskDetails};
+use millpond_cli::api::Api;
+use millpond_cli::credentials::Credentials;
 use millpond_cli::nats_server;
-use millpond_cli::state::Secrets;
 use millpond_service::reserved_port::ReservedPort;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -107,17 +110,17 @@ pub struct NatsServer {
     process: Process,
     dir: TempDir,
     pub port: u16,
-    pub secrets: Secrets,
+    pub secrets: Credentials,
 }
 
 impl NatsServer {
     pub fn start() -> Self {
-        let (dir, port, secrets) = (tempfile::tempdir().unwrap(), free_port(), Secrets::generate());
+        let (dir, port, secrets) = (tempfile::tempdir().unwrap(), free_port(), Credentials::generate());
         let process = Self::spawn(dir.path(), port, &secrets);
         Self { process, dir, port, secrets }
     }
 
-    fn spawn(dir: &Path, port: u16, secrets: &Secrets) -> Process {
+    fn spawn(dir: &Path, port: u16, secrets: &Credentials) -> Process {
         let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats/millpond.conf");
         let log = File::options().create(true).append(true).open(dir.join("nats.log")).unwrap();
         let mut command = Command::new(nats_server::find(None).unwrap());
@@ -275,7 +278,7 @@ impl Cluster {
     }
 
     pub async fn get(&self, path: &str, query: &[(&str, String)]) -> Option<Value> {
-        self.api.get(path, query).await.ok().flatten()
+        self.api.find(path, &query).await.ok().flatten()
     }
 
     /// The task once it has ended one way or another; a dead one with its letter, which comes by another stream.
@@ -304,21 +307,12 @@ impl Cluster {
     /// The end of each task of a job, by index, once there are `count`; each index exactly once, nothing left open.
     pub async fn job_ends(&self, job: &str, count: u64, limit: Duration) -> Vec<Value> {
         until(&format!("end of job {job}"), limit, async || {
-            let found = self.get(&format!("/api/v1/jobs/{job}"), &[]).await?;
-            let ended = ["done", "dead", "cancelled"].iter().filter_map(|f| found[*f].as_u64()).sum::<u64>();
-            (ended == count && found["retrying"] == 0).then_some(())
+            let found: JobRow = self.api.get(&format!("/api/v1/jobs/{job}"), &()).await.ok()?;
+            (found.done + found.dead + found.cancelled == count && found.retrying == 0).then_some(())
         })
         .await;
-        let mut ends = Vec::new();
         let path = format!("/api/v1/jobs/{job}/results");
-        let limit = [("limit", "1000".to_owned())];
-        self.api
-            .each(&path, &limit, |row| {
-                ends.push(row.clone());
-                Ok(true)
-            })
-            .await
-            .unwrap();
+        let ends: Vec<Value> = self.api.all(&path, &[("limit", PAGE_ROWS_MAX)]).await.unwrap();
         let indexes: Vec<u64> = ends.iter().filter_map(|e| e["index"].as_u64()).collect();
         assert_eq!(indexes, (0..count).collect::<Vec<_>>(), "each index of job {job} ends exactly once, in order");
         ends
@@ -326,9 +320,9 @@ impl Cluster {
 
     /// The attempts of a task: its worker and status.
     pub async fn attempts(&self, id: &str) -> Vec<(String, String)> {
-        let task = self.get("/api/v1/task", &[("id", id.to_owned())]).await.unwrap();
-        let attempts = task["attempts"].as_array().unwrap();
-        attempts.iter().map(|a| (text(a, "worker"), text(a, "status"))).collect()
+        let task: TaskDetails = self.api.get("/api/v1/task", &[("id", id)]).await.unwrap();
+        let ended = |attempt: Attempt| Some((attempt.worker?, attempt.status?.to_string()));
+        task.history.attempts.into_iter().filter_map(ended).collect()
     }
 }
 
@@ -341,6 +335,15 @@ pub async fn is_ready(url: &str) {
 /// A task of the default queue.
 pub fn task(kind: &str, arguments: &str) -> NewTask {
     NewTask { queue: "default".into(), kind: kind.into(), payload: arguments.to_owned().into(), ..Default::default() }
+}
+
+/// A field as text; empty when it is not there.
+pub fn text(value: &Value, field: &str) -> String {
+    match value.get(field) {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
 }
 
 pub fn statuses(ends: &[Value]) -> Vec<String> {

@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
-use millpond_cli::api::text;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PATIENCE, task, until};
+use crate::harness::{Cluster, PATIENCE, task, text, until};
 
 /// Tasks that die in their first attempt, and are done in their second.
 async fn die(cluster: &Cluster, count: usize, message: &str) -> Vec<String> {
@@ -24,7 +23,7 @@ async fn die(cluster: &Cluster, count: usize, message: &str) -> Vec<String> {
 }
 
 async fn retry(cluster: &Cluster, body: Value) -> Value {
-    cluster.api.post("/api/v1/dead/retry", &body).await.unwrap()
+    cluster.api.post::<Value>("/api/v1/dead/retry", &body).await.unwrap()
 }
 
 async fn ends_as(cluster: &Cluster, id: &str, status: &str) -> Value {
@@ -62,7 +61,7 @@ async fn letters_are_retried_by_filter_at_a_pace() {
         json!({ "filter": {}, "arguments": 1 }),
         json!({ "filter": { "since": "yesterday" } }),
     ] {
-        assert!(cluster.api.post("/api/v1/dead/retry", &wrong).await.is_err(), "{wrong}");
+        assert!(cluster.api.post::<Value>("/api/v1/dead/retry", &wrong).await.is_err(), "{wrong}");
     }
     let nothing = retry(&cluster, json!({ "filter": { "until": start_ms } })).await;
     assert_eq!((&nothing["matched"], &nothing["rows"]), (&json!(0), &json!([])));
@@ -176,11 +175,11 @@ async fn a_retry_that_was_cut_off_and_asked_for_again_runs_once() {
         cluster.restart_collector(Some(place));
         until("collector", PATIENCE, async || cluster.get("/api/v1/dead", &[]).await).await;
         let body = json!({ "letters": [letter(&id, 1)], "queue": queue });
-        assert!(cluster.api.post("/api/v1/dead/retry", &body).await.is_err(), "{place} ends the collector");
+        assert!(cluster.api.post::<Value>("/api/v1/dead/retry", &body).await.is_err(), "{place} ends the collector");
         until("end of the collector", PATIENCE, async || cluster.collector.ended()).await;
         cluster.restart_collector(None);
         let again = until("answer", PATIENCE, async || {
-            let answer = cluster.api.post("/api/v1/dead/retry", &body).await.ok()?;
+            let answer = cluster.api.post::<Value>("/api/v1/dead/retry", &body).await.ok()?;
             (answer["rows"][0]["ok"] == true).then_some(answer)
         })
         .await;

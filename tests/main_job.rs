@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::MapSpec;
-use millpond_cli::api::text;
 use serde_json::json;
 
-use crate::harness::{Cluster, PATIENCE, until};
+use crate::harness::{Cluster, PATIENCE, text, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn primes_are_counted_in_order() {

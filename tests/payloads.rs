@@ -9,14 +9,13 @@ use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::{BatchSize, MapSpec, NewTask, NoResult};
 use millpond::payload::StoredPayload;
-use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
-use crate::harness::{Cluster, PATIENCE, Process, task, until};
+use crate::harness::{Cluster, PATIENCE, Process, task, text, until};
 
 const KIB: usize = 1024;
 

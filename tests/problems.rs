@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 use futures_util::stream;
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::{BatchSize, MapSpec, NewTask};
-use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PATIENCE, Process, statuses, task, until};
+use crate::harness::{Cluster, PATIENCE, Process, statuses, task, text, until};
 
 async fn submit(cluster: &Cluster, id: &str, task: NewTask) {
     cluster.client.submit(&NewTask { id: Some(id.into()), ..task }, RetryDeadline::Unlimited).await.unwrap();
@@ -43,7 +42,7 @@ async fn gone(cluster: &Cluster, kind: &str, what: &str) {
 }
 
 async fn purge(cluster: &Cluster, queue: &str, body: Value) -> Value {
-    cluster.api.post(&format!("/api/v1/queues/{queue}/purge"), &body).await.unwrap()
+    cluster.api.post::<Value>(&format!("/api/v1/queues/{queue}/purge"), &body).await.unwrap()
 }
 
 async fn job(cluster: &Cluster, name: &str) -> Value {
@@ -81,7 +80,7 @@ async fn what_waits_without_a_worker_is_shown_until_one_comes() {
     // What a worker holds does not wait.
     submit(&cluster, "long", task("sleep", "600")).await;
     cluster.worker_is("w1", |w| w["running"] == 1).await;
-    cluster.api.post("/api/v1/queues/default/pause", &json!({})).await.unwrap();
+    cluster.api.post::<Value>("/api/v1/queues/default/pause", &json!({})).await.unwrap();
     let from_ms = millpond::now_ms() - 1000;
     submit(&cluster, "behind", task("square", "5")).await;
     until("what waits longest", PATIENCE, async || {
@@ -136,10 +135,10 @@ async fn a_pause_and_a_stalled_job_are_shown() {
     let cluster = Cluster::start().await;
     let worker = cluster.worker("w1", &[], None);
     cluster.worker_is("w1", |w| w["state"] == "live").await;
-    cluster.api.post("/api/v1/queues/default/pause", &json!({})).await.unwrap();
+    cluster.api.post::<Value>("/api/v1/queues/default/pause", &json!({})).await.unwrap();
     submit(&cluster, "t", task("square", "3")).await;
     shown(&cluster, "paused", "default", "millpond queue resume default").await;
-    cluster.api.post("/api/v1/queues/default/resume", &json!({})).await.unwrap();
+    cluster.api.post::<Value>("/api/v1/queues/default/resume", &json!({})).await.unwrap();
     gone(&cluster, "paused", "default").await;
     let mut map = cluster.command(&["map", "square", "--job", "half", "-"]);
     map.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
@@ -147,7 +146,7 @@ async fn a_pause_and_a_stalled_job_are_shown() {
     until("the job's record", PATIENCE, async || (job(&cluster, "half").await["state"] == "open").then_some(())).await;
     map.kill9();
     shown(&cluster, "stalled_job", "half", "--job half").await;
-    cluster.api.post("/api/v1/jobs/half/cancel", &json!({})).await.unwrap();
+    cluster.api.post::<Value>("/api/v1/jobs/half/cancel", &json!({})).await.unwrap();
     gone(&cluster, "stalled_job", "half").await;
     worker.signal(Signal::SIGTERM);
     until("end of the worker's row", PATIENCE, async || {

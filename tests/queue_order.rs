@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
-use millpond_cli::api::text;
+use serde_json::Value;
 
-use crate::harness::{Cluster, task, until};
+use crate::harness::{Cluster, task, text, until};
 
 /// Longer than many tasks take on a busy machine.
 const LONG: Duration = Duration::from_secs(120);
@@ -26,9 +26,9 @@ async fn starts(cluster: &Cluster, count: usize) -> Vec<String> {
     until(&format!("{count} ends"), LONG, async || {
         let mut started = Vec::new();
         let limit = [("limit", "1000".to_owned())];
-        let each = cluster.api.each("/api/v1/tasks", &limit, |row| {
-            started.push((row["started_ms"].as_i64().unwrap(), text(row, "queue"), text(row, "status")));
-            Ok(true)
+        let each = cluster.api.each("/api/v1/tasks", &limit, async |row: Value| {
+            started.push((row["started_ms"].as_i64().unwrap(), text(&row, "queue"), text(&row, "status")));
+            Ok(())
         });
         each.await.ok()?;
         started.sort();

@@ -72,7 +72,7 @@ async fn one_name_is_one_schedule_that_can_be_paused_and_removed() {
     assert_eq!(ended(&cluster, "square").await.len(), squares);
     assert_eq!(told(&cluster, &["ls"]).await.len(), 1);
     // A purge of the queue is of what waits, not of what recurs.
-    let purged = cluster.api.post("/api/v1/queues/default/purge", &json!({})).await.unwrap();
+    let purged = cluster.api.post::<Value>("/api/v1/queues/default/purge", &json!({})).await.unwrap();
     assert!(purged["count"].is_u64(), "{purged}");
     // Paused, it fires no more, and keeps all that it was.
     let paused = told(&cluster, &["pause", "pulse"]).await;

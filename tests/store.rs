@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
-use millpond_cli::api::{Api, text};
+use millpond_api::jobs::{JobRow, JobStatus};
+use millpond_cli::api::Api;
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, until};
@@ -19,9 +20,9 @@ async fn results(api: &Api, job: &str) -> Vec<Value> {
     let mut rows = Vec::new();
     let limit = [("limit", "1000".to_owned())];
     let path = format!("/api/v1/jobs/{job}/results");
-    let each = api.each(&path, &limit, |row| {
-        rows.push(row.clone());
-        Ok(true)
+    let each = api.each(&path, &limit, async |row: Value| {
+        rows.push(row);
+        Ok(())
     });
     each.await.unwrap();
     rows
@@ -80,11 +81,11 @@ async fn what_one_collector_cancels_the_other_knows() {
     let published =
         cluster.command(&["map", "square", "--range", "1..=20", "--job", "j", "--no-wait"]).output().unwrap();
     assert!(published.status.success(), "{}", String::from_utf8_lossy(&published.stderr));
-    other.post("/api/v1/jobs/j/cancel", &json!({})).await.unwrap();
+    other.post::<Value>("/api/v1/jobs/j/cancel", &json!({})).await.unwrap();
     for api in [&cluster.api, &other] {
         until("cancelled everywhere", PATIENCE, async || {
-            let job = api.get("/api/v1/jobs/j", &[]).await.ok()??;
-            (text(&job, "state") == "cancelled" && job["cancelled"] == 20).then_some(())
+            let job: JobRow = api.get("/api/v1/jobs/j", &()).await.ok()?;
+            (job.state == JobStatus::Cancelled && job.cancelled == 20).then_some(())
         })
         .await;
     }

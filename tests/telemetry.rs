@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use millpond::telemetry::{TELEMETRY_QUEUE_MAX, TraceContext};
-use millpond_cli::api::text;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Cluster, PATIENCE, Process, free_port, task, until};
+use crate::harness::{Cluster, PATIENCE, Process, free_port, task, text, until};
 use crate::otlp_sink::{Mode, SeenLog, SeenSpan, Sink};
 
 /// A folder with `handlers.toml`: the kind `story`, by a warm child, and `once`, by a process for each task.

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use millpond_cli::credentials::Credentials;
 use millpond_cli::nats_server;
-use millpond_cli::state::Secrets;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 
@@ -177,7 +177,7 @@ async fn a_wrong_file_is_told_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new(dir.path());
     authority.sign("http");
-    let Secrets { token, .. } = Secrets::generate();
+    let Credentials { token, .. } = Credentials::generate();
     let file = |name: &str| dir.path().join(name).display().to_string();
     let run = |more: Vec<(&'static str, String)>| {
         let mut command = Command::new(MILLPOND);

@@ -1,33 +1,40 @@
-//! The collector's HTTP API, as the reading verbs use it.
+//! The collector's HTTP API, as the reading and operating verbs, `top` and the tests use it.
 
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use millpond_api::error::ErrorBody;
+use millpond_api::list::List;
+use reqwest::{RequestBuilder, Response, StatusCode};
 use serde::Serialize;
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 
-use crate::state::{COLLECTOR_URL, Env, TLS_CA, TOKEN};
+use crate::cluster_env::{COLLECTOR_URL, ClusterEnv, TLS_CA, TOKEN};
 
-/// How long one request may take, and a download be silent.
+/// How long one request may take, and how long a download may bring nothing.
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
-/// How long a download may take: as long as it is read.
+/// How long a download may take: practically without limit, as long as something comes.
 const DOWNLOAD_WITHIN: Duration = Duration::from_secs(100 * 24 * 3600);
 
-/// The collector of this cluster.
+/// The collector of a cluster.
 pub struct Api {
     url: String,
     token: String,
     http: reqwest::Client,
 }
 
+/// A request that says nothing more than its path: `{}`.
+#[derive(Serialize)]
+pub struct NoBody {}
+
 impl Api {
-    /// Finds it.
+    /// The collector of this environment.
     ///
     /// # Errors
-    /// When its address or token is not known.
-    pub fn new(env: &Env) -> anyhow::Result<Self> {
+    /// When its URL or token is not set.
+    pub fn new(env: &ClusterEnv) -> anyhow::Result<Self> {
         let builder = match env.get(TLS_CA) {
             Some(file) => trusting(Path::new(&file))?,
             None => reqwest::Client::builder(),
@@ -35,7 +42,7 @@ impl Api {
         Self::with(builder, env.need(COLLECTOR_URL)?, env.need(TOKEN)?)
     }
 
-    /// The one at an address.
+    /// The collector at a URL.
     ///
     /// # Errors
     /// When HTTP cannot be set up.
@@ -48,103 +55,119 @@ impl Api {
         Ok(Self { url, token, http: builder.timeout(REQUEST_WITHIN).read_timeout(REQUEST_WITHIN).build()? })
     }
 
-    /// One answer; none when there is no such thing.
+    /// An answer; none when there is no such thing.
     ///
     /// # Errors
-    /// When the collector does not answer, or answers with an error.
-    pub async fn get(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Option<Value>> {
-        let (status, body) = self.send(self.http.get(format!("{}{path}", self.url)).query(query)).await?;
-        Ok((status == 200).then_some(body))
+    /// When the collector does not answer, answers with an error, or with something else than a `T`.
+    pub async fn find<T: DeserializeOwned>(&self, path: &str, query: &impl Serialize) -> anyhow::Result<Option<T>> {
+        let response = self.send(self.http.get(self.path(path)).query(query)).await?;
+        match response.status() {
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => Ok(Some(read(response).await?)),
+        }
     }
 
-    /// Asks for something to be done; what was answered.
+    /// An answer that must be there.
+    ///
+    /// # Errors
+    /// As [`Api::find`], and when there is no such thing.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str, query: &impl Serialize) -> anyhow::Result<T> {
+        read(self.send(self.http.get(self.path(path)).query(query)).await?).await
+    }
+
+    /// Has something done, and returns what the collector answered.
     ///
     /// # Errors
     /// As [`Api::get`].
-    pub async fn post(&self, path: &str, body: &(impl Serialize + ?Sized)) -> anyhow::Result<Value> {
-        match self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await? {
-            (404, body) => bail!("{}", text(&body, "error")),
-            (_, body) => Ok(body),
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+        read(self.send(self.http.post(self.path(path)).json(body)).await?).await
+    }
+
+    /// Gives all rows of a list to `row`, page by page.
+    ///
+    /// # Errors
+    /// As [`Api::get`], and what `row` returns.
+    pub async fn each<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &impl Serialize,
+        mut row: impl AsyncFnMut(T) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let request = self.http.get(self.path(path)).query(query).query(&[("after", &after)]);
+            let page: List<T> = read(self.send(request).await?).await?;
+            for one in page.rows {
+                row(one).await?;
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(()),
+            }
         }
+    }
+
+    /// All rows of a list.
+    ///
+    /// # Errors
+    /// As [`Api::get`].
+    pub async fn all<T: DeserializeOwned>(&self, path: &str, query: &impl Serialize) -> anyhow::Result<Vec<T>> {
+        let mut rows = Vec::new();
+        self.each(path, query, async |row| {
+            rows.push(row);
+            Ok(())
+        })
+        .await?;
+        Ok(rows)
     }
 
     /// Writes a download to `out` as it comes.
     ///
     /// # Errors
-    /// As [`Api::get`], when it is cut off, and when `out` is closed.
-    pub async fn download(&self, path: &str, query: &[(&str, String)], out: &mut impl Write) -> anyhow::Result<()> {
-        let request = self.http.get(format!("{}{path}", self.url)).query(query).timeout(DOWNLOAD_WITHIN);
-        let mut response = self.response(request).await?;
-        if !response.status().is_success() {
-            let status = response.status().as_u16();
-            let body: Value = response.json().await.context("the collector's answer is not JSON")?;
-            bail!("the collector answered {status}: {}", text(&body, "error"));
-        }
+    /// As [`Api::get`], when the download is cut off, and when `out` is closed.
+    pub async fn download(&self, path: &str, query: &impl Serialize, out: &mut impl Write) -> anyhow::Result<()> {
+        let request = self.http.get(self.path(path)).query(query).timeout(DOWNLOAD_WITHIN);
+        let mut response = succeeded(self.send(request).await?).await?;
         while let Some(chunk) = response.chunk().await.context("the collector has cut the download off")? {
             out.write_all(&chunk)?;
         }
         Ok(out.flush()?)
     }
 
-    async fn response(&self, request: reqwest::RequestBuilder) -> anyhow::Result<reqwest::Response> {
+    fn path(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         request.bearer_auth(&self.token).send().await.with_context(|| {
             format!("the collector at {} does not answer; what is stored can only be read through it", self.url)
         })
     }
+}
 
-    /// The answer, and its status: 200 or 404.
-    async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<(u16, Value)> {
-        let response = self.response(request).await?;
-        let status = response.status();
-        let body: Value = response.json().await.context("the collector's answer is not JSON")?;
-        match status.as_u16() {
-            code @ (200 | 404) => Ok((code, body)),
-            code => bail!("the collector answered {code}: {}", text(&body, "error")),
-        }
+/// The answer of a request that succeeded.
+async fn read<T: DeserializeOwned>(response: Response) -> anyhow::Result<T> {
+    let body = succeeded(response).await?.bytes().await?;
+    serde_json::from_slice(&body).context("the collector's answer cannot be read; is it of this version?")
+}
+
+/// The response, or the error that the collector answered.
+async fn succeeded(response: Response) -> anyhow::Result<Response> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
     }
-
-    /// All rows of a list, page by page, each given to `row`; stops when `row` says so.
-    ///
-    /// # Errors
-    /// As [`Api::get`], and what `row` returns.
-    pub async fn each(
-        &self,
-        path: &str,
-        query: &[(&str, String)],
-        mut row: impl FnMut(&Value) -> anyhow::Result<bool>,
-    ) -> anyhow::Result<()> {
-        let mut after: Option<String> = None;
-        loop {
-            let mut query = query.to_vec();
-            query.extend(after.take().map(|cursor| ("after", cursor)));
-            let Some(page) = self.get(path, &query).await? else { return Ok(()) };
-            for one in page.get("rows").and_then(Value::as_array).into_iter().flatten() {
-                if !row(one)? {
-                    return Ok(());
-                }
-            }
-            match page.get("next").and_then(Value::as_str) {
-                Some(next) => after = Some(next.to_owned()),
-                None => return Ok(()),
-            }
-        }
+    let body: ErrorBody = response.json().await.context("the collector's error cannot be read")?;
+    match status {
+        StatusCode::NOT_FOUND => bail!("{}", body.error),
+        _ => bail!("the collector answered {}: {}", status.as_u16(), body.error),
     }
 }
 
-/// HTTPS that trusts the authorities of a file, and none else.
+/// HTTPS that trusts the authorities of a file, and no others.
 fn trusting(file: &Path) -> anyhow::Result<reqwest::ClientBuilder> {
     let text = std::fs::read(file).with_context(|| format!("cannot read {} ({TLS_CA})", file.display()))?;
     let certificates = reqwest::Certificate::from_pem_bundle(&text);
     let certificates = certificates.with_context(|| format!("{} ({TLS_CA}) holds no certificates", file.display()))?;
     Ok(reqwest::Client::builder().tls_certs_only(certificates))
-}
-
-/// A field as text: empty when it is not there.
-#[must_use]
-pub fn text(value: &Value, field: &str) -> String {
-    match value.get(field) {
-        None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
-    }
 }

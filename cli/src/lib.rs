@@ -1,33 +1,15 @@
-//! The `millpond` command: one file per verb, an error printed in one place, exit codes in one list. The library form
-//! is for the integration tests. `up` is the only verb that starts other processes.
+//! The `millpond` command: one file per verb in `verbs`, errors printed in one place, exit codes listed in `exit`.
+//! The library form is for the integration tests.
 
 pub mod api;
-mod bench;
-mod call;
-mod dead;
-mod doctor;
-mod guard;
-mod job;
-mod join;
-mod map;
+mod cluster_env;
+pub mod credentials;
+mod exit;
+mod nats_config;
 pub mod nats_server;
-mod no_wait;
 mod output;
-mod payloads;
-mod queue;
-mod schedule;
-mod secrets;
-mod service;
-mod shared;
-pub mod state;
-mod submit;
-mod task;
-mod tasks;
-mod top;
-mod up;
-mod why;
-mod worker;
-mod xargs;
+mod private_file;
+mod verbs;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -35,30 +17,24 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use millpond::bus::ConnectError;
-use millpond::bus::publish::PublishError;
-use millpond::client::{MapError, SubmitError};
 use millpond::config::LogArgs;
 use millpond_service::program;
 
-use state::Env;
+use cluster_env::ClusterEnv;
+use verbs::services::ServiceCommand;
+use verbs::{
+    bench, call, dead, doctor, env, job, map, queue, run_with_parent, schedule, secrets, setup, shared, submit, task,
+    top, up, why, worker, xargs,
+};
 
-/// A task failed, or a job did not end well.
-pub const EXIT_TASK_FAILED: u8 = 1;
-/// `job wait`: a job has nobody who adds to it or closes it, and nothing of it changes.
-pub const EXIT_STALLED: u8 = 5;
-/// NATS or the collector cannot be reached.
-pub const EXIT_UNREACHABLE: u8 = 69;
-/// The queue is full: come again.
-pub const EXIT_QUEUE_FULL: u8 = 75;
-/// Anything else that went wrong.
-pub const EXIT_ERROR: u8 = 70;
+/// How long a thread that never ends, such as one that reads standard input, may delay the end of the process.
+const THREADS_END_WITHIN: Duration = Duration::from_millis(50);
 
 /// A worker pool that spans machines, over NATS JetStream.
 #[derive(Parser)]
 #[command(name = "millpond", version, propagate_version = true)]
 struct Cli {
-    /// Folder in which `up` keeps everything, and in which the other commands find how to reach it.
+    /// Folder in which `up` keeps the cluster, and where the other commands find its addresses and passwords.
     #[arg(long, env = "MILLPOND_STATE", default_value = ".millpond", global = true)]
     state: PathBuf,
     #[command(subcommand)]
@@ -67,70 +43,70 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Start the whole cluster on this machine: nats-server, producer, workers, collector; Ctrl-C drains it.
+    /// Start a whole cluster on this machine: nats-server, producer, workers and collector. Ctrl-C drains it.
     Up(up::UpArgs),
     /// Publish one task; with --wait, print its result.
     Submit(submit::SubmitArgs),
-    /// Run a kind over many arguments and print the results, in order, one JSON value a line.
+    /// Run a kind over many arguments and print the results in order, one JSON value per line.
     Map(map::MapArgs),
-    /// Run a command for each line, on the workers: GNU parallel over the cluster.
+    /// Run a command for each input line on the workers, as GNU parallel does on one machine.
     Xargs(xargs::XargsArgs),
-    /// Call a handler and print its result, or converse with it; nothing is stored.
+    /// Call a handler and print its answer, or hold a conversation with it; nothing is stored.
     Call(call::CallArgs),
-    /// List jobs, show one, wait for some, print results, cancel.
+    /// List, show, await and cancel jobs, and print their results.
     #[command(subcommand)]
     Job(job::JobCommand),
-    /// List tasks, export them, show what became of one, print its result, cancel it.
+    /// List, export, show and cancel tasks, and print their results.
     #[command(subcommand)]
     Task(task::TaskCommand),
-    /// Dead letters: tasks that wait for a person.
+    /// List, show, retry and purge dead letters: failed tasks that wait for a decision.
     #[command(subcommand)]
     Dead(dead::DeadCommand),
-    /// Queues: what waits; pause, resume, purge, set a limit.
+    /// List queues; pause, resume, purge and limit them.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
-    /// Tasks that recur: add, list, pause, resume, remove.
+    /// Add, list, pause, resume and remove schedules of recurring tasks.
     Schedule(schedule::ScheduleArgs),
-    /// Why has this task no result? One sentence, and an exit code for each answer.
+    /// Explain in one sentence why a task has no result yet, with an exit code for each reason.
     Why(why::WhyArgs),
-    /// Watch queues, workers with their children, and jobs.
+    /// Watch queues, workers with their child processes, and jobs.
     Top(top::TopArgs),
-    /// State that programs share: keys with compare-and-set.
+    /// Read and write keys that programs share, with compare-and-set.
     Shared(shared::SharedArgs),
-    /// Look whether everything is well, and say what to do where it is not.
+    /// Check everything that a cluster needs, and say how to repair what is wrong.
     Doctor(doctor::DoctorArgs),
-    /// Measure the distance to what the server can do at all, on a cluster of its own.
+    /// Measure throughput and latency against the bare NATS client, on a temporary cluster.
     Bench(bench::BenchArgs),
     /// Print a completion script for a shell.
     Completions {
-        /// bash, zsh, fish, elvish or powershell.
+        /// Name of the shell: bash, zsh, fish, elvish or powershell.
         shell: clap_complete::Shell,
     },
     /// List workers, drain them, or run one.
     #[command(subcommand)]
     Worker(worker::WorkerCommand),
-    /// The producer service.
+    /// Run the producer service.
     #[command(subcommand)]
-    Producer(Box<service::ProducerCommand>),
-    /// The collector service.
+    Producer(Box<ServiceCommand<millpond_producer::Config>>),
+    /// Run the collector service.
     #[command(subcommand)]
-    Collector(Box<service::CollectorCommand>),
-    /// Make or update streams, consumers and buckets; safe to repeat.
-    Setup(service::SetupArgs),
-    /// Make passwords and tokens for a cluster of containers: once, as files, a folder for each service.
+    Collector(Box<ServiceCommand<millpond_collector::Config>>),
+    /// Create or update the streams, consumers and buckets on the NATS server; repeating it is safe.
+    Setup(setup::SetupArgs),
+    /// Generate the passwords and tokens of a cluster of containers as files, one folder per service.
     Secrets(secrets::SecretsArgs),
-    /// Print the settings of the cluster, with its secrets, as lines for a shell or for another machine's .millpond/env.
-    Env(secrets::EnvArgs),
-    /// Run a program that ends when standard input does.
+    /// Print the settings of the cluster, secrets included, as lines for a shell or for another machine's .millpond/env.
+    Env(env::EnvArgs),
+    /// Run a program that is stopped when standard input ends.
     #[command(hide = true)]
-    Guard(guard::GuardArgs),
+    RunWithParent(run_with_parent::RunWithParentArgs),
 }
 
 /// Runs the command line.
 #[must_use]
 pub fn main() -> ExitCode {
     millpond_worker::child_main();
-    // The images have one program; a service's name for it is that service.
+    // The images hold one program: under the name of a service it is that service.
     let name = std::env::args_os().next().map(PathBuf::from);
     match name.as_deref().and_then(Path::file_name).and_then(OsStr::to_str) {
         Some("millpond-producer") => return program::main::<millpond_producer::Config>(),
@@ -139,30 +115,28 @@ pub fn main() -> ExitCode {
         _ => {}
     }
     let cli = Cli::parse();
-    // The process's choice of cryptography for HTTPS.
+    // The process chooses its cryptography for HTTPS once.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let result = start(cli);
-    result.unwrap_or_else(|error| {
-        if !is_broken_pipe(&error) {
+    start(cli).unwrap_or_else(|error| {
+        if !exit::is_broken_pipe(&error) {
             eprintln!("millpond: {error:#}");
         }
-        ExitCode::from(exit_code(&error))
+        exit::of(&error).into()
     })
 }
 
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
-    let (name, instance, log) = cli.command.logs();
+    let (name, instance, log) = cli.command.telemetry();
     let telemetry = millpond::telemetry::start(name, instance.as_deref(), &log)?;
     let runtime = tokio::runtime::Runtime::new()?;
     let result = runtime.block_on(run(cli));
-    // A thread that waits for standard input, or a handler that never ends, must not keep the process.
-    runtime.shutdown_timeout(Duration::from_millis(50));
+    runtime.shutdown_timeout(THREADS_END_WITHIN);
     telemetry.flush();
     result
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let env = Env::load(&cli.state);
+    let env = ClusterEnv::load(&cli.state);
     match cli.command {
         Command::Up(args) => up::run(args, &cli.state).await,
         Command::Submit(args) => submit::run(args, &env).await,
@@ -184,59 +158,36 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Worker(command) => worker::run(command, &env).await,
-        Command::Producer(command) => service::run_producer(*command, &env).await,
-        Command::Collector(command) => service::run_collector(*command, &env).await,
-        Command::Setup(args) => service::run_setup(args, &env).await,
+        Command::Producer(command) => match *command {
+            ServiceCommand::Run(args) => args.run(&env).await,
+        },
+        Command::Collector(command) => match *command {
+            ServiceCommand::Run(args) => args.run(&env).await,
+        },
+        Command::Setup(args) => setup::run(args, &env).await,
         Command::Secrets(args) => secrets::run(&args),
-        Command::Env(args) => secrets::env(&args, &env),
-        Command::Guard(args) => guard::run(args).await,
+        Command::Env(args) => env::run(&args, &env),
+        Command::RunWithParent(args) => run_with_parent::run(args).await,
     }
 }
 
 impl Command {
-    /// The names under which this process logs, and how: services as they are told, verbs only what is unexpected.
-    fn logs(&self) -> (&'static str, Option<String>, LogArgs) {
+    /// The names under which this process logs, and how: services as their settings say, verbs only errors.
+    fn telemetry(&self) -> (&'static str, Option<String>, LogArgs) {
         match self {
-            Self::Worker(worker::WorkerCommand::Run(args)) => {
-                ("millpond-worker", Some(args.config.name()), args.config.service.log.clone())
+            Self::Worker(worker::WorkerCommand::Run(args)) => args.telemetry(),
+            Self::Producer(command) => match command.as_ref() {
+                ServiceCommand::Run(args) => args.telemetry(),
+            },
+            Self::Collector(command) => match command.as_ref() {
+                ServiceCommand::Run(args) => args.telemetry(),
+            },
+            _ => {
+                let log = std::env::var("MILLPOND_LOG").unwrap_or_else(|_| "error".to_owned());
+                ("millpond", None, LogArgs { log, log_json: false, log_file: None })
             }
-            Self::Producer(command) => ("millpond-producer", None, command.log()),
-            Self::Collector(command) => ("millpond-collector", None, command.log()),
-            _ => ("millpond", None, quiet()),
         }
     }
-}
-
-fn quiet() -> LogArgs {
-    LogArgs {
-        log: std::env::var("MILLPOND_LOG").unwrap_or_else(|_| "error".to_owned()),
-        log_json: false,
-        log_file: None,
-    }
-}
-
-fn exit_code(error: &anyhow::Error) -> u8 {
-    let unreachable = error.chain().any(|cause| {
-        cause.is::<ConnectError>()
-            || cause.downcast_ref().is_some_and(|e: &reqwest::Error| e.is_connect() || e.is_timeout())
-    });
-    let is_full = |e: &SubmitError| matches!(e, SubmitError::Publish(PublishError::QueueFull { .. }));
-    let full = error.chain().any(|cause| match cause.downcast_ref() {
-        Some(MapError::Submit(error)) => is_full(error),
-        _ => cause.downcast_ref().is_some_and(is_full),
-    });
-    match () {
-        () if is_broken_pipe(error) => 0,
-        () if full => EXIT_QUEUE_FULL,
-        () if unreachable => EXIT_UNREACHABLE,
-        () => EXIT_ERROR,
-    }
-}
-
-/// Whoever read our output has had enough (`| head`).
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ pub struct JobQuery {
 }
 
 /// A job and how far it is.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobRow {
     /// Its name.
     pub job: String,

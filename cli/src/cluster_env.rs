@@ -1,0 +1,160 @@
+//! How a command finds its cluster: variables of the process's environment go first, then those of the file DIR/env,
+//! which `up` and `secrets` write into the state folder (`--state`). Here is also what connects with them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+use millpond::client::Client;
+use millpond::config::{ConnectArgs, ConnectSettings, SigningArgs};
+
+use crate::private_file;
+
+/// URL of NATS for the command line and for programs, with the client role's password.
+pub const CLIENT_NATS_URL: &str = "MILLPOND_NATS_URL";
+/// URL of NATS for workers.
+pub const WORKER_NATS_URL: &str = "MILLPOND_WORKER_NATS_URL";
+/// URL of NATS for the producer service.
+pub const PRODUCER_NATS_URL: &str = "MILLPOND_PRODUCER_NATS_URL";
+/// URL of NATS for the collector.
+pub const COLLECTOR_NATS_URL: &str = "MILLPOND_COLLECTOR_NATS_URL";
+/// URL of NATS for programs that only publish tasks.
+pub const PUBLISHER_NATS_URL: &str = "MILLPOND_PUBLISHER_NATS_URL";
+/// URL of the producer's HTTP API.
+pub const PRODUCER_URL: &str = "MILLPOND_PRODUCER_URL";
+/// URL of the collector's HTTP API.
+pub const COLLECTOR_URL: &str = "MILLPOND_COLLECTOR_URL";
+/// The operator's token for both HTTP APIs.
+pub const TOKEN: &str = "MILLPOND_TOKEN";
+/// The viewer's token for the collector's HTTP API.
+pub const VIEWER_TOKEN: &str = "MILLPOND_VIEWER_TOKEN";
+/// File with the authorities that the certificates of NATS and of the collector are checked against.
+pub const TLS_CA: &str = "MILLPOND_TLS_CA";
+/// The keys that sign tasks.
+pub const SIGNING_KEY: &str = "MILLPOND_SIGNING_KEY";
+
+/// The settings of a cluster.
+#[derive(Debug, Clone)]
+pub struct ClusterEnv {
+    dir: PathBuf,
+    from_file: BTreeMap<String, String>,
+}
+
+impl ClusterEnv {
+    /// Reads DIR/env where there is one.
+    #[must_use]
+    pub fn load(dir: &Path) -> Self {
+        let text = fs::read_to_string(dir.join("env")).unwrap_or_default();
+        let from_file = text.lines().filter_map(parse_line).collect();
+        Self { dir: dir.to_owned(), from_file }
+    }
+
+    /// A setting; none when it is not set.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok().filter(|v| !v.is_empty()).or_else(|| self.from_file.get(name).cloned())
+    }
+
+    /// The settings of DIR/env, by name.
+    pub fn from_file(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.from_file.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// A setting that must be there.
+    ///
+    /// # Errors
+    /// When it is not set; the text says how to set it.
+    pub fn need(&self, name: &str) -> anyhow::Result<String> {
+        self.get(name).ok_or_else(|| {
+            let file = self.dir.join("env");
+            anyhow!("{name} is not set and there is no {}: start `millpond up` first, or set it", file.display())
+        })
+    }
+
+    /// A secret as given on the command line, else that of DIR/env; unchanged when a file holds it.
+    #[must_use]
+    pub fn secret(&self, given: Option<String>, file: Option<&PathBuf>, name: &str) -> Option<String> {
+        if file.is_some() { given } else { given.or_else(|| self.get(name)) }
+    }
+
+    /// The keys that sign tasks: as given on the command line, else those of DIR/env.
+    #[must_use]
+    pub fn signing(&self, given: &SigningArgs) -> SigningArgs {
+        let mut signing = given.clone();
+        if signing.signing_key_file.is_none() {
+            signing.signing_key = signing.signing_key.or_else(|| self.get(SIGNING_KEY).map(Into::into));
+        }
+        signing
+    }
+
+    /// A client for a verb that does not publish tasks.
+    ///
+    /// # Errors
+    /// When NATS cannot be reached.
+    pub async fn client(&self, name: &str, access: ConnectSettings) -> anyhow::Result<Client> {
+        Ok(Client::connect(&self.need(CLIENT_NATS_URL)?, name, access).await?)
+    }
+
+    /// A client for a verb that publishes tasks, and signs them where there are keys.
+    ///
+    /// # Errors
+    /// When NATS cannot be reached, or a key does not fit.
+    pub async fn publisher(
+        &self,
+        name: &str,
+        access: ConnectSettings,
+        signing: &SigningArgs,
+    ) -> anyhow::Result<Client> {
+        let signer = self.signing(signing).signer()?;
+        Ok(self.client(name, access).await?.with_signer(signer))
+    }
+}
+
+/// How to reach NATS, for verbs that have no flags for it: as the process's environment says.
+///
+/// # Errors
+/// When a file that it names cannot be used.
+pub fn access() -> anyhow::Result<ConnectSettings> {
+    #[derive(clap::Parser)]
+    struct OnlyEnvironment {
+        #[command(flatten)]
+        connect: ConnectArgs,
+    }
+    let read = <OnlyEnvironment as clap::Parser>::try_parse_from(["millpond"])?;
+    Ok(read.connect.check()?)
+}
+
+fn parse_line(line: &str) -> Option<(String, String)> {
+    let (name, value) = line.split_once('=')?;
+    Some((name.to_owned(), value.trim_matches('\'').to_owned()))
+}
+
+/// Writes DIR/env in one step, readable by its owner only.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn write(dir: &Path, values: &[(&str, String)]) -> anyhow::Result<()> {
+    let text: String = values.iter().map(|(name, value)| format!("{name}='{value}'\n")).collect();
+    private_file::write(&dir.join("env"), text.as_bytes())
+}
+
+/// Removes DIR/env when its cluster is gone.
+pub fn remove(dir: &Path) {
+    let _ = fs::remove_file(dir.join("env"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &[(COLLECTOR_URL, "http://127.0.0.1:1".into())]).unwrap();
+        let env = ClusterEnv::load(dir.path());
+        assert_eq!(env.from_file.get(COLLECTOR_URL).unwrap(), "http://127.0.0.1:1");
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(fs::metadata(dir.path().join("env")).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

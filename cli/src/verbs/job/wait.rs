@@ -1,0 +1,135 @@
+//! `job wait`: waits for the end of jobs, but never for ever on a job that no producer will close.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use millpond::config::duration;
+use millpond_api::jobs::{JobRow, JobStatus};
+
+use crate::api::Api;
+use crate::exit;
+use crate::output::milliseconds;
+
+/// How often the collector is polled.
+const POLL_EVERY: Duration = Duration::from_millis(250);
+/// A job without a producer is given up when nothing of it changes for this long.
+const UNCHANGED_MAX: Duration = Duration::from_secs(10);
+/// A job that does not exist is given up after this long: its producer may be about to start.
+const UNKNOWN_MAX: Duration = Duration::from_secs(60);
+
+/// `job wait`.
+#[derive(clap::Args, Debug)]
+pub struct WaitArgs {
+    /// Names of the jobs.
+    #[arg(required = true)]
+    jobs: Vec<String>,
+    /// Give up after this long.
+    #[arg(long, value_parser = duration)]
+    timeout: Option<Duration>,
+}
+
+/// A job that is waited for.
+struct AwaitedJob {
+    name: String,
+    /// The job as it was last seen; none while the collector does not know it.
+    seen: Option<JobRow>,
+    /// When it last changed.
+    changed: Instant,
+}
+
+/// How the wait for a job ended, the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum WaitOutcome {
+    Succeeded,
+    Failed,
+    Stalled,
+}
+
+/// Waits until each of the jobs has ended.
+///
+/// # Errors
+/// When the collector does not answer, the timeout is over, or there is no such job.
+pub(super) async fn run(api: &Api, args: WaitArgs) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let new = |name: String| AwaitedJob { name, seen: None, changed: started };
+    let mut open: Vec<AwaitedJob> = args.jobs.into_iter().map(new).collect();
+    let mut worst = WaitOutcome::Succeeded;
+    loop {
+        let mut left = Vec::with_capacity(open.len());
+        for mut job in open {
+            match job.poll(api).await? {
+                Some(outcome) => worst = worst.max(outcome),
+                None => left.push(job),
+            }
+        }
+        open = left;
+        let Some(first) = open.first() else { break };
+        if let Some(limit) = args.timeout.filter(|limit| started.elapsed() >= *limit) {
+            let state = first.seen.as_ref().map_or("is not known".to_owned(), |seen| format!("is {}", seen.state));
+            let others = if open.len() > 1 { format!(", and {} more", open.len() - 1) } else { String::new() };
+            bail!("job {} {state} after {}{others}", first.name, humantime::format_duration(limit));
+        }
+        let unknown = open.iter().find(|job| job.seen.is_none() && job.changed.elapsed() >= UNKNOWN_MAX);
+        if let (Some(job), None) = (unknown, args.timeout) {
+            bail!("no job {} for {}; `millpond job ls` lists them", job.name, humantime::format_duration(UNKNOWN_MAX));
+        }
+        tokio::time::sleep(POLL_EVERY).await;
+    }
+    Ok(match worst {
+        WaitOutcome::Succeeded => ExitCode::SUCCESS,
+        WaitOutcome::Failed => exit::TASK_FAILED.into(),
+        WaitOutcome::Stalled => exit::STALLED.into(),
+    })
+}
+
+impl AwaitedJob {
+    /// How the job ended; none when it has not. Prints what is wrong.
+    async fn poll(&mut self, api: &Api) -> anyhow::Result<Option<WaitOutcome>> {
+        let Some(now) = api.find::<JobRow>(&format!("/api/v1/jobs/{}", self.name), &()).await? else { return Ok(None) };
+        if self.seen.as_ref() != Some(&now) {
+            self.changed = Instant::now();
+        }
+        let unchanged = self.changed.elapsed() >= UNCHANGED_MAX;
+        let JobRow { job: name, done, dead, cancelled, purged, .. } = &now;
+        let outcome = match now.state {
+            JobStatus::Finished if dead + cancelled + purged == 0 => Some(WaitOutcome::Succeeded),
+            JobStatus::Finished => {
+                let purged = if *purged > 0 { format!(", {purged} removed by a purge") } else { String::new() };
+                eprintln!("millpond: job {name}: {dead} dead, {cancelled} cancelled{purged}");
+                Some(WaitOutcome::Failed)
+            }
+            JobStatus::Cancelled => {
+                eprintln!("millpond: job {name} was cancelled: {done} done, {cancelled} cancelled");
+                Some(WaitOutcome::Failed)
+            }
+            JobStatus::Stalled if unchanged => {
+                print_stalled(&now);
+                Some(WaitOutcome::Stalled)
+            }
+            JobStatus::Session if unchanged => {
+                eprintln!(
+                    "millpond: no producer closes job {name}: tasks name it, but their number is not known; {done} are \
+                     done, {dead} dead and {cancelled} cancelled, and nothing of it changes"
+                );
+                Some(WaitOutcome::Stalled)
+            }
+            _ => None,
+        };
+        self.seen = Some(now);
+        Ok(outcome)
+    }
+}
+
+fn print_stalled(job: &JobRow) {
+    let ended = job.done + job.dead + job.cancelled;
+    let silent = millpond::now_ms() - job.heartbeat_ms.unwrap_or(0);
+    eprintln!(
+        "millpond: job {name} is stalled: its producer's last heartbeat was {} ago, and nothing of the job changes; {ended} \
+         of {} tasks that are known to be stored have ended. The stored tasks run without the producer; to complete the \
+         job, send the same input again under its name (`millpond job show {name}` has its numbers)",
+        milliseconds(silent),
+        job.published.unwrap_or(0).max(ended),
+        name = job.job,
+    );
+}

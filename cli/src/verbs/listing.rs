@@ -1,0 +1,75 @@
+//! Lists of the collector: what their filters mean, and the rows as a table for a person or as JSON, one object per line.
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::Api;
+use crate::output::{Table, json_line};
+
+/// How a list is read and shown.
+pub(super) struct Listing<T> {
+    /// Where the collector serves the list.
+    pub(super) path: &'static str,
+    pub(super) headings: &'static [&'static str],
+    /// The cells of a row, as many as there are headings.
+    pub(super) cells: fn(&T) -> Vec<String>,
+    /// What is printed when there are no rows.
+    pub(super) empty: &'static str,
+}
+
+impl<T: Serialize + DeserializeOwned> Listing<T> {
+    /// Prints the rows that a query leaves.
+    ///
+    /// # Errors
+    /// When the collector does not answer, or standard output is closed.
+    pub(super) async fn print(&self, api: &Api, query: &impl Serialize, json: bool) -> anyhow::Result<()> {
+        let mut table = Table::new(self.headings);
+        api.each(self.path, query, async |row: T| {
+            if json {
+                return json_line(&row);
+            }
+            table.row((self.cells)(&row));
+            Ok(())
+        })
+        .await?;
+        if !json {
+            table.print(self.empty)?;
+        }
+        Ok(())
+    }
+}
+
+/// Parses one of the names of an enum, and lists them in `--help`.
+pub(super) fn one_of<T: Copy + Send + Sync + 'static>(
+    all: &'static [T],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    let names = PossibleValuesParser::new(all.iter().map(|value| name(*value)));
+    names.try_map(move |text| all.iter().copied().find(|value| name(*value) == text).ok_or(text))
+}
+
+/// A time as typed, as Unix time in milliseconds.
+///
+/// # Errors
+/// When the text is not a time.
+pub(super) fn time_ms(typed: &str) -> Result<i64, String> {
+    let ago = humantime::parse_duration(typed).ok().and_then(|ago| i64::try_from(ago.as_millis()).ok());
+    let at = typed.parse().ok().or_else(|| ago.map(|ago| millpond::now_ms().saturating_sub(ago)));
+    let at = at.or_else(|| Some(typed.parse::<jiff::Timestamp>().ok()?.as_millisecond()));
+    at.ok_or_else(|| "type 2026-01-31T12:00:00Z, Unix time in milliseconds, or an age such as 2h".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        assert_eq!(time_ms("2020-01-01T01:00:00+01:00"), Ok(1_577_836_800_000));
+        assert_eq!(time_ms("1577836800000"), Ok(1_577_836_800_000));
+        let late = millpond::now_ms() - 3_600_000 - time_ms("1h").unwrap();
+        assert!((0..60_000).contains(&late), "{late}");
+        assert!(time_ms("noon").is_err());
+    }
+}

@@ -1,0 +1,169 @@
+//! `shared get|set|cas|rm|ls|watch`: keys that programs share.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use bytes::Bytes;
+use clap::Subcommand;
+use millpond::bus::shared_state::{SharedEntry, SharedError, SharedState};
+use millpond::config::ConnectArgs;
+use serde_json::json;
+
+use crate::cluster_env::ClusterEnv;
+use crate::exit;
+use crate::output::json_line;
+
+/// `shared`.
+#[derive(clap::Args, Debug)]
+pub struct SharedArgs {
+    #[command(subcommand)]
+    command: SharedCommand,
+    /// Print JSON objects with key, value and revision.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+/// What to do with shared keys.
+#[derive(Subcommand, Debug)]
+pub enum SharedCommand {
+    /// Print the value of a key. The exit code is 1 when it has none.
+    Get {
+        /// The key.
+        key: String,
+    },
+    /// Write a value regardless of the old one, and print the new revision.
+    Set {
+        /// The key.
+        key: String,
+        /// The value to write.
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
+    /// Compare and set: write a value only if the key is as expected. The exit code is 1 when it is not.
+    Cas {
+        /// The key.
+        key: String,
+        /// The value to write.
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+        /// Revision that the key must have; 0 means that it must have no value.
+        #[arg(long, required_unless_present = "expect", conflicts_with = "expect")]
+        revision: Option<u64>,
+        /// Value that the key must have.
+        #[arg(long, allow_hyphen_values = true)]
+        expect: Option<String>,
+    },
+    /// Remove a key.
+    Rm {
+        /// The key.
+        key: String,
+    },
+    /// List keys.
+    Ls,
+    /// Print the keys that begin with a prefix, and then each change, until Ctrl-C.
+    Watch {
+        /// How the keys begin. Default: all keys.
+        #[arg(default_value = "")]
+        prefix: String,
+    },
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When NATS cannot be reached, or refuses.
+pub async fn run(args: SharedArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
+    let client = env.client("shared", args.connect.check()?).await?;
+    let done = act(&client.shared().await?, args.command, args.json).await;
+    client.close().await;
+    match done {
+        Err(error) if matches!(error.downcast_ref(), Some(SharedError::Conflict { .. })) => {
+            eprintln!("millpond: {error}");
+            Ok(exit::TASK_FAILED.into())
+        }
+        done => done,
+    }
+}
+
+async fn act(shared: &SharedState, command: SharedCommand, json: bool) -> anyhow::Result<ExitCode> {
+    match command {
+        SharedCommand::Get { key } => match shared.get(&key).await? {
+            Some(entry) => print(&key, &entry, json)?,
+            None => {
+                eprintln!("millpond: key {key} has no value; `millpond shared ls` lists keys");
+                return Ok(exit::TASK_FAILED.into());
+            }
+        },
+        SharedCommand::Set { key, value } => {
+            print_written(&key, &value, shared.set(&key, Bytes::from(value.clone())).await?, json)?;
+        }
+        SharedCommand::Cas { key, value, revision, expect } => {
+            let expected = match (revision, expect) {
+                (Some(revision), _) => revision,
+                (None, expect) => match shared.get(&key).await? {
+                    Some(entry) if expect.as_deref().map(str::as_bytes) == Some(&*entry.value) => entry.revision,
+                    other => {
+                        let is = other
+                            .map_or_else(|| "nothing".to_owned(), |e| String::from_utf8_lossy(&e.value).into_owned());
+                        eprintln!("millpond: key {key} has {is}, not what was expected");
+                        return Ok(exit::TASK_FAILED.into());
+                    }
+                },
+            };
+            let revision = shared.compare_and_set(&key, Bytes::from(value.clone()), expected).await?;
+            print_written(&key, &value, revision, json)?;
+        }
+        SharedCommand::Rm { key } => shared.remove(&key).await?,
+        SharedCommand::Ls => {
+            for key in shared.keys().await? {
+                if json {
+                    json_line(&json!({ "key": key }))?;
+                } else {
+                    writeln!(std::io::stdout().lock(), "{key}")?;
+                }
+            }
+        }
+        SharedCommand::Watch { prefix } => watch(shared, &prefix, json).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn watch(shared: &SharedState, prefix: &str, json: bool) -> anyhow::Result<()> {
+    let mut changes = shared.watch();
+    loop {
+        let change = tokio::select! {
+            change = changes.next() => change,
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        };
+        if !change.key.starts_with(prefix) {
+            continue;
+        }
+        let value = change.value.as_deref().map(String::from_utf8_lossy);
+        if json {
+            json_line(&json!({ "key": change.key, "value": value }))?;
+        } else {
+            let mut out = std::io::stdout().lock();
+            match value {
+                Some(value) => writeln!(out, "{}\t{value}", change.key)?,
+                None => writeln!(out, "{}\tremoved", change.key)?,
+            }
+        }
+    }
+}
+
+fn print(key: &str, entry: &SharedEntry, json: bool) -> anyhow::Result<()> {
+    let value = String::from_utf8_lossy(&entry.value);
+    if json {
+        return json_line(&json!({ "key": key, "value": value, "revision": entry.revision }));
+    }
+    Ok(writeln!(std::io::stdout().lock(), "{value}")?)
+}
+
+fn print_written(key: &str, value: &str, revision: u64, json: bool) -> anyhow::Result<()> {
+    if json {
+        return json_line(&json!({ "key": key, "value": value, "revision": revision }));
+    }
+    Ok(writeln!(std::io::stdout().lock(), "{revision}")?)
+}

@@ -1,0 +1,206 @@
+//! `submit`: publishes one task; with `--wait`, prints its result.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use millpond::bus::publish::{PublishError, RetryDeadline};
+use millpond::chain::ChainStep;
+use millpond::client::{Client, NewTask, SubmitError, Submitted, TaskEnd};
+use millpond::config::{ConnectArgs, SigningArgs, duration};
+use serde_json::json;
+
+use super::task_args::RunnerArgs;
+use super::task_end::{EndedTask, describe};
+use super::{arguments, hints};
+use crate::cluster_env::ClusterEnv;
+use crate::exit;
+use crate::output::json_line;
+
+/// How long a person waits for the server to acknowledge the task.
+const ACK_WITHIN: Duration = Duration::from_secs(30);
+
+/// `submit`.
+#[derive(clap::Args, Debug)]
+pub struct SubmitArgs {
+    /// Kind of the task: which handler runs it.
+    kind: String,
+    /// Arguments of the task, one JSON value; `-`, or nothing, reads them from standard input.
+    #[arg(default_value = "-", allow_hyphen_values = true)]
+    args: String,
+    /// Read the arguments from a file of any size and format; `-` is standard input. Arguments that are large or not JSON
+    /// go to the store of payloads, from which the handler gets them.
+    #[arg(long, conflicts_with = "args")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    runner: RunnerArgs,
+    /// Wait until the task has ended, and print its result.
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait for capacity when the queue is limited and full; then give up with exit code 75. 0s does not wait
+    /// at all. Default: wait as long as it takes.
+    #[arg(long, value_parser = duration)]
+    wait_capacity: Option<Duration>,
+    /// Id of the task; a second task with the same id in the same queue is not stored. Default: a random one.
+    #[arg(long)]
+    id: Option<String>,
+    /// Start the task no earlier than this from now, such as 10s; until then it waits at the server.
+    #[arg(long, value_parser = duration)]
+    delay: Option<Duration>,
+    /// Start the task no earlier than at this time, in RFC 3339, such as 2030-01-31T09:00:00Z or
+    /// 2030-01-31T09:00:00+01:00.
+    #[arg(long, value_parser = time, conflicts_with = "delay")]
+    at: Option<jiff::Timestamp>,
+    /// Start the task no later than this from now, such as 5m; after that it becomes a dead letter.
+    #[arg(long, value_parser = duration)]
+    expires: Option<Duration>,
+    /// Also publish the end of the task on this subject, reply.<x>; `nats sub reply.<x>` receives it.
+    #[arg(long, value_parser = reply_subject)]
+    reply_to: Option<String>,
+    /// When the task is done, run this kind with its result: KIND or QUEUE.KIND. Repeat it for further steps. --wait then
+    /// waits for the last step, or for the one that ends the chain early.
+    #[arg(long, value_name = "KIND")]
+    then: Vec<ChainStep>,
+    /// Allow one task with this key at a time: while another of this kind and queue waits or runs, refuse with exit code 1.
+    #[arg(long, value_name = "KEY")]
+    unique: Option<String>,
+    /// Print a JSON object with the id of the task and how it ended.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    signing: SigningArgs,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+fn time(text: &str) -> Result<jiff::Timestamp, String> {
+    text.parse().map_err(|e| format!("{e}; write a time such as 2030-01-31T09:00:00Z"))
+}
+
+fn reply_subject(text: &str) -> Result<String, String> {
+    let fits = millpond::task::is_reply_subject(text);
+    fits.then(|| text.to_owned()).ok_or_else(|| "must be reply.<x> without wildcards, such as reply.job1".to_owned())
+}
+
+impl SubmitArgs {
+    /// The task as typed; without arguments when they come from a file.
+    fn task(&self) -> anyhow::Result<NewTask> {
+        let payload = match self.file {
+            Some(_) => Bytes::new(),
+            None => arguments::bytes(arguments::read(&self.args)?),
+        };
+        let after = |time: Duration| {
+            let at = jiff::Timestamp::now().checked_add(time);
+            at.with_context(|| format!("{} from now is too far away", humantime::format_duration(time)))
+        };
+        let expires = self.expires.map(after).transpose()?;
+        let at = self.delay.map(after).transpose()?.or(self.at);
+        if let (Some(at), Some(expires)) = (at, expires)
+            && expires <= at
+        {
+            bail!("the task would expire before its time has come: make --expires longer than --delay");
+        }
+        Ok(NewTask {
+            queue: self.runner.queue.clone(),
+            kind: self.kind.clone(),
+            payload,
+            id: Some(self.id.clone().unwrap_or_else(millpond::random_token)),
+            timeout: self.runner.timeout,
+            attempts_max: self.runner.attempts_max,
+            expires: expires.map(|at| at.to_string()),
+            at_ms: at.map(jiff::Timestamp::as_millisecond),
+            reply_to: self.reply_to.clone(),
+            then: self.then.clone(),
+            unique: self.unique.clone(),
+            ..Default::default()
+        })
+    }
+}
+
+/// Publishes the task.
+///
+/// # Errors
+/// When it cannot be published.
+pub async fn run(args: SubmitArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
+    let mut task = args.task()?;
+    let client = env.publisher("submit", args.connect.check()?, &args.signing).await?;
+    if let Some(path) = &args.file {
+        arguments::attach(&mut task, path, &client, RetryDeadline::Unlimited).await?;
+    }
+    // The waiter listens before the task is published, or it could miss the end.
+    let waiter = if args.wait { Some(client.waiter(&mut task).await?) } else { None };
+    let submitted = match store(&client, &task, args.wait_capacity).await {
+        Err(refused @ SubmitError::UniqueKeyTaken { .. }) => return already_there(&refused, args.json),
+        submitted => submitted?,
+    };
+    let code = match waiter {
+        None => print_id(&submitted, args.json)?,
+        Some(waiter) => {
+            let mut waiting = std::pin::pin!(waiter.end(&submitted));
+            let (id, end) = tokio::select! {
+                ended = &mut waiting => ended,
+                () = hints::no_worker(env, &task.queue, &task.kind) => waiting.await,
+            };
+            print_end(&id, &end, args.json)?
+        }
+    };
+    client.close().await;
+    Ok(code)
+}
+
+fn print_id(submitted: &Submitted, json: bool) -> anyhow::Result<ExitCode> {
+    let Submitted { id, duplicate } = submitted;
+    if json {
+        json_line(&json!({ "id": id, "duplicate": duplicate }))?;
+    } else {
+        writeln!(std::io::stdout().lock(), "{id}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reports that another task with the unique key waits or runs; nothing was published.
+fn already_there(refused: &SubmitError, json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        json_line(&json!({ "id": null, "already_there": true }))?;
+    }
+    eprintln!("millpond: {refused}");
+    Ok(exit::TASK_FAILED.into())
+}
+
+/// Publishes the task. For capacity in its queue it waits as long as it takes, or for `wait_capacity`.
+async fn store(client: &Client, task: &NewTask, wait_capacity: Option<Duration>) -> Result<Submitted, SubmitError> {
+    let deadline = RetryDeadline::Within(wait_capacity.unwrap_or(ACK_WITHIN));
+    let mut storing = std::pin::pin!(async {
+        loop {
+            match client.submit(task, deadline).await {
+                Err(SubmitError::Publish(PublishError::QueueFull { .. })) if wait_capacity.is_none() => {}
+                ended => return ended,
+            }
+        }
+    });
+    tokio::select! {
+        stored = &mut storing => stored,
+        () = hints::queue_full(client, &task.queue) => storing.await,
+    }
+}
+
+fn print_end(id: &str, end: &TaskEnd, json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        json_line(&EndedTask::new(None, id, end))?;
+    }
+    match end {
+        Ok(value) => {
+            if !json {
+                writeln!(std::io::stdout().lock(), "{}", value.get())?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(no_result) => {
+            eprintln!("millpond: task {id} {}", describe(no_result));
+            Ok(exit::TASK_FAILED.into())
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! How a task ended, as its producer hears it: one JSON object, or a sentence for a person.
+
+use millpond::client::{NoResult, TaskEnd};
+use millpond::outcome::Failure;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+/// A task and its end. The result stands in the object byte for byte.
+#[derive(Serialize, Default)]
+pub(super) struct EndedTask<'a> {
+    /// The place of the task in its job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<u64>,
+    id: &'a str,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'a RawValue>,
+    /// Null for a cancelled task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<Option<&'a Failure>>,
+    /// Why the result of a task that is done cannot be fetched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_lost: Option<&'a str>,
+}
+
+impl<'a> EndedTask<'a> {
+    pub(super) fn new(index: Option<u64>, id: &'a str, end: &'a TaskEnd) -> Self {
+        let known = Self { index, id, ..Self::default() };
+        match end {
+            Ok(value) => Self { status: "done", result: Some(value), ..known },
+            Err(NoResult::Dead(failure)) => Self { status: "dead", failure: Some(Some(failure)), ..known },
+            Err(NoResult::Cancelled) => Self { status: "cancelled", failure: Some(None), ..known },
+            Err(NoResult::Lost(reason)) => Self { status: "done", result_lost: Some(reason), ..known },
+        }
+    }
+}
+
+/// Why there is no result, as the rest of a sentence that begins with the task.
+pub(super) fn describe(no_result: &NoResult) -> String {
+    match no_result {
+        NoResult::Dead(failure) => {
+            format!("failed for good: {}: {} (`millpond dead show` has the evidence)", failure.kind, failure.message)
+        }
+        NoResult::Cancelled => "was cancelled".to_owned(),
+        NoResult::Lost(reason) => format!("is done, but its result cannot be had: {reason}"),
+    }
+}
