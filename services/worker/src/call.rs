@@ -1,4 +1,4 @@
-//! One task as its handler sees it, and what the handler answers. No NATS, no storage.
+//! What a handler is given, for a task or a call alike, and what it answers. No NATS, no storage.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -12,18 +12,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
-/// Largest arguments that a handler decodes from a file, in bytes; of larger ones it reads the file itself.
+/// Largest arguments that are decoded from a file, in bytes; a handler reads a larger file itself.
 pub const ARGUMENTS_DECODED_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// What a handler returns: a JSON value, or why there is none.
 pub type Reply = Result<Box<RawValue>, Failure>;
 
-/// One task as its handler sees it.
+/// One task or call as its handler sees it.
 #[derive(Debug, Clone)]
 pub struct Call {
     /// Id of the task, or `<original id>/<i>` of an item of a batch.
     pub id: String,
-    /// From 1.
+    /// The number of the attempt, from 1.
     pub attempt: u32,
     /// The arguments as published; use [`Call::args`] where they are JSON. Empty when they are in a file.
     pub payload: Bytes,
@@ -31,9 +31,10 @@ pub struct Call {
     /// the attempt has ended. [`Call::args`] reads it too, up to
     /// [`ARGUMENTS_DECODED_BYTES_MAX`].
     pub file: Option<PathBuf>,
-    /// The span of the attempt: what a handler does elsewhere on its behalf is below it.
+    /// The span of the attempt: spans that the handler starts elsewhere belong below it.
     pub trace: Option<TraceContext>,
-    /// Cancelled when nobody waits for the answer any more: after the timeout, or at the end of the drain.
+    /// Cancelled when nobody waits for the answer any more: after the timeout, at the end of the drain, or when the task
+    /// was cancelled.
     pub stop: CancellationToken,
 }
 
@@ -57,7 +58,7 @@ impl Call {
             .map_err(|error| Failure::fatal("bad_arguments", format!("arguments of {size} bytes do not fit: {error}")))
     }
 
-    /// The same, borrowing from the payload.
+    /// The arguments in the payload, decoded from JSON and borrowing from it.
     pub(crate) fn borrowed_args<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Failure> {
         serde_json::from_slice(&self.payload).map_err(|error| {
             let start: String = String::from_utf8_lossy(self.payload.get(..80).unwrap_or(&self.payload)).into();

@@ -1,4 +1,4 @@
-//! A handler's panic is the end of its task, not of the worker: caught, with the place where it happened.
+//! Catches the panic of a handler, so that it ends the task and not the worker, and notes the place where it happened.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -11,11 +11,11 @@ use millpond::outcome::Failure;
 use crate::call::Reply;
 
 thread_local! {
-    /// Where the last panic inside a handler happened on this thread; none outside of handlers.
+    /// Where a handler has panicked on this thread: none while no handler runs, empty while it has not panicked.
     static PANIC_AT: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Polls a handler's future; a panic is its end.
+/// Polls a handler's future until it ends; a panic ends it with a failure.
 pub(crate) async fn caught(future: impl Future<Output = Reply>) -> Reply {
     let mut future = pin!(future);
     poll_fn(move |context| match in_handler(|| future.as_mut().poll(context)) {
@@ -25,7 +25,7 @@ pub(crate) async fn caught(future: impl Future<Output = Reply>) -> Reply {
     .await
 }
 
-/// Runs a handler; a panic is a failure.
+/// Runs a handler, or polls it once; a panic becomes a failure.
 pub(crate) fn in_handler<T>(run: impl FnOnce() -> T) -> Result<T, Failure> {
     PANIC_AT.with_borrow_mut(|at| *at = Some(String::new()));
     let result = catch_unwind(AssertUnwindSafe(run));
@@ -43,7 +43,7 @@ fn text_of(payload: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "a panic without a text".to_owned())
 }
 
-/// Keeps the place of a handler's panic for its failure, instead of writing it to standard error.
+/// From now on the place of a handler's panic goes into its failure instead of to standard error.
 pub(crate) fn note_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {

@@ -1,21 +1,21 @@
-//! `fail`: fails as asked, for examples and tests.
+//! The built-in kind `fail`: it fails in the way that its arguments name, for examples and tests.
 
 use millpond::outcome::Failure;
 use serde::Deserialize;
 
 use crate::call::{Call, Reply, reply};
 
-/// `{"how": "error"}` and so on; a bare string is the message of an error.
+/// `{"how": "error"}`; a bare string is the message of an error.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Args {
+enum FailArgs {
     Message(String),
     Full {
         #[serde(default)]
-        how: How,
+        how: FailureMode,
         #[serde(default)]
         message: Option<String>,
-        /// Succeeds from this attempt on.
+        /// The first attempt that succeeds.
         #[serde(default)]
         until: Option<u32>,
     },
@@ -23,39 +23,39 @@ enum Args {
 
 #[derive(Deserialize, Default, Clone, Copy)]
 #[serde(rename_all = "snake_case")]
-enum How {
-    /// An error that may be tried again.
+enum FailureMode {
+    /// An error that is retried.
     #[default]
     Error,
-    /// An error that may not.
+    /// An error that is not retried.
     Fatal,
     /// A panic.
     Panic,
     /// The whole worker process ends at once.
     Exit,
-    /// Never ends.
+    /// It never ends.
     Hang,
-    /// No failure at all.
+    /// It does not fail.
     Never,
 }
 
-/// Fails; answers with the attempt where it does not.
+/// Fails, or answers with the number of the attempt.
 pub(super) async fn fail(call: Call) -> Reply {
     let (how, message, until) = match call.args()? {
-        Args::Message(message) => (How::Error, Some(message), None),
-        Args::Full { how, message, until } => (how, message, until),
+        FailArgs::Message(message) => (FailureMode::Error, Some(message), None),
+        FailArgs::Full { how, message, until } => (how, message, until),
     };
     if until.is_some_and(|until| call.attempt >= until) {
         return reply(&call.attempt);
     }
     let message = message.unwrap_or_else(|| "asked to fail".to_owned());
     match how {
-        How::Error => Err(Failure::new("error", message)),
-        How::Fatal => Err(Failure::fatal("fatal", message)),
-        #[expect(clippy::panic, reason = "asked for: it shows what becomes of those that are not")]
-        How::Panic => std::panic::panic_any(message),
-        How::Exit => std::process::exit(13),
-        How::Hang => std::future::pending().await,
-        How::Never => reply(&call.attempt),
+        FailureMode::Error => Err(Failure::new("error", message)),
+        FailureMode::Fatal => Err(Failure::fatal("fatal", message)),
+        #[expect(clippy::panic, reason = "the arguments ask for a panic: it shows what becomes of one")]
+        FailureMode::Panic => std::panic::panic_any(message),
+        FailureMode::Exit => std::process::exit(13),
+        FailureMode::Hang => std::future::pending().await,
+        FailureMode::Never => reply(&call.attempt),
     }
 }

@@ -1,4 +1,4 @@
-//! `fetch`: gets a page, with tries and a timeout of its own.
+//! The built-in kind `fetch`: it gets a page over HTTP, with tries and a timeout of its own.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const TIMEOUT_MS_DEFAULT: u64 = 5000;
 /// `"http://…"`, or an object.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Args {
+enum FetchArgs {
     Url(String),
     Full {
         url: String,
@@ -29,16 +29,16 @@ enum Args {
 }
 
 #[derive(Serialize)]
-struct Page {
+struct FetchedPage {
     url: String,
     status: u16,
     bytes: usize,
     tries: u32,
 }
 
-/// One client for all calls: it keeps connections. None when TLS cannot be set up; then the handler says so.
+/// The client of all calls, which keeps connections. None when TLS cannot be set up: then each call fails.
 pub(super) fn client() -> Option<reqwest::Client> {
-    // The process's choice of cryptography, unless the program made one before.
+    // An error means that the program has chosen its cryptography before: that choice stays.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().user_agent(concat!("millpond/", env!("CARGO_PKG_VERSION"))).build().ok()
 }
@@ -47,8 +47,8 @@ pub(super) fn client() -> Option<reqwest::Client> {
 pub(super) async fn fetch(client: Option<reqwest::Client>, call: Call) -> Reply {
     let client = client.ok_or_else(|| Failure::new("error", "no HTTP client: TLS could not be set up"))?;
     let (url, tries, timeout_ms) = match call.args()? {
-        Args::Url(url) => (url, None, None),
-        Args::Full { url, tries, timeout_ms } => (url, tries, timeout_ms),
+        FetchArgs::Url(url) => (url, None, None),
+        FetchArgs::Full { url, tries, timeout_ms } => (url, tries, timeout_ms),
     };
     let tries = tries.unwrap_or(TRIES_DEFAULT).clamp(1, TRIES_MAX);
     let timeout = Duration::from_millis(timeout_ms.unwrap_or(TIMEOUT_MS_DEFAULT));
@@ -56,11 +56,11 @@ pub(super) async fn fetch(client: Option<reqwest::Client>, call: Call) -> Reply 
     for attempt in 1..=tries {
         match get(&client, &url, timeout).await {
             Ok((status, _)) if status >= 500 => last = format!("status {status}"),
-            Ok((status, bytes)) => return reply(&Page { url, status, bytes, tries: attempt }),
+            Ok((status, bytes)) => return reply(&FetchedPage { url, status, bytes, tries: attempt }),
             Err(error) if error.is_builder() => {
                 return Err(Failure::fatal("bad_arguments", format!("{url:?} is not a URL: {error}")));
             }
-            // Its own text says only that it failed; the causes say why.
+            // The error's own text says only that the request failed; its causes say why.
             Err(error) => last = format!("{:#}", anyhow::Error::from(error.without_url())),
         }
     }

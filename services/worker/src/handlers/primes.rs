@@ -1,10 +1,10 @@
-//! `is_prime` and `count_primes`: work that computes.
+//! The built-in kinds `is_prime` and `count_primes`: work that computes.
 
 use serde::Deserialize;
 
 use crate::call::{Call, Reply, reply};
 
-/// Trial division by odd numbers up to the root.
+/// Divides by 2 and by odd numbers up to the square root.
 fn prime(n: u64) -> bool {
     if n < 4 {
         return n >= 2;
@@ -29,14 +29,14 @@ pub(super) fn is_prime(call: &Call) -> Reply {
 
 /// A range of numbers, both ends included: `[1, 100]` or `{"from": 1, "to": 100}`.
 #[derive(Deserialize)]
-struct Range {
+struct NumberRange {
     from: u64,
     to: u64,
 }
 
 /// `[1, 100]` -> `25`.
 pub(super) fn count_primes(call: &Call) -> Reply {
-    let Range { from, to } = call.args()?;
+    let NumberRange { from, to } = call.args()?;
     let mut count = 0u64;
     for n in from..=to {
         if n.is_multiple_of(4096) && call.stop.is_cancelled() {

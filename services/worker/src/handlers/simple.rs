@@ -1,4 +1,4 @@
-//! `echo`, `square`, `sleep` and `spin`.
+//! The built-in kinds `echo`, `square`, `sleep` and `spin`.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ pub(super) async fn echo(call: Call) -> Reply {
     Ok(value)
 }
 
-/// `12` -> `144`. Whole numbers whose square fits 128 bits.
+/// `12` -> `144`, for whole numbers whose square fits into 128 bits.
 pub(super) async fn square(call: Call) -> Reply {
     let n: i128 = call.args()?;
     match n.checked_mul(n) {
@@ -28,14 +28,14 @@ fn seconds(call: &Call) -> Result<Duration, Failure> {
         .map_err(|_| Failure::fatal("bad_arguments", format!("{seconds} is not a number of seconds from 0")))
 }
 
-/// Waits for so many seconds without computing; answers with the number.
+/// Waits for a number of seconds without computing, and answers with the number.
 pub(super) async fn sleep(call: Call) -> Reply {
     let time = seconds(&call)?;
     tokio::time::sleep(time).await;
     reply(&time.as_secs_f64())
 }
 
-/// Computes for so many seconds on one core; answers with the number.
+/// Computes for a number of seconds on one core, and answers with the number.
 pub(super) fn spin(call: &Call) -> Reply {
     let time = seconds(call)?;
     let start = Instant::now();

@@ -5,28 +5,26 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::Context;
-use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use millpond::bus::Bus;
 use millpond::bus::consume::lease::Leases;
 use millpond::telemetry::{Metrics, gauge};
-use millpond_service::listen::{HttpTls, Listener};
+use millpond_service::listen::HttpTls;
+use millpond_service::server::Bound;
+use millpond_service::status_routes::{Status, status_routes};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::context::WorkerContext;
 
-struct App {
+/// What the health and the metrics of this worker are read from.
+struct WorkerStatus {
     bus: Bus,
     context: Arc<WorkerContext>,
     leases: Leases,
     metrics: Metrics,
 }
 
-/// Serves in the background; the address, when there is one to serve on.
+/// Serves in the background until it is aborted. Returns the address, when there is one to serve on.
 ///
 /// # Errors
 /// When the address is taken.
@@ -39,63 +37,58 @@ pub(crate) async fn start(
     background: &mut JoinSet<()>,
 ) -> anyhow::Result<Option<SocketAddr>> {
     let Some(listen) = listen else { return Ok(None) };
-    let listener =
-        Listener::bind(listen, tls).await.with_context(|| format!("cannot listen on {listen} (--listen)"))?;
-    let address = axum::serve::Listener::local_addr(&listener)?;
+    let bound = Bound::new(listen, tls).await?;
+    let address = bound.address;
     let (context, leases) = (context.clone(), leases.clone());
-    let app = Arc::new(App { bus: bus.clone(), context, leases, metrics: Metrics::start() });
-    let router = Router::new()
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(show_metrics))
-        .with_state(app);
+    let status = Arc::new(WorkerStatus { bus: bus.clone(), context, leases, metrics: Metrics::start() });
+    let mut server = bound.serve(status_routes().with_state(status).into(), CancellationToken::new());
     background.spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "health and metrics are not served any more");
-        }
+        let error = server.failed().await;
+        tracing::error!(%error, "health and metrics are not served any more");
     });
     Ok(Some(address))
 }
 
-async fn ready(State(app): State<Arc<App>>) -> Response {
-    let complaint = if app.context.draining.is_cancelled() {
-        "draining\n"
-    } else if app.bus.is_connected() {
-        return "ready\n".into_response();
-    } else {
-        "not connected to NATS\n"
-    };
-    (StatusCode::SERVICE_UNAVAILABLE, complaint).into_response()
-}
-
-async fn show_metrics(State(app): State<Arc<App>>) -> String {
-    let App { bus, context, leases, .. } = &*app;
-    for (pool, size, running) in context.pools.each() {
-        let pool = || [metrics::Label::new("pool", pool.clone())].to_vec();
-        metrics::gauge!("millpond_slots", pool()).set(gauge(size));
-        metrics::gauge!("millpond_slots_used", pool()).set(gauge(running));
+impl Status for WorkerStatus {
+    async fn complaint(&self) -> Option<String> {
+        if self.context.draining.is_cancelled() {
+            return Some("draining".to_owned());
+        }
+        (!self.bus.is_connected()).then(|| "not connected to NATS".to_owned())
     }
-    metrics::gauge!("millpond_leases_held").set(gauge(leases.held()));
-    metrics::gauge!("millpond_leases_listening").set(gauge(leases.listening()));
-    metrics::gauge!("millpond_acks_unanswered").set(gauge(leases.unanswered()));
-    metrics::gauge!("millpond_connected").set(f64::from(u8::from(bus.is_connected())));
-    metrics::gauge!("millpond_draining").set(f64::from(u8::from(context.draining.is_cancelled())));
-    for (kind, ended) in context.stats.kinds() {
-        for (status, n) in [("done", ended.done), ("failed", ended.failed)] {
-            metrics::counter!("millpond_attempts_total", "kind" => kind.clone(), "status" => status).absolute(n);
+
+    async fn measure(&self) {
+        let Self { bus, context, leases, .. } = self;
+        for (pool, size, running) in context.pools.each() {
+            let pool = || [metrics::Label::new("pool", pool.clone())].to_vec();
+            metrics::gauge!("millpond_slots", pool()).set(gauge(size));
+            metrics::gauge!("millpond_slots_used", pool()).set(gauge(running));
+        }
+        metrics::gauge!("millpond_leases_held").set(gauge(leases.held()));
+        metrics::gauge!("millpond_leases_listening").set(gauge(leases.listening()));
+        metrics::gauge!("millpond_acks_unanswered").set(gauge(leases.unanswered()));
+        metrics::gauge!("millpond_connected").set(f64::from(u8::from(bus.is_connected())));
+        metrics::gauge!("millpond_draining").set(f64::from(u8::from(context.draining.is_cancelled())));
+        for (kind, ended) in context.stats.kinds() {
+            for (status, n) in [("done", ended.done), ("failed", ended.failed)] {
+                metrics::counter!("millpond_attempts_total", "kind" => kind.clone(), "status" => status).absolute(n);
+            }
+        }
+        let mut children: BTreeMap<(String, &'static str), u64> = BTreeMap::new();
+        for child in context.supervisor.records() {
+            *children.entry((child.kind.clone(), child.state.name())).or_default() += 1;
+            let labels = [("child", child.name), ("kind", child.kind)];
+            metrics::gauge!("millpond_child_cpu_ratio", &labels).set(child.cpu_percent / 100.0);
+            metrics::gauge!("millpond_child_resident_memory_bytes", &labels).set(gauge(child.rss_bytes));
+            metrics::gauge!("millpond_child_tasks", &labels).set(gauge(child.done));
+            metrics::counter!("millpond_child_restarts_total", &labels).absolute(child.restarts.into());
+        }
+        for ((kind, state), count) in children {
+            metrics::gauge!("millpond_children", "kind" => kind, "state" => state).set(gauge(count));
         }
     }
-    let mut children: BTreeMap<(String, &'static str), u64> = BTreeMap::new();
-    for child in context.supervisor.records() {
-        *children.entry((child.kind.clone(), child.state.name())).or_default() += 1;
-        let labels = [("child", child.name), ("kind", child.kind)];
-        metrics::gauge!("millpond_child_cpu_ratio", &labels).set(child.cpu_percent / 100.0);
-        metrics::gauge!("millpond_child_resident_memory_bytes", &labels).set(gauge(child.rss_bytes));
-        metrics::gauge!("millpond_child_tasks", &labels).set(gauge(child.done));
-        metrics::counter!("millpond_child_restarts_total", &labels).absolute(child.restarts.into());
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
-    for ((kind, state), count) in children {
-        metrics::gauge!("millpond_children", "kind" => kind, "state" => state).set(gauge(count));
-    }
-    app.metrics.render()
 }
