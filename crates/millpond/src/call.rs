@@ -1,23 +1,28 @@
-//! Calls and conversations as they travel: headers, and the codes of what goes wrong. No I/O, no clock.
-//! `bus::service` answers calls, `bus::pipe` carries conversations, `client` makes both.
+//! Calls: their bounds, and the codes of their failures. `bus/call` answers calls and carries pipes, `client` makes both. No I/O, no
+//! clock.
 
 use crate::outcome::{Failure, cut};
+use std::time::Duration;
 
+/// Longest timeout of a call; deploy/nats/roles.conf lets a worker answer for a little longer.
+pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// How long a call may take from its arrival at a worker, where its caller does not say.
+pub const CALL_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// Longest text of the header `Nats-Service-Error`, in bytes.
 const ERROR_LINE_BYTES_MAX: usize = 512;
 
-/// Why a call has no result, after the codes of HTTP.
+/// Why a call has no result, with the number of the HTTP status that is closest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
     /// The arguments or the headers are at fault, or the kind wants a pipe, or none.
     Bad,
-    /// It ran, and did not end within the caller's time.
+    /// The handler ran, and did not end within the caller's time.
     Timeout,
-    /// No slot came free within the caller's time. It has not run.
+    /// No slot came free within the caller's time. The handler has not run.
     NoSlot,
-    /// Its handler failed.
+    /// The handler failed.
     Failed,
-    /// The worker drains. It has not run; another call goes to another worker.
+    /// The worker drains. The handler has not run; another call goes to another worker.
     Draining,
 }
 
@@ -34,14 +39,14 @@ impl Code {
         }
     }
 
-    /// The one with this number; others count as [`Code::Failed`].
+    /// The code with this number; an unknown number counts as [`Code::Failed`].
     #[must_use]
     pub fn of(number: &str) -> Self {
         let all = [Self::Bad, Self::Timeout, Self::NoSlot, Self::Draining];
         all.into_iter().find(|code| code.number().to_string() == number).unwrap_or(Self::Failed)
     }
 
-    /// The one for what a handler says. Never one of those that mean that it has not run.
+    /// The code of a handler's failure: never one that means that the handler has not run.
     #[must_use]
     pub fn of_failure(failure: &Failure) -> Self {
         match failure.kind.as_str() {
@@ -70,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_read_back() {
+    fn codes_parse_back() {
         for code in [Code::Bad, Code::Timeout, Code::NoSlot, Code::Failed, Code::Draining] {
             assert_eq!(Code::of(&code.number().to_string()), code);
         }
@@ -78,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn no_handler_can_say_that_it_has_not_run() {
+    fn no_failure_of_a_handler_means_that_it_has_not_run() {
         for kind in ["draining", "no_slot", "503", "error"] {
             assert!(!Code::of_failure(&Failure::new(kind, "")).has_not_run(), "{kind}");
         }

@@ -5,9 +5,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::limits::{CHAIN_STEPS_MAX, TASK_ID_BYTES_MAX};
+use crate::limits::TASK_ID_BYTES_MAX;
 use crate::wire::subject::{SubjectError, TaskSubject, check_token, key};
 
+/// Steps of a chain after its first task, at the most.
+const CHAIN_STEPS_MAX: usize = 16;
 /// A step's id is that of the step before it with this at its end.
 const SUFFIX: &str = "/then";
 

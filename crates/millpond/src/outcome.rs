@@ -4,8 +4,18 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::limits::{FAILURE_MESSAGE_BYTES_MAX, FAILURE_TRACEBACK_BYTES_MAX, FAILURE_TYPE_BYTES_MAX};
 use crate::payload::PayloadRef;
+
+/// Bytes of log lines in one evidence; beyond it the oldest are dropped.
+pub const EVIDENCE_LOG_BYTES_MAX: usize = 8 * 1024;
+/// Log lines of a child in the evidence of a failure.
+pub const EVIDENCE_LINES_MAX: usize = 50;
+/// A failure's type, in bytes; a longer one is cut.
+const FAILURE_TYPE_BYTES_MAX: usize = 64;
+/// A failure's traceback, in bytes; a longer one is cut.
+const FAILURE_TRACEBACK_BYTES_MAX: usize = 8 * 1024;
+/// A failure's message, in bytes; a longer one is cut.
+const FAILURE_MESSAGE_BYTES_MAX: usize = 2 * 1024;
 
 /// Which items of a batch a message or an outcome covers; a task published alone has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -106,8 +116,8 @@ pub struct ChildEvidence {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub rss_bytes: u64,
     /// The last lines that it wrote to standard error during this task, oldest first; bounded by
-    /// [`EVIDENCE_LINES_MAX`](crate::limits::EVIDENCE_LINES_MAX) and
-    /// [`EVIDENCE_LOG_BYTES_MAX`](crate::limits::EVIDENCE_LOG_BYTES_MAX).
+    /// [`EVIDENCE_LINES_MAX`] and
+    /// [`EVIDENCE_LOG_BYTES_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
 }

@@ -9,9 +9,12 @@ use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use crate::limits::{SIGNING_KEY_CHARS_MIN, SIGNING_KEYS_MAX};
 use crate::wire::headers::{HEADER_ID, HEADER_MSG_ID, HEADER_SCHEDULE_TARGET, HEADER_SIGNATURE, Headers};
 
+/// Keys of a cluster at once: the new one, and older ones with which tasks that still wait were signed.
+const SIGNING_KEYS_MAX: usize = 8;
+/// Shortest key that signs tasks, in characters.
+const SIGNING_KEY_CHARS_MIN: usize = 32;
 /// Version of the text that is signed.
 const VERSION: &str = "v1";
 /// Bytes of a key's SHA-256 that identify it.

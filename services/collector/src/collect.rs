@@ -9,13 +9,15 @@ use std::time::{Duration, Instant, SystemTime};
 use millpond::bus::Bus;
 use millpond::bus::read::outcomes::{OutcomeMessage, OutcomeReader, OutcomeStream};
 use millpond::failpoint;
-use millpond::limits::{COLLECT_BATCH_MAX, COLLECT_BYTES_MAX, COLLECT_GATHER};
+use millpond::limits::{COLLECT_BATCH_MAX, COLLECT_BYTES_MAX};
 use millpond::telemetry::took;
 use tokio_util::sync::CancellationToken;
 
 use crate::commit_span;
 use crate::store::Store;
 
+/// How long the collector waits for more before it commits.
+const COLLECT_GATHER: Duration = Duration::from_millis(50);
 /// How long to wait before a merge that failed is tried again.
 const MERGE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// A merge that goes on failing is logged once in so many times.

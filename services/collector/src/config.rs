@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Error, bail, ensure};
 use clap::{Args, Subcommand};
 use millpond::config::{ConnectSettings, given_or_file};
-use millpond::limits::{RESULTS_KEEP, STORE_KEEP, STORE_KEEP_DEAD};
 use millpond_service::listen::HttpTls;
 use millpond_service::program::Service;
 use millpond_service::settings::{ServiceArgs, TokenArgs, nats_url};
@@ -16,6 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::{Retention, StoreAt};
 
+/// How long the collector's store keeps dead letters that nobody has dealt with.
+const DEAD_RETENTION_DEFAULT: Duration = Duration::from_secs(90 * 24 * 3600);
+/// How long the collector's store keeps tasks and jobs that have ended.
+const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long RESULTS and DEAD keep what the collector has stored, for clients that read late.
+const RESULTS_RETENTION_DEFAULT: Duration = Duration::from_secs(600);
 const NATS_URL: &str = "MILLPOND_COLLECTOR_NATS_URL";
 const STORE: &str = "MILLPOND_COLLECTOR_STORE";
 const VIEWER_TOKEN: &str = "MILLPOND_VIEWER_TOKEN";
@@ -40,10 +45,10 @@ pub struct Config {
     #[arg(long, env = "MILLPOND_COLLECTOR_STORE_FILE")]
     pub store_file: Option<PathBuf>,
     /// How long tasks and jobs that have ended are kept. Raising it needs room in the store.
-    #[arg(long, env = "MILLPOND_COLLECTOR_KEEP", default_value_t = humantime::Duration::from(STORE_KEEP))]
+    #[arg(long, env = "MILLPOND_COLLECTOR_KEEP", default_value_t = humantime::Duration::from(RETENTION_DEFAULT))]
     pub keep: humantime::Duration,
     /// How long dead letters that nobody has dealt with are kept, and tasks that never ended.
-    #[arg(long, env = "MILLPOND_COLLECTOR_KEEP_DEAD", default_value_t = humantime::Duration::from(STORE_KEEP_DEAD))]
+    #[arg(long, env = "MILLPOND_COLLECTOR_KEEP_DEAD", default_value_t = humantime::Duration::from(DEAD_RETENTION_DEFAULT))]
     pub keep_dead: humantime::Duration,
     /// Size at which the store forgets the oldest of what has ended, such as 20GiB; not set: no limit.
     #[arg(long, env = "MILLPOND_COLLECTOR_STORE_MAX", value_parser = millpond::config::bytes)]
@@ -61,7 +66,7 @@ pub struct Config {
     #[arg(long, env = KIBANA_URL)]
     pub kibana_url: Option<String>,
     /// How long NATS keeps what is stored here, for clients that read late. Raising it needs room in RESULTS.
-    #[arg(long, env = "MILLPOND_COLLECTOR_RESULTS_KEEP", default_value_t = humantime::Duration::from(RESULTS_KEEP))]
+    #[arg(long, env = "MILLPOND_COLLECTOR_RESULTS_KEEP", default_value_t = humantime::Duration::from(RESULTS_RETENTION_DEFAULT))]
     pub results_keep: humantime::Duration,
     /// What every service has.
     #[command(flatten)]

@@ -22,7 +22,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use millpond::bus::read::outcomes::OutcomeStream;
 use millpond::bus::{Bus, Role};
-use millpond::limits::{HTTP_EXPORTS_MAX, HTTP_WATCHERS_MAX};
+use millpond::limits::HTTP_EXPORTS_MAX;
 use millpond_service::listen::{Listener, Peer};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -90,7 +90,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         replays: Replays::new(&bus, &store),
         queues,
         overview,
-        watchers: Arc::new(Semaphore::new(HTTP_WATCHERS_MAX)),
+        watchers: Arc::new(Semaphore::new(http::live::HTTP_WATCHERS_MAX)),
         shutdown: shutdown.clone(),
         tokens: http::Tokens { operator: settings.token, viewer: settings.viewer_token },
         failures: http::Failures::default(),

@@ -7,7 +7,6 @@ use std::time::Duration;
 use millpond::bus::Bus;
 use millpond::bus::read::buckets::{BucketWatch, decode};
 use millpond::job::{JobRecord, JobState};
-use millpond::limits::HEARTBEAT_LOST_AFTER;
 use millpond::wire::streams::BUCKET_JOBS;
 
 use crate::store::Store;
@@ -26,8 +25,7 @@ impl OpenJobs {
     pub(crate) fn stalled(&self) -> Vec<JobRecord> {
         let now = millpond::now_ms();
         let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
-        let silent = |record: &&JobRecord| u128::try_from(now.saturating_sub(record.heartbeat_ms)).unwrap_or(0);
-        records.values().filter(|record| silent(record) > HEARTBEAT_LOST_AFTER.as_millis()).cloned().collect()
+        records.values().filter(|record| record.is_stalled(now)).cloned().collect()
     }
 
     fn set(&self, name: String, record: Option<&JobRecord>) {

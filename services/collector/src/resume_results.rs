@@ -6,10 +6,13 @@ use millpond::bus::Bus;
 use millpond::bus::operate::control::{CTL_RESULTS, ControlReply, ControlRequests};
 use millpond::bus::topology::TopologyError;
 use millpond::client::{HistoryPage, HistoryRequest};
-use millpond::limits::{HISTORY_BYTES_MAX, PAGE_ROWS_MAX};
+use millpond::limits::PAGE_ROWS_MAX;
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::store::{ResultCursor, Store};
+
+/// Results in one answer to a client that resumes a job, in bytes, at the most; one result is always sent.
+const PAGE_BYTES_MAX: usize = 512 * 1024;
 
 /// Listens; of several collectors one answers.
 ///
@@ -41,7 +44,7 @@ async fn page(store: &Store, request: &[u8]) -> anyhow::Result<Box<RawValue>> {
         let Some(index) = row.index.and_then(|index| u64::try_from(index).ok()) else { break };
         let row = to_raw_value(&row)?;
         bytes += row.get().len();
-        if !page.rows.is_empty() && bytes > HISTORY_BYTES_MAX {
+        if !page.rows.is_empty() && bytes > PAGE_BYTES_MAX {
             (page.next, all) = (Some(index), false);
             break;
         }

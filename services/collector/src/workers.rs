@@ -7,16 +7,15 @@ use std::time::Duration;
 
 use millpond::bus::Bus;
 use millpond::bus::read::buckets::{BucketWatch, decode};
-use millpond::limits::{HEARTBEAT_EVERY, HEARTBEAT_LOST_AFTER};
 use millpond::wire::streams::BUCKET_WORKERS;
-use millpond::worker_record::WorkerRecord;
+use millpond::worker_record::{WORKER_HEARTBEAT_EVERY, WorkerRecord};
 use millpond_api::workers::{WorkerRow, WorkerSample, WorkerState};
 
 /// How long a lost worker stays listed.
 const LOST_SHOWN_FOR: Duration = Duration::from_secs(600);
 /// Entries of a worker's history at the most, one for each heartbeat.
 const HISTORY_ENTRIES_MAX: usize = 150;
-const _: () = assert!(HISTORY_ENTRIES_MAX as u128 * HEARTBEAT_EVERY.as_millis() == 300_000, "five minutes");
+const _: () = assert!(HISTORY_ENTRIES_MAX as u128 * WORKER_HEARTBEAT_EVERY.as_millis() == 300_000, "five minutes");
 
 /// A worker's record, and those before it in short.
 struct KnownWorker {
@@ -97,7 +96,7 @@ fn state(record: &WorkerRecord, now_ms: i64) -> Option<WorkerState> {
     let age = u128::try_from(now_ms.saturating_sub(record.heartbeat_ms)).unwrap_or(0);
     match record.draining {
         _ if age >= LOST_SHOWN_FOR.as_millis() => None,
-        _ if age > HEARTBEAT_LOST_AFTER.as_millis() => Some(WorkerState::Lost),
+        _ if record.is_lost(now_ms) => Some(WorkerState::Lost),
         true => Some(WorkerState::Draining),
         false => Some(WorkerState::Live),
     }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use millpond::bus::Bus;
 use millpond::bus::read::buckets::{BucketWatch, decode};
-use millpond::limits::HEARTBEAT_LOST_AFTER;
 use millpond::wire::streams::BUCKET_WORKERS;
 use millpond::worker_record::WorkerRecord;
 
@@ -64,8 +63,7 @@ impl AnnouncedKinds {
         loop {
             let change = watch.next().await;
             let Some(record) = change.value.as_deref().and_then(decode::<WorkerRecord>) else { continue };
-            let age_ms = millpond::now_ms().saturating_sub(record.heartbeat_ms);
-            if u128::try_from(age_ms).unwrap_or(0) > HEARTBEAT_LOST_AFTER.as_millis() {
+            if record.is_lost(millpond::now_ms()) {
                 continue;
             }
             let mut seen = self.seen();

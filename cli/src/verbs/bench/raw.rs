@@ -10,7 +10,8 @@ use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::{self, stream};
 use futures_util::StreamExt;
 use futures_util::stream as streams;
-use millpond::limits::{DUPLICATE_WINDOW, PUBLISH_WINDOW};
+use millpond::bus::topology::DUPLICATE_WINDOW;
+use millpond::limits::PUBLISH_WINDOW;
 use tokio::task::JoinSet;
 
 const TASKS: &str = "RAW_TASKS";

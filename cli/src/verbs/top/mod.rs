@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use millpond::config::duration;
-use millpond::limits::HEARTBEAT_EVERY;
+use millpond::worker_record::WORKER_HEARTBEAT_EVERY;
 
 use crate::api::Api;
 use crate::cluster_env::ClusterEnv;
@@ -21,7 +21,7 @@ use snapshot::{Dashboard, poll, poll_after};
 /// How often the screen is drawn when nothing happens, because it shows how long the collector has been away.
 const DRAW_EVERY: Duration = Duration::from_secs(1);
 /// The time between the two polls of a single picture: rates need two heartbeats of a worker.
-const RATE_OVER: Duration = HEARTBEAT_EVERY.saturating_add(Duration::from_millis(100));
+const RATE_OVER: Duration = WORKER_HEARTBEAT_EVERY.saturating_add(Duration::from_millis(100));
 /// The shortest time between two polls.
 const POLL_EVERY_MIN: Duration = Duration::from_millis(100);
 

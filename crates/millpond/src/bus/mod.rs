@@ -23,9 +23,14 @@ use async_nats::{ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
 
 use crate::config::ConnectSettings;
-use crate::limits::{PUBLISH_ACK_WAIT, PUBLISH_WINDOW, RECONNECT_DELAY_MAX, SERVER_PAYLOAD_BYTES_MAX};
+use crate::limits::{PUBLISH_WINDOW, SERVER_PAYLOAD_BYTES_MAX};
 use crate::signature::Signer;
 use crate::wire::headers::Headers;
+
+/// How long a publish waits for its ack before it is sent again with the same id.
+const PUBLISH_ACK_WAIT: Duration = Duration::from_secs(5);
+/// Longest delay between two tries of a client to reconnect.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(500);
 
 /// A NATS user with its own permissions and inboxes (deploy/nats/roles.conf).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

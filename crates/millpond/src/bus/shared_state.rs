@@ -8,8 +8,10 @@ use futures_util::StreamExt;
 use crate::bus::Bus;
 use crate::bus::read::buckets::{BucketWatch, open};
 use crate::bus::topology::TopologyError;
-use crate::limits::SHARED_VALUE_BYTES_MAX;
 use crate::wire::streams::BUCKET_SHARED;
+
+/// Largest value of a shared key, in bytes.
+const SHARED_VALUE_BYTES_MAX: usize = 512 * 1024;
 
 /// A value and which write it is of.
 #[derive(Debug, Clone, PartialEq, Eq)]

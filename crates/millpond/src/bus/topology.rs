@@ -9,15 +9,20 @@ use async_nats::jetstream::{kv, stream};
 use tokio::time::Instant;
 
 use super::{Bus, describe};
-use crate::limits::{
-    ACK_PENDING_MAX, COLLECT_ACK_WAIT, DUPLICATE_WINDOW, LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PAYLOAD_RETENTION,
-    PULL_BYTES_MAX, START_RECORD_KEEP, TASK_BYTES_MAX,
-};
+use crate::limits::{LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PAYLOAD_RETENTION, PULL_BYTES_MAX, TASK_BYTES_MAX};
 use crate::wire::streams::{
     BUCKET_CANCELS, BUCKET_JOBS, BUCKET_PAYLOADS, BUCKET_PURGES, BUCKET_QUEUES, BUCKET_SERVERS, BUCKET_SHARED,
     BUCKET_STARTS, BUCKET_WORKERS, DURABLE_COLLECTOR, STREAM_DEAD, STREAM_DUE, STREAM_RESULTS, STREAM_TASKS, durable,
 };
 
+/// How long the server waits for the collector's acks before it delivers again; longer than any commit.
+const COLLECT_ACK_WAIT: Duration = Duration::from_secs(10);
+/// The server's dedupe window: it makes a resend cheap; nothing relies on it.
+pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
+/// Start records older than this are dropped by the server.
+const START_RECORD_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Tasks that all workers of a queue may hold together (`max_ack_pending`).
+const ACK_PENDING_MAX: i64 = 100_000;
 /// Error code of a server that has a consumer of this name with other settings (paused, say).
 const CONSUMER_IS_THERE: u64 = 10148;
 /// Key of a stream's epoch in its metadata: sequences repeat when a stream is made anew, epochs do not.
@@ -205,7 +210,7 @@ fn buckets(limits: &StreamLimits) -> [kv::Config; 8] {
         bucket(BUCKET_WORKERS, DAY),
         bucket(BUCKET_CANCELS, 30 * DAY),
         bucket(BUCKET_PURGES, Duration::ZERO),
-        bucket(BUCKET_STARTS, START_RECORD_KEEP),
+        bucket(BUCKET_STARTS, START_RECORD_RETENTION),
         bucket(BUCKET_SERVERS, 30 * DAY),
         bucket(BUCKET_SHARED, Duration::ZERO),
         bucket(BUCKET_QUEUES, Duration::ZERO),

@@ -12,14 +12,17 @@ use crate::bus::call::pipe;
 use crate::bus::call::pipe::Pipe;
 use crate::bus::call::service::{CallOutcome, CallReply};
 use crate::bus::topology::TopologyError;
+use crate::call::CALL_TIMEOUT_MAX;
 use crate::call::Code;
-use crate::limits::{CALL_ANSWER_GRACE, CALL_TIMEOUT_MAX, TASK_BYTES_MAX};
+use crate::limits::TASK_BYTES_MAX;
 use crate::outcome::Failure;
 use crate::telemetry::{FIELD_KIND, FIELD_QUEUE, Span, SpanKind, TraceContext, record};
 use crate::wire::headers::{HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers};
 use crate::wire::subject;
 use crate::wire::subject::SubjectError;
 
+/// How much longer than its timeout a caller waits, so that the worker's own failure arrives.
+const CALL_ANSWER_GRACE: Duration = Duration::from_secs(1);
 /// The delay before a call whose worker drains is made again; another worker gets it then.
 const DRAINING_RETRY_DELAY: Duration = Duration::from_millis(20);
 

@@ -6,7 +6,8 @@ use std::fmt;
 use data_encoding::BASE32_NOPAD;
 use sha2::{Digest, Sha256};
 
-use crate::limits::TOKEN_CHARS_MAX;
+/// Longest queue, kind, job or unique key, in characters of `[A-Za-z0-9_-]`.
+const TOKEN_CHARS_MAX: usize = 64;
 
 /// Stands for "no job" where a subject has a place for one.
 pub const NO_JOB: &str = "-";

@@ -9,10 +9,11 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use millpond::limits::{HTTP_CHUNK_BYTES, HTTP_EXPORTS_MAX};
+use millpond::limits::HTTP_EXPORTS_MAX;
 use millpond_api::dead_letters::DeadLetterQuery;
 use millpond_api::list::PAGE_ROWS_MAX;
 use millpond_api::tasks::TaskQuery;
+use millpond_service::server::CHUNK_BYTES;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -87,7 +88,7 @@ impl Export {
     /// The next lines; none at the end.
     async fn chunk(&mut self) -> anyhow::Result<Option<Bytes>> {
         let mut lines = Vec::new();
-        while lines.len() < HTTP_CHUNK_BYTES {
+        while lines.len() < CHUNK_BYTES {
             if let Some(line) = self.rows.next() {
                 lines.extend_from_slice(&line);
                 continue;

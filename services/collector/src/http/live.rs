@@ -9,7 +9,6 @@ use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::{Extension, Json};
 use futures_util::{Stream, StreamExt, stream};
-use millpond::limits::HTTP_WATCHERS_MAX;
 use millpond_api::list::List;
 use millpond_api::overview::{Overview, Problem, Series, SeriesQuery, Tick, Window};
 
@@ -18,6 +17,9 @@ use super::asked::Asked;
 use super::filters::NoQuery;
 use super::guard::Caller;
 use super::refusal::Refusal;
+
+/// Streams of events that are open at once.
+pub(crate) const HTTP_WATCHERS_MAX: usize = 256;
 
 /// How long one stream of events lasts: whoever watches asks again, and is asked for the token again.
 const WATCH_FOR: Duration = Duration::from_secs(3600);

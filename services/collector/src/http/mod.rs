@@ -12,7 +12,7 @@ mod export;
 mod filters;
 mod guard;
 mod letters;
-mod live;
+pub(crate) mod live;
 mod metrics;
 mod operate;
 mod refusal;

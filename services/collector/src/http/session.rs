@@ -9,7 +9,7 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use millpond::limits::{LOGIN_FAILURES_MAX, LOGIN_FAILURES_WITHIN, SESSION_LASTS};
+use millpond::limits::LOGIN_FAILURES_MAX;
 use millpond_service::listen::Peer;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -20,6 +20,10 @@ use super::filters::NoQuery;
 use super::guard::{Caller, Role, Tokens, from_console, from_here};
 use super::refusal::Refusal;
 
+/// How long a login that failed is counted.
+const LOGIN_FAILURES_WITHIN: Duration = Duration::from_secs(60);
+/// How long a browser's session lasts.
+const SESSION_LIFETIME: Duration = Duration::from_secs(12 * 3600);
 /// Name of the cookie.
 pub(super) const COOKIE: &str = "millpond_session";
 
@@ -133,9 +137,9 @@ pub(super) async fn login(
         tracing::warn!(%peer, "a login has failed: no such token");
         return Err(Refusal::new(StatusCode::UNAUTHORIZED, "this is no token of this collector"));
     };
-    let expires_ms = millpond::now_ms() + i64::try_from(SESSION_LASTS.as_millis()).unwrap_or(0);
+    let expires_ms = millpond::now_ms() + i64::try_from(SESSION_LIFETIME.as_millis()).unwrap_or(0);
     let cookie = sealed(&app.tokens, role, expires_ms).unwrap_or_default();
-    let cookie = set_cookie(app.by_tls, &headers, &cookie, SESSION_LASTS);
+    let cookie = set_cookie(app.by_tls, &headers, &cookie, SESSION_LIFETIME);
     tracing::info!(%peer, role = role.name(), "logged in");
     Ok(([(header::SET_COOKIE, cookie)], Json(LoggedIn { role, expires_ms })).into_response())
 }
@@ -220,10 +224,10 @@ mod tests {
         headers.append(header::COOKIE, "a=b".parse().unwrap());
         headers.append(header::COOKIE, format!("c=d; {COOKIE}={value} ;e=f").parse().unwrap());
         assert_eq!(caller(&known, &headers, 1).unwrap().role, Role::Operator);
-        assert!(set_cookie(false, &headers, &value, SESSION_LASTS).ends_with("; HttpOnly; SameSite=Strict"));
-        assert!(set_cookie(true, &headers, &value, SESSION_LASTS).ends_with("; Secure"));
+        assert!(set_cookie(false, &headers, &value, SESSION_LIFETIME).ends_with("; HttpOnly; SameSite=Strict"));
+        assert!(set_cookie(true, &headers, &value, SESSION_LIFETIME).ends_with("; Secure"));
         headers.insert("x-forwarded-proto", "https, http".parse().unwrap());
-        assert!(set_cookie(false, &headers, &value, SESSION_LASTS).ends_with("; Secure"));
+        assert!(set_cookie(false, &headers, &value, SESSION_LIFETIME).ends_with("; Secure"));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Jobs as the API shows them: their state and how far they are.
 
-use millpond::job::{JobRecord, JobState};
-use millpond::limits::HEARTBEAT_LOST_AFTER;
+use millpond::job::{JOB_STALLED_AFTER, JobRecord, JobState};
 use millpond_api::jobs::{JobQuery, JobRow, JobStatus};
 
 use super::Store;
@@ -105,7 +104,7 @@ fn state_of(record: &JobRecord, ended: u64) -> JobStatus {
 
 /// The owner of an open job is lost when its last heartbeat was before this.
 fn lost_before_ms() -> i64 {
-    millpond::now_ms().saturating_sub(i64::try_from(HEARTBEAT_LOST_AFTER.as_millis()).unwrap_or(i64::MAX))
+    millpond::now_ms().saturating_sub(i64::try_from(JOB_STALLED_AFTER.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// Adds the condition on a job's state, as [`state_of`] has it. The table knows all but whether its owner is lost.

@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use millpond::chain::ChainStep;
 use millpond::client::{BatchSize, IfJobExists, MapItem, MapRun, MapSpec};
 use millpond::job::{JobRecord, JobState};
-use millpond::limits::{BATCH_ITEMS_MAX, HEARTBEAT_LOST_AFTER};
+use millpond::limits::BATCH_ITEMS_MAX;
 use millpond_api::error::ErrorBody;
 use millpond_api::jobs::JobStatus;
 use millpond_api::publish::{FinalStatus, JobProgress, JobPublished, JobSummary, JobTaskEnded, PublishJobQuery};
@@ -28,9 +28,8 @@ use super::tasks::ending;
 use super::{App, busy, map_error, task_headers, unavailable};
 use crate::ndjson;
 
-/// Jobs whose lines are read, or whose results are written, at once; each may hold
-/// [`PUBLISH_WINDOW_BYTES`](millpond::limits::PUBLISH_WINDOW_BYTES) and
-/// [`MAP_WINDOW_BYTES`](millpond::limits::MAP_WINDOW_BYTES).
+/// Jobs whose lines are read, or whose results are written, at once; each may hold 8 MiB of
+/// arguments and 16 MiB of results.
 pub(super) const JOBS_MAX: usize = 64;
 
 /// Media types that curl and others send for a body where the caller names none.
@@ -245,11 +244,10 @@ impl Drop for Results {
 }
 
 fn progress(record: JobRecord) -> JobProgress {
-    let silent_ms = u128::try_from(millpond::now_ms().saturating_sub(record.heartbeat_ms)).unwrap_or(0);
     let state = match record.state {
         JobState::Closed => JobStatus::Closed,
         JobState::Cancelled => JobStatus::Cancelled,
-        JobState::Open if silent_ms > HEARTBEAT_LOST_AFTER.as_millis() => JobStatus::Stalled,
+        JobState::Open if record.is_stalled(millpond::now_ms()) => JobStatus::Stalled,
         JobState::Open => JobStatus::Open,
     };
     let JobRecord { job, queue, kind, published, total, created_ms, heartbeat_ms, .. } = record;

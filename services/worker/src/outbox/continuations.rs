@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use millpond::batch;
-use millpond::limits::{PAYLOAD_EXPIRY_MARGIN, PAYLOAD_RETENTION, RESULT_BATCH_BYTES_MAX};
+use millpond::bus::publish::payloads::PAYLOAD_EXPIRY_MARGIN;
+use millpond::limits::{PAYLOAD_RETENTION, RESULT_BATCH_BYTES_MAX};
 use millpond::outcome::{ItemResult, Items, Outcome};
 use millpond::payload::PayloadRef;
 use millpond::task::Task;

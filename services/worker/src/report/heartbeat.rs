@@ -10,9 +10,8 @@ use bytes::Bytes;
 use millpond::bus::Bus;
 use millpond::bus::consume::lease::Leases;
 use millpond::bus::topology::TopologyError;
-use millpond::limits::HEARTBEAT_EVERY;
 use millpond::wire::subject::worker_event;
-use millpond::worker_record::WorkerRecord;
+use millpond::worker_record::{WORKER_HEARTBEAT_EVERY, WorkerRecord};
 
 use crate::config::{Settings, host};
 use crate::context::WorkerContext;
@@ -118,7 +117,7 @@ impl Heartbeat {
     pub(crate) async fn beat_for_ever(self) {
         let mut connection = self.bus.connection();
         loop {
-            if let Ok(Err(_)) = tokio::time::timeout(HEARTBEAT_EVERY, connection.changed()).await {
+            if let Ok(Err(_)) = tokio::time::timeout(WORKER_HEARTBEAT_EVERY, connection.changed()).await {
                 return;
             }
             self.leases.ready().await;

@@ -7,8 +7,7 @@ use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use millpond::limits::{EVIDENCE_LINES_MAX, EVIDENCE_LOG_BYTES_MAX};
-use millpond::outcome::{ChildEvidence, cut};
+use millpond::outcome::{ChildEvidence, EVIDENCE_LINES_MAX, EVIDENCE_LOG_BYTES_MAX, cut};
 use millpond::telemetry::TraceContext;
 use millpond::worker_record::{ChildRecord, ChildState};
 

@@ -19,8 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use millpond::limits::CHILDREN_LISTED_MAX;
-use millpond::worker_record::ChildRecord;
+use millpond::worker_record::{CHILDREN_LISTED_MAX, ChildRecord};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
@@ -15,12 +16,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
 use crate::bus::call::pipe::{Outgoing, PeerEnd, PipeState};
-use crate::limits::{PIPE_KEEP_ALIVE, PIPE_LOST_AFTER, PIPE_RESEND_AFTER, PIPE_TELL_WITHIN, PIPE_WINDOW};
+use crate::limits::{PIPE_LOST_AFTER, PIPE_WINDOW};
 use crate::outcome::Failure;
 use crate::wire::headers::{
     HEADER_PIPE_CAPACITY, HEADER_PIPE_END, HEADER_PIPE_GOT, HEADER_PIPE_SEQ, PIPE_END_FAILED, PIPE_END_GONE,
     PIPE_END_OK,
 };
+
+/// How long the receipt of a message may wait; whatever is sent meanwhile carries it as well.
+const PIPE_ACK_WITHIN: Duration = Duration::from_millis(5);
+/// A message whose receipt does not come within this time is sent again.
+const PIPE_RESEND_AFTER: Duration = Duration::from_secs(1);
+/// How often each side of a pipe sends something, so that the other one knows that it is alive.
+const PIPE_KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+const _: () = assert!(PIPE_KEEP_ALIVE.as_millis() * 3 <= PIPE_LOST_AFTER.as_millis());
 
 /// What was said and is kept until the other side has it.
 struct Unacknowledged {
@@ -239,7 +249,7 @@ impl PipeDriver {
             return self.tell().await;
         }
         if (self.got, taken) != self.told {
-            self.tell_at.get_or_insert_with(|| Instant::now() + PIPE_TELL_WITHIN);
+            self.tell_at.get_or_insert_with(|| Instant::now() + PIPE_ACK_WITHIN);
         }
         Next::Go
     }

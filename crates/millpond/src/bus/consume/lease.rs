@@ -22,12 +22,21 @@ use crate::bus::consume::server_record::ServerRecord;
 use crate::bus::consume::start_records::{StartEntry, StartRecords};
 use crate::bus::topology::{TopologyError, stream_state};
 use crate::failpoint;
-use crate::limits::{HEARTBEAT_LOST_AFTER, LEASE_SETTLED_KEEP, PAUSE_MIN, SETTLED_IDS_MAX, STARTS_MAX};
+use crate::limits::LEASE_SETTLED_KEEP;
 use crate::outcome::Items;
 use crate::task::{Origin, Task};
 use crate::wire::headers::HEADER_ATTEMPT;
 use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
+use crate::worker_record::WORKER_LOST_AFTER;
 
+/// Starts whose worker died before a task counts as one that kills workers: the next delivery dead-letters (or splits) it.
+const STARTS_MAX: usize = 3;
+/// Settled ids that a worker remembers.
+const SETTLED_IDS_MAX: usize = 16 * 1024;
+/// A gap between two ticks that counts as a pause of this process: a renewal may be late.
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(1500);
+/// To a server process younger than this, other workers may be on their way back: as long as their heartbeats are not lost.
+const SERVER_NEW_FOR: Duration = WORKER_LOST_AFTER;
 /// How long a confirmed ack waits for its answer before it is left to the next extension.
 const ACK_ANSWER_WAIT: Duration = Duration::from_secs(2);
 
@@ -213,7 +222,7 @@ impl LeaseTable {
         self.old_tasks.store(record.tasks, Ordering::SeqCst);
         self.old_due.store(record.due, Ordering::SeqCst);
         // To a server that has just started others are on their way back, also when this worker itself is new.
-        let is_new = u128::from(crate::now_ms().abs_diff(record.seen_ms)) < HEARTBEAT_LOST_AFTER.as_millis();
+        let is_new = u128::from(crate::now_ms().abs_diff(record.seen_ms)) < SERVER_NEW_FOR.as_millis();
         if is_new && !self.roll_call.is_open() {
             self.roll_call.begin(&self.bus, &self.worker, record.seen_ms);
         }

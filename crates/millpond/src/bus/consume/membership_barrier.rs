@@ -11,10 +11,11 @@ use tokio::task::JoinSet;
 
 use crate::bus::Bus;
 use crate::bus::read::buckets::{BucketChange, BucketWatch, decode};
-use crate::limits::HEARTBEAT_LOST_AFTER;
 use crate::wire::streams::BUCKET_WORKERS;
-use crate::worker_record::WorkerRecord;
+use crate::worker_record::{WORKER_LOST_AFTER, WorkerRecord};
 
+/// How long the barrier waits for workers that may come back: until their heartbeats are lost.
+const BARRIER_TIMEOUT: Duration = WORKER_LOST_AFTER;
 /// Until the bucket is looked at again, when it cannot be read.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
@@ -81,7 +82,7 @@ impl MembershipBarrier {
 }
 
 async fn call(bus: Bus, own: String, gap_ms: i64, away: watch::Sender<Away>) {
-    let within = tokio::time::timeout(HEARTBEAT_LOST_AFTER, await_all(&bus, &own, gap_ms, &away)).await;
+    let within = tokio::time::timeout(BARRIER_TIMEOUT, await_all(&bus, &own, gap_ms, &away)).await;
     if within.is_err() {
         let mut names: Vec<String> = away.borrow().workers.keys().cloned().collect();
         names.sort();
@@ -115,7 +116,7 @@ async fn await_all(bus: &Bus, own: &str, gap_ms: i64, away: &watch::Sender<Away>
 
 /// Those whose heartbeat was not lost when the gap began: the newest record of before tells when that was.
 fn alive_at(records: &[BucketChange], own: &str, gap_ms: i64) -> HashMap<String, Awaited> {
-    let lost_after = i64::try_from(HEARTBEAT_LOST_AFTER.as_millis()).unwrap_or(i64::MAX);
+    let lost_after = i64::try_from(WORKER_LOST_AFTER.as_millis()).unwrap_or(i64::MAX);
     let began_ms = records.iter().map(|r| r.stored_ms).filter(|ms| *ms <= gap_ms).max().unwrap_or(gap_ms);
     let mut alive = HashMap::new();
     for change in records.iter().filter(|r| r.key != own && began_ms - r.stored_ms <= lost_after) {

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -13,10 +13,12 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::bus::Bus;
 use crate::bus::consume::lease::LeaseTable;
-use crate::limits::LEASE_WHO_WAIT;
 use crate::outcome::Items;
 use crate::wire::headers::HEADER_WORKER;
 use crate::wire::subject;
+
+/// How long an ownership query waits when another worker listens and does not answer.
+const OWNERSHIP_QUERY_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Which message an asker was given.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -110,7 +112,7 @@ async fn answer(shared: &Weak<LeaseTable>, message: &async_nats::Message) {
 pub(in crate::bus) async fn find_owner(bus: &Bus, question: &OwnershipQuery) -> Option<String> {
     let subject = subject::lease_who(&question.queue, &question.original_id);
     let text = Bytes::from(serde_json::to_vec(question).unwrap_or_default());
-    let asked = tokio::time::timeout(LEASE_WHO_WAIT, bus.client.request(subject, text)).await;
+    let asked = tokio::time::timeout(OWNERSHIP_QUERY_TIMEOUT, bus.client.request(subject, text)).await;
     let message = asked.ok()?.ok()?;
     let held = matches!(serde_json::from_slice(&message.payload), Ok(OwnershipReply::Held));
     message.headers.as_ref()?.get(HEADER_WORKER).map(ToString::to_string).filter(|_| held)
@@ -125,7 +127,7 @@ pub(in crate::bus) async fn query_others(bus: &Bus, question: &OwnershipQuery) -
     if bus.client.publish_with_reply(subject, inbox, text).await.is_err() {
         return OwnershipReply::Silence;
     }
-    let deadline = Instant::now() + LEASE_WHO_WAIT;
+    let deadline = Instant::now() + OWNERSHIP_QUERY_TIMEOUT;
     let mut heard = OwnershipReply::Silence;
     while let Ok(Some(message)) = tokio::time::timeout_at(deadline.into(), answers.next()).await {
         if message.status == Some(async_nats::StatusCode::NO_RESPONDERS) {

@@ -2,7 +2,7 @@
 //! Pulls are made anew after any error, by expiry, and by a watchdog; what an old pull brings late is marked so.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use bytes::Bytes;
@@ -13,9 +13,14 @@ use crate::bus::consume::lease::{Delivery, Lease, Leases};
 use crate::bus::consume::queue_order::QueueOrder;
 use crate::bus::topology::{TopologyError, make_queue};
 use crate::bus::{Bus, from_nats};
-use crate::limits::{PULL_BYTES_MAX, PULL_EXPIRES, PULL_WATCHDOG};
+use crate::limits::PULL_BYTES_MAX;
 use crate::task::{Arrival, Origin, Task};
 use crate::wire::streams::{STREAM_DUE, STREAM_TASKS, durable};
+
+/// A pull request that the server has not ended this long after its expiry is given up and made anew.
+pub const PULL_WATCHDOG: Duration = Duration::from_secs(2);
+/// How long one pull request waits at the server.
+pub const PULL_EXPIRES: Duration = Duration::from_secs(5);
 
 /// Pulls tasks of some queues.
 pub struct Puller {
@@ -173,9 +178,7 @@ impl Puller {
         let _ = self.messages.unsubscribe().await;
         self.bus.flush().await;
         let mut rest = Vec::new();
-        while let Ok(Some(message)) =
-            tokio::time::timeout(std::time::Duration::from_millis(50), self.messages.next()).await
-        {
+        while let Ok(Some(message)) = tokio::time::timeout(Duration::from_millis(50), self.messages.next()).await {
             rest.extend(self.take(message));
         }
         rest

@@ -2,9 +2,12 @@
 //! share of what it got, those before it stay asked, so that what comes there goes first. Pure: `bus/consume/pull.rs` tells what
 //! happened, and when. A worker of one queue has no use for it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::limits::{LATER_QUEUES_SHARE, LOOKAHEAD_TASKS_MAX, QUEUE_IDLE_AFTER};
+use crate::limits::{LATER_QUEUES_SHARE, LOOKAHEAD_TASKS_MAX};
+
+/// A queue whose pull is not answered for this long has nothing for now.
+const QUEUE_IDLE_AFTER: Duration = Duration::from_millis(100);
 
 /// What is known of the queues, in the order in which they are served.
 pub(in crate::bus) struct QueueOrder {
@@ -89,7 +92,6 @@ impl QueueOrder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     /// Serves these backlogs with this room until `count` are delivered; how many of each queue.
     fn serve(backlogs: &mut [usize], room: usize, count: usize) -> Vec<usize> {

@@ -4,15 +4,26 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::bus::consume::lease::LeaseTable;
+use crate::bus::consume::lease::PAUSE_MIN;
 use crate::bus::topology::stream_state;
-use crate::limits::{LEASE_EXTEND_EVERY, PAUSE_MIN, PAUSE_TICK, START_SWEEP_EVERY};
+use crate::limits::LEASE_ACK_WAIT;
 use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject;
+
+/// How often start records of tasks that are gone are swept.
+const START_SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// How often a worker checks whether it was paused itself.
+const PAUSE_TICK: Duration = Duration::from_millis(100);
+/// How often a worker renews the leases that it holds.
+const LEASE_RENEW_EVERY: Duration = Duration::from_secs(1);
+
+const _: () = assert!(LEASE_RENEW_EVERY.as_millis() * 3 <= LEASE_ACK_WAIT.as_millis());
+const _: () = assert!(PAUSE_MIN.as_millis() + LEASE_RENEW_EVERY.as_millis() < LEASE_ACK_WAIT.as_millis());
 
 /// The keeper: extends every lease whatever the handlers do, first thing after a reconnect or a pause.
 pub(in crate::bus) async fn keep(shared: Arc<LeaseTable>) {
@@ -46,7 +57,7 @@ pub(in crate::bus) async fn keep(shared: Arc<LeaseTable>) {
         if changed && now.epoch > 1 {
             shared.roll_call.begin(&shared.bus, shared.worker(), lost_ms.take().unwrap_or_else(crate::now_ms));
         }
-        if paused || changed || extended.elapsed() >= LEASE_EXTEND_EVERY {
+        if paused || changed || extended.elapsed() >= LEASE_RENEW_EVERY {
             extended = Instant::now();
             extend(&shared).await;
         }

@@ -4,19 +4,22 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use std::time::Duration;
 
 use crate::bus::Bus;
 use crate::bus::publish::{PublishError, RetryDeadline};
 use crate::bus::read::buckets::{encode, open};
 use crate::bus::topology::{TopologyError, stream_state};
 use crate::job::{JobRecord, JobState};
-use crate::limits::CANCEL_STORE_WITHIN;
 use crate::outcome::{CancelledJob, NotDone, NotDoneState, Outcome, ResultBatch};
 use crate::task::{Arrival, Origin, Task};
 use crate::wire::headers::HEADER_MSG_ID;
 use crate::wire::streams::{BUCKET_CANCELS, STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject;
 use crate::wire::subject::TaskSubject;
+
+/// How long the server may take to store that something was cancelled.
+const CANCEL_STORE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The value of a tombstone: its key is `job.<job>`, or `<queue>.<key of the id>`.
 ///

@@ -12,12 +12,18 @@ use rand::RngExt;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 
 use crate::bus::Bus;
+use crate::bus::publish::STREAM_FULL_WAIT;
 use crate::bus::publish::queue_limits::QueueFill;
 use crate::bus::publish::{PublishError, RetryDeadline, StoreFailure, Stored};
 use crate::bus::topology::TopologyError;
-use crate::limits::{QUEUE_FULL_WAIT_MAX, QUEUE_FULL_WAIT_MIN, QUEUE_LIMIT_KNOWN_FOR, STREAM_FULL_WAIT};
 use crate::wire::headers::{HEADER_EXPECTED_ID, HEADER_EXPECTED_SEQUENCE, HEADER_EXPECTED_SUBJECT, Headers};
 
+/// Longest wait of a publisher for capacity in a bounded queue.
+const QUEUE_FULL_WAIT_MAX: Duration = Duration::from_millis(100);
+/// First wait of a publisher for capacity in a bounded queue; it doubles.
+const QUEUE_FULL_WAIT_MIN: Duration = Duration::from_millis(10);
+/// How long a publisher goes by the limit of a queue that it has read, before it reads it again.
+const QUEUE_LIMIT_KNOWN_FOR: Duration = Duration::from_secs(1);
 /// Queues that a client remembers.
 const QUEUES_MAX: usize = 1000;
 

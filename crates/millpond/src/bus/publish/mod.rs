@@ -19,9 +19,13 @@ use tokio::sync::Mutex;
 
 use crate::bus::topology::stream_state;
 use crate::bus::{Bus, to_nats};
-use crate::limits::{STREAM_FILL_PERCENT_MAX, STREAM_FULL_WAIT};
 use crate::wire::headers::Headers;
 use crate::wire::streams::STREAM_TASKS;
+
+/// Our clients stop at this share of the TASKS limit, in percent, so that others have capacity.
+const STREAM_FILL_PERCENT_MAX: u64 = 90;
+/// How long a publisher waits before it tries a full stream again.
+pub(crate) const STREAM_FULL_WAIT: Duration = Duration::from_millis(200);
 
 /// Where the server stored a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,14 +15,20 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::bus::publish::{PublishError, RetryDeadline};
 use crate::bus::{Bus, describe, from_nats};
-use crate::limits::{
-    PAYLOAD_CHUNK_BYTES, PAYLOAD_EXPIRY_MARGIN, PAYLOAD_PAGE_BYTES, PAYLOAD_RETENTION, PAYLOAD_STALLED_AFTER,
-};
+use crate::limits::PAYLOAD_RETENTION;
 use crate::payload::{PayloadRef, StoredPayload};
 use crate::wire::headers::{HEADER_EXPECTED_SEQUENCE, HEADER_MSG_ID, HEADER_ROLLUP};
 use crate::wire::streams::BUCKET_PAYLOADS;
 use crate::wire::subject::check_token;
 
+/// How long a fetch goes on without an answer of the server.
+const PAYLOAD_STALLED_AFTER: Duration = Duration::from_secs(15);
+/// Bytes of chunks that are requested at once.
+const PAYLOAD_PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of one chunk of a stored payload, as in other clients.
+const PAYLOAD_CHUNK_BYTES: usize = 128 * 1024;
+/// How long before its payload expires a task must start: the fetch takes time, and clocks differ.
+pub const PAYLOAD_EXPIRY_MARGIN: Duration = Duration::from_secs(3600);
 /// What is not there is looked for so often: a replica of the stream may lag behind.
 const LOOKS_MAX: u32 = 4;
 /// How long between two such looks, and before a question without an answer is asked again.

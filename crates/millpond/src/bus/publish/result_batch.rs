@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -12,9 +13,14 @@ use tokio::task::JoinSet;
 
 use crate::bus::Bus;
 use crate::bus::publish::{PublishError, RetryDeadline};
-use crate::limits::{RESULT_BATCH_BYTES_MAX, RESULT_BATCH_GATHER, RESULT_BATCH_OUTCOMES_MAX};
+use crate::limits::RESULT_BATCH_BYTES_MAX;
 use crate::outcome::Outcome;
 use crate::wire::headers::HEADER_MSG_ID;
+
+/// Outcomes in one batch at the most.
+const RESULT_BATCH_OUTCOMES_MAX: usize = 512;
+/// How long a batch gathers under load; a lone outcome does not wait.
+const RESULT_BATCH_GATHER: Duration = Duration::from_millis(1);
 
 /// Publishes outcomes. Cheap to clone.
 #[derive(Clone)]
