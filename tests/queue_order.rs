@@ -85,7 +85,7 @@ async fn long_tasks_that_wait_for_their_turn_are_not_starved() {
     fill(&cluster, "low", 2, "1.2").await;
     let _worker = cluster.worker("w1", &["--queues", "high,low", "--io-slots", "1", "--slots", "1"], None);
     let starts = starts(&cluster, 20).await;
-    // Its turn is the tenth; what was handed back meanwhile costs a few.
+    // Its turn is the tenth; what was released meanwhile costs a few.
     assert!(count(&starts[..17], "low") >= 1, "{starts:?}");
     assert!(count(&starts[..17], "high") >= 15, "{starts:?}");
 }

@@ -1,5 +1,5 @@
-//! Whether a delivered task may run here. Most are checked without a word to anybody; only a message that may have been
-//! delivered before costs a query to the other workers. Not here: what becomes of a task that is turned away.
+//! Decides whether a delivered task may run here. Most tasks are checked by what this worker knows; only a message that may
+//! have been delivered before costs a query to the other workers. Not here: what becomes of a task that is turned away.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub(crate) async fn admit(context: &WorkerContext, lease: Lease, slot: Slot) -> 
     }
 }
 
-/// What this worker can tell by itself, in the order of docs/protocol.md.
+/// The checks by what this worker knows, in the order of docs/protocol.md.
 fn check(context: &WorkerContext, lease: &Lease, arguments: Option<&Arguments>) -> Result<Handler, Disposition> {
     if lease.is_settled() {
         return Err(Disposition::Acknowledge);
@@ -97,7 +97,7 @@ fn unknown_kind(context: &WorkerContext, lease: &Lease) -> Disposition {
 /// another task can have the slot.
 async fn ask_others(context: &WorkerContext, admitted: Admitted) -> Result<Admitted, TurnedAway> {
     let Admitted { mut lease, slot, handler, arguments, cancellations } = admitted;
-    // So few leases do without a slot at once that none is hoarded.
+    // The permits bound how many leases are held without a slot, so that none is hoarded.
     let (_permit, slot) = match exchange(slot, &context.slotless) {
         Ok(permit) => (Some(permit), None),
         Err(slot) => (None, Some(slot)),

@@ -1,5 +1,5 @@
 //! The next step of a chain: what is done becomes the argument of another task, published before the outcome like a retry.
-//! Whoever comes here again (a death before the ack) publishes the same ids: the store keeps one end of each.
+//! A worker that settles the task again (after a death before the ack) publishes the same ids: the store keeps one end of each.
 
 use bytes::Bytes;
 use millpond::batch;

@@ -21,8 +21,8 @@ pub(crate) struct OutboxMessage {
 }
 
 impl OutboxMessage {
-    /// Items of a task (all that it covers, when none) for DUE, as this attempt. `reason` makes the message id: whoever
-    /// publishes the same again for the same reason adds nothing.
+    /// Items of a task (all that it covers, when none) for DUE, as this attempt. `reason` makes the message id: the
+    /// same items published again for the same reason add nothing.
     pub(crate) fn again(
         task: &Task,
         items: Option<Items>,

@@ -50,7 +50,7 @@ pub(crate) struct Outbox<'a> {
 pub(crate) struct Settlement {
     /// The same attempt of the same id was published again: it may come to this very worker, and is not settled.
     pub(crate) same_again: bool,
-    /// What is told to whoever waits for the end of the task, on `Millpond-Reply-To`.
+    /// The notices of items that have ended, for the subject of `Millpond-Reply-To`.
     pub(crate) notifications: Vec<Bytes>,
 }
 
@@ -294,7 +294,7 @@ impl<'a> Outbox<'a> {
         }
     }
 
-    /// Of a chain the end of the last step is told, and what ends the chain early.
+    /// Of a chain only the end of the last step is notified, and an end that stops the chain early.
     fn notifications(&self) -> Vec<Bytes> {
         if self.task.reply_to.is_none() {
             return Vec::new();

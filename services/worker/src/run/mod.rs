@@ -73,8 +73,8 @@ pub(crate) async fn run(context: &WorkerContext, prepared: Prepared) -> Finished
     Finished { lease, arguments, ends, republished, time, spans, scope, slot }
 }
 
-/// Stops what runs when it is cancelled meanwhile, or when the drain's time is over. It never ends: whoever runs does, once
-/// it is stopped.
+/// Stops what runs when it is cancelled meanwhile, or when the drain's time is over. This never ends; what
+/// runs does, once it is stopped.
 async fn stop_when_cancelled(
     context: &WorkerContext,
     lease: &Lease,

@@ -20,9 +20,9 @@ pub(crate) async fn drained_on_request(
     let either = shutdown.child_token();
     let drain = either.clone();
     background.spawn(async move {
-        while let Some(asked) = requests.next().await {
+        while let Some(request) = requests.next().await {
             tracing::info!("an operator asks this worker to drain");
-            asked.answer(&ControlReply::Ok(RawValue::TRUE.to_owned())).await;
+            request.answer(&ControlReply::Ok(RawValue::TRUE.to_owned())).await;
             drain.cancel();
         }
     });

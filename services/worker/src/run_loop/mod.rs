@@ -1,5 +1,5 @@
-//! Takes tasks from the bus, gives them slots, starts them; hands back what waits too long, and drains in the end. What
-//! happens to a task that has a slot is `process.rs`'s.
+//! Takes tasks from the bus, gives them slots and starts them; releases those that wait too long, and drains in the end.
+//! `process.rs` shows what happens to a task that has a slot.
 
 pub(crate) mod drain_requests;
 pub(crate) mod intake;
@@ -26,7 +26,7 @@ use intake::Intake;
 const SETTLING_MAX: usize = 2048;
 /// How long settlements may take after the drain's time is over.
 const SETTLE_AFTER_DRAIN: Duration = Duration::from_secs(5);
-/// How often the loop looks at what waits too long, and whether it is idle.
+/// How often the loop releases what waits too long, and checks whether the worker is idle.
 const TICK: Duration = Duration::from_millis(100);
 /// Tasks that are taken in before those with a slot are started, at the most.
 const ARRIVALS_MAX: usize = 32;
@@ -58,7 +58,7 @@ impl RunLoop {
         }
     }
 
-    /// Takes tasks until the shutdown, or until the worker was idle for as long as it was told.
+    /// Takes tasks until the shutdown, or until the worker was idle for as long as `--idle-exit` says.
     pub(crate) async fn take_tasks(&mut self, mut puller: Puller, shutdown: &CancellationToken) -> Puller {
         let pools = self.context.pools.clone();
         let mut tick = tokio::time::interval(TICK);
@@ -68,18 +68,18 @@ impl RunLoop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return puller,
-                // Where a slot is free again there is also capacity to pull for.
+                // A slot that is free again is also capacity to pull for.
                 () = pools.freed() => {}
                 lease = puller.next() => {
                     lease.into_iter().for_each(|lease| self.intake.push(lease));
-                    // What else has arrived; each turn of the loop costs more than a task.
+                    // Takes what else has arrived: each turn of the loop has its own cost.
                     for _ in 1..ARRIVALS_MAX {
                         let Some(lease) = puller.next().now_or_never() else { break };
                         lease.into_iter().for_each(|lease| self.intake.push(lease));
                     }
                 }
                 Some(_) = self.running.join_next(), if blocked => {}
-                // Always: also a worker without work must ask again when its pulls have run out.
+                // Always: a worker without work must pull again when its pulls have run out.
                 _ = tick.tick() => {
                     self.release_late().await;
                     if self.is_idle() {
@@ -113,7 +113,7 @@ impl RunLoop {
         }
     }
 
-    /// Whether the worker has had nothing to do for as long as it was told.
+    /// Whether the worker has had nothing to do for as long as `--idle-exit` says.
     fn is_idle(&mut self) -> bool {
         let called = self.context.called.swap(false, Ordering::Relaxed);
         if called || self.leases.held() > 0 || self.context.pools.running() > 0 {
@@ -131,7 +131,10 @@ impl RunLoop {
         if tokio::time::timeout(self.drain_time, all_ended(&mut self.running)).await.is_ok() {
             return;
         }
-        tracing::warn!(running = self.running.len(), "the drain's time is over, handing back what still runs");
+        tracing::warn!(
+            running = self.running.len(),
+            "the drain's time is over; what still runs is stopped and published again"
+        );
         self.context.stop.cancel();
         if tokio::time::timeout(SETTLE_AFTER_DRAIN, all_ended(&mut self.running)).await.is_err() {
             tracing::warn!(running = self.running.len(), "not all could be settled; those tasks will run again");

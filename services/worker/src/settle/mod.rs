@@ -1,5 +1,5 @@
-//! Ends a lease with what came of it. All effects are stored first (`outbox/`), then the end is told, then the message is
-//! acknowledged; never the other way round. Knows ends and outcomes, not handlers.
+//! Ends a lease with the outcome of its attempt. All effects are stored first (`outbox/`), then the end is notified, then the
+//! message is acknowledged; never the other way round. Knows ends and outcomes, not handlers.
 
 pub(crate) mod retry_policies;
 pub(crate) mod turned_away;
@@ -62,7 +62,7 @@ async fn acknowledge(context: &WorkerContext, lease: Lease, published: Result<Se
         lease.mark_settled();
     }
     failpoint::hit("settle.outcome_stored");
-    // Before the ack: a death in between tells the end twice rather than never.
+    // Before the ack: a death in between notifies of the end twice rather than never.
     if let Some(subject) = &lease.task.reply_to {
         for notification in published.notifications {
             context.bus.publish_core(subject, notification).await;
@@ -73,7 +73,7 @@ async fn acknowledge(context: &WorkerContext, lease: Lease, published: Result<Se
 }
 
 async fn abandon(lease: Lease, error: &PublishError) {
-    tracing::error!(task_id = %lease.task.id(), %error, "what came of a task cannot be stored; it will run again");
+    tracing::error!(task_id = %lease.task.id(), %error, "the outcome of a task cannot be stored; the task will run again");
     tokio::time::sleep(REFUSED_PAUSE).await;
     lease.abandon().await;
 }
