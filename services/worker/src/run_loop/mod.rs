@@ -68,8 +68,6 @@ impl RunLoop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return puller,
-                // A slot that is free again is also capacity to pull for.
-                () = pools.freed() => {}
                 lease = puller.next() => {
                     lease.into_iter().for_each(|lease| self.intake.push(lease));
                     // Takes what else has arrived: each turn of the loop has its own cost.
@@ -78,6 +76,9 @@ impl RunLoop {
                         lease.into_iter().for_each(|lease| self.intake.push(lease));
                     }
                 }
+                // Behind the arrivals, so that they do not wait while tasks end one after the other. A slot that is free again is
+                // also capacity to pull for.
+                () = pools.freed() => {}
                 Some(_) = self.running.join_next(), if blocked => {}
                 // Always: a worker without work must pull again when its pulls have run out.
                 _ = tick.tick() => {
