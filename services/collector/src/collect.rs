@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::commit_span;
 use crate::store::Store;
 
-/// How long the collector waits for more before it commits.
+/// How long messages are gathered before a commit.
 const COLLECT_GATHER: Duration = Duration::from_millis(50);
 /// How long to wait before a merge that failed is tried again.
 const MERGE_AGAIN_AFTER: Duration = Duration::from_secs(1);

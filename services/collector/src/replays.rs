@@ -142,19 +142,19 @@ impl Replays {
         failpoint::hit("collector.replay_planned");
         let (mut settled, mut fresh) = (Vec::new(), Vec::new());
         for (step, before) in steps.into_iter().zip(noted) {
-            let looked = match before {
+            let earlier = match before {
                 None => Ok(None),
                 Some(before) => self.search_earlier(&step, before, options).await,
             };
-            match looked {
+            match earlier {
                 Ok(None) => fresh.push(step),
                 Ok(Some(before)) => settled.push((step.place, before)),
                 Err(why) => put(done, step.place, Err(why)),
             }
         }
         let mut forgotten = Vec::new();
-        for (step, asked) in self.request(fresh).await {
-            match asked {
+        for (step, answer) in self.request(fresh).await {
+            match answer {
                 ReplayAnswer::Stored => settled.push((step.place, step.planned)),
                 ReplayAnswer::Failed(why) => put(done, step.place, Err(why)),
                 ReplayAnswer::NoProducer(why) => {
@@ -173,7 +173,7 @@ impl Replays {
             let end = match &kept {
                 Err(fault) => Err(format!("it runs again, but {}", unwritable(fault))),
                 Ok(()) if options.arguments.is_some() && !again.new_arguments => {
-                    Err("it runs again already, with its own arguments: it was asked for before".to_owned())
+                    Err("it runs again already, with its own arguments: it was requested before".to_owned())
                 }
                 Ok(()) => Ok(again.moved.map(|(_, id)| id)),
             };
@@ -196,11 +196,9 @@ impl Replays {
         match self.bus.due_has(queue, id).await.map_err(|e| e.to_string())? {
             Some(true) => return Ok(Some(before)),
             None => {
-                return Err(
-                    "an earlier request for it was cut off, and more waits than can be looked through to tell \
+                return Err("an earlier request for it was cut off, and more waits than can be read through to tell \
                             whether it runs already; try again when less does"
-                        .to_owned(),
-                );
+                    .to_owned());
             }
             Some(false) => {}
         }
@@ -236,7 +234,7 @@ impl Replays {
 
     async fn request(&self, steps: Vec<ReplayStep>) -> Vec<(ReplayStep, ReplayAnswer)> {
         let asking = steps.into_iter().map(|step| async move {
-            let asked = match self.bus.request(CTL_REPLAY, &step.request, REPLAY_WITHIN).await {
+            let answer = match self.bus.request(CTL_REPLAY, &step.request, REPLAY_WITHIN).await {
                 Ok(ControlReply::Ok(_)) => ReplayAnswer::Stored,
                 Ok(ControlReply::Error(text)) => ReplayAnswer::Failed(text),
                 Err(fault @ ControlError::Nobody(_)) => {
@@ -244,7 +242,7 @@ impl Replays {
                 }
                 Err(fault) => ReplayAnswer::Failed(fault.to_string()),
             };
-            (step, asked)
+            (step, answer)
         });
         stream::iter(asking).buffered(REQUESTS_AT_ONCE).collect().await
     }

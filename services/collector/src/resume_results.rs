@@ -6,7 +6,7 @@ use millpond::bus::Bus;
 use millpond::bus::operate::control::{CTL_RESULTS, ControlReply, ControlRequests};
 use millpond::bus::topology::TopologyError;
 use millpond::client::{HistoryPage, HistoryRequest};
-use millpond::limits::PAGE_ROWS_MAX;
+use millpond_api::list::PAGE_ROWS_MAX;
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::store::{ResultCursor, Store};

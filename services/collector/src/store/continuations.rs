@@ -23,7 +23,7 @@ pub(super) async fn store_continuation(transaction: &mut dyn Transaction, record
     Ok(true)
 }
 
-/// Wakes whoever publishes continuations when there may be something to do.
+/// Wakes the publisher of continuations when there may be something to publish.
 #[derive(Default)]
 pub(super) struct ContinuationSignal {
     /// Whether a job with a continuation has not ended.

@@ -144,7 +144,7 @@ impl Store {
         self.db.kind()
     }
 
-    /// Whether it can be written, as far as can be told without writing.
+    /// Whether the database answers.
     pub(crate) async fn is_usable(&self) -> bool {
         self.db.read(Sql::new("SELECT n FROM tasks LIMIT 1")).await.is_ok()
     }

@@ -1,5 +1,5 @@
 //! Rows of `tasks` and `attempts` that a merge gathers, so that few statements write many of them. A row that lies here is
-//! not in the database yet: whoever reads one of these tables in a merge flushes first.
+//! not in the database yet: code that reads one of these tables in a merge flushes first.
 
 use millpond::outcome::{CancelledJob, FailedAttempt, Failure, ItemResult, NotDone, NotDoneState, Outcome};
 use millpond::wire::subject::TaskSubject;
@@ -90,7 +90,7 @@ pub(super) fn status_of(end: NotDoneState) -> Option<TaskStatus> {
     }
 }
 
-/// A failure as the text that searches look into.
+/// A failure as the text that searches read.
 pub(super) fn searchable(failure: &Failure) -> String {
     format!("{}: {}", failure.kind, failure.message)
 }

@@ -21,8 +21,8 @@ use super::sql::{Cell, Database, Insert, Row, Sql, Transaction, Type, Value};
 const CONNECTIONS_MAX: u32 = 8;
 /// How long one waits for a connection.
 const ACQUIRE_WAIT: Duration = Duration::from_secs(10);
-/// How long one waits for the lock of the writers, and how long a transaction may stand idle: whoever waits longer gives up and
-/// tries again, and a writer that hangs stops the others no longer than this.
+/// How long a writer waits for the lock, and how long a transaction may stand idle. A writer that waits longer gives up and
+/// tries again; one that hangs stops the others no longer than this.
 const WRITER_WAIT: &str = "60s";
 /// Rows that are fetched at once where the end is not known.
 const FETCH_ROWS: usize = 256;
@@ -199,7 +199,7 @@ impl Database for PostgresDatabase {
     }
 
     fn vacuum(&self) -> BoxFuture<'_, Result<bool>> {
-        // The server's autovacuum does it; it is told how many rows there are now.
+        // The server's autovacuum does it; this updates the number of rows that it knows.
         Box::pin(async move {
             for table in ["tasks", "attempts", "dead_letters"] {
                 sqlx::query(AssertSqlSafe(format!("ANALYZE {table}"))).execute(&self.pool).await?;

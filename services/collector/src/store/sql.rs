@@ -210,9 +210,9 @@ pub(super) trait FromCell<'r>: Sized {
 }
 
 macro_rules! whole_number {
-    ($($number:ty)*) => {$(
+    ($($number:ty: $wanted:literal),*) => {$(
         impl FromCell<'_> for $number {
-            const WANTED: &'static str = stringify!($number);
+            const WANTED: &'static str = $wanted;
 
             fn from_cell(cell: &Cell) -> Option<Self> {
                 if let Cell::Int(n) = cell { Self::try_from(*n).ok() } else { None }
@@ -221,7 +221,7 @@ macro_rules! whole_number {
     )*};
 }
 
-whole_number!(i64 u64 u32);
+whole_number!(i64: "a whole number", u64: "a count", u32: "a count");
 
 impl FromCell<'_> for bool {
     const WANTED: &'static str = "0 or 1";

@@ -26,7 +26,7 @@ pub(crate) struct UnendedTask {
     pub(crate) attempt: i64,
     pub(crate) done: i64,
     pub(crate) published_ms: i64,
-    /// When it was last told of, or run again.
+    /// When something was last stored of it, or it was run again.
     pub(crate) changed_ms: i64,
     stored_ms: i64,
 }
@@ -94,8 +94,8 @@ impl JobProgress {
 }
 
 impl Store {
-    /// Tasks that are to be tried again, or (`partial`) batches with items of which nothing was told yet, that were last
-    /// told of before `before_ms`; the oldest first, behind row `after`.
+    /// Tasks that are to be tried again, or (`partial`) batches with items of which nothing is stored, and that were last
+    /// stored before `before_ms`; the oldest first, behind row `after`.
     pub(crate) async fn unended(
         &self,
         partial: bool,

@@ -108,6 +108,19 @@ async fn tasks_of_a_job_without_a_place_in_it_come_last() {
 }
 
 #[tokio::test]
+async fn a_column_that_is_missing_or_of_another_type_is_an_error() {
+    let (_dir, store) = store().await;
+    let sql = "SELECT 'text' AS a, CAST(NULL AS BIGINT) AS b, CAST(-1 AS BIGINT) AS c";
+    let row = store.db.read(Sql::new(sql)).await.unwrap().remove(0);
+    assert_eq!((row.get::<&str>("a").unwrap(), row.get::<Option<i64>>("b").unwrap()), ("text", None));
+    let wrong = |column| row.get::<u64>(column).unwrap_err().to_string();
+    assert_eq!(wrong("a"), "column a of the store holds text, not a count");
+    assert_eq!(wrong("b"), "column b of the store holds null, not a count");
+    assert_eq!(wrong("c"), "column c of the store holds another number, not a count");
+    assert_eq!(wrong("d"), "column d of the store holds nothing, not a count");
+}
+
+#[tokio::test]
 async fn a_session_is_listed_with_the_jobs() {
     let (_dir, store) = store().await;
     merge(&store, &[outcome("t", None, 1, &[Ok(1)])]).await;
