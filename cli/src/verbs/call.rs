@@ -83,11 +83,11 @@ fn payload(args: &CallArgs) -> anyhow::Result<Bytes> {
 fn print(answer: &RawValue, json: bool) -> anyhow::Result<ExitCode> {
     #[derive(Serialize)]
     struct Answered<'a> {
-        status: &'static str,
         result: &'a RawValue,
+        status: &'static str,
     }
     if json {
-        json_line(&Answered { status: "done", result: answer })?;
+        json_line(&Answered { result: answer, status: "done" })?;
     } else {
         writeln!(std::io::stdout().lock(), "{}", answer.get())?;
     }

@@ -31,7 +31,7 @@ pub(super) async fn queue_full(client: &Client, queue: &str) {
             && waiting >= max_waiting
         {
             eprintln!(
-                "millpond: queue {queue} is full: {waiting} of at most {max_waiting} tasks wait in it; waiting for capacity \
+                "millpond: queue {queue} is full: {waiting} tasks wait of at most {max_waiting}; waiting for capacity \
                  (`millpond queue ls` shows it)"
             );
             return std::future::pending().await;

@@ -8,19 +8,19 @@ use serde_json::value::RawValue;
 /// A task and its end. The result stands in the object byte for byte.
 #[derive(Serialize, Default)]
 pub(super) struct EndedTask<'a> {
-    /// The place of the task in its job.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    index: Option<u64>,
-    id: &'a str,
-    status: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<&'a RawValue>,
     /// Null for a cancelled task.
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<Option<&'a Failure>>,
+    id: &'a str,
+    /// The place of the task in its job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'a RawValue>,
     /// Why the result of a task that is done cannot be fetched.
     #[serde(skip_serializing_if = "Option::is_none")]
     result_lost: Option<&'a str>,
+    status: &'static str,
 }
 
 impl<'a> EndedTask<'a> {
