@@ -66,7 +66,7 @@ fn page_of(id: &str) -> String {
     format!("#/task?id={}", id.replace('<', "%3C").replace('>', "%3E").replace('/', "%2F"))
 }
 
-fn letter_of(id: &str) -> String {
+fn dead_letter_of(id: &str) -> String {
     page_of(id).replace("#/task?", "#/dead_letter?queue=default&")
 }
 
@@ -179,7 +179,7 @@ fn pages() -> Vec<(String, &'static str, &'static str)> {
     for id in ["crashed", "healed", "waiting", "progressing", "no-such", HOSTILE] {
         pages.push((page_of(id), "Task", ""));
     }
-    pages.extend(["crashed", "healed"].map(|id| (letter_of(id), "Dead letter", "")));
+    pages.extend(["crashed", "healed"].map(|id| (dead_letter_of(id), "Dead letter", "")));
     pages
 }
 
@@ -241,7 +241,7 @@ async fn what_a_task_says_is_text_and_its_history_has_evidence() {
         (filtered, "Tasks"),
         (page_of(HOSTILE), "Task"),
         ("#/dead".to_owned(), "Dead letters"),
-        (letter_of(HOSTILE), "Dead letter"),
+        (dead_letter_of(HOSTILE), "Dead letter"),
     ] {
         browser.go(&page, heading).await;
         browser.shows("main", HOSTILE).await;
@@ -285,10 +285,10 @@ async fn dead_letters_run_again_or_go() {
     browser.go("#/dead", "Dead letters").await;
     // One that is chosen.
     browser.click_at("[aria-label='Select one']").await;
-    browser.shows(".toolbar", "1 letter selected").await;
+    browser.shows(".toolbar", "1 dead letter selected").await;
     browser.click("Retry selected").await;
     browser.click("Retry").await;
-    browser.shows("#toasts", "1 letter retried").await;
+    browser.shows("#toasts", "1 dead letter retried").await;
     task_is(&cluster, "one", "status", json!("done")).await;
     browser.hides("table", "one").await;
     browser.shows("nav .count", "4").await;
@@ -297,7 +297,7 @@ async fn dead_letters_run_again_or_go() {
     browser.click("Search").await;
     browser.shows(".paging", "2 rows, all").await;
     browser.click("Retry all that fit…").await;
-    browser.shows("dialog", "2 letters fit").await;
+    browser.shows("dialog", "2 dead letters fit").await;
     browser.click("Retry 2").await;
     browser.shows("dialog", "2 retried of 2").await;
     browser.click("Close").await;
@@ -306,12 +306,12 @@ async fn dead_letters_run_again_or_go() {
         task_is(&cluster, id, "result", json!(2)).await;
     }
     // One with other arguments, from its own page.
-    browser.go(&letter_of("four"), "Dead letter").await;
+    browser.go(&dead_letter_of("four"), "Dead letter").await;
     browser.click("Retry…").await;
     browser.types("dialog textarea", r#"{"how": "never"}"#).await;
     browser.click("Retry").await;
     task_is(&cluster, "four", "status", json!("done")).await;
-    browser.shows("main", "This letter waits no more").await;
+    browser.shows("main", "This dead letter waits no more").await;
     // The rest away.
     browser.go("#/dead", "Dead letters").await;
     browser.shows(".paging", "1 row, all").await;

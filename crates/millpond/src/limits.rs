@@ -44,14 +44,6 @@ pub const PIPE_LOST_AFTER: Duration = Duration::from_secs(5);
 pub const COLLECT_BATCH_MAX: usize = 500;
 /// Bytes of one pull of results, by a collector or a waiting client; and of one transaction of the collector.
 pub const COLLECT_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Rows of one page of the collector's API, at the most.
-pub const PAGE_ROWS_MAX: u32 = 1000;
-/// Rows of one page when the caller does not say.
-pub const PAGE_ROWS_DEFAULT: u32 = 100;
-/// Exports of one collector that are under way at once; each may hold a page.
-pub const HTTP_EXPORTS_MAX: usize = 16;
-/// Logins that may fail within a minute, of all callers together; beyond that none is tried.
-pub const LOGIN_FAILURES_MAX: usize = 10;
 
 const _: () = assert!(PIPE_MESSAGE_BYTES_MAX < SERVER_PAYLOAD_BYTES_MAX);
 const _: () = assert!(TASK_BYTES_MAX * 2 <= SERVER_PAYLOAD_BYTES_MAX);

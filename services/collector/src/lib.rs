@@ -15,15 +15,12 @@ mod resume_results;
 mod store;
 mod workers;
 
-use std::future::IntoFuture;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use millpond::bus::read::outcomes::OutcomeStream;
 use millpond::bus::{Bus, Role};
-use millpond::limits::HTTP_EXPORTS_MAX;
-use millpond_service::listen::{Listener, Peer};
+use millpond_service::server::Bound;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -40,9 +37,6 @@ use replays::Replays;
 use store::Store;
 use workers::Workers;
 
-/// How long open requests may take after `shutdown`.
-const CLOSE_WITHIN: Duration = Duration::from_secs(5);
-
 /// Collects and serves until `shutdown`; what was pulled by then is stored and acknowledged.
 ///
 /// # Errors
@@ -52,8 +46,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let metrics = millpond::telemetry::Metrics::start();
     let store = Store::open(&settings.store).await?;
     let by_tls = settings.http_tls.is_some();
-    let listener = Listener::bind(settings.listen, settings.http_tls).await;
-    let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", settings.listen))?;
+    let bound = Bound::new(settings.listen, settings.http_tls).await?;
     let bus = Bus::connect(&settings.nats_url, Role::Collector, "collector", settings.access).await?;
     let (workers, jobs, problems) = (Workers::default(), OpenJobs::default(), Problems::default());
     let mut background = JoinSet::new();
@@ -78,7 +71,6 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         problems: problems.clone(),
     };
     background.spawn(reconcile::run(context));
-    let address = axum::serve::Listener::local_addr(&listener)?;
     let viewers = settings.viewer_token.is_some();
     let queues = Queues::new(&bus, &workers);
     let overview = OverviewPoller::new(&bus, &store, &workers, &queues, &problems, &health);
@@ -90,11 +82,11 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         replays: Replays::new(&bus, &store),
         queues,
         overview,
-        watchers: Arc::new(Semaphore::new(http::live::HTTP_WATCHERS_MAX)),
+        watchers: Arc::new(Semaphore::new(http::WATCHERS_MAX)),
         shutdown: shutdown.clone(),
         tokens: http::Tokens { operator: settings.token, viewer: settings.viewer_token },
         failures: http::Failures::default(),
-        exports: Arc::new(Semaphore::new(HTTP_EXPORTS_MAX)),
+        exports: Arc::new(Semaphore::new(http::EXPORTS_MAX)),
         by_tls,
         kibana_url: settings.kibana_url,
         metrics,
@@ -103,42 +95,27 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     };
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),
-        listen = %address,
+        listen = %bound.address,
         store = %settings.store,
         retention = ?settings.retention,
         results_keep = ?settings.results_keep,
         viewers,
         "collector ready"
     );
-    let ended = serve(listener, app, collecting, shutdown).await;
+    let mut server = bound.serve(http::router(Arc::new(app)), shutdown.clone());
+    let result = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => Ok(()),
+        failed = server.failed() => Err(failed),
+        Some(ended) = collecting.join_next() => Err(anyhow!("collecting ended by itself: {ended:?}")),
+    };
+    shutdown.cancel();
+    // What was pulled by now is stored and acknowledged.
+    while collecting.join_next().await.is_some() {}
+    server.close().await;
     background.shutdown().await;
     bus.close().await;
     store.close().await;
     tracing::info!("collector stopped");
-    ended
-}
-
-/// Serves until `shutdown`, or until collecting or serving ends by itself; then what was pulled is stored.
-async fn serve(
-    listener: Listener,
-    app: http::App,
-    mut collecting: JoinSet<()>,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let service = http::router(Arc::new(app)).into_make_service_with_connect_info::<Peer>();
-    let serving = axum::serve(listener, service);
-    let serving = serving.with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    let mut serving = JoinSet::from_iter([serving.into_future()]);
-    let ended = tokio::select! {
-        biased;
-        () = shutdown.cancelled() => Ok(()),
-        Some(ended) = serving.join_next() => Err(anyhow!("the HTTP server ended by itself: {ended:?}")),
-        Some(ended) = collecting.join_next() => Err(anyhow!("collecting ended by itself: {ended:?}")),
-    };
-    shutdown.cancel();
-    while collecting.join_next().await.is_some() {}
-    // A client that holds a request open must not keep the process.
-    let _ = tokio::time::timeout(CLOSE_WITHIN, serving.join_next()).await;
-    serving.shutdown().await;
-    ended
+    result
 }

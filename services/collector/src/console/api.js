@@ -1,12 +1,12 @@
-// The collector's HTTP API: one way to ask, one kind of error. The session is a cookie; nothing is kept in storage.
+// The collector's HTTP API: one way to send a request, one kind of error. The session is a cookie; nothing is kept in storage.
 
 /** An answer may take this long. */
 const ANSWER_MS_MAX = 120_000;
 
-/** Who is logged in; `role` is null while nobody is. */
+/** The session of this browser; `role` is null while nobody is logged in. */
 export const session = { role: null, expires_ms: null, kibana_url: null };
 
-/** What the collector answered, or that it did not. `status` is 0 when it cannot be reached. */
+/** An answer of the collector that is an error; `status` is 0 when the collector cannot be reached. */
 export class ApiError extends Error {
   constructor(status, message) {
     super(message);
@@ -16,12 +16,12 @@ export class ApiError extends Error {
 
 let ended = () => {};
 
-/** `then` runs whenever an answer says that the session has ended. */
+/** `then` runs whenever an answer shows that the session has ended. */
 export function onSessionEnd(then) {
   ended = then;
 }
 
-/** The address of a path of the API, with what is asked. Empty values are left out. */
+/** The address of a path of the API with a query. Empty values are left out. */
 export function address(path, params = {}) {
   const url = new URL(`../api/v1${path}`, document.baseURI);
   for (const [name, value] of Object.entries(params)) {
@@ -82,7 +82,7 @@ export const get = (path, params, options = {}) => ask("GET", path, { params, ..
 /** Changes something. */
 export const post = (path, body, options = {}) => ask("POST", path, { body, ...options });
 
-/** Learns who is logged in; false when nobody is. */
+/** Fetches the session; false when nobody is logged in. */
 export async function loadSession() {
   try {
     Object.assign(session, await get("/session"));
@@ -93,7 +93,7 @@ export async function loadSession() {
   }
 }
 
-/** Whether a fault only says that the page was left. */
+/** Whether a fault is only the end of a page that was left. */
 export const isAbort = (fault) => fault?.name === "AbortError";
 
 /** Why this session may not act; null when it may. */

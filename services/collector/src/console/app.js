@@ -4,10 +4,10 @@ import { loadSession, onSessionEnd, post, session } from "./api.js";
 import { draw, h } from "./dom.js";
 import { short } from "./fmt.js";
 import { live, start, stop, subscribe } from "./live.js";
-import { deadPage } from "./pages/dead.js";
+import { deadPage } from "./pages/dead_letters.js";
 import { jobPage } from "./pages/job.js";
 import { jobsPage } from "./pages/jobs.js";
-import { letterPage } from "./pages/letter.js";
+import { deadLetterPage } from "./pages/dead_letter.js";
 import { loginPage } from "./pages/login.js";
 import { overviewPage } from "./pages/overview.js";
 import { queuesPage } from "./pages/queues.js";
@@ -40,7 +40,7 @@ const PAGES = {
   task: [taskPage, "tasks"],
   workers: [workersPage, "workers"],
   dead: [deadPage, "dead"],
-  dead_letter: [letterPage, "dead"],
+  dead_letter: [deadLetterPage, "dead"],
   schedules: [schedulesPage, "schedules"],
 };
 
@@ -76,7 +76,7 @@ function toggleTheme() {
   try {
     localStorage.setItem("millpond-theme", theme);
   } catch {
-    // It holds until the page is loaded again.
+    // The choice holds until the page is loaded again.
   }
   drawTop();
 }

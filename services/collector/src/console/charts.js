@@ -71,7 +71,7 @@ function scale(rows, series, unit) {
   return { step, top: Math.ceil(max / step - 1e-9) * step };
 }
 
-/** A path through what is known; what is not leaves a gap. */
+/** A path through the known values; an unknown value leaves a gap. */
 function path(points) {
   let text = "";
   let pen = false;
@@ -303,7 +303,7 @@ function makeChart(el) {
  */
 export const chart = (given) => widget("figure.chart", { key: given.title }, makeChart, given);
 
-/** A small line without axes, its last value told beside it. */
+/** A small line without axes, with its last value beside it. */
 export function spark(values, text, label) {
   const known = values.filter((value) => value !== null && value !== undefined);
   const top = Math.max(...known, 1e-9) * 1.1;

@@ -53,8 +53,8 @@ function shell(title, inside) {
 }
 
 /**
- * Asks. `does(values)` runs on the answer; when it throws, its message is shown and the dialog stays. `typed` is a text that must be
- * typed first. `check(values)` answers what is wrong, or null.
+ * Opens a question. `does(values)` runs on the answer; when it throws, its message is shown and the dialog stays. `typed` is a text that must be
+ * typed first. `check(values)` returns what is wrong, or null.
  */
 export function askFor({ title, text = [], fields = [], ok, danger = false, typed = null, check = null, does }) {
   const made = fields.map(fieldOf);

@@ -19,7 +19,7 @@ const RANGE_OPTIONS = [
 /** Below this width the form is closed at first. */
 const WIDE = "(min-width: 700px)";
 
-/** What the address asks of the API: `range` becomes `since`. */
+/** The query of the API for an address: `range` becomes `since`. */
 export function params(query, names) {
   const asked = {};
   for (const name of names) {

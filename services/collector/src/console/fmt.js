@@ -1,4 +1,4 @@
-// Numbers, sizes and times as text. The clock is the collector's: `setClock` is told of it by each tick.
+// Numbers, sizes and times as text. The clock is the collector's: each tick sets it by `setClock`.
 
 const NUMBER = new Intl.NumberFormat("en");
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
@@ -11,7 +11,7 @@ const SKEW_MS_MIN = 2000;
 
 let skew = 0;
 
-/** The collector says that it is `at` now. */
+/** Sets the clock: the collector's time is `at` now. */
 export function setClock(at) {
   const found = at - Date.now();
   skew = Math.abs(found) < SKEW_MS_MIN ? 0 : found;

@@ -1,4 +1,4 @@
-// Lists of the collector, refreshed while they are looked at: `List` page by page, a window of some hundred rows over any
+// Lists of the collector, refreshed while they are shown: `List` page by page, a window of some hundred rows over any
 // number; `whole` in one piece.
 
 import { h } from "./dom.js";
@@ -10,7 +10,7 @@ const PAGE_ROWS = 100;
 const WINDOW_PAGES = 4;
 
 export class List {
-  /** `path` and `params` say what is asked; `changed` runs whenever there is something to draw. */
+  /** `path` and `params` are the request; `changed` runs whenever there is something to draw. */
   constructor(view, { path, params = {}, what, changed, exact = false }) {
     Object.assign(this, { view, path, params, what, changed, exact });
     this.reset(params);
@@ -46,7 +46,7 @@ export class List {
     return asked === this.asked ? answer : null;
   }
 
-  /** Asks for the shown window again. */
+  /** Fetches the shown window again. */
   async refresh() {
     if (this.held || this.busy) return;
     await this.window();
@@ -95,7 +95,7 @@ export class List {
     this.changed();
   }
 
-  /** The whole list; `shown(rows)` draws those that there are, `none()` says why there are none. */
+  /** The whole list; `shown(rows)` draws those that there are, `none()` draws why there are none. */
   draw(shown, none) {
     if (!this.rows) return this.fault ? failed(this.fault, () => this.window()) : loading(this.what);
     const trouble = this.fault && h("p.warn", { role: "alert" }, `Not up to date: ${this.fault.message}`);

@@ -41,7 +41,7 @@ export function note(jobs) {
   }
 }
 
-/** Items that end in a second: as seen, else since it was made. */
+/** Items that end in a second: as observed, else on average since the job was made. */
 export function speed(job) {
   const samples = seen.get(job.job) ?? [];
   const [first, last] = [samples[0], samples[samples.length - 1]];
@@ -51,7 +51,7 @@ export function speed(job) {
   return { per_s: age > 0 ? (endedOf(job) / age) * 1000 : 0, seen: false };
 }
 
-/** When it may end, in words. */
+/** When the job may end, in words. */
 export function eta(job) {
   if (isOver(job) || job.state === "session") return "–";
   if (job.state === "stalled")
@@ -71,7 +71,7 @@ export function eta(job) {
 }
 
 /** Its progress in words. */
-export function told(job) {
+export function progressText(job) {
   const whole = wholeOf(job);
   const ended = endedOf(job);
   const share = whole
@@ -97,7 +97,7 @@ export function progress(job, cls = "") {
   return h(
     "div.progress",
     { class: cls },
-    h("div.bar", { role: "img", "aria-label": `${told(job)} of ${many(whole, "task")}` }, parts),
-    h("p.bar-text", {}, told(job)),
+    h("div.bar", { role: "img", "aria-label": `${progressText(job)} of ${many(whole, "task")}` }, parts),
+    h("p.bar-text", {}, progressText(job)),
   );
 }

@@ -94,7 +94,7 @@ export function badge(state, text = state) {
   );
 }
 
-/** A button that changes something: for a viewer it stays reachable, and says why it does nothing. */
+/** A button that changes something: for a viewer it stays reachable, and shows why it does nothing. */
 export function act(label, does, props = {}) {
   const { refused = null, class: cls, ...others } = props;
   const why = refused ?? mayNotAct();
@@ -127,13 +127,13 @@ function show(holder, kind, text, ms) {
   setTimeout(() => note.remove(), ms);
 }
 
-/** Tells something by the way. */
+/** Shows a short message. */
 export const toast = (text) => show("toasts", "good", text, TOAST_MS);
 
-/** Tells that something failed. */
+/** Shows that something failed. */
 export const alarm = (text) => show("alerts", "bad", text, ALERT_MS);
 
-/** Runs what a person asked for; tells how it ended. */
+/** Runs an action of the user and shows how it ended. */
 export async function attempt(does, said) {
   try {
     const answer = await does();
@@ -187,7 +187,7 @@ export function copyButton(text, label = "Copy") {
   );
 }
 
-/** Names and values (and a class); what is not known is left out. */
+/** Names and values (and a class); an unknown value is left out. */
 export function facts(...rows) {
   const shown = rows.filter((row) => row && known(row[1]));
   return h(

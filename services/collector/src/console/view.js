@@ -1,11 +1,11 @@
-// What a page has while it is shown: where to draw, what to hear, what to ask. Ends with the page, and all it asked
+// What a page has while it is shown: where it draws, which events it gets, how it fetches. Ends with the page, and all it fetched
 // for with it.
 
 import { get, isAbort } from "./api.js";
 import { draw } from "./dom.js";
 import { live, subscribe } from "./live.js";
 
-/** A list that changes all the time is asked for this often at the most. */
+/** A list that changes all the time is fetched this often at the most. */
 export const REFRESH_MS_MIN = 1000;
 
 export class View {

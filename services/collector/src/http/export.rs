@@ -9,35 +9,36 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use millpond::limits::HTTP_EXPORTS_MAX;
 use millpond_api::dead_letters::DeadLetterQuery;
+use millpond_api::error::ErrorBody;
 use millpond_api::list::PAGE_ROWS_MAX;
 use millpond_api::tasks::TaskQuery;
+use millpond_service::error_answer::ErrorAnswer;
+use millpond_service::request::{NoQuery, PathAndQuery, check_name};
 use millpond_service::server::CHUNK_BYTES;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::App;
-use super::asked::Asked;
-use super::filters::{NoQuery, check_name};
-use super::refusal::Refusal;
+use super::{App, store_error};
 use crate::store::{Page, ResultCursor, StoreError};
 
+/// Exports that are under way at once; each may hold a page.
+pub(crate) const EXPORTS_MAX: usize = 16;
 /// The media type of newline-delimited JSON.
 const NDJSON: &str = "application/x-ndjson";
-/// When who was refused may come again, in seconds.
+/// When a caller who was refused may come again, in seconds.
 const RETRY_AFTER_S: u64 = 5;
 
 type AppState = State<Arc<App>>;
 
 /// Which list, and which of its rows.
-enum Wanted {
+enum Selection {
     Tasks(TaskQuery),
     DeadLetters(DeadLetterQuery),
     Results(String),
 }
 
-impl Wanted {
+impl Selection {
     /// A page, a line for each row, and where the next one starts: the cursors of the lists.
     async fn page(&self, app: &App, after: Option<&str>) -> anyhow::Result<(Vec<Vec<u8>>, Option<String>)> {
         let page = Page { limit: PAGE_ROWS_MAX, after: after.and_then(|text| text.parse().ok()) };
@@ -68,7 +69,7 @@ fn lines<T: Serialize, C>(
 /// One download under way. Dropped when its caller is gone.
 struct Export {
     app: Arc<App>,
-    wanted: Wanted,
+    selection: Selection,
     /// What was read and not yet written.
     rows: vec::IntoIter<Vec<u8>>,
     next: Option<String>,
@@ -76,13 +77,13 @@ struct Export {
 }
 
 impl Export {
-    async fn begin(app: Arc<App>, wanted: Wanted) -> Result<Self, Refusal> {
+    async fn begin(app: Arc<App>, selection: Selection) -> Result<Self, ErrorAnswer> {
         let Ok(permit) = app.exports.clone().try_acquire_owned() else {
-            let text = format!("{HTTP_EXPORTS_MAX} exports are under way already: come again");
-            return Err(Refusal::busy(RETRY_AFTER_S, text));
+            let text = format!("{EXPORTS_MAX} exports are under way already: come again");
+            return Err(ErrorAnswer::busy(RETRY_AFTER_S, text));
         };
-        let (rows, next) = wanted.page(&app, None).await.map_err(|fault| Refusal::of_store(&fault))?;
-        Ok(Self { app, wanted, rows: rows.into_iter(), next, _permit: permit })
+        let (rows, next) = selection.page(&app, None).await.map_err(|fault| store_error(&fault))?;
+        Ok(Self { app, selection, rows: rows.into_iter(), next, _permit: permit })
     }
 
     /// The next lines; none at the end.
@@ -94,7 +95,7 @@ impl Export {
                 continue;
             }
             let Some(after) = self.next.take() else { break };
-            let (rows, next) = self.wanted.page(&self.app, Some(&after)).await?;
+            let (rows, next) = self.selection.page(&self.app, Some(&after)).await?;
             (self.rows, self.next) = (rows.into_iter(), next);
         }
         Ok((!lines.is_empty()).then(|| Bytes::from(lines)))
@@ -119,9 +120,12 @@ impl Export {
     (status = 200, description = "All of them, the newest first; what is cut off is not the whole", body = String, content_type = "application/x-ndjson",
         headers(("Content-Disposition" = String, description = "A name for the file")),
         example = json!("{\"queue\":\"default\",\"id\":\"order-7\",\"kind\":\"square\",\"status\":\"done\",\"result\":144}\n")),
-    (status = 429, description = "Too many exports at once", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "16 exports are under way already: come again"}))))]
-pub(super) async fn tasks(State(app): AppState, Asked((), query): Asked<(), TaskQuery>) -> Result<Response, Refusal> {
-    Ok(Export::begin(app, Wanted::Tasks(query)).await?.answer("tasks"))
+    (status = 429, description = "Too many exports at once", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "16 exports are under way already: come again"}))))]
+pub(super) async fn tasks(
+    State(app): AppState,
+    PathAndQuery((), query): PathAndQuery<(), TaskQuery>,
+) -> Result<Response, ErrorAnswer> {
+    Ok(Export::begin(app, Selection::Tasks(query)).await?.answer("tasks"))
 }
 
 /// Download dead letters: a row of the list a line.
@@ -129,12 +133,12 @@ pub(super) async fn tasks(State(app): AppState, Asked((), query): Asked<(), Task
     (status = 200, description = "All of them, the newest first; what is cut off is not the whole", body = String, content_type = "application/x-ndjson",
         headers(("Content-Disposition" = String, description = "A name for the file")),
         example = json!("{\"queue\":\"default\",\"id\":\"order-7\",\"kind\":\"square\",\"attempt\":3,\"reason\":\"exhausted\"}\n")),
-    (status = 429, description = "Too many exports at once", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "16 exports are under way already: come again"}))))]
+    (status = 429, description = "Too many exports at once", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "16 exports are under way already: come again"}))))]
 pub(super) async fn dead(
     State(app): AppState,
-    Asked((), query): Asked<(), DeadLetterQuery>,
-) -> Result<Response, Refusal> {
-    Ok(Export::begin(app, Wanted::DeadLetters(query)).await?.answer("dead"))
+    PathAndQuery((), query): PathAndQuery<(), DeadLetterQuery>,
+) -> Result<Response, ErrorAnswer> {
+    Ok(Export::begin(app, Selection::DeadLetters(query)).await?.answer("dead"))
 }
 
 /// Download how the tasks of a job ended, by their index: a row of the list a line.
@@ -143,11 +147,11 @@ pub(super) async fn dead(
     (status = 200, description = "All of them; what is cut off is not the whole", body = String, content_type = "application/x-ndjson",
         headers(("Content-Disposition" = String, description = "A name for the file")),
         example = json!("{\"index\":0,\"id\":\"report-7.1/0\",\"queue\":\"default\",\"status\":\"done\",\"result\":0}\n")),
-    (status = 429, description = "Too many exports at once", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "16 exports are under way already: come again"}))))]
+    (status = 429, description = "Too many exports at once", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "16 exports are under way already: come again"}))))]
 pub(super) async fn job_results(
     State(app): AppState,
-    Asked(job, NoQuery {}): Asked<String, NoQuery>,
-) -> Result<Response, Refusal> {
+    PathAndQuery(job, NoQuery {}): PathAndQuery<String, NoQuery>,
+) -> Result<Response, ErrorAnswer> {
     check_name("job", &job)?;
-    Ok(Export::begin(app, Wanted::Results(job.clone())).await?.answer(&job))
+    Ok(Export::begin(app, Selection::Results(job.clone())).await?.answer(&job))
 }

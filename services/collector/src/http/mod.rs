@@ -1,41 +1,38 @@
-//! The HTTP API: what the console and the CLI use, and what is served. `guard` decides who may ask, `asked` reads what was
-//! said, `refusal` is how errors look; `rows` describes what lists show, and `doc` is the OpenAPI document, which lists
-//! what [`router`] serves because both come from the same routes.
+//! The HTTP API: what the console and the command line use. `authorize` decides what a caller may do, `openapi` is the
+//! document, which lists what [`router`] serves because both come from the same routes. Requests and answers are types of
+//! `millpond_api`.
 
-mod api;
-mod asked;
-mod bounds;
+mod authorize;
 mod cancel;
-mod console;
-mod doc;
+mod console_files;
+mod dead_letters;
+mod explain;
 mod export;
-mod filters;
-mod guard;
-mod letters;
-pub(crate) mod live;
-mod metrics;
+mod gauges;
+mod monitor;
+mod openapi;
 mod operate;
-mod refusal;
-mod rows;
-mod schedules;
+mod read;
 mod session;
-mod why;
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn_with_state, map_response};
-use axum::response::{IntoResponse, Response};
 use millpond::bus::Bus;
 use millpond::telemetry::Metrics;
+use millpond_service::error_answer::ErrorAnswer;
+use millpond_service::status_routes::{Status, status_routes, with_fallbacks};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(crate) use guard::Tokens;
+pub(crate) use authorize::Tokens;
+pub(crate) use export::EXPORTS_MAX;
+pub(crate) use monitor::WATCHERS_MAX;
 pub(crate) use session::Failures;
 
 use crate::collect::Health;
@@ -45,7 +42,6 @@ use crate::reconcile::Problems;
 use crate::replays::Replays;
 use crate::store::Store;
 use crate::workers::Workers;
-use refusal::Refusal;
 
 /// What every request may use.
 pub(crate) struct App {
@@ -68,54 +64,72 @@ pub(crate) struct App {
     pub(crate) overview: OverviewPoller,
     /// A permit for each stream of events.
     pub(crate) watchers: Arc<Semaphore>,
-    /// Cancelled when the service is to end: whoever watches is told.
+    /// Cancelled when the service is to end: the streams of events end.
     pub(crate) shutdown: CancellationToken,
     pub(crate) problems: Problems,
 }
 
+impl Status for App {
+    async fn complaint(&self) -> Option<String> {
+        if !self.bus.is_connected() {
+            return Some("not connected to NATS".to_owned());
+        }
+        if !self.store.is_usable().await {
+            return Some("the store cannot be read".to_owned());
+        }
+        self.health.iter().find_map(|health| health.complaint())
+    }
+
+    async fn measure(&self) {
+        gauges::measure(self).await;
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+}
+
 type Routes = OpenApiRouter<Arc<App>>;
 
-/// What needs no token, and tells nothing of tasks.
+/// The routes under /api/v1 that need no token.
 fn open() -> Routes {
-    OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).routes(routes!(show_metrics))
+    OpenApiRouter::new()
+        .routes(routes!(openapi::openapi))
+        .routes(routes!(session::login))
+        .routes(routes!(session::logout))
 }
 
-/// What needs no token, under /api/v1.
-fn entrance() -> Routes {
-    OpenApiRouter::new().routes(routes!(doc::openapi)).routes(routes!(session::login)).routes(routes!(session::logout))
-}
-
-/// Everything else: a GET is for viewers and operators, all others for operators (`guard`).
-fn guarded() -> Routes {
+/// All other routes under /api/v1: a GET is for viewers and operators, all others for operators (`authorize`).
+fn authorized() -> Routes {
     OpenApiRouter::new()
         .routes(routes!(session::show))
-        .routes(routes!(api::tasks))
-        .routes(routes!(api::task))
-        .routes(routes!(api::jobs))
-        .routes(routes!(api::job))
-        .routes(routes!(api::job_results))
-        .routes(routes!(api::workers))
-        .routes(routes!(api::dead))
-        .routes(routes!(api::dead_letter))
+        .routes(routes!(read::tasks))
+        .routes(routes!(read::task))
+        .routes(routes!(read::jobs))
+        .routes(routes!(read::job))
+        .routes(routes!(read::job_results))
+        .routes(routes!(read::workers))
+        .routes(routes!(read::dead))
+        .routes(routes!(read::dead_letter))
+        .routes(routes!(read::queues))
+        .routes(routes!(read::schedules))
         .routes(routes!(export::tasks))
         .routes(routes!(export::dead))
         .routes(routes!(export::job_results))
-        .routes(routes!(schedules::list))
-        .routes(routes!(why::why))
-        .routes(routes!(live::overview))
-        .routes(routes!(live::problems))
-        .routes(routes!(live::over_time))
-        .routes(routes!(live::events))
+        .routes(routes!(explain::explain))
+        .routes(routes!(monitor::overview))
+        .routes(routes!(monitor::problems))
+        .routes(routes!(monitor::series))
+        .routes(routes!(monitor::events))
         .routes(routes!(cancel::job))
         .routes(routes!(cancel::task))
-        .routes(routes!(bounds::set))
-        .routes(routes!(operate::drain))
-        .routes(routes!(letters::retry))
-        .routes(routes!(letters::purge))
-        .routes(routes!(operate::queues))
+        .routes(routes!(dead_letters::retry))
+        .routes(routes!(dead_letters::purge))
         .routes(routes!(operate::pause))
         .routes(routes!(operate::resume))
         .routes(routes!(operate::purge))
+        .routes(routes!(operate::set))
+        .routes(routes!(operate::drain))
 }
 
 fn under_api(routes: Routes) -> Routes {
@@ -124,53 +138,16 @@ fn under_api(routes: Routes) -> Routes {
 
 /// Everything that is served.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let guarded = guarded().layer(from_fn_with_state(app.clone(), guard::admit));
-    let (routes, _) = open().merge(under_api(entrance().merge(guarded))).split_for_parts();
-    let other_methods = "this path has other methods; GET /api/v1/openapi.json lists them";
-    let other_paths = "no such path; GET /api/v1/openapi.json lists them";
-    routes
-        .merge(console::router())
-        .method_not_allowed_fallback(async move || Refusal::new(StatusCode::METHOD_NOT_ALLOWED, other_methods))
-        .fallback(async move || Refusal::new(StatusCode::NOT_FOUND, other_paths))
-        .layer(map_response(console::with_headers))
+    let authorized = authorized().layer(from_fn_with_state(app.clone(), authorize::authorize));
+    let (routes, _) = status_routes().merge(under_api(open().merge(authorized))).split_for_parts();
+    with_fallbacks(routes.merge(console_files::router()), "/api/v1/openapi.json")
+        .layer(map_response(console_files::with_headers))
         .with_state(app)
 }
 
-/// An error as every caller gets it.
-pub(crate) fn error(status: StatusCode, text: &str) -> Response {
-    Refusal::new(status, text).into_response()
-}
-
-/// Whether the process lives.
-#[utoipa::path(get, path = "/healthz", tag = "service",
-    responses((status = 200, description = "It does", body = String, content_type = "text/plain", example = "ok\n")))]
-async fn healthz() -> &'static str {
-    "ok\n"
-}
-
-/// Whether what ends is stored, and can be read.
-#[utoipa::path(get, path = "/readyz", tag = "service", responses(
-    (status = 200, description = "It is", body = String, content_type = "text/plain", example = "ready\n"),
-    (status = 503, description = "It is not", body = Refusal, example = json!({"error": "not connected to NATS"}))))]
-async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Refusal> {
-    let not = |text: &str| Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text));
-    if !app.bus.is_connected() {
-        return not("not connected to NATS");
-    }
-    if !app.store.is_usable().await {
-        return not("the store cannot be read");
-    }
-    match app.health.iter().find_map(|health| health.complaint()) {
-        Some(complaint) => not(&complaint),
-        None => Ok("ready\n"),
-    }
-}
-
-/// Metrics as Prometheus reads them.
-#[utoipa::path(get, path = "/metrics", tag = "service",
-    responses((status = 200, description = "The metrics", body = String, content_type = "text/plain",
-        example = "millpond_tasks{status=\"dead\"} 3\n")))]
-async fn show_metrics(State(app): State<Arc<App>>) -> String {
-    metrics::look(&app).await;
-    app.metrics.render()
+/// The answer when the store does not answer; the log has the reason.
+fn store_error(fault: &dyn Display) -> ErrorAnswer {
+    tracing::error!(error = %fault, "the store cannot be read");
+    let text = "the store cannot be read; the collector's log has the reason";
+    ErrorAnswer::new(StatusCode::INTERNAL_SERVER_ERROR, text)
 }

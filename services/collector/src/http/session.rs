@@ -1,5 +1,5 @@
-//! Sessions of browsers: a cookie that says who it is for and until when, sealed with the token that was logged in with.
-//! Nothing is kept here, so a session is good at any collector and survives its restart; another token ends it.
+//! Sessions of browsers: a cookie that names a role and an end, sealed with the token of the login. Nothing is kept here,
+//! so a session is good at any collector and survives its restart; another token ends it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,37 +9,37 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use millpond::limits::LOGIN_FAILURES_MAX;
+use millpond_api::error::ErrorBody;
+use millpond_api::session::{LoggedIn, Login, Role, Session};
+use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::listen::Peer;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use millpond_service::request::{JsonBody, NoQuery, PathAndQuery};
 
 use super::App;
-use super::asked::{Asked, Said};
-use super::filters::NoQuery;
-use super::guard::{Caller, Role, Tokens, from_console, from_here};
-use super::refusal::Refusal;
+use super::authorize::{Caller, Tokens, from_console, from_here};
 
+/// How long a session lasts.
+const SESSION_LASTS: Duration = Duration::from_secs(12 * 3600);
+/// Logins that may fail within [`LOGIN_FAILURES_WITHIN`], of all callers together; then none is tried.
+const LOGIN_FAILURES_MAX: usize = 10;
 /// How long a login that failed is counted.
 const LOGIN_FAILURES_WITHIN: Duration = Duration::from_secs(60);
-/// How long a browser's session lasts.
-const SESSION_LIFETIME: Duration = Duration::from_secs(12 * 3600);
 /// Name of the cookie.
 pub(super) const COOKIE: &str = "millpond_session";
 
-/// The value of a cookie: `<role>.<end, Unix ms>.<nonce>.<seal over what stands before>`. None: nobody has the role.
+/// The value of a cookie: `<role>.<end, Unix ms>.<nonce>.<seal over what stands before>`. None: the role has no token.
 fn sealed(tokens: &Tokens, role: Role, expires_ms: i64) -> Option<String> {
     let text = format!("{}.{expires_ms}.{}", role.name(), millpond::random_token());
     let seal = tokens.of(role)?.seal(&text);
     Some(format!("{text}.{seal}"))
 }
 
-/// Whose cookie this is, at this time.
+/// The caller with this cookie, at this time.
 fn read(tokens: &Tokens, cookie: &str, now_ms: i64) -> Option<Caller> {
     let (text, seal) = cookie.rsplit_once('.')?;
     let mut parts = text.split('.');
     let (role, expires_ms) = (parts.next()?, parts.next()?);
-    let role = Role::ALL.into_iter().find(|known| known.name() == role)?;
+    let role = Role::ALL.iter().copied().find(|known| known.name() == role)?;
     if !tokens.of(role)?.sealed(text, seal) {
         return None;
     }
@@ -54,12 +54,12 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
     pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value)
 }
 
-/// Who asks by a session, at this time.
+/// The caller of a request with a session, at this time.
 pub(super) fn caller(tokens: &Tokens, headers: &HeaderMap, now_ms: i64) -> Option<Caller> {
     read(tokens, cookie(headers)?, now_ms)
 }
 
-/// What a browser is told to keep. It sends it only where it was got, and by TLS where it came by TLS.
+/// The cookie that a browser keeps. The browser sends it only to where it came from, and by TLS where it came by TLS.
 fn set_cookie(by_tls: bool, headers: &HeaderMap, value: &str, lasts: Duration) -> String {
     let proto = headers.get("x-forwarded-proto").and_then(|proto| proto.to_str().ok()).unwrap_or_default();
     let by_tls = by_tls || proto.split(',').next().is_some_and(|first| first.trim().eq_ignore_ascii_case("https"));
@@ -67,13 +67,13 @@ fn set_cookie(by_tls: bool, headers: &HeaderMap, value: &str, lasts: Duration) -
     format!("{COOKIE}={value}; Path=/; Max-Age={}; HttpOnly; SameSite=Strict{secure}", lasts.as_secs())
 }
 
-/// The logins that failed of late, of all callers together: nobody can try tokens fast.
+/// The logins that failed of late, of all callers together, so that nobody can try tokens fast.
 #[derive(Default)]
 pub(crate) struct Failures(Mutex<VecDeque<Instant>>);
 
 impl Failures {
-    /// Tries a login at this time; what `right` says. While too many have failed none is tried, and the error says for
-    /// how long.
+    /// Tries a login at this time, and gives what `right` gives. While too many have failed none is tried, and the error
+    /// is the time until one is tried again.
     fn attempt<T>(&self, now: Instant, right: impl FnOnce() -> Option<T>) -> Result<Option<T>, Duration> {
         let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let age = |at: &Instant| now.saturating_duration_since(*at);
@@ -89,22 +89,6 @@ impl Failures {
     }
 }
 
-/// What to log in with.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Login {
-    /// The viewer's or the operator's token.
-    token: String,
-}
-
-/// Who is logged in.
-#[derive(Serialize, ToSchema)]
-pub(super) struct LoggedIn {
-    role: Role,
-    /// When it ends, Unix time in milliseconds.
-    expires_ms: i64,
-}
-
 /// Begin a session: the answer sets its cookie.
 ///
 /// It lasts 12 hours and ends early only by `/logout`, or when the collector gets another token. What changes something
@@ -113,33 +97,33 @@ pub(super) struct LoggedIn {
     responses(
         (status = 200, description = "It has begun", body = LoggedIn, headers(("Set-Cookie" = String, description = "The session")),
             example = json!({"role": "viewer", "expires_ms": 1_900_000_000_000_i64})),
-        (status = 400, description = "The body does not fit", body = Refusal, example = json!({"error": "the body cannot be read: missing field `token`"})),
-        (status = 401, description = "It is no token of this collector", body = Refusal, example = json!({"error": "this is no token of this collector"})),
-        (status = 403, description = "Another site has asked", body = Refusal, example = json!({"error": "another site has asked for this: use the console itself"})),
-        (status = 413, description = "The body is too large", body = Refusal, example = json!({"error": "length limit exceeded"})),
-        (status = 415, description = "The body is no JSON", body = Refusal, example = json!({"error": "the body is JSON: send it with Content-Type: application/json"})),
-        (status = 429, description = "Too many logins have failed; `Retry-After` says when to come again", body = Refusal, headers(("Retry-After" = u32, description = "Seconds")),
+        (status = 400, description = "The body does not fit", body = ErrorBody, example = json!({"error": "the body cannot be read: missing field `token`"})),
+        (status = 401, description = "It is no token of this collector", body = ErrorBody, example = json!({"error": "this is no token of this collector"})),
+        (status = 403, description = "The request comes from another site", body = ErrorBody, example = json!({"error": "another site has asked for this: use the console itself"})),
+        (status = 413, description = "The body is too large", body = ErrorBody, example = json!({"error": "length limit exceeded"})),
+        (status = 415, description = "The body is no JSON", body = ErrorBody, example = json!({"error": "the body is JSON: send it with Content-Type: application/json"})),
+        (status = 429, description = "Too many logins have failed; `Retry-After` says when to come again", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")),
             example = json!({"error": "10 logins have failed within a minute: come again"})),
     ))]
 pub(super) async fn login(
     State(app): State<Arc<App>>,
     ConnectInfo(Peer(peer)): ConnectInfo<Peer>,
     headers: HeaderMap,
-    Said(asked): Said<Login>,
-) -> Result<Response, Refusal> {
+    JsonBody(given): JsonBody<Login>,
+) -> Result<Response, ErrorAnswer> {
     from_here(&headers)?;
-    let tried = app.failures.attempt(Instant::now(), || app.tokens.role(|token| token.is(&asked.token)));
+    let tried = app.failures.attempt(Instant::now(), || app.tokens.role(|token| token.is(&given.token)));
     let role = tried.map_err(|wait| {
         let text = format!("{LOGIN_FAILURES_MAX} logins have failed within a minute: come again");
-        Refusal::busy(wait.as_secs() + 1, text)
+        ErrorAnswer::busy(wait.as_secs() + 1, text)
     })?;
     let Some(role) = role else {
         tracing::warn!(%peer, "a login has failed: no such token");
-        return Err(Refusal::new(StatusCode::UNAUTHORIZED, "this is no token of this collector"));
+        return Err(ErrorAnswer::new(StatusCode::UNAUTHORIZED, "this is no token of this collector"));
     };
-    let expires_ms = millpond::now_ms() + i64::try_from(SESSION_LIFETIME.as_millis()).unwrap_or(0);
+    let expires_ms = millpond::now_ms() + i64::try_from(SESSION_LASTS.as_millis()).unwrap_or(0);
     let cookie = sealed(&app.tokens, role, expires_ms).unwrap_or_default();
-    let cookie = set_cookie(app.by_tls, &headers, &cookie, SESSION_LIFETIME);
+    let cookie = set_cookie(app.by_tls, &headers, &cookie, SESSION_LASTS);
     tracing::info!(%peer, role = role.name(), "logged in");
     Ok(([(header::SET_COOKIE, cookie)], Json(LoggedIn { role, expires_ms })).into_response())
 }
@@ -147,9 +131,9 @@ pub(super) async fn login(
 /// End a session: the answer removes its cookie.
 #[utoipa::path(post, path = "/logout", tag = "session", responses(
     (status = 204, description = "There is none any more", headers(("Set-Cookie" = String, description = "The end of the session; not when the request had none"))),
-    (status = 403, description = "Another site has asked", body = Refusal, example = json!({"error": "what changes something with a session needs the header `X-Millpond: console`"}))))]
-pub(super) async fn logout(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Refusal> {
-    // Another site's form comes without the cookie: what it is answered must not remove it.
+    (status = 403, description = "The request comes from another site", body = ErrorBody, example = json!({"error": "what changes something with a session needs the header `X-Millpond: console`"}))))]
+pub(super) async fn logout(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, ErrorAnswer> {
+    // Another site's form comes without the cookie: the answer must not remove it.
     if cookie(&headers).is_none() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
@@ -158,23 +142,13 @@ pub(super) async fn logout(State(app): State<Arc<App>>, headers: HeaderMap) -> R
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
 }
 
-/// Who asks.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Session {
-    role: Role,
-    /// When the session ends, Unix time in milliseconds; null for a token.
-    expires_ms: Option<i64>,
-    /// Where Kibana is, for links into it; null when the collector was not told.
-    kibana_url: Option<String>,
-}
-
-/// Who I am.
+/// Show the role and the session of the caller.
 #[utoipa::path(get, path = "/session", tag = "session", responses((status = 200, description = "A session, or a token", body = Session,
     example = json!({"role": "operator", "expires_ms": 1_900_000_000_000_i64, "kibana_url": null}))))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Asked((), NoQuery {}): Asked<(), NoQuery>,
+    PathAndQuery((), NoQuery {}): PathAndQuery<(), NoQuery>,
 ) -> Json<Session> {
     Json(Session { role: caller.role, expires_ms: caller.expires_ms, kibana_url: app.kibana_url.clone() })
 }
@@ -193,7 +167,7 @@ mod tests {
     #[test]
     fn a_cookie_is_good_until_its_end_and_only_as_it_was_made() {
         let known = tokens("operator token", Some("viewer token"));
-        for role in Role::ALL {
+        for role in Role::ALL.iter().copied() {
             let cookie = sealed(&known, role, 1000).unwrap();
             assert_eq!(read(&known, &cookie, 999), Some(Caller { role, expires_ms: Some(1000) }));
             assert_eq!(read(&known, &cookie, 1000), None, "it has ended");
@@ -224,10 +198,10 @@ mod tests {
         headers.append(header::COOKIE, "a=b".parse().unwrap());
         headers.append(header::COOKIE, format!("c=d; {COOKIE}={value} ;e=f").parse().unwrap());
         assert_eq!(caller(&known, &headers, 1).unwrap().role, Role::Operator);
-        assert!(set_cookie(false, &headers, &value, SESSION_LIFETIME).ends_with("; HttpOnly; SameSite=Strict"));
-        assert!(set_cookie(true, &headers, &value, SESSION_LIFETIME).ends_with("; Secure"));
+        assert!(set_cookie(false, &headers, &value, SESSION_LASTS).ends_with("; HttpOnly; SameSite=Strict"));
+        assert!(set_cookie(true, &headers, &value, SESSION_LASTS).ends_with("; Secure"));
         headers.insert("x-forwarded-proto", "https, http".parse().unwrap());
-        assert!(set_cookie(false, &headers, &value, SESSION_LIFETIME).ends_with("; Secure"));
+        assert!(set_cookie(false, &headers, &value, SESSION_LASTS).ends_with("; Secure"));
     }
 
     #[test]

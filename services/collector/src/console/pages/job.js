@@ -96,7 +96,7 @@ function about(job) {
     ["Created", when(job.created_ms)],
     ["Producer heard", when(job.heartbeat_ms)],
     ["Epoch", num(job.epoch)],
-    ["Continuation", job.continuation ? mono(typeof job.continuation === "string" ? job.continuation : `${job.continuation.queue}.${job.continuation.kind}`) : null],
+    ["Continuation", job.continuation ? mono(`${job.continuation.queue}.${job.continuation.kind}`) : null],
   );
 }
 
@@ -115,7 +115,7 @@ export function jobPage(view) {
     if (job) note([job]);
     render();
   };
-  // A job that was over before it was asked for again changes no more, but for dead letters that are run again.
+  // A job that had ended before it was fetched again changes no more, but for dead letters that are run again.
   let rests = false;
   const both = async () => {
     const over = job !== null && isOver(job);

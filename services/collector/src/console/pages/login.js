@@ -3,7 +3,7 @@
 import { loadSession, post } from "../api.js";
 import { draw, h } from "../dom.js";
 
-/** Asks for a token; `enters` runs when it was right. The address stays, so that the page comes back after. */
+/** The form for a token; `enters` runs when the token was right. The address stays, so that the page comes back after. */
 export function loginPage(view, enters) {
   view.title("Log in");
   const wrong = h("p.wrong", { role: "alert" });

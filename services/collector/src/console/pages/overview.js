@@ -11,13 +11,13 @@ const WINDOWS = [
   ["6h", "6 hours"],
   ["24h", "24 hours"],
 ];
-/** The charts are asked for anew at this pace at the most. */
+/** The charts are fetched again after this long at the earliest. */
 const SERIES_MS_MIN = 5000;
-/** A step that runs says something from here on. */
+/** A step that is not over is shown when it has run for this long. */
 const STEP_MS_MIN = 10_000;
-/** From here on the collector's lag is told as a problem. */
-const LAG_MS_TOLD = 5000;
-/** Where to look at a problem of a kind. */
+/** A lag of the collector from which it is shown as a problem. */
+const LAG_MS_SHOWN = 5000;
+/** The page that shows a problem of a kind. */
 const PLACES = {
   no_worker: ["#/workers", "Workers"],
   paused: ["#/queues", "Queues"],
@@ -62,11 +62,11 @@ function problemsOf(now) {
       mended: false,
     });
   }
-  if (now.lag_ms >= LAG_MS_TOLD) {
-    const told =
+  if (now.lag_ms >= LAG_MS_SHOWN) {
+    const sentence =
       `what is shown here is ${span(now.lag_ms)} old: the collector is behind, and nothing is lost; ` +
       "it catches up by itself unless its disk or CPU is full";
-    found.unshift({ kind: "collector_lag", what: "", sentence: told, since_ms: null, mended: false });
+    found.unshift({ kind: "collector_lag", what: "", sentence, since_ms: null, mended: false });
   }
   return found;
 }
@@ -137,7 +137,7 @@ function tiles(now) {
   );
 }
 
-/** The steps of which enough is over, with their length so far; where nobody looked an empty one, which leaves a gap. */
+/** The steps of which enough is over, with their length so far; a step that nobody observed is empty and leaves a gap. */
 function steps({ step_ms, to_ms, rows }) {
   const found = [];
   for (const row of rows) {
@@ -231,7 +231,7 @@ function state(now) {
     badge(store.complaint ? "stalled" : "done", `Store: ${store.kind ?? "unknown"}`),
     h("span", {}, bytes(store.bytes)),
     badge(
-      now.lag_ms >= LAG_MS_TOLD ? "stalled" : "done",
+      now.lag_ms >= LAG_MS_SHOWN ? "stalled" : "done",
       now.lag_ms ? `Collector is ${span(now.lag_ms)} behind` : "Collector is up to date",
     ),
     h("span.muted", {}, `version ${now.version ?? "–"}`),

@@ -7,7 +7,7 @@ import { whole } from "../list.js";
 import { opener, table } from "../table.js";
 import { badge, block, command, empty, facts, link, mono, route, when } from "../ui.js";
 
-/** How often a time that has come is looked for. */
+/** How often the page checks whether the time of a schedule has come. */
 const DUE_MS = 2000;
 
 function details(row) {
@@ -74,7 +74,7 @@ export function schedulesPage(view) {
           command("millpond schedule add report square 12 --every 10s"),
         );
   const list = whole(view, { title: "Schedules", what: "the schedules", path: "/schedules", exact: true, body });
-  // When its time has come, the next one is asked for.
+  // When the time of a schedule has come, the list is fetched for its next one.
   const due = () => list.rows?.some((row) => !row.paused && row.next_ms && row.next_ms < now()) && list.ask();
   list.ask();
   view.onChange(["schedules"], list.ask);

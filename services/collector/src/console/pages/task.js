@@ -1,4 +1,4 @@
-// One task: where it is and why, what it was given, what came of it, and each attempt with its evidence.
+// One task: where it is and why, its arguments, its result, and each attempt with its evidence.
 
 import { post } from "../api.js";
 import { askFor } from "../dialog.js";
@@ -27,7 +27,7 @@ import {
 
 const ENDED = ["done", "dead", "cancelled"];
 const NO_RESULT = { done: "It has none.", dead: "None: it failed for good.", cancelled: "None: it was cancelled." };
-/** A task that has not ended is asked for at this pace. */
+/** How often a task that has not ended is fetched. */
 const AGAIN_MS = 2000;
 
 function cancel(id, queue, done) {
@@ -82,12 +82,12 @@ function end(task) {
   if (task.status === "cancelled")
     return { sign: "is-cancelled", title: "Cancelled", at: task.ended_ms ?? task.stored_ms };
   if (task.status !== "dead") return null;
-  const letter = link(route("/dead_letter", { id: task.id, queue: task.queue }), "Look at it, retry or purge it");
+  const deadLetter = link(route("/dead_letter", { id: task.id, queue: task.queue }), "Look at it, retry or purge it");
   return {
     sign: "is-failed",
     title: `Dead letter: ${task.dead?.reason ?? "its attempts are used up"}`,
     at: task.dead?.dead_lettered_ms ?? task.ended_ms,
-    more: h("p", {}, letter),
+    more: h("p", {}, deadLetter),
   };
 }
 
@@ -128,7 +128,7 @@ export function taskPage(view) {
   const { id, queue } = { id: view.query.get("id") ?? "", queue: view.query.get("queue") };
   let [task, why, fault] = [null, null, null];
   const ask = async () => {
-    const [found, told] = await Promise.all([
+    const [found, explained] = await Promise.all([
       view.load(
         () => view.get("/task", { id, queue }, { exact: true }),
         (wrong) => (fault = wrong),
@@ -139,7 +139,7 @@ export function taskPage(view) {
       ),
     ]);
     if (found) [task, fault] = [found, null];
-    why = told ?? why;
+    why = explained ?? why;
     render();
   };
   const render = () => {

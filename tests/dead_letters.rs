@@ -1,4 +1,4 @@
-//! Dead letters by what they have in common: retried at a pace, into another queue, with other arguments, once however
+//! Dead letters by what they have in common: retried at a limited rate, into another queue, with other arguments, once however
 //! often it is asked; their history stays.
 
 use std::time::{Duration, Instant};
@@ -34,12 +34,12 @@ async fn ends_as(cluster: &Cluster, id: &str, status: &str) -> Value {
     .await
 }
 
-fn letter(id: &str, attempt: u32) -> Value {
+fn dead_letter(id: &str, attempt: u32) -> Value {
     json!({ "queue": "default", "id": id, "attempt": attempt })
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn letters_are_retried_by_filter_at_a_pace() {
+async fn dead_letters_are_retried_by_filter_at_a_limited_rate() {
     let cluster = Cluster::start().await;
     let (_worker, (_producer, _)) = (cluster.worker("w1", &[], None), cluster.producer().await);
     let start_ms = millpond::now_ms();
@@ -56,7 +56,7 @@ async fn letters_are_retried_by_filter_at_a_pace() {
     for wrong in [
         json!({ "filter": { "eror": "flood" } }),
         json!({}),
-        json!({ "filter": {}, "letters": [] }),
+        json!({ "filter": {}, "dead_letters": [] }),
         json!({ "filter": {}, "rate": 0 }),
         json!({ "filter": {}, "arguments": 1 }),
         json!({ "filter": { "since": "yesterday" } }),
@@ -86,14 +86,15 @@ async fn letters_are_retried_by_filter_at_a_pace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_letter_becomes_a_task_of_another_queue_that_points_back() {
+async fn a_dead_letter_becomes_a_task_of_another_queue_that_points_back() {
     let cluster = Cluster::start().await;
     let (_worker, (_producer, _)) = (cluster.worker("w1", &[], None), cluster.producer().await);
     let words = NewTask { id: Some("words".into()), job: Some("j".into()), index: Some(0), ..task("square", r#""x""#) };
     cluster.client.submit(&words, RetryDeadline::Unlimited).await.unwrap();
     assert_eq!(cluster.ended("words").await["dead"]["reason"], "fatal");
-    let body = json!({ "letters": [letter("words", 1)], "queue": "slow", "arguments": 12 });
-    let would = retry(&cluster, json!({ "letters": [letter("words", 1)], "queue": "slow", "dry_run": true })).await;
+    let body = json!({ "dead_letters": [dead_letter("words", 1)], "queue": "slow", "arguments": 12 });
+    let would =
+        retry(&cluster, json!({ "dead_letters": [dead_letter("words", 1)], "queue": "slow", "dry_run": true })).await;
     assert_eq!(would["rows"][0]["new_id"], "words@slow");
     let moved = retry(&cluster, body.clone()).await;
     assert_eq!((&moved["rows"][0]["ok"], &moved["rows"][0]["new_id"]), (&json!(true), &json!("words@slow")));
@@ -113,20 +114,23 @@ async fn a_letter_becomes_a_task_of_another_queue_that_points_back() {
         (&new["result"], &new["queue"], &new["job"], &new["attempt"]),
         (&json!(144), &json!("slow"), &Value::Null, &json!(1))
     );
-    assert_eq!(new["replay_of"], letter("words", 1));
+    assert_eq!(new["replay_of"], dead_letter("words", 1));
     let shown = cluster.command(&["task", "show", "words@slow"]).output().unwrap();
     assert!(String::from_utf8_lossy(&shown.stdout).contains("words of queue default"), "{shown:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_arguments_of_any_size_and_each_letter_in_the_history() {
+async fn other_arguments_of_any_size_and_each_dead_letter_in_the_history() {
     let cluster = Cluster::start().await;
     let (_worker, (_producer, _)) = (cluster.worker("w1", &[], None), cluster.producer().await);
     let named = NewTask { id: Some("t".into()), ..task("fail", r#"{"how":"fatal"}"#) };
     cluster.client.submit(&named, RetryDeadline::Unlimited).await.unwrap();
     cluster.ended("t").await;
     for attempt in 1..=2 {
-        assert_eq!(retry(&cluster, json!({ "letters": [letter("t", attempt)] })).await["rows"][0]["ok"], true);
+        assert_eq!(
+            retry(&cluster, json!({ "dead_letters": [dead_letter("t", attempt)] })).await["rows"][0]["ok"],
+            true
+        );
         until("next letter", PATIENCE, async || {
             let dead = cluster.get("/api/v1/dead_letter", &[("id", "t".into())]).await?;
             (dead["attempt"] == attempt + 1).then_some(())
@@ -149,7 +153,7 @@ async fn other_arguments_of_any_size_and_each_letter_in_the_history() {
     })
     .await;
     let heals: Value = serde_json::from_str(&heals).unwrap();
-    let answer = retry(&cluster, json!({ "letters": [letter("t", 4)], "arguments": heals })).await;
+    let answer = retry(&cluster, json!({ "dead_letters": [dead_letter("t", 4)], "arguments": heals })).await;
     assert_eq!(answer["rows"][0]["ok"], true, "{answer}");
     let task = ends_as(&cluster, "t", "done").await;
     assert_eq!(task["result"], 5);
@@ -174,7 +178,7 @@ async fn a_retry_that_was_cut_off_and_asked_for_again_runs_once() {
         let id = die_alone(&cluster, &format!("{place}-{queue}")).await;
         cluster.restart_collector(Some(place));
         until("collector", PATIENCE, async || cluster.get("/api/v1/dead", &[]).await).await;
-        let body = json!({ "letters": [letter(&id, 1)], "queue": queue });
+        let body = json!({ "dead_letters": [dead_letter(&id, 1)], "queue": queue });
         assert!(cluster.api.post::<Value>("/api/v1/dead/retry", &body).await.is_err(), "{place} ends the collector");
         until("end of the collector", PATIENCE, async || cluster.collector.ended()).await;
         cluster.restart_collector(None);

@@ -1,6 +1,6 @@
-//! Who may ask what, decided in one place: all under /api/v1 but what `open` lists in `mod.rs` passes [`admit`]. A viewer
-//! reads (GET); all else is for an operator, so a new route cannot be forgotten here. A browser's session must
-//! also show that the console asks, and no other site.
+//! What a caller may do, decided in one place: every route under /api/v1 but those that `mod.rs` lists as open passes
+//! [`authorize`]. A viewer reads (GET); everything else is for an operator, so a new route cannot be forgotten here. A
+//! request with a browser's session must also show that it comes from the console, and from no other site.
 
 use std::sync::Arc;
 
@@ -8,51 +8,29 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use millpond_api::session::Role;
+use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::token::Token;
-use serde::Serialize;
-use utoipa::ToSchema;
 
-use super::refusal::Refusal;
 use super::{App, session};
 
-/// What the console sends with everything that changes something: no other site can send it without being asked to
-/// allow it first, and nothing here allows it.
+/// The header that the console sends with each request that changes something: a browser lets another site's page send it
+/// only after a preflight, and no preflight is granted here.
 const CONSOLE: (&str, &str) = ("x-millpond", "console");
-/// What a browser says of who made it ask.
+/// The header in which a browser names the relation of the site that made the request.
 const FETCH_SITE: &str = "sec-fetch-site";
 
 const NO_TOKEN: &str = "send the header `Authorization: Bearer TOKEN` with the collector's token (MILLPOND_TOKEN, or MILLPOND_VIEWER_TOKEN to read only), or log in at /console/";
 
-/// What somebody may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Role {
-    /// Everything.
-    Operator,
-    /// Read.
-    Viewer,
-}
-
-impl Role {
-    pub(super) const ALL: [Self; 2] = [Self::Operator, Self::Viewer];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Operator => "operator",
-            Self::Viewer => "viewer",
-        }
-    }
-}
-
-/// The tokens that are known.
+/// The tokens of the API.
 pub(crate) struct Tokens {
     pub(crate) operator: Token,
-    /// None: nobody is a viewer.
+    /// None: there are no viewers.
     pub(crate) viewer: Option<Token>,
 }
 
 impl Tokens {
-    /// The token of a role; none when nobody has the role.
+    /// The token of a role; none when the role is not given to anybody.
     pub(super) fn of(&self, role: Role) -> Option<&Token> {
         match role {
             Role::Operator => Some(&self.operator),
@@ -62,10 +40,10 @@ impl Tokens {
 
     /// The role whose token passes.
     pub(super) fn role(&self, is: impl Fn(&Token) -> bool) -> Option<Role> {
-        Role::ALL.into_iter().find(|role| self.of(*role).is_some_and(&is))
+        Role::ALL.iter().copied().find(|role| self.of(*role).is_some_and(&is))
     }
 
-    /// Who asks: by a token, else by a session.
+    /// The caller of a request: by a token, else by a session.
     fn caller(&self, headers: &HeaderMap) -> Option<Caller> {
         match headers.get(header::AUTHORIZATION) {
             Some(given) => {
@@ -77,42 +55,52 @@ impl Tokens {
     }
 }
 
-/// Who asks.
+/// The caller of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Caller {
     pub(super) role: Role,
-    /// When its session ends; none for a token.
+    /// When the session ends, Unix time in milliseconds; none for a token.
     pub(super) expires_ms: Option<i64>,
 }
 
-/// Lets through who may do what is asked.
-pub(super) async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Result<Response, Refusal> {
+/// Lets a request through whose caller may make it.
+pub(super) async fn authorize(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ErrorAnswer> {
     let caller = app.tokens.caller(request.headers());
-    let caller = caller.ok_or_else(|| Refusal::new(StatusCode::UNAUTHORIZED, NO_TOKEN))?;
+    let caller = caller.ok_or_else(|| ErrorAnswer::new(StatusCode::UNAUTHORIZED, NO_TOKEN))?;
     let reads = [Method::GET, Method::HEAD].contains(request.method());
     if !reads && caller.expires_ms.is_some() {
         from_console(request.headers())?;
     }
     if !reads && caller.role != Role::Operator {
-        return Err(Refusal::forbidden("the viewer's token only reads: this needs the operator's (MILLPOND_TOKEN)"));
+        return Err(ErrorAnswer::forbidden(
+            "the viewer's token only reads: this needs the operator's (MILLPOND_TOKEN)",
+        ));
     }
     request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
 }
 
-/// Whether the console itself asks.
-pub(super) fn from_console(headers: &HeaderMap) -> Result<(), Refusal> {
+/// Whether a request comes from the console.
+pub(super) fn from_console(headers: &HeaderMap) -> Result<(), ErrorAnswer> {
     let (name, value) = CONSOLE;
     if headers.get(name).is_none_or(|given| given != value) {
         let text = "what changes something with a session needs the header `X-Millpond: console`";
-        return Err(Refusal::forbidden(text));
+        return Err(ErrorAnswer::forbidden(text));
     }
     from_here(headers)
 }
 
-/// Whether no other site has made the browser ask.
-pub(super) fn from_here(headers: &HeaderMap) -> Result<(), Refusal> {
+/// Whether no other site has made the browser send a request.
+pub(super) fn from_here(headers: &HeaderMap) -> Result<(), ErrorAnswer> {
     let site = headers.get(FETCH_SITE).map(header::HeaderValue::as_bytes);
     let elsewhere = site.is_some_and(|site| [b"cross-site".as_slice(), b"same-site"].contains(&site));
-    if elsewhere { Err(Refusal::forbidden("another site has asked for this: use the console itself")) } else { Ok(()) }
+    if elsewhere {
+        Err(ErrorAnswer::forbidden("another site has asked for this: use the console itself"))
+    } else {
+        Ok(())
+    }
 }

@@ -1,8 +1,8 @@
-// One dead letter: its evidence, and the ways to run it again or be rid of it.
+// One dead letter: its evidence, and the ways to run it again or to purge it.
 
 import { h } from "../dom.js";
 import { known, num, took } from "../fmt.js";
-import { actOn, retryOne } from "../letters.js";
+import { actOn, retryOne } from "../dead_letters.js";
 import { timeline, trace } from "../timeline.js";
 import {
   act,
@@ -21,7 +21,7 @@ import {
   when,
 } from "../ui.js";
 
-/** Reasons of letters that must not be signed by a replay. */
+/** Reasons of dead letters that a replay must not sign. */
 const DISTRUSTED = ["unsigned", "bad_signature"];
 const MEANING = {
   exhausted: "its attempts are used up",
@@ -40,21 +40,21 @@ const MEANING = {
   damaged_payload: "its large arguments are damaged",
 };
 
-function about(letter) {
-  const evidence = letter.evidence ?? {};
+function about(deadLetter) {
+  const evidence = deadLetter.evidence ?? {};
   return facts(
-    ["Reason", [badge("dead", letter.reason), " ", h("span.muted", {}, MEANING[letter.reason] ?? "")], "long"],
-    ["Queue", link(route("/dead", { queue: letter.queue }), letter.queue, { class: "mono" })],
-    ["Kind", link(route("/dead", { queue: letter.queue, kind: letter.kind }), letter.kind, { class: "mono" })],
-    ["Job", known(letter.job) ? jobLink(letter.job) : null],
-    ["Index", known(letter.index) ? num(letter.index) : null],
-    ["Attempts", num(letter.attempt)],
-    ["Worker", mono(letter.worker)],
+    ["Reason", [badge("dead", deadLetter.reason), " ", h("span.muted", {}, MEANING[deadLetter.reason] ?? "")], "long"],
+    ["Queue", link(route("/dead", { queue: deadLetter.queue }), deadLetter.queue, { class: "mono" })],
+    ["Kind", link(route("/dead", { queue: deadLetter.queue, kind: deadLetter.kind }), deadLetter.kind, { class: "mono" })],
+    ["Job", known(deadLetter.job) ? jobLink(deadLetter.job) : null],
+    ["Index", known(deadLetter.index) ? num(deadLetter.index) : null],
+    ["Attempts", num(deadLetter.attempt)],
+    ["Worker", mono(deadLetter.worker)],
     ["Published", when(evidence.published_ms, null)],
     ["Last start", when(evidence.started_ms, null)],
-    ["Dead-lettered", when(letter.dead_lettered_ms)],
-    ["From start to end", known(evidence.published_ms) ? took(letter.dead_lettered_ms - evidence.published_ms) : null],
-    ["Published as", known(evidence.root) && evidence.root !== letter.id ? mono(evidence.root) : null],
+    ["Dead-lettered", when(deadLetter.dead_lettered_ms)],
+    ["From start to end", known(evidence.published_ms) ? took(deadLetter.dead_lettered_ms - evidence.published_ms) : null],
+    ["Published as", known(evidence.root) && evidence.root !== deadLetter.id ? mono(evidence.root) : null],
     [
       "Items",
       evidence.items
@@ -62,25 +62,25 @@ function about(letter) {
         : null,
     ],
     ["Unique key", known(evidence.unique) ? mono(evidence.unique) : null],
-    ["Trace", trace(letter.trace), "long"],
+    ["Trace", trace(deadLetter.trace), "long"],
   );
 }
 
 /** Its attempts as the timeline wants them: those before, and the last one. */
-function history(letter) {
-  const evidence = letter.evidence ?? {};
-  const before = (letter.failures ?? []).map((one) => ({ ...one, status: "failed" }));
+function history(deadLetter) {
+  const evidence = deadLetter.evidence ?? {};
+  const before = (deadLetter.failures ?? []).map((one) => ({ ...one, status: "failed" }));
   const last =
-    letter.attempt > 0 && !before.some((one) => one.attempt === letter.attempt)
+    deadLetter.attempt > 0 && !before.some((one) => one.attempt === deadLetter.attempt)
       ? [
           {
-            attempt: letter.attempt,
-            worker: letter.worker,
-            child: letter.failure?.child?.name,
+            attempt: deadLetter.attempt,
+            worker: deadLetter.worker,
+            child: deadLetter.failure?.child?.name,
             started_ms: evidence.started_ms,
-            ended_ms: letter.dead_lettered_ms,
-            failure: letter.failure,
-            trace: letter.trace,
+            ended_ms: deadLetter.dead_lettered_ms,
+            failure: deadLetter.failure,
+            trace: deadLetter.trace,
             status: "failed",
           },
         ]
@@ -88,8 +88,8 @@ function history(letter) {
   return { published_ms: evidence.published_ms, attempts: [...before, ...last] };
 }
 
-function headers(letter) {
-  const pairs = Array.isArray(letter.headers) ? letter.headers : Object.entries(letter.headers ?? {});
+function headers(deadLetter) {
+  const pairs = Array.isArray(deadLetter.headers) ? deadLetter.headers : Object.entries(deadLetter.headers ?? {});
   return pairs.length
     ? facts(
         ...pairs.map(([name, value]) => [
@@ -103,75 +103,75 @@ function headers(letter) {
 
 const settled = (id, queue) =>
   empty(
-    "This letter waits no more",
+    "This dead letter waits no more",
     h(
       "p",
       {},
       "It was run again or thrown away. ",
       link(route("/task", { id, queue }), "Look at its task"),
       " or ",
-      link("#/dead", "at the other letters"),
+      link("#/dead", "at the other dead letters"),
       ".",
     ),
   );
 
-function refusal(letter, gone) {
+function refusal(deadLetter, gone) {
   if (gone) return "it waits no more";
   const distrusted = "its signature was refused: publish the task again with the key, or purge this";
-  return DISTRUSTED.includes(letter.reason) ? distrusted : null;
+  return DISTRUSTED.includes(deadLetter.reason) ? distrusted : null;
 }
 
-/** The whole page of a letter; `gone` says that it waits no more. */
-function whole(title, letter, gone, ask) {
-  const { id, queue } = letter;
-  const refused = refusal(letter, gone);
+/** The whole page of a dead letter; `gone`: it waits no more. */
+function whole(title, deadLetter, gone, ask) {
+  const { id, queue } = deadLetter;
+  const refused = refusal(deadLetter, gone);
   const retried = (row) => {
     if (row?.new_id) location.hash = route("/task", { id: row.new_id }).slice(1);
     else ask();
   };
-  const given = payload(letter, {
+  const given = payload(deadLetter, {
     label: "Arguments",
     value: "payload",
     how: `millpond dead show ${id}`,
     name: `${id}.arguments.json`,
   });
-  const buried = {
+  const deadLettered = {
     sign: "is-failed",
     title: "Dead-lettered",
-    at: letter.dead_lettered_ms,
-    more: h("p.muted", {}, MEANING[letter.reason] ?? letter.reason),
+    at: deadLetter.dead_lettered_ms,
+    more: h("p.muted", {}, MEANING[deadLetter.reason] ?? deadLetter.reason),
   };
   return [
     head(
       title,
       link(route("/task", { id, queue }), "Its task", { class: "button" }),
-      act("Retry…", () => retryOne(letter, retried), { class: "primary", ...(refused ? { refused } : {}) }),
-      act("Purge…", () => actOn("purge", [letter], ask), { class: "danger-text", ...(gone ? { refused } : {}) }),
+      act("Retry…", () => retryOne(deadLetter, retried), { class: "primary", ...(refused ? { refused } : {}) }),
+      act("Purge…", () => actOn("purge", [deadLetter], ask), { class: "danger-text", ...(gone ? { refused } : {}) }),
     ),
     gone && settled(id, queue),
-    h("section.panel", { key: "facts" }, about(letter)),
+    h("section.panel", { key: "facts" }, about(deadLetter)),
     section("Arguments", { key: "payload" }, given ?? h("p.muted", {}, "They were thrown away.")),
-    section("What happened", { key: "timeline" }, timeline(history(letter), buried)),
-    section("Headers", { key: "headers" }, headers(letter)),
+    section("What happened", { key: "timeline" }, timeline(history(deadLetter), deadLettered)),
+    section("Headers", { key: "headers" }, headers(deadLetter)),
   ];
 }
 
-export function letterPage(view) {
+export function deadLetterPage(view) {
   const [id, queue] = [view.query.get("id") ?? "", view.query.get("queue")];
-  let [letter, fault, gone] = [null, null, false];
+  let [deadLetter, fault, gone] = [null, null, false];
   const fails = (wrong) => {
-    gone = letter !== null && wrong.status === 404;
+    gone = deadLetter !== null && wrong.status === 404;
     fault = wrong;
   };
   const ask = async () => {
     const answer = await view.load(() => view.get("/dead_letter", { id, queue }, { exact: true }), fails);
-    if (answer) [letter, fault, gone] = [answer, null, false];
+    if (answer) [deadLetter, fault, gone] = [answer, null, false];
     render();
   };
   const render = () => {
     const title = h("span", {}, "Dead letter ", mono(id));
-    if (letter) return view.draw(whole(title, letter, gone, ask));
-    const instead = fault?.status === 404 ? settled(id, queue) : fault ? failed(fault, ask) : loading("the letter");
+    if (deadLetter) return view.draw(whole(title, deadLetter, gone, ask));
+    const instead = fault?.status === 404 ? settled(id, queue) : fault ? failed(fault, ask) : loading("the dead letter");
     return view.draw(head(title), instead);
   };
   view.title(`Dead letter ${id}`);

@@ -1,5 +1,5 @@
-//! What is looked at when metrics are asked for: the queues, the workers, the store. Counters and times are counted where
-//! things happen. Queues are as many as workers serve; no label is what anybody may publish.
+//! The gauges that are measured when metrics are requested: the queues, the workers, the store. Counters and times are
+//! counted where things happen. There are as many queues as workers serve; no label is a name that anybody may publish.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use millpond_api::workers::WorkerState;
 
 use super::App;
 
-/// How long the server may take to tell of the queues; without it they are left out.
-const LOOK_WITHIN: Duration = Duration::from_secs(2);
+/// How long the server may take to answer about the queues; when it takes longer, they are left out.
+const QUEUES_WITHIN: Duration = Duration::from_secs(2);
 
-pub(super) async fn look(app: &App) {
+pub(super) async fn measure(app: &App) {
     if let Ok((retrying, dead)) = app.store.unfinished().await {
         for (status, count) in [("retrying", retrying), ("dead", dead)] {
             gauge!("millpond_tasks", "status" => status).set(number(count));
@@ -38,7 +38,7 @@ pub(super) async fn look(app: &App) {
     }
     gauge!("millpond_cluster_slots").set(number(slots));
     gauge!("millpond_cluster_messages_running").set(number(running));
-    if let Ok(Ok(queues)) = tokio::time::timeout(LOOK_WITHIN, app.queues.statuses()).await {
+    if let Ok(Ok(queues)) = tokio::time::timeout(QUEUES_WITHIN, app.queues.statuses()).await {
         let now = millpond::now_ms();
         for row in queues {
             let queue = || [metrics::Label::new("queue", row.state.queue.clone())].to_vec();

@@ -1,5 +1,5 @@
-//! The console: files of `src/console/`, embedded when the collector is built, served under /console/ to anybody: they
-//! hold no data. And the headers of every answer, which keep it, and what it shows, to itself.
+//! The console: files of `src/console/`, embedded when the collector is built, served under /console/ without a token:
+//! they hold no data. And the headers of every answer, which keep other sites away from the answer.
 
 use std::sync::Arc;
 
@@ -10,11 +10,11 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use data_encoding::HEXLOWER;
+use millpond_service::error_answer::ErrorAnswer;
 use rust_embed::{EmbeddedFile, RustEmbed};
 use tower_http::compression::CompressionLayer;
 
 use super::App;
-use super::refusal::Refusal;
 
 /// What is shown where no file is named.
 const INDEX: &str = "index.html";
@@ -50,7 +50,7 @@ pub(super) fn router() -> Router<Arc<App>> {
 
 fn file(path: &str, headers: &HeaderMap) -> Response {
     let (Some(file), Some(kind)) = (Files::get(path), kind(path)) else {
-        return Refusal::new(StatusCode::NOT_FOUND, "no such file of the console").into_response();
+        return ErrorAnswer::not_found("no such file of the console").into_response();
     };
     let tag = tag(&file);
     let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
@@ -83,7 +83,7 @@ fn kind(path: &str) -> Option<&'static str> {
     })
 }
 
-/// Puts [`HEADERS`] on an answer; what says itself how it may be kept goes on saying it.
+/// Puts [`HEADERS`] on an answer; an answer that has one of them keeps its own.
 pub(super) async fn with_headers(mut answer: Response) -> Response {
     for (name, value) in HEADERS {
         answer.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));

@@ -4,7 +4,7 @@ import { address, mayNotAct } from "../api.js";
 import { h } from "../dom.js";
 import { compact, filterForm, params } from "../filters.js";
 import { many, num } from "../fmt.js";
-import { actOn, actOnAll } from "../letters.js";
+import { actOn, actOnAll } from "../dead_letters.js";
 import { List } from "../list.js";
 import { table } from "../table.js";
 import { act, badge, button, empty, head, jobLink, link, mono, route, when } from "../ui.js";
@@ -102,7 +102,7 @@ function tools(view, list, chosen, changed) {
     changed();
   };
   const some = [
-    h("b", {}, `${many(chosen.size, "letter")} selected`),
+    h("b", {}, `${many(chosen.size, "dead letter")} selected`),
     act("Retry selected", () => actOn("retry", selected(), done), { class: "primary" }),
     act("Purge selected", () => actOn("purge", selected(), done), { class: "danger-text" }),
     button("Select none", clear, { class: "plain" }),

@@ -1,45 +1,47 @@
-//! What is read of the store and of the workers' records. Lists answer `{"rows": […], "next": cursor or null}`.
+//! What is read of the store, of the workers' records and of the bus. Lists answer `{"rows": […], "next": cursor or null}`.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use millpond_api::dead_letters::{DeadLetterDetails, DeadLetterQuery, DeadLetterRow};
 use millpond_api::jobs::{JobQuery, JobResult, JobRow};
 use millpond_api::list::{List, PageQuery};
 use millpond_api::tasks::{TaskDetails, TaskIdQuery, TaskQuery, TaskRow};
 use millpond_api::workers::WorkerRow;
 
-use super::App;
-use super::asked::{Asked, Paged, after};
-use super::filters::NoQuery;
-use super::refusal::Refusal;
+use millpond_api::error::ErrorBody;
+use millpond_api::queues::QueueRow;
+use millpond_api::schedules::ScheduleRow;
+use millpond_service::error_answer::ErrorAnswer;
+use millpond_service::request::{NoQuery, Paged, PathAndQuery, cursor};
+
+use super::{App, store_error};
 use crate::store::{ListCursor, Page, ResultCursor, StoreError};
 
 type AppState = State<Arc<App>>;
-type Answer<T> = Result<Json<T>, Refusal>;
+type Answer<T> = Result<Json<T>, ErrorAnswer>;
 
 /// `timed`: whether the list is in the order of times.
-fn page(query: &PageQuery, timed: bool) -> Result<Page, Refusal> {
-    let cursor = |text: &str| text.parse().ok().filter(|after: &ListCursor| after.at_ms.is_some() == timed);
-    Ok(Page { limit: query.limit, after: after(query, cursor)? })
+fn page(query: &PageQuery, timed: bool) -> Result<Page, ErrorAnswer> {
+    let parse = |text: &str| text.parse().ok().filter(|after: &ListCursor| after.at_ms.is_some() == timed);
+    Ok(Page { limit: query.limit, after: cursor(query.after.as_deref(), parse)? })
 }
 
 fn listed<T>(found: Result<(Vec<T>, Option<ListCursor>), StoreError>) -> Answer<List<T>> {
-    let (rows, next) = found.map_err(|fault| Refusal::of_store(&fault))?;
+    let (rows, next) = found.map_err(|fault| store_error(&fault))?;
     Ok(Json(List { rows, next: next.map(|n| n.to_string()) }))
 }
 
 fn one<T>(found: Result<Vec<T>, StoreError>, what: &str, queue: impl Fn(&T) -> &str) -> Answer<T> {
-    let mut found = found.map_err(|fault| Refusal::of_store(&fault))?;
+    let mut found = found.map_err(|fault| store_error(&fault))?;
     match found.pop() {
-        None => Err(Refusal::new(StatusCode::NOT_FOUND, format!("no such {what} is stored (yet)"))),
+        None => Err(ErrorAnswer::not_found(format!("no such {what} is stored (yet)"))),
         Some(only) if found.is_empty() => Ok(Json(only)),
         Some(last) => {
             let queues: Vec<&str> = found.iter().chain([&last]).map(queue).collect();
             let text = format!("several queues have this id, name one with &queue=: {}", queues.join(", "));
-            Err(Refusal::new(StatusCode::CONFLICT, text))
+            Err(ErrorAnswer::conflict(text))
         }
     }
 }
@@ -53,11 +55,14 @@ pub(super) async fn tasks(State(app): AppState, Paged((), query, at): Paged<(), 
 
 /// Show a task with its attempts and its dead letter.
 #[utoipa::path(get, path = "/task", tag = "read", params(TaskIdQuery), responses(
-    (status = 200, description = "It", body = TaskDetails,
+    (status = 200, description = "The task", body = TaskDetails,
         example = json!({"queue": "default", "id": "order-7", "kind": "square", "done": 0, "status": "retrying", "attempt": 1, "worker": "w1", "published_ms": 1_800_000_000_000_i64, "stored_ms": 1_800_000_000_060_i64, "attempts": [{"attempt": 1, "worker": "w1", "started_ms": 1_800_000_000_001_i64, "ended_ms": 1_800_000_000_002_i64, "status": "failed", "child": null, "failure": {"type": "error", "message": "no", "retry": true}, "trace": null}], "dead": null, "replays": [], "replay_of": null})),
-    (status = 404, description = "It has not ended an attempt, or never was", body = Refusal, example = json!({"error": "no such task is stored (yet)"})),
-    (status = 409, description = "Several queues have this id", body = Refusal, example = json!({"error": "several queues have this id, name one with &queue=: default, high"}))))]
-pub(super) async fn task(State(app): AppState, Asked((), query): Asked<(), TaskIdQuery>) -> Answer<TaskDetails> {
+    (status = 404, description = "It has not ended an attempt, or never was", body = ErrorBody, example = json!({"error": "no such task is stored (yet)"})),
+    (status = 409, description = "Several queues have this id", body = ErrorBody, example = json!({"error": "several queues have this id, name one with &queue=: default, high"}))))]
+pub(super) async fn task(
+    State(app): AppState,
+    PathAndQuery((), query): PathAndQuery<(), TaskIdQuery>,
+) -> Answer<TaskDetails> {
     one(app.store.task(&query.id, query.queue.as_deref()).await, "task", |task| &task.row.queue)
 }
 
@@ -70,10 +75,13 @@ pub(super) async fn jobs(State(app): AppState, Paged((), query, at): Paged<(), J
 
 /// Show a job.
 #[utoipa::path(get, path = "/jobs/{job}", tag = "read", params(("job" = String, Path, description = "Its name", example = "report-7")), responses(
-    (status = 200, description = "It", body = JobRow,
+    (status = 200, description = "The job", body = JobRow,
         example = json!({"job": "report-7", "state": "finished", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 100, "retrying": 0, "dead": 0, "cancelled": 0, "purged": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "continuation": null})),
-    (status = 404, description = "There is none", body = Refusal, example = json!({"error": "no such job is stored (yet)"}))))]
-pub(super) async fn job(State(app): AppState, Asked(job, NoQuery {}): Asked<String, NoQuery>) -> Answer<JobRow> {
+    (status = 404, description = "There is none", body = ErrorBody, example = json!({"error": "no such job is stored (yet)"}))))]
+pub(super) async fn job(
+    State(app): AppState,
+    PathAndQuery(job, NoQuery {}): PathAndQuery<String, NoQuery>,
+) -> Answer<JobRow> {
     one(app.store.job(&job).await.map(|found| found.into_iter().collect()), "job", |job| &job.queue)
 }
 
@@ -85,15 +93,18 @@ pub(super) async fn job_results(
     State(app): AppState,
     Paged(job, NoQuery {}, at): Paged<String, NoQuery>,
 ) -> Answer<List<JobResult>> {
-    let found = app.store.job_results(&job, 0, at.limit, after(&at, ResultCursor::parse)?).await;
-    let (rows, next) = found.map_err(|fault| Refusal::of_store(&fault))?;
+    let found = app.store.job_results(&job, 0, at.limit, cursor(at.after.as_deref(), ResultCursor::parse)?).await;
+    let (rows, next) = found.map_err(|fault| store_error(&fault))?;
     Ok(Json(List { rows, next: next.map(ResultCursor::text) }))
 }
 
 /// List workers by name: those that live, and those that were lost within the last ten minutes.
 #[utoipa::path(get, path = "/workers", tag = "read", responses((status = 200, description = "All of them", body = List<WorkerRow>,
     example = json!({"rows": [{"name": "w1", "state": "live", "nonce": "mzxw6ytboi", "host": "here", "pid": 4711, "queues": ["default"], "kinds": ["square"], "slots": 8, "io_slots": 64, "running": 1, "held": 2, "draining": false, "done": 97, "failed": 1, "cpu_percent": 12.5, "rss_bytes": 20_000_000, "unknown_kinds": [], "started_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "history": []}], "next": null}))))]
-pub(super) async fn workers(State(app): AppState, Asked((), NoQuery {}): Asked<(), NoQuery>) -> Json<List<WorkerRow>> {
+pub(super) async fn workers(
+    State(app): AppState,
+    PathAndQuery((), NoQuery {}): PathAndQuery<(), NoQuery>,
+) -> Json<List<WorkerRow>> {
     Json(List::whole(app.workers.rows()))
 }
 
@@ -109,13 +120,37 @@ pub(super) async fn dead(
 
 /// Show a dead letter with its evidence, its headers and its arguments.
 #[utoipa::path(get, path = "/dead_letter", tag = "read", params(TaskIdQuery), responses(
-    (status = 200, description = "It", body = DeadLetterDetails,
+    (status = 200, description = "The dead letter", body = DeadLetterDetails,
         example = json!({"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "attempt": 1, "reason": "fatal", "failure": {"type": "bad_arguments", "message": "no number", "retry": false}, "worker": "w1", "trace": null, "dead_lettered_ms": 1_800_000_000_000_i64, "failures": [], "evidence": {"v": 1}, "headers": [["Nats-Msg-Id", "order-7"]], "payload": "twelve"})),
-    (status = 404, description = "None waits", body = Refusal, example = json!({"error": "no such dead letter is stored (yet)"})),
-    (status = 409, description = "Several queues have this id", body = Refusal, example = json!({"error": "several queues have this id, name one with &queue=: default, high"}))))]
+    (status = 404, description = "None waits", body = ErrorBody, example = json!({"error": "no such dead letter is stored (yet)"})),
+    (status = 409, description = "Several queues have this id", body = ErrorBody, example = json!({"error": "several queues have this id, name one with &queue=: default, high"}))))]
 pub(super) async fn dead_letter(
     State(app): AppState,
-    Asked((), query): Asked<(), TaskIdQuery>,
+    PathAndQuery((), query): PathAndQuery<(), TaskIdQuery>,
 ) -> Answer<DeadLetterDetails> {
     one(app.store.dead_letter(&query.id, query.queue.as_deref()).await, "dead letter", |letter| &letter.row.queue)
+}
+
+/// List queues by name: those that workers have served, those where something waits for a first worker, and those with a
+/// limit.
+#[utoipa::path(get, path = "/queues", tag = "read", responses((status = 200, description = "All of them", body = List<QueueRow>,
+    example = json!({"rows": [{"queue": "default", "waiting": 12, "held": 8, "scheduled": 1, "paused": false, "max_waiting": null, "oldest_ms": 1_800_000_000_000_i64, "workers": 2}], "next": null}))))]
+pub(super) async fn queues(
+    State(app): AppState,
+    PathAndQuery((), NoQuery {}): PathAndQuery<(), NoQuery>,
+) -> Answer<List<QueueRow>> {
+    let statuses = app.queues.statuses().await.map_err(ErrorAnswer::bad_gateway)?;
+    Ok(Json(List::whole(statuses.iter().map(|status| status.row()).collect())))
+}
+
+/// List schedules by name, as the server keeps them. Only clients change them.
+#[utoipa::path(get, path = "/schedules", tag = "read", responses((status = 200, description = "All of them", body = List<ScheduleRow>,
+    example = json!({"rows": [{"name": "report", "queue": "default", "kind": "square", "args": 12, "schedule": "@every 10s", "zone": null, "paused": false, "next_ms": 1_800_000_010_000_i64, "timeout_ms": null, "attempts_max": null, "by": "client", "since_ms": 1_800_000_000_000_i64}], "next": null}))))]
+pub(super) async fn schedules(
+    State(app): AppState,
+    PathAndQuery((), NoQuery {}): PathAndQuery<(), NoQuery>,
+) -> Answer<List<ScheduleRow>> {
+    let now_ms = millpond::now_ms();
+    let schedules = app.bus.schedules().await.map_err(ErrorAnswer::bad_gateway)?;
+    Ok(Json(List::whole(schedules.iter().map(|schedule| ScheduleRow::new(schedule, now_ms)).collect())))
 }

@@ -7,10 +7,10 @@ import { draw, h } from "./dom.js";
 import { many, now, num, span } from "./fmt.js";
 import { badge, button, mono, toast } from "./ui.js";
 
-/** Letters of a request at the most. */
-const LETTERS_MAX = 1000;
-/** Without a rate so many in one request: it can be stopped between two. */
-const LETTERS_STEP = 200;
+/** Dead letters of one request at the most. */
+const DEAD_LETTERS_MAX = 1000;
+/** Dead letters of one request where no rate is given: the run can be stopped between two requests. */
+const DEAD_LETTERS_STEP = 200;
 /** With a rate a request takes about this long. */
 const STEP_S = 2;
 /** Refusals that are shown. */
@@ -26,56 +26,57 @@ const VERBS = {
   purge: {
     does: "Purge",
     doing: "Purging",
-    done: "thrown away",
+    done: "purged",
     means: "Their arguments are thrown away for good; the evidence stays with the task. This cannot be taken back.",
   },
 };
 
 const named = ({ queue, id, attempt }) => ({ queue, id, attempt });
 
-/** Tells how it went. */
-function account(rows, verb) {
+/** Reports how it went. */
+function report(rows, verb) {
   const bad = rows.filter((row) => !row.ok);
   if (bad.length)
     throw new Error(`${num(rows.length - bad.length)} ${VERBS[verb].done}, ${num(bad.length)} not: ${bad[0].error}`);
-  toast(`${many(rows.length, "letter")} ${VERBS[verb].done}`);
+  toast(`${many(rows.length, "dead letter")} ${VERBS[verb].done}`);
 }
 
-/** These letters, after a question. */
-export function actOn(verb, letters, done) {
+/** Acts on these dead letters, after a question. */
+export function actOn(verb, deadLetters, done) {
   const { does, means } = VERBS[verb];
   askFor({
-    title: `${does} ${many(letters.length, "letter")}`,
+    title: `${does} ${many(deadLetters.length, "dead letter")}`,
     danger: verb === "purge",
     text: [means],
     ok: does,
     does: async () => {
       const rows = [];
-      for (let at = 0; at < letters.length; at += LETTERS_MAX) {
-        rows.push(...(await post(`/dead/${verb}`, { letters: letters.slice(at, at + LETTERS_MAX).map(named) })).rows);
+      for (let at = 0; at < deadLetters.length; at += DEAD_LETTERS_MAX) {
+        const some = deadLetters.slice(at, at + DEAD_LETTERS_MAX).map(named);
+        rows.push(...(await post(`/dead/${verb}`, { dead_letters: some })).rows);
       }
       done();
-      account(rows, verb);
+      report(rows, verb);
     },
   });
 }
 
-/** One letter again: elsewhere, or with other arguments. */
-export function retryOne(letter, done) {
-  const had = "payload" in letter ? JSON.stringify(letter.payload, null, 2) : "";
+/** Runs one dead letter again: in another queue, or with other arguments. */
+export function retryOne(deadLetter, done) {
+  const had = "payload" in deadLetter ? JSON.stringify(deadLetter.payload, null, 2) : "";
   const hint =
-    "payload" in letter
+    "payload" in deadLetter
       ? "JSON; left as it is, it runs with what it had, byte for byte"
       : "JSON; empty: it runs with what it had, which is not shown here";
   askFor({
-    title: "Retry this letter",
-    text: [h("p.mono", {}, letter.id)],
+    title: "Retry this dead letter",
+    text: [h("p.mono", {}, deadLetter.id)],
     fields: [
       {
         name: "queue",
         label: "Queue",
         class: "mono",
-        value: letter.queue,
+        value: deadLetter.queue,
         hint: "in another queue it becomes a new task that points back to this one",
       },
       { name: "arguments", label: "Arguments", type: "textarea", value: had, hint },
@@ -92,8 +93,8 @@ export function retryOne(letter, done) {
     },
     ok: "Retry",
     does: async (values) => {
-      const body = { letters: [named(letter)] };
-      if (values.queue !== letter.queue) body.queue = values.queue;
+      const body = { dead_letters: [named(deadLetter)] };
+      if (values.queue !== deadLetter.queue) body.queue = values.queue;
       // As it was typed: numbers of any length stay as they are.
       const other = values.arguments !== had.trim() && values.arguments !== "";
       if (other) body.arguments = JSON.rawJSON ? raw(values.arguments) : JSON.parse(values.arguments);
@@ -110,7 +111,7 @@ function raw(text) {
   );
 }
 
-/** All letters that fit: first how many, then one request after the other, until none is left or somebody stops it. */
+/** Acts on all dead letters that fit: counts them, then sends one request after the other, until none is left or the user stops. */
 class Run {
   constructor(verb, filter, done) {
     Object.assign(this, { verb, done });
@@ -144,7 +145,7 @@ class Run {
 
   async run(rate) {
     Object.assign(this, { phase: "running", stopped: false, started: Date.now() });
-    const limit = rate ? Math.min(LETTERS_MAX, Math.max(1, rate * STEP_S)) : LETTERS_STEP;
+    const limit = rate ? Math.min(DEAD_LETTERS_MAX, Math.max(1, rate * STEP_S)) : DEAD_LETTERS_STEP;
     let after = this.after ?? null;
     this.render();
     try {
@@ -166,7 +167,7 @@ class Run {
     }
     this.rate = rate;
     if (this.dialog.isConnected) this.render();
-    else toast(`${VERBS[this.verb].doing} ended: ${this.told()}`);
+    else toast(`${VERBS[this.verb].doing} ended: ${this.summary()}`);
   }
 
   take(row) {
@@ -174,7 +175,7 @@ class Run {
     if (!row.ok && this.errors.length < ERRORS_SHOWN) this.errors.push(row);
   }
 
-  told() {
+  summary() {
     const { ok, bad } = this.count;
     return `${num(ok)} ${VERBS[this.verb].done}${bad ? `, ${num(bad)} not` : ""} of ${num(this.matched)}`;
   }
@@ -192,7 +193,7 @@ class Run {
   question() {
     const { does, means } = VERBS[this.verb];
     if (!this.matched)
-      return [h("p", {}, "No letter fits (any more)."), this.buttons(button("Close", () => this.dialog.close()))];
+      return [h("p", {}, "No dead letter fits (any more)."), this.buttons(button("Close", () => this.dialog.close()))];
     return h(
       "form",
       {
@@ -202,13 +203,13 @@ class Run {
           this.run(rate === "" ? null : Number(rate));
         },
       },
-      h("p.big", {}, h("b", {}, many(this.matched, "letter")), this.matched === 1 ? " fits" : " fit"),
+      h("p.big", {}, h("b", {}, many(this.matched, "dead letter")), this.matched === 1 ? " fits" : " fit"),
       h("p.muted", {}, this.filterText()),
       h("p", {}, means),
       h(
         "div.field",
         {},
-        h("label", { for: "run-rate" }, "Letters a second, at the most"),
+        h("label", { for: "run-rate" }, "Dead letters a second, at the most"),
         h("input", {
           id: "run-rate",
           name: "rate",
@@ -256,7 +257,7 @@ class Run {
         h("span.part-done", { css: { width: `${(ok / whole) * 100}%` } }),
         h("span.part-dead", { css: { width: `${(bad / whole) * 100}%` } }),
       ),
-      h("p.bar-text", { role: "status" }, `${this.told()}${rest}`),
+      h("p.bar-text", { role: "status" }, `${this.summary()}${rest}`),
     );
     const title = {
       running: VERBS[this.verb].doing,
@@ -310,5 +311,5 @@ class Run {
   }
 }
 
-/** Retries or purges all letters that fit. */
+/** Retries or purges all dead letters that fit. */
 export const actOnAll = (verb, filter, done) => new Run(verb, filter, done);

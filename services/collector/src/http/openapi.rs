@@ -1,4 +1,4 @@
-//! The OpenAPI document: what stands around the paths, and what is the same for all that are guarded. The paths describe
+//! The OpenAPI document: what stands around the paths, and what is the same for all that need a token. The paths describe
 //! themselves where they are handled.
 
 use std::sync::LazyLock;
@@ -11,7 +11,8 @@ use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, Ref, RefOr, Response, ResponseBuilder};
 
-use super::refusal::Refusal;
+use millpond_service::status_routes::status_routes;
+
 use super::session::COOKIE;
 
 /// The document as it is served.
@@ -21,7 +22,6 @@ static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_json().unwrap
 #[openapi(
     info(title = "millpond collector", description = "What ended, what there is now, and what an operator does about it. \
         Lists answer `{\"rows\": […], \"next\": cursor or null}`, the newest first; times are Unix time in milliseconds."),
-    components(schemas(Refusal)),
     tags((name = "read", description = "For viewers and operators"), (name = "act", description = "For operators"),
         (name = "session", description = "Sessions of browsers"), (name = "service", description = "Health, metrics, this document"))
 )]
@@ -38,24 +38,24 @@ pub(super) fn document() -> utoipa::openapi::OpenApi {
     let components = document.components.get_or_insert_default();
     components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
     components.add_security_scheme("cookie", SecurityScheme::ApiKey(ApiKey::Cookie(cookie)));
-    let mut guarded = super::under_api(super::guarded()).into_openapi();
-    for item in guarded.paths.paths.values_mut() {
-        item.get.iter_mut().for_each(|operation| guard(operation, false));
-        item.post.iter_mut().for_each(|operation| guard(operation, true));
+    let mut authorized = super::under_api(super::authorized()).into_openapi();
+    for item in authorized.paths.paths.values_mut() {
+        item.get.iter_mut().for_each(|operation| describe_authorization(operation, false));
+        item.post.iter_mut().for_each(|operation| describe_authorization(operation, true));
     }
-    document.merge(guarded);
-    document.merge(super::open().merge(super::under_api(super::entrance())).into_openapi());
+    document.merge(authorized);
+    document.merge(status_routes::<super::App>().merge(super::under_api(super::open())).into_openapi());
     document
 }
 
 /// What is the same for all that needs a token.
-fn guard(operation: &mut Operation, acts: bool) {
+fn describe_authorization(operation: &mut Operation, acts: bool) {
     let scheme = |name: &str| SecurityRequirement::new(name, Vec::<String>::new());
     operation.security = Some(vec![scheme("bearer"), scheme("cookie")]);
     let has_body = operation.request_body.is_some();
-    let said = has_body || operation.parameters.as_ref().is_some_and(|all| !all.is_empty());
+    let has_input = has_body || operation.parameters.as_ref().is_some_and(|all| !all.is_empty());
     for (status, applies, description, example) in [
-        ("400", said, "Something said does not fit", "the query cannot be read: unknown field `stauts`"),
+        ("400", has_input, "The request does not fit", "the query cannot be read: unknown field `stauts`"),
         (
             "401",
             true,
@@ -74,14 +74,14 @@ fn guard(operation: &mut Operation, acts: bool) {
         ("502", true, "NATS does not answer, or refuses", "no answer from nats-server"),
     ] {
         if applies {
-            let answer = || RefOr::T(refusal(description, json!({ "error": example })));
+            let answer = || RefOr::T(error(description, json!({ "error": example })));
             operation.responses.responses.entry(status.to_owned()).or_insert_with(answer);
         }
     }
 }
 
-fn refusal(description: &str, example: Value) -> Response {
-    let mut content = Content::new(Some(Ref::from_schema_name("Refusal")));
+fn error(description: &str, example: Value) -> Response {
+    let mut content = Content::new(Some(Ref::from_schema_name("ErrorBody")));
     content.example = Some(example);
     ResponseBuilder::new().description(description).content("application/json", content).build()
 }
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_document_has_an_example_of_each_answer_and_guards_all_but_a_few_paths() {
+    fn the_document_has_an_example_of_each_answer_and_a_token_for_all_but_a_few_paths() {
         let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
         assert!(document["openapi"].as_str().unwrap().starts_with("3.1"), "{document}");
         let mut open = Vec::new();
