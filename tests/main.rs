@@ -51,3 +51,4 @@ mod tls;
 mod unique;
 mod up;
 mod verbs;
+mod wire_number;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::wire::number::WIRE_NUMBER_UNWRITTEN;
+
 /// How often a worker renews its record.
 pub const WORKER_HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// A worker whose record is older is gone.
@@ -22,6 +24,9 @@ pub struct WorkerRecord {
     pub name: String,
     /// Drawn at random when the process started: tells two processes of one name apart.
     pub nonce: String,
+    /// The wire number that it speaks; records without one were written before there was one.
+    #[serde(default = "wire_number_unwritten")]
+    pub wire: u32,
     /// Host name.
     pub host: String,
     /// Process id on that host.
@@ -80,6 +85,10 @@ impl WorkerRecord {
     pub fn is_lost(&self, now_ms: i64) -> bool {
         u128::try_from(now_ms.saturating_sub(self.heartbeat_ms)).unwrap_or(0) > WORKER_LOST_AFTER.as_millis()
     }
+}
+
+pub(crate) fn wire_number_unwritten() -> u32 {
+    WIRE_NUMBER_UNWRITTEN
 }
 
 /// How the items of a kind ended since the worker started.

@@ -108,6 +108,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         () = shutdown.cancelled() => Ok(()),
         failed = server.failed() => Err(failed),
         Some(ended) = collecting.join_next() => Err(anyhow!("collecting ended by itself: {ended:?}")),
+        mismatch = bus.wire_mismatch() => Err(mismatch.into()),
     };
     shutdown.cancel();
     // What was pulled by now is stored and acknowledged.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use millpond::bus::Bus;
+use millpond::bus::error::BusError;
 use millpond::bus::operate::queues::QueueState;
-use millpond::bus::topology::TopologyError;
 use millpond::worker_record::WorkerRecord;
 use millpond_api::queues::QueueRow;
 use millpond_api::workers::WorkerState;
@@ -56,7 +56,7 @@ impl Queues {
 
     /// All queues by name, as they are from now on: a poll that began before this call is not recent enough, one that began
     /// while others waited for it is.
-    pub(crate) async fn statuses(&self) -> Result<Vec<QueueStatus>, TopologyError> {
+    pub(crate) async fn statuses(&self) -> Result<Vec<QueueStatus>, BusError> {
         let requested = Instant::now();
         let mut polled = self.polled.lock().await;
         if let Some((began, statuses)) = &*polled
@@ -70,7 +70,7 @@ impl Queues {
         Ok(statuses)
     }
 
-    async fn poll(&self) -> Result<Vec<QueueStatus>, TopologyError> {
+    async fn poll(&self) -> Result<Vec<QueueStatus>, BusError> {
         let workers = self.workers.records();
         let mut statuses = Vec::new();
         for state in self.bus.queues_with_limits().await? {

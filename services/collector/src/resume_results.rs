@@ -3,8 +3,8 @@
 
 use anyhow::Context;
 use millpond::bus::Bus;
+use millpond::bus::error::BusError;
 use millpond::bus::operate::control::{CTL_RESULTS, ControlReply, ControlRequests};
-use millpond::bus::topology::TopologyError;
 use millpond::client::{HistoryPage, HistoryRequest};
 use millpond_api::list::PAGE_ROWS_MAX;
 use serde_json::value::{RawValue, to_raw_value};
@@ -18,7 +18,7 @@ const PAGE_BYTES_MAX: usize = 512 * 1024;
 ///
 /// # Errors
 /// When the connection is closed.
-pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, TopologyError> {
+pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, BusError> {
     bus.serve(CTL_RESULTS, "collector").await
 }
 

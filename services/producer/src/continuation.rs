@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millpond::bus::Bus;
+use millpond::bus::error::BusError;
 use millpond::bus::operate::control::{CTL_THEN, ControlReply, ControlRequests, JobEnded};
 use millpond::bus::publish::RetryDeadline;
-use millpond::bus::topology::TopologyError;
 use millpond::client::{Client, NewTask};
 use serde_json::json;
 use serde_json::value::to_raw_value;
@@ -19,7 +19,7 @@ const STORE_WITHIN: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the connection is closed.
-pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, TopologyError> {
+pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, BusError> {
     bus.serve(CTL_THEN, "producer").await
 }
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use millpond::bus::Bus;
+use millpond::bus::error::BusError;
 use millpond::bus::operate::control::{CTL_REPLAY, ControlReply, ControlRequests, Replay};
 use millpond::bus::publish::RetryDeadline;
-use millpond::bus::topology::TopologyError;
 use millpond::dead_letter::moved_id;
 use millpond::limits::CLAIM_CHECK_BYTES;
 use millpond::wire::headers::{HEADER_EXPIRES, HEADER_REF, Headers};
@@ -24,7 +24,7 @@ const STORE_WITHIN: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the connection is closed.
-pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, TopologyError> {
+pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, BusError> {
     bus.serve(CTL_REPLAY, "producer").await
 }
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use millpond::bus::Bus;
 use millpond::bus::consume::lease::Lease;
+use millpond::bus::error::BusError;
 use millpond::bus::operate::cancel::Tombstone;
 use millpond::bus::operate::queues::PurgeRecord;
 use millpond::bus::read::buckets::{BucketChange, BucketWatch, decode};
-use millpond::bus::topology::TopologyError;
 use millpond::job::epoch_of;
 use millpond::wire::streams::{BUCKET_CANCELS, BUCKET_PURGES};
 use tokio::sync::watch;
@@ -59,7 +59,7 @@ struct KnownCancellations {
 
 impl Cancellations {
     /// Reads those that are there now, and follows all that come: a worker takes no task before it knows them.
-    pub(crate) async fn load(bus: &Bus, background: &mut JoinSet<()>) -> Result<Self, TopologyError> {
+    pub(crate) async fn load(bus: &Bus, background: &mut JoinSet<()>) -> Result<Self, BusError> {
         let cancellations = Self { known: Arc::default(), changed: Arc::new(watch::Sender::new(())) };
         for bucket in [BUCKET_CANCELS, BUCKET_PURGES] {
             let mut watch = BucketWatch::new(bus, bucket);

@@ -190,7 +190,14 @@ impl Worker {
             let puller = run_loop.take_tasks(puller, &shutdown).await;
             (run_loop, puller)
         });
-        let (run_loop, puller) = taking.join_next().await.context("the worker's loop was not started")??;
+        let (run_loop, puller) = tokio::select! {
+            taken = taking.join_next() => taken.context("the worker's loop was not started")??,
+            // At once, without a drain: what this version would store or acknowledge, the streams' version misreads.
+            mismatch = bus.wire_mismatch() => {
+                context.supervisor.close().await;
+                return Err(mismatch.into());
+            }
+        };
         context.draining.cancel();
         heartbeat.beat().await.ok();
         tokio::join!(run_loop.drain(puller), calls.drain(&context, settings.drain_time));

@@ -1,15 +1,17 @@
 //! The only place that names `async_nats`: a connection in a role, and what is built on it, in folders by direction:
-//! `publish` stores messages, `consume` brings tasks to a worker, `read` looks at what is stored, `call` answers calls
+//! `publish` stores messages, `consume` brings tasks to a worker, `read` reads what is stored, `call` answers calls
 //! and carries pipes, `operate` is what an operator does. `topology` makes streams and buckets.
 
 mod access;
 pub mod call;
 pub mod consume;
+pub mod error;
 pub mod operate;
 pub mod publish;
 pub mod read;
 pub mod shared_state;
 pub mod topology;
+mod wire_check;
 
 pub use access::without_password;
 
@@ -26,11 +28,15 @@ use crate::config::ConnectSettings;
 use crate::limits::{PUBLISH_WINDOW, SERVER_PAYLOAD_BYTES_MAX};
 use crate::signature::Signer;
 use crate::wire::headers::Headers;
+use crate::wire::number::WireMismatch;
 
+use error::describe;
+use wire_check::WireCheck;
+
+/// Longest delay between two tries of a client to be connected again.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(500);
 /// How long a publish waits for its ack before it is sent again with the same id.
 const PUBLISH_ACK_WAIT: Duration = Duration::from_secs(5);
-/// Longest delay between two tries of a client to reconnect.
-const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(500);
 
 /// A NATS user with its own permissions and inboxes (deploy/nats/roles.conf).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +69,11 @@ impl Role {
         }
     }
 
+    /// Whether it may read the state of the streams, and so compares their wire number with its own. `setup` writes it.
+    fn reads_streams(self) -> bool {
+        !matches!(self, Self::Setup | Self::Publisher)
+    }
+
     /// Only the client's inbox is the default one, so that a plain `nats req` works as client.
     fn inbox(self) -> String {
         match self {
@@ -84,7 +95,7 @@ pub enum ConnectError {
         role: &'static str,
         /// How long it tried.
         timeout: Duration,
-        /// What the client said last.
+        /// The last words of the client.
         reason: String,
     },
     /// The server is too old or too tight.
@@ -99,14 +110,17 @@ pub enum ConnectError {
         /// Its `max_payload`, in bytes.
         max_payload: usize,
     },
+    /// The streams are of another version.
+    #[error(transparent)]
+    Wire(#[from] WireMismatch),
 }
 
-/// What is known of the connection; `epoch` grows with every loss and every return.
+/// What is known of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
-    /// Counts losses and returns.
-    pub epoch: u64,
-    /// Whether it stands.
+    /// How often it was lost or came back.
+    pub changes: u64,
+    /// Whether it stands now.
     pub up: bool,
 }
 
@@ -118,6 +132,7 @@ pub struct Bus {
     connection: watch::Receiver<Connection>,
     signer: Option<Signer>,
     dropped: Arc<AtomicU64>,
+    wire: Arc<WireCheck>,
 }
 
 impl Bus {
@@ -134,7 +149,7 @@ impl Bus {
     ) -> Result<Self, ConnectError> {
         let access = access.into();
         let timeout = access.timeout;
-        let (sender, connection) = watch::channel(Connection { epoch: 0, up: true });
+        let (sender, connection) = watch::channel(Connection { changes: 0, up: true });
         let dropped = Arc::new(AtomicU64::new(0));
         let deadline = tokio::time::Instant::now() + timeout;
         let servers = access::servers(url);
@@ -149,10 +164,10 @@ impl Bus {
             match attempt {
                 Ok(Ok(client)) => break client,
                 Ok(Err(error)) => reason = describe(&error),
-                // What was said before says more.
+                // The reason of the attempt before says more.
                 Err(_) => {}
             }
-            // Time does not heal these. The second is the client's word for both sides' certificates.
+            // These errors do not pass. "certificate" is the client's word for the certificates of both sides.
             let denied = ["authorization", "certificate"].iter().any(|word| reason.to_lowercase().contains(word));
             if denied || tokio::time::Instant::now() + Duration::from_millis(100) >= deadline {
                 return Err(unreachable(reason));
@@ -170,7 +185,8 @@ impl Bus {
             .max_ack_inflight(PUBLISH_WINDOW * 8)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        Ok(Self { client, js, connection, signer: None, dropped })
+        let wire = Arc::new(WireCheck::start(&js, role, connection.clone()).await?);
+        Ok(Self { client, js, connection, signer: None, dropped, wire })
     }
 
     /// The same connection; with keys, each task that is stored over it is signed, and each that is taken verified.
@@ -197,16 +213,24 @@ impl Bus {
         self.client.server_info().server_id
     }
 
+    /// Returns when the streams turn out to be of another wire number after a reconnect: this program must end then.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn wire_mismatch(&self) -> WireMismatch {
+        self.wire.wait().await
+    }
+
     /// Messages that this client lost because it read too slowly.
     #[must_use]
     pub fn dropped_messages(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Publishes a message that is not stored: who listens now hears it.
+    /// Publishes a message that is not stored: only current subscribers get it.
     pub async fn publish_core(&self, subject: &str, payload: bytes::Bytes) {
         if let Err(error) = self.client.publish(subject.to_owned(), payload).await {
-            tracing::debug!(subject, %error, "not told");
+            tracing::debug!(subject, %error, "not published");
         }
     }
 
@@ -234,19 +258,19 @@ fn options(role: Role, name: &str, connection: watch::Sender<Connection>, droppe
             observe(&event, &connection, &dropped);
             std::future::ready(())
         });
-    // A worker that asks `lease.who` must not be its own responder: NATS answers "no responders" at once
+    // A worker must not answer its own ownership query (`lease.who`): NATS answers "no responders" at once
     // only when nobody else listens.
     if role == Role::Worker { options.no_echo() } else { options }
 }
 
 fn observe(event: &Event, connection: &watch::Sender<Connection>, dropped: &AtomicU64) {
     match event {
-        Event::Connected => connection.send_modify(|c| *c = Connection { epoch: c.epoch + 1, up: true }),
+        Event::Connected => connection.send_modify(|c| *c = Connection { changes: c.changes + 1, up: true }),
         Event::Disconnected | Event::Closed => {
             if *event == Event::Disconnected {
                 tracing::warn!("connection to nats lost, reconnecting");
             }
-            connection.send_modify(|c| *c = Connection { epoch: c.epoch + 1, up: false });
+            connection.send_modify(|c| *c = Connection { changes: c.changes + 1, up: false });
         }
         Event::SlowConsumer(_) => {
             dropped.fetch_add(1, Ordering::Relaxed);
@@ -254,20 +278,6 @@ fn observe(event: &Event, connection: &watch::Sender<Connection>, dropped: &Atom
         Event::ServerError(error) => tracing::warn!(error = %error, "nats-server refused something"),
         other => tracing::debug!(event = %other, "nats event"),
     }
-}
-
-/// An error with its causes, in one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let more = next.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = next.source();
-    }
-    text
 }
 
 fn version_at_least(version: &str, major: u64, minor: u64) -> bool {

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use crate::bus::Bus;
+use crate::bus::error::BusError;
 use crate::bus::read::buckets::{BucketWatch, open};
-use crate::bus::topology::TopologyError;
 use crate::wire::streams::BUCKET_SHARED;
 
 /// Largest value of a shared key, in bytes.
@@ -46,7 +46,7 @@ pub enum SharedError {
     },
     /// The server.
     #[error(transparent)]
-    Bus(#[from] TopologyError),
+    Bus(#[from] BusError),
 }
 
 /// The shared keys. Cheap to clone.
@@ -67,8 +67,8 @@ fn fits(value: &Bytes) -> Result<(), SharedError> {
     if bytes <= SHARED_VALUE_BYTES_MAX { Ok(()) } else { Err(SharedError::TooLarge { bytes }) }
 }
 
-fn fault(error: &dyn std::error::Error) -> SharedError {
-    TopologyError::new(BUCKET_SHARED, error).into()
+fn fault(error: &(dyn std::error::Error + 'static)) -> SharedError {
+    BusError::new(BUCKET_SHARED, error).into()
 }
 
 impl SharedState {

@@ -8,28 +8,33 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::{kv, stream};
 use tokio::time::Instant;
 
-use super::{Bus, describe};
+use super::Bus;
+use super::error::BusError;
+use super::read::buckets;
 use crate::limits::{LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PAYLOAD_RETENTION, PULL_BYTES_MAX, TASK_BYTES_MAX};
+use crate::wire::number::{METADATA_WIRE_NUMBER, WIRE_NUMBER, WireMismatch, check_streams};
 use crate::wire::streams::{
     BUCKET_CANCELS, BUCKET_JOBS, BUCKET_PAYLOADS, BUCKET_PURGES, BUCKET_QUEUES, BUCKET_SERVERS, BUCKET_SHARED,
     BUCKET_STARTS, BUCKET_WORKERS, DURABLE_COLLECTOR, STREAM_DEAD, STREAM_DUE, STREAM_RESULTS, STREAM_TASKS, durable,
 };
 
-/// How long the server waits for the collector's acks before it delivers again; longer than any commit.
-const COLLECT_ACK_WAIT: Duration = Duration::from_secs(10);
 /// The server's dedupe window: it makes a resend cheap; nothing relies on it.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
-/// Start records older than this are dropped by the server.
-const START_RECORD_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// Tasks that all workers of a queue may hold together (`max_ack_pending`).
 const ACK_PENDING_MAX: i64 = 100_000;
+/// How long the server waits for the collector's acks before it delivers again; longer than any commit.
+const COLLECT_ACK_WAIT: Duration = Duration::from_secs(10);
+/// Start records older than this are dropped by the server.
+const START_RECORD_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// Error code of a server that has a consumer of this name with other settings (paused, say).
 const CONSUMER_IS_THERE: u64 = 10148;
 /// Key of a stream's epoch in its metadata: sequences repeat when a stream is made anew, epochs do not.
 const METADATA_EPOCH: &str = "millpond-epoch";
 
-/// How often a worker looks whether setup has run.
-const LOOK_FOR_SETUP_EVERY: Duration = Duration::from_millis(200);
+/// How often a program that waits for `setup` checks again.
+const POLL_SETUP_EVERY: Duration = Duration::from_millis(200);
 
 /// How much the streams may hold.
 #[derive(Debug, Clone)]
@@ -62,34 +67,22 @@ impl Default for StreamLimits {
     }
 }
 
-/// Why something could not be made.
-#[derive(Debug, thiserror::Error)]
-#[error("nats refused {what}: {reason}")]
-pub struct TopologyError {
-    what: String,
-    reason: String,
-}
-
-impl TopologyError {
-    pub(super) fn new(what: &str, error: &dyn std::error::Error) -> Self {
-        Self { what: what.to_owned(), reason: describe(error) }
-    }
-}
-
 /// Makes all streams, buckets and the collector's consumers, or brings them up to date.
 ///
 /// # Errors
-/// [`TopologyError`] names the first thing that the server refused.
-pub async fn setup(bus: &Bus, limits: &StreamLimits) -> Result<(), TopologyError> {
-    for config in streams(limits) {
+/// [`BusError`] names the first thing that the server refused.
+pub async fn setup(bus: &Bus, limits: &StreamLimits) -> Result<(), BusError> {
+    let [tasks, others @ ..] = streams(limits);
+    refuse_other_numbers(bus).await?;
+    for config in others {
         make_stream(bus, config).await?;
     }
     for config in buckets(limits) {
         let name = config.bucket.clone();
-        bus.js.create_or_update_key_value(config).await.map_err(|e| TopologyError::new(&name, &e))?;
+        bus.js.create_or_update_key_value(config).await.map_err(|e| BusError::new(&name, &e))?;
     }
     let payloads = bus.js.create_or_update_stream(payloads(limits)).await;
-    payloads.map_err(|e| TopologyError::new(BUCKET_PAYLOADS, &e))?;
+    payloads.map_err(|e| BusError::new(BUCKET_PAYLOADS, &e))?;
     for (stream, filter) in [(STREAM_RESULTS, "results.>"), (STREAM_DEAD, "dead.>")] {
         let config = pull::Config {
             durable_name: Some(DURABLE_COLLECTOR.to_owned()),
@@ -101,20 +94,45 @@ pub async fn setup(bus: &Bus, limits: &StreamLimits) -> Result<(), TopologyError
             num_replicas: limits.replicas,
             ..Default::default()
         };
-        bus.js.create_consumer_on_stream(config, stream).await.map_err(|e| TopologyError::new(stream, &e))?;
+        bus.js.create_consumer_on_stream(config, stream).await.map_err(|e| BusError::new(stream, &e))?;
+    }
+    // Last, because it carries the wire number: a program that reads the number finds everything else in place.
+    make_stream(bus, tasks).await
+}
+
+/// Refuses to change the streams under programs that would misread them: streams of a newer number, and live workers
+/// of any other number.
+async fn refuse_other_numbers(bus: &Bus) -> Result<(), BusError> {
+    let written = match stream_state(bus, STREAM_TASKS).await {
+        Ok(state) => state.wire_number,
+        // A new server: there is nothing to misread, and no bucket of workers.
+        Err(BusError::Missing { .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    match check_streams(written.as_deref()) {
+        Err(WireMismatch::Streams { program, streams }) if streams > program => {
+            return Err(WireMismatch::Streams { program, streams }.into());
+        }
+        _ => {}
+    }
+    for (worker, number) in buckets::live_workers(bus).await? {
+        if number != WIRE_NUMBER {
+            return Err(WireMismatch::Worker { program: WIRE_NUMBER, worker, number }.into());
+        }
     }
     Ok(())
 }
 
-async fn make_stream(bus: &Bus, mut config: stream::Config) -> Result<(), TopologyError> {
+async fn make_stream(bus: &Bus, mut config: stream::Config) -> Result<(), BusError> {
     let name = config.name.clone();
-    let epoch = match bus.js.get_stream(&name).await {
-        Ok(stream) => stream.cached_info().config.metadata.get(METADATA_EPOCH).cloned(),
-        Err(_) => None,
-    };
+    let before = bus.js.get_stream(&name).await.ok();
+    let epoch = before.and_then(|stream| stream.cached_info().config.metadata.get(METADATA_EPOCH).cloned());
     let epoch = epoch.unwrap_or_else(crate::random_token);
     config.metadata.insert(METADATA_EPOCH.to_owned(), epoch);
-    bus.js.create_or_update_stream(config).await.map_err(|e| TopologyError::new(&name, &e))?;
+    if name == STREAM_TASKS {
+        config.metadata.insert(METADATA_WIRE_NUMBER.to_owned(), WIRE_NUMBER.to_string());
+    }
+    bus.js.create_or_update_stream(config).await.map_err(|e| BusError::new(&name, &e))?;
     Ok(())
 }
 
@@ -139,7 +157,7 @@ fn streams(limits: &StreamLimits) -> [stream::Config; 4] {
             max_messages: limits.tasks_max,
             max_bytes: limits.tasks_bytes_max,
             max_message_size: i32::try_from(TASK_BYTES_MAX).unwrap_or(i32::MAX),
-            // For `why`: a look at what waits, without a consumer.
+            // So that `why` can read what waits without a consumer.
             allow_direct: true,
             ..base()
         },
@@ -220,29 +238,33 @@ fn buckets(limits: &StreamLimits) -> [kv::Config; 8] {
 /// Waits until setup has made what a worker needs: the two may be started at the same time.
 ///
 /// # Errors
-/// [`TopologyError`] of the last look, when there is nothing after `within`.
-pub async fn await_setup(bus: &Bus, within: Duration) -> Result<(), TopologyError> {
+/// [`BusError`] of the last poll, when there is nothing after `within`; [`BusError::Wire`] when the streams are of
+/// another wire number.
+pub async fn await_setup(bus: &Bus, within: Duration) -> Result<(), BusError> {
     let deadline = Instant::now() + within;
-    // The last one that setup makes of those that a worker may ask for.
-    let last = format!("KV_{BUCKET_SERVERS}");
-    let mut told = false;
-    while let Err(error) = stream_state(bus, &last).await {
-        if Instant::now() + LOOK_FOR_SETUP_EVERY > deadline {
+    let mut is_logged = false;
+    // The last one that setup makes.
+    let state = loop {
+        let error = match stream_state(bus, STREAM_TASKS).await {
+            Ok(state) => break state,
+            Err(error) => error,
+        };
+        if Instant::now() + POLL_SETUP_EVERY > deadline {
             return Err(error);
         }
-        if !std::mem::replace(&mut told, true) {
+        if !std::mem::replace(&mut is_logged, true) {
             tracing::info!(?within, "waiting for setup, which makes streams and buckets");
         }
-        tokio::time::sleep(LOOK_FOR_SETUP_EVERY).await;
-    }
-    Ok(())
+        tokio::time::sleep(POLL_SETUP_EVERY).await;
+    };
+    Ok(check_streams(state.wire_number.as_deref())?)
 }
 
 /// Makes the two durables of a queue. A worker's role may make these names with these filters and no others.
 ///
 /// # Errors
-/// [`TopologyError`]; most likely setup has not run yet.
-pub async fn make_queue(bus: &Bus, queue: &str) -> Result<(), TopologyError> {
+/// [`BusError`]; most likely setup has not run yet.
+pub async fn make_queue(bus: &Bus, queue: &str) -> Result<(), BusError> {
     for (stream, filter) in [(STREAM_TASKS, format!("tasks.{queue}.>")), (STREAM_DUE, format!("due.{queue}.>"))] {
         let config = pull::Config {
             durable_name: Some(durable(queue)),
@@ -255,10 +277,10 @@ pub async fn make_queue(bus: &Bus, queue: &str) -> Result<(), TopologyError> {
             filter_subject: filter,
             ..Default::default()
         };
-        let what = format!("the consumer of queue {queue} on {stream} (has `setup` run?)");
+        let what = format!("the consumer of queue {queue} on {stream}");
         // Only made, never updated: that would end a pause.
         match bus.js.create_consumer_strict_on_stream(config, stream).await {
-            Err(error) if !is_there(&error) => return Err(TopologyError::new(&what, &error)),
+            Err(error) if !is_there(&error) => return Err(BusError::new(&what, &error)),
             _ => {}
         }
     }
@@ -279,6 +301,8 @@ fn is_there(error: &stream::ConsumerCreateStrictError) -> bool {
 pub struct StreamState {
     /// Its epoch; part of the ids of tasks that bring none.
     pub epoch: String,
+    /// The wire number in its metadata; only TASKS has one.
+    pub wire_number: Option<String>,
     /// Oldest sequence that it holds.
     pub first_seq: u64,
     /// Newest sequence.
@@ -296,13 +320,14 @@ pub struct StreamState {
 /// Asks the server for the state of a stream.
 ///
 /// # Errors
-/// [`TopologyError`]; most likely setup has not run yet.
-pub async fn stream_state(bus: &Bus, name: &str) -> Result<StreamState, TopologyError> {
-    let what = format!("use of stream {name} (has `setup` run?)");
-    let stream = bus.js.get_stream(name).await.map_err(|e| TopologyError::new(&what, &e))?;
+/// [`BusError`]; most likely setup has not run yet.
+pub async fn stream_state(bus: &Bus, name: &str) -> Result<StreamState, BusError> {
+    let what = format!("use of stream {name}");
+    let stream = bus.js.get_stream(name).await.map_err(|e| BusError::new(&what, &e))?;
     let info = stream.cached_info();
     Ok(StreamState {
         epoch: info.config.metadata.get(METADATA_EPOCH).cloned().unwrap_or_default(),
+        wire_number: info.config.metadata.get(METADATA_WIRE_NUMBER).cloned(),
         first_seq: info.state.first_sequence,
         last_seq: info.state.last_sequence,
         messages: info.state.messages,

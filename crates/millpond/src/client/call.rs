@@ -11,7 +11,7 @@ use super::Client;
 use crate::bus::call::pipe;
 use crate::bus::call::pipe::Pipe;
 use crate::bus::call::service::{CallOutcome, CallReply};
-use crate::bus::topology::TopologyError;
+use crate::bus::error::BusError;
 use crate::call::CALL_TIMEOUT_MAX;
 use crate::call::Code;
 use crate::limits::TASK_BYTES_MAX;
@@ -81,7 +81,7 @@ pub enum CallError {
     },
     /// The server refuses the subscription of a pipe.
     #[error(transparent)]
-    Topology(#[from] TopologyError),
+    Topology(#[from] BusError),
 }
 
 impl Client {
@@ -144,7 +144,7 @@ impl Client {
         let id = crate::random_token();
         // The subscription comes first: the worker may send at once.
         let frames = pipe::listen(&self.bus, subject::pipe_out(&id)).await?;
-        let answer = self.checked_call(queue, kind, args.into(), timeout, &pipe::asking(&id)).await?;
+        let answer = self.checked_call(queue, kind, args.into(), timeout, &pipe::request_headers(&id)).await?;
         let capacity = answer.header(HEADER_PIPE_CAPACITY).and_then(|capacity| capacity.parse().ok());
         let Some(capacity) = capacity.filter(|_| answer.header(HEADER_PIPE) == Some(&id)) else {
             let reason = "it was answered like a plain call; is its worker older?".to_owned();
@@ -218,8 +218,8 @@ impl Client {
                     }
                     Some((code, failure)) => Err(CallError::Failed { code, failure: Box::new(failure) }),
                 },
-                CallOutcome::Nobody => Err(CallError::NoWorker { queue: queue.to_owned(), kind: kind.to_owned() }),
-                CallOutcome::Silence => Err(CallError::NoAnswer { timeout }),
+                CallOutcome::NoWorker => Err(CallError::NoWorker { queue: queue.to_owned(), kind: kind.to_owned() }),
+                CallOutcome::NoAnswer => Err(CallError::NoAnswer { timeout }),
                 CallOutcome::Broken(reason) => Err(CallError::Broken { kind: kind.to_owned(), reason }),
             };
         }

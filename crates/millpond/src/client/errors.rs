@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
+use crate::bus::error::BusError;
 use crate::bus::publish::PublishError;
 use crate::bus::publish::payloads::PutError;
-use crate::bus::topology::TopologyError;
 use crate::limits::PAYLOAD_RETENTION;
 use crate::schedule::ScheduleError;
 use crate::wire::subject::SubjectError;
@@ -21,7 +21,7 @@ pub enum SubmitError {
     Publish(#[from] PublishError),
     /// The streams or buckets are missing, or may not be used.
     #[error(transparent)]
-    Topology(#[from] TopologyError),
+    Topology(#[from] BusError),
     /// The arguments could not be put into the store of payloads.
     #[error(transparent)]
     Payload(#[from] PutError),
@@ -164,8 +164,8 @@ impl From<SubjectError> for MapError {
     }
 }
 
-impl From<TopologyError> for MapError {
-    fn from(error: TopologyError) -> Self {
+impl From<BusError> for MapError {
+    fn from(error: BusError) -> Self {
         Self::Submit(error.into())
     }
 }
@@ -190,5 +190,5 @@ pub enum ScheduleChangeError {
     Publish(#[from] PublishError),
     /// The server does not answer, or setup has not run.
     #[error(transparent)]
-    Topology(#[from] TopologyError),
+    Topology(#[from] BusError),
 }

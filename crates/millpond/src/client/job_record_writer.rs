@@ -10,8 +10,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use crate::bus::Bus;
+use crate::bus::error::BusError;
 use crate::bus::read::jobs::JobEntry;
-use crate::bus::topology::TopologyError;
 use crate::job::{JOB_HEARTBEAT_EVERY, JobRecord, JobState};
 
 /// The shortest time between two writes of a record.
@@ -126,7 +126,7 @@ impl JobRecordWriter {
     }
 
     /// Writes the record for the last time, once all tasks are stored. The future does not borrow this.
-    pub(super) fn close(&mut self, total: u64) -> impl Future<Output = Result<(), TopologyError>> + Send + 'static {
+    pub(super) fn close(&mut self, total: u64) -> impl Future<Output = Result<(), BusError>> + Send + 'static {
         self.heartbeat.abort_all();
         let shared = self.shared.clone();
         {
@@ -162,7 +162,7 @@ impl SharedRecord {
         }
     }
 
-    async fn write(&self) -> Result<(), TopologyError> {
+    async fn write(&self) -> Result<(), BusError> {
         let _one_at_a_time = self.write.lock().await;
         while self.lost.borrow().is_none() {
             let (record, revision) = {

@@ -13,8 +13,8 @@ use super::payloads::{ItemEnd, final_ends};
 use super::result_window::ResultWindow;
 use super::spec::MapItem;
 use super::{Client, NoResult};
+use crate::bus::error::BusError;
 use crate::bus::read::job_results::JobResults;
-use crate::bus::topology::TopologyError;
 use crate::outcome::ResultBatch;
 
 /// Items between the oldest that was not handed out and the newest that was published.
@@ -45,7 +45,7 @@ pub struct MapRun {
 /// The last write of the job's record. It is kept here, so that a dropped [`MapRun::next`] does not drop it.
 enum Closing {
     NotYet,
-    Writing(BoxFuture<'static, Result<(), TopologyError>>),
+    Writing(BoxFuture<'static, Result<(), BusError>>),
     Written,
 }
 
@@ -184,6 +184,7 @@ impl MapRun {
                 written?;
             }
             () = sleep_until(silent_at) => self.results.count_anew(),
+            mismatch = self.client.bus.wire_mismatch() => return Err(BusError::from(mismatch).into()),
         }
         Ok(None)
     }
@@ -241,7 +242,7 @@ impl MapRun {
 }
 
 impl Closing {
-    async fn written(&mut self) -> Result<(), TopologyError> {
+    async fn written(&mut self) -> Result<(), BusError> {
         match self {
             Self::Writing(write) => write.await,
             Self::NotYet | Self::Written => std::future::pending().await,

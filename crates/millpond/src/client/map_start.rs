@@ -16,10 +16,11 @@ use super::job_record_writer::JobRecordWriter;
 use super::map::MapRun;
 use super::map_publisher::{InputValues, MapPublisher};
 use super::spec::{IfJobExists, MapItem, MapSpec};
+use crate::bus::error::BusError;
 use crate::bus::publish::RetryDeadline;
 use crate::bus::read::job_results::JobResults;
 use crate::bus::read::jobs::{JobEntry, LookedThrough};
-use crate::bus::topology::{TopologyError, stream_state};
+use crate::bus::topology::stream_state;
 use crate::job::{JobContinuation, JobRecord, JobState};
 use crate::limits::BATCH_ITEMS_MAX;
 use crate::wire::streams::STREAM_RESULTS;
@@ -143,13 +144,13 @@ impl Client {
     }
 
     /// The indexes beyond the job's watermark that lie in TASKS or DUE.
-    async fn find_stored(&self, record: &JobRecord, before: &JobRecord) -> Result<IndexRanges, TopologyError> {
+    async fn find_stored(&self, record: &JobRecord, before: &JobRecord) -> Result<IndexRanges, BusError> {
         let mut stored = IndexRanges::default();
         let mut looked = LookedThrough::default();
         let mut find = async |stored: &mut IndexRanges| {
             looked = self.bus.look_for_tasks(record, looked, |from, to| stored.add(from, to)).await?;
             stored.forget_below(record.published);
-            Ok::<u64, TopologyError>(stored.len())
+            Ok::<u64, BusError>(stored.len())
         };
         let mut count = find(&mut stored).await?;
         if before.state == JobState::Open && !before.is_stalled(crate::now_ms()) {

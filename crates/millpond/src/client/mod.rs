@@ -38,11 +38,11 @@ pub use spec::{IfJobExists, MapItem, MapSpec};
 pub use submit::{NewTask, Submitted};
 pub use wait::Waiter;
 
+use crate::bus::error::BusError;
 use crate::bus::publish::bounded::QueueAdmission;
 use crate::bus::publish::queue_limits::QueueFill;
 use crate::bus::publish::{RetryDeadline, StreamCapacity};
 use crate::bus::shared_state::{SharedError, SharedState};
-use crate::bus::topology::TopologyError;
 use crate::bus::{Bus, ConnectError, Role};
 use crate::config::ConnectSettings;
 use crate::outcome::Failure;
@@ -126,8 +126,8 @@ impl Client {
     /// How full a queue is; none when it is not bounded.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn fill(&self, queue: &str) -> Result<Option<QueueFill>, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn fill(&self, queue: &str) -> Result<Option<QueueFill>, BusError> {
         self.admission.fill(queue).await
     }
 

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use super::errors::SubmitError;
 use super::payloads::{ItemEnd, final_end};
 use super::{Client, NewTask, NoResult, Submitted, TaskEnd};
+use crate::bus::error::BusError;
 use crate::bus::publish::RetryDeadline;
 use crate::bus::read::job_results::LiveResults;
-use crate::bus::topology::TopologyError;
 
 /// Ends of abandoned waits that a session remembers.
 const UNCLAIMED_MAX: usize = 1000;
@@ -25,8 +25,8 @@ impl Client {
     /// Starts a session; its tasks belong to the job `s-<random>`, or to `job`.
     ///
     /// # Errors
-    /// [`TopologyError`] when results cannot be read.
-    pub async fn session(&self, job: Option<String>) -> Result<Session, TopologyError> {
+    /// [`BusError`] when results cannot be read.
+    pub async fn session(&self, job: Option<String>) -> Result<Session, BusError> {
         let job = job.unwrap_or_else(|| format!("s-{}", crate::random_token()));
         // The reader comes first: an end that is published before it listens would be missed.
         let results = LiveResults::start(&self.bus, &job).await?;

@@ -17,7 +17,7 @@ pub const HEADER_ROLLUP: &str = "Nats-Rollup";
 pub const HEADER_EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 /// The subjects that [`HEADER_EXPECTED_SEQUENCE`] means, where they are not the message's own.
 pub const HEADER_EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
-/// The id of the stream's last message. With an id that no message has, the server stores nothing, but still says
+/// The id of the stream's last message. With an id that no message has, the server stores nothing, but still answers
 /// whether it knows the message's own id.
 pub const HEADER_EXPECTED_ID: &str = "Nats-Expected-Last-Msg-Id";
 
@@ -45,7 +45,7 @@ pub const HEADER_REPLAY_OF: &str = "Millpond-Replay-Of";
 pub const HEADER_SCHEDULE_NAME: &str = "Millpond-Schedule";
 /// Who made a schedule.
 pub const HEADER_SCHEDULE_BY: &str = "Millpond-Schedule-By";
-/// What a paused schedule will fire by again; the server is told of a time that nobody lives to see.
+/// What a paused schedule will fire by again; the server gets a time that nobody lives to see.
 pub const HEADER_SCHEDULE_PAUSED: &str = "Millpond-Schedule-Paused";
 /// The time zone of a paused schedule.
 pub const HEADER_SCHEDULE_PAUSED_ZONE: &str = "Millpond-Schedule-Paused-Zone";

@@ -1,6 +1,8 @@
-//! Names on the wire, without I/O: subjects, headers, and the names of streams and buckets. The words above and the
+//! Names on the wire, without I/O: subjects, headers, the names of streams and buckets, the wire number and the decoder. The words above and the
 //! bus below both import this; it imports neither. docs/protocol.md is the normative text.
 
+pub mod decode;
 pub mod headers;
+pub mod number;
 pub mod streams;
 pub mod subject;

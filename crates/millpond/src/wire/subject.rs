@@ -48,7 +48,7 @@ pub fn check_token(what: &'static str, token: &str) -> Result<(), SubjectError> 
     if ok { Ok(()) } else { Err(SubjectError::Token { what, token: token.to_owned() }) }
 }
 
-/// Where a worker tells what it and its children do, live.
+/// Where a worker publishes live what it and its children do.
 #[must_use]
 pub fn worker_event(worker: &str) -> String {
     format!("events.worker.{worker}")
@@ -226,7 +226,7 @@ pub fn results_of_job(job: &str) -> String {
     format!("results.{job}.>")
 }
 
-/// Where one asks who holds a task, or any item of its batch.
+/// Where workers are asked whether they hold a task, or an item of its batch.
 #[must_use]
 pub fn lease_who(queue: &str, original_id: &str) -> String {
     format!("lease.who.{queue}.{}", key(original_id))
@@ -242,13 +242,13 @@ pub fn call(queue: &str, kind: &str) -> Result<String, SubjectError> {
     Ok(format!("call.{queue}.{kind}"))
 }
 
-/// What the caller of a conversation says.
+/// The messages of the caller of a pipe.
 #[must_use]
 pub fn pipe_in(id: &str) -> String {
     format!("pipe.{id}.in")
 }
 
-/// What the worker of a conversation says.
+/// The messages of the worker of a pipe.
 #[must_use]
 pub fn pipe_out(id: &str) -> String {
     format!("pipe.{id}.out")

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use millpond::bus::operate::queues::PurgeRecord;
-use millpond::bus::read::backlog::{LOOKED_AT_MAX, Purges};
+use millpond::bus::read::backlog::{Purges, READ_MAX};
 use millpond_api::overview::ProblemKind;
 
 use super::detect::counted;
@@ -138,7 +138,7 @@ impl LostTasks {
         tasks: Vec<UnendedTask>,
     ) -> Result<(), PollError> {
         // A queue with too many messages to read through proves nothing.
-        if seen.lying(queue) > LOOKED_AT_MAX {
+        if seen.lying(queue) > READ_MAX {
             return Ok(());
         }
         let Some(lying) = context.bus.lying(queue).await? else { return Ok(()) };

@@ -1,9 +1,10 @@
 //! What one poll has seen of the bus, and what the reconciler works with.
 
 use millpond::bus::Bus;
+use millpond::bus::error::BusError;
 use millpond::bus::operate::queues::QueueState;
 use millpond::bus::read::outcomes::{OutcomeReader, OutcomeReaderState, OutcomeStream};
-use millpond::bus::topology::{TopologyError, stream_state};
+use millpond::bus::topology::stream_state;
 use millpond::worker_record::WorkerRecord;
 use millpond_api::workers::WorkerState;
 
@@ -42,7 +43,7 @@ pub(super) struct StreamPositions([u64; 2]);
 pub(super) enum PollError {
     /// The bus did not answer.
     #[error(transparent)]
-    Bus(#[from] TopologyError),
+    Bus(#[from] BusError),
     /// The store did not answer.
     #[error("the store: {0}")]
     Store(#[from] StoreError),
@@ -83,7 +84,7 @@ impl Snapshot {
 }
 
 impl StreamPositions {
-    pub(super) async fn now(bus: &Bus) -> Result<Self, TopologyError> {
+    pub(super) async fn now(bus: &Bus) -> Result<Self, BusError> {
         let mut positions = [0; 2];
         for (position, ended) in positions.iter_mut().zip([OutcomeStream::Results, OutcomeStream::Dead]) {
             *position = stream_state(bus, ended.stream()).await?.last_seq;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use millpond::bus::consume::lease::{Admission, Lease};
 use millpond::bus::consume::start_records::StartEntry;
-use millpond::bus::topology::TopologyError;
+use millpond::bus::error::BusError;
 use millpond::failpoint;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -120,11 +120,7 @@ fn exchange(slot: Slot, permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit
 }
 
 /// What the other workers' answer means for the lease; none: it may run.
-fn judge(
-    admission: Result<Admission, TopologyError>,
-    lease: &Lease,
-    arguments: Option<&Arguments>,
-) -> Option<Disposition> {
+fn judge(admission: Result<Admission, BusError>, lease: &Lease, arguments: Option<&Arguments>) -> Option<Disposition> {
     match admission {
         Ok(Admission::Start) => None,
         Ok(Admission::Acknowledge) => Some(Disposition::Acknowledge),

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use millpond::bus::Bus;
 use millpond::bus::consume::lease::Leases;
-use millpond::bus::topology::TopologyError;
+use millpond::bus::error::BusError;
+use millpond::wire::number::WIRE_NUMBER;
 use millpond::wire::subject::worker_event;
 use millpond::worker_record::{WORKER_HEARTBEAT_EVERY, WorkerRecord};
 
@@ -45,6 +46,7 @@ impl Heartbeat {
         let first = WorkerRecord {
             name: settings.name.clone(),
             nonce: nonce.to_owned(),
+            wire: WIRE_NUMBER,
             host: host(),
             pid: std::process::id(),
             queues: settings.queues.clone(),
@@ -104,8 +106,8 @@ impl Heartbeat {
     /// Writes the record as it is now, and publishes it for whoever watches.
     ///
     /// # Errors
-    /// [`TopologyError`] when the bucket cannot be written.
-    pub(crate) async fn beat(&self) -> Result<(), TopologyError> {
+    /// [`BusError`] when the bucket cannot be written.
+    pub(crate) async fn beat(&self) -> Result<(), BusError> {
         let record = self.record();
         let event = Bytes::from(serde_json::to_vec(&record).unwrap_or_default());
         self.bus.publish_core(&worker_event(&record.name), event).await;

@@ -3,4 +3,5 @@
 
 pub mod pipe;
 mod pipe_driver;
+mod pipe_state;
 pub mod service;

@@ -1,5 +1,5 @@
-//! Conversations: messages both ways between a caller and one worker, in order, with backpressure, none lost while both
-//! live. A [`Pipe`] is a side's handle; `talk` says and hears for it.
+//! Pipes: messages both ways between a caller and one worker, in order, with backpressure, none lost while both live. A
+//! [`Pipe`] is a side's handle; `pipe_driver` sends and receives for it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -12,16 +12,17 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::pipe_driver::PipeDriver;
+use super::pipe_state::{Outgoing, PeerEnd, PipeState};
 use crate::bus::Bus;
-use crate::bus::call::pipe_driver::PipeDriver;
 use crate::bus::call::service::IncomingCall;
-use crate::bus::topology::TopologyError;
+use crate::bus::error::BusError;
 use crate::limits::{PIPE_LOST_AFTER, PIPE_MESSAGE_BYTES_MAX, PIPE_WINDOW};
 use crate::outcome::Failure;
 use crate::wire::headers::{HEADER_PIPE, HEADER_PIPE_CAPACITY};
 use crate::wire::subject;
 
-/// Why a conversation does not go on.
+/// Why a pipe does not go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PipeError {
     /// The worker's side ended with a failure.
@@ -44,7 +45,7 @@ pub enum PipeError {
         /// Its bytes.
         bytes: usize,
     },
-    /// A message that is not what was expected.
+    /// A message that cannot be decoded into the expected type.
     #[error("message {start:?} does not fit: {reason}")]
     Unreadable {
         /// How it begins.
@@ -54,7 +55,7 @@ pub enum PipeError {
     },
 }
 
-/// A handler may say `pipe.recv().await?`.
+/// So that a handler can write `pipe.recv().await?`.
 impl From<PipeError> for Failure {
     fn from(error: PipeError) -> Self {
         let kind = match &error {
@@ -67,53 +68,26 @@ impl From<PipeError> for Failure {
     }
 }
 
-/// How the other side ended.
-#[derive(Debug, Clone)]
-pub(in crate::bus) enum PeerEnd {
-    Done,
-    Failed(Failure),
-    Lost,
-}
-
-/// What a side wants said.
-pub(in crate::bus) enum Outgoing {
-    Message(Bytes),
-    End(Result<(), Failure>),
-}
-
-/// What handles and driver share.
-pub(in crate::bus) struct PipeState {
-    /// Messages that were taken by who reads, and the news of it.
-    pub(in crate::bus) taken: AtomicU64,
-    pub(in crate::bus) took: Notify,
-    /// How the other side ended; nothing more is heard of it then.
-    pub(in crate::bus) peer: OnceLock<PeerEnd>,
-    /// This side has said its end.
-    closed: AtomicBool,
-    /// Cancelled when the conversation is over: before who reads or writes can learn it otherwise.
-    pub(in crate::bus) over: CancellationToken,
-}
-
-/// Dropped with the last handle of a side: then the driver says good-bye.
-struct Held {
+/// Dropped with the last handle of a side: then the driver notifies the other side.
+struct LastHandle {
     _left: DropGuard,
     /// Where the driver runs, so that it is not ended before.
     _driven: Option<Arc<Mutex<JoinSet<()>>>>,
 }
 
-/// Says things to the other side.
+/// Sends messages to the other side.
 #[derive(Clone)]
 pub struct PipeSender {
     out: mpsc::Sender<Outgoing>,
     shared: Arc<PipeState>,
-    _held: Arc<Held>,
+    _held: Arc<LastHandle>,
 }
 
-/// Hears what the other side says.
+/// Receives messages of the other side.
 pub struct PipeReceiver {
     incoming: mpsc::Receiver<Bytes>,
     shared: Arc<PipeState>,
-    _held: Arc<Held>,
+    _held: Arc<LastHandle>,
 }
 
 /// One side of a conversation. A message is any bytes, 1 MiB at the most. When it is dropped, the other side learns it.
@@ -149,13 +123,13 @@ impl Pipe {
         })
     }
 
-    /// Says something; waits while the other side has more than [`PIPE_WINDOW`] messages to take.
+    /// Sends a message; waits while the other side has [`PIPE_WINDOW`] messages to take.
     ///
     /// # Errors
-    /// [`PipeError`] when it cannot be said any more.
+    /// [`PipeError`] when nothing can be sent any more.
     ///
     /// # Cancel safety
-    /// Safe: it was said or was not.
+    /// Safe: the message was sent or was not.
     pub async fn send(&self, message: impl Into<Bytes>) -> Result<(), PipeError> {
         self.sender.send(message).await
     }
@@ -166,13 +140,13 @@ impl Pipe {
     /// As [`Pipe::send`], and [`PipeError::Unreadable`] for a value that cannot be JSON.
     ///
     /// # Cancel safety
-    /// Safe: it was said or was not.
+    /// Safe: the message was sent or was not.
     pub async fn send_json<T: Serialize + Sync>(&self, value: &T) -> Result<(), PipeError> {
         let unreadable = |e: serde_json::Error| PipeError::Unreadable { start: String::new(), reason: e.to_string() };
         self.sender.send(serde_json::to_vec(value).map_err(unreadable)?).await
     }
 
-    /// Says that nothing more comes from here. The other side may go on: read to its end.
+    /// Sends the end of this direction. The other side may go on: read to its end.
     ///
     /// # Errors
     /// [`PipeError`] when the conversation has ended already.
@@ -180,13 +154,13 @@ impl Pipe {
         self.sender.close().await
     }
 
-    /// Both directions by themselves. Who drops the sender closes this side; who drops both has left.
+    /// Both directions by themselves. Dropping the sender closes this side; dropping both leaves the pipe.
     #[must_use]
     pub fn split(self) -> (PipeSender, PipeReceiver) {
         (self.sender, self.receiver)
     }
 
-    /// Another handle that says things.
+    /// Another handle that sends.
     #[must_use]
     pub fn sender(&self) -> PipeSender {
         self.sender.clone()
@@ -222,13 +196,13 @@ impl PipeSender {
     /// As [`Pipe::send`].
     ///
     /// # Cancel safety
-    /// Safe: it was said or was not.
+    /// Safe: the message was sent or was not.
     pub async fn send(&self, message: impl Into<Bytes>) -> Result<(), PipeError> {
         let message = message.into();
         if message.len() > PIPE_MESSAGE_BYTES_MAX {
             return Err(PipeError::TooLong { bytes: message.len() });
         }
-        self.say(Outgoing::Message(message)).await
+        self.pass_on(Outgoing::Message(message)).await
     }
 
     /// As [`Pipe::close`].
@@ -239,16 +213,16 @@ impl PipeSender {
         self.end(Ok(())).await
     }
 
-    /// Says how this side ended. After a worker's the conversation is over.
+    /// Sends how this side ended. The end of the worker's side ends the pipe.
     ///
     /// # Errors
     /// As [`Pipe::close`].
     pub async fn end(&self, how: Result<(), Failure>) -> Result<(), PipeError> {
-        self.say(Outgoing::End(how)).await
+        self.pass_on(Outgoing::End(how)).await
     }
 
-    async fn say(&self, what: Outgoing) -> Result<(), PipeError> {
-        // There is one place: whoever has it sees what was said before.
+    async fn pass_on(&self, what: Outgoing) -> Result<(), PipeError> {
+        // The channel has one place: the sender that has it sees whether the end was sent before.
         if let Ok(place) = self.out.reserve().await
             && !self.shared.over.is_cancelled()
             && !self.shared.closed.load(Ordering::Acquire)
@@ -266,37 +240,37 @@ impl PipeSender {
         })
     }
 
-    /// Cancelled when nothing is said or heard any more.
+    /// Cancelled when the pipe is over.
     #[must_use]
     pub fn over(&self) -> CancellationToken {
         self.shared.over.clone()
     }
 }
 
-/// Opens the worker's side of the conversation that a call asks for, and tells the caller.
+/// Opens the worker's side of the pipe that a call requests, and notifies the caller.
 ///
 /// # Errors
-/// [`TopologyError`] when the connection is closed.
-pub async fn accept(called: &IncomingCall, id: &str, room: u64) -> Result<(Pipe, PipeDriver), TopologyError> {
+/// [`BusError`] when the connection is closed.
+pub async fn accept(called: &IncomingCall, id: &str, capacity: u64) -> Result<(Pipe, PipeDriver), BusError> {
     let bus = called.bus();
-    // First the ear, then the word: the server takes them in this order.
+    // The subscription goes first: the server takes them in this order, and nothing of the caller is lost.
     let frames = listen(bus, subject::pipe_in(id)).await?;
     called.accept(id).await;
-    Ok(side(bus, frames, subject::pipe_out(id), true, room, None))
+    Ok(side(bus, frames, subject::pipe_out(id), true, capacity, None))
 }
 
-/// Listens for the worker's side of a conversation that is about to be asked for.
-pub(crate) async fn listen(bus: &Bus, subject: String) -> Result<Subscriber, TopologyError> {
-    bus.client.subscribe(subject.clone()).await.map_err(|e| TopologyError::new(&subject, &e))
+/// Listens for the worker's side of a pipe that is about to be requested.
+pub(crate) async fn listen(bus: &Bus, subject: String) -> Result<Subscriber, BusError> {
+    bus.client.subscribe(subject.clone()).await.map_err(|e| BusError::new(&subject, &e))
 }
 
-/// A side's handle and its driver; `driven`: where the caller will run that.
+/// A side's handle and its driver. The caller runs the driver in `driven`.
 pub(crate) fn side(
     bus: &Bus,
     frames: Subscriber,
     to: String,
     worker: bool,
-    room: u64,
+    capacity: u64,
     driven: Option<Arc<Mutex<JoinSet<()>>>>,
 ) -> (Pipe, PipeDriver) {
     let (out, outgoing) = mpsc::channel(1);
@@ -304,14 +278,14 @@ pub(crate) fn side(
     let (over, left) = (CancellationToken::new(), CancellationToken::new());
     let (taken, took, peer, closed) = (AtomicU64::new(0), Notify::new(), OnceLock::new(), AtomicBool::new(false));
     let shared = Arc::new(PipeState { taken, took, peer, closed, over });
-    let held = Arc::new(Held { _left: left.clone().drop_guard(), _driven: driven });
-    let driver = PipeDriver::new(bus, to, worker, room, frames, (outgoing, sender), (shared.clone(), left));
+    let held = Arc::new(LastHandle { _left: left.clone().drop_guard(), _driven: driven });
+    let driver = PipeDriver::new(bus, to, worker, capacity, frames, (outgoing, sender), (shared.clone(), left));
     let sender = PipeSender { out, shared: shared.clone(), _held: held.clone() };
     let receiver = PipeReceiver { incoming, shared, _held: held };
     (Pipe { sender, receiver }, driver)
 }
 
-/// The headers that ask for a conversation under this id.
-pub(crate) fn asking(id: &str) -> [(String, String); 2] {
+/// The headers that request a pipe under this id.
+pub(crate) fn request_headers(id: &str) -> [(String, String); 2] {
     [(HEADER_PIPE.to_owned(), id.to_owned()), (HEADER_PIPE_CAPACITY.to_owned(), PIPE_WINDOW.to_string())]
 }

@@ -1,6 +1,6 @@
-//! How a side of a conversation talks (`pipe` is its handle). It numbers what it says, keeps it until the other side has
-//! it, sends it again when that takes long, says no more than the other has room for, and says each second that it lives.
-//! Who is not heard for [`PIPE_LOST_AFTER`] is lost. docs/protocol.md has the messages.
+//! Sends and receives for one side of a pipe (`pipe` is its handle). The driver numbers messages, keeps each until the
+//! other side has it, sends it again when that takes long, sends no more than the other side has capacity for, and sends
+//! a sign of life each second. A side that was not heard for [`PIPE_LOST_AFTER`] is lost. docs/protocol.md has the messages.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::pipe_state::{Outgoing, PeerEnd, PipeState};
 use crate::bus::Bus;
-use crate::bus::call::pipe::{Outgoing, PeerEnd, PipeState};
 use crate::limits::{PIPE_LOST_AFTER, PIPE_WINDOW};
 use crate::outcome::Failure;
 use crate::wire::headers::{
@@ -23,26 +23,26 @@ use crate::wire::headers::{
     PIPE_END_OK,
 };
 
-/// How long the receipt of a message may wait; whatever is sent meanwhile carries it as well.
-const PIPE_ACK_WITHIN: Duration = Duration::from_millis(5);
-/// A message whose receipt does not come within this time is sent again.
-const PIPE_RESEND_AFTER: Duration = Duration::from_secs(1);
-/// How often each side of a pipe sends something, so that the other one knows that it is alive.
-const PIPE_KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// Each side of a pipe sends a sign of life this often.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(1);
+/// What the other side has not confirmed within this time is sent again.
+const RESEND_AFTER: Duration = Duration::from_secs(1);
+/// How long the other side may wait for the notice that a message was taken.
+const NOTIFY_WITHIN: Duration = Duration::from_millis(5);
 
-const _: () = assert!(PIPE_KEEP_ALIVE.as_millis() * 3 <= PIPE_LOST_AFTER.as_millis());
+const _: () = assert!(KEEP_ALIVE_EVERY.as_millis() * 3 <= PIPE_LOST_AFTER.as_millis());
 
-/// What was said and is kept until the other side has it.
+/// A message that was sent, and is kept until the other side has it.
 struct Unacknowledged {
     seq: u64,
     end: Option<&'static str>,
     payload: Bytes,
 }
 
-/// Does the talking of one side; it must run while the side's handle is used.
+/// The driver of one side. It must run while the side's handle is used.
 pub struct PipeDriver {
     bus: Bus,
-    /// The subject that the other side hears.
+    /// The subject that the other side listens on.
     to: String,
     frames: Subscriber,
     /// The worker's end ends the conversation, the caller's only its own direction.
@@ -52,18 +52,20 @@ pub struct PipeDriver {
     incoming: Option<mpsc::Sender<Bytes>>,
     shared: Arc<PipeState>,
     left: CancellationToken,
-    /// Number of the last message said, and whether that was the end.
-    said: u64,
+    /// Number of the last message sent, and whether that was the end.
+    sent: u64,
     closed: bool,
-    /// Said, and not yet with the other side; and when that was sent last.
+    /// Messages that the other side has not confirmed, and when they were sent last.
     kept: VecDeque<Unacknowledged>,
     kept_since: Instant,
-    /// The other side has room up to this number.
-    room: u64,
-    /// All up to this number are here; what of that, and of what was taken, the other side was told.
+    /// The other side has capacity up to this number.
+    capacity: u64,
+    /// All messages up to this number are here.
     got: u64,
-    told: (u64, u64),
-    tell_at: Option<Instant>,
+    /// What the other side was notified of: the messages received, and the messages taken by the reader.
+    notified: (u64, u64),
+    /// When the other side is to be notified, if no message does it before.
+    notify_at: Option<Instant>,
     sent_at: Instant,
     heard_at: Instant,
 }
@@ -76,12 +78,12 @@ enum Next {
 }
 
 impl PipeDriver {
-    /// A driver that has said nothing yet. `worker`: it is the worker's side; `room`: of the other side.
-    pub(in crate::bus) fn new(
+    /// A driver that has sent nothing yet. `worker`: it is the worker's side; `capacity`: of the other side.
+    pub(super) fn new(
         bus: &Bus,
         to: String,
         worker: bool,
-        room: u64,
+        capacity: u64,
         frames: Subscriber,
         (outgoing, incoming): (mpsc::Receiver<Outgoing>, mpsc::Sender<Bytes>),
         (shared, left): (Arc<PipeState>, CancellationToken),
@@ -96,20 +98,20 @@ impl PipeDriver {
             incoming: Some(incoming),
             shared,
             left,
-            said: 0,
+            sent: 0,
             closed: false,
             kept: VecDeque::new(),
             kept_since: now,
-            room,
+            capacity,
             got: 0,
-            told: (0, 0),
-            tell_at: None,
+            notified: (0, 0),
+            notify_at: None,
             sent_at: now,
             heard_at: now,
         }
     }
 
-    /// Talks until the conversation is over.
+    /// Sends and receives until the pipe is over.
     pub async fn run(mut self) {
         let shared = self.shared.clone();
         let left = self.left.clone();
@@ -117,19 +119,19 @@ impl PipeDriver {
             let wake = self.wake_at();
             let next = tokio::select! {
                 frame = self.frames.next() => match frame {
-                    Some(frame) => self.hear(&frame).await,
+                    Some(frame) => self.receive(&frame).await,
                     None => self.lost(),
                 },
-                out = self.outgoing.recv(), if self.may_say() => match out {
-                    Some(out) => self.say(out).await,
+                out = self.outgoing.recv(), if self.may_send() => match out {
+                    Some(out) => self.send_next(out).await,
                     None if left.is_cancelled() => self.leave().await,
-                    // Only the half that says things was dropped.
-                    None => self.say(Outgoing::End(Ok(()))).await,
+                    // Only the sending half was dropped.
+                    None => self.send_next(Outgoing::End(Ok(()))).await,
                 },
                 // A worker that has ended has left in good order.
                 () = left.cancelled(), if !(self.closed && self.worker) => self.leave().await,
-                () = shared.took.notified() => self.tell_soon().await,
-                () = tokio::time::sleep_until(wake) => self.look().await,
+                () = shared.took.notified() => self.notify_soon().await,
+                () = tokio::time::sleep_until(wake) => self.wake().await,
             };
             if next == Next::Over {
                 break;
@@ -140,7 +142,7 @@ impl PipeDriver {
         let _ = self.frames.unsubscribe().await;
     }
 
-    async fn hear(&mut self, frame: &Message) -> Next {
+    async fn receive(&mut self, frame: &Message) -> Next {
         self.heard_at = Instant::now();
         let header = |name: &str| frame.headers.as_ref().and_then(|h| h.get(name)).map(async_nats::HeaderValue::as_str);
         let number = |name: &str| header(name).and_then(|text| text.parse::<u64>().ok());
@@ -150,21 +152,21 @@ impl PipeDriver {
                 self.kept_since = self.heard_at;
             }
         }
-        self.room = self.room.max(number(HEADER_PIPE_CAPACITY).unwrap_or(0));
+        self.capacity = self.capacity.max(number(HEADER_PIPE_CAPACITY).unwrap_or(0));
         if header(HEADER_PIPE_END) == Some(PIPE_END_GONE) {
             return self.lost();
         }
         let Some(seq) = number(HEADER_PIPE_SEQ) else { return self.done() };
         if seq != self.got + 1 {
-            // It came before, or something before it was lost: the other side learns what is here, and sends the rest.
-            self.tell().await;
+            // It came before, or one before it was lost: the other side learns what is here, and sends the rest.
+            self.notify().await;
             return self.done();
         }
         if let Some(end) = header(HEADER_PIPE_END) {
             self.got = seq;
             let how = match end {
                 PIPE_END_FAILED => PeerEnd::Failed(serde_json::from_slice(&frame.payload).unwrap_or_else(|e| {
-                    Failure::new("error", format!("the other side failed, and does not say why ({e})"))
+                    Failure::new("error", format!("the other side failed, and its reason cannot be read ({e})"))
                 })),
                 _ => PeerEnd::Done,
             };
@@ -173,20 +175,20 @@ impl PipeDriver {
                 self.shared.over.cancel();
             }
             self.incoming = None;
-            self.tell().await;
+            self.notify().await;
             return if self.worker { self.done() } else { Next::Over };
         }
         match self.incoming.as_ref().map(|incoming| incoming.try_send(frame.payload.clone())) {
-            // More than there was room for: it comes again.
+            // More than there was capacity for: it comes again.
             Some(Err(mpsc::error::TrySendError::Full(_))) => return self.done(),
             Some(Ok(())) => {}
-            // Nobody reads any more.
+            // The reader is gone.
             Some(Err(mpsc::error::TrySendError::Closed(_))) | None => {
                 self.shared.taken.fetch_add(1, Ordering::Release);
             }
         }
         self.got = seq;
-        self.tell_soon().await;
+        self.notify_soon().await;
         self.done()
     }
 
@@ -195,14 +197,14 @@ impl PipeDriver {
         if self.worker && self.closed && self.kept.is_empty() { Next::Over } else { Next::Go }
     }
 
-    /// Also whoever claims to have much room and never says what arrived is not kept more for than this.
-    fn may_say(&self) -> bool {
+    /// No more than a window is kept, also for a side that claims a large capacity and never confirms what arrived.
+    fn may_send(&self) -> bool {
         let kept = u64::try_from(self.kept.len()).unwrap_or(u64::MAX);
-        !self.closed && self.said < self.room && kept < PIPE_WINDOW
+        !self.closed && self.sent < self.capacity && kept < PIPE_WINDOW
     }
 
-    async fn say(&mut self, out: Outgoing) -> Next {
-        self.said += 1;
+    async fn send_next(&mut self, out: Outgoing) -> Next {
+        self.sent += 1;
         let (end, payload) = match out {
             Outgoing::Message(payload) => (None, payload),
             Outgoing::End(Ok(())) => (Some(PIPE_END_OK), Bytes::new()),
@@ -212,13 +214,13 @@ impl PipeDriver {
         };
         if end.is_some() {
             self.closed = true;
-            // Whoever still wants to say something learns that it is too late.
+            // A sender that still has a message learns that it is too late.
             self.outgoing.close();
         }
         if self.kept.is_empty() {
             self.kept_since = Instant::now();
         }
-        let kept = Unacknowledged { seq: self.said, end, payload };
+        let kept = Unacknowledged { seq: self.sent, end, payload };
         self.send(Some(&kept)).await;
         self.kept.push_back(kept);
         Next::Go
@@ -242,54 +244,54 @@ impl PipeDriver {
         self.shared.taken.load(Ordering::Acquire)
     }
 
-    /// What there is to tell can wait a moment: most often something is said that tells it too.
-    async fn tell_soon(&mut self) -> Next {
+    /// Notifies the other side in a moment: most often a message is sent before, which carries it too.
+    async fn notify_soon(&mut self) -> Next {
         let taken = self.taken();
-        if taken - self.told.1 >= PIPE_WINDOW / 2 {
-            return self.tell().await;
+        if taken - self.notified.1 >= PIPE_WINDOW / 2 {
+            return self.notify().await;
         }
-        if (self.got, taken) != self.told {
-            self.tell_at.get_or_insert_with(|| Instant::now() + PIPE_ACK_WITHIN);
+        if (self.got, taken) != self.notified {
+            self.notify_at.get_or_insert_with(|| Instant::now() + NOTIFY_WITHIN);
         }
         Next::Go
     }
 
-    async fn tell(&mut self) -> Next {
+    async fn notify(&mut self) -> Next {
         self.send(None).await;
         Next::Go
     }
 
     fn wake_at(&self) -> Instant {
-        let again = (!self.kept.is_empty()).then(|| self.kept_since + PIPE_RESEND_AFTER);
-        let times = [Some(self.sent_at + PIPE_KEEP_ALIVE), self.tell_at, again];
+        let again = (!self.kept.is_empty()).then(|| self.kept_since + RESEND_AFTER);
+        let times = [Some(self.sent_at + KEEP_ALIVE_EVERY), self.notify_at, again];
         let first = times.into_iter().flatten().min().unwrap_or(self.sent_at);
         first.min(self.heard_at + PIPE_LOST_AFTER)
     }
 
     /// Time has passed.
-    async fn look(&mut self) -> Next {
+    async fn wake(&mut self) -> Next {
         let now = Instant::now();
         if now >= self.heard_at + PIPE_LOST_AFTER {
             self.leave().await;
             return self.lost();
         }
-        if !self.kept.is_empty() && now >= self.kept_since + PIPE_RESEND_AFTER {
+        if !self.kept.is_empty() && now >= self.kept_since + RESEND_AFTER {
             self.kept_since = now;
             let kept = std::mem::take(&mut self.kept);
             for one in &kept {
                 self.send(Some(one)).await;
             }
             self.kept = kept;
-        } else if now >= self.sent_at + PIPE_KEEP_ALIVE || self.tell_at.is_some_and(|at| now >= at) {
+        } else if now >= self.sent_at + KEEP_ALIVE_EVERY || self.notify_at.is_some_and(|at| now >= at) {
             self.send(None).await;
         }
         Next::Go
     }
 
-    /// Sends a message, or only what there is to tell.
+    /// Sends a message, or only the confirmation of what arrived and was taken.
     async fn send(&mut self, kept: Option<&Unacknowledged>) {
         let taken = self.taken();
-        (self.told, self.tell_at, self.sent_at) = ((self.got, taken), None, Instant::now());
+        (self.notified, self.notify_at, self.sent_at) = ((self.got, taken), None, Instant::now());
         let mut headers = HeaderMap::new();
         headers.insert(HEADER_PIPE_GOT, self.got.to_string());
         headers.insert(HEADER_PIPE_CAPACITY, (taken + PIPE_WINDOW).to_string());
@@ -307,7 +309,7 @@ impl PipeDriver {
         if self.bus.is_connected()
             && let Err(error) = self.bus.client.publish_with_headers(self.to.clone(), headers, payload).await
         {
-            tracing::debug!(%error, to = %self.to, "a message of a conversation was not sent");
+            tracing::debug!(%error, to = %self.to, "a message of a pipe was not sent");
         }
     }
 }

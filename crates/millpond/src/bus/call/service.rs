@@ -1,4 +1,4 @@
-//! CallReceiver as they come to a worker: a NATS micro service (ADR-32,
+//! Calls as they come to a worker: a NATS micro service (ADR-32,
 //! <https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-32.md>), one endpoint for each kind of a queue.
 //! Not the NATS client's own: its error answers have no body, and ours hold the failure with its evidence. One service
 //! and not one per queue, because a worker may answer a message once only (`allow_responses`), `$SRV.PING` too.
@@ -14,7 +14,8 @@ use futures_util::stream::SelectAll;
 use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 
-use crate::bus::topology::{TopologyError, stream_state};
+use crate::bus::error::BusError;
+use crate::bus::topology::stream_state;
 use crate::bus::{Bus, from_nats, to_nats};
 use crate::call::{Code, error_line};
 use crate::limits::PIPE_WINDOW;
@@ -27,16 +28,16 @@ use crate::wire::subject;
 
 /// The service's name; and of the workers of this group one hears each call.
 const SERVICE: &str = "millpond";
-/// How long the server may take to say that the subscriptions have ended.
+/// How long the server may take to confirm that the subscriptions have ended.
 const LAST_WITHIN: Duration = Duration::from_secs(1);
-/// After how many messages a subscription ends, as it is said when it is to end now: nats-server reads no such number
-/// and ends it at once, while the client still takes what is on its way. Its own `drain` does not: it forgets the
+/// The number of messages after which a subscription ends, for a subscription that is to end now: nats-server does not
+/// read such a number and ends it at once, while the client still takes what is on its way. Its own `drain` does not: it forgets the
 /// subscription before the server has heard of it, and a call that was sent in between is lost.
 const AT_ONCE: u64 = u64::MAX;
 
-/// What an endpoint has done since it started.
+/// The counters of an endpoint since it started.
 #[derive(Default)]
-struct Done {
+struct EndpointCounters {
     requests: u64,
     errors: u64,
     last_error: String,
@@ -49,11 +50,11 @@ struct Endpoint {
     queue: String,
     kind: String,
     subject: String,
-    done: Mutex<Done>,
+    done: Mutex<EndpointCounters>,
 }
 
 impl Endpoint {
-    fn done(&self) -> MutexGuard<'_, Done> {
+    fn done(&self) -> MutexGuard<'_, EndpointCounters> {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -94,9 +95,9 @@ struct EndpointStats<'a> {
     average_processing_time: u64,
 }
 
-/// What a service says of itself; `rest` depends on the question.
+/// The answer of a service about itself; `rest` depends on the verb of the request.
 #[derive(Serialize)]
-struct Said<'a, T> {
+struct ServiceAnswer<'a, T> {
     #[serde(rename = "type")]
     kind: &'a str,
     name: &'a str,
@@ -122,7 +123,7 @@ struct Stats<'a> {
     endpoints: Vec<EndpointStats<'a>>,
 }
 
-/// What is known of it before any call.
+/// The service as it describes itself.
 struct Service {
     worker: Arc<str>,
     id: String,
@@ -135,7 +136,7 @@ impl Service {
     fn answer(&self, verb: &str) -> Option<Vec<u8>> {
         let endpoints = || self.endpoints.values().map(AsRef::as_ref);
         let text = match verb {
-            "PING" => serde_json::to_vec(&self.says("io.nats.micro.v1.ping_response", Ping {})),
+            "PING" => serde_json::to_vec(&self.described("io.nats.micro.v1.ping_response", Ping {})),
             "INFO" => {
                 let endpoints = endpoints().map(|e| EndpointInfo {
                     name: &e.name,
@@ -144,20 +145,20 @@ impl Service {
                     metadata: BTreeMap::from([("queue", e.queue.as_str()), ("kind", &e.kind)]),
                 });
                 let info = Info { description: "calls that a worker answers", endpoints: endpoints.collect() };
-                serde_json::to_vec(&self.says("io.nats.micro.v1.info_response", info))
+                serde_json::to_vec(&self.described("io.nats.micro.v1.info_response", info))
             }
             "STATS" => {
                 let stats = Stats { started: &self.started, endpoints: endpoints().map(Endpoint::stats).collect() };
-                serde_json::to_vec(&self.says("io.nats.micro.v1.stats_response", stats))
+                serde_json::to_vec(&self.described("io.nats.micro.v1.stats_response", stats))
             }
             _ => return None,
         };
         text.ok()
     }
 
-    fn says<T>(&self, kind: &'static str, rest: T) -> Said<'_, T> {
+    fn described<T>(&self, kind: &'static str, rest: T) -> ServiceAnswer<'_, T> {
         let metadata = BTreeMap::from([("worker", &*self.worker)]);
-        Said { kind, name: SERVICE, id: &self.id, version: env!("CARGO_PKG_VERSION"), metadata, rest }
+        ServiceAnswer { kind, name: SERVICE, id: &self.id, version: env!("CARGO_PKG_VERSION"), metadata, rest }
     }
 }
 
@@ -168,7 +169,7 @@ pub struct CallReceiver {
     messages: SelectAll<Subscriber>,
 }
 
-/// One call. It is answered by `answer` or `refuse`, or it opens a conversation by `accept` and `note`.
+/// One call. `answer` or `refuse` answers it, or `accept` opens a pipe, which `note` counts when it has ended.
 pub struct IncomingCall {
     bus: Bus,
     endpoint: Arc<Endpoint>,
@@ -185,13 +186,13 @@ impl Bus {
     /// Answers calls of these kinds on these queues, as `worker`.
     ///
     /// # Errors
-    /// [`TopologyError`] when the connection is closed, or a queue or kind is not a token.
+    /// [`BusError`] when the connection is closed, or a queue or kind is not a token.
     pub async fn receive_calls(
         &self,
         worker: &str,
         queues: &[String],
         kinds: &[&str],
-    ) -> Result<CallReceiver, TopologyError> {
+    ) -> Result<CallReceiver, BusError> {
         let service = Service {
             worker: worker.into(),
             id: crate::random_token(),
@@ -201,7 +202,7 @@ impl Bus {
         let mut calls = CallReceiver { bus: self.clone(), service, messages: SelectAll::new() };
         for queue in queues {
             for kind in kinds {
-                let subject = subject::call(queue, kind).map_err(|e| TopologyError::new(kind, &e))?;
+                let subject = subject::call(queue, kind).map_err(|e| BusError::refused(kind, e.to_string()))?;
                 calls.listen(&subject, Some(SERVICE)).await?;
                 let (queue, kind, name) = (queue.clone(), (*kind).to_owned(), format!("{queue}-{kind}"));
                 let endpoint = Endpoint { name, queue, kind, subject: subject.clone(), done: Mutex::default() };
@@ -214,27 +215,27 @@ impl Bus {
                 calls.listen(&format!("$SRV.{verb}{whose}"), None).await?;
             }
         }
-        // Whoever sees this worker's record may call.
+        // A caller that sees this worker's record may call.
         self.flush().await;
         Ok(calls)
     }
 }
 
 impl CallReceiver {
-    async fn listen(&mut self, subject: &str, group: Option<&str>) -> Result<(), TopologyError> {
+    async fn listen(&mut self, subject: &str, group: Option<&str>) -> Result<(), BusError> {
         let client = &self.bus.client;
         let messages = match group {
             Some(group) => client.queue_subscribe(subject.to_owned(), group.to_owned()).await,
             None => client.subscribe(subject.to_owned()).await,
         };
-        self.messages.push(messages.map_err(|e| TopologyError::new(subject, &e))?);
+        self.messages.push(messages.map_err(|e| BusError::new(subject, &e))?);
         Ok(())
     }
 
     /// The next call; none when the connection is closed for good.
     ///
     /// # Cancel safety
-    /// Safe: at the worst a question of `nats micro` goes unanswered.
+    /// Safe: at the worst a request of `nats micro` is not answered.
     pub async fn next(&mut self) -> Option<IncomingCall> {
         loop {
             let message = self.messages.next().await?;
@@ -242,7 +243,7 @@ impl CallReceiver {
                 return Some(called);
             }
             let Some(reply) = message.reply else { continue };
-            // `$SRV.<verb>`, and its name or id where that is asked for.
+            // `$SRV.<verb>`, with the name or id of the service where the request names one.
             let answer = message.subject.split('.').nth(1).and_then(|verb| self.service.answer(verb));
             if let Some(answer) = answer {
                 let _ = self.bus.client.publish(reply, answer.into()).await;
@@ -250,7 +251,7 @@ impl CallReceiver {
         }
     }
 
-    /// None when it is no call, or one that was only published: nobody waits for an answer.
+    /// None when the message is no call, or was published without a reply subject: nobody waits for an answer.
     fn called(&self, message: &Message) -> Option<IncomingCall> {
         let endpoint = self.service.endpoints.get(message.subject.as_str())?;
         Some(IncomingCall {
@@ -269,10 +270,10 @@ impl CallReceiver {
         for messages in self.messages.iter_mut() {
             let _ = messages.unsubscribe_after(AT_ONCE).await;
         }
-        // The server hears in order and answers in order: with this answer all is here that was sent before.
-        let heard = tokio::time::timeout(LAST_WITHIN, stream_state(&self.bus, STREAM_TASKS)).await;
-        if !matches!(heard, Ok(Ok(_))) {
-            tracing::debug!("the server does not say that no more calls come");
+        // The server reads and answers in order: with this answer everything is here that was sent before.
+        let answered = tokio::time::timeout(LAST_WITHIN, stream_state(&self.bus, STREAM_TASKS)).await;
+        if !matches!(answered, Ok(Ok(_))) {
+            tracing::debug!("the server does not confirm that no more calls come");
         }
         let mut came = Vec::new();
         for messages in self.messages.iter_mut() {
@@ -336,7 +337,7 @@ impl IncomingCall {
         self.note(Some(failure));
     }
 
-    /// Answers that the conversation it asks for begins.
+    /// Answers that the pipe that it requests begins.
     pub(in crate::bus) async fn accept(&self, id: &str) {
         let mut headers = self.own_headers();
         headers.insert(HEADER_PIPE, id);
@@ -344,7 +345,7 @@ impl IncomingCall {
         self.send(headers, Bytes::new()).await;
     }
 
-    /// Counts it in the statistics of its service, once its conversation has ended.
+    /// Counts it in the statistics of its service, once its pipe has ended.
     pub fn note(self, failure: Option<&Failure>) {
         let mut done = self.endpoint.done();
         done.requests += 1;
@@ -356,14 +357,14 @@ impl IncomingCall {
     }
 }
 
-/// What a caller heard.
+/// How a call went, for the caller.
 pub(crate) enum CallOutcome {
     /// An answer, or a refusal.
     Answered(CallReply),
     /// No worker listens.
-    Nobody,
-    /// Nothing, in its time.
-    Silence,
+    NoWorker,
+    /// No answer came in time.
+    NoAnswer,
     /// The connection fails.
     Broken(String),
 }
@@ -389,18 +390,18 @@ impl CallReply {
 }
 
 impl Bus {
-    /// Asks on `subject`, and waits for one answer.
+    /// Sends a request to `subject`, and waits for one answer.
     pub(crate) async fn call(&self, subject: &str, headers: &Headers, payload: Bytes, within: Duration) -> CallOutcome {
         // The client's own time limit is not ours.
         let request = async_nats::Request::new().headers(to_nats(headers)).payload(payload).timeout(None);
-        let asked = tokio::time::timeout(within, self.client.send_request(subject.to_owned(), request)).await;
-        match asked {
-            Err(_) => CallOutcome::Silence,
+        let outcome = tokio::time::timeout(within, self.client.send_request(subject.to_owned(), request)).await;
+        match outcome {
+            Err(_) => CallOutcome::NoAnswer,
             Ok(Ok(message)) => {
                 let headers = from_nats(message.headers.as_ref());
                 CallOutcome::Answered(CallReply { headers, payload: message.payload })
             }
-            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => CallOutcome::Nobody,
+            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => CallOutcome::NoWorker,
             Ok(Err(error)) => CallOutcome::Broken(error.to_string()),
         }
     }

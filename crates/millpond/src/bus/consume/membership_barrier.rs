@@ -1,6 +1,6 @@
-//! The roll call: which workers were alive before the connection was lost, or before this server's process was there,
-//! and are not back yet. Until each has renewed its record or left, or its heartbeat would be lost, silence of
-//! `lease.who` is not believed (bus/consume/lease.rs): whoever holds the task may be on its way back.
+//! The membership barrier: workers that were alive before the connection was lost, or before this server process was
+//! there, and are not back yet. Until each has renewed its record or left, or its heartbeat counts as lost, "no worker
+//! replied" to an ownership query is not believed (bus/consume/lease.rs): the holder may be on its way back.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,24 +12,25 @@ use tokio::task::JoinSet;
 use crate::bus::Bus;
 use crate::bus::read::buckets::{BucketChange, BucketWatch, decode};
 use crate::wire::streams::BUCKET_WORKERS;
-use crate::worker_record::{WORKER_LOST_AFTER, WorkerRecord};
+use crate::worker_record::WORKER_LOST_AFTER;
+use crate::worker_record::WorkerRecord;
 
 /// How long the barrier waits for workers that may come back: until their heartbeats are lost.
 const BARRIER_TIMEOUT: Duration = WORKER_LOST_AFTER;
-/// Until the bucket is looked at again, when it cannot be read.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(200);
+/// Pause before the bucket is read again when it cannot be read.
+const READ_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 #[derive(Default)]
-pub(in crate::bus) struct MembershipBarrier {
+pub(super) struct MembershipBarrier {
     away: watch::Sender<Away>,
-    /// The call that is under way; it ends with this.
-    call: Mutex<JoinSet<()>>,
+    /// The task that waits for the workers; it is aborted with this.
+    waiting: Mutex<JoinSet<()>>,
 }
 
-/// Who is awaited.
+/// The workers that are awaited.
 #[derive(Default)]
 struct Away {
-    /// It is not known yet who was there.
+    /// It is not known yet which workers were alive.
     unknown: bool,
     workers: HashMap<String, Awaited>,
 }
@@ -47,46 +48,46 @@ impl Away {
 }
 
 impl MembershipBarrier {
-    /// The connection is lost: from now on others may be away.
-    pub(in crate::bus) fn lost(&self) {
-        *self.running() = JoinSet::new();
+    /// The connection is lost: from now on other workers may be away.
+    pub(super) fn close(&self) {
+        *self.waiting() = JoinSet::new();
         self.away.send_replace(Away { unknown: true, ..Away::default() });
     }
 
-    /// Calls the roll of those who were alive at `gap_ms` (Unix time in milliseconds), but for the worker `own`.
-    pub(in crate::bus) fn begin(&self, bus: &Bus, own: &str, gap_ms: i64) {
-        self.lost();
-        self.running().spawn(call(bus.clone(), own.to_owned(), gap_ms, self.away.clone()));
+    /// Waits for the workers that were alive at `gap_ms` (Unix time in milliseconds), except the worker `own`.
+    pub(super) fn begin(&self, bus: &Bus, own: &str, gap_ms: i64) {
+        self.close();
+        self.waiting().spawn(wait_for_workers(bus.clone(), own.to_owned(), gap_ms, self.away.clone()));
     }
 
-    /// Whether the roll is being called.
-    pub(in crate::bus) fn is_open(&self) -> bool {
+    /// Whether workers are awaited.
+    pub(super) fn is_open(&self) -> bool {
         let away = self.away.borrow();
         away.unknown || !away.workers.is_empty()
     }
 
     /// Whether a worker that serves the queue is awaited.
-    pub(in crate::bus) fn is_awaited(&self, queue: &str) -> bool {
+    pub(super) fn is_awaited(&self, queue: &str) -> bool {
         self.away.borrow().is_awaited(queue)
     }
 
     /// Returns when no worker that serves the queue is awaited.
-    pub(in crate::bus) async fn all_back(&self, queue: &str) {
-        // Its sender lives as long as this does.
+    pub(super) async fn all_back(&self, queue: &str) {
+        // The sender lives as long as this barrier.
         let _ = self.away.subscribe().wait_for(|away| !away.is_awaited(queue)).await;
     }
 
-    fn running(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
-        self.call.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiting(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn call(bus: Bus, own: String, gap_ms: i64, away: watch::Sender<Away>) {
+async fn wait_for_workers(bus: Bus, own: String, gap_ms: i64, away: watch::Sender<Away>) {
     let within = tokio::time::timeout(BARRIER_TIMEOUT, await_all(&bus, &own, gap_ms, &away)).await;
     if within.is_err() {
         let mut names: Vec<String> = away.borrow().workers.keys().cloned().collect();
         names.sort();
-        tracing::info!(workers = names.join(" "), "did not come back; what they held is given to others");
+        tracing::info!(workers = names.join(" "), "these workers did not come back; other workers get what they held");
     }
     away.send_replace(Away::default());
 }
@@ -96,9 +97,9 @@ async fn await_all(bus: &Bus, own: &str, gap_ms: i64, away: &watch::Sender<Away>
     let records = loop {
         match watch.current().await {
             Ok(records) => break records,
-            Err(error) => tracing::debug!(%error, "cannot see yet who was there"),
+            Err(error) => tracing::debug!(%error, "cannot read yet which workers were alive"),
         }
-        tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        tokio::time::sleep(READ_AGAIN_AFTER).await;
     };
     let workers = alive_at(&records, own, gap_ms);
     tracing::debug!(?gap_ms, workers = ?workers.keys(), "these workers are awaited");
@@ -106,7 +107,7 @@ async fn await_all(bus: &Bus, own: &str, gap_ms: i64, away: &watch::Sender<Away>
     while !away.borrow().workers.is_empty() {
         let change = watch.next().await;
         away.send_if_modified(|away| {
-            // A watch that is made anew tells again what was there.
+            // A watch that is made anew reports again what was there.
             let is_new =
                 away.workers.get(&change.key).is_some_and(|w| change.value.is_none() || change.stored_ms > w.stored_ms);
             is_new && away.workers.remove(&change.key).is_some()
@@ -114,7 +115,7 @@ async fn await_all(bus: &Bus, own: &str, gap_ms: i64, away: &watch::Sender<Away>
     }
 }
 
-/// Those whose heartbeat was not lost when the gap began: the newest record of before tells when that was.
+/// The workers whose heartbeat was not lost when the gap began. The newest record of before tells when that was.
 fn alive_at(records: &[BucketChange], own: &str, gap_ms: i64) -> HashMap<String, Awaited> {
     let lost_after = i64::try_from(WORKER_LOST_AFTER.as_millis()).unwrap_or(i64::MAX);
     let began_ms = records.iter().map(|r| r.stored_ms).filter(|ms| *ms <= gap_ms).max().unwrap_or(gap_ms);
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn awaited_is_who_lived_when_the_gap_began() {
+    fn workers_that_lived_when_the_gap_began_are_awaited() {
         let records = [
             change("own", 99_000, true),
             change("other", 98_000, true),

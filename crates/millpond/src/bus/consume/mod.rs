@@ -1,8 +1,9 @@
-//! From a stream to a running task: `pull` brings messages, `lease` holds each until it is settled, `renewal` keeps
-//! leases alive, `ownership` asks other workers whether they hold a task, `membership_barrier` waits for workers that
+//! From a stream to a running task: `pull` brings messages, `lease` is one of them until it is settled, `lease_table`
+//! is what a worker holds, `renewal` keeps it alive, `ownership` asks other workers whether they hold a task, `membership_barrier` waits for workers that
 //! are on their way back.
 
 pub mod lease;
+mod lease_table;
 mod membership_barrier;
 pub(in crate::bus) mod ownership;
 pub mod pull;

@@ -1,9 +1,9 @@
-//! `lease.who`: asking the other workers whether one of them holds a task, and answering them.
-//! Who asks listens first; who holds something for longer than an extension listens too (bus/consume/lease.rs decides when).
-//! A worker's connection does not echo, so that "no responders" comes at once when nobody else listens.
+//! Ownership queries (`lease.who`): one worker asks the others whether one of them holds a task. The worker that asks
+//! listens first, so that of two that ask at once each hears of the other. A worker's connection does not echo, so that
+//! "no responders" comes at once when no other worker listens.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,15 +12,15 @@ use serde::{Deserialize, Serialize};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::bus::Bus;
-use crate::bus::consume::lease::LeaseTable;
 use crate::outcome::Items;
+use crate::wire::decode::decode;
 use crate::wire::headers::HEADER_WORKER;
 use crate::wire::subject;
 
-/// How long an ownership query waits when another worker listens and does not answer.
-const OWNERSHIP_QUERY_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a query waits when a worker listens but does not reply.
+const REPLY_WITHIN: Duration = Duration::from_millis(500);
 
-/// Which message an asker was given.
+/// The message that a worker was given.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::bus) struct OwnershipQuery {
     pub(in crate::bus) queue: String,
@@ -31,21 +31,22 @@ pub(in crate::bus) struct OwnershipQuery {
     pub(in crate::bus) attempt: u32,
 }
 
-/// What the others say of it.
+/// What another worker knows of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(in crate::bus) enum OwnershipReply {
-    /// Somebody holds it, or an item of it, and lives.
+pub(super) enum OwnershipReply {
+    /// The worker holds the task, or an item of it.
     Held,
-    /// Somebody has settled this attempt of it, and waits for its ack to be heard.
+    /// The worker has settled this attempt, and the server has not confirmed its ack.
     Settled,
-    /// Nobody knows it.
-    Silence,
+    /// The worker knows nothing of it.
+    #[serde(rename = "silence")]
+    Unknown,
 }
 
-/// The subjects that this worker listens on, one per root.
+/// The subjects that this worker listens on, one per original id.
 #[derive(Default)]
-pub(in crate::bus) struct OwnershipListeners {
+pub(super) struct OwnershipListeners {
     inner: Mutex<Inner>,
 }
 
@@ -56,23 +57,36 @@ struct Inner {
 }
 
 impl OwnershipListeners {
-    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Listens for questions about `original_id`; what is published after this returns is asked of us too.
-    pub(in crate::bus) async fn listen(&self, shared: &std::sync::Arc<LeaseTable>, queue: &str, original_id: &str) {
+    /// Listens for queries about a task of a queue, and replies by `reply` as `worker`. What is published after this
+    /// returns reaches this worker too.
+    pub(super) async fn listen(
+        &self,
+        bus: &Bus,
+        worker: &str,
+        (queue, original_id): (&str, &str),
+        reply: impl Fn(&OwnershipQuery) -> Option<OwnershipReply> + Send + 'static,
+    ) {
         let subject = subject::lease_who(queue, original_id);
         if self.inner().by_subject.contains_key(&subject) {
             return;
         }
-        let Ok(mut questions) = shared.bus.client.subscribe(subject.clone()).await else { return };
-        let weak = std::sync::Arc::downgrade(shared);
+        let Ok(mut queries) = bus.client.subscribe(subject.clone()).await else { return };
+        let (client, worker) = (bus.client.clone(), worker.to_owned());
         let mut inner = self.inner();
         while inner.tasks.try_join_next().is_some() {}
         let handle = inner.tasks.spawn(async move {
-            while let Some(message) = questions.next().await {
-                answer(&weak, &message).await;
+            while let Some(message) = queries.next().await {
+                let (Some(to), Ok(query)) = (message.reply, decode(&message.payload)) else { continue };
+                let Some(reply) = reply(&query) else { return };
+                let text = serde_json::to_vec(&reply).unwrap_or_default();
+                // The worker's name is for a person who looks for a task.
+                let mut headers = async_nats::HeaderMap::new();
+                headers.insert(HEADER_WORKER, worker.as_str());
+                let _ = client.publish_with_headers(to, headers, Bytes::from(text)).await;
             }
         });
         if let Some(other) = inner.by_subject.insert(subject, handle) {
@@ -80,65 +94,54 @@ impl OwnershipListeners {
         }
     }
 
-    /// Stops to listen on every subject that `keep` does not name.
-    pub(in crate::bus) fn retain(&self, keep: impl Fn(&str) -> bool) {
+    /// Stops listening on every subject that `is_wanted` does not name.
+    pub(super) fn retain(&self, is_wanted: impl Fn(&str) -> bool) {
         self.inner().by_subject.retain(|subject, handle| {
-            let kept = keep(subject);
-            if !kept {
+            let wanted = is_wanted(subject);
+            if !wanted {
                 handle.abort();
             }
-            kept
+            wanted
         });
     }
 
-    /// How many subjects it listens on.
-    pub(in crate::bus) fn len(&self) -> usize {
+    /// How many subjects this worker listens on.
+    pub(super) fn len(&self) -> usize {
         self.inner().by_subject.len()
     }
 }
 
-async fn answer(shared: &Weak<LeaseTable>, message: &async_nats::Message) {
-    let (Some(shared), Some(reply)) = (shared.upgrade(), message.reply.clone()) else { return };
-    let Ok(question) = serde_json::from_slice::<OwnershipQuery>(&message.payload) else { return };
-    let answer = shared.answer_for(&question, None);
-    let text = serde_json::to_vec(&answer).unwrap_or_default();
-    // Who it is, for a person who asks.
-    let mut headers = async_nats::HeaderMap::new();
-    headers.insert(HEADER_WORKER, shared.worker());
-    let _ = shared.bus.client.publish_with_headers(reply, headers, Bytes::from(text)).await;
+/// The name of the worker that holds the task, for a person who looks for it. Workers use [`query_others`].
+pub(in crate::bus) async fn find_owner(bus: &Bus, query: &OwnershipQuery) -> Option<String> {
+    let subject = subject::lease_who(&query.queue, &query.original_id);
+    let text = Bytes::from(serde_json::to_vec(query).unwrap_or_default());
+    let reply = tokio::time::timeout(REPLY_WITHIN, bus.client.request(subject, text)).await;
+    let message = reply.ok()?.ok()?;
+    let is_held = decode(&message.payload) == Ok(OwnershipReply::Held);
+    message.headers.as_ref()?.get(HEADER_WORKER).map(ToString::to_string).filter(|_| is_held)
 }
 
-/// Who holds it: the worker's name. Not how a worker asks: this one does not listen.
-pub(in crate::bus) async fn find_owner(bus: &Bus, question: &OwnershipQuery) -> Option<String> {
-    let subject = subject::lease_who(&question.queue, &question.original_id);
-    let text = Bytes::from(serde_json::to_vec(question).unwrap_or_default());
-    let asked = tokio::time::timeout(OWNERSHIP_QUERY_TIMEOUT, bus.client.request(subject, text)).await;
-    let message = asked.ok()?.ok()?;
-    let held = matches!(serde_json::from_slice(&message.payload), Ok(OwnershipReply::Held));
-    message.headers.as_ref()?.get(HEADER_WORKER).map(ToString::to_string).filter(|_| held)
-}
-
-/// Asks everybody else. The caller listens already.
-pub(in crate::bus) async fn query_others(bus: &Bus, question: &OwnershipQuery) -> OwnershipReply {
-    let subject = subject::lease_who(&question.queue, &question.original_id);
+/// Asks all other workers. The caller must listen already.
+pub(super) async fn query_others(bus: &Bus, query: &OwnershipQuery) -> OwnershipReply {
+    let subject = subject::lease_who(&query.queue, &query.original_id);
     let inbox = bus.client.new_inbox();
-    let Ok(mut answers) = bus.client.subscribe(inbox.clone()).await else { return OwnershipReply::Silence };
-    let text = Bytes::from(serde_json::to_vec(question).unwrap_or_default());
+    let Ok(mut replies) = bus.client.subscribe(inbox.clone()).await else { return OwnershipReply::Unknown };
+    let text = Bytes::from(serde_json::to_vec(query).unwrap_or_default());
     if bus.client.publish_with_reply(subject, inbox, text).await.is_err() {
-        return OwnershipReply::Silence;
+        return OwnershipReply::Unknown;
     }
-    let deadline = Instant::now() + OWNERSHIP_QUERY_TIMEOUT;
-    let mut heard = OwnershipReply::Silence;
-    while let Ok(Some(message)) = tokio::time::timeout_at(deadline.into(), answers.next()).await {
+    let deadline = Instant::now() + REPLY_WITHIN;
+    let mut known = OwnershipReply::Unknown;
+    while let Ok(Some(message)) = tokio::time::timeout_at(deadline.into(), replies.next()).await {
         if message.status == Some(async_nats::StatusCode::NO_RESPONDERS) {
             break;
         }
-        match serde_json::from_slice(&message.payload) {
+        match decode(&message.payload) {
             Ok(OwnershipReply::Held) => return OwnershipReply::Held,
-            Ok(OwnershipReply::Settled) => heard = OwnershipReply::Settled,
-            // Somebody holds another item of the same batch: others may still speak.
-            Ok(OwnershipReply::Silence) | Err(_) => {}
+            Ok(OwnershipReply::Settled) => known = OwnershipReply::Settled,
+            // This worker holds another item of the same batch: others may still reply.
+            Ok(OwnershipReply::Unknown) | Err(_) => {}
         }
     }
-    heard
+    known
 }

@@ -1,5 +1,5 @@
-//! The worker's own pull loop: as many tasks as there is room for, over one long-lived inbox.
-//! Pulls are made anew after any error, by expiry, and by a watchdog; what an old pull brings late is marked so.
+//! The worker's pulls: as many tasks as the worker has capacity for, over one inbox per connection generation. A pull is
+//! sent again after an error, when it has expired, and by a watchdog.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use serde_json::json;
 
 use crate::bus::consume::lease::{Delivery, Lease, Leases};
 use crate::bus::consume::queue_order::QueueOrder;
-use crate::bus::topology::{TopologyError, make_queue};
+use crate::bus::error::BusError;
+use crate::bus::topology::make_queue;
 use crate::bus::{Bus, from_nats};
 use crate::limits::PULL_BYTES_MAX;
 use crate::task::{Arrival, Origin, Task};
@@ -28,10 +29,11 @@ pub struct Puller {
     leases: Leases,
     /// DUE of each queue, then TASKS of each, both in the order of the queues.
     sources: Vec<Source>,
-    /// Of several queues, which is asked for how much.
+    /// With several queues: how much is requested from each.
     order: Option<QueueOrder>,
     inbox: String,
-    /// Of one generation: what an older inbox still brings may have been delivered before a pause or a loss, and is not read.
+    /// One inbox per generation: what an older inbox still brings may have been delivered before a pause or a loss of
+    /// the connection, and is not read.
     messages: async_nats::Subscriber,
     generation: u64,
     /// Pulls that wait at the server, the oldest first.
@@ -44,7 +46,7 @@ pub struct Puller {
 struct Source {
     queue: String,
     origin: Origin,
-    /// When it last brought something.
+    /// When the last task came from it.
     heard: Option<Instant>,
 }
 
@@ -59,8 +61,8 @@ impl Puller {
     /// Makes the queues' consumers and listens on the inbox; nothing is pulled before the first [`Puller::request`].
     ///
     /// # Errors
-    /// [`TopologyError`]; most likely setup has not run yet.
-    pub async fn start(bus: &Bus, leases: &Leases, queues: &[String]) -> Result<Self, TopologyError> {
+    /// [`BusError`]; most likely setup has not run yet.
+    pub async fn start(bus: &Bus, leases: &Leases, queues: &[String]) -> Result<Self, BusError> {
         for queue in queues {
             make_queue(bus, queue).await?;
         }
@@ -76,23 +78,23 @@ impl Puller {
             order: (queues.len() > 1).then(|| QueueOrder::new(queues.len())),
             inbox,
             messages,
-            generation: leases.shared.generation(),
+            generation: leases.table.generation(),
             requests: BTreeMap::new(),
             next_request: 0,
             remake: None,
         })
     }
 
-    /// Keeps pulls for `room` tasks at the server, those of DUE ahead of those of TASKS; of several queues as
-    /// `bus/consume/queue_order.rs` says. Cheap when nothing is missing.
+    /// Keeps pulls for `capacity` tasks at the server, those of DUE ahead of those of TASKS; with several queues by the
+    /// rules of `bus/consume/queue_order.rs`. Cheap when nothing is missing.
     ///
     /// # Cancel safety
     /// Safe: a pull that was counted and not sent is forgotten by the watchdog.
-    pub async fn request(&mut self, room: usize) {
-        if room == 0 || !self.leases.shared.may_pull() {
+    pub async fn request(&mut self, capacity: usize) {
+        if capacity == 0 || !self.leases.table.may_pull() {
             return;
         }
-        let generation = self.leases.shared.generation();
+        let generation = self.leases.table.generation();
         if generation != self.generation {
             let Ok((inbox, messages)) = listen(&self.bus).await else { return };
             self.requests.clear();
@@ -101,12 +103,13 @@ impl Puller {
         self.remake_queues().await;
         let now = Instant::now();
         self.requests.retain(|_, r| r.forget_at > now);
-        let targets = self.targets(room, now);
+        let targets = self.targets(capacity, now);
         for source in 0..self.sources.len() {
-            let share = targets.as_ref().map_or(Some(room), |t| t.get(source % t.len().max(1)).copied()).unwrap_or(0);
+            let share =
+                targets.as_ref().map_or(Some(capacity), |t| t.get(source % t.len().max(1)).copied()).unwrap_or(0);
             let outstanding = self.outstanding(source);
             let want = share.saturating_sub(outstanding);
-            // In steps of half the room, so that a large window does not cost a request for every task.
+            // In steps of half the share, so that a large capacity does not cost a request for every task.
             if want > 0 && (outstanding == 0 || want >= share.div_ceil(2)) {
                 self.send(source, want).await;
             }
@@ -117,10 +120,10 @@ impl Puller {
         self.requests.values().filter(|r| r.source == source).map(|r| r.left).sum()
     }
 
-    /// What each queue is to be asked for; none for a worker of one queue, which is asked for all there is room for.
-    fn targets(&mut self, room: usize, now: Instant) -> Option<Vec<usize>> {
+    /// How much is to be requested from each queue; none for a worker of one queue, which gives it all its capacity.
+    fn targets(&mut self, capacity: usize, now: Instant) -> Option<Vec<usize>> {
         let queues = self.sources.len() / 2;
-        let asked: Vec<usize> = match &self.order {
+        let requested: Vec<usize> = match &self.order {
             None => return None,
             Some(_) => (0..queues).map(|q| self.outstanding(q).min(self.outstanding(q + queues))).collect(),
         };
@@ -130,7 +133,7 @@ impl Puller {
             let since = heard.map_or(request.sent, |heard| heard.max(request.sent));
             order.unanswered(request.source % queues, request.source / queues, since, now);
         }
-        Some(order.targets(room, &asked))
+        Some(order.targets(capacity, &requested))
     }
 
     async fn send(&mut self, source: usize, batch: usize) {
@@ -167,13 +170,13 @@ impl Puller {
     /// Safe.
     pub async fn next(&mut self) -> Option<Lease> {
         let Some(message) = self.messages.next().await else {
-            // The connection is closed for good; whoever waits is about to stop.
+            // The connection is closed for good: this program is about to end.
             return std::future::pending().await;
         };
         self.take(message)
     }
 
-    /// What was delivered already, without waiting: for the drain.
+    /// Stops pulling; the tasks that were delivered already, for the drain.
     pub async fn stop(mut self) -> Vec<Lease> {
         let _ = self.messages.unsubscribe().await;
         self.bus.flush().await;
@@ -212,13 +215,13 @@ impl Puller {
         Some(lease)
     }
 
-    fn end_request(&mut self, number: u64, status: async_nats::StatusCode, said: Option<&str>) {
+    fn end_request(&mut self, number: u64, status: async_nats::StatusCode, description: Option<&str>) {
         if status == async_nats::StatusCode::IDLE_HEARTBEAT {
             return;
         }
         self.requests.remove(&number);
-        let missing =
-            status == async_nats::StatusCode::NO_RESPONDERS || said.is_some_and(|s| s.contains("Consumer Deleted"));
+        let missing = status == async_nats::StatusCode::NO_RESPONDERS
+            || description.is_some_and(|s| s.contains("Consumer Deleted"));
         if missing && self.remake.is_none() {
             self.remake = Some(Instant::now() + PULL_WATCHDOG);
         }
@@ -234,8 +237,7 @@ impl Puller {
             let stored = info.published.unix_timestamp_nanos() / 1_000_000;
             (origin, info.stream_sequence, info.delivered, i64::try_from(stored).unwrap_or(0), info.pending > 0)
         };
-        let shared = &self.leases.shared;
-        let epoch = if origin == Origin::Due { &shared.epoch_due } else { &shared.epoch_tasks };
+        let epoch = self.leases.table.epoch(origin);
         let headers = from_nats(message.headers.as_ref());
         let arrival = Arrival { origin, epoch, seq, stored_ms };
         let mut task = Task::parse(&message.subject, &headers, message.payload.clone(), arrival);
@@ -244,14 +246,14 @@ impl Puller {
         {
             task.distrust(distrust, arrival);
         }
-        Some((shared.hold(task, Delivery { origin, seq, stored_ms, deliveries, reply }, self.generation), more))
+        Some((self.leases.hold(task, Delivery { origin, seq, stored_ms, deliveries, reply }, self.generation), more))
     }
 }
 
-async fn listen(bus: &Bus) -> Result<(String, async_nats::Subscriber), TopologyError> {
+async fn listen(bus: &Bus) -> Result<(String, async_nats::Subscriber), BusError> {
     let inbox = bus.client.new_inbox();
     let subscribed = bus.client.subscribe(format!("{inbox}.*")).await;
-    Ok((inbox, subscribed.map_err(|e| TopologyError::new("the inbox for tasks", &e))?))
+    Ok((inbox, subscribed.map_err(|e| BusError::new("the inbox for tasks", &e))?))
 }
 
 fn stream(origin: Origin) -> &'static str {

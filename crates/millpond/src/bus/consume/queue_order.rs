@@ -1,6 +1,6 @@
-//! Which of a worker's queues is asked for how much: the first with a backlog gets the room, those behind it a guaranteed
-//! share of what it got, those before it stay asked, so that what comes there goes first. Pure: `bus/consume/pull.rs` tells what
-//! happened, and when. A worker of one queue has no use for it.
+//! How much a worker pulls from each of its queues. The first queue with a backlog gets the free capacity, the queues
+//! behind it a guaranteed share of what it got; the queues before it stay requested, so that what arrives there goes
+//! first. No I/O: `bus/consume/pull.rs` reports what was delivered, and when. A worker of one queue does not need this.
 
 use std::time::{Duration, Instant};
 
@@ -9,18 +9,18 @@ use crate::limits::{LATER_QUEUES_SHARE, LOOKAHEAD_TASKS_MAX};
 /// A queue whose pull is not answered for this long has nothing for now.
 const QUEUE_IDLE_AFTER: Duration = Duration::from_millis(100);
 
-/// What is known of the queues, in the order in which they are served.
-pub(in crate::bus) struct QueueOrder {
-    /// Of each queue, of its two streams: whether more waited there when last heard.
+/// What is known of a worker's queues, in the order in which they are served.
+pub(super) struct QueueOrder {
+    /// For each queue and each of its two streams: whether more waited there at the last delivery.
     backlog: Vec<[bool; 2]>,
-    /// Tasks that queues with others behind them were given, and that those others have not had their share of.
+    /// Tasks that were given to the queues in front, and of which the queues behind have not had their share.
     credit: usize,
     /// The queue that was last given a share.
     turn: usize,
 }
 
 impl QueueOrder {
-    pub(in crate::bus) fn new(queues: usize) -> Self {
+    pub(super) fn new(queues: usize) -> Self {
         Self { backlog: vec![[false; 2]; queues], credit: 0, turn: 0 }
     }
 
@@ -29,8 +29,8 @@ impl QueueOrder {
         self.backlog.iter().position(|of| of.contains(&true))
     }
 
-    /// A task of queue `queue` came, from its stream 0 or 1; `more` wait there.
-    pub(in crate::bus) fn delivered(&mut self, queue: usize, stream: usize, more: bool) {
+    /// A task of queue `queue` was delivered from its stream 0 or 1; `more` tells whether more wait there.
+    pub(super) fn delivered(&mut self, queue: usize, stream: usize, more: bool) {
         if self.first().is_none_or(|first| queue <= first) {
             self.credit = (self.credit + 1).min(LOOKAHEAD_TASKS_MAX);
         }
@@ -39,29 +39,29 @@ impl QueueOrder {
         }
     }
 
-    /// Nothing waits there: a pull was not answered, since `asked` and since something last came.
-    pub(in crate::bus) fn unanswered(&mut self, queue: usize, stream: usize, asked: Instant, now: Instant) {
-        if now.saturating_duration_since(asked) > QUEUE_IDLE_AFTER
+    /// A pull has not been answered since `requested` (or since the last delivery). After a while, nothing waits there.
+    pub(super) fn unanswered(&mut self, queue: usize, stream: usize, requested: Instant, now: Instant) {
+        if now.saturating_duration_since(requested) > QUEUE_IDLE_AFTER
             && let Some(backlog) = self.backlog.get_mut(queue).and_then(|of| of.get_mut(stream))
         {
             *backlog = false;
         }
     }
 
-    /// How many tasks each queue is to be asked for, in all, when there is room for `room` and `asked` are asked for
-    /// already (of each queue the fewer of its two streams).
-    pub(in crate::bus) fn targets(&mut self, room: usize, asked: &[usize]) -> Vec<usize> {
-        let share = room.div_ceil(self.backlog.len().max(1));
+    /// How many tasks are to be requested from each queue in all, with a free capacity of `capacity` tasks, when
+    /// `requested` are requested already (for each queue the smaller number of its two streams).
+    pub(super) fn targets(&mut self, capacity: usize, requested: &[usize]) -> Vec<usize> {
+        let share = capacity.div_ceil(self.backlog.len().max(1));
         let Some(first) = self.first() else { return vec![share; self.backlog.len()] };
         let mut targets: Vec<usize> =
             (0..self.backlog.len()).map(|queue| if queue < first { share } else { 0 }).collect();
-        let granted = self.grant(room, first, asked);
+        let granted = self.grant(capacity, first, requested);
         for (queue, target) in targets.iter_mut().enumerate() {
             match granted {
                 Some((to, tasks)) if to == queue => *target = tasks,
-                // What surely comes for others is not asked for here as well.
-                Some((to, tasks)) if queue == first && self.has_backlog(to) => *target = room.saturating_sub(tasks),
-                _ if queue == first => *target = room,
+                // What surely arrives for the other queue is not requested here as well.
+                Some((to, tasks)) if queue == first && self.has_backlog(to) => *target = capacity.saturating_sub(tasks),
+                _ if queue == first => *target = capacity,
                 _ => {}
             }
         }
@@ -72,18 +72,19 @@ impl QueueOrder {
         self.backlog.get(queue).is_some_and(|of| of.contains(&true))
     }
 
-    /// The share of those behind `first`, when it is due: one of them in turn, and how many it may be asked for.
-    fn grant(&mut self, room: usize, first: usize, asked: &[usize]) -> Option<(usize, usize)> {
-        let tasks = (self.credit / (LATER_QUEUES_SHARE - 1)).min(room.div_ceil(LATER_QUEUES_SHARE));
-        // Of a large room not one by one: each is a request.
-        if tasks == 0 || tasks < room / LATER_QUEUES_SHARE / 2 {
+    /// The share of the queues behind `first`, when it is due: the queue whose turn it is, and how many tasks are to be
+    /// requested from it.
+    fn grant(&mut self, capacity: usize, first: usize, requested: &[usize]) -> Option<(usize, usize)> {
+        let tasks = (self.credit / (LATER_QUEUES_SHARE - 1)).min(capacity.div_ceil(LATER_QUEUES_SHARE));
+        // With a large capacity the share is not granted one by one: each grant is a request.
+        if tasks == 0 || tasks < capacity / LATER_QUEUES_SHARE / 2 {
             return None;
         }
         let later = first + 1..self.backlog.len();
         let (before, after) = (later.clone().filter(|q| *q <= self.turn), later.filter(|q| *q > self.turn));
-        let asked_of = |queue: usize| asked.get(queue).copied().unwrap_or(0);
-        let to = after.chain(before).find(|queue| asked_of(*queue) < tasks)?;
-        self.credit = self.credit.saturating_sub((tasks - asked_of(to)) * (LATER_QUEUES_SHARE - 1));
+        let requested_of = |queue: usize| requested.get(queue).copied().unwrap_or(0);
+        let to = after.chain(before).find(|queue| requested_of(*queue) < tasks)?;
+        self.credit = self.credit.saturating_sub((tasks - requested_of(to)) * (LATER_QUEUES_SHARE - 1));
         self.turn = to;
         Some((to, tasks))
     }

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bus::Bus;
+use crate::bus::error::BusError;
 use crate::bus::read::buckets::{decode, encode, open};
-use crate::bus::topology::{TopologyError, stream_state};
+use crate::bus::topology::stream_state;
 use crate::wire::streams::{BUCKET_SERVERS, STREAM_DUE, STREAM_TASKS};
 
 /// What each stream had stored when a server process was first seen: messages up to there may have been delivered
@@ -24,11 +25,11 @@ impl Bus {
     /// What the streams had stored when this server process was first seen; written now if nobody did before.
     ///
     /// # Errors
-    /// [`TopologyError`] when it can be neither read nor written.
-    pub async fn server_record(&self) -> Result<ServerRecord, TopologyError> {
+    /// [`BusError`] when it can be neither read nor written.
+    pub async fn server_record(&self) -> Result<ServerRecord, BusError> {
         let store = open(self, BUCKET_SERVERS).await?;
         let id = self.server_id();
-        let stored = store.get(&id).await.map_err(|e| TopologyError::new(BUCKET_SERVERS, &e))?;
+        let stored = store.get(&id).await.map_err(|e| BusError::new(BUCKET_SERVERS, &e))?;
         if let Some(record) = stored.and_then(|v| decode(&v)) {
             return Ok(record);
         }
@@ -41,7 +42,7 @@ impl Bus {
         };
         // Whoever was first saw less stored: that record is the better one.
         if store.create(&id, encode(&record)).await.is_err() {
-            let stored = store.get(&id).await.map_err(|e| TopologyError::new(BUCKET_SERVERS, &e))?;
+            let stored = store.get(&id).await.map_err(|e| BusError::new(BUCKET_SERVERS, &e))?;
             return Ok(stored.and_then(|v| decode(&v)).unwrap_or(record));
         }
         Ok(record)

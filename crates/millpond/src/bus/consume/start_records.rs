@@ -5,15 +5,15 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use crate::bus::Bus;
+use crate::bus::error::BusError;
 use crate::bus::read::buckets::{decode, encode, open};
-use crate::bus::topology::TopologyError;
 use crate::limits::LEASE_SETTLED_KEEP;
 use crate::wire::streams::BUCKET_STARTS;
 
 /// One start of a redelivered message that has not ended yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartEntry {
-    /// The worker process and its own count: tells one start from another.
+    /// The worker process and its own count: distinguishes one start from another.
     pub by: String,
     /// The worker's name, for the evidence.
     pub worker: String,
@@ -31,13 +31,13 @@ impl StartRecords {
     /// Opens the bucket.
     ///
     /// # Errors
-    /// [`TopologyError`]; most likely setup has not run yet.
-    pub async fn open(bus: &Bus) -> Result<Self, TopologyError> {
+    /// [`BusError`]; most likely setup has not run yet.
+    pub async fn open(bus: &Bus) -> Result<Self, BusError> {
         Ok(Self { store: open(bus, BUCKET_STARTS).await? })
     }
 
-    async fn read(&self, key: &str) -> Result<(u64, Vec<StartEntry>), TopologyError> {
-        let entry = self.store.entry(key).await.map_err(|e| TopologyError::new(BUCKET_STARTS, &e))?;
+    async fn read(&self, key: &str) -> Result<(u64, Vec<StartEntry>), BusError> {
+        let entry = self.store.entry(key).await.map_err(|e| BusError::new(BUCKET_STARTS, &e))?;
         Ok(entry.map_or((0, Vec::new()), |e| {
             let entries = if e.operation == kv::Operation::Put { decode(&e.value) } else { None };
             (e.revision, entries.unwrap_or_default())
@@ -47,8 +47,8 @@ impl StartRecords {
     /// Adds an entry unless there are `max` already; returns those that were there before.
     ///
     /// # Errors
-    /// [`TopologyError`] when the bucket cannot be read or written.
-    pub async fn add(&self, key: &str, entry: &StartEntry, max: usize) -> Result<Vec<StartEntry>, TopologyError> {
+    /// [`BusError`] when the bucket cannot be read or written.
+    pub async fn add(&self, key: &str, entry: &StartEntry, max: usize) -> Result<Vec<StartEntry>, BusError> {
         loop {
             let (revision, before) = self.read(key).await?;
             if before.len() >= max {
@@ -59,16 +59,16 @@ impl StartRecords {
             match self.store.update(key, encode(&after), revision).await {
                 Ok(_) => return Ok(before),
                 Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {}
-                Err(error) => return Err(TopologyError::new(BUCKET_STARTS, &error)),
+                Err(error) => return Err(BusError::new(BUCKET_STARTS, &error)),
             }
         }
     }
 
-    /// Takes back one's own entry.
+    /// Removes the caller's own entry.
     ///
     /// # Errors
-    /// [`TopologyError`] when the bucket cannot be read or written.
-    pub async fn take_back(&self, key: &str, by: &str) -> Result<(), TopologyError> {
+    /// [`BusError`] when the bucket cannot be read or written.
+    pub async fn take_back(&self, key: &str, by: &str) -> Result<(), BusError> {
         loop {
             let (revision, mut entries) = self.read(key).await?;
             let before = entries.len();
@@ -79,7 +79,7 @@ impl StartRecords {
             match self.store.update(key, encode(&entries), revision).await {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => {}
-                Err(error) => return Err(TopologyError::new(BUCKET_STARTS, &error)),
+                Err(error) => return Err(BusError::new(BUCKET_STARTS, &error)),
             }
         }
     }
@@ -87,18 +87,18 @@ impl StartRecords {
     /// Removes the whole record: the message is settled.
     ///
     /// # Errors
-    /// [`TopologyError`] when the bucket cannot be written.
-    pub async fn remove(&self, key: &str) -> Result<(), TopologyError> {
+    /// [`BusError`] when the bucket cannot be written.
+    pub async fn remove(&self, key: &str) -> Result<(), BusError> {
         let removed = self.store.purge_with_ttl(key, LEASE_SETTLED_KEEP).await;
-        removed.map_err(|e| TopologyError::new(BUCKET_STARTS, &e))
+        removed.map_err(|e| BusError::new(BUCKET_STARTS, &e))
     }
 
     /// Removes records of messages that are gone: those before `first_seq` of a stream, and those of other epochs.
     ///
     /// # Errors
-    /// [`TopologyError`] when the bucket cannot be read or written.
-    pub async fn sweep(&self, stream: &str, epoch: &str, first_seq: u64) -> Result<usize, TopologyError> {
-        let mut keys = self.store.keys().await.map_err(|e| TopologyError::new(BUCKET_STARTS, &e))?;
+    /// [`BusError`] when the bucket cannot be read or written.
+    pub async fn sweep(&self, stream: &str, epoch: &str, first_seq: u64) -> Result<usize, BusError> {
+        let mut keys = self.store.keys().await.map_err(|e| BusError::new(BUCKET_STARTS, &e))?;
         let mut gone = Vec::new();
         while let Some(Ok(key)) = keys.next().await {
             let mut tokens = key.split('.');

@@ -1,5 +1,5 @@
-//! Cancelling: first the tombstone, which workers watch and which survives all of them, then what is told of it on
-//! RESULTS, then what waits is removed. In the collector's role; docs/protocol.md has the order and its reasons.
+//! Cancelling: first the tombstone, which workers watch and which survives all of them, then the outcome on RESULTS,
+//! then what waits is removed. In the collector's role; docs/protocol.md has the order and its reasons.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -7,9 +7,10 @@ use serde_json::value::RawValue;
 use std::time::Duration;
 
 use crate::bus::Bus;
+use crate::bus::error::BusError;
 use crate::bus::publish::{PublishError, RetryDeadline};
 use crate::bus::read::buckets::{encode, open};
-use crate::bus::topology::{TopologyError, stream_state};
+use crate::bus::topology::stream_state;
 use crate::job::{JobRecord, JobState};
 use crate::outcome::{CancelledJob, NotDone, NotDoneState, Outcome, ResultBatch};
 use crate::task::{Arrival, Origin, Task};
@@ -38,7 +39,7 @@ pub enum Tombstone {
         job: String,
         /// 0 for a job without a record.
         epoch: u32,
-        /// Who asked for it.
+        /// Who cancelled it.
         by: String,
     },
     /// One task, an item of a batch, or a whole batch.
@@ -47,7 +48,7 @@ pub enum Tombstone {
         queue: String,
         /// Its id.
         id: String,
-        /// Who asked for it.
+        /// Who cancelled it.
         by: String,
     },
 }
@@ -66,8 +67,8 @@ impl Tombstone {
 pub enum CancelError {
     /// The server did not do its part.
     #[error(transparent)]
-    Topology(#[from] TopologyError),
-    /// What was cancelled could not be told.
+    Topology(#[from] BusError),
+    /// The outcome could not be published.
     #[error(transparent)]
     Publish(#[from] PublishError),
 }
@@ -87,16 +88,16 @@ impl Bus {
     /// Marks something as cancelled: workers end it when they have it or get it.
     ///
     /// # Errors
-    /// [`TopologyError`] when the bucket cannot be written.
-    pub async fn put_tombstone(&self, tombstone: &Tombstone) -> Result<(), TopologyError> {
+    /// [`BusError`] when the bucket cannot be written.
+    pub async fn put_tombstone(&self, tombstone: &Tombstone) -> Result<(), BusError> {
         let store = open(self, BUCKET_CANCELS).await?;
         let put = store.put(tombstone.key(), encode(tombstone)).await;
-        put.map_err(|e| TopologyError::new(BUCKET_CANCELS, &e))?;
+        put.map_err(|e| BusError::new(BUCKET_CANCELS, &e))?;
         Ok(())
     }
 
-    /// Cancels a task. What waits for its time is removed and told at once: true; what waits for a worker or runs is
-    /// ended by its worker, which tells it: false.
+    /// Cancels a task. A task that waits for its time is removed and its outcome published at once: true. A task that
+    /// waits for a worker or runs is ended by its worker, which publishes the outcome: false.
     ///
     /// # Errors
     /// [`CancelError`]; try again.
@@ -109,19 +110,19 @@ impl Bus {
         };
         let arrival = Arrival { origin: Origin::Due, epoch: "", seq: found.seq, stored_ms: crate::now_ms() };
         let task = Task::parse(&subject.due(), &found.headers, Bytes::new(), arrival);
-        let pack = ResultBatch { v: 1, worker: by.to_owned(), outcomes: vec![never_ran(&task)], cancelled: None };
-        self.tell_cancelled(&subject, &pack, &format!("{queue}/{id}/c{}", found.seq)).await?;
+        let batch = ResultBatch { v: 1, worker: by.to_owned(), outcomes: vec![never_ran(&task)], cancelled: None };
+        self.publish_cancelled(&subject, &batch, &format!("{queue}/{id}/c{}", found.seq)).await?;
         self.purge_due(&found.subject, found.seq).await?;
         Ok(true)
     }
 
-    /// Cancels a job: what waits is removed, workers end what they hold of it, and one record tells it of all its
-    /// tasks. `subject` is the queue and kind of a job that has no record.
+    /// Cancels a job: what waits is removed, workers end what they hold of it, and one record on RESULTS stands for
+    /// all its tasks. `subject` is the queue and kind of a job that has no record.
     ///
     /// # Errors
     /// [`CancelError`]; try again.
     pub async fn cancel_job(&self, job: &str, subject: &TaskSubject, by: &str) -> Result<JobCancelled, CancelError> {
-        // First of all: what comes later belongs to the next epoch, or is ended at the door.
+        // First of all: what is stored later belongs to the next epoch, or is ended when a worker admits it.
         let tasks_up_to = stream_state(self, STREAM_TASKS).await?.last_seq;
         let due_up_to = stream_state(self, STREAM_DUE).await?.last_seq;
         let epoch = self.job(job).await?.map_or(0, |entry| entry.record.epoch);
@@ -134,8 +135,8 @@ impl Bus {
         };
         let subject = TaskSubject { job: Some(job.to_owned()), ..subject };
         let cancelled = CancelledJob { job: job.to_owned(), epoch, by: by.to_owned(), at_ms: crate::now_ms() };
-        let pack = ResultBatch { v: 1, worker: by.to_owned(), outcomes: Vec::new(), cancelled: Some(cancelled) };
-        self.tell_cancelled(&subject, &pack, &format!("job/{job}/c{epoch}")).await?;
+        let batch = ResultBatch { v: 1, worker: by.to_owned(), outcomes: Vec::new(), cancelled: Some(cancelled) };
+        self.publish_cancelled(&subject, &batch, &format!("job/{job}/c{epoch}")).await?;
         crate::failpoint::hit("cancel.told");
         let mut removed = self.purge_tasks(&format!("tasks.*.*.j-{job}"), tasks_up_to).await?;
         removed += self.purge_due(&format!("sched.*.*.{job}.*"), due_up_to).await?;
@@ -143,8 +144,8 @@ impl Bus {
         Ok(JobCancelled { job: job.to_owned(), epoch, removed })
     }
 
-    /// Tells the producer, which looks at the record with each heartbeat.
-    async fn close_cancelled(&self, job: &str, epoch: u32) -> Result<Option<JobRecord>, TopologyError> {
+    /// Notifies the producer, which reads the record with each heartbeat.
+    async fn close_cancelled(&self, job: &str, epoch: u32) -> Result<Option<JobRecord>, BusError> {
         loop {
             let Some(entry) = self.job(job).await? else { return Ok(None) };
             // A later epoch is none of this cancellation's business.
@@ -158,15 +159,15 @@ impl Bus {
         }
     }
 
-    async fn tell_cancelled(
+    async fn publish_cancelled(
         &self,
         subject: &TaskSubject,
-        pack: &ResultBatch,
+        batch: &ResultBatch,
         message_id: &str,
     ) -> Result<(), PublishError> {
         let headers = vec![(HEADER_MSG_ID.to_owned(), message_id.to_owned())];
         let deadline = RetryDeadline::Within(CANCEL_STORE_WITHIN);
-        self.store(&subject.results(), &headers, encode(pack), deadline).await.map(drop)
+        self.store(&subject.results(), &headers, encode(batch), deadline).await.map(drop)
     }
 }
 

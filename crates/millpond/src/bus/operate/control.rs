@@ -1,4 +1,4 @@
-//! `ctl.>`: what an operator asks of the services, as requests that are not stored.
+//! Control requests (`ctl.>`): what an operator, a client or a service requests of a service; they are not stored.
 
 use std::time::Duration;
 
@@ -9,19 +9,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::bus::Bus;
-use crate::bus::topology::TopologyError;
+use crate::bus::error::BusError;
 use crate::dead_letter::Evidence;
+use crate::wire::decode::decode;
 use crate::wire::headers::Headers;
 
-/// ControlRequest of a producer service: run a dead letter again, as its next attempt or in another queue.
+/// To a producer service: run a dead letter again, as its next attempt or in another queue.
 pub const CTL_REPLAY: &str = "ctl.replay";
 
-/// ControlRequest of a collector by a client: what it has kept of a job.
+/// From a client to a collector: the results of a job that the collector has stored.
 pub const CTL_RESULTS: &str = "ctl.request.results";
-/// ControlRequest of a producer service: publish the task that a job's end starts.
+/// To a producer service: publish the task that a job's end starts.
 pub const CTL_THEN: &str = "ctl.then";
 
-/// ControlRequest of one worker: drain.
+/// To one worker: drain.
 #[must_use]
 pub fn drain_subject(worker: &str) -> String {
     format!("ctl.drain.{worker}")
@@ -97,7 +98,7 @@ impl JobEnded {
     }
 }
 
-/// What a service answers.
+/// The answer of a service.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ControlReply {
@@ -107,7 +108,7 @@ pub enum ControlReply {
     Error(String),
 }
 
-/// Why nothing was heard of a request.
+/// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// No service listens.
@@ -122,7 +123,7 @@ pub enum ControlError {
 pub struct ControlRequest {
     bus: Bus,
     reply: Option<String>,
-    /// What is asked.
+    /// The request, JSON.
     pub payload: Bytes,
 }
 
@@ -154,13 +155,13 @@ impl Bus {
     /// Listens for requests on `subject` in a group of services.
     ///
     /// # Errors
-    /// [`TopologyError`] when the connection is closed.
-    pub async fn serve(&self, subject: &str, group: &str) -> Result<ControlRequests, TopologyError> {
+    /// [`BusError`] when the connection is closed.
+    pub async fn serve(&self, subject: &str, group: &str) -> Result<ControlRequests, BusError> {
         let messages = self.client.queue_subscribe(subject.to_owned(), group.to_owned()).await;
-        Ok(ControlRequests { bus: self.clone(), messages: messages.map_err(|e| TopologyError::new(subject, &e))? })
+        Ok(ControlRequests { bus: self.clone(), messages: messages.map_err(|e| BusError::new(subject, &e))? })
     }
 
-    /// Asks a service, and waits for its answer.
+    /// Sends a request to a service, and waits for its answer.
     ///
     /// # Errors
     /// [`ControlError`].
@@ -172,14 +173,14 @@ impl Bus {
     ) -> Result<ControlReply, ControlError> {
         let payload = Bytes::from(serde_json::to_vec(what).unwrap_or_default());
         let no_answer = |why: String| ControlError::NoAnswer(subject.to_owned(), why);
-        let asked = tokio::time::timeout(within, self.client.request(subject.to_owned(), payload)).await;
-        let message = asked.map_err(|_| no_answer("it took too long".to_owned()))?.map_err(|e: RequestError| {
+        let reply = tokio::time::timeout(within, self.client.request(subject.to_owned(), payload)).await;
+        let message = reply.map_err(|_| no_answer("it took too long".to_owned()))?.map_err(|e: RequestError| {
             if e.kind() == RequestErrorKind::NoResponders {
                 ControlError::Nobody(subject.to_owned())
             } else {
                 no_answer(e.to_string())
             }
         })?;
-        serde_json::from_slice(&message.payload).map_err(|e| no_answer(e.to_string()))
+        decode(&message.payload).map_err(|e| no_answer(e.to_string()))
     }
 }

@@ -10,8 +10,9 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use crate::bus::Bus;
+use crate::bus::error::BusError;
 use crate::bus::read::buckets;
-use crate::bus::topology::{TopologyError, stream_state};
+use crate::bus::topology::stream_state;
 use crate::wire::streams::{BUCKET_PURGES, STREAM_DUE, STREAM_TASKS, durable};
 
 /// How long a pause without an end lasts: the server wants a time.
@@ -69,16 +70,16 @@ pub enum PauseError {
     },
     /// The server did not do its part.
     #[error(transparent)]
-    Topology(#[from] TopologyError),
+    Topology(#[from] BusError),
 }
 
 impl PauseError {
     fn new(queue: &str, error: &ConsumerError) -> Self {
         match error.kind() {
-            ConsumerErrorKind::JetStream(said) if said.error_code() == ErrorCode::CONSUMER_NOT_FOUND => {
+            ConsumerErrorKind::JetStream(reason) if reason.error_code() == ErrorCode::CONSUMER_NOT_FOUND => {
                 Self::NoSuchQueue { queue: queue.to_owned() }
             }
-            _ => Self::Topology(TopologyError::new(&format!("the pause of queue {queue}"), error)),
+            _ => Self::Topology(BusError::new(&format!("the pause of queue {queue}"), error)),
         }
     }
 }
@@ -100,7 +101,7 @@ pub struct PurgeRecord {
     pub due_up_to: u64,
     /// Messages that were removed; none while it is under way.
     pub count: Option<u64>,
-    /// Who asked for it.
+    /// Who purged it.
     pub by: String,
     /// When, Unix time in milliseconds.
     pub at_ms: i64,
@@ -120,11 +121,11 @@ impl Bus {
     /// All queues that have a consumer, and those where something waits for a first worker, by name.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn queues(&self) -> Result<Vec<QueueState>, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn queues(&self) -> Result<Vec<QueueState>, BusError> {
         let mut queues = self.standing().await?;
-        let due = self.js.get_stream(STREAM_DUE).await.map_err(|e| TopologyError::new(STREAM_DUE, &e))?;
-        let subjects = due.info_with_subjects("sched.>").await.map_err(|e| TopologyError::new(STREAM_DUE, &e))?;
+        let due = self.js.get_stream(STREAM_DUE).await.map_err(|e| BusError::new(STREAM_DUE, &e))?;
+        let subjects = due.info_with_subjects("sched.>").await.map_err(|e| BusError::new(STREAM_DUE, &e))?;
         let mut subjects = subjects.take(SCHEDULED_COUNTED_MAX);
         while let Some(Ok((subject, count))) = subjects.next().await {
             let queue = subject.split('.').nth(1).unwrap_or_default();
@@ -138,15 +139,15 @@ impl Bus {
     /// The same without what waits for its time: a few requests, however much waits.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn standing(&self) -> Result<Vec<QueueState>, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn standing(&self) -> Result<Vec<QueueState>, BusError> {
         let mut queues: BTreeMap<String, QueueState> = BTreeMap::new();
         for (at, name) in [STREAM_TASKS, STREAM_DUE].into_iter().enumerate() {
-            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+            let stream = self.js.get_stream(name).await.map_err(|e| BusError::new(name, &e))?;
             let mut consumers = stream.consumers();
             let mut served = 0;
             while let Some(info) = consumers.next().await {
-                let info = info.map_err(|e| TopologyError::new(name, &e))?;
+                let info = info.map_err(|e| BusError::new(name, &e))?;
                 let Some(queue) = info.name.strip_prefix("q-") else { continue };
                 let state = queues.entry(queue.to_owned()).or_default();
                 let place = QueueInStream {
@@ -178,7 +179,7 @@ impl Bus {
         queues: &mut BTreeMap<String, QueueState>,
         at: usize,
         stream: &str,
-    ) -> Result<(), TopologyError> {
+    ) -> Result<(), BusError> {
         let filter = if stream == STREAM_DUE { "due.>" } else { "tasks.>" };
         for (subject, waiting) in self.subjects(stream, filter, 0).await?.state.subjects.unwrap_or_default() {
             let Some(queue) = subject.split('.').nth(1) else { continue };
@@ -197,7 +198,7 @@ impl Bus {
     pub async fn pause_queue(&self, queue: &str, how_long: Option<Duration>) -> Result<(), PauseError> {
         let until = std::time::SystemTime::now() + how_long.unwrap_or(PAUSE_FOR_EVER).min(PAUSE_FOR_EVER);
         for name in [STREAM_TASKS, STREAM_DUE] {
-            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+            let stream = self.js.get_stream(name).await.map_err(|e| BusError::new(name, &e))?;
             let paused = stream.pause_consumer(&durable(queue), until.into()).await;
             paused.map_err(|e| PauseError::new(queue, &e))?;
         }
@@ -210,7 +211,7 @@ impl Bus {
     /// [`PauseError`] when there is no such queue, or the server does not answer.
     pub async fn resume_queue(&self, queue: &str) -> Result<(), PauseError> {
         for name in [STREAM_TASKS, STREAM_DUE] {
-            let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+            let stream = self.js.get_stream(name).await.map_err(|e| BusError::new(name, &e))?;
             stream.resume_consumer(&durable(queue)).await.map_err(|e| PauseError::new(queue, &e))?;
         }
         Ok(())
@@ -220,14 +221,14 @@ impl Bus {
     /// cancelled. First the record is written that covers it, then the streams are purged up to where they were then.
     ///
     /// # Errors
-    /// [`TopologyError`] when the record cannot be written or the server does not answer.
+    /// [`BusError`] when the record cannot be written or the server does not answer.
     pub async fn purge_queue(
         &self,
         queue: &str,
         kind: Option<&str>,
         running: bool,
         by: &str,
-    ) -> Result<PurgeRecord, TopologyError> {
+    ) -> Result<PurgeRecord, BusError> {
         let mut record = PurgeRecord {
             queue: queue.to_owned(),
             kind: kind.map(str::to_owned),
@@ -242,7 +243,7 @@ impl Bus {
         let store = buckets::open(self, BUCKET_PURGES).await?;
         let put = async |record: &PurgeRecord| {
             let text = Bytes::from(serde_json::to_vec(record).unwrap_or_default());
-            store.put(&key, text).await.map_err(|e| TopologyError::new(BUCKET_PURGES, &e))
+            store.put(&key, text).await.map_err(|e| BusError::new(BUCKET_PURGES, &e))
         };
         put(&record).await?;
         let tails: &[&str] = if kind.is_some() { &["", ".>"] } else { &[".>"] };
@@ -260,18 +261,18 @@ impl Bus {
     }
 
     /// Removes what TASKS holds on a subject up to a sequence; how many that were.
-    pub(in crate::bus) async fn purge_tasks(&self, subject: &str, up_to: u64) -> Result<u64, TopologyError> {
+    pub(in crate::bus) async fn purge_tasks(&self, subject: &str, up_to: u64) -> Result<u64, BusError> {
         self.purge(STREAM_TASKS, subject, up_to).await
     }
 
     /// The same of DUE.
-    pub(in crate::bus) async fn purge_due(&self, subject: &str, up_to: u64) -> Result<u64, TopologyError> {
+    pub(in crate::bus) async fn purge_due(&self, subject: &str, up_to: u64) -> Result<u64, BusError> {
         self.purge(STREAM_DUE, subject, up_to).await
     }
 
-    async fn purge(&self, name: &str, subject: &str, up_to: u64) -> Result<u64, TopologyError> {
-        let stream = self.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
+    async fn purge(&self, name: &str, subject: &str, up_to: u64) -> Result<u64, BusError> {
+        let stream = self.js.get_stream(name).await.map_err(|e| BusError::new(name, &e))?;
         let purged = stream.purge().filter(subject.to_owned()).sequence(up_to + 1).await;
-        Ok(purged.map_err(|e| TopologyError::new(name, &e))?.purged)
+        Ok(purged.map_err(|e| BusError::new(name, &e))?.purged)
     }
 }

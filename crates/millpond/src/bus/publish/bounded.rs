@@ -1,6 +1,6 @@
-//! The door of a bounded queue: a publisher counts what waits, then publishes on the condition that nothing newer has
-//! come since; the server refuses it otherwise. docs/protocol.md ("Bounded queues") says why this never lets in one
-//! too many. An unbounded queue costs one look at its settings a second.
+//! Admission to a bounded queue: a publisher counts what waits, then publishes on the condition that nothing newer was
+//! stored since; otherwise the server refuses the message. docs/protocol.md ("Bounded queues") says why this never
+//! admits one too many. An unbounded queue costs one read of its settings a second.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,18 +12,18 @@ use rand::RngExt;
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 
 use crate::bus::Bus;
-use crate::bus::publish::STREAM_FULL_WAIT;
+use crate::bus::error::BusError;
 use crate::bus::publish::queue_limits::QueueFill;
-use crate::bus::publish::{PublishError, RetryDeadline, StoreFailure, Stored};
-use crate::bus::topology::TopologyError;
+use crate::bus::publish::{PublishError, RetryDeadline, STREAM_FULL_WAIT, StoreFailure, Stored};
 use crate::wire::headers::{HEADER_EXPECTED_ID, HEADER_EXPECTED_SEQUENCE, HEADER_EXPECTED_SUBJECT, Headers};
 
-/// Longest wait of a publisher for capacity in a bounded queue.
-const QUEUE_FULL_WAIT_MAX: Duration = Duration::from_millis(100);
+/// How long a publisher uses a queue's limit of waiting tasks before it reads the limit again.
+const QUEUE_LIMIT_KNOWN_FOR: Duration = Duration::from_secs(1);
 /// First wait of a publisher for capacity in a bounded queue; it doubles.
 const QUEUE_FULL_WAIT_MIN: Duration = Duration::from_millis(10);
-/// How long a publisher goes by the limit of a queue that it has read, before it reads it again.
-const QUEUE_LIMIT_KNOWN_FOR: Duration = Duration::from_secs(1);
+/// Longest such wait.
+const QUEUE_FULL_WAIT_MAX: Duration = Duration::from_millis(100);
+
 /// Queues that a client remembers.
 const QUEUES_MAX: usize = 1000;
 
@@ -35,24 +35,24 @@ pub struct QueueAdmission {
 
 struct Queue {
     name: String,
-    /// When its limit was asked for, and what it was.
+    /// When its limit was read, and the limit.
     limit: Mutex<Option<(Instant, Option<u64>)>>,
-    asking: AsyncMutex<()>,
-    door: AsyncMutex<Door>,
+    reading: AsyncMutex<()>,
+    claim: AsyncMutex<Claim>,
 }
 
-/// The claim that carries everything: of the messages up to `last`, at most `at_most` are there, now and ever after.
+/// The claim on which admission rests: of the messages up to `last`, at most `at_most` are there, now and ever after.
 /// (Sequences are not used twice, so those up to `last` only become fewer.)
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Door {
+struct Claim {
     last: u64,
     at_most: u64,
     /// The connection's count of losses: another server process may have lost what was not on disk, and use
     /// sequences again.
-    generation: u64,
+    connection_changes: u64,
 }
 
-impl Door {
+impl Claim {
     /// The newest message of the queue is `newest`: there cannot be more new ones than sequences.
     fn learn(&mut self, newest: u64) {
         self.at_most = match newest {
@@ -62,24 +62,24 @@ impl Door {
         self.last = newest;
     }
 
-    /// A message was let in when `last` was the newest.
-    fn enter(&mut self, seq: u64) {
+    /// A message was stored when `last` was the newest.
+    fn stored(&mut self, seq: u64) {
         (self.last, self.at_most) = (seq, self.at_most.saturating_add(1));
     }
 }
 
-/// A message on its way in.
-struct Entry<'a> {
+/// A message that a publisher submits to a bounded queue.
+struct Submission<'a> {
     subject: &'a str,
     headers: async_nats::HeaderMap,
     payload: Bytes,
-    /// It may be stored already: by an earlier publish of the same id, or one whose ack did not come.
-    doubt: bool,
+    /// It may be stored already: by an earlier publish of the same id, or by one whose ack did not come.
+    maybe_stored: bool,
     pause: Duration,
 }
 
 impl QueueAdmission {
-    /// Asks and publishes through this connection.
+    /// Reads limits and publishes through this connection.
     #[must_use]
     pub fn new(bus: &Bus) -> Self {
         let queues = LruCache::new(NonZeroUsize::new(QUEUES_MAX).unwrap_or(NonZeroUsize::MIN));
@@ -91,13 +91,13 @@ impl QueueAdmission {
         if let Some(queue) = queues.get(name) {
             return queue.clone();
         }
-        let (limit, asking, door) = Default::default();
-        let queue = Arc::new(Queue { name: name.to_owned(), limit, asking, door });
+        let (limit, reading, claim) = Default::default();
+        let queue = Arc::new(Queue { name: name.to_owned(), limit, reading, claim });
         queues.put(name.to_owned(), queue.clone());
         queue
     }
 
-    /// Whether a queue is bounded, as far as is known without asking.
+    /// Whether a queue is bounded, as far as is known without a request.
     #[must_use]
     pub fn is_bounded(&self, queue: &str) -> bool {
         self.queue(queue).known().is_some_and(|(_, limit)| limit.is_some())
@@ -106,7 +106,7 @@ impl QueueAdmission {
     /// How many tasks may wait in a queue; none: any number.
     ///
     /// # Errors
-    /// [`PublishError::NoAnswer`] when the server does not say, and did not before.
+    /// [`PublishError::NoAnswer`] when the server does not answer, and did not before.
     pub async fn max_waiting(&self, queue: &str, deadline: RetryDeadline) -> Result<Option<u64>, PublishError> {
         let (queue, started) = (self.queue(queue), Instant::now());
         loop {
@@ -123,17 +123,17 @@ impl QueueAdmission {
     /// How full a queue is; none when it is not bounded.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn fill(&self, queue: &str) -> Result<Option<QueueFill>, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn fill(&self, queue: &str) -> Result<Option<QueueFill>, BusError> {
         let Ok(Some(max_waiting)) = self.queue(queue).max_waiting(&self.bus).await else { return Ok(None) };
         let waiting = self.bus.count_waiting(queue, u64::MAX).await?;
         Ok(Some(QueueFill { waiting, max_waiting }))
     }
 
-    /// Stores a task in TASKS, when there is room in its queue.
+    /// Stores a task in TASKS, when its queue has capacity.
     ///
     /// # Errors
-    /// [`PublishError`], as [`Bus::store`]; [`PublishError::QueueFull`] when there was no room in time.
+    /// [`PublishError`], as [`Bus::store`]; [`PublishError::QueueFull`] when there was no capacity in time.
     ///
     /// # Cancel safety
     /// Not safe: a dropped publish may or may not be stored.
@@ -150,23 +150,23 @@ impl QueueAdmission {
             return self.bus.store(subject, headers, payload, deadline).await;
         }
         let queue = self.queue(queue);
-        let mut entry = Entry {
+        let mut submission = Submission {
             subject,
             headers: self.bus.signed(subject, headers, &payload),
             payload: payload.clone(),
-            doubt: true,
+            maybe_stored: true,
             pause: QUEUE_FULL_WAIT_MIN,
         };
-        // Of one client's publishes one knocks at a time, in their order: the others would only refuse each other.
-        let mut door = queue.turn(deadline).await?;
+        // One publish of a client is tried at a time, in order: the others would only make the server refuse each other.
+        let mut claim = queue.turn(deadline).await?;
         loop {
             let tried = match queue.max_waiting(&self.bus).await {
                 Ok(None) => {
                     // The limit is gone: those behind need not wait for this one.
-                    drop(door);
+                    drop(claim);
                     return self.bus.store(subject, headers, payload, deadline).await;
                 }
-                Ok(Some(max)) => entry.knock(&self.bus, &queue.name, &mut door, max).await,
+                Ok(Some(max)) => submission.try_store(&self.bus, &queue.name, &mut claim, max).await,
                 Err(failed) => Err(failed),
             };
             match tried {
@@ -182,13 +182,13 @@ impl Queue {
         *self.limit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its limit: as known a moment ago, else as the server says, else as known before.
+    /// Its limit: as read a moment ago, else as the server has it, else as read before.
     async fn max_waiting(&self, bus: &Bus) -> Result<Option<u64>, StoreFailure> {
         let fresh = || self.known().filter(|(at, _)| at.elapsed() < QUEUE_LIMIT_KNOWN_FOR);
         if let Some((_, limit)) = fresh() {
             return Ok(limit);
         }
-        let _one_asks = self.asking.lock().await;
+        let _one_reads = self.reading.lock().await;
         if let Some((_, limit)) = fresh() {
             return Ok(limit);
         }
@@ -201,7 +201,7 @@ impl Queue {
             }
             (None, Some((_, limit))) => Ok(limit),
             (None, None) => {
-                tracing::warn!(queue = %self.name, "nats-server does not tell the queue's limit, asking again");
+                tracing::warn!(queue = %self.name, "nats-server does not answer with the queue's limit, will try again");
                 Err(StoreFailure::Again(STREAM_FULL_WAIT))
             }
         }
@@ -212,48 +212,48 @@ impl Queue {
         PublishError::QueueFull { queue: self.name.clone(), max_waiting }
     }
 
-    async fn turn(&self, deadline: RetryDeadline) -> Result<MutexGuard<'_, Door>, PublishError> {
+    async fn turn(&self, deadline: RetryDeadline) -> Result<MutexGuard<'_, Claim>, PublishError> {
         match deadline {
-            RetryDeadline::Unlimited => Ok(self.door.lock().await),
+            RetryDeadline::Unlimited => Ok(self.claim.lock().await),
             RetryDeadline::Within(limit) => {
-                tokio::time::timeout(limit, self.door.lock()).await.map_err(|_| self.full())
+                tokio::time::timeout(limit, self.claim.lock()).await.map_err(|_| self.full())
             }
         }
     }
 }
 
-impl Entry<'_> {
-    /// Tries until it is in, or the queue is full.
-    async fn knock(&mut self, bus: &Bus, queue: &str, door: &mut Door, max: u64) -> Result<Stored, StoreFailure> {
-        let generation = bus.connection.borrow().epoch;
-        if generation != door.generation {
-            *door = Door { generation, ..Door::default() };
+impl Submission<'_> {
+    /// Tries until it is stored, or the queue is full.
+    async fn try_store(&mut self, bus: &Bus, queue: &str, claim: &mut Claim, max: u64) -> Result<Stored, StoreFailure> {
+        let connection_changes = bus.connection.borrow().changes;
+        if connection_changes != claim.connection_changes {
+            *claim = Claim { connection_changes, ..Claim::default() };
         }
         loop {
-            if door.at_most >= max {
+            if claim.at_most >= max {
                 // What is counted now was there, or came, after `last`: it bounds those up to `last` from above.
                 let counted = bus.count_waiting(queue, max).await;
-                door.at_most = counted.map_err(|_| StoreFailure::Again(STREAM_FULL_WAIT))?;
+                claim.at_most = counted.map_err(|_| StoreFailure::Again(STREAM_FULL_WAIT))?;
             }
-            if door.at_most >= max {
+            if claim.at_most >= max {
                 return self.wait(bus, queue, max).await;
             }
             let mut headers = self.headers.clone();
-            headers.insert(HEADER_EXPECTED_SEQUENCE, door.last.to_string());
+            headers.insert(HEADER_EXPECTED_SEQUENCE, claim.last.to_string());
             headers.insert(HEADER_EXPECTED_SUBJECT, format!("tasks.{queue}.>"));
             match bus.try_store(self.subject, headers, self.payload.clone()).await {
                 Ok(stored) if stored.duplicate => return Ok(stored),
                 Ok(stored) => {
-                    door.enter(stored.seq);
+                    claim.stored(stored.seq);
                     return Ok(stored);
                 }
-                // Said what it was told: whatever that means, asking at once again does not help.
-                Err(StoreFailure::NotLast(newest)) if newest == door.last => {
+                // The server refused the very sequence that it had given: to try again at once does not help.
+                Err(StoreFailure::NotLast(newest)) if newest == claim.last => {
                     return Err(StoreFailure::Again(STREAM_FULL_WAIT));
                 }
-                Err(StoreFailure::NotLast(newest)) => door.learn(newest),
+                Err(StoreFailure::NotLast(newest)) => claim.learn(newest),
                 Err(failed) => {
-                    self.doubt = true;
+                    self.maybe_stored = true;
                     return Err(failed);
                 }
             }
@@ -262,12 +262,12 @@ impl Entry<'_> {
 
     /// The queue is full; perhaps because this very message is in it.
     async fn wait(&mut self, bus: &Bus, queue: &str, max_waiting: u64) -> Result<Stored, StoreFailure> {
-        if self.doubt {
+        if self.maybe_stored {
             let mut headers = self.headers.clone();
             headers.insert(HEADER_EXPECTED_ID, crate::random_token());
             match bus.try_store(self.subject, headers, self.payload.clone()).await {
                 Ok(stored) => return Ok(stored),
-                Err(StoreFailure::NotStored) => self.doubt = false,
+                Err(StoreFailure::NotStored) => self.maybe_stored = false,
                 Err(failed) => return Err(failed),
             }
         }
@@ -311,13 +311,13 @@ mod tests {
             steps in proptest::collection::vec((0_usize..6, 0_usize..8), 1..400),
         ) {
             let mut server = Server::default();
-            let mut admission = [const { Door { last: 0, at_most: 0, generation: 0 } }; 3];
+            let mut admission = [const { Claim { last: 0, at_most: 0, connection_changes: 0 } }; 3];
             for (who, what) in steps {
                 match (admission.get_mut(who), what) {
                     // A publisher looks, or publishes.
-                    (Some(door), _) if door.at_most >= max => door.at_most = server.there.len() as u64,
-                    (Some(door), _) if door.last == server.newest() => door.enter(server.store()),
-                    (Some(door), _) => door.learn(server.newest()),
+                    (Some(claim), _) if claim.at_most >= max => claim.at_most = server.there.len() as u64,
+                    (Some(claim), _) if claim.last == server.newest() => claim.stored(server.store()),
+                    (Some(claim), _) => claim.learn(server.newest()),
                     // Another queue of the stream gets one.
                     (None, 7) => server.used += 1,
                     // A worker is done with one.
@@ -332,16 +332,16 @@ mod tests {
     }
 
     #[test]
-    fn a_door_is_a_claim_about_the_past() {
-        let mut door = Door::default();
-        door.learn(5);
-        assert_eq!((door.last, door.at_most), (5, 5), "no more than there are sequences");
-        door.at_most = 2;
-        door.learn(3);
-        assert_eq!((door.last, door.at_most), (3, 2), "the newest is gone, nothing came");
-        door.enter(9);
-        assert_eq!((door.last, door.at_most), (9, 3));
-        door.learn(0);
-        assert_eq!((door.last, door.at_most), (0, 0));
+    fn a_claim_is_about_the_past() {
+        let mut claim = Claim::default();
+        claim.learn(5);
+        assert_eq!((claim.last, claim.at_most), (5, 5), "no more than there are sequences");
+        claim.at_most = 2;
+        claim.learn(3);
+        assert_eq!((claim.last, claim.at_most), (3, 2), "the newest is gone, nothing came");
+        claim.stored(9);
+        assert_eq!((claim.last, claim.at_most), (9, 3));
+        claim.learn(0);
+        assert_eq!((claim.last, claim.at_most), (0, 0));
     }
 }

@@ -20,11 +20,12 @@ use tokio::sync::Mutex;
 use crate::bus::topology::stream_state;
 use crate::bus::{Bus, to_nats};
 use crate::wire::headers::Headers;
+use crate::wire::number::WireMismatch;
 use crate::wire::streams::STREAM_TASKS;
 
-/// Our clients stop at this share of the TASKS limit, in percent, so that others have capacity.
+/// Our clients stop at this share of the TASKS limit, in percent, so that other publishers have capacity.
 const STREAM_FILL_PERCENT_MAX: u64 = 90;
-/// How long a publisher waits before it tries a full stream again.
+/// How long a publisher waits when the stream is full.
 pub(crate) const STREAM_FULL_WAIT: Duration = Duration::from_millis(200);
 
 /// Where the server stored a message.
@@ -36,7 +37,7 @@ pub struct Stored {
     pub duplicate: bool,
 }
 
-/// Why a message was not stored. Waiting does not help, unless said.
+/// Why a message was not stored. Waiting does not help, unless the variant says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// No stream takes the subject.
@@ -54,7 +55,7 @@ pub enum PublishError {
         subject: String,
         /// Payload bytes.
         bytes: usize,
-        /// What the server says.
+        /// The words of the server.
         reason: String,
     },
     /// The server will not take it.
@@ -62,17 +63,17 @@ pub enum PublishError {
     Refused {
         /// The subject.
         subject: String,
-        /// What the server says.
+        /// The words of the server.
         reason: String,
     },
     /// It was to be stored only behind another message of its subject, and that is not the newest (any more). It is not
-    /// stored, unless it was before: that is told the same way.
+    /// stored, unless it was before: the server answers that in the same way.
     #[error("a message for {subject} is not stored: another one is the newest there")]
     NotLast {
         /// The subject.
         subject: String,
     },
-    /// No answer for the whole of the caller's deadline; it may or may not be stored: send again with the same id.
+    /// No answer until the caller's deadline; it may or may not be stored: send again with the same id.
     #[error("no answer from nats-server for a message for {subject} within {}; is it up, and may this user publish there?", humantime::format_duration(*.waited))]
     NoAnswer {
         /// The subject.
@@ -80,7 +81,10 @@ pub enum PublishError {
         /// How long.
         waited: Duration,
     },
-    /// As many tasks wait in the queue as it may hold, for the whole of the caller's deadline; nothing was stored.
+    /// The streams are of another wire number: nothing is stored any more.
+    #[error(transparent)]
+    Wire(#[from] WireMismatch),
+    /// As many tasks wait in the queue as it may hold, until the caller's deadline; nothing was stored.
     #[error(
         "queue {queue} is full: {max_waiting} tasks may wait in it; come again when workers have done some, or raise its limit (`millpond queue set {queue} --max-waiting N`)"
     )]
@@ -110,7 +114,7 @@ pub(in crate::bus) enum StoreFailure {
     NoStream,
     /// The newest message of those that the publish names is not the expected one, but this (0: there is none).
     NotLast(u64),
-    /// The server does not know the message's id, and was told not to store it.
+    /// The server does not know the message's id, and was requested not to store it.
     NotStored,
     Final(PublishError),
 }
@@ -164,6 +168,9 @@ impl Bus {
         headers: async_nats::HeaderMap,
         payload: Bytes,
     ) -> Result<Stored, StoreFailure> {
+        if let Some(mismatch) = self.wire.mismatch() {
+            return Err(StoreFailure::Final(mismatch.clone().into()));
+        }
         let bytes = payload.len();
         let mut connection = self.connection.clone();
         connection.mark_unchanged();
@@ -182,7 +189,7 @@ impl Bus {
 }
 
 impl StoreFailure {
-    /// How long to wait before the next try, while the caller's deadline lasts.
+    /// How long to wait before the next try, until the caller's deadline.
     pub(in crate::bus) fn pause(
         self,
         subject: &str,
@@ -209,7 +216,7 @@ impl StoreFailure {
     }
 }
 
-/// Whether what is stored there is run: all of these are signed, whoever publishes them.
+/// Whether a message on this subject is run: all of these are signed, also retries and schedules.
 fn is_task(subject: &str) -> bool {
     ["tasks.", "sched.", "due."].iter().any(|prefix| subject.starts_with(prefix))
 }
@@ -256,13 +263,13 @@ fn judge(error: &NatsPublishError, subject: &str, bytes: usize) -> StoreFailure 
     }
 }
 
-/// The sequence in `wrong last sequence: 12 (code …`; the server tells it nowhere else.
+/// The sequence in `wrong last sequence: 12 (code …`; the server gives it nowhere else.
 fn newest(reason: &str) -> Option<u64> {
     reason.split("sequence: ").nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Keeps our own clients below [`STREAM_FILL_PERCENT_MAX`] of TASKS, so that others have room. Asks at most four times
-/// a second, and only when called.
+/// Keeps our own clients below [`STREAM_FILL_PERCENT_MAX`] of TASKS, so that others have capacity. It requests the state at most
+/// five times a second, and only when called.
 pub struct StreamCapacity {
     bus: Bus,
     seen: Mutex<Option<(Instant, bool)>>,
@@ -275,7 +282,7 @@ impl StreamCapacity {
         Self { bus: bus.clone(), seen: Mutex::new(None) }
     }
 
-    /// Returns at once while there is room, else when there is again.
+    /// Returns at once while there is capacity, else when there is again.
     pub async fn wait(&self) {
         loop {
             if !self.is_full().await {
@@ -295,7 +302,7 @@ impl StreamCapacity {
         let above = |held: u64, max: Option<u64>| {
             max.is_some_and(|max| held.saturating_mul(100) >= max.saturating_mul(STREAM_FILL_PERCENT_MAX))
         };
-        // Without an answer the publish itself will tell.
+        // Without an answer the publish itself finds out.
         let full = stream_state(&self.bus, STREAM_TASKS)
             .await
             .is_ok_and(|s| above(s.messages, s.messages_max) || above(s.bytes, s.bytes_max));

@@ -13,26 +13,29 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::bus::error::describe;
 use crate::bus::publish::{PublishError, RetryDeadline};
-use crate::bus::{Bus, describe, from_nats};
+use crate::bus::{Bus, from_nats};
 use crate::limits::PAYLOAD_RETENTION;
 use crate::payload::{PayloadRef, StoredPayload};
 use crate::wire::headers::{HEADER_EXPECTED_SEQUENCE, HEADER_MSG_ID, HEADER_ROLLUP};
 use crate::wire::streams::BUCKET_PAYLOADS;
 use crate::wire::subject::check_token;
 
-/// How long a fetch goes on without an answer of the server.
-const PAYLOAD_STALLED_AFTER: Duration = Duration::from_secs(15);
-/// Bytes of chunks that are requested at once.
-const PAYLOAD_PAGE_BYTES: usize = 4 * 1024 * 1024;
-/// Bytes of one chunk of a stored payload, as in other clients.
-const PAYLOAD_CHUNK_BYTES: usize = 128 * 1024;
 /// How long before its payload expires a task must start: the fetch takes time, and clocks differ.
 pub const PAYLOAD_EXPIRY_MARGIN: Duration = Duration::from_secs(3600);
-/// What is not there is looked for so often: a replica of the stream may lag behind.
-const LOOKS_MAX: u32 = 4;
-/// How long between two such looks, and before a question without an answer is asked again.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+/// Bytes of one chunk of a stored payload: what other clients use.
+const PAYLOAD_CHUNK_BYTES: usize = 128 * 1024;
+/// Bytes of chunks that one request asks the server for.
+const PAYLOAD_PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// How long a fetch goes on without an answer of the server.
+const PAYLOAD_STALLED_AFTER: Duration = Duration::from_secs(15);
+
+/// Reads of a message that is not there, before it counts as missing: a replica of the stream may lag behind.
+const READS_MAX: u32 = 4;
+/// Pause between two such reads, and before a request without an answer is sent again.
+const READ_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// How long an answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -79,12 +82,12 @@ pub enum GetError {
         /// What the caller takes.
         bytes_max: u64,
     },
-    /// The server says nothing of use: it is not known whether the object is there.
+    /// The server gives no usable answer: it is not known whether the object is there.
     #[error("nats-server does not give object {object}: {reason}; try again")]
     NoAnswer {
         /// Its name.
         object: String,
-        /// What it says, or how long it says nothing.
+        /// The answer, or how long there was none.
         reason: String,
     },
     /// What was read cannot be written where it should go.
@@ -164,12 +167,12 @@ impl Bus {
 
     /// The sequence of the last chunk, when it is one behind `before`.
     async fn last_sequence(&self, subject: &str, before: u64) -> Option<u64> {
-        for _ in 0..LOOKS_MAX {
+        for _ in 0..READS_MAX {
             let found = self.last_of(subject).await.ok().flatten();
             if let Some(last) = found.as_ref().and_then(sequence).filter(|last| *last > before) {
                 return Some(last);
             }
-            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+            tokio::time::sleep(READ_AGAIN_AFTER).await;
         }
         None
     }
@@ -189,14 +192,14 @@ impl Bus {
     ) -> Result<(), GetError> {
         let object = &at.object;
         let damaged = |reason: String| GetError::Damaged { object: object.clone(), reason };
-        let info = self.described(object).await?;
+        let info = self.description(object).await?;
         if info.size as u64 != at.size {
             return Err(damaged(format!("has {} bytes instead of {}", info.size, at.size)));
         }
         if check_token("object", &info.nuid).is_err() {
             return Err(damaged("has a description that cannot be read".to_owned()));
         }
-        let (mut hash, mut size, mut next, mut looks) = (Sha256::new(), 0, 1, 0);
+        let (mut hash, mut size, mut next, mut reads) = (Sha256::new(), 0, 1, 0);
         let subject = chunk_subject(&info.nuid);
         let mut heard = Instant::now();
         while size < at.size {
@@ -209,11 +212,11 @@ impl Bus {
             };
             heard = Instant::now();
             if page.is_empty() {
-                looks += 1;
-                if looks >= LOOKS_MAX {
+                reads += 1;
+                if reads >= READS_MAX {
                     return Err(damaged(format!("has only {size} of its {} bytes", at.size)));
                 }
-                tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+                tokio::time::sleep(READ_AGAIN_AFTER).await;
             }
             for (seq, chunk) in page {
                 size += chunk.len() as u64;
@@ -245,9 +248,9 @@ impl Bus {
         Ok(bytes)
     }
 
-    /// What the store says of an object.
-    async fn described(&self, object: &str) -> Result<ObjectInfo, GetError> {
-        let (subject, heard, mut looks) = (meta_subject(object), Instant::now(), 0);
+    /// The description of an object.
+    async fn description(&self, object: &str) -> Result<ObjectInfo, GetError> {
+        let (subject, heard, mut reads) = (meta_subject(object), Instant::now(), 0);
         loop {
             let found = match self.last_of(&subject).await {
                 Ok(found) => found,
@@ -265,11 +268,11 @@ impl Bus {
                 }
                 Some(Ok(_)) => return Err(GetError::Missing { object: object.to_owned() }),
                 None => {
-                    looks += 1;
-                    if looks >= LOOKS_MAX {
+                    reads += 1;
+                    if reads >= READS_MAX {
                         return Err(GetError::Missing { object: object.to_owned() });
                     }
-                    tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+                    tokio::time::sleep(READ_AGAIN_AFTER).await;
                 }
             }
         }
@@ -279,21 +282,21 @@ impl Bus {
         if since.elapsed() >= PAYLOAD_STALLED_AFTER {
             return Err(GetError::NoAnswer { object: object.to_owned(), reason });
         }
-        tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        tokio::time::sleep(READ_AGAIN_AFTER).await;
         Ok(())
     }
 
     /// The last message of a subject of the bucket; none when there is none.
     async fn last_of(&self, subject: &str) -> Result<Option<Message>, String> {
-        let mut answers = self.ask_bucket(&json!({ "last_by_subj": subject })).await?;
+        let mut answers = self.request_messages(&json!({ "last_by_subj": subject })).await?;
         answer(&mut answers).await
     }
 
     /// Some chunks from a sequence on, with their sequences; none when there are no more.
     async fn page_of_chunks(&self, subject: &str, from: u64) -> Result<Vec<(u64, Bytes)>, String> {
         let count = PAYLOAD_PAGE_BYTES / PAYLOAD_CHUNK_BYTES;
-        let asked = json!({ "seq": from, "next_by_subj": subject, "batch": count, "max_bytes": PAYLOAD_PAGE_BYTES });
-        let mut answers = self.ask_bucket(&asked).await?;
+        let request = json!({ "seq": from, "next_by_subj": subject, "batch": count, "max_bytes": PAYLOAD_PAGE_BYTES });
+        let mut answers = self.request_messages(&request).await?;
         let mut page = Vec::new();
         loop {
             match answer(&mut answers).await {
@@ -309,11 +312,11 @@ impl Bus {
         }
     }
 
-    async fn ask_bucket(&self, asked: &Value) -> Result<async_nats::Subscriber, String> {
+    async fn request_messages(&self, request: &Value) -> Result<async_nats::Subscriber, String> {
         let inbox = self.client.new_inbox();
         let answers = self.client.subscribe(inbox.clone()).await.map_err(|e| describe(&e))?;
         let subject = format!("$JS.API.DIRECT.GET.OBJ_{BUCKET_PAYLOADS}");
-        let sent = self.client.publish_with_reply(subject, inbox, Bytes::from(asked.to_string())).await;
+        let sent = self.client.publish_with_reply(subject, inbox, Bytes::from(request.to_string())).await;
         sent.map_err(|e| describe(&e))?;
         Ok(answers)
     }
@@ -326,7 +329,7 @@ async fn answer(answers: &mut async_nats::Subscriber) -> Result<Option<Message>,
     let message = message.ok_or("the connection is closed")?;
     match message.status {
         None | Some(StatusCode::OK) => Ok(Some(message)),
-        // 204 ends a page, 404 says that there is none.
+        // 204 ends a page, 404 means that there is none.
         Some(status) if matches!(status.as_u16(), 204 | 404) => Ok(None),
         Some(status) => Err(format!("{status} {}", message.description.unwrap_or_default())),
     }

@@ -1,5 +1,5 @@
 //! Bounded queues: how many tasks may wait in a queue (the bucket `millpond_queues`), and how many do.
-//! Whoever publishes asks here; `admit` holds publishers to it, the collector writes it.
+//! `bounded` holds publishers to the limit, the collector writes it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::bus::Bus;
+use crate::bus::error::BusError;
 use crate::bus::operate::queues::QueueState;
 use crate::bus::read::buckets;
-use crate::bus::topology::TopologyError;
 use crate::wire::streams::{BUCKET_QUEUES, STREAM_TASKS};
 
-/// How long the server may take to tell a queue's settings.
+/// How long the server may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// What is set for a queue.
@@ -40,7 +40,7 @@ pub struct QueueFill {
     pub max_waiting: u64,
 }
 
-/// What the server says of a stream's subjects.
+/// One page of the subjects of a stream.
 #[derive(Deserialize)]
 pub(in crate::bus) struct SubjectsPage {
     #[serde(default)]
@@ -69,8 +69,8 @@ impl Bus {
     /// Tasks of a queue in TASKS, those that workers hold included; what is there beyond `enough` may be left out.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn count_waiting(&self, queue: &str, enough: u64) -> Result<u64, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn count_waiting(&self, queue: &str, enough: u64) -> Result<u64, BusError> {
         let (mut waiting, mut offset) = (0, 0);
         loop {
             // One request a page of 100 000 subjects; the client's own reader always makes one more.
@@ -90,42 +90,46 @@ impl Bus {
         stream: &str,
         filter: &str,
         offset: usize,
-    ) -> Result<SubjectsPage, TopologyError> {
-        let failed = |error: &dyn std::error::Error| TopologyError::new(stream, error);
-        let question = Bytes::from(json!({ "subjects_filter": filter, "offset": offset }).to_string());
-        let asked = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), question);
+    ) -> Result<SubjectsPage, BusError> {
+        let failed = |error: &(dyn std::error::Error + 'static)| BusError::new(stream, error);
+        let request = Bytes::from(json!({ "subjects_filter": filter, "offset": offset }).to_string());
+        let answer = self.client.request(format!("$JS.API.STREAM.INFO.{stream}"), request);
         let answer =
-            tokio::time::timeout(ANSWER_WITHIN, asked).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+            tokio::time::timeout(ANSWER_WITHIN, answer).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
         serde_json::from_slice(&answer.payload).map_err(|e| failed(&e))
+    }
+
+    /// The keys of a bucket whose keys are single tokens, 100 000 at the most.
+    pub(in crate::bus) async fn keys(&self, bucket: &str) -> Result<Vec<String>, BusError> {
+        let page = self.subjects(&format!("KV_{bucket}"), &format!("$KV.{bucket}.>"), 0).await?;
+        let subjects = page.state.subjects.unwrap_or_default().into_keys();
+        Ok(subjects.filter_map(|subject| subject.rsplit('.').next().map(str::to_owned)).collect())
     }
 
     /// Sets how many tasks may wait in a queue; publishers know it within about a second. In the collector's role.
     ///
     /// # Errors
-    /// [`TopologyError`]; most likely setup has not run since millpond was updated.
-    pub async fn set_queue(&self, queue: &str, settings: QueueSettings) -> Result<(), TopologyError> {
+    /// [`BusError`]; most likely setup has not run since millpond was updated.
+    pub async fn set_queue(&self, queue: &str, settings: QueueSettings) -> Result<(), BusError> {
         let store = buckets::open(self, BUCKET_QUEUES).await?;
         let text = Bytes::from(serde_json::to_vec(&settings).unwrap_or_default());
-        store.put(queue, text).await.map_err(|e| TopologyError::new(BUCKET_QUEUES, &e))?;
+        store.put(queue, text).await.map_err(|e| BusError::new(BUCKET_QUEUES, &e))?;
         Ok(())
     }
 
     /// As [`Bus::queues`], with limits, and with bounded queues that have no consumer yet.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn queues_with_limits(&self) -> Result<Vec<QueueState>, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn queues_with_limits(&self) -> Result<Vec<QueueState>, BusError> {
         let mut queues = self.queues().await?;
-        let keys = self.subjects(&format!("KV_{BUCKET_QUEUES}"), &format!("$KV.{BUCKET_QUEUES}.>"), 0).await?;
-        for key in keys.state.subjects.unwrap_or_default().into_keys() {
-            let Some(queue) = key.rsplit('.').next() else { continue };
-            let Some(QueueSettings { max_waiting: Some(max) }) = self.queue_settings(queue).await else { continue };
+        for queue in self.keys(BUCKET_QUEUES).await? {
+            let Some(QueueSettings { max_waiting: Some(max) }) = self.queue_settings(&queue).await else { continue };
             if let Some(known) = queues.iter_mut().find(|known| known.queue == queue) {
                 known.max_waiting = Some(max);
                 continue;
             }
-            let waiting = self.count_waiting(queue, u64::MAX).await?;
-            let queue = queue.to_owned();
+            let waiting = self.count_waiting(&queue, u64::MAX).await?;
             queues.push(QueueState { queue, waiting, max_waiting: Some(max), ..QueueState::default() });
         }
         queues.sort_by(|a, b| a.queue.cmp(&b.queue));

@@ -1,5 +1,5 @@
-//! Result packs: outcomes of one subject share a message. One pack per subject is under way at a time; what ends
-//! meanwhile goes into the next one. So a lone outcome leaves at once, and packs grow by themselves under load.
+//! Result batches: outcomes of one subject share a message. One batch per subject is under way at a time; outcomes that
+//! come meanwhile go into the next one. So a lone outcome leaves at once, and batches grow by themselves under load.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -17,10 +17,10 @@ use crate::limits::RESULT_BATCH_BYTES_MAX;
 use crate::outcome::Outcome;
 use crate::wire::headers::HEADER_MSG_ID;
 
-/// Outcomes in one batch at the most.
-const RESULT_BATCH_OUTCOMES_MAX: usize = 512;
 /// How long a batch gathers under load; a lone outcome does not wait.
 const RESULT_BATCH_GATHER: Duration = Duration::from_millis(1);
+/// Outcomes in one batch at the most.
+const RESULT_BATCH_OUTCOMES_MAX: usize = 512;
 
 /// Publishes outcomes. Cheap to clone.
 #[derive(Clone)]
@@ -32,31 +32,31 @@ struct Inner {
     bus: Bus,
     worker: String,
     nonce: String,
-    packs: AtomicU64,
+    batches: AtomicU64,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Per subject with a pack under way: what waits for the next one.
-    waiting: HashMap<String, VecDeque<Waiting>>,
+    /// Per subject with a batch under way: what waits for the next one.
+    waiting: HashMap<String, VecDeque<WaitingOutcome>>,
     drivers: JoinSet<()>,
 }
 
-struct Waiting {
+struct WaitingOutcome {
     json: Vec<u8>,
     stored: oneshot::Sender<Result<(), PublishError>>,
 }
 
 impl ResultBatcher {
-    /// A packer for one worker process.
+    /// The result batches of one worker process.
     #[must_use]
     pub fn new(bus: &Bus, worker: &str, nonce: &str) -> Self {
         let inner = Inner {
             bus: bus.clone(),
             worker: worker.to_owned(),
             nonce: nonce.to_owned(),
-            packs: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
             state: Mutex::new(State::default()),
         };
         Self { inner: Arc::new(inner) }
@@ -72,7 +72,7 @@ impl ResultBatcher {
         let waits = match self.inner.state().waiting.entry(subject.clone()) {
             Entry::Occupied(mut queue) => {
                 let (sender, receiver) = oneshot::channel();
-                queue.get_mut().push_back(Waiting { json: std::mem::take(&mut json), stored: sender });
+                queue.get_mut().push_back(WaitingOutcome { json: std::mem::take(&mut json), stored: sender });
                 Some(receiver)
             }
             Entry::Vacant(place) => {
@@ -81,7 +81,7 @@ impl ResultBatcher {
             }
         };
         if let Some(receiver) = waits {
-            return receiver.await.unwrap_or_else(|_| Err(refused("the packer was stopped".to_owned())));
+            return receiver.await.unwrap_or_else(|_| Err(refused("the worker stopped".to_owned())));
         }
         // Nothing is under way: it leaves from here, without a detour over another thread.
         let under_way = UnderWay { inner: &self.inner, subject: &subject };
@@ -92,7 +92,7 @@ impl ResultBatcher {
     }
 }
 
-/// A pack that a caller sends itself. When that is over, or given up, what came meanwhile goes on its way.
+/// A batch that a caller sends itself. When it is sent, or the caller gives up, what came meanwhile is sent.
 struct UnderWay<'a> {
     inner: &'a Arc<Inner>,
     subject: &'a str,
@@ -115,9 +115,9 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores one pack.
+    /// Stores one batch.
     async fn send(&self, subject: &str, outcomes: &[Vec<u8>]) -> Result<(), PublishError> {
-        let number = self.packs.fetch_add(1, Ordering::Relaxed);
+        let number = self.batches.fetch_add(1, Ordering::Relaxed);
         let headers = vec![(HEADER_MSG_ID.to_owned(), format!("{}-{number}", self.nonce))];
         let worker = serde_json::to_string(&self.worker).unwrap_or_default();
         let head = format!("{{\"v\":1,\"worker\":{worker},\"outcomes\":");
@@ -129,28 +129,28 @@ impl Inner {
         self.bus.store(subject, &headers, Bytes::from(payload), RetryDeadline::Unlimited).await.map(drop)
     }
 
-    /// Outcomes of a subject that wait for the next pack.
+    /// Outcomes of a subject that wait for the next batch.
     fn waits(&self, subject: &str) -> usize {
         self.state().waiting.get(subject).map_or(0, VecDeque::len)
     }
 
-    /// Takes the next pack of a subject; none (and no driver any more) when nothing waits.
-    fn take(&self, subject: &str) -> Option<Vec<Waiting>> {
+    /// Takes the next batch of a subject; none (and no driver any more) when nothing waits.
+    fn take(&self, subject: &str) -> Option<Vec<WaitingOutcome>> {
         let mut state = self.state();
         let queue = state.waiting.get_mut(subject)?;
-        let (mut pack, mut bytes) = (Vec::new(), 0);
+        let (mut batch, mut bytes) = (Vec::new(), 0);
         while let Some(next) = queue.front() {
             bytes += next.json.len();
-            if !pack.is_empty() && (bytes > RESULT_BATCH_BYTES_MAX || pack.len() >= RESULT_BATCH_OUTCOMES_MAX) {
+            if !batch.is_empty() && (bytes > RESULT_BATCH_BYTES_MAX || batch.len() >= RESULT_BATCH_OUTCOMES_MAX) {
                 break;
             }
-            pack.extend(queue.pop_front());
+            batch.extend(queue.pop_front());
         }
-        if pack.is_empty() {
+        if batch.is_empty() {
             state.waiting.remove(subject);
             return None;
         }
-        Some(pack)
+        Some(batch)
     }
 }
 
@@ -161,8 +161,8 @@ async fn drive(inner: Arc<Inner>, subject: String) {
         if inner.waits(&subject) > 1 {
             tokio::time::sleep(RESULT_BATCH_GATHER).await;
         }
-        let Some(pack) = inner.take(&subject) else { return };
-        let (outcomes, waiting): (Vec<Vec<u8>>, Vec<_>) = pack.into_iter().map(|w| (w.json, w.stored)).unzip();
+        let Some(batch) = inner.take(&subject) else { return };
+        let (outcomes, waiting): (Vec<Vec<u8>>, Vec<_>) = batch.into_iter().map(|w| (w.json, w.stored)).unzip();
         let stored = inner.send(&subject, &outcomes).await;
         for one in waiting {
             let _ = one.send(stored.clone());

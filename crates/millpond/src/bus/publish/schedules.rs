@@ -5,21 +5,21 @@ use async_nats::jetstream::stream::DirectGetErrorKind;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
+use crate::bus::error::BusError;
 use crate::bus::publish::{PublishError, RetryDeadline};
 use crate::bus::read::unix_ms;
-use crate::bus::topology::TopologyError;
 use crate::bus::{Bus, from_nats};
 use crate::schedule::Schedule;
 use crate::wire::headers::HEADER_EXPECTED_SEQUENCE;
 use crate::wire::streams::STREAM_DUE;
 use crate::wire::subject;
 
-/// What is kept under a name.
+/// A schedule, and where its message lies.
 #[derive(Debug)]
 pub struct StoredSchedule {
     /// Sequence of its message in DUE.
     pub seq: u64,
-    /// What it says.
+    /// The schedule.
     pub schedule: Schedule,
 }
 
@@ -60,9 +60,9 @@ impl Bus {
     /// The schedule of a name.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn schedule(&self, name: &str) -> Result<Option<StoredSchedule>, TopologyError> {
-        let failed = |e: &dyn std::error::Error| TopologyError::new(&format!("a look at schedule {name}"), e);
+    /// [`BusError`] when the server does not answer.
+    pub async fn schedule(&self, name: &str) -> Result<Option<StoredSchedule>, BusError> {
+        let failed = |e: &(dyn std::error::Error + 'static)| BusError::new(&format!("the read of schedule {name}"), e);
         let due = self.js.get_stream_no_info(STREAM_DUE).await.map_err(|e| failed(&e))?;
         let message = match due.direct_get_last_for_subject(subject::schedule(name)).await {
             Ok(message) => message,
@@ -77,9 +77,9 @@ impl Bus {
     /// All schedules, by name.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn schedules(&self) -> Result<Vec<Schedule>, TopologyError> {
-        let failed = |e: &dyn std::error::Error| TopologyError::new("a list of the schedules", e);
+    /// [`BusError`] when the server does not answer.
+    pub async fn schedules(&self) -> Result<Vec<Schedule>, BusError> {
+        let failed = |e: &(dyn std::error::Error + 'static)| BusError::new("a list of the schedules", e);
         let due = self.js.get_stream(STREAM_DUE).await.map_err(|e| failed(&e))?;
         let mut subjects = due.info_with_subjects(subject::SCHEDULES).await.map_err(|e| failed(&e))?;
         let mut names = Vec::new();
@@ -97,7 +97,7 @@ impl Bus {
     }
 }
 
-/// Whether a write failed because somebody else wrote meanwhile.
+/// Whether a write failed because another program wrote meanwhile.
 #[must_use]
 pub fn was_changed(error: &PublishError) -> bool {
     matches!(error, PublishError::NotLast { .. })

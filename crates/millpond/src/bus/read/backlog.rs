@@ -1,5 +1,5 @@
-//! What lies in TASKS and DUE, for whoever compares it with what is stored. In the collector's role. Each look tells
-//! whether it has seen everything: what was not looked at wholly proves nothing.
+//! What lies in TASKS and DUE, for the reconciler, which compares it with what is stored. In the collector's role. Each
+//! read reports whether it has seen everything: a read that has not proves nothing.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -8,16 +8,17 @@ use serde_json::json;
 
 use crate::bus::consume::ownership;
 use crate::bus::consume::ownership::OwnershipQuery;
+use crate::bus::error::BusError;
 use crate::bus::operate::queues::{PurgeRecord, QueueState};
 use crate::bus::read::buckets;
-use crate::bus::topology::{TopologyError, stream_state};
+use crate::bus::topology::stream_state;
 use crate::bus::{Bus, from_nats};
 use crate::task::{Arrival, Origin, Task};
 use crate::wire::streams::{BUCKET_PURGES, STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject;
 
-/// Messages of one queue that are looked at, at the most: their payloads come along.
-pub const LOOKED_AT_MAX: u64 = 5_000;
+/// Messages of one queue that are read at the most: their payloads come along.
+pub const READ_MAX: u64 = 5_000;
 
 /// The newest finished purge of each queue and kind (none: of all kinds), as far as it was read.
 #[derive(Debug, Default)]
@@ -57,15 +58,15 @@ impl Bus {
     /// task that was published again: when it was due.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn oldest_waiting(&self, queue: &QueueState) -> Result<Option<i64>, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn oldest_waiting(&self, queue: &QueueState) -> Result<Option<i64>, BusError> {
         let mut oldest: Option<i64> = None;
         for (place, stream, prefix) in [(0, STREAM_TASKS, "tasks"), (1, STREAM_DUE, "due")] {
             let Some(place) = queue.places.get(place).filter(|place| place.waiting > 0) else { continue };
             let filter = format!("{prefix}.{}.>", queue.queue);
-            let asked = json!({ "seq": place.delivered + 1, "next_by_subj": filter }).to_string();
-            let answer = self.client.request(format!("$JS.API.DIRECT.GET.{stream}"), Bytes::from(asked)).await;
-            let message = answer.map_err(|e| TopologyError::new("a look at what waits longest", &e))?;
+            let request = json!({ "seq": place.delivered + 1, "next_by_subj": filter }).to_string();
+            let answer = self.client.request(format!("$JS.API.DIRECT.GET.{stream}"), Bytes::from(request)).await;
+            let message = answer.map_err(|e| BusError::new("the read of what waits longest", &e))?;
             let headers = from_nats(message.headers.as_ref());
             let at = headers.iter().find(|(name, _)| name == "Nats-Time-Stamp");
             let at = at.and_then(|(_, at)| at.parse::<jiff::Timestamp>().ok()).map(jiff::Timestamp::as_millisecond);
@@ -75,11 +76,11 @@ impl Bus {
     }
 
     /// Whether DUE has a task of exactly this id that was published again: waiting, held, or for its time. None when
-    /// more lies there than is looked through.
+    /// more lies there than is read.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn due_has(&self, queue: &str, id: &str) -> Result<Option<bool>, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn due_has(&self, queue: &str, id: &str) -> Result<Option<bool>, BusError> {
         if self.waits_for_its_time(queue, id).await? {
             return Ok(Some(true));
         }
@@ -94,18 +95,18 @@ impl Bus {
     /// Whether a retry of the task, or the task itself, waits for its time.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn waits_for_its_time(&self, queue: &str, id: &str) -> Result<bool, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn waits_for_its_time(&self, queue: &str, id: &str) -> Result<bool, BusError> {
         Ok(self.last_of_due(&format!("sched.{queue}.*.*.{}", subject::key(id))).await?.is_some())
     }
 
-    /// The ids and roots of all that lies in TASKS and DUE of a queue: waiting, held, or for its time. None when there is
-    /// more than is looked through. First TASKS, then DUE: a task that leaves one while it is looked through was stored
+    /// The ids and original ids of all that lies in TASKS and DUE of a queue: waiting, held, or for its time. None when there is
+    /// more than is read. First TASKS, then DUE: a task that leaves one while it is read was stored
     /// in the other before.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn lying(&self, queue: &str) -> Result<Option<HashSet<String>>, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn lying(&self, queue: &str) -> Result<Option<HashSet<String>>, BusError> {
         let (tasks, due) = (stream_state(self, STREAM_TASKS).await?.epoch, stream_state(self, STREAM_DUE).await?.epoch);
         let (mut lying, mut seen) = (HashSet::new(), 0);
         let waits = format!("sched.{queue}.>");
@@ -130,8 +131,8 @@ impl Bus {
     /// Whether anything of a job lies in TASKS or DUE.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn job_lies(&self, job: &str) -> Result<bool, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn job_lies(&self, job: &str) -> Result<bool, BusError> {
         let waits = format!("sched.*.*.{job}.*");
         for (stream, filter) in [
             (STREAM_TASKS, &format!("tasks.*.*.j-{job}")),
@@ -146,7 +147,7 @@ impl Bus {
         Ok(false)
     }
 
-    /// Whether a worker says that it holds the task, or an item of this root.
+    /// Whether a worker replies that it holds the task, or an item of this original message.
     pub async fn is_held(&self, queue: &str, original_id: &str, id: &str) -> bool {
         for original_id in [original_id, id] {
             let (queue, original_id, id) = (queue.to_owned(), original_id.to_owned(), id.to_owned());
@@ -163,8 +164,8 @@ impl Bus {
     /// Reads the records of purges that came since; whether a finished one is new.
     ///
     /// # Errors
-    /// [`TopologyError`] when the bucket cannot be read.
-    pub async fn read_purges(&self, purges: &mut Purges) -> Result<bool, TopologyError> {
+    /// [`BusError`] when the bucket cannot be read.
+    pub async fn read_purges(&self, purges: &mut Purges) -> Result<bool, BusError> {
         let stream = format!("KV_{BUCKET_PURGES}");
         let last = stream_state(self, &stream).await?.last_seq;
         if last == purges.read_up_to && purges.open.is_empty() {
@@ -185,7 +186,7 @@ impl Bus {
         let (open, mut any) = (std::mem::take(&mut purges.open), false);
         for subject in open {
             let answer = self.client.request(format!("$JS.API.DIRECT.GET.{stream}.{subject}"), Bytes::new()).await;
-            let message = answer.map_err(|e| TopologyError::new(BUCKET_PURGES, &e))?;
+            let message = answer.map_err(|e| BusError::new(BUCKET_PURGES, &e))?;
             match buckets::decode::<PurgeRecord>(&message.payload) {
                 Some(purge) if purge.count.is_none() => drop(purges.open.insert(subject)),
                 Some(purge) => {
@@ -200,8 +201,8 @@ impl Bus {
         Ok(any)
     }
 
-    /// Reads the messages of a stream on a filter, without their payloads; false when there are more than are looked at.
-    /// `seen` counts over several looks.
+    /// Reads the messages of a stream on a filter, without their payloads; false when there are more than are read.
+    /// `seen` counts over several reads.
     async fn each_lying(
         &self,
         stream: &str,
@@ -209,10 +210,10 @@ impl Bus {
         filter: &str,
         seen: &mut u64,
         mut each: impl FnMut(Task),
-    ) -> Result<bool, TopologyError> {
+    ) -> Result<bool, BusError> {
         let origin = if stream == STREAM_DUE { Origin::Due } else { Origin::Tasks };
         let mut from = 1;
-        while *seen < LOOKED_AT_MAX {
+        while *seen < READ_MAX {
             let page = self.page(stream, filter, from).await?;
             let Some((last, _, _)) = page.last() else { return Ok(true) };
             (from, *seen) = (last + 1, *seen + page.len() as u64);

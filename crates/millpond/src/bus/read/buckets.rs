@@ -5,14 +5,15 @@ use std::collections::VecDeque;
 use async_nats::jetstream::kv;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::bus::Bus;
+use crate::bus::error::BusError;
 use crate::bus::read::unix_ms;
-use crate::bus::topology::{TopologyError, stream_state};
 use crate::limits::LEASE_SETTLED_KEEP;
 use crate::wire::streams::BUCKET_WORKERS;
-use crate::worker_record::WorkerRecord;
+use crate::worker_record::WORKER_LOST_AFTER;
+use crate::worker_record::{WorkerRecord, wire_number_unwritten};
 
 /// A change of a bucket: the key, and its value unless it was removed.
 #[derive(Debug, Clone)]
@@ -45,8 +46,8 @@ impl BucketWatch {
     /// All keys that are there now; [`BucketWatch::next`] goes on behind them.
     ///
     /// # Errors
-    /// [`TopologyError`] when the bucket cannot be read.
-    pub async fn current(&mut self) -> Result<Vec<BucketChange>, TopologyError> {
+    /// [`BusError`] when the bucket cannot be read.
+    pub async fn current(&mut self) -> Result<Vec<BucketChange>, BusError> {
         let (watch, is_empty) = open_watch(&self.bus, self.bucket).await?;
         (self.watch, self.is_current) = (Some(watch), is_empty);
         let mut changes = Vec::new();
@@ -93,17 +94,17 @@ impl BucketWatch {
 }
 
 /// A watch, and whether the bucket is empty.
-async fn open_watch(bus: &Bus, bucket: &str) -> Result<(kv::Watch, bool), TopologyError> {
+async fn open_watch(bus: &Bus, bucket: &str) -> Result<(kv::Watch, bool), BusError> {
     let store = open(bus, bucket).await?;
-    let watch = store.watch_with_history(">").await.map_err(|e| TopologyError::new(bucket, &e))?;
-    // Asked after the watch was made: a key that comes in between is only told twice.
-    let held = stream_state(bus, &format!("KV_{bucket}")).await?.messages;
-    Ok((watch, held == 0))
+    let watch = store.watch_with_history(">").await.map_err(|e| BusError::new(bucket, &e))?;
+    // Read after the watch was made: a key that comes in between is only reported twice.
+    let stream = bus.js.get_stream(format!("KV_{bucket}")).await.map_err(|e| BusError::new(bucket, &e))?;
+    Ok((watch, stream.cached_info().state.messages == 0))
 }
 
-pub(in crate::bus) async fn open(bus: &Bus, bucket: &str) -> Result<kv::Store, TopologyError> {
-    let what = format!("use of bucket {bucket} (has `setup` run?)");
-    bus.js.get_key_value(bucket).await.map_err(|e| TopologyError::new(&what, &e))
+pub(in crate::bus) async fn open(bus: &Bus, bucket: &str) -> Result<kv::Store, BusError> {
+    let what = format!("use of bucket {bucket}");
+    bus.js.get_key_value(bucket).await.map_err(|e| BusError::new(&what, &e))
 }
 
 pub(in crate::bus) fn encode<T: Serialize>(value: &T) -> Bytes {
@@ -113,27 +114,53 @@ pub(in crate::bus) fn encode<T: Serialize>(value: &T) -> Bytes {
 /// Reads a record; none when it is of another form (a newer version's, say).
 #[must_use]
 pub fn decode<T: DeserializeOwned>(value: &[u8]) -> Option<T> {
-    serde_json::from_slice(value).ok()
+    crate::wire::decode::decode(value).ok()
+}
+
+/// Workers whose record was renewed lately, and the wire number of each. For `setup`.
+pub(in crate::bus) async fn live_workers(bus: &Bus) -> Result<Vec<(String, u32)>, BusError> {
+    let store = match open(bus, BUCKET_WORKERS).await {
+        Err(BusError::Missing { .. }) => return Ok(Vec::new()),
+        store => store?,
+    };
+    let mut live = Vec::new();
+    for name in bus.keys(BUCKET_WORKERS).await? {
+        let entry = store.entry(&name).await.map_err(|e| BusError::new(BUCKET_WORKERS, &e))?;
+        let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else { continue };
+        let age_ms = u128::from(crate::now_ms().abs_diff(unix_ms(entry.created)));
+        if age_ms <= WORKER_LOST_AFTER.as_millis() {
+            // A record of another version may have another form: its number is read alone.
+            let number = decode::<WireNumberOf>(&entry.value).map_or(0, |record| record.wire);
+            live.push((name, number));
+        }
+    }
+    Ok(live)
+}
+
+#[derive(Deserialize)]
+struct WireNumberOf {
+    #[serde(default = "wire_number_unwritten")]
+    wire: u32,
 }
 
 impl Bus {
     /// Writes a worker's record.
     ///
     /// # Errors
-    /// [`TopologyError`] when the bucket cannot be written.
-    pub async fn put_worker(&self, record: &WorkerRecord) -> Result<(), TopologyError> {
+    /// [`BusError`] when the bucket cannot be written.
+    pub async fn put_worker(&self, record: &WorkerRecord) -> Result<(), BusError> {
         let store = open(self, BUCKET_WORKERS).await?;
-        store.put(&record.name, encode(record)).await.map_err(|e| TopologyError::new(BUCKET_WORKERS, &e))?;
+        store.put(&record.name, encode(record)).await.map_err(|e| BusError::new(BUCKET_WORKERS, &e))?;
         Ok(())
     }
 
     /// Removes a worker's record: it leaves.
     ///
     /// # Errors
-    /// [`TopologyError`] when the bucket cannot be written.
-    pub async fn remove_worker(&self, name: &str) -> Result<(), TopologyError> {
+    /// [`BusError`] when the bucket cannot be written.
+    pub async fn remove_worker(&self, name: &str) -> Result<(), BusError> {
         let store = open(self, BUCKET_WORKERS).await?;
         let removed = store.purge_with_ttl(name, LEASE_SETTLED_KEEP).await;
-        removed.map_err(|e| TopologyError::new(BUCKET_WORKERS, &e))
+        removed.map_err(|e| BusError::new(BUCKET_WORKERS, &e))
     }
 }

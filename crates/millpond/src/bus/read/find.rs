@@ -1,4 +1,5 @@
-//! Where is this task now? For a person who asks: nothing of the flow of tasks depends on it. In the collector's role.
+//! Where a task is now, for a person who looks for it: nothing of the flow of tasks depends on this. In the collector's
+//! role.
 
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::bus::consume::ownership;
 use crate::bus::consume::ownership::OwnershipQuery;
-use crate::bus::topology::{TopologyError, stream_state};
+use crate::bus::error::BusError;
+use crate::bus::topology::stream_state;
 use crate::bus::{Bus, from_nats};
 use crate::task::{Arrival, Origin, Task};
 use crate::wire::headers::{HEADER_ATTEMPT, HEADER_SCHEDULE};
@@ -17,8 +19,8 @@ use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject;
 use crate::wire::subject::TaskSubject;
 
-/// Messages of a stream that are looked at, at the most.
-const LOOKED_AT_MAX: u64 = 200_000;
+/// Messages of a stream that are read at the most.
+const READ_MAX: u64 = 200_000;
 /// Messages in one answer of the server.
 const PAGE: u64 = 2000;
 /// How long one answer may take.
@@ -55,9 +57,9 @@ pub enum TaskLocation {
         /// Messages of its queue before it that are not taken yet; none when it was handed out already.
         ahead: Option<u64>,
     },
-    /// Neither held nor waiting, as far as was looked.
+    /// Neither held nor waiting, as far as was read.
     Nowhere {
-        /// Not all that waits was looked at.
+        /// Whether everything that waits was read.
         looked_at_all: bool,
     },
 }
@@ -81,11 +83,11 @@ pub(in crate::bus) struct DueMessage {
 }
 
 impl Bus {
-    /// Looks for a task by its id: `queue` where it is known, and of which root it is a part.
+    /// Looks for a task by its id: `queue` where it is known, and of which original message it is a part.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn find(&self, id: &str, queue: Option<&str>) -> Result<TaskLocation, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn find(&self, id: &str, queue: Option<&str>) -> Result<TaskLocation, BusError> {
         let original_id = id
             .split_once('/')
             .filter(|(_, item)| item.parse::<u32>().is_ok())
@@ -97,7 +99,7 @@ impl Bus {
             }
         }
         let mut queues: Vec<String> = self.queues().await?.into_iter().map(|q| q.queue).collect();
-        queues.retain(|q| queue.is_none_or(|asked| asked == q));
+        queues.retain(|q| queue.is_none_or(|wanted| wanted == q));
         for queue in &queues {
             for original_id in [id, original_id] {
                 let question = OwnershipQuery {
@@ -122,7 +124,7 @@ impl Bus {
         Ok(TaskLocation::Nowhere { looked_at_all })
     }
 
-    async fn scheduled(&self, filter: &str) -> Result<Option<TaskLocation>, TopologyError> {
+    async fn scheduled(&self, filter: &str) -> Result<Option<TaskLocation>, BusError> {
         let Some(found) = self.last_of_due(filter).await? else { return Ok(None) };
         let get = |name: &str| found.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         let (Some(at), Some(subject)) = (get(HEADER_SCHEDULE), TaskSubject::parse_sched(&found.subject)) else {
@@ -137,10 +139,10 @@ impl Bus {
     }
 
     /// The newest message of DUE on a subject, which may have wildcards.
-    pub(in crate::bus) async fn last_of_due(&self, filter: &str) -> Result<Option<DueMessage>, TopologyError> {
-        let asked = json!({ "last_by_subj": filter }).to_string();
-        let answer = self.client.request(format!("$JS.API.DIRECT.GET.{STREAM_DUE}"), Bytes::from(asked)).await;
-        let message = answer.map_err(|e| TopologyError::new("a look at what waits for its time", &e))?;
+    pub(in crate::bus) async fn last_of_due(&self, filter: &str) -> Result<Option<DueMessage>, BusError> {
+        let request = json!({ "last_by_subj": filter }).to_string();
+        let answer = self.client.request(format!("$JS.API.DIRECT.GET.{STREAM_DUE}"), Bytes::from(request)).await;
+        let message = answer.map_err(|e| BusError::new("the read of what waits for its time", &e))?;
         let headers = from_nats(message.headers.as_ref());
         let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
         let seq = get("Nats-Sequence").and_then(|s| s.parse().ok());
@@ -154,7 +156,7 @@ impl Bus {
         id: &str,
         original_id: &str,
         queue: Option<&str>,
-    ) -> Result<TaskLocation, TopologyError> {
+    ) -> Result<TaskLocation, BusError> {
         let (stream, prefix) = match origin {
             Origin::Due => (STREAM_DUE, "due"),
             Origin::Tasks => (STREAM_TASKS, "tasks"),
@@ -172,7 +174,7 @@ impl Bus {
         };
         for filter in filters {
             let (mut from, mut looked_at) = (own.unwrap_or(state.first_seq), 0);
-            while from <= state.last_seq && looked_at < LOOKED_AT_MAX {
+            while from <= state.last_seq && looked_at < READ_MAX {
                 let page = self.page(stream, &filter, from).await?;
                 let Some((last, _, _)) = page.last() else { break };
                 (from, looked_at) = (last + 1, looked_at + page.len() as u64);
@@ -193,14 +195,14 @@ impl Bus {
                     break;
                 }
             }
-            if looked_at >= LOOKED_AT_MAX {
+            if looked_at >= READ_MAX {
                 return Ok(TaskLocation::Nowhere { looked_at_all: false });
             }
         }
         Ok(TaskLocation::Nowhere { looked_at_all: true })
     }
 
-    async fn placed(&self, subject: TaskSubject, seq: u64) -> Result<TaskLocation, TopologyError> {
+    async fn placed(&self, subject: TaskSubject, seq: u64) -> Result<TaskLocation, BusError> {
         let name = crate::wire::streams::durable(&subject.queue);
         let consumer = self
             .js
@@ -224,28 +226,28 @@ impl Bus {
         stream: &str,
         filter: &str,
         from: u64,
-    ) -> Result<Vec<(u64, String, crate::wire::headers::Headers)>, TopologyError> {
-        let failed = |e: &dyn std::error::Error| TopologyError::new("a look at what waits", e);
+    ) -> Result<Vec<(u64, String, crate::wire::headers::Headers)>, BusError> {
+        let failed = |e: &(dyn std::error::Error + 'static)| BusError::new("the read of what waits", e);
         let inbox = self.client.new_inbox();
         let mut answers = self.client.subscribe(inbox.clone()).await.map_err(|e| failed(&e))?;
-        let asked = json!({ "seq": from, "next_by_subj": filter, "batch": PAGE, "max_bytes": 8 * 1024 * 1024 });
-        let asked = Bytes::from(Value::to_string(&asked));
+        let request = json!({ "seq": from, "next_by_subj": filter, "batch": PAGE, "max_bytes": 8 * 1024 * 1024 });
+        let request = Bytes::from(Value::to_string(&request));
         let subject = format!("$JS.API.DIRECT.GET.{stream}");
-        self.client.publish_with_reply(subject, inbox, asked).await.map_err(|e| failed(&e))?;
+        self.client.publish_with_reply(subject, inbox, request).await.map_err(|e| failed(&e))?;
         let mut page = Vec::new();
         loop {
             let message = tokio::time::timeout(ANSWER_WITHIN, answers.next()).await;
             let message = message.map_err(|late| failed(&late))?;
-            let message = message.ok_or_else(|| failed(&std::io::Error::other("the connection is closed")))?;
+            let message = message.ok_or_else(|| BusError::closed("the read of what waits"))?;
             let headers = from_nats(message.headers.as_ref());
             let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
             match (get("Nats-Sequence").and_then(|s| s.parse().ok()), get("Nats-Subject")) {
                 (Some(seq), Some(subject)) => page.push((seq, subject, headers)),
-                // The end of the answer, or nothing to tell: only then is that all.
+                // The end of the answer, or no message at all: only then is the page complete.
                 _ if matches!(message.status.map(|s| s.as_u16()), Some(204 | 404)) => break,
                 _ => {
-                    let said = message.description.unwrap_or_else(|| "no such answer is known".to_owned());
-                    return Err(failed(&std::io::Error::other(said)));
+                    let reason = message.description.unwrap_or_else(|| "no such answer is known".to_owned());
+                    return Err(BusError::refused("the read of what waits", reason));
                 }
             }
         }

@@ -1,18 +1,19 @@
-//! What `doctor` looks at: the server and the streams, as the client role sees them.
+//! The server and the streams as the client role sees them, for `doctor`.
 
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{DiscardPolicy, RetentionPolicy};
 use bytes::Bytes;
-use serde_json::Value;
+use serde::Deserialize;
 
 use crate::bus::Bus;
+use crate::wire::decode::decode;
 use crate::wire::streams::{STREAM_DUE, STREAM_RESULTS, STREAM_TASKS};
 
 /// How long one answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// What there is to say of the server.
+/// The server.
 #[derive(Debug, Clone)]
 pub struct ServerFacts {
     /// Its version.
@@ -27,7 +28,7 @@ pub struct ServerFacts {
     pub may_create_streams: bool,
 }
 
-/// What there is to say of a stream.
+/// A stream.
 #[derive(Debug, Clone, Default)]
 pub struct StreamFacts {
     /// Its name.
@@ -44,28 +45,33 @@ pub struct StreamFacts {
     pub bytes_max: Option<u64>,
 }
 
-/// Looks at the server.
+/// The server's time, of any answer of its API.
+#[derive(Deserialize)]
+struct ServerTime {
+    ts: String,
+}
+
+/// Reads the facts of the server.
 pub async fn server(bus: &Bus) -> ServerFacts {
     let info = bus.client.server_info();
     let (mut round_trip, mut clock_off) = (None, None);
     let started = Instant::now();
-    let asked = bus.client.request(format!("$JS.API.STREAM.INFO.{STREAM_TASKS}"), Bytes::new());
-    if let Ok(Ok(answer)) = tokio::time::timeout(ANSWER_WITHIN, asked).await {
+    let answer = bus.client.request(format!("$JS.API.STREAM.INFO.{STREAM_TASKS}"), Bytes::new());
+    if let Ok(Ok(answer)) = tokio::time::timeout(ANSWER_WITHIN, answer).await {
         let took = started.elapsed();
         round_trip = Some(took);
-        let said: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
-        let at = said.get("ts").and_then(Value::as_str).and_then(|ts| ts.parse::<jiff::Timestamp>().ok());
-        // It looked at its clock about half a trip ago.
+        let at = decode::<ServerTime>(&answer.payload).ok().and_then(|info| info.ts.parse::<jiff::Timestamp>().ok());
+        // The server read its clock about half a round trip ago.
         let half = i64::try_from(took.as_millis() / 2).unwrap_or(0);
         clock_off = at.map(|at| Duration::from_millis((crate::now_ms() - half).abs_diff(at.as_millisecond())));
     }
-    // An empty request creates nothing; whoever may not ask hears nothing at all.
-    let asked = bus.client.request("$JS.API.STREAM.CREATE.DOCTOR", Bytes::from_static(b"{}"));
-    let may_create_streams = matches!(tokio::time::timeout(ANSWER_WITHIN, asked).await, Ok(Ok(_)));
+    // An empty request creates nothing; a user without the permission gets no answer at all.
+    let answer = bus.client.request("$JS.API.STREAM.CREATE.DOCTOR", Bytes::from_static(b"{}"));
+    let may_create_streams = matches!(tokio::time::timeout(ANSWER_WITHIN, answer).await, Ok(Ok(_)));
     ServerFacts { version: info.version, max_payload: info.max_payload, round_trip, clock_off, may_create_streams }
 }
 
-/// Looks at the streams.
+/// Reads the facts of the streams.
 pub async fn streams(bus: &Bus) -> Vec<StreamFacts> {
     let mut facts = Vec::new();
     for name in [STREAM_TASKS, STREAM_DUE, STREAM_RESULTS] {

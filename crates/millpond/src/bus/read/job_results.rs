@@ -7,8 +7,9 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pu
 use futures_util::StreamExt;
 
 use crate::bus::Bus;
-use crate::bus::read::outcomes::{OutcomeBody, READ_AGAIN_AFTER, read_pack};
-use crate::bus::topology::{TopologyError, stream_state};
+use crate::bus::error::BusError;
+use crate::bus::read::outcomes::{OutcomeBody, READ_AGAIN_AFTER, read_results};
+use crate::bus::topology::stream_state;
 use crate::limits::{COLLECT_BATCH_MAX, COLLECT_BYTES_MAX};
 use crate::outcome::ResultBatch;
 use crate::wire::streams::STREAM_RESULTS;
@@ -31,8 +32,8 @@ impl JobResults {
     /// Starts to read from this sequence of RESULTS; returns once the server has the consumer.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer or refuses.
-    pub async fn start_from(bus: &Bus, job: &str, seq: u64) -> Result<Self, TopologyError> {
+    /// [`BusError`] when the server does not answer or refuses.
+    pub async fn start_from(bus: &Bus, job: &str, seq: u64) -> Result<Self, BusError> {
         let mut reader = Self {
             bus: bus.clone(),
             filter: results_of_job(job),
@@ -51,7 +52,7 @@ impl JobResults {
         self.backlog
     }
 
-    /// When something was last read, or reading began: whoever has heard nothing for long asks anew what is left.
+    /// When something was last read, or reading began: a client that has heard nothing for long counts again what is left.
     #[must_use]
     pub fn heard(&self) -> Instant {
         self.heard
@@ -62,14 +63,14 @@ impl JobResults {
         (self.pull, self.heard) = (None, Instant::now());
     }
 
-    async fn open(&mut self) -> Result<(), TopologyError> {
+    async fn open(&mut self) -> Result<(), BusError> {
         let what = format!("a reader of {}", self.filter);
         let config = pull::Config {
             deliver_policy: self
                 .next_seq
                 .map_or(DeliverPolicy::New, |start_sequence| DeliverPolicy::ByStartSequence { start_sequence }),
             ack_policy: AckPolicy::None,
-            // A name of its own puts name and filter into the subject that the role's permissions look at.
+            // A name of its own puts name and filter into the subject that the permissions of the role are about.
             name: Some(format!("r-{}", crate::random_token())),
             filter_subject: self.filter.clone(),
             inactive_threshold: Duration::from_secs(60),
@@ -78,7 +79,7 @@ impl JobResults {
             ..Default::default()
         };
         let created = self.bus.js.create_consumer_on_stream(config, STREAM_RESULTS).await;
-        let consumer: PullConsumer = created.map_err(|e| TopologyError::new(&what, &e))?;
+        let consumer: PullConsumer = created.map_err(|e| BusError::new(&what, &e))?;
         let backlog = consumer.cached_info().num_pending;
         let stream = consumer
             .stream()
@@ -88,12 +89,12 @@ impl JobResults {
             .heartbeat(Duration::from_secs(2))
             .messages()
             .await;
-        self.pull = Some(stream.map_err(|e| TopologyError::new(&what, &e))?);
+        self.pull = Some(stream.map_err(|e| BusError::new(&what, &e))?);
         (self.backlog, self.heard) = (backlog, Instant::now());
         Ok(())
     }
 
-    /// The next pack, with its subject.
+    /// The next result batch, with its subject.
     ///
     /// # Cancel safety
     /// Safe: nothing is lost when it is dropped.
@@ -114,10 +115,10 @@ impl JobResults {
                 self.next_seq = Some(info.stream_sequence + 1);
             }
             (self.backlog, self.heard) = (self.backlog.saturating_sub(1), Instant::now());
-            match read_pack(&message.subject, &message.payload) {
-                Ok(OutcomeBody::Results(subject, pack)) => return (subject, pack),
+            match read_results(&message.subject, &message.payload) {
+                Ok(OutcomeBody::Results(subject, batch)) => return (subject, batch),
                 Ok(OutcomeBody::Dead(..)) => {}
-                Err(error) => tracing::warn!(%error, subject = %message.subject, "a result pack cannot be read"),
+                Err(error) => tracing::warn!(%error, subject = %message.subject, "a result batch cannot be read"),
             }
         }
     }
@@ -141,27 +142,27 @@ impl LiveResults {
     /// Starts to listen; what is published after this returns is heard.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn start(bus: &Bus, job: &str) -> Result<Self, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn start(bus: &Bus, job: &str) -> Result<Self, BusError> {
         Self::start_on(bus, results_of_job(job)).await
     }
 
     /// Starts to listen to results of other subjects, `results.…`.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn start_on(bus: &Bus, filter: String) -> Result<Self, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn start_on(bus: &Bus, filter: String) -> Result<Self, BusError> {
         let mut connection = bus.connection();
         connection.mark_unchanged();
         let dropped = bus.dropped_messages();
         let subscribed = bus.client.subscribe(filter.clone()).await;
-        let messages = subscribed.map_err(|e| TopologyError::new(&filter, &e))?;
+        let messages = subscribed.map_err(|e| BusError::new(&filter, &e))?;
         // Its answer comes after the subscription is in place.
         let from_seq = stream_state(bus, STREAM_RESULTS).await?.last_seq + 1;
         Ok(Self { bus: bus.clone(), filter, from_seq, messages, connection, dropped, catch_up: None })
     }
 
-    /// The next pack, with its subject.
+    /// The next result batch, with its subject.
     ///
     /// # Cancel safety
     /// Safe: nothing is lost when it is dropped.
@@ -173,17 +174,17 @@ impl LiveResults {
                 self.read_again();
             }
             tokio::select! {
-                Some(message) = self.messages.next() => match read_pack(&message.subject, &message.payload) {
-                    Ok(OutcomeBody::Results(subject, pack)) => return (subject, pack),
+                Some(message) = self.messages.next() => match read_results(&message.subject, &message.payload) {
+                    Ok(OutcomeBody::Results(subject, batch)) => return (subject, batch),
                     Ok(OutcomeBody::Dead(..)) => {}
-                    Err(error) => tracing::warn!(%error, subject = %message.subject, "a result pack cannot be read"),
+                    Err(error) => tracing::warn!(%error, subject = %message.subject, "a result batch cannot be read"),
                 },
                 changed = self.connection.changed() => {
                     if changed.is_ok() && self.connection.borrow_and_update().up {
                         self.read_again();
                     }
                 }
-                pack = caught_up(&mut self.catch_up) => return pack,
+                batch = caught_up(&mut self.catch_up) => return batch,
             }
         }
     }

@@ -1,12 +1,12 @@
 //! The records of jobs: written by compare-and-set, so that a producer that was replaced, or whose job was cancelled,
-//! learns of it; and what of a job lies in TASKS and DUE, for whoever resumes it.
+//! learns of it; and what of a job lies in TASKS and DUE, for a producer that resumes it.
 
 use async_nats::jetstream::kv;
 use bytes::Bytes;
 
 use crate::bus::Bus;
+use crate::bus::error::BusError;
 use crate::bus::read::buckets::{decode, encode, open};
-use crate::bus::topology::TopologyError;
 use crate::job::JobRecord;
 use crate::task::{Arrival, Origin, Task};
 use crate::wire::streams::{BUCKET_JOBS, STREAM_DUE, STREAM_TASKS};
@@ -21,7 +21,7 @@ pub struct JobEntry {
     pub revision: u64,
 }
 
-/// How far TASKS and the two parts of DUE were looked through.
+/// How far TASKS and the two parts of DUE were read.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LookedThrough([u64; 3]);
 
@@ -30,39 +30,39 @@ impl Bus {
     /// when somebody else has written it since.
     ///
     /// # Errors
-    /// [`TopologyError`] when the bucket cannot be written.
-    pub async fn write_job(&self, record: &JobRecord, revision: u64) -> Result<Option<u64>, TopologyError> {
+    /// [`BusError`] when the bucket cannot be written.
+    pub async fn write_job(&self, record: &JobRecord, revision: u64) -> Result<Option<u64>, BusError> {
         let store = open(self, BUCKET_JOBS).await?;
         match store.update(&record.job, encode(record), revision).await {
             Ok(revision) => Ok(Some(revision)),
             Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(None),
-            Err(error) => Err(TopologyError::new(BUCKET_JOBS, &error)),
+            Err(error) => Err(BusError::new(BUCKET_JOBS, &error)),
         }
     }
 
     /// Reads a job's record.
     ///
     /// # Errors
-    /// [`TopologyError`] when the bucket cannot be read.
-    pub async fn job(&self, job: &str) -> Result<Option<JobEntry>, TopologyError> {
+    /// [`BusError`] when the bucket cannot be read.
+    pub async fn job(&self, job: &str) -> Result<Option<JobEntry>, BusError> {
         let store = open(self, BUCKET_JOBS).await?;
-        let entry = store.entry(job).await.map_err(|e| TopologyError::new(BUCKET_JOBS, &e))?;
+        let entry = store.entry(job).await.map_err(|e| BusError::new(BUCKET_JOBS, &e))?;
         let entry = entry.filter(|e| e.operation == kv::Operation::Put);
         Ok(entry.and_then(|e| Some(JobEntry { record: decode(&e.value)?, revision: e.revision })))
     }
 
     /// Tells the indexes (from, and one past the last) of all messages of this epoch of the job that lie in TASKS or
     /// DUE, held by a worker or not, from where an earlier look ended. First TASKS, then DUE: a task that leaves one
-    /// while it is looked through was stored in the other before. What is in neither has ended, or was never stored.
+    /// while it is read was stored in the other before. What is in neither has ended, or was never stored.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
+    /// [`BusError`] when the server does not answer.
     pub async fn look_for_tasks(
         &self,
         record: &JobRecord,
         after: LookedThrough,
         mut note: impl FnMut(u64, u64),
-    ) -> Result<LookedThrough, TopologyError> {
+    ) -> Result<LookedThrough, BusError> {
         let subject = TaskSubject {
             queue: record.queue.clone(),
             kind: record.kind.clone(),

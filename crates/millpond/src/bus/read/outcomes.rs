@@ -6,12 +6,13 @@ use async_nats::jetstream;
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use futures_util::{FutureExt, StreamExt};
 
+use crate::bus::error::BusError;
 use crate::bus::read::unix_ms;
-use crate::bus::topology::TopologyError;
 use crate::bus::{Bus, from_nats};
 use crate::dead_letter::Evidence;
 use crate::limits::{COLLECT_BATCH_MAX, COLLECT_BYTES_MAX};
 use crate::outcome::ResultBatch;
+use crate::wire::decode::decode;
 use crate::wire::headers::{HEADER_DEAD, Headers};
 use crate::wire::streams::{DURABLE_COLLECTOR, STREAM_DEAD, STREAM_RESULTS};
 use crate::wire::subject::{TaskSubject, parse_dead, parse_results};
@@ -19,7 +20,7 @@ use crate::wire::subject::{TaskSubject, parse_dead, parse_results};
 /// The collector's two durables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutcomeStream {
-    /// Packs of outcomes.
+    /// Result batches.
     Results,
     /// Dead letters.
     Dead,
@@ -43,20 +44,20 @@ pub struct OutcomeMessage {
     pub seq: u64,
     /// When the server stored it, Unix time in milliseconds.
     pub stored_ms: i64,
-    /// What it says, or why it cannot be read (it is kept all the same).
+    /// Its content, or why that cannot be read (the message is kept all the same).
     pub body: Result<OutcomeBody, String>,
     /// The bytes as they came.
     pub payload: bytes::Bytes,
     /// The headers as they came.
     pub headers: Headers,
-    /// It was delivered before: what it says may be stored already.
+    /// It was delivered before: its content may be stored already.
     pub again: bool,
 }
 
-/// What an [`OutcomeMessage`] says.
+/// The content of an [`OutcomeMessage`].
 #[derive(Debug)]
 pub enum OutcomeBody {
-    /// A pack of outcomes of one subject.
+    /// A batch of outcomes of one subject.
     Results(TaskSubject, ResultBatch),
     /// A dead letter; the task's own bytes are the message's payload.
     Dead(TaskSubject, Box<Evidence>),
@@ -168,8 +169,8 @@ impl OutcomeReader {
     /// Asks the server where the durable stands.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn state(&self) -> Result<OutcomeReaderState, TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn state(&self) -> Result<OutcomeReaderState, BusError> {
         let consumer = consumer(&self.bus, self.from.stream()).await?;
         let info = consumer.cached_info();
         Ok(OutcomeReaderState {
@@ -182,22 +183,21 @@ impl OutcomeReader {
     /// Removes everything up to and including `seq` from the stream.
     ///
     /// # Errors
-    /// [`TopologyError`] when the server does not answer.
-    pub async fn purge_through(&self, seq: u64) -> Result<(), TopologyError> {
+    /// [`BusError`] when the server does not answer.
+    pub async fn purge_through(&self, seq: u64) -> Result<(), BusError> {
         let name = self.from.stream();
-        let stream = self.bus.js.get_stream(name).await.map_err(|e| TopologyError::new(name, &e))?;
-        stream.purge().sequence(seq + 1).await.map_err(|e| TopologyError::new(name, &e))?;
+        let stream = self.bus.js.get_stream(name).await.map_err(|e| BusError::new(name, &e))?;
+        stream.purge().sequence(seq + 1).await.map_err(|e| BusError::new(name, &e))?;
         Ok(())
     }
 }
 
-async fn consumer(bus: &Bus, stream: &str) -> Result<PullConsumer, TopologyError> {
+async fn consumer(bus: &Bus, stream: &str) -> Result<PullConsumer, BusError> {
     let found = bus.js.get_consumer_from_stream(DURABLE_COLLECTOR, stream).await;
-    found
-        .map_err(|e| TopologyError::new(&format!("use of the collector's consumer on {stream} (has `setup` run?)"), &e))
+    found.map_err(|e| BusError::new(&format!("use of the collector's consumer on {stream}"), &e))
 }
 
-async fn start_pull(bus: &Bus, from: OutcomeStream) -> Result<pull::Stream, TopologyError> {
+async fn start_pull(bus: &Bus, from: OutcomeStream) -> Result<pull::Stream, BusError> {
     let consumer = consumer(bus, from.stream()).await?;
     let stream = consumer
         .stream()
@@ -207,7 +207,7 @@ async fn start_pull(bus: &Bus, from: OutcomeStream) -> Result<pull::Stream, Topo
         .heartbeat(Duration::from_secs(2))
         .messages()
         .await;
-    stream.map_err(|e| TopologyError::new(from.stream(), &e))
+    stream.map_err(|e| BusError::new(from.stream(), &e))
 }
 
 fn read(from: OutcomeStream, message: jetstream::Message) -> Option<(OutcomeMessage, Receipt)> {
@@ -218,22 +218,22 @@ fn read(from: OutcomeStream, message: jetstream::Message) -> Option<(OutcomeMess
     let headers = from_nats(message.headers.as_ref());
     let (message, acker) = message.split();
     let body = match from {
-        OutcomeStream::Results => read_pack(&message.subject, &message.payload),
+        OutcomeStream::Results => read_results(&message.subject, &message.payload),
         OutcomeStream::Dead => read_dead(&message.subject, &headers),
     };
     Some((OutcomeMessage { seq, stored_ms, body, payload: message.payload, headers, again }, Receipt(acker)))
 }
 
-pub(super) fn read_pack(subject: &str, payload: &[u8]) -> Result<OutcomeBody, String> {
+pub(super) fn read_results(subject: &str, payload: &[u8]) -> Result<OutcomeBody, String> {
     let subject = parse_results(subject).map_err(|e| e.to_string())?;
-    let pack = serde_json::from_slice(payload).map_err(|e| e.to_string())?;
-    Ok(OutcomeBody::Results(subject, pack))
+    let batch = decode(payload).map_err(|e| e.to_string())?;
+    Ok(OutcomeBody::Results(subject, batch))
 }
 
 fn read_dead(subject: &str, headers: &Headers) -> Result<OutcomeBody, String> {
     let subject = parse_dead(subject).map_err(|e| e.to_string())?;
     let header = headers.iter().find(|(n, _)| n == HEADER_DEAD);
     let (_, text) = header.ok_or_else(|| format!("header {HEADER_DEAD} is missing"))?;
-    let evidence: Evidence = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let evidence: Evidence = decode(text.as_bytes()).map_err(|e| e.to_string())?;
     Ok(OutcomeBody::Dead(subject, Box::new(evidence)))
 }

@@ -1,0 +1,262 @@
+//! What one worker process holds, and what it must know to hold it: leases, acks without an answer, attempts that were
+//! settled lately, and the connection generation. `lease` ends leases, `renewal` extends them, `pull` adds them.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use tokio::sync::watch;
+
+use super::membership_barrier::MembershipBarrier;
+use super::ownership::{OwnershipListeners, OwnershipQuery, OwnershipReply};
+use super::server_record::ServerRecord;
+use super::start_records::StartRecords;
+use crate::bus::Bus;
+use crate::bus::error::BusError;
+use crate::bus::topology::stream_state;
+use crate::outcome::Items;
+use crate::task::{Origin, Task};
+use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
+use crate::worker_record::WORKER_LOST_AFTER;
+
+/// A gap between two ticks that counts as a pause of this process: a renewal may be late.
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(1500);
+/// To a server process younger than this, other workers may be on their way back: their heartbeats are not lost yet.
+const SERVER_NEW_FOR: Duration = WORKER_LOST_AFTER;
+/// Settled attempts that a worker remembers.
+const SETTLED_ATTEMPTS_MAX: usize = 16 * 1024;
+
+/// The leases of one worker process, and what is known of its connection.
+pub(in crate::bus) struct LeaseTable {
+    pub(super) bus: Bus,
+    worker: String,
+    pub(super) nonce: String,
+    pub(super) starts: StartRecords,
+    /// Epochs of TASKS and DUE.
+    epochs: ByOrigin<String>,
+    clock: Instant,
+    /// When the renewal last ran, in milliseconds of `clock`. If that is long ago, this process was paused.
+    renewed_ms: AtomicU64,
+    /// Workers that may still hold tasks and are not back since the connection was lost.
+    pub(super) barrier: MembershipBarrier,
+    /// The connection generation. It grows with every loss, return and pause; a lease of an older generation may have
+    /// run out, and must not start.
+    generation: AtomicU64,
+    /// Whether the server record of this connection was read; nothing is pulled before.
+    pub(super) server_known: watch::Sender<bool>,
+    /// Messages up to these sequences may have been delivered before by a server that has forgotten it.
+    maybe_delivered: ByOrigin<AtomicU64>,
+    state: Mutex<LeaseState>,
+    pub(super) listeners: OwnershipListeners,
+}
+
+/// A value for TASKS and one for DUE.
+struct ByOrigin<T> {
+    tasks: T,
+    due: T,
+}
+
+impl<T> ByOrigin<T> {
+    fn get(&self, origin: Origin) -> &T {
+        match origin {
+            Origin::Tasks => &self.tasks,
+            Origin::Due => &self.due,
+        }
+    }
+}
+
+pub(super) struct LeaseState {
+    next: u64,
+    pub(super) held: HashMap<u64, HeldLease>,
+    settled: LruCache<(String, String, u32), ()>,
+    pub(super) unanswered: Vec<UnansweredAck>,
+}
+
+/// What is known of one held message.
+pub(super) struct HeldLease {
+    pub(super) queue: String,
+    pub(super) original_id: String,
+    pub(super) items: Option<Items>,
+    pub(super) reply: String,
+    pub(super) since: Instant,
+    /// The generation in which the message was pulled.
+    pub(super) generation: u64,
+}
+
+/// An ack that the server did not answer. The renewal sends it again for a while.
+pub(super) struct UnansweredAck {
+    pub(super) queue: String,
+    pub(super) original_id: String,
+    pub(super) reply: String,
+    pub(super) until: Instant,
+}
+
+impl LeaseTable {
+    pub(super) async fn open(bus: &Bus, worker: &str, nonce: &str) -> Result<Self, BusError> {
+        let settled = NonZeroUsize::new(SETTLED_ATTEMPTS_MAX).unwrap_or(NonZeroUsize::MIN);
+        Ok(Self {
+            bus: bus.clone(),
+            worker: worker.to_owned(),
+            nonce: nonce.to_owned(),
+            starts: StartRecords::open(bus).await?,
+            epochs: ByOrigin {
+                tasks: stream_state(bus, STREAM_TASKS).await?.epoch,
+                due: stream_state(bus, STREAM_DUE).await?.epoch,
+            },
+            clock: Instant::now(),
+            renewed_ms: AtomicU64::new(0),
+            barrier: MembershipBarrier::default(),
+            generation: AtomicU64::new(0),
+            server_known: watch::Sender::new(false),
+            maybe_delivered: ByOrigin { tasks: AtomicU64::new(u64::MAX), due: AtomicU64::new(u64::MAX) },
+            state: Mutex::new(LeaseState {
+                next: 0,
+                held: HashMap::new(),
+                settled: LruCache::new(settled),
+                unanswered: Vec::new(),
+            }),
+            listeners: OwnershipListeners::default(),
+        })
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, LeaseState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn worker(&self) -> &str {
+        &self.worker
+    }
+
+    pub(super) fn epoch(&self, origin: Origin) -> &str {
+        self.epochs.get(origin)
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// The connection was lost, is back, or this process was paused: leases of before must not start any more.
+    pub(super) fn begin_generation(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether pulls may be sent: connected, not just woken from a pause, and the server record is read.
+    pub(super) fn may_pull(&self) -> bool {
+        *self.server_known.borrow() && self.is_connected() && !self.was_paused()
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.bus.connection().borrow().up
+    }
+
+    fn clock_ms(&self) -> u64 {
+        u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether the renewal is so late that this process must have been paused, and leases may have run out.
+    pub(super) fn was_paused(&self) -> bool {
+        let late_ms = self.clock_ms().saturating_sub(self.renewed_ms.load(Ordering::SeqCst));
+        u128::from(late_ms) > PAUSE_MIN.as_millis()
+    }
+
+    /// Notes that the renewal runs now.
+    pub(super) fn note_renewal(&self) {
+        self.renewed_ms.store(self.clock_ms(), Ordering::SeqCst);
+    }
+
+    /// The connection may be with another server now: everything may have been delivered before, until its record is read.
+    pub(super) fn forget_server(&self) {
+        self.server_known.send_replace(false);
+        self.maybe_delivered.tasks.store(u64::MAX, Ordering::SeqCst);
+        self.maybe_delivered.due.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    pub(super) fn learn_server(&self, record: ServerRecord) {
+        self.maybe_delivered.tasks.store(record.tasks, Ordering::SeqCst);
+        self.maybe_delivered.due.store(record.due, Ordering::SeqCst);
+        // Other workers are on their way back to a server that has just started, also when this worker itself is new.
+        let is_new = u128::from(crate::now_ms().abs_diff(record.seen_ms)) < SERVER_NEW_FOR.as_millis();
+        if is_new && !self.barrier.is_open() {
+            self.barrier.begin(&self.bus, &self.worker, record.seen_ms);
+        }
+        self.server_known.send_replace(true);
+    }
+
+    /// Whether a message may have been delivered before by a server that has forgotten it.
+    pub(super) fn maybe_delivered_before(&self, origin: Origin, seq: u64) -> bool {
+        seq <= self.maybe_delivered.get(origin).load(Ordering::SeqCst)
+    }
+
+    /// Listens for ownership queries about a task. What is published after this returns reaches this worker too.
+    pub(super) async fn listen(self: &Arc<Self>, queue: &str, original_id: &str) {
+        let weak = Arc::downgrade(self);
+        let reply = move |query: &OwnershipQuery| Some(weak.upgrade()?.reply_to(query, None));
+        self.listeners.listen(&self.bus, &self.worker, (queue, original_id), reply).await;
+    }
+
+    /// What this worker replies to an ownership query; `except` is the querying lease when this worker asks itself.
+    pub(super) fn reply_to(&self, query: &OwnershipQuery, except: Option<u64>) -> OwnershipReply {
+        let state = self.state();
+        let holds = state.held.iter().any(|(number, held)| {
+            Some(*number) != except
+                && held.queue == query.queue
+                && held.original_id == query.original_id
+                && match (held.items, query.items) {
+                    (Some(a), Some(b)) => a.overlaps(&b),
+                    _ => true,
+                }
+        });
+        if holds {
+            return OwnershipReply::Held;
+        }
+        let key = (query.queue.clone(), query.id.clone(), query.attempt);
+        if state.settled.contains(&key) { OwnershipReply::Settled } else { OwnershipReply::Unknown }
+    }
+
+    /// Adds a message that was pulled in `generation`; the number of its lease.
+    pub(super) fn add(&self, task: &Task, reply: String, generation: u64) -> u64 {
+        let mut state = self.state();
+        let number = state.next;
+        state.next += 1;
+        let held = HeldLease {
+            queue: task.subject.queue.clone(),
+            original_id: task.original_id.clone(),
+            items: task.items,
+            reply,
+            since: Instant::now(),
+            generation,
+        };
+        state.held.insert(number, held);
+        number
+    }
+
+    /// Whether this attempt was settled here lately.
+    pub(super) fn is_settled(&self, task: &Task) -> bool {
+        self.state().settled.contains(&attempt_of(task))
+    }
+
+    /// Remembers that this attempt is settled.
+    pub(super) fn mark_settled(&self, task: &Task) {
+        self.state().settled.put(attempt_of(task), ());
+    }
+
+    /// Keeps an ack that was not answered, for the renewal to send again.
+    pub(super) fn keep_unanswered(&self, number: u64, keep: Duration) {
+        let mut state = self.state();
+        let Some(held) = state.held.get(&number) else { return };
+        let unanswered = UnansweredAck {
+            queue: held.queue.clone(),
+            original_id: held.original_id.clone(),
+            reply: held.reply.clone(),
+            until: Instant::now() + keep,
+        };
+        state.unanswered.push(unanswered);
+    }
+}
+
+fn attempt_of(task: &Task) -> (String, String, u32) {
+    (task.subject.queue.clone(), task.id(), task.attempt)
+}

@@ -1,0 +1,48 @@
+//! The one decoder of records and requests: JSON of a bounded size, nothing behind it, straight into a type.
+
+use serde::de::DeserializeOwned;
+
+use crate::limits::SERVER_PAYLOAD_BYTES_MAX;
+
+/// Why bytes are not the record or request that was expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// There are more bytes than any record or request has.
+    #[error("{bytes} bytes, at most {SERVER_PAYLOAD_BYTES_MAX} are read")]
+    TooLarge {
+        /// How many there are.
+        bytes: usize,
+    },
+    /// The JSON is of another form.
+    #[error("{reason}")]
+    Malformed {
+        /// What the parser says, with line and column.
+        reason: String,
+    },
+}
+
+/// Reads one value.
+///
+/// # Errors
+/// [`DecodeError`].
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    if bytes.len() > SERVER_PAYLOAD_BYTES_MAX {
+        return Err(DecodeError::TooLarge { bytes: bytes.len() });
+    }
+    serde_json::from_slice(bytes).map_err(|e| DecodeError::Malformed { reason: e.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_whole_value_is_read() {
+        assert_eq!(decode::<u32>(b"7"), Ok(7));
+        for bad in [&b""[..], b"7 7", b"\"7\"", b"{"] {
+            assert!(matches!(decode::<u32>(bad), Err(DecodeError::Malformed { .. })), "{bad:?}");
+        }
+        let long = vec![b' '; SERVER_PAYLOAD_BYTES_MAX + 1];
+        assert_eq!(decode::<u32>(&long), Err(DecodeError::TooLarge { bytes: long.len() }));
+    }
+}
