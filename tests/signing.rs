@@ -46,8 +46,8 @@ fn text(bytes: &[u8]) -> String {
 async fn refused(cluster: &Cluster, claimed: &str) -> Value {
     until(&format!("refusal of {claimed}"), PATIENCE, async || {
         let dead = cluster.get("/api/v1/dead", &[("limit", "1000".into())]).await?;
-        let said = format!("it says that it is task {claimed:?}");
-        let of_it = |row: &&Value| row["failure"]["message"].as_str().is_some_and(|m| m.ends_with(&said));
+        let claim = format!("it claims to be task {claimed:?}");
+        let of_it = |row: &&Value| row["failure"]["message"].as_str().is_some_and(|m| m.ends_with(&claim));
         dead["rows"].as_array()?.iter().find(of_it).cloned()
     })
     .await
