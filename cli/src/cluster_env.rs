@@ -57,7 +57,7 @@ impl ClusterEnv {
     }
 
     /// The settings of DIR/env, by name.
-    pub fn from_file(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub fn file_values(&self) -> impl Iterator<Item = (&str, &str)> {
         self.from_file.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 

@@ -21,7 +21,7 @@ pub struct EnvArgs {
 /// When there are none.
 pub fn run(args: &EnvArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
     env.need(CLIENT_NATS_URL)?;
-    for (name, value) in env.from_file() {
+    for (name, value) in env.file_values() {
         let value = match &args.host {
             Some(host) => at_host(value.split(',').next().unwrap_or_default(), host),
             None => value.to_owned(),

@@ -153,7 +153,7 @@ mod tests {
         assert!(read("nats/roles.conf").starts_with("MILLPOND_CLIENT_PASSWORD: \"m"));
         assert!(read("nats/millpond.conf").contains("@nats-2:6222"));
         let env = ClusterEnv::load(&dir.path().join("cli"));
-        let url = env.from_file().find(|(name, _)| *name == cluster_env::CLIENT_NATS_URL).unwrap().1;
+        let url = env.file_values().find(|(name, _)| *name == cluster_env::CLIENT_NATS_URL).unwrap().1;
         assert!(url.ends_with("@nats-2:4222") && !url.contains(worker.trim()), "{url}");
     }
 }

@@ -56,25 +56,29 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     background.spawn(open_jobs::follow(bus.clone(), store.clone(), jobs.clone()));
     background.spawn(resume_results::serve(store.clone(), resume_results::listen(&bus).await?));
     background.spawn(continuations::follow(bus.clone(), store.clone()));
-    let (mut collecting, mut health) = (JoinSet::new(), Vec::new());
-    for ended in [OutcomeStream::Results, OutcomeStream::Dead] {
-        let collect = Collector::new(&bus, &store, ended, settings.results_keep);
-        health.push(collect.health());
-        background.spawn(collect.clone().purge_stream());
-        collecting.spawn(collect.collect(shutdown.clone()));
+    let mut collecting = JoinSet::new();
+    let collectors = [OutcomeStream::Results, OutcomeStream::Dead]
+        .map(|stream| Collector::new(&bus, &store, stream, settings.results_keep));
+    let health: Vec<_> = collectors.iter().map(Collector::health).collect();
+    for collector in collectors {
+        background.spawn(collector.clone().purge_stream());
+        collecting.spawn(collector.collect(shutdown.clone()));
     }
     background.spawn(reconcile::watch(workers.clone(), jobs, health.clone(), problems.clone()));
-    let context = reconcile::Context {
-        bus: bus.clone(),
-        store: store.clone(),
-        workers: workers.clone(),
-        problems: problems.clone(),
-    };
+    let context = reconcile::Context::new(&bus, &store, &workers, &problems);
     background.spawn(reconcile::run(context));
-    let viewers = settings.viewer_token.is_some();
     let queues = Queues::new(&bus, &workers);
     let overview = OverviewPoller::new(&bus, &store, &workers, &queues, &problems, &health);
     background.spawn(overview.clone().run());
+    tracing::info!(
+        nats = %millpond::bus::without_password(&settings.nats_url),
+        listen = %bound.address,
+        store = %settings.store,
+        retention = ?settings.retention,
+        results_keep = ?settings.results_keep,
+        viewers = settings.viewer_token.is_some(),
+        "collector ready"
+    );
     let app = http::App {
         store: store.clone(),
         workers,
@@ -93,15 +97,6 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         health,
         problems,
     };
-    tracing::info!(
-        nats = %millpond::bus::without_password(&settings.nats_url),
-        listen = %bound.address,
-        store = %settings.store,
-        retention = ?settings.retention,
-        results_keep = ?settings.results_keep,
-        viewers,
-        "collector ready"
-    );
     let mut server = bound.serve(http::router(Arc::new(app)), shutdown.clone());
     let result = tokio::select! {
         biased;
@@ -115,8 +110,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     while collecting.join_next().await.is_some() {}
     server.close().await;
     background.shutdown().await;
+    close(bus, store).await;
+    result
+}
+
+async fn close(bus: Bus, store: Store) {
     bus.close().await;
     store.close().await;
     tracing::info!("collector stopped");
-    result
 }

@@ -7,7 +7,6 @@ mod continuation;
 mod http;
 mod ndjson;
 mod replay;
-mod upload;
 
 use std::sync::Arc;
 

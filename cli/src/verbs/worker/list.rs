@@ -133,7 +133,7 @@ pub(in crate::verbs) mod tests {
             "  w1/convert-2|busy||8|convert|j.1/4 1.25s 40%|2||99.0%|0.0 MiB|1.00s|restarts 1"
         );
         let heading = |workers: &[WorkerRow]| table(workers).lines()[0].clone();
-        assert!(heading(&[worker.clone()]).ends_with("NOTE"));
+        assert!(heading(std::slice::from_ref(&worker)).ends_with("NOTE"));
         let mut alone = worker;
         alone.record.children.clear();
         assert!(heading(&[alone]).ends_with("UP"));

@@ -3,6 +3,7 @@
 //! `millpond_api`.
 
 mod authorize;
+mod caller;
 mod cancel;
 mod console_files;
 mod dead_letters;
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(crate) use authorize::Tokens;
+pub(crate) use caller::Tokens;
 pub(crate) use export::EXPORTS_MAX;
 pub(crate) use monitor::WATCHERS_MAX;
 pub(crate) use session::Failures;

@@ -14,7 +14,7 @@ use millpond_api::overview::{Overview, Problem, Series, SeriesQuery, Tick, Windo
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::{NoQuery, PathAndQuery};
 
-use super::authorize::Caller;
+use super::caller::Caller;
 use super::{App, store_error};
 
 /// Streams of events that are open at once.

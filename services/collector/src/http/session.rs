@@ -16,7 +16,7 @@ use millpond_service::listen::Peer;
 use millpond_service::request::{JsonBody, NoQuery, PathAndQuery};
 
 use super::App;
-use super::authorize::{Caller, Tokens, from_console, from_here};
+use super::caller::{Caller, Tokens, from_console, from_here};
 
 /// How long a session lasts.
 const SESSION_LASTS: Duration = Duration::from_secs(12 * 3600);

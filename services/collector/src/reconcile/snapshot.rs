@@ -25,6 +25,12 @@ pub(crate) struct Context {
     pub(crate) problems: Problems,
 }
 
+impl Context {
+    pub(crate) fn new(bus: &Bus, store: &Store, workers: &Workers, problems: &Problems) -> Self {
+        Self { bus: bus.clone(), store: store.clone(), workers: workers.clone(), problems: problems.clone() }
+    }
+}
+
 /// What one poll has seen of the bus. The durables were read first: what the store says now is at least as new.
 pub(super) struct Snapshot {
     pub(super) now_ms: i64,

@@ -170,7 +170,7 @@ fn value(row: &impl serde::Serialize) -> Value {
 }
 
 async fn task(store: &Store, id: &str) -> Vec<Value> {
-    store.task(id, None).await.unwrap().iter().map(|row| value(row)).collect()
+    store.task(id, None).await.unwrap().iter().map(value).collect()
 }
 
 async fn job(store: &Store) -> Value {
@@ -183,7 +183,7 @@ async fn ends(store: &Store, limit: u32) -> Vec<Value> {
     loop {
         let (rows, next) = store.job_results("j", 0, limit, after).await.unwrap();
         assert!(rows.len() <= limit as usize);
-        seen.extend(rows.iter().map(|row| value(row)));
+        seen.extend(rows.iter().map(value));
         after = next.map(|at| ResultCursor::parse(&at.text()).unwrap());
         if after.is_none() {
             return seen;

@@ -6,6 +6,7 @@ mod jobs;
 mod openapi;
 mod task_headers;
 mod tasks;
+mod upload;
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -18,8 +18,8 @@ use millpond_api::publish::{FinalStatus, PublishTaskQuery, TaskEnded, TaskEnding
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::{PathAndQuery, media_type};
 
-use super::{App, busy, submit_error, task_headers, unavailable};
-use crate::{ndjson, upload};
+use super::{App, busy, submit_error, task_headers, unavailable, upload};
+use crate::ndjson;
 
 /// Requests that wait for the end of a task at once.
 pub(super) const WAITERS_MAX: usize = 1000;

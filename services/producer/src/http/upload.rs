@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::StreamReader;
 
-use crate::http::submit_error;
+use super::submit_error;
 
 /// With this type the body is any bytes; with all others it is one JSON value.
 const BYTES: &str = "application/octet-stream";
@@ -24,7 +24,7 @@ const BYTES: &str = "application/octet-stream";
 ///
 /// # Errors
 /// The body cannot be read, is no JSON, or is not stored.
-pub(crate) async fn arguments(
+pub(super) async fn arguments(
     client: &Client,
     mut task: NewTask,
     headers: &HeaderMap,
