@@ -317,7 +317,7 @@ async fn dead_letters_run_again_or_go() {
     browser.shows(".paging", "1 row, all").await;
     browser.click("Purge all…").await;
     browser.click("Purge 1").await;
-    browser.shows("dialog", "1 thrown away of 1").await;
+    browser.shows("dialog", "1 purged of 1").await;
     browser.click("Close").await;
     browser.shows("main", "No dead letters").await;
     let left = cluster.get("/api/v1/dead", &[]).await.unwrap();

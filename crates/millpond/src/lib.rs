@@ -1,7 +1,8 @@
 //! The words of millpond and its bus: what a producer program, a worker or a collector depends on.
 //!
-//! `task`, `batch`, `outcome`, `payload`, `dead_letter`, `call`, `job`, `schedule`, `cron`, `worker_record`, `retry`, `chain`, `signature`, `token` and `limits` have no I/O, no clock and no
-//! randomness. `bus` is the only place that names the NATS client. `client` is what a producer program uses.
+//! The files of this folder are the words (`task`, `batch`, `outcome`, `job`, `retry`, …): no I/O, no clock, no randomness.
+//! `wire` has the names on the wire, `bus` is the only place that names the NATS client, and `client` is what a producer
+//! program uses.
 
 pub mod batch;
 pub mod bus;
