@@ -1,6 +1,6 @@
 //! One lease from its delivery to its end, stage by stage: admit, prepare, run, settle. A task that must not run, or
-//! cannot run now, leaves the row early and is turned away. The order of effects is docs/protocol.md's: `outbox/` has it once
-//! for all, and the checks of `admit/` need no await for a first delivery, so that another path may share both.
+//! cannot run now, leaves this sequence early and is turned away. The order of effects is that of docs/protocol.md, and only
+//! `outbox/` has it. The checks in `admit/` await nothing on a first delivery. Another path can therefore reuse both.
 
 use std::sync::Arc;
 
@@ -14,7 +14,8 @@ use crate::run_loop::pools::Slot;
 use crate::settle::settle;
 use crate::settle::turned_away::turn_away;
 
-/// Works on one lease, which has a slot. The slot is free again when its handler has ended, before the settlement.
+/// Works on one lease, which has been given a slot. The slot is freed when the handler has ended, before settlement; only
+/// a large result keeps it until after settlement.
 pub(crate) async fn process(context: Arc<WorkerContext>, lease: Lease, slot: Slot) {
     let prepared = match admit(&context, lease, slot).await {
         Ok(admitted) => prepare(&context, admitted).await,

@@ -3,8 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+use crate::limits::CLAIM_CHECK_BYTES;
+
 /// Work that a batch which forms by itself aims at, as time.
 const BATCH_AIM: Duration = Duration::from_millis(50);
+/// Bytes of arguments in a batch that forms by itself; a larger argument goes alone.
+pub(super) const BATCH_AUTO_BYTES_MAX: usize = 64 * 1024;
 /// Items in such a batch at the most.
 const BATCH_AUTO_ITEMS_MAX: u32 = 256;
 /// How many times larger the next batches may be than the largest that came back.
@@ -13,6 +17,8 @@ const GROWTH: u32 = 4;
 const PROBES_MAX: u64 = 64;
 /// Weight of the durations seen so far when a new one arrives.
 const MEMORY: f64 = 15.0 / 16.0;
+
+const _: () = assert!(BATCH_AUTO_BYTES_MAX <= CLAIM_CHECK_BYTES);
 
 /// How many tasks share a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -21,8 +21,8 @@ use crate::outcome::ResultBatch;
 const WINDOW_ITEMS: u64 = 65_536;
 /// Bytes of results that wait for their turn.
 const WINDOW_BYTES: usize = 16 * 1024 * 1024;
-/// After this long without a result, a resumed job counts anew how many of the results from before are left: they may have been
-/// purged.
+/// How long a resumed job goes without a result before it counts again how many earlier results are left to read: some
+/// may have been purged.
 const BACKLOG_SILENCE: Duration = Duration::from_secs(2);
 
 /// A `map` under way; [`MapRun::next`] drives it.
@@ -37,7 +37,7 @@ pub struct MapRun {
     window: ResultWindow,
     /// The next item to hand out, while its large result is fetched.
     fetching: Option<BoxFuture<'static, MapItem>>,
-    /// The job was cancelled: an item without an end by now gets none.
+    /// The job was cancelled: items that have not ended by now end as cancelled.
     cancelled: bool,
     closing: Closing,
 }
@@ -162,9 +162,10 @@ impl MapRun {
         }
     }
 
-    /// Whether every item was handed out. An item of a resumed job may be handed out before it is read from the input again.
+    /// Whether every item was handed out. `>=`, because a resumed job may hand out an item before it is read from the
+    /// input again.
     fn is_handed_out(&self) -> bool {
-        self.publish_only || self.window.floor() >= self.publisher.next_index() && self.fetching.is_none()
+        self.publish_only || (self.window.floor() >= self.publisher.next_index() && self.fetching.is_none())
     }
 
     /// Waits for one event and handles it; returns an item whose result was fetched.
@@ -189,8 +190,8 @@ impl MapRun {
         Ok(None)
     }
 
-    /// Takes the values that the input has at hand. The next one may take long, and what was read must not wait for it: with
-    /// no message under way it is published now, else when an ack arrives at the latest.
+    /// Takes the values that the input has ready. The next value may be long in coming, and those already read must not
+    /// wait for it: they are published now if no message is in flight, otherwise by the time the next ack arrives.
     fn read_ready_input(&mut self) -> Result<(), MapError> {
         while self.may_read() {
             match self.publisher.ready_value() {
@@ -232,6 +233,7 @@ impl MapRun {
 
     /// Notes the end of an item; a second end of the same item changes nothing.
     fn note_end(&mut self, index: u64, end: ItemEnd) {
+        // Not read from the input yet: its end counts only if it was stored before the job was resumed.
         if index >= self.publisher.next_index() && !self.publisher.note_already_stored(index) {
             return;
         }

@@ -9,7 +9,7 @@ use futures_util::stream::{Stream, StreamExt};
 use sha2::Sha256;
 use tokio::task::JoinSet;
 
-use super::batch_sizer::{BatchSize, BatchSizer};
+use super::batch_sizer::{BATCH_AUTO_BYTES_MAX, BatchSize, BatchSizer};
 use super::errors::{MapError, SubmitError};
 use super::index_ranges::IndexRanges;
 use super::job_record_writer::{JobRecordWriter, OwnershipLost, add_to_fingerprint, fingerprint_hex};
@@ -24,10 +24,6 @@ use crate::{batch, failpoint};
 const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of arguments that were published and wait for their ack.
 const UNACKED_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes of arguments in a batch that forms by itself; a larger argument goes alone.
-const BATCH_AUTO_BYTES_MAX: usize = 64 * 1024;
-
-const _: () = assert!(BATCH_AUTO_BYTES_MAX <= CLAIM_CHECK_BYTES);
 
 /// The input of a `map`: JSON values, or the reason why the next one cannot be read.
 pub(super) type InputValues = Pin<Box<dyn Stream<Item = Result<Bytes, String>> + Send>>;

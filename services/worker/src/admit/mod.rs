@@ -17,7 +17,7 @@ use crate::handlers::Handler;
 use crate::run_loop::intake::RELEASE_UNSTARTED_AFTER;
 use crate::run_loop::pools::Slot;
 
-/// When a task of a kind that this worker does not know is delivered again.
+/// How long until a task is delivered again whose kind this worker does not know.
 const UNKNOWN_KIND_DELAY: Duration = Duration::from_secs(1);
 
 /// Decides whether a task runs here, and gives up its slot while other workers are asked about it.
@@ -57,7 +57,7 @@ fn check(context: &WorkerContext, lease: &Lease, arguments: Option<&Arguments>) 
         return Err(Disposition::DeadLetter("expired", message.to_owned()));
     }
     match context.cancellations.of(lease) {
-        // A batch that cannot be taken apart is dead-lettered as one.
+        // A batch that cannot be taken apart goes on, and `prepare` dead-letters it as one.
         Some(CancelledPart::Items(_)) if arguments.is_none() => {}
         Some(cancelled) => return Err(Disposition::Cancel(cancelled)),
         None => {}
@@ -114,7 +114,8 @@ async fn ask_others(context: &WorkerContext, admitted: Admitted) -> Result<Admit
     }
 }
 
-/// Gives up the slot for a permit, while there is one.
+/// Trades the slot for a permit if one is free (the slot is dropped with the unused closure); otherwise returns the slot
+/// as the error.
 fn exchange(slot: Slot, permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Slot> {
     permits.clone().try_acquire_owned().map_err(|_| slot)
 }
@@ -134,6 +135,7 @@ fn judge(admission: Result<Admission, BusError>, lease: &Lease, arguments: Optio
     }
 }
 
+/// For a task that seems to kill its workers: a batch is split, to isolate the item at fault; else it is dead-lettered.
 fn killer(lease: &Lease, arguments: Option<&Arguments>, starts: &[StartEntry]) -> Disposition {
     if let Some(items) = lease.task.items.filter(|items| items.len > 1 && arguments.is_some()) {
         return Disposition::Split(items);
@@ -146,7 +148,7 @@ fn killer(lease: &Lease, arguments: Option<&Arguments>, starts: &[StartEntry]) -
     Disposition::DeadLetter("kills_workers", message)
 }
 
-/// A slot for a task that was admitted without one; none when no slot is free for long, or the worker drains.
+/// A slot for a task that was admitted without one; none when it would have to wait too long, or the worker drains.
 async fn slot_again(context: &WorkerContext, kind: &str) -> Option<Slot> {
     tokio::select! {
         biased;

@@ -137,10 +137,10 @@ impl<'a> Outbox<'a> {
         self.tally.failed += 1;
         let task = self.task;
         let items = task.items.map(|items| Items { of: items.of, from: item, len: 1 });
-        // A batch of one keeps its array: it covers the whole of what was published.
+        // A batch that was published with one item keeps its payload, an array of one: the item is all of it.
         let payload = if items.is_some_and(|items| items.of == 1) { task.payload.clone() } else { argument };
-        let of_task = RetryOverrides { attempts_max: task.attempts_max, ..RetryOverrides::default() };
-        let policy = policy.with(of_task);
+        let overrides = RetryOverrides { attempts_max: task.attempts_max, ..RetryOverrides::default() };
+        let policy = policy.with(overrides);
         if !failure.retry {
             self.dead_letter(items, item, "fatal", failure, payload);
         } else if policy.is_last(task.attempt) {
@@ -166,7 +166,7 @@ impl<'a> Outbox<'a> {
         self.without_result(item, NotDoneState::Retry, Some(failure), Some(due_ms));
     }
 
-    /// What no worker runs again until a person decides.
+    /// Sets aside what no worker may run again until a person decides.
     pub(crate) fn dead_letter(
         &mut self,
         items: Option<Items>,
@@ -237,7 +237,7 @@ impl<'a> Outbox<'a> {
         (items.from..items.from + items.len).for_each(|item| self.left_to_others(item));
     }
 
-    /// Publishes again what was not run, the same attempt; each run of neighbours as one message.
+    /// Publishes again what was not run, as the same attempt, with one message for each group of adjacent items.
     pub(crate) fn republish_not_run(&mut self, arguments: &[Bytes]) {
         let (task, started_ms) = (self.task, self.outcome.started_ms);
         let not_run = std::mem::take(&mut self.not_run);
@@ -250,9 +250,9 @@ impl<'a> Outbox<'a> {
             return;
         };
         let reason = format!("x{}-{started_ms}", task.attempt);
-        for run in not_run.chunk_by(|a, b| a + 1 == *b) {
-            if let Some(&from) = run.first() {
-                let len = u32::try_from(run.len()).unwrap_or(u32::MAX);
+        for adjacent in not_run.chunk_by(|a, b| a + 1 == *b) {
+            if let Some(&from) = adjacent.first() {
+                let len = u32::try_from(adjacent.len()).unwrap_or(u32::MAX);
                 self.messages.push(part(task, Items { of, from, len }, arguments, &reason));
             }
         }
@@ -273,6 +273,7 @@ impl<'a> Outbox<'a> {
             Box::pin(publish_all(&context.bus, &self.messages)).await?;
         }
         failpoint::hit("settle.effects_stored");
+        // Made before the outcome is stored, because `publish_parts` empties the outcome.
         let published = Settlement { same_again: self.same_again, notifications: self.notifications() };
         let subject = self.task.subject.results();
         if self.outcome.items.is_some() && bytes(&self.outcome) > RESULT_BATCH_BYTES_MAX {
@@ -294,7 +295,7 @@ impl<'a> Outbox<'a> {
         }
     }
 
-    /// Of a chain only the end of the last step is notified, and an end that stops the chain early.
+    /// Notices of what ended. Within a chain, only the last step has one, or an end that stops the chain early.
     fn notifications(&self) -> Vec<Bytes> {
         if self.task.reply_to.is_none() {
             return Vec::new();
@@ -335,7 +336,7 @@ fn parts(outcome: &mut Outcome) -> Vec<Outcome> {
         }
     }
     let (original_id, mut from) = (outcome.original_id().to_owned(), first);
-    let part = |(results, _): (Vec<Box<RawValue>>, usize)| {
+    let outcome_of = |(results, _): (Vec<Box<RawValue>>, usize)| {
         let len = u32::try_from(results.len()).unwrap_or(u32::MAX);
         let (items, next) = (Items { of, from, len }, from + len);
         let id = id_of(&original_id, Some(items));
@@ -352,7 +353,7 @@ fn parts(outcome: &mut Outcome) -> Vec<Outcome> {
         from = next;
         part
     };
-    grouped.into_iter().map(part).collect()
+    grouped.into_iter().map(outcome_of).collect()
 }
 
 #[cfg(test)]

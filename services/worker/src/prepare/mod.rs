@@ -26,7 +26,7 @@ use crate::supervisor::ChildUnavailable;
 
 use payloads::{FetchFailure, FetchedPayload};
 
-/// When a task comes again whose arguments could not be fetched.
+/// How long until a task comes again whose arguments could not be fetched.
 const FETCH_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Readies an admitted task for its start, while its slot waits for it.
@@ -50,8 +50,8 @@ pub(crate) async fn prepare(context: &WorkerContext, admitted: Admitted) -> Resu
     }
 }
 
-/// What the task needs to start; or how its lease ends instead, because that cannot be had, or the task must not start
-/// any more.
+/// Gets what the task needs and, as the last step, starts its lease. The error is how the lease ends instead: when
+/// something cannot be had now or ever, or the task must no longer start.
 async fn ready(
     context: &WorkerContext,
     lease: &Lease,
@@ -124,7 +124,7 @@ fn calls(
         payload: fetched.map_or_else(|| payload.clone(), FetchedPayload::payload),
         file: fetched.and_then(FetchedPayload::file).map(Path::to_owned),
         trace: Some(trace),
-        // Of several, each may run for too long by itself.
+        // A single call has the task's token; of several, each has its own, so that one can time out by itself.
         stop: if arguments.len() == 1 { stop.clone() } else { CancellationToken::new() },
     };
     arguments.iter().zip(first..).map(call).collect()

@@ -48,7 +48,7 @@ pub(crate) async fn run(context: &WorkerContext, prepared: Prepared) -> Finished
     let cursor = Arc::new(WorkCursor::new(calls.len()));
     let ((ends, busy), republished) = {
         let running = pin!(async {
-            // Boxed, and only when it is first polled: most tasks have ended before.
+            // Boxed inside the block, so only once it is polled: most tasks end before that.
             let watch =
                 async { Box::pin(stop_when_cancelled(context, &lease, &mut cancellations, &cursor, &stop)).await };
             tokio::select! {
@@ -68,13 +68,14 @@ pub(crate) async fn run(context: &WorkerContext, prepared: Prepared) -> Finished
     };
     slot.note(busy);
     spans.ran(&lease.task, started_at, &ends);
+    // The slot is freed here, unless a result is large.
     let slot = ends.iter().any(CallEnd::is_large).then_some(slot);
     let time = AttemptTime { started_ms, ended_ms: millpond::now_ms(), busy };
     Finished { lease, arguments, ends, republished, time, spans, scope, slot }
 }
 
-/// Stops what runs when it is cancelled meanwhile, or when the drain's time is over. This never ends; what
-/// runs does, once it is stopped.
+/// Cancels `stop` when the task is cancelled while it runs, or when the drain's time is up. Never returns: the calls that
+/// it runs beside end once they are stopped.
 async fn stop_when_cancelled(
     context: &WorkerContext,
     lease: &Lease,

@@ -1,5 +1,5 @@
-//! Ends a lease with the outcome of its attempt. All effects are stored first (`outbox/`), then the end is notified, then the
-//! message is acknowledged; never the other way round. Knows ends and outcomes, not handlers.
+//! Ends a lease with the outcome of its attempt. All effects are stored first (`outbox/`), then the end is announced, then
+//! the message is acknowledged; never in another order. Knows ends and outcomes, not handlers.
 
 pub(crate) mod retry_policies;
 pub(crate) mod turned_away;
@@ -16,7 +16,7 @@ use crate::cancellations::CancelledPart;
 use crate::context::WorkerContext;
 use crate::outbox::{Outbox, Settlement};
 
-/// How long a lease is kept whose effects the server has refused, before it runs out.
+/// How long to keep a lease whose effects the server refused, before it is abandoned.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Settles an attempt that ran.
@@ -51,18 +51,19 @@ pub(crate) async fn settle(context: &WorkerContext, finished: Finished) {
     stats.count(tally);
 }
 
-/// Ends a lease whose effects are stored. When they are not, nothing is acknowledged: the lease runs out, and the task
-/// comes again.
+/// Ends a lease once its effects are stored. If they could not be stored, nothing is acknowledged: the lease is
+/// abandoned, and the task comes again.
 async fn acknowledge(context: &WorkerContext, lease: Lease, published: Result<Settlement, PublishError>) {
     let published = match published {
         Ok(published) => published,
         Err(error) => return Box::pin(abandon(lease, &error)).await,
     };
+    // Published again as the same attempt, it may come back to this worker, which must not take it for settled.
     if !published.same_again {
         lease.mark_settled();
     }
     failpoint::hit("settle.outcome_stored");
-    // Before the ack: a death in between notifies of the end twice rather than never.
+    // Before the ack: if the worker dies in between, the end is announced twice rather than never.
     if let Some(subject) = &lease.task.reply_to {
         for notification in published.notifications {
             context.bus.publish_core(subject, notification).await;

@@ -16,7 +16,7 @@ use super::child_process::{ChildProcess, StartError};
 use super::child_status::ChildStatus;
 use super::handlers_toml::{ChildMode, ChildSpec};
 use super::once::{conversation, task};
-use super::timeouts::Timeouts;
+use super::stop_times::Timeouts;
 use super::warm::actor::{ChildEnd, WarmChildActor};
 use super::warm::assignment::{Assignment, AssignmentReport};
 use crate::call::Call;

@@ -12,7 +12,7 @@ use millpond::wire::subject::check_token;
 use serde::{Deserialize, Deserializer};
 
 use super::once::xargs;
-use super::timeouts::GRACE_DEFAULT;
+use super::stop_times::GRACE_DEFAULT;
 
 /// Most children of one kind.
 const SLOTS_MAX: usize = 1024;

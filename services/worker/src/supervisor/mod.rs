@@ -10,9 +10,9 @@ pub(crate) mod line_protocol;
 mod line_reader;
 pub(crate) mod once;
 mod process_tree;
+mod stop_times;
 #[cfg(target_os = "linux")]
 pub(crate) mod subreaper_guard;
-mod timeouts;
 mod warm;
 
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ use nix::unistd::Pid;
 pub(crate) use children::{ChildTicket, ChildUnavailable, Children};
 pub(crate) use handlers_toml::{ChildProgram, ChildSpec, read as read_handlers_toml};
 pub(crate) use process_tree::{ProcessUsage, usage};
-pub(crate) use timeouts::Timeouts;
+pub(crate) use stop_times::Timeouts;
 
 use child_status::ChildStatus;
 

@@ -20,7 +20,7 @@ use crate::supervisor::child_process::{ChildProcess, StartError, task_environmen
 use crate::supervisor::child_status::ChildStatus;
 use crate::supervisor::handlers_toml::ChildSpec;
 use crate::supervisor::line_reader::{LineReader, ReadLine};
-use crate::supervisor::timeouts::END_WITHIN;
+use crate::supervisor::stop_times::END_WITHIN;
 
 /// In the environment of a child that converses: the arguments of the call.
 const ENV_ARGS: &str = "MILLPOND_ARGS";

@@ -24,7 +24,7 @@ use crate::supervisor::child_process::{ChildProcess, StartError, task_environmen
 use crate::supervisor::child_status::ChildStatus;
 use crate::supervisor::handlers_toml::{ChildProgram, ChildSpec};
 use crate::supervisor::line_reader::ReadLine;
-use crate::supervisor::timeouts::{END_WITHIN, STOP_GRACE_MAX, Timeouts};
+use crate::supervisor::stop_times::{END_WITHIN, STOP_GRACE_MAX, Timeouts};
 
 /// The exit code that says that the arguments are at fault, and that another try is of no use (`EX_DATAERR` of sysexits.h).
 const EXIT_DATA: i32 = 65;

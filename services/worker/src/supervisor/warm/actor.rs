@@ -15,7 +15,7 @@ use crate::supervisor::child_process::ChildProcess;
 use crate::supervisor::handlers_toml::ChildSpec;
 use crate::supervisor::line_protocol::{ChildMessage, SHUTDOWN_LINE, parse, quoted};
 use crate::supervisor::line_reader::ReadLine;
-use crate::supervisor::timeouts::END_WITHIN;
+use crate::supervisor::stop_times::END_WITHIN;
 
 /// How a child's life ended.
 #[derive(Default)]

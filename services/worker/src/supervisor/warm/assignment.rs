@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::call::Call;
 use crate::call_end::CallEnd;
 use crate::run::work_cursor::WorkCursor;
-use crate::supervisor::timeouts::Timeouts;
+use crate::supervisor::stop_times::Timeouts;
 
 /// The calls of a message that a child is to run.
 pub(crate) struct Assignment {

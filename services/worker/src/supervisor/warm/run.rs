@@ -17,7 +17,7 @@ use crate::call_end::{CallEnd, too_late};
 use crate::supervisor::child_process::ChildProcess;
 use crate::supervisor::line_protocol::{CHILD_LINE_BYTES_MAX, ChildMessage, SHUTDOWN_LINE, parse, write_task};
 use crate::supervisor::line_reader::ReadLine;
-use crate::supervisor::timeouts::{END_WITHIN, STOP_GRACE_MAX, Timeouts};
+use crate::supervisor::stop_times::{END_WITHIN, STOP_GRACE_MAX, Timeouts};
 
 /// Work that is written ahead of its answers, as time: it hides the way through the pipe, and little waits behind a slow
 /// task.
