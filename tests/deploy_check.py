@@ -31,7 +31,10 @@ def attributes_of_code():
     telemetry = "".join(text for path, text in sources() if "telemetry" in path.parts)
     names = set(re.findall(r'FIELD_\w+: &str = "([^"]+)"', telemetry)) - {"trace_id", "span_id"}
     for _, text in sources():
-        names |= set(re.findall(r'(?:KeyValue::new|\bsay|\babout)\(\s*"([^"]+)"', text))
+        names |= set(re.findall(r'(?:KeyValue::new|\battribute|\babout)\(\s*"([^"]+)"', text))
+        # Of the lines that children write: `info!(worker, child, kind, "{message}")`.
+        for fields in re.findall(r'info!\(([a-z_, ]+), "\{message\}"\)', text):
+            names |= set(fields.split(", "))
     names |= {name for name in re.findall(r'"([a-z0-9._]+)"\)', telemetry) if name.startswith("k8s.")}
     assert len(names) > 20, names
     return names
@@ -131,7 +134,7 @@ def prometheus(names):
     tests = read("tests/prometheus/alerts_test.yml")
     untested = {alert for alert in alerts if not re.search(rf"alertname: {alert}\s+exp_alerts:\n", tests)}
     assert not untested, f"alerts without an example: {untested}"
-    problems = read("services/collector/src/reconcile/problems.rs")
+    problems = read("crates/api/src/overview.rs")
     for kind in re.search(r'millpond_problems\{kind=~"([^"]+)"', rules)[1].split("|"):
         assert f'"{kind}"' in problems, f"{kind} is no problem"
     print(f"Prometheus: {len(alerts)} alerts, {len(seen)} metrics")
@@ -172,7 +175,7 @@ def grafana(names):
 
 def secrets():
     """Each file below /run/millpond that compose and deploy/ name is one that `millpond secrets` makes for that service."""
-    made = set(re.findall(r'\("([\w-]+)", "(\w+)"\),', read("cli/src/secrets.rs")))
+    made = set(re.findall(r'\("([\w-]+)", "(\w+)"\),', read("cli/src/credentials.rs")))
     compose, service, seen = read("docker-compose.yml"), None, set()
     for line in compose.split("# --- profiles elk and metrics")[1].splitlines():
         service = (re.match(r"  ([\w-]+):", line) or [None, service])[1]
@@ -193,7 +196,7 @@ def containers():
     said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
     services = json.loads(said.stdout)["services"]
     for name, service in services.items():
-        assert re.search(r":v?\d+\.\d+(\.\d+|-alpine)$", service["image"]), f"{name}: {service['image']} is no exact version"
+        assert re.search(r":v?\d+\.\d+(\.\d+|-alpine)(@sha256:[0-9a-f]{64})?$", service["image"]), f"{name}: {service['image']} is no exact version"
         assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
         assert service["user"].startswith("65532:") and service["mem_limit"] and service["pids_limit"], name
         assert service.get("read_only") or "docker.elastic.co" in service["image"], f"{name}: its root can be written"
