@@ -276,7 +276,7 @@ first=$(on)
 k delete pod "$first" --wait=true >/dev/null
 until_true "its end" 120 millpond task result longer
 is "a task longer than the drain, its pod deleted in mid-run: its result" "12.0" "$(millpond task result longer)"
-is "  its attempts" "handed back at the pod that was gone, done at the other" "$(millpond task show longer --json | python3 -c '
+is "  its attempts" "released at the pod that was gone, done at the other" "$(millpond task show longer --json | python3 -c '
 import json, sys
 names = ["at the other", "at the pod that was gone"]
 print(", ".join("%s %s" % (a["status"], names[a["worker"] == sys.argv[1]]) for a in json.load(sys.stdin)["attempts"]))' "$first")"
