@@ -21,7 +21,8 @@ stale=0
 for file; do
     for image in $(images "$file"); do
         tag=${image%@*}
-        digest=$(docker buildx imagetools inspect "$tag" --format '{{.Manifest.Digest}}') || {
+        # The first digest of the manifest is its own; those of an index's platforms come after it.
+        digest=$(docker buildx imagetools inspect "$tag" --format '{{json .Manifest}}' | grep -oE 'sha256:[0-9a-f]{64}' | head -n 1) || {
             echo "pin-images.sh: the registry of $tag does not answer, or does not have it" >&2
             exit 1
         }
