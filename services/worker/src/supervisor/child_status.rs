@@ -184,7 +184,8 @@ impl ChildStatus {
             exit_code: exit.and_then(|e| e.code()),
             signal: exit.and_then(|e| e.signal()),
             oom,
-            rss_bytes: observed.usage.rss_bytes,
+            // A sample that is taken while the child is killed would say 0: what the limit saw counts.
+            rss_bytes: observed.over_memory.unwrap_or(observed.usage.rss_bytes),
             log: observed.log.iter().cloned().collect(),
         })
     }
