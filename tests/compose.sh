@@ -25,8 +25,11 @@ SLOTS=4
 cleanup() {
     local code=$?
     if [ "$code" != 0 ]; then
-        docker compose ps -a >&2 || true
-        docker compose logs --tail 20 >&2 || true
+        for service in nats setup producer collector worker; do
+            docker compose logs --no-color --tail 12 "$service" 2>&1 | cut -c -300 >&2 || true
+        done
+        docker compose ps -a --format 'table {{.Name}}\t{{.Status}}' >&2 || true
+        echo "${FAILURE:-compose.sh: a command failed, after the last step above}" >&2
     fi
     if [ "$keep" != --keep ]; then
         docker compose down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1 || true

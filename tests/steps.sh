@@ -2,8 +2,11 @@
 # shellcheck shell=bash
 
 step() { printf '%5ss  %s\n' "$SECONDS" "$*"; }
+# What ended the script; a script that prints logs at its end prints this after them.
+FAILURE=
 fail() {
-    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    FAILURE="${0##*/}: $*"
+    printf '%s\n' "$FAILURE" >&2
     exit 1
 }
 is() { # is WHAT EXPECTED GOT
