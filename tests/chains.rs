@@ -61,7 +61,7 @@ async fn three_steps_over_two_queues_and_a_wait_for_the_last() {
     let _worker = cluster.worker("w1", &["--queues", "default,other"], None);
     let chain = NewTask {
         id: Some("c".into()),
-        then: steps("other.square,echo"),
+        continuation: steps("other.square,echo"),
         job: Some("j".into()),
         index: Some(0),
         timeout: Some(PATIENCE),
@@ -79,17 +79,19 @@ async fn three_steps_over_two_queues_and_a_wait_for_the_last() {
     assert_eq!((&job["done"], &job["dead"]), (&json!(1), &json!(0)));
     let shown = cli(&cluster, &["task", "show", "c"]).await;
     assert!(String::from_utf8_lossy(&shown.stdout).contains("then       other.square"));
-    let waits =
-        cli(&cluster, &["submit", "square", "2", "--then", "other.square", "--then", "echo", "--wait", "--json"]);
+    let waits = cli(
+        &cluster,
+        &["submit", "square", "2", "--continuation", "other.square", "--continuation", "echo", "--wait", "--json"],
+    );
     let end: Value = serde_json::from_slice(&waits.await.stdout).unwrap();
     assert_eq!((&end["result"], &end["status"]), (&json!(16), &json!("done")));
     assert!(end["id"].as_str().unwrap().ends_with("/then/then"));
-    let wrong = cli(&cluster, &["submit", "square", "2", "--then", "a.b.c"]).await;
+    let wrong = cli(&cluster, &["submit", "square", "2", "--continuation", "a.b.c"]).await;
     assert_eq!(wrong.status.code(), Some(2), "{}", said(&wrong));
     // Over HTTP, with the end told to who asked.
     let (_producer, url) = cluster.producer().await;
     let post = reqwest::Client::new().post(format!("{url}/v1/tasks/default/square")).body("5");
-    let post = post.bearer_auth(&cluster.nats.secrets.token).header("Millpond-Then", "square");
+    let post = post.bearer_auth(&cluster.nats.secrets.token).header("Millpond-Continuation", "square");
     let answer: Value = post.send().await.unwrap().json().await.unwrap();
     assert_eq!(cluster.ended(&format!("{}/then", answer["id"].as_str().unwrap())).await["result"], 625);
 }
@@ -109,7 +111,7 @@ async fn a_step_that_dies_ends_the_chain_and_a_replay_goes_on() {
     // The middle fails with what it is given; a retry of it is no new step.
     let chain = |id: &str, arguments: &str| NewTask {
         id: Some(id.into()),
-        then: steps("fail,echo"),
+        continuation: steps("fail,echo"),
         reply_to: Some("reply.chain".into()),
         ..task("echo", arguments)
     };
@@ -145,10 +147,10 @@ async fn each_item_of_a_batch_that_is_done_has_its_next_step() {
         id: Some("b".into()),
         batch: Some(6),
         attempts_max: Some(2),
-        then: steps("square"),
+        continuation: steps("square"),
         ..task("fail", r#"[{}, {"until": 2}, {"how": "never"}, {"how": "fatal"}, {"how": "never"}, {"how": "never"}]"#)
     };
-    let one = NewTask { id: Some("one".into()), batch: Some(1), then: steps("echo"), ..task("square", "[7]") };
+    let one = NewTask { id: Some("one".into()), batch: Some(1), continuation: steps("echo"), ..task("square", "[7]") };
     cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
     cluster.client.submit(&one, RetryDeadline::Unlimited).await.unwrap();
     assert_eq!(cluster.ended("one/then/0").await["result"], 49);
@@ -179,7 +181,7 @@ async fn a_worker_killed_around_the_next_step_doubles_nothing() {
             let id = format!("{queue}-{id}");
             let chain = NewTask {
                 id: Some(id.clone()),
-                then: steps("square,echo"),
+                continuation: steps("square,echo"),
                 queue: queue.clone(),
                 ..task("square", "3")
             };
@@ -191,7 +193,7 @@ async fn a_worker_killed_around_the_next_step_doubles_nothing() {
         let batch = NewTask {
             id: Some(format!("{queue}-b")),
             batch: Some(4),
-            then: steps("square"),
+            continuation: steps("square"),
             queue: queue.clone(),
             ..task("square", "[1, 2, 3, 4]")
         };
@@ -218,7 +220,7 @@ fn job(job: &str, kind: &str, then: &str) -> MapSpec {
         ordered: false,
         timeout: None,
         attempts_max: Some(2),
-        then: Some(then.parse().unwrap()),
+        continuation: Some(then.parse().unwrap()),
         ..MapSpec::default()
     }
 }
@@ -255,7 +257,8 @@ async fn the_end_of_a_job_starts_one_task_with_its_counts() {
         assert_eq!(cluster.ended(&format!("{name}.1/then")).await["result"], counts(&name, 3, 2, 1));
     }
     // By the command line, into another queue of the worker; and an empty job has an end too.
-    let mapped = cli(&cluster, &["map", "square", "--range", "0..20", "--job", "line", "--then", "default.echo"]).await;
+    let mapped =
+        cli(&cluster, &["map", "square", "--range", "0..20", "--job", "line", "--continuation", "default.echo"]).await;
     assert!(mapped.status.success(), "{}", said(&mapped));
     assert_eq!(cluster.ended("line.1/then").await["result"], counts("line", 20, 20, 0));
     publish(&cluster, job("empty", "square", "echo"), &[]).await;
@@ -293,7 +296,7 @@ async fn large_results_of_a_batch_go_on_to_the_next_step() {
     let batch = NewTask {
         id: Some("large".into()),
         batch: Some(2),
-        then: vec!["echo".parse().unwrap()],
+        continuation: vec!["echo".parse().unwrap()],
         ..task("echo", &format!("[{text},{text}]"))
     };
     cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();

@@ -120,7 +120,7 @@ trace() { # of a task
 }
 run submit story '{"until": 3}' --id retried --wait
 run submit story '{"fatal": true}' --id dead --wait || true
-run submit story '{}' --id chained --then story --wait
+run submit story '{}' --id chained --continuation story --wait
 printf '{}\n{}\n{}\n' >"$work/input"
 run map story - --batch 3 --job batched <"$work/input"
 until_true "the step of the chain" 120 "$millpond" why chained/then

@@ -321,7 +321,7 @@ async fn any_client_may_converse() {
     let mut heard = client.subscribe("pipe.mine.out").await.unwrap();
     let mut headers = HeaderMap::new();
     headers.insert("Millpond-Pipe", "mine");
-    headers.insert("Millpond-Room", "100");
+    headers.insert("Millpond-Pipe-Capacity", "100");
     let opened = client.request_with_headers("call.default.talk", headers, "".into()).await.unwrap();
     assert_eq!(opened.headers.unwrap().get("Millpond-Pipe").unwrap().as_str(), "mine");
     let say = async |seq: &str, end: Option<&str>, text: &'static str| {

@@ -167,8 +167,9 @@ async fn a_purge_lets_its_jobs_end() {
     drop(worker);
     // A batch, of which nothing has begun, and a job with a task to follow.
     publish(&cluster, "batched", "square", "3", 40, BatchSize::Fixed(10)).await;
-    let then =
-        cluster.command(&["map", "square", "--range", "0..7", "--job", "then", "--then", "echo", "--no-wait"]).output();
+    let then = cluster
+        .command(&["map", "square", "--range", "0..7", "--job", "then", "--continuation", "echo", "--no-wait"])
+        .output();
     assert!(then.unwrap().status.success());
     until("closed jobs", PATIENCE, async || {
         let (batched, then) = (job(&cluster, "batched").await, job(&cluster, "then").await);

@@ -97,7 +97,7 @@ async fn publisher_only_publishes_tasks() {
         "$JS.API.STREAM.PURGE.TASKS",
         "$KV.millpond_jobs.x",
         "$O.millpond_payloads.C.x",
-        "lease.who.default.x",
+        "lease.owner.default.x",
         "call.default.square",
         "pipe.x.in",
         "$SRV.PING",
@@ -127,7 +127,7 @@ async fn client_takes_no_tasks_and_purges_nothing() {
         "$JS.API.STREAM.PURGE.OBJ_millpond_payloads",
         "pipe.x.out",
     ];
-    check("client", &publish, &["tasks.>", "dead.>", "lease.who.>", "$KV.>", "call.>", "pipe.*.in", "$SRV.>", ">"])
+    check("client", &publish, &["tasks.>", "dead.>", "lease.owner.>", "$KV.>", "call.>", "pipe.*.in", "$SRV.>", ">"])
         .await;
 }
 

@@ -86,7 +86,7 @@ async fn what_is_signed_runs_through_all_that_becomes_of_it() {
     assert_eq!(cluster.ended(answer["id"].as_str().unwrap()).await["result"], 25);
     let mapped = cli(&cluster, &["map", "square", "--range", "0..50"], &keys).await;
     assert_eq!(text(&mapped.stdout).lines().count(), 50, "{}", text(&mapped.stderr));
-    let chained = cli(&cluster, &["submit", "square", "3", "--then", "square", "--wait"], &keys).await;
+    let chained = cli(&cluster, &["submit", "square", "3", "--continuation", "square", "--wait"], &keys).await;
     assert_eq!(text(&chained.stdout).trim(), "81", "{}", text(&chained.stderr));
     // A dead letter keeps its headers, and is signed again when it is run again.
     let dying = NewTask { id: Some("dies".into()), attempts_max: Some(1), ..task("fail", r#"{"until": 2}"#) };

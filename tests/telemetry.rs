@@ -117,7 +117,7 @@ async fn a_task_is_one_story() {
     let submits: [(&str, &[&str]); 5] = [
         ("retried", &[r#"{"until":3}"#]),
         ("dead", &[r#"{"fatal":true}"#]),
-        ("chained", &["{}", "--then", "story"]),
+        ("chained", &["{}", "--continuation", "story"]),
         ("delayed", &["{}", "--delay", "300ms"]),
         ("claimed", &["--file", large.to_str().unwrap()]),
     ];

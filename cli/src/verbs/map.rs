@@ -63,7 +63,7 @@ pub struct MapArgs {
     no_wait: bool,
     /// When the whole job has ended, run this kind once, KIND or QUEUE.KIND, with the job's counts as its arguments.
     #[arg(long, value_name = "KIND")]
-    then: Option<ChainStep>,
+    continuation: Option<ChainStep>,
     #[command(flatten)]
     signing: SigningArgs,
     #[command(flatten)]
@@ -111,7 +111,7 @@ pub async fn run(args: MapArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
         ordered: !args.unordered,
         timeout: args.runner.timeout,
         attempts_max: args.runner.attempts_max,
-        then: args.then.clone(),
+        continuation: args.continuation.clone(),
     };
     if args.no_wait {
         return publish_only(&client, spec, input, args.json).await;

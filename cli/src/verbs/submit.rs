@@ -63,7 +63,7 @@ pub struct SubmitArgs {
     /// When the task is done, run this kind with its result: KIND or QUEUE.KIND. Repeat it for further steps. --wait then
     /// waits for the last step, or for the one that ends the chain early.
     #[arg(long, value_name = "KIND")]
-    then: Vec<ChainStep>,
+    continuation: Vec<ChainStep>,
     /// Allow one task with this key at a time: while another of this kind and queue waits or runs, refuse with exit code 1.
     #[arg(long, value_name = "KEY")]
     unique: Option<String>,
@@ -113,7 +113,7 @@ impl SubmitArgs {
             expires: expires.map(|at| at.to_string()),
             at_ms: at.map(jiff::Timestamp::as_millisecond),
             reply_to: self.reply_to.clone(),
-            then: self.then.clone(),
+            continuation: self.continuation.clone(),
             unique: self.unique.clone(),
             ..Default::default()
         })

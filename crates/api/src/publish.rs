@@ -147,7 +147,7 @@ pub struct PublishJobQuery {
     /// When all of it has ended, run this kind (or `queue.kind`) with the counts as its argument.
     #[param(example = "report", nullable = false, pattern = "^[A-Za-z0-9_-]{1,64}$")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub then: Option<String>,
+    pub continuation: Option<String>,
 }
 
 /// A job that is stored.

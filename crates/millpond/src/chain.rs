@@ -1,4 +1,4 @@
-//! Chains: the steps that run after a task is done, each with the result of the one before as its argument. `Millpond-Then` lists
+//! Chains: the steps that run after a task is done, each with the result of the one before as its argument. `Millpond-Continuation` lists
 //! the steps; each step takes the first and carries the others. The worker publishes the next step when it settles (services/worker/src/outbox/continuations.rs).
 //! No I/O, no clock.
 

@@ -64,7 +64,7 @@ pub enum ReplayError {
 /// Why and when a task was dead-lettered, and its attempts before.
 ///
 /// ```
-/// let text = r#"{"v":1,"id":"a1","attempt":3,"reason":"exhausted","failure":{"type":"error","message":"no","retry":true},"worker":"w1","published_ms":1,"buried_ms":9}"#;
+/// let text = r#"{"v":1,"id":"a1","attempt":3,"reason":"exhausted","failure":{"type":"error","message":"no","retry":true},"worker":"w1","published_ms":1,"dead_lettered_ms":9}"#;
 /// let evidence: millpond::dead_letter::Evidence = serde_json::from_str(text).unwrap();
 /// assert_eq!(serde_json::to_string(&evidence).unwrap(), text);
 /// ```
@@ -75,8 +75,8 @@ pub struct Evidence {
     pub v: u8,
     /// Id of the task, or `<original id>/<i>` of an item.
     pub id: String,
-    /// Id of the message first published, where it is not `id`.
-    #[serde(rename = "root", default, skip_serializing_if = "Option::is_none")]
+    /// Id of the message first published, where it is not `id`. `root` in what wire number 1 wrote.
+    #[serde(alias = "root", default, skip_serializing_if = "Option::is_none")]
     pub original_id: Option<String>,
     /// The items covered; none for a task published alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,9 +106,9 @@ pub struct Evidence {
     /// Start of the last attempt, Unix time in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_ms: Option<i64>,
-    /// When it was dead-lettered, Unix time in milliseconds.
-    #[serde(rename = "buried_ms")]
-    pub dead_ms: i64,
+    /// When it was dead-lettered, Unix time in milliseconds. `buried_ms` in what wire number 1 wrote.
+    #[serde(alias = "buried_ms")]
+    pub dead_lettered_ms: i64,
     /// W3C trace id, 32 hex digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
@@ -135,8 +135,8 @@ impl Evidence {
         failures.push(FailedAttempt {
             attempt: self.attempt,
             worker: self.worker.clone(),
-            started_ms: self.started_ms.unwrap_or(self.dead_ms),
-            ended_ms: self.dead_ms,
+            started_ms: self.started_ms.unwrap_or(self.dead_lettered_ms),
+            ended_ms: self.dead_lettered_ms,
             failure: self.failure.clone(),
         });
         let mut replay = carried(headers);
@@ -211,8 +211,8 @@ mod tests {
 
     #[test]
     fn a_replay_is_the_next_attempt_and_has_as_many_as_before() {
-        let text = r#"{"v":1,"id":"b/3","root":"b","items":{"of":5,"from":3,"len":1},"index":8,"attempt":2,"reason":"exhausted",
-            "failure":{"type":"error","message":"no","retry":true},"worker":"w1","published_ms":1,"buried_ms":9}"#;
+        let text = r#"{"v":1,"id":"b/3","original_id":"b","items":{"of":5,"from":3,"len":1},"index":8,"attempt":2,"reason":"exhausted",
+            "failure":{"type":"error","message":"no","retry":true},"worker":"w1","published_ms":1,"dead_lettered_ms":9}"#;
         let evidence: Evidence = serde_json::from_str(text).unwrap();
         let had = [(HEADER_ATTEMPTS_MAX, "2"), (HEADER_EXPIRES, "2020-01-01T00:00:00Z"), ("Millpond-Timeout", "5s")];
         let had: Headers = had.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();

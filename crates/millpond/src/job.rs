@@ -58,7 +58,7 @@ pub struct JobRecord {
     pub total: Option<u64>,
     /// The task that runs once all others have ended, with the counts as its argument.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub then: Option<JobContinuation>,
+    pub continuation: Option<JobContinuation>,
     /// Tasks acknowledged by the server without a gap, from index 0.
     pub published: u64,
     /// SHA-256 of the first `published` values of its input, each followed by a line break: a producer that resumes the job must

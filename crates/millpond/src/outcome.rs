@@ -258,8 +258,8 @@ pub enum ItemResult<'a> {
 pub struct Outcome {
     /// Id of what ran: see [`id_of`].
     pub id: String,
-    /// Id of the message first published, where it is not `id`.
-    #[serde(rename = "root", default, skip_serializing_if = "Option::is_none")]
+    /// Id of the message first published, where it is not `id`. `root` on the wire of number 1.
+    #[serde(alias = "root", default, skip_serializing_if = "Option::is_none")]
     pub original_id: Option<String>,
     /// The items covered; none for a task published alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -285,8 +285,8 @@ pub struct Outcome {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub span: Option<String>,
     /// Where the result goes next, `<queue>.<kind>`: the next step of its chain is stored.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub then: Option<String>,
+    #[serde(alias = "then", default, skip_serializing_if = "Option::is_none")]
+    pub continuation: Option<String>,
     /// One JSON value per covered item.
     pub results: Vec<Box<RawValue>>,
     /// Results that lie in the store instead, by item; their entry in `results` is `null`.

@@ -14,9 +14,9 @@ use crate::payload::PayloadRef;
 use crate::retry::{ATTEMPTS_MAX_MAX, parse_attempts_max};
 use crate::signature::Distrust;
 use crate::wire::headers::{
-    HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_FAILURES, HEADER_ID, HEADER_INDEX,
-    HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED, HEADER_REF, HEADER_REPLY_TO, HEADER_SCHEDULE,
-    HEADER_SCHEDULE_TARGET, HEADER_SIGNATURE, HEADER_THEN, HEADER_TIMEOUT, HEADER_TRACEPARENT, HEADER_TRACESTATE,
+    HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_EXPIRES, HEADER_FAILURES, HEADER_ID,
+    HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED, HEADER_REF, HEADER_REPLY_TO,
+    HEADER_SCHEDULE, HEADER_SCHEDULE_TARGET, HEADER_SIGNATURE, HEADER_TIMEOUT, HEADER_TRACEPARENT, HEADER_TRACESTATE,
     Headers,
 };
 use crate::wire::subject::{SubjectError, TaskSubject};
@@ -87,7 +87,7 @@ pub struct Task {
     /// The subject that is notified of its end as well.
     pub reply_to: Option<String>,
     /// The steps that run when it is done, in order.
-    pub then: Vec<ChainStep>,
+    pub continuation: Vec<ChainStep>,
     /// When the original message was stored, Unix time in milliseconds.
     pub published_ms: i64,
     /// The attempts before this one, oldest first.
@@ -129,7 +129,7 @@ impl Task {
             expires_ms: None,
             index: None,
             reply_to: None,
-            then: Vec::new(),
+            continuation: Vec::new(),
             published_ms: arrival.stored_ms,
             failures: own(HEADER_FAILURES).and_then(|v| serde_json::from_str(v).ok()).unwrap_or_default(),
             republished: own(HEADER_ID).is_some(),
@@ -197,10 +197,10 @@ impl Task {
                 self.bad_header(HEADER_REPLY_TO, subject, "a subject reply.<x> without wildcards, such as reply.job1");
             }
         }
-        match get(HEADER_THEN).map(|text| (text, chain::parse(text))) {
+        match get(HEADER_CONTINUATION).map(|text| (text, chain::parse(text))) {
             None => {}
-            Some((_, Ok(steps))) => self.then = steps,
-            Some((text, Err(wanted))) => self.bad_header(HEADER_THEN, text, &wanted),
+            Some((_, Ok(steps))) => self.continuation = steps,
+            Some((text, Err(wanted))) => self.bad_header(HEADER_CONTINUATION, text, &wanted),
         }
         self.attempt = own(HEADER_ATTEMPT).and_then(|v| v.parse().ok()).filter(|&n| n > 0).unwrap_or(1);
         if let Some(ms) = own(HEADER_PUBLISHED).and_then(|v| v.parse().ok()) {
@@ -294,7 +294,7 @@ impl Task {
     /// that were submitted in it.
     #[must_use]
     pub fn next_step(&self) -> Option<TaskSubject> {
-        chain::resolve(&self.subject.queue, &self.then).next()
+        chain::resolve(&self.subject.queue, &self.continuation).next()
     }
 
     /// The headers of the step after this one, for `items` of it that are done. Items keep their places, so that an item's next
@@ -317,8 +317,8 @@ impl Task {
         if let Some(i) = items {
             put(HEADER_ITEMS, i.to_string());
         }
-        if let Some(rest) = self.then.get(1..).and_then(chain::text) {
-            put(HEADER_THEN, rest);
+        if let Some(rest) = self.continuation.get(1..).and_then(chain::text) {
+            put(HEADER_CONTINUATION, rest);
         }
         headers
     }
@@ -429,7 +429,7 @@ mod tests {
             (HEADER_REPLY_TO, "reply.>"),
             (HEADER_REPLY_TO, "reply."),
             (HEADER_REF, "{}"),
-            (HEADER_THEN, "a.b.c"),
+            (HEADER_CONTINUATION, "a.b.c"),
         ] {
             let defect = read("tasks.q.k", &[(name, value)], Origin::Tasks).defect.unwrap();
             assert!(defect.reason == "bad_header" && defect.message.contains(name), "{defect:?}");
@@ -481,7 +481,7 @@ mod tests {
     fn the_next_step_has_one_id_and_what_it_inherits() {
         let given = [
             (HEADER_MSG_ID, "r"),
-            (HEADER_THEN, "b,q2.c"),
+            (HEADER_CONTINUATION, "b,q2.c"),
             ("Millpond-Batch", "5"),
             ("Millpond-Index", "10"),
             ("Millpond-Timeout", "5s"),

@@ -1,11 +1,11 @@
-//! Publishes the continuations of jobs that have ended: each is requested from a producer service on `ctl.then`, again until
+//! Publishes the continuations of jobs that have ended: each is requested from a producer service on `ctl.continuation`, again until
 //! one answers that it is stored. After a death in between it is requested twice: the task has one id, and the store keeps
 //! one end of it.
 
 use std::time::Duration;
 
 use millpond::bus::Bus;
-use millpond::bus::operate::control::{CTL_THEN, ControlReply, JobEnded};
+use millpond::bus::operate::control::{CTL_CONTINUATION, ControlReply, JobEnded};
 use millpond::failpoint;
 
 use crate::store::Store;
@@ -52,7 +52,7 @@ async fn publish(bus: &Bus, store: &Store, ended: &JobEnded) -> Result<(), Strin
     let cancelled = store.is_cancelled(&ended.job, ended.epoch);
     if !cancelled {
         failpoint::hit("collector.continuation_ready");
-        match bus.request(CTL_THEN, ended, ANSWER_WITHIN).await {
+        match bus.request(CTL_CONTINUATION, ended, ANSWER_WITHIN).await {
             Ok(ControlReply::Ok(_)) => {}
             Ok(ControlReply::Error(text)) => return Err(text),
             Err(fault) => return Err(format!("{fault}; is a producer running (`millpond producer run`)?")),

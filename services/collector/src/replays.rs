@@ -126,7 +126,7 @@ impl Replays {
         let planned = PlannedReplay {
             dead_letter: id.clone(),
             reason: request.evidence.reason.clone(),
-            dead_lettered_ms: request.evidence.dead_ms,
+            dead_lettered_ms: request.evidence.dead_lettered_ms,
             moved: to_queue.map(|queue| (queue.clone(), moved_id(&request.evidence.id, &queue))),
             new_arguments: options.arguments.is_some(),
         };

@@ -1,4 +1,4 @@
-//! The task that the end of a job starts: the collector requests it on `ctl.then`, it is published under an id of its own,
+//! The task that the end of a job starts: the collector requests it on `ctl.continuation`, it is published under an id of its own,
 //! and the answer comes when the server has stored it. One of several producers does it.
 
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use millpond::bus::Bus;
 use millpond::bus::error::BusError;
-use millpond::bus::operate::control::{CTL_THEN, ControlReply, ControlRequests, JobEnded};
+use millpond::bus::operate::control::{CTL_CONTINUATION, ControlReply, ControlRequests, JobEnded};
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Client, NewTask};
 use serde_json::json;
@@ -20,7 +20,7 @@ const STORE_WITHIN: Duration = Duration::from_secs(5);
 /// # Errors
 /// When the connection is closed.
 pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, BusError> {
-    bus.serve(CTL_THEN, "producer").await
+    bus.serve(CTL_CONTINUATION, "producer").await
 }
 
 /// Answers requests for ever.

@@ -258,7 +258,7 @@ fn options(role: Role, name: &str, connection: watch::Sender<Connection>, droppe
             observe(&event, &connection, &dropped);
             std::future::ready(())
         });
-    // A worker must not answer its own ownership query (`lease.who`): NATS answers "no responders" at once
+    // A worker must not answer its own ownership query (`lease.owner`): NATS answers "no responders" at once
     // only when nobody else listens.
     if role == Role::Worker { options.no_echo() } else { options }
 }

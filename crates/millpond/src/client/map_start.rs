@@ -173,7 +173,7 @@ fn checked(mut spec: MapSpec) -> Result<MapSpec, MapError> {
         check_token("job", job)?;
     }
     TaskSubject::new(&spec.queue, &spec.kind, None)?;
-    if let Some(step) = &spec.then {
+    if let Some(step) = &spec.continuation {
         TaskSubject::new(step.queue.as_ref().unwrap_or(&spec.queue), &step.kind, None)?;
     }
     if let BatchSize::Fixed(items) = &mut spec.batch {
@@ -191,7 +191,7 @@ fn new_record(job: &str, spec: &MapSpec, epoch: u32, results_after: u64) -> JobR
         epoch,
         state: JobState::Open,
         total: None,
-        then: spec.then.as_ref().map(|step| JobContinuation {
+        continuation: spec.continuation.as_ref().map(|step| JobContinuation {
             queue: step.queue.as_ref().unwrap_or(&spec.queue).clone(),
             kind: step.kind.clone(),
         }),

@@ -26,7 +26,7 @@ pub struct MapSpec {
     /// Attempts before a task is dead-lettered; none means the default.
     pub attempts_max: Option<u32>,
     /// The task that runs once the whole job has ended, with the counts as its argument; without a queue of its own in `queue`.
-    pub then: Option<ChainStep>,
+    pub continuation: Option<ChainStep>,
 }
 
 /// What to do when there is a job of the name already. One that was cancelled always starts anew.

@@ -16,8 +16,8 @@ use crate::payload::StoredPayload;
 use crate::task::schedule_headers;
 use crate::telemetry::{FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, Span, SpanKind, TraceContext, record};
 use crate::wire::headers::{
-    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_EXPIRES, HEADER_ID, HEADER_INDEX, HEADER_MSG_ID, HEADER_REF,
-    HEADER_REPLY_TO, HEADER_THEN, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers,
+    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_EXPIRES, HEADER_ID, HEADER_INDEX, HEADER_MSG_ID,
+    HEADER_REF, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers,
 };
 use crate::wire::subject::{TaskSubject, check_token};
 use crate::{chain, failpoint};
@@ -53,7 +53,7 @@ pub struct NewTask {
     /// Subject `reply.<x>` that is notified of its end as well.
     pub reply_to: Option<String>,
     /// The steps that run when it is done, in order, each with the result of the one before.
-    pub then: Vec<ChainStep>,
+    pub continuation: Vec<ChainStep>,
     /// Its unique key, a token: refused while another task of this queue, kind and key waits or runs.
     pub unique: Option<String>,
     /// The trace it continues, as a `traceparent`. None: the trace of the span that submits it, else one of its own, which this
@@ -94,7 +94,7 @@ impl NewTask {
         put(HEADER_EXPIRES, expires(self.expires.as_deref(), stored));
         put(HEADER_REF, stored.map(|stored| stored.at.to_json()));
         put(HEADER_REPLY_TO, self.reply_to.clone());
-        put(HEADER_THEN, chain::text(&self.then));
+        put(HEADER_CONTINUATION, chain::text(&self.continuation));
         headers
     }
 }

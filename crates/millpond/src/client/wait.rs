@@ -34,8 +34,8 @@ impl Client {
         let subject = TaskSubject { unique: None, ..task.subject()? };
         let filter = task.job.as_deref().map_or_else(|| subject.results(), results_of_job);
         let first = LiveResults::start_on(&self.bus, filter).await?;
-        let mut later = Vec::with_capacity(task.then.len());
-        for step in resolve(&task.queue, &task.then) {
+        let mut later = Vec::with_capacity(task.continuation.len());
+        for step in resolve(&task.queue, &task.continuation) {
             later.push((LiveResults::start_on(&self.bus, step.results()).await?, step.queue));
         }
         Ok(Waiter { client: self.clone(), id, queue: subject.queue, first, later })

@@ -36,7 +36,7 @@ pub const HEADER_REPLY_TO: &str = "Millpond-Reply-To";
 /// Where the payload lies, when it is not in the message: a `PayloadRef` as JSON.
 pub const HEADER_REF: &str = "Millpond-Ref";
 /// The steps that come after a task, in order: `<kind>` or `<queue>.<kind>`, separated by commas.
-pub const HEADER_THEN: &str = "Millpond-Then";
+pub const HEADER_CONTINUATION: &str = "Millpond-Continuation";
 /// Carries the signature of a task: `v1:<key id>:<HMAC-SHA256 in hex>`.
 pub const HEADER_SIGNATURE: &str = "Millpond-Signature";
 /// Points from a task back to the dead letter of another queue that it was made of: a `ReplayOf` as JSON.
@@ -55,7 +55,7 @@ pub const HEADER_ATTEMPT: &str = "Millpond-Attempt";
 /// Id of what is published again; honoured only in DUE.
 pub const HEADER_ID: &str = "Millpond-Id";
 /// Id of the message first published; honoured only in DUE.
-pub const HEADER_ORIGINAL_ID: &str = "Millpond-Root";
+pub const HEADER_ORIGINAL_ID: &str = "Millpond-Original-Id";
 /// `<from>+<len>/<of>`: the items of the original batch that this covers; honoured only in DUE.
 pub const HEADER_ITEMS: &str = "Millpond-Items";
 /// The attempts so far, JSON; honoured only in DUE.
@@ -82,7 +82,7 @@ pub const HEADER_PIPE_SEQ: &str = "Millpond-Seq";
 /// The sender has received every message up to this number.
 pub const HEADER_PIPE_GOT: &str = "Millpond-Got";
 /// The sender has capacity for messages up to this number.
-pub const HEADER_PIPE_CAPACITY: &str = "Millpond-Room";
+pub const HEADER_PIPE_CAPACITY: &str = "Millpond-Pipe-Capacity";
 /// The sender sends nothing more: [`PIPE_END_OK`], [`PIPE_END_FAILED`] or [`PIPE_END_GONE`].
 pub const HEADER_PIPE_END: &str = "Millpond-End";
 /// The sender has sent all that it had to send.

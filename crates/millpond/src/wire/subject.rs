@@ -229,7 +229,7 @@ pub fn results_of_job(job: &str) -> String {
 /// Where workers are asked whether they hold a task, or an item of its batch.
 #[must_use]
 pub fn lease_who(queue: &str, original_id: &str) -> String {
-    format!("lease.who.{queue}.{}", key(original_id))
+    format!("lease.owner.{queue}.{}", key(original_id))
 }
 
 /// Where calls of a kind are answered.

@@ -189,7 +189,7 @@ async fn write_batch(
     .bind(outcome.ended_ms)
     .bind(received.stored_ms)
     .bind(outcome.trace.as_deref())
-    .bind(outcome.then.as_deref());
+    .bind(outcome.continuation.as_deref());
     transaction.run(write).await?;
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::sql::{Row, Sql, Transaction};
 
 /// Stores that a closed job has a continuation; once, whatever its record says later. False when it has none.
 pub(super) async fn store_continuation(transaction: &mut dyn Transaction, record: &JobRecord) -> Result<bool> {
-    let (Some(then), Some(total), JobState::Closed) = (&record.then, record.total, record.state) else {
+    let (Some(then), Some(total), JobState::Closed) = (&record.continuation, record.total, record.state) else {
         return Ok(false);
     };
     let insert = Sql::new(

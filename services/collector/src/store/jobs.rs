@@ -86,7 +86,7 @@ impl Store {
             created_ms: record.created_ms,
             heartbeat_ms: Some(record.heartbeat_ms),
             epoch: Some(record.epoch),
-            continuation: record.then,
+            continuation: record.continuation,
             ..job
         })
     }

@@ -126,7 +126,7 @@ async fn merge_dead_letter<'a>(
     );
     let keep = keep.bind(&subject.queue).bind(&id).bind(evidence.attempt).bind(&evidence.reason);
     let keep = keep.bind(to_json("evidence", evidence)?).bind(to_json("headers", &message.headers)?);
-    transaction.run(keep.bind(message.payload.as_ref()).bind(evidence.dead_ms)).await?;
+    transaction.run(keep.bind(message.payload.as_ref()).bind(evidence.dead_lettered_ms)).await?;
     rows.add_failures(&subject.queue, &id, &evidence.failures)?;
     if let Some(items) = item
         && let Some(stored) = read_batch(transaction, &subject.queue, batch, items.of).await?
@@ -149,7 +149,7 @@ async fn merge_dead_letter<'a>(
         worker: &evidence.worker,
         published_ms: evidence.published_ms,
         started_ms: evidence.started_ms,
-        ended_ms: Some(evidence.dead_ms),
+        ended_ms: Some(evidence.dead_lettered_ms),
         stored_ms: message.stored_ms,
         trace: evidence.trace.as_deref(),
         continuation: None,

@@ -202,7 +202,7 @@ impl<'a> PendingRows<'a> {
             ended_ms: Some(received.outcome.ended_ms),
             stored_ms: received.stored_ms,
             trace: received.outcome.trace.as_deref(),
-            continuation: received.outcome.then.as_deref(),
+            continuation: received.outcome.continuation.as_deref(),
             error: failure.map(searchable),
         });
     }

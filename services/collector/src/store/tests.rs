@@ -118,7 +118,7 @@ fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, N
         busy_us: 0,
         trace: None,
         span: None,
-        then: None,
+        continuation: None,
         results: ends.iter().map(result).collect(),
         refs: Vec::new(),
         not_done: not_done.collect(),
@@ -150,7 +150,7 @@ fn dead(root: &str, items: Option<Items>, attempt: u32) -> OutcomeMessage {
         worker: "w".into(),
         published_ms: 1,
         started_ms: Some(2),
-        dead_ms: 3,
+        dead_lettered_ms: 3,
         trace: None,
         span: None,
     };

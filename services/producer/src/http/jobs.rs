@@ -90,7 +90,7 @@ pub(super) async fn publish(
         ordered: query.ordered == Some(true),
         timeout: task.timeout,
         attempts_max: task.attempts_max,
-        then: query.then.as_deref().map(step).transpose()?,
+        continuation: query.continuation.as_deref().map(step).transpose()?,
     };
     if wait { stream(app, spec, body).await } else { store(&app, spec, body).await }
 }

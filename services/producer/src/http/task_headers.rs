@@ -10,7 +10,7 @@ use millpond::limits::TASK_ID_BYTES_MAX;
 use millpond::retry::parse_attempts_max;
 use millpond::task::is_reply_subject;
 use millpond::wire::headers::{
-    HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_THEN, HEADER_TIMEOUT, HEADER_TRACEPARENT,
+    HEADER_ATTEMPTS_MAX, HEADER_CONTINUATION, HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT,
 };
 use millpond_service::error_answer::ErrorAnswer;
 
@@ -62,9 +62,10 @@ pub(super) fn task(
             "{HEADER_REPLY_TO} must be a subject reply.<x> without wildcards"
         )));
     }
-    let then = text(headers, HEADER_THEN)?.map(parse).transpose();
-    let then =
-        then.map_err(|wanted| ErrorAnswer::bad_request(format!("{HEADER_THEN} must be {wanted}")))?.unwrap_or_default();
+    let then = text(headers, HEADER_CONTINUATION)?.map(parse).transpose();
+    let then = then
+        .map_err(|wanted| ErrorAnswer::bad_request(format!("{HEADER_CONTINUATION} must be {wanted}")))?
+        .unwrap_or_default();
     Ok(NewTask {
         queue,
         kind,
@@ -90,10 +91,10 @@ fn after(delay: Duration) -> Result<i64, ErrorAnswer> {
 
 /// Many tasks cannot have what is for one.
 pub(super) fn check_many(task: &NewTask) -> Result<(), ErrorAnswer> {
-    let alone = task.unique.is_some() || !task.then.is_empty();
+    let alone = task.unique.is_some() || !task.continuation.is_empty();
     if alone || task.expires.is_some() || task.reply_to.is_some() || task.at_ms.is_some() {
         let text = format!(
-            "{HEADER_EXPIRES}, {HEADER_DELAY}, {HEADER_REPLY_TO}, {HEADER_UNIQUE} and {HEADER_THEN} are for one task (POST /v1/tasks/…); a job cannot have them"
+            "{HEADER_EXPIRES}, {HEADER_DELAY}, {HEADER_REPLY_TO}, {HEADER_UNIQUE} and {HEADER_CONTINUATION} are for one task (POST /v1/tasks/…); a job cannot have them"
         );
         return Err(ErrorAnswer::bad_request(text));
     }

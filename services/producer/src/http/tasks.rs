@@ -56,7 +56,7 @@ pub(super) fn ending(end: TaskEnd) -> TaskEnding {
         ("Millpond-Delay" = inline(Option<String>), Header, nullable = false, description = "It waits at the server for this long", example = "1s", pattern = "^[0-9]{1,4}(ms|s|m|h)$"),
         ("Millpond-Expires" = inline(Option<String>), Header, nullable = false, description = "It must not start later", example = "2100-01-31T12:00:00Z", format = "date-time"),
         ("Millpond-Reply-To" = inline(Option<String>), Header, nullable = false, description = "NATS subject on which its end is published too", example = "reply.order-7", pattern = "^reply\\.[A-Za-z0-9_-]{1,64}$"),
-        ("Millpond-Then" = inline(Option<String>), Header, nullable = false, description = "What runs next, with its result: kinds or queue.kind, separated by commas", example = "report", pattern = "^[A-Za-z0-9_-]{1,64}$"),
+        ("Millpond-Continuation" = inline(Option<String>), Header, nullable = false, description = "What runs next, with its result: kinds or queue.kind, separated by commas", example = "report", pattern = "^[A-Za-z0-9_-]{1,64}$"),
         ("Millpond-Unique" = inline(Option<String>), Header, nullable = false, description = "Refused (409) while another task of this key, kind and queue waits or runs; not with `job`", example = "nightly", pattern = "^[A-Za-z0-9_-]{1,64}$"),
         ("traceparent" = inline(Option<String>), Header, nullable = false, description = "W3C trace context that it continues", example = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ),
@@ -145,7 +145,7 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
         let text = format!("{WAITERS_MAX} requests wait already: come again, or leave out `wait`");
         return Err(busy(text));
     };
-    if task.unique.is_some() || !task.then.is_empty() {
+    if task.unique.is_some() || !task.continuation.is_empty() {
         return wait_for_last(app, task, wait).await;
     }
     // A key always gets the same job, so that a caller who repeats the request after a broken connection gets what came

@@ -70,7 +70,7 @@ impl<'a> Outbox<'a> {
             busy_us: u64::try_from(time.busy.as_micros()).unwrap_or(u64::MAX),
             trace: Some(trace.trace_id()),
             span: trace.span_id(),
-            then: None,
+            continuation: None,
             results: Vec::with_capacity(task.items_len() as usize),
             refs: Vec::new(),
             not_done: Vec::new(),
@@ -192,7 +192,7 @@ impl<'a> Outbox<'a> {
             worker: self.worker.to_owned(),
             published_ms: task.published_ms,
             started_ms: self.started_ms,
-            dead_ms: millpond::now_ms(),
+            dead_lettered_ms: millpond::now_ms(),
             trace: self.outcome.trace.clone(),
             span: self.outcome.span.clone(),
         };
@@ -290,7 +290,7 @@ impl<'a> Outbox<'a> {
         }
         let next = continuations(self.task, &self.outcome, self.trace);
         if !next.is_empty() {
-            self.outcome.then = self.task.next_step().map(|step| format!("{}.{}", step.queue, step.kind));
+            self.outcome.continuation = self.task.next_step().map(|step| format!("{}.{}", step.queue, step.kind));
             self.messages.extend(next);
         }
     }
@@ -300,7 +300,7 @@ impl<'a> Outbox<'a> {
         if self.task.reply_to.is_none() {
             return Vec::new();
         }
-        let last = self.task.then.is_empty();
+        let last = self.task.continuation.is_empty();
         let notices = self.outcome.end_notices(self.worker).filter(|notice| last || notice.status != "done");
         notices.filter_map(|notice| serde_json::to_vec(&notice).ok()).map(Bytes::from).collect()
     }
@@ -365,7 +365,7 @@ mod tests {
         let text = |n: u32| format!("\"{}\"", "x".repeat(RESULT_BATCH_BYTES_MAX / 2 - 100 * n as usize));
         let value = |n: u32| RawValue::from_string(if n == 3 { "null".into() } else { text(n) }).unwrap();
         let outcome: Outcome = serde_json::from_str(
-            r#"{"id":"b","items":{"of":9,"from":2,"len":5},"root":"b","index":40,"attempt":1,"published_ms":1,"started_ms":2,"ended_ms":3,"results":[],"not_done":[{"item":5,"end":"cancelled"}]}"#,
+            r#"{"id":"b","items":{"of":9,"from":2,"len":5},"original_id":"b","index":40,"attempt":1,"published_ms":1,"started_ms":2,"ended_ms":3,"results":[],"not_done":[{"item":5,"end":"cancelled"}]}"#,
         )
         .unwrap();
         let parts = parts(&mut Outcome { results: (0..5).map(value).collect(), ..outcome });

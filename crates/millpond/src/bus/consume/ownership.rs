@@ -1,4 +1,4 @@
-//! Ownership queries (`lease.who`): one worker asks the others whether one of them holds a task. The worker that asks
+//! Ownership queries (`lease.owner`): one worker asks the others whether one of them holds a task. The worker that asks
 //! listens first, so that of two that ask at once each hears of the other. A worker's connection does not echo, so that
 //! "no responders" comes at once when no other worker listens.
 
@@ -24,7 +24,6 @@ const REPLY_WITHIN: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::bus) struct OwnershipQuery {
     pub(in crate::bus) queue: String,
-    #[serde(rename = "root")]
     pub(in crate::bus) original_id: String,
     pub(in crate::bus) id: String,
     pub(in crate::bus) items: Option<Items>,

@@ -192,7 +192,7 @@ fn never_ran(task: &Task) -> Outcome {
         results: items.clone().map(|_| RawValue::NULL.to_owned()).collect(),
         not_done: items.map(cancelled).collect(),
         refs: Vec::new(),
-        then: None,
+        continuation: None,
         failures: task.failures.clone(),
     }
 }

@@ -20,7 +20,7 @@ pub const CTL_REPLAY: &str = "ctl.replay";
 /// From a client to a collector: the results of a job that the collector has stored.
 pub const CTL_RESULTS: &str = "ctl.request.results";
 /// To a producer service: publish the task that a job's end starts.
-pub const CTL_THEN: &str = "ctl.then";
+pub const CTL_CONTINUATION: &str = "ctl.continuation";
 
 /// To one worker: drain.
 #[must_use]

@@ -54,7 +54,7 @@ function about(deadLetter) {
     ["Last start", when(evidence.started_ms, null)],
     ["Dead-lettered", when(deadLetter.dead_lettered_ms)],
     ["From start to end", known(evidence.published_ms) ? took(deadLetter.dead_lettered_ms - evidence.published_ms) : null],
-    ["Published as", known(evidence.root) && evidence.root !== deadLetter.id ? mono(evidence.root) : null],
+    ["Published as", known(evidence.original_id) && evidence.original_id !== deadLetter.id ? mono(evidence.original_id) : null],
     [
       "Items",
       evidence.items

@@ -19,7 +19,7 @@ fn record(epoch: u32, state: JobState) -> JobRecord {
         epoch,
         state,
         total: None,
-        then: None,
+        continuation: None,
         published: 10,
         fingerprint: None,
         results_after: 0,
