@@ -54,7 +54,7 @@ LABEL org.opencontainers.image.title="millpond-producer" \
       org.opencontainers.image.description="Tasks and jobs over HTTP, for programs that do not speak NATS"
 ENV MILLPOND_PRODUCER_LISTEN=0.0.0.0:7610
 EXPOSE 7610
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --start-interval=1s --retries=3 CMD ["millpond-producer", "health"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 CMD ["millpond-producer", "health"]
 ENTRYPOINT ["millpond-producer"]
 
 FROM base AS collector
@@ -63,7 +63,7 @@ LABEL org.opencontainers.image.title="millpond-collector" \
 ENV MILLPOND_COLLECTOR_LISTEN=0.0.0.0:7611 \
     MILLPOND_COLLECTOR_STORE=/var/lib/millpond/data/store.sqlite
 EXPOSE 7611
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --start-interval=1s --retries=3 CMD ["millpond-collector", "health"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 CMD ["millpond-collector", "health"]
 ENTRYPOINT ["millpond-collector"]
 
 FROM base AS worker
@@ -72,7 +72,7 @@ LABEL org.opencontainers.image.title="millpond-worker" \
 ENV MILLPOND_WORKER_LISTEN=0.0.0.0:7612 \
     MILLPOND_WORKER_SPOOL=/var/lib/millpond/data
 EXPOSE 7612
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --start-interval=1s --retries=3 CMD ["millpond-worker", "health"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 CMD ["millpond-worker", "health"]
 ENTRYPOINT ["millpond-worker"]
 
 # For handlers in Python: two lines make an image of yours (docs/containers.md).
@@ -94,7 +94,7 @@ RUN mkdir /handlers && echo '# A table for each kind: docs/handlers.md.' >/handl
 USER 65532:65532
 WORKDIR /handlers
 EXPOSE 7612
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --start-interval=1s --retries=3 CMD ["millpond-worker", "health"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 CMD ["millpond-worker", "health"]
 ENTRYPOINT ["millpond-worker"]
 
 FROM base AS cli

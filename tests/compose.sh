@@ -106,7 +106,13 @@ for line in sys.stdin:
 P
 printf 'FROM millpond/worker-python:0.1.0\nCOPY . /handlers/\n' >"$work/mine/Dockerfile"
 docker build --quiet --tag "$COMPOSE_PROJECT_NAME" "$work/mine" >/dev/null
-printf 'services: { worker: { image: "%s", build: !reset null } }\n' "$COMPOSE_PROJECT_NAME" >"$work/mine.yml"
+cat >"$work/mine.yml" <<Y
+services:
+  # Asked for their health more often than by default, because this script waits for it at each step from here on.
+  producer: { healthcheck: { interval: 1s } }
+  collector: { healthcheck: { interval: 1s } }
+  worker: { healthcheck: { interval: 1s }, image: "$COMPOSE_PROJECT_NAME", build: !reset null }
+Y
 export COMPOSE_FILE=docker-compose.yml:$work/mine.yml
 up
 is "a handler in Python" 0.5 "$(millpond submit note 0.5 --wait)"

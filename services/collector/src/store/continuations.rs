@@ -12,13 +12,13 @@ use super::sql::{Row, Sql, Transaction};
 
 /// Stores that a closed job has a continuation; once, whatever its record says later. False when it has none.
 pub(super) async fn store_continuation(transaction: &mut dyn Transaction, record: &JobRecord) -> Result<bool> {
-    let (Some(then), Some(total), JobState::Closed) = (&record.continuation, record.total, record.state) else {
+    let (Some(continuation), Some(total), JobState::Closed) = (&record.continuation, record.total, record.state) else {
         return Ok(false);
     };
     let insert = Sql::new(
         "INSERT INTO job_continuations (job, epoch, queue, kind, total) VALUES (?, ?, ?, ?, ?) ON CONFLICT (job, epoch) DO NOTHING",
     );
-    let insert = insert.bind(&record.job).bind(record.epoch).bind(&then.queue).bind(&then.kind);
+    let insert = insert.bind(&record.job).bind(record.epoch).bind(&continuation.queue).bind(&continuation.kind);
     transaction.run(insert.bind(saturated(total))).await?;
     Ok(true)
 }

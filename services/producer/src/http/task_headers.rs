@@ -62,14 +62,14 @@ pub(super) fn task(
             "{HEADER_REPLY_TO} must be a subject reply.<x> without wildcards"
         )));
     }
-    let then = text(headers, HEADER_CONTINUATION)?.map(parse).transpose();
-    let then = then
+    let continuation = text(headers, HEADER_CONTINUATION)?.map(parse).transpose();
+    let continuation = continuation
         .map_err(|wanted| ErrorAnswer::bad_request(format!("{HEADER_CONTINUATION} must be {wanted}")))?
         .unwrap_or_default();
     Ok(NewTask {
         queue,
         kind,
-        then,
+        continuation,
         unique: text(headers, HEADER_UNIQUE)?.map(str::to_owned),
         id: id.map(str::to_owned),
         job,
