@@ -6,10 +6,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use millpond::bus::publish::RetryDeadline;
-use millpond::client::MapSpec;
+use millpond::client::{MapSpec, NewTask};
 use serde_json::json;
 
-use crate::harness::{Cluster, PATIENCE, text, until};
+use crate::harness::{Cluster, PATIENCE, task, text, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn primes_are_counted_in_order() {
@@ -135,7 +135,7 @@ async fn failed_attempts_are_retried_and_then_buried_with_evidence() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &[], None);
     let submit = async |arguments: &str| {
-        let task = crate::harness::task("fail", arguments);
+        let task = task("fail", arguments);
         cluster.client.submit(&task, RetryDeadline::Within(PATIENCE)).await.unwrap().id
     };
     let heals = submit(r#"{"until": 3}"#).await;
@@ -160,9 +160,27 @@ async fn failed_attempts_are_retried_and_then_buried_with_evidence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_queue_has_a_retry_policy_of_its_own() {
+    let cluster = Cluster::start().await;
+    let flags = ["--queues", "default,once", "--queue-retry", "once:attempts=1", "--retry-delay", "10ms"];
+    let _worker = cluster.worker("w1", &flags, None);
+    for (queue, attempts) in [("once", 1), ("default", 3)] {
+        let task = NewTask { queue: queue.into(), ..task("fail", r#"{"how": "panic", "message": "boom"}"#) };
+        let id = cluster.client.submit(&task, RetryDeadline::Within(PATIENCE)).await.unwrap().id;
+        assert_eq!(cluster.ended(&id).await["attempt"], attempts, "{queue}");
+    }
+    for (wrong, said) in [("other:attempts=1", "does not serve"), ("once:tries=1", "mails:attempts=5")] {
+        let flags = ["worker", "run", "--nats-url", "nats://127.0.0.1:1", "--queues", "once", "--queue-retry", wrong];
+        let refused = cluster.command(&flags).output().unwrap();
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && stderr.contains(said), "{stderr}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_idle_worker_leaves_when_told_to() {
     let cluster = Cluster::start().await;
-    let id = cluster.client.submit(&crate::harness::task("square", "5"), RetryDeadline::Unlimited).await.unwrap().id;
+    let id = cluster.client.submit(&task("square", "5"), RetryDeadline::Unlimited).await.unwrap().id;
     let mut worker = cluster.worker("w1", &["--idle-exit", "500ms"], None);
     assert_eq!(cluster.ended(&id).await["result"], 25);
     assert!(worker.end(Duration::from_secs(10)).await.success());

@@ -6,6 +6,9 @@ use std::time::Duration;
 /// The largest `attempts_max` that anything may ask for.
 pub const ATTEMPTS_MAX_MAX: u32 = 100;
 
+/// The longest delay that a queue may set.
+pub const RETRY_DELAY_MAX_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// How many attempts a task gets, and how long each waits for the next one.
 ///
 /// The delay doubles with each failed attempt up to `delay_max`. Jitter makes the last part of it random, so that tasks that
@@ -37,7 +40,7 @@ pub struct RetryPolicy {
     pub jitter: f64,
 }
 
-/// What a kind or a task sets of its own; what is none stays as in the policy below it.
+/// What a queue, a kind or a task sets of its own; what is none stays as in the policy below it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RetryOverrides {
     /// See [`RetryPolicy::attempts_max`].
@@ -65,6 +68,18 @@ pub enum RetryPolicyError {
         /// As given.
         text: String,
     },
+    /// No settings of a queue.
+    #[error("{text:?} must be a queue and what it sets, such as mails:attempts=5,delay=2s,delay-max=5m,jitter=0.2")]
+    Queue {
+        /// As given.
+        text: String,
+    },
+    /// No delay.
+    #[error("{text:?} must be a duration such as 2s, at most {}", humantime::Duration::from(RETRY_DELAY_MAX_MAX))]
+    Delay {
+        /// As given.
+        text: String,
+    },
 }
 
 /// Parses a number of attempts, as a header, a flag or a setting has it.
@@ -83,6 +98,44 @@ pub fn parse_attempts_max(text: &str) -> Result<u32, RetryPolicyError> {
 pub fn parse_jitter(text: &str) -> Result<f64, RetryPolicyError> {
     let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
     share.ok_or_else(|| RetryPolicyError::Jitter { text: text.to_owned() })
+}
+
+fn parse_delay(text: &str) -> Result<Duration, RetryPolicyError> {
+    let delay = humantime::parse_duration(text).ok().filter(|delay| *delay <= RETRY_DELAY_MAX_MAX);
+    delay.ok_or_else(|| RetryPolicyError::Delay { text: text.to_owned() })
+}
+
+/// Parses what a queue sets of its own, as a flag has it: `<queue>:<name>=<value>,…` with the names `attempts`, `delay`,
+/// `delay-max` and `jitter`, each at most once.
+///
+/// # Errors
+/// [`RetryPolicyError`] of the value that cannot be.
+///
+/// ```
+/// use millpond::retry::parse_queue_retry;
+///
+/// let (queue, overrides) = parse_queue_retry("mails:attempts=5,delay=2s").unwrap();
+/// assert_eq!((queue.as_str(), overrides.attempts_max, overrides.jitter), ("mails", Some(5), None));
+/// assert!(parse_queue_retry("mails:tries=5").is_err());
+/// ```
+pub fn parse_queue_retry(text: &str) -> Result<(String, RetryOverrides), RetryPolicyError> {
+    let malformed = || RetryPolicyError::Queue { text: text.to_owned() };
+    let (queue, settings) = text.trim().split_once(':').ok_or_else(malformed)?;
+    let mut overrides = RetryOverrides::default();
+    for setting in settings.split(',') {
+        let (name, value) = setting.split_once('=').ok_or_else(malformed)?;
+        let already = match name.trim() {
+            "attempts" => overrides.attempts_max.replace(parse_attempts_max(value)?).is_some(),
+            "delay" => overrides.delay.replace(parse_delay(value)?).is_some(),
+            "delay-max" => overrides.delay_max.replace(parse_delay(value)?).is_some(),
+            "jitter" => overrides.jitter.replace(parse_jitter(value)?).is_some(),
+            _ => return Err(malformed()),
+        };
+        if already {
+            return Err(malformed());
+        }
+    }
+    Ok((queue.to_owned(), overrides))
 }
 
 impl RetryPolicy {
@@ -133,6 +186,19 @@ mod tests {
         check(9, 1.0, 256_000);
         check(10, 1.0, 300_000);
         check(u32::MAX, 1.0, 300_000);
+    }
+
+    #[test]
+    fn a_queue_sets_each_value_once_and_within_its_range() {
+        let (queue, overrides) = parse_queue_retry("mails:attempts=5,delay=2s,delay-max=1h,jitter=0").unwrap();
+        let delays = (overrides.delay, overrides.delay_max);
+        assert_eq!((queue.as_str(), overrides.attempts_max, overrides.jitter), ("mails", Some(5), Some(0.0)));
+        assert_eq!(delays, (Some(Duration::from_secs(2)), Some(Duration::from_secs(3600))));
+        for wrong in
+            ["mails", "mails:", "mails:attempts", "mails:attempts=0", "mails:attempts=2,attempts=3", "mails:delay=300y"]
+        {
+            assert!(parse_queue_retry(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

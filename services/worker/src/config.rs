@@ -1,5 +1,6 @@
 //! What is typed ([`Config`]) becomes what the worker uses ([`Settings`]). Nothing else reads the environment.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use millpond::config::{ConnectSettings, SigningArgs, duration};
-use millpond::retry::{RetryPolicy, parse_attempts_max, parse_jitter};
+use millpond::retry::{RetryOverrides, RetryPolicy, parse_attempts_max, parse_jitter, parse_queue_retry};
 use millpond::signature::Signer;
 use millpond::wire::subject::check_token;
 use millpond_service::listen::HttpTls;
@@ -86,6 +87,11 @@ pub struct Config {
     #[arg(long, env = "MILLPOND_WORKER_RETRY_JITTER", default_value_t = RetryPolicy::DEFAULT.jitter,
         value_parser = parse_jitter)]
     pub retry_jitter: f64,
+    /// What the tasks of one queue have instead, of `attempts`, `delay`, `delay-max` and `jitter`; several times for several
+    /// queues, or separated by semicolons. A kind's own settings and a task's own header go over it.
+    #[arg(long, env = "MILLPOND_WORKER_QUEUE_RETRY", value_name = "QUEUE:attempts=N,delay=TIME,…", value_delimiter = ';',
+        value_parser = parse_queue_retry)]
+    pub queue_retry: Vec<(String, RetryOverrides)>,
     /// A task is dead-lettered when no live worker has known its kind for this long. Raise it when workers come late.
     #[arg(long, env = "MILLPOND_WORKER_UNKNOWN_KIND_AFTER", default_value_t = humantime::Duration::from(UNKNOWN_KIND_AFTER_DEFAULT))]
     pub unknown_kind_after: humantime::Duration,
@@ -126,6 +132,8 @@ pub struct Settings {
     pub task_timeout: Duration,
     /// Retries of a task where neither it nor its kind says otherwise.
     pub retry: RetryPolicy,
+    /// What a queue has instead, at most one entry for each.
+    pub queue_retry: Vec<(String, RetryOverrides)>,
     /// When a task of a kind that no live worker knows is dead-lettered.
     pub unknown_kind_after: Duration,
     /// Keys; with them only signed tasks run.
@@ -164,6 +172,15 @@ impl Config {
                 bail!("{flag} {slots} must be a number from 1 to {SLOTS_MAX}");
             }
         }
+        let mut seen = BTreeSet::new();
+        for (queue, _) in &self.queue_retry {
+            if !self.queues.contains(queue) {
+                bail!("--queue-retry {queue}: this worker does not serve the queue {queue}, see --queues");
+            }
+            if !seen.insert(queue) {
+                bail!("--queue-retry {queue}: the queue is named twice");
+            }
+        }
         let retry = RetryPolicy {
             attempts_max: self.attempts_max,
             delay: self.retry_delay.into(),
@@ -185,6 +202,7 @@ impl Config {
             idle_exit: self.idle_exit,
             task_timeout: self.task_timeout.into(),
             retry,
+            queue_retry: self.queue_retry,
             unknown_kind_after: self.unknown_kind_after.into(),
             signer: self.signing.signer()?,
             http_tls,

@@ -70,8 +70,12 @@ impl WorkerContext {
         let (cancellations, kinds) = (Cancellations::load(bus, background).await?, AnnouncedKinds::new());
         background.spawn(kinds.clone().follow(bus.clone()));
         let pools = SlotPools::new(settings.slots, settings.io_slots, handlers.iter());
-        let by_kind = children.iter().map(|of| (of.spec.kind.clone(), settings.retry.with(of.spec.table.retry())));
-        let policies = RetryPolicies { default: settings.retry, by_kind: by_kind.collect() };
+        let by_kind = children.iter().map(|of| (of.spec.kind.clone(), of.spec.table.retry()));
+        let policies = RetryPolicies {
+            default: settings.retry,
+            by_queue: settings.queue_retry.iter().cloned().collect(),
+            by_kind: by_kind.collect(),
+        };
         let supervisor = Supervisor::start(children);
         background.spawn(supervisor.clone().watch());
         Ok(Arc::new(Self {

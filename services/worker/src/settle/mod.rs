@@ -27,7 +27,7 @@ pub(crate) async fn settle(context: &WorkerContext, finished: Finished) {
     let Finished { lease, arguments, ends, republished, time, spans, scope, slot: _slot } = finished;
     let (task, arguments) = (&lease.task, arguments.as_slice());
     let stats = context.stats.of(&task.subject.kind);
-    let policy = context.policies.of(&task.subject.kind);
+    let policy = context.policies.of(&task.subject.queue, &task.subject.kind);
     let cancelled = context.cancellations.of(&lease);
     let mut outbox = Outbox::of_attempt(task, &context.worker, &time, spans.attempt);
     for ((item, end), argument) in (task.items.map_or(0, |items| items.from)..).zip(ends).zip(arguments) {
