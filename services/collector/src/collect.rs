@@ -155,7 +155,7 @@ impl Collector {
         }
     }
 
-    /// ControlRequests the state of the durable. When messages wait there and none came since the last check (`idle`), the pull is
+    /// Requests the state of the durable. When messages wait there and none came since the last check (`idle`), the pull is
     /// dead without knowing it, and is made anew. True from one check to the next, until messages come.
     async fn check_pull(&self, reader: &mut OutcomeReader, idle: bool) -> bool {
         let state = reader.state().await;

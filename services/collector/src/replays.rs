@@ -17,12 +17,12 @@ use serde_json::value::RawValue;
 
 use crate::store::{PlannedReplay, Store, StoreError};
 
-/// ReplayOptions long one replay may take.
+/// How long one replay may take.
 const REPLAY_WITHIN: Duration = Duration::from_secs(10);
 /// Replays that are requested from producers at once.
 const REQUESTS_AT_ONCE: usize = 16;
 
-/// ReplayOptions letters are to run again.
+/// How dead letters are to run again.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ReplayOptions {
     /// In another queue, as new tasks.

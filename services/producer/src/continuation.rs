@@ -46,7 +46,7 @@ async fn publish(client: &Client, request: &[u8]) -> Result<String, String> {
         kind: ended.kind,
         ..Default::default()
     };
-    // A full stream is waited for without an end: whoever request asks again.
+    // A full stream is waited for no longer than this: the collector requests the continuation again.
     let stored = tokio::time::timeout(STORE_WITHIN, client.submit(&task, RetryDeadline::Within(STORE_WITHIN))).await;
     let stored = stored.map_err(|_| "no room for more tasks now".to_owned())?;
     Ok(stored.map_err(|e| e.to_string())?.id)
