@@ -166,7 +166,7 @@ async fn the_verb_prints_results_and_says_what_failed() {
     };
     check(&["square", "12"], 0, "144", "");
     check(&["square", "-12", "--json"], 0, r#"{"result":144,"status":"done"}"#, "");
-    check(&["square", "twelve"], 70, "", "are not JSON");
+    check(&["square", "twelve"], 2, "", "are not JSON");
     check(&["square", "\"twelve\""], 1, "", "bad_arguments");
     check(&["sleep", "60", "--timeout", "100ms"], 1, "", "timeout: no end within 100ms");
     check(&["square", "1", "--pipe"], 1, "", "call it without a pipe");

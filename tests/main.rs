@@ -7,6 +7,8 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::too_many_lines,
+    clippy::print_stdout,
+    clippy::print_stderr,
     reason = "tests"
 )]
 
@@ -23,12 +25,15 @@ mod collector_http;
 mod console;
 mod dead_letters;
 mod examples;
+mod exit_codes;
 mod exports;
 mod failpoints;
 mod faults;
 mod handlers_docs;
 mod harness;
+mod http_limits;
 mod main_job;
+mod mistakes;
 mod multiprocessing_docs;
 mod operate;
 mod otlp_sink;

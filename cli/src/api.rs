@@ -1,10 +1,11 @@
 //! The collector's HTTP API, as the reading and operating verbs, `top` and the tests use it.
 
+use std::fmt;
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use millpond_api::error::ErrorBody;
 use millpond_api::list::List;
 use reqwest::{RequestBuilder, Response, StatusCode};
@@ -24,6 +25,25 @@ pub struct Api {
     token: String,
     http: reqwest::Client,
 }
+
+/// An answer of the collector that is no success.
+#[derive(Debug)]
+pub struct ApiError {
+    /// Its status.
+    pub status: StatusCode,
+    text: String,
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.status {
+            StatusCode::NOT_FOUND => f.write_str(&self.text),
+            status => write!(f, "the collector answered {}: {}", status.as_u16(), self.text),
+        }
+    }
+}
+
+impl std::error::Error for ApiError {}
 
 /// A request that says nothing more than its path: `{}`.
 #[derive(Serialize)]
@@ -139,8 +159,11 @@ impl Api {
     }
 
     async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
-        request.bearer_auth(&self.token).send().await.with_context(|| {
-            format!("the collector at {} does not answer; what is stored can only be read through it", self.url)
+        // The error names no address of its own: it might have a password.
+        let sent = request.bearer_auth(&self.token).send().await.map_err(reqwest::Error::without_url);
+        sent.with_context(|| {
+            let url = millpond::bus::without_password(&self.url);
+            format!("the collector at {url} does not answer; what is stored can only be read through it")
         })
     }
 }
@@ -157,11 +180,10 @@ async fn succeeded(response: Response) -> anyhow::Result<Response> {
     if status.is_success() {
         return Ok(response);
     }
-    let body: ErrorBody = response.json().await.context("the collector's error cannot be read")?;
-    match status {
-        StatusCode::NOT_FOUND => bail!("{}", body.error),
-        _ => bail!("the collector answered {}: {}", status.as_u16(), body.error),
-    }
+    let body = response.bytes().await.map_err(|error| error.without_url())?;
+    let text = serde_json::from_slice::<ErrorBody>(&body)
+        .map_or_else(|_| "an answer that is not a collector's; is the address right?".to_owned(), |body| body.error);
+    Err(ApiError { status, text }.into())
 }
 
 /// HTTPS that trusts the authorities of a file, and no others.

@@ -2,10 +2,10 @@
 //! which `up` and `secrets` write into the state folder (`--state`). Here is also what connects with them.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
-use anyhow::anyhow;
 use millpond::client::Client;
 use millpond::config::{ConnectArgs, ConnectSettings, SigningArgs};
 
@@ -33,6 +33,18 @@ pub const VIEWER_TOKEN: &str = "MILLPOND_VIEWER_TOKEN";
 pub const TLS_CA: &str = "MILLPOND_TLS_CA";
 /// The keys that sign tasks.
 pub const SIGNING_KEY: &str = "MILLPOND_SIGNING_KEY";
+
+/// There is no cluster to reach: nothing says where it is.
+#[derive(Debug)]
+pub(crate) struct NoClusterError(String);
+
+impl fmt::Display for NoClusterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for NoClusterError {}
 
 /// The settings of a cluster.
 #[derive(Debug, Clone)]
@@ -68,7 +80,9 @@ impl ClusterEnv {
     pub fn need(&self, name: &str) -> anyhow::Result<String> {
         self.get(name).ok_or_else(|| {
             let file = self.dir.join("env");
-            anyhow!("{name} is not set and there is no {}: start `millpond up` first, or set it", file.display())
+            let text =
+                format!("{name} is not set, and not in {}: start `millpond up` first, or set it", file.display());
+            NoClusterError(text).into()
         })
     }
 

@@ -1,11 +1,27 @@
 //! The exit codes of every verb, in one list (README.md shows the same one), and the code that an error ends with.
 
+use std::error::Error;
+use std::fmt;
+
 use millpond::bus::ConnectError;
+use millpond::bus::error::BusError;
 use millpond::bus::publish::PublishError;
-use millpond::client::{MapError, SubmitError};
+use millpond::bus::publish::payloads::{GetError, PutError};
+use millpond::bus::shared_state::SharedError;
+use millpond::client::{CallError, MapError, ScheduleChangeError, SubmitError};
+use millpond::config::{FileError, SigningError};
+use millpond::schedule::ScheduleError;
+use millpond::task::TaskIdError;
+use millpond::wire::subject::SubjectError;
+
+use crate::api::ApiError;
+use crate::cluster_env::NoClusterError;
+use crate::output::StandardOutputError;
 
 /// A task or call failed, a job did not end well, or a verb could not do what it was asked for.
 pub const TASK_FAILED: u8 = 1;
+/// The command line is wrong, or a value that it names.
+pub const USAGE: u8 = 2;
 /// `why`: the task was cancelled.
 pub const CANCELLED: u8 = 3;
 /// `why`: nothing is known of the task.
@@ -33,32 +49,186 @@ pub const XARGS_FAILED_MAX: u8 = 100;
 /// Ctrl-C ended it, as shells report that.
 pub const INTERRUPTED: u8 = 130;
 
-/// The exit code of a verb that ended with this error.
-pub(crate) fn of(error: &anyhow::Error) -> u8 {
-    let unreachable = error.chain().any(|cause| {
-        cause.is::<ConnectError>()
-            || cause.downcast_ref().is_some_and(|e: &reqwest::Error| e.is_connect() || e.is_timeout())
-    });
-    let is_full = |e: &SubmitError| matches!(e, SubmitError::Publish(PublishError::QueueFull { .. }));
-    let full = error.chain().any(|cause| match cause.downcast_ref() {
-        Some(MapError::Submit(error)) => is_full(error),
-        _ => cause.downcast_ref().is_some_and(is_full),
-    });
-    match () {
-        () if is_broken_pipe(error) => 0,
-        () if full => QUEUE_FULL,
-        () if unreachable => UNREACHABLE,
-        () => ERROR,
+/// Something that was typed does not fit, or a file that was named cannot be used.
+#[derive(Debug)]
+pub(crate) struct UsageError(String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
-/// Whether the reader of our output has closed it, as `| head` does.
+impl Error for UsageError {}
+
+/// The error of what was typed wrongly.
+pub(crate) fn usage(text: impl Into<String>) -> anyhow::Error {
+    UsageError(text.into()).into()
+}
+
+/// The exit code of a verb that ended with this error.
+pub(crate) fn of(error: &anyhow::Error) -> u8 {
+    if is_broken_pipe(error) {
+        return 0;
+    }
+    error.chain().find_map(of_cause).unwrap_or(ERROR)
+}
+
+/// Whether the reader of standard output has closed it, as `| head` does. Only standard output counts: a connection or
+/// standard error that breaks is another matter.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
+    error.chain().any(|cause| {
+        let cause: Option<&std::io::Error> = cause.downcast_ref();
+        cause.is_some_and(|error| {
+            error.kind() == std::io::ErrorKind::BrokenPipe
+                && error.get_ref().is_some_and(|inner| inner.is::<StandardOutputError>())
+        })
+    })
+}
+
+/// The code of one of the causes of an error; none when another cause, or nothing, tells it.
+fn of_cause(cause: &(dyn Error + 'static)) -> Option<u8> {
+    if cause.is::<UsageError>()
+        || cause.is::<clap::Error>()
+        || cause.is::<SubjectError>()
+        || cause.is::<TaskIdError>()
+        || cause.is::<ScheduleError>()
+        || cause.is::<FileError>()
+        || cause.is::<SigningError>()
+    {
+        return Some(USAGE);
+    }
+    if cause.is::<NoClusterError>() || cause.is::<ConnectError>() {
+        return Some(UNREACHABLE);
+    }
+    let http = |error: &reqwest::Error| match () {
+        () if error.is_builder() => Some(USAGE),
+        () if error.is_decode() => None,
+        () => Some(UNREACHABLE),
+    };
+    None.or_else(|| cause.downcast_ref().and_then(of_submit))
+        .or_else(|| cause.downcast_ref().and_then(of_map))
+        .or_else(|| cause.downcast_ref().and_then(of_publish))
+        .or_else(|| cause.downcast_ref().and_then(of_bus))
+        .or_else(|| cause.downcast_ref().and_then(of_schedule))
+        .or_else(|| cause.downcast_ref().and_then(of_shared))
+        .or_else(|| cause.downcast_ref().and_then(of_call))
+        .or_else(|| cause.downcast_ref().and_then(of_put))
+        .or_else(|| cause.downcast_ref().and_then(of_get))
+        .or_else(|| cause.downcast_ref().and_then(http))
+        .or_else(|| cause.downcast_ref().and_then(of_api))
+}
+
+fn of_submit(error: &SubmitError) -> Option<u8> {
+    match error {
+        SubmitError::Subject(_)
+        | SubmitError::TaskId(_)
+        | SubmitError::UniqueKeyNotAlone
+        | SubmitError::StartTimeOutOfRange { .. }
+        | SubmitError::StartsAfterPayload { .. } => Some(USAGE),
+        SubmitError::Publish(error) => of_publish(error),
+        SubmitError::Topology(error) => of_bus(error),
+        SubmitError::Payload(error) => of_put(error),
+        SubmitError::UniqueKeyTaken { .. } => Some(TASK_FAILED),
+        SubmitError::BatchInBoundedQueue { .. } => None,
+    }
+}
+
+fn of_map(error: &MapError) -> Option<u8> {
+    match error {
+        MapError::Submit(error) => of_submit(error),
+        MapError::InvalidValue { .. } => Some(USAGE),
+        _ => None,
+    }
+}
+
+fn of_publish(error: &PublishError) -> Option<u8> {
+    match error {
+        PublishError::QueueFull { .. } => Some(QUEUE_FULL),
+        PublishError::NoAnswer { .. } => Some(UNREACHABLE),
+        _ => None,
+    }
+}
+
+fn of_bus(error: &BusError) -> Option<u8> {
+    matches!(error, BusError::NoAnswer { .. }).then_some(UNREACHABLE)
+}
+
+fn of_schedule(error: &ScheduleChangeError) -> Option<u8> {
+    match error {
+        ScheduleChangeError::Subject(_) | ScheduleChangeError::Invalid(_) => Some(USAGE),
+        ScheduleChangeError::Publish(error) => of_publish(error),
+        ScheduleChangeError::Topology(error) => of_bus(error),
+        ScheduleChangeError::NotFound { .. } => None,
+    }
+}
+
+fn of_shared(error: &SharedError) -> Option<u8> {
+    match error {
+        SharedError::Key(_) | SharedError::TooLarge { .. } => Some(USAGE),
+        SharedError::Bus(error) => of_bus(error),
+        SharedError::Conflict { .. } => Some(TASK_FAILED),
+    }
+}
+
+fn of_call(error: &CallError) -> Option<u8> {
+    match error {
+        CallError::Subject(_) | CallError::TooLarge { .. } | CallError::BadTimeout { .. } => Some(USAGE),
+        CallError::Topology(error) => of_bus(error),
+        CallError::Broken { .. } | CallError::NoWorker { .. } | CallError::NoAnswer { .. } => Some(UNREACHABLE),
+        CallError::Failed { .. } => Some(TASK_FAILED),
+    }
+}
+
+fn of_put(error: &PutError) -> Option<u8> {
+    match error {
+        PutError::Read(_) => Some(USAGE),
+        PutError::Store(error) => of_publish(error),
+    }
+}
+
+fn of_get(error: &GetError) -> Option<u8> {
+    matches!(error, GetError::NoAnswer { .. }).then_some(UNREACHABLE)
+}
+
+/// What the collector refuses because it does not fit was typed wrongly.
+fn of_api(error: &ApiError) -> Option<u8> {
+    match error.status.as_u16() {
+        400 | 413 | 414 | 415 | 422 => Some(USAGE),
+        502..=504 => Some(UNREACHABLE),
+        _ => None,
+    }
 }
 
 /// The exit code of another process as ours; `or` when a signal ended it.
 pub(crate) fn of_process(status: std::process::ExitStatus, or: u8) -> std::process::ExitCode {
     status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(or).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn only_a_closed_standard_output_ends_a_verb_well() {
+        let of_output = StandardOutputError::wrap(io::ErrorKind::BrokenPipe.into());
+        assert_eq!(of(&anyhow::Error::from(of_output).context("x")), 0);
+        assert_eq!(of(&StandardOutputError::wrap(io::ErrorKind::StorageFull.into()).into()), ERROR);
+        assert_eq!(of(&io::Error::from(io::ErrorKind::BrokenPipe).into()), ERROR);
+    }
+
+    #[test]
+    fn errors_within_errors_tell_the_code() {
+        let wrong = || SubjectError::Token { what: "kind", token: "a b".into() };
+        assert_eq!(of(&MapError::Submit(SubmitError::Subject(wrong())).into()), USAGE);
+        assert_eq!(of(&anyhow::Error::from(wrong()).context("x")), USAGE);
+        assert_eq!(of(&usage("x").context("y")), USAGE);
+        let full = PublishError::QueueFull { queue: "q".into(), max_waiting: 1 };
+        assert_eq!(of(&SubmitError::Publish(full).into()), QUEUE_FULL);
+        let silent = BusError::NoAnswer { what: "x".into(), reason: "y".into() };
+        assert_eq!(of(&SharedError::Bus(silent).into()), UNREACHABLE);
+        assert_eq!(of(&anyhow::anyhow!("x")), ERROR);
+    }
 }

@@ -1,17 +1,20 @@
 //! The `millpond` command: one file per verb in `verbs`, errors printed in one place, exit codes listed in `exit`.
 //! The library form is for the integration tests.
 
+#[macro_use]
+mod output;
+
 pub mod api;
 mod cluster_env;
 pub mod credentials;
 mod exit;
 mod nats_config;
 pub mod nats_server;
-mod output;
 mod private_file;
 mod verbs;
 
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -30,6 +33,9 @@ use verbs::{
 /// How long a thread that never ends, such as one that reads standard input, may delay the end of the process.
 const THREADS_END_WITHIN: Duration = Duration::from_millis(50);
 
+/// How often a process that is to end with its parent looks for it.
+const PARENT_POLL_EVERY: Duration = Duration::from_millis(200);
+
 /// A worker pool that spans machines, over NATS JetStream.
 #[derive(Parser)]
 #[command(name = "millpond", version, propagate_version = true)]
@@ -37,6 +43,9 @@ struct Cli {
     /// Folder in which `up` keeps the cluster, and where the other commands find its addresses and passwords.
     #[arg(long, env = "MILLPOND_STATE", default_value = ".millpond", global = true)]
     state: PathBuf,
+    /// End when the parent is no longer the process of this id.
+    #[arg(long, hide = true, global = true)]
+    parent: Option<i32>,
     #[command(subcommand)]
     command: Command,
 }
@@ -119,7 +128,7 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     start(cli).unwrap_or_else(|error| {
         if !exit::is_broken_pipe(&error) {
-            eprintln!("millpond: {error:#}");
+            note!("millpond: {error:#}");
         }
         exit::of(&error).into()
     })
@@ -129,10 +138,23 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     let (name, instance, log) = cli.command.telemetry();
     let telemetry = millpond::telemetry::start(name, instance.as_deref(), &log)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let result = runtime.block_on(run(cli));
+    let result = runtime.block_on(async {
+        if let Some(parent) = cli.parent {
+            millpond::shutdown::spawn(end_without(parent));
+        }
+        run(cli).await
+    });
     runtime.shutdown_timeout(THREADS_END_WITHIN);
     telemetry.flush();
     result
+}
+
+/// Ends the process when its parent is gone.
+async fn end_without(parent: i32) {
+    while nix::unistd::getppid().as_raw() == parent {
+        tokio::time::sleep(PARENT_POLL_EVERY).await;
+    }
+    std::process::exit(exit::INTERRUPTED.into());
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -154,7 +176,9 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Doctor(args) => doctor::run(args, &env).await,
         Command::Bench(args) => bench::run(args, &env).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "millpond", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "millpond", &mut script);
+            output::output().write_all(&script)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Worker(command) => worker::run(command, &env).await,

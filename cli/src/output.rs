@@ -1,10 +1,65 @@
-//! How results look: aligned columns, times that a person reads, or JSON lines. Results go to standard output.
+//! How results look: aligned columns, times that a person reads, or JSON lines. Results go to standard output, and what a
+//! person is told beside them to standard error (`note!`). What others named or wrote is shown with its control characters
+//! escaped (`millpond::visible`).
 
 use std::borrow::Cow;
-use std::io::Write;
+use std::fmt;
+use std::io::{self, Write};
 use std::time::Duration;
 
+use millpond::visible::{visible, visible_json};
 use serde::Serialize;
+
+/// Prints a line on standard error, for a person.
+macro_rules! note {
+    ($($argument:tt)*) => { $crate::output::note(format_args!($($argument)*)) };
+}
+
+/// Prints a line on standard error. A standard error that is full or gone changes neither results nor exit codes.
+pub(crate) fn note(line: fmt::Arguments<'_>) {
+    let line = line.to_string();
+    let _ = io::stderr().lock().write_all(format!("{}\n", visible(&line)).as_bytes());
+}
+
+/// Standard output cannot be written. It is an error of its own, so that its broken pipe is told from that of others.
+#[derive(Debug)]
+pub(crate) struct StandardOutputError(io::Error);
+
+impl StandardOutputError {
+    pub(crate) fn wrap(error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), Self(error))
+    }
+}
+
+impl fmt::Display for StandardOutputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot write to standard output: {}", self.0)
+    }
+}
+
+impl std::error::Error for StandardOutputError {}
+
+/// Standard output, whose errors are [`StandardOutputError`].
+pub(crate) struct Output(io::Stdout);
+
+/// Standard output.
+pub(crate) fn output() -> Output {
+    Output(io::stdout())
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(StandardOutputError::wrap)
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes).map_err(StandardOutputError::wrap)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(StandardOutputError::wrap)
+    }
+}
 
 /// Rows under headings, with columns as wide as their longest cell.
 pub struct Table {
@@ -17,9 +72,9 @@ impl Table {
         Self { rows: vec![headings.iter().map(|h| (*h).to_owned()).collect()] }
     }
 
-    /// Adds a row. Cells beyond the last heading are left out.
+    /// Adds a row. Cells beyond the last heading are left out; control characters in them are escaped.
     pub fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        self.rows.push(cells.iter().map(|cell| visible(cell).into_owned()).collect());
     }
 
     /// The table as aligned lines, the headings first.
@@ -38,12 +93,12 @@ impl Table {
     ///
     /// # Errors
     /// When standard output is closed.
-    pub fn print(&self, none: &str) -> std::io::Result<()> {
+    pub fn print(&self, none: &str) -> io::Result<()> {
         if self.rows.len() == 1 {
-            eprintln!("{none}");
+            note!("{none}");
             return Ok(());
         }
-        let mut out = std::io::stdout().lock();
+        let mut out = output();
         self.lines().iter().try_for_each(|line| writeln!(out, "{line}"))
     }
 }
@@ -54,12 +109,16 @@ impl Table {
 /// When standard output is closed.
 pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string(value)?;
-    Ok(writeln!(std::io::stdout().lock(), "{}", one_line(&text))?)
+    Ok(writeln!(output(), "{}", one_line(&text))?)
 }
 
-/// JSON on one line. Only line breaks between its tokens change, because those within strings are escaped.
+/// JSON on one line. Line breaks between its tokens become blanks, and control characters in its strings are escaped: the
+/// value stays the same.
 pub fn one_line(json: &str) -> Cow<'_, str> {
-    if json.contains(['\n', '\r']) { json.replace(['\n', '\r'], " ").into() } else { json.into() }
+    match visible_json(json) {
+        json if json.contains(['\n', '\r']) => json.replace(['\n', '\r'], " ").into(),
+        json => json,
+    }
 }
 
 /// A Unix time in milliseconds as local time; empty when there is none.

@@ -1,15 +1,36 @@
 //! The arguments of a task as typed: one JSON value on the command line or on standard input, or the bytes of a file.
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 
-use anyhow::{Context, bail};
 use bytes::Bytes;
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Client, NewTask};
 use millpond::limits::CLAIM_CHECK_BYTES;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::exit;
+use crate::output::short;
+
+/// How many characters of arguments that are no JSON an error shows.
+const SHOWN_CHARS_MAX: usize = 200;
+
+/// Tells a person at a terminal that standard input is read: a verb that waits for it looks as if it hung.
+pub(super) fn tell_terminal(what: &str) {
+    if std::io::stdin().is_terminal() {
+        note!("millpond: reading {what} from the terminal; Ctrl-D ends them");
+    }
+}
+
+/// Opens a file that was named on the command line.
+///
+/// # Errors
+/// When it cannot be opened.
+pub(super) async fn open(path: &Path) -> anyhow::Result<tokio::fs::File> {
+    let file = tokio::fs::File::open(path).await;
+    file.map_err(|error| exit::usage(format!("cannot open {}: {error}", path.display())))
+}
 
 /// The arguments as typed; `-` reads standard input.
 ///
@@ -19,8 +40,10 @@ pub(super) fn read(typed: &str) -> anyhow::Result<Box<RawValue>> {
     if typed != "-" {
         return parse(typed);
     }
+    tell_terminal("the arguments, one JSON value");
     let mut text = String::new();
-    std::io::stdin().lock().read_to_string(&mut text).context("cannot read the arguments")?;
+    let read = std::io::stdin().lock().read_to_string(&mut text);
+    read.map_err(|error| exit::usage(format!("cannot read the arguments: {error}")))?;
     parse(text.trim())
 }
 
@@ -32,7 +55,10 @@ pub(super) fn parse(text: &str) -> anyhow::Result<Box<RawValue>> {
     match serde_json::from_str(text) {
         Ok(value) => Ok(value),
         Err(error) => {
-            bail!("arguments {text:?} are not JSON ({error}); a string needs quotes of its own: '\"text\"'")
+            let shown = short(text, SHOWN_CHARS_MAX);
+            Err(exit::usage(format!(
+                "arguments {shown:?} are not JSON ({error}); a string needs quotes of its own: '\"text\"'"
+            )))
         }
     }
 }
@@ -42,28 +68,48 @@ pub(super) fn bytes(value: Box<RawValue>) -> Bytes {
     Bytes::from(String::from(Box::<str>::from(value)))
 }
 
-/// Gives a task the bytes of a file, or of standard input for `-`, as its arguments. They go into the message when they
-/// are JSON and small, and into the store otherwise; a handler gets both in one way.
-///
-/// # Errors
-/// When the file cannot be read, or its bytes cannot be stored.
-pub(super) async fn attach(
-    task: &mut NewTask,
-    path: &Path,
-    client: &Client,
-    deadline: RetryDeadline,
-) -> anyhow::Result<()> {
-    let mut from: Box<dyn AsyncRead + Unpin + Send> = match path.to_str() {
-        Some("-") => Box::new(tokio::io::stdin()),
-        _ => Box::new(tokio::fs::File::open(path).await.with_context(|| format!("cannot open {}", path.display()))?),
-    };
-    let mut start = Vec::new();
-    let read = (&mut from).take(CLAIM_CHECK_BYTES as u64 + 1).read_to_end(&mut start).await;
-    read.with_context(|| format!("cannot read {}", path.display()))?;
-    if start.len() <= CLAIM_CHECK_BYTES && serde_json::from_slice::<&RawValue>(&start).is_ok() {
-        task.payload = Bytes::from(start);
-    } else {
-        task.stored = Some(client.put_payload(&mut AsyncReadExt::chain(start.as_slice(), from), deadline).await?);
+/// The source of arguments of any size: a file, or standard input for `-`.
+pub(super) struct Source {
+    from: Box<dyn AsyncRead + Unpin + Send>,
+    name: String,
+}
+
+impl Source {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub(super) async fn open(path: &Path) -> anyhow::Result<Self> {
+        let from: Box<dyn AsyncRead + Unpin + Send> = match path.to_str() {
+            Some("-") => {
+                tell_terminal("the arguments");
+                Box::new(tokio::io::stdin())
+            }
+            _ => Box::new(open(path).await?),
+        };
+        Ok(Self { from, name: path.display().to_string() })
     }
-    Ok(())
+
+    /// Gives a task these bytes as its arguments. They go into the message when they are JSON and small, and into the store
+    /// otherwise; a handler gets both in one way.
+    ///
+    /// # Errors
+    /// When they cannot be read, or stored.
+    pub(super) async fn attach(
+        mut self,
+        task: &mut NewTask,
+        client: &Client,
+        deadline: RetryDeadline,
+    ) -> anyhow::Result<()> {
+        let mut start = Vec::new();
+        let read = (&mut self.from).take(CLAIM_CHECK_BYTES as u64 + 1).read_to_end(&mut start).await;
+        read.map_err(|error| exit::usage(format!("cannot read {}: {error}", self.name)))?;
+        if start.len() <= CLAIM_CHECK_BYTES && serde_json::from_slice::<&RawValue>(&start).is_ok() {
+            task.payload = Bytes::from(start);
+        } else {
+            let mut all = AsyncReadExt::chain(start.as_slice(), self.from);
+            task.stored = Some(client.put_payload(&mut all, deadline).await?);
+        }
+        Ok(())
+    }
 }

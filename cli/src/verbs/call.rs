@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use bytes::Bytes;
 use millpond::bus::call::pipe::{PipeError, PipeReceiver, PipeSender};
 use millpond::call::{CALL_TIMEOUT_DEFAULT, Code};
@@ -13,30 +13,32 @@ use millpond::client::{CallError, Client};
 use millpond::config::ConnectArgs;
 use millpond::limits::PIPE_MESSAGE_BYTES_MAX;
 use millpond::outcome::Failure;
+use millpond::visible::visible_json;
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
-use super::arguments;
+use super::{arguments, task_args};
 use crate::cluster_env::ClusterEnv;
 use crate::exit;
-use crate::output::json_line;
+use crate::output::{json_line, output};
 
 /// `call`.
 #[derive(clap::Args, Debug)]
 pub struct CallArgs {
     /// Kind of the call: which handler answers it.
+    #[arg(value_parser = task_args::kind)]
     kind: String,
     /// Arguments of the call, one JSON value; `-`, or nothing, reads them from standard input. With --pipe, nothing means
     /// null.
     #[arg(allow_hyphen_values = true)]
     args: Option<String>,
     /// Queue of the call: which workers answer it.
-    #[arg(long, default_value = "default")]
+    #[arg(long, default_value = "default", value_parser = task_args::queue)]
     queue: String,
     /// How long the call may take in all, the wait for a free slot included; with --pipe, how long its opening may take.
-    #[arg(long, default_value_t = humantime::Duration::from(CALL_TIMEOUT_DEFAULT))]
+    #[arg(long, default_value_t = humantime::Duration::from(CALL_TIMEOUT_DEFAULT), value_parser = call_timeout)]
     timeout: humantime::Duration,
     /// Hold a conversation: each line of standard input is a message to the handler, and each of its messages a line of
     /// standard output. Ctrl-D closes this side; the conversation ends when the handler ends it.
@@ -47,6 +49,10 @@ pub struct CallArgs {
     json: bool,
     #[command(flatten)]
     connect: ConnectArgs,
+}
+
+fn call_timeout(typed: &str) -> Result<humantime::Duration, String> {
+    task_args::timeout(typed).map(Into::into)
 }
 
 /// Makes the call.
@@ -73,7 +79,9 @@ fn payload(args: &CallArgs) -> anyhow::Result<Bytes> {
     let value = match args.args.as_deref() {
         None if args.pipe => RawValue::NULL.to_owned(),
         Some("-") if args.pipe => {
-            bail!("with --pipe standard input is for messages: give the arguments on the command line")
+            return Err(exit::usage(
+                "with --pipe standard input is for messages: give the arguments on the command line",
+            ));
         }
         typed => arguments::read(typed.unwrap_or("-"))?,
     };
@@ -89,7 +97,7 @@ fn print(answer: &RawValue, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         json_line(&Answered { result: answer, status: "done" })?;
     } else {
-        writeln!(std::io::stdout().lock(), "{}", answer.get())?;
+        writeln!(output(), "{}", visible_json(answer.get()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -110,7 +118,7 @@ fn failed(error: CallError, json: bool) -> anyhow::Result<ExitCode> {
         };
         json_line(&json!({ "status": "failed", "code": number, "failure": failure }))?;
     }
-    eprintln!("millpond: {error}");
+    note!("millpond: {error}");
     if let CallError::Failed { failure, .. } = &error {
         print_evidence(failure);
     }
@@ -121,7 +129,7 @@ fn failed(error: CallError, json: bool) -> anyhow::Result<ExitCode> {
 fn print_evidence(failure: &Failure) {
     let log = failure.child.iter().flat_map(|child| child.log.iter().map(String::as_str));
     for line in failure.traceback.iter().flat_map(|text| text.lines()).chain(log) {
-        eprintln!("  {line}");
+        note!("  {line}");
     }
 }
 
@@ -137,7 +145,7 @@ async fn open_pipe(client: &Client, args: &CallArgs, payload: Bytes, timeout: Du
 
 async fn converse(sender: PipeSender, mut receiver: PipeReceiver) -> anyhow::Result<ExitCode> {
     let receiving = async {
-        let mut out = std::io::stdout();
+        let mut out = output();
         while let Some(message) = receiver.recv().await? {
             out.write_all(&message)?;
             out.write_all(b"\n")?;
@@ -159,12 +167,12 @@ async fn converse(sender: PipeSender, mut receiver: PipeReceiver) -> anyhow::Res
     let Err(error) = ended else { return Ok(ExitCode::SUCCESS) };
     match error.downcast_ref() {
         Some(PipeError::Failed(failure)) => {
-            eprintln!("millpond: {error}");
+            note!("millpond: {error}");
             print_evidence(failure);
             Ok(exit::TASK_FAILED.into())
         }
         Some(PipeError::Lost) => {
-            eprintln!("millpond: {error}");
+            note!("millpond: {error}");
             Ok(exit::UNREACHABLE.into())
         }
         _ => Err(error),

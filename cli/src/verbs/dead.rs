@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, Subcommand};
+use millpond::visible::visible;
 use millpond_api::dead_letters::{
     ActOnDeadLetters, DEAD_LETTERS_MAX, DEAD_LETTERS_PER_SECOND, DEAD_LETTERS_PER_SECOND_MAX, DeadLetterActedOn,
     DeadLetterDetails, DeadLetterId, DeadLetterQuery, DeadLetterRow, DeadLettersActedOn,
@@ -16,11 +17,11 @@ use serde_json::value::RawValue;
 use super::arguments;
 use super::failure::print_failure;
 use super::listing::{Listing, time_ms};
-use super::task_args::TaskIdArgs;
+use super::task_args::{self, TaskIdArgs};
 use crate::api::Api;
 use crate::cluster_env::ClusterEnv;
 use crate::exit;
-use crate::output::{json_line, optional, short, time};
+use crate::output::{json_line, one_line, optional, output, short, time};
 
 /// How many characters of a failure's message a list shows.
 const MESSAGE_CHARS_MAX: usize = 60;
@@ -41,7 +42,7 @@ pub enum DeadCommand {
         #[command(flatten)]
         chosen: DeadSelectionArgs,
         /// Run them in this queue, as new tasks that refer to the old ones; the dead letters are settled.
-        #[arg(long)]
+        #[arg(long, value_parser = task_args::queue)]
         to_queue: Option<String>,
         /// Run a single task with these arguments instead, one JSON value.
         #[arg(long, value_name = "JSON")]
@@ -63,19 +64,19 @@ pub enum DeadCommand {
 #[derive(Args, Debug, Clone)]
 pub struct DeadFilterArgs {
     /// Only dead letters of this queue.
-    #[arg(long)]
+    #[arg(long, value_parser = task_args::queue)]
     queue: Option<String>,
     /// Only dead letters of this kind.
-    #[arg(long)]
+    #[arg(long, value_parser = task_args::kind)]
     kind: Option<String>,
     /// Only dead letters of this job.
-    #[arg(long)]
+    #[arg(long, value_parser = task_args::job)]
     job: Option<String>,
     /// Only dead letters with this reason: exhausted, fatal, unknown_kind, kills_workers, expired, …
     #[arg(long)]
     reason: Option<String>,
     /// Only tasks that this worker dead-lettered.
-    #[arg(long)]
+    #[arg(long, value_parser = task_args::worker)]
     worker: Option<String>,
     /// Only dead letters with this text in the type or the message of their failure.
     #[arg(long, value_name = "TEXT")]
@@ -99,7 +100,7 @@ impl From<DeadFilterArgs> for DeadLetterQuery {
 #[derive(Args, Debug)]
 pub struct DeadSelectionArgs {
     /// Ids of the tasks. Of the filters only --queue can be combined with ids.
-    #[arg(conflicts_with_all = ["kind", "job", "reason", "worker", "error", "since", "until"])]
+    #[arg(value_parser = task_args::task_id, conflicts_with_all = ["kind", "job", "reason", "worker", "error", "since", "until"])]
     ids: Vec<String>,
     /// Choose all dead letters that match the filters.
     #[arg(long, conflicts_with = "ids")]
@@ -167,7 +168,7 @@ enum Action {
 
 fn other_arguments(chosen: &DeadSelectionArgs, typed: Option<&str>) -> anyhow::Result<Option<Box<RawValue>>> {
     if typed.is_some() && chosen.ids.len() != 1 {
-        bail!("--args needs the id of exactly one task");
+        return Err(exit::usage("--args needs the id of exactly one task"));
     }
     typed.map(|typed| arguments::parse(typed.trim()).context("--args does not fit")).transpose()
 }
@@ -188,9 +189,9 @@ async fn act(
     let queue = filter.queue.clone();
     let filter = DeadLetterQuery::from(filter);
     if ids.is_empty() && !all && filter == DeadLetterQuery::default() {
-        bail!(
-            "choose dead letters by ids, by filters such as --kind or --reason, or with --all; --dry-run only reports them"
-        );
+        return Err(exit::usage(
+            "choose dead letters by ids, by filters such as --kind or --reason, or with --all; --dry-run only reports them",
+        ));
     }
     let mut request = ActOnDeadLetters { dry_run, rate: Some(rate), ..request };
     let mut progress = ActionProgress { json, done: 0, failed: 0 };
@@ -216,7 +217,7 @@ async fn act(
         (Action::Purge, false) => "purged",
         (Action::Purge, true) => "would be purged",
     };
-    eprintln!("{done} {verb}, {failed} skipped");
+    note!("{done} {verb}, {failed} skipped");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { exit::TASK_FAILED.into() })
 }
 
@@ -250,9 +251,9 @@ impl ActionProgress {
             return json_line(row);
         }
         if row.ok {
-            writeln!(std::io::stdout().lock(), "{}", row.new_id.as_ref().unwrap_or(&row.id))?;
+            writeln!(output(), "{}", row.new_id.as_ref().unwrap_or(&row.id))?;
         } else {
-            eprintln!("millpond: {}: {}", row.id, row.error.as_deref().unwrap_or_default());
+            note!("millpond: {}: {}", row.id, row.error.as_deref().unwrap_or_default());
         }
         Ok(())
     }
@@ -272,15 +273,22 @@ fn print(dead: &DeadLetterDetails) -> std::io::Result<()> {
         ("trace", row.trace.clone().unwrap_or_default()),
         ("dead since", time(row.dead_lettered_ms)),
     ];
-    let mut out = std::io::stdout().lock();
+    let mut out = output();
     for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
-        writeln!(out, "{name:<10} {value}")?;
+        writeln!(out, "{name:<10} {}", visible(value))?;
     }
     print_failure(&mut out, &row.failure)?;
     for before in &contents.failures {
-        writeln!(out, "attempt {} on {}", before.attempt, before.worker)?;
+        writeln!(out, "attempt {} on {}", before.attempt, visible(&before.worker))?;
         print_failure(&mut out, &before.failure)?;
     }
-    let arguments = contents.payload.as_deref().map(|payload| payload.get()).or(contents.payload_base64.as_deref());
-    writeln!(out, "{:<10} {}", "arguments", arguments.unwrap_or_default())
+    let arguments = match (&contents.payload, &contents.payload_base64, &contents.stored_payload) {
+        (Some(payload), ..) => one_line(payload.get()).into_owned(),
+        (None, Some(base64), _) => format!("{base64} (base64: they are no JSON)"),
+        (None, None, Some(at)) => {
+            format!("{} bytes in the store of payloads, object {}, SHA-256 {}", at.size, visible(&at.object), at.sha256)
+        }
+        (None, None, None) => "none".to_owned(),
+    };
+    writeln!(out, "{:<10} {arguments}", "arguments")
 }

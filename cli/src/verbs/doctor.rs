@@ -16,7 +16,7 @@ use super::worker::list::list;
 use crate::api::Api;
 use crate::cluster_env::{CLIENT_NATS_URL, COLLECTOR_URL, ClusterEnv};
 use crate::exit;
-use crate::output::json_line;
+use crate::output::{json_line, output};
 
 /// How full a stream may be before a warning, in percent.
 const FULL_PERCENT: u64 = 80;
@@ -96,7 +96,7 @@ pub async fn run(args: DoctorArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode>
             continue;
         }
         let advice = if advice.is_empty() { String::new() } else { format!("; {advice}") };
-        writeln!(std::io::stdout().lock(), "{level:<5} {about:<16} {seen}{advice}")?;
+        writeln!(output(), "{level:<5} {about:<16} {seen}{advice}")?;
     }
     let failed = findings.0.iter().any(|finding| finding.severity == Severity::Fail);
     Ok(if failed { exit::TASK_FAILED.into() } else { ExitCode::SUCCESS })

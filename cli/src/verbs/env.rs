@@ -1,10 +1,12 @@
 //! `env`: prints the settings of the state folder, for a shell elsewhere.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Args;
 
 use crate::cluster_env::{CLIENT_NATS_URL, ClusterEnv};
+use crate::output::output;
 
 /// `env`.
 #[derive(Args, Debug)]
@@ -26,7 +28,7 @@ pub fn run(args: &EnvArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
             Some(host) => at_host(value.split(',').next().unwrap_or_default(), host),
             None => value.to_owned(),
         };
-        println!("{name}='{value}'");
+        writeln!(output(), "{name}='{value}'")?;
     }
     Ok(ExitCode::SUCCESS)
 }

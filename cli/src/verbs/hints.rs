@@ -18,7 +18,7 @@ const HINT_AFTER: Duration = Duration::from_secs(3);
 pub(super) async fn no_worker(env: &ClusterEnv, queue: &str, kind: &str) {
     tokio::time::sleep(HINT_AFTER).await;
     if let Some(reason) = missing_worker(env, queue, kind).await {
-        eprintln!("millpond: still waiting: {reason}");
+        note!("millpond: still waiting: {reason}");
     }
     std::future::pending::<()>().await;
 }
@@ -30,7 +30,7 @@ pub(super) async fn queue_full(client: &Client, queue: &str) {
         if let Ok(Some(QueueFill { waiting, max_waiting })) = client.fill(queue).await
             && waiting >= max_waiting
         {
-            eprintln!(
+            note!(
                 "millpond: queue {queue} is full: {waiting} tasks wait of at most {max_waiting}; waiting for capacity \
                  (`millpond queue ls` shows it)"
             );

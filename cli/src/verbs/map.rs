@@ -6,23 +6,23 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use millpond::chain::ChainStep;
-use millpond::client::{BatchSize, Client, IfJobExists, MapItem, MapRun, MapSpec};
+use millpond::client::{BatchSize, Client, IfJobExists, MapError, MapItem, MapRun, MapSpec};
 use millpond::config::{ConnectArgs, SigningArgs};
 use millpond::limits::BATCH_ITEMS_MAX;
 use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 
+use super::interrupt::Interrupt;
 use super::task_args::RunnerArgs;
 use super::task_end::{EndedTask, describe};
-use super::{arguments, hints};
+use super::{arguments, hints, task_args};
 use crate::cluster_env::ClusterEnv;
 use crate::exit;
-use crate::output::{json_line, one_line};
+use crate::output::{Output, json_line, one_line, output};
 
 /// Failures that are printed one by one; further ones are only counted.
 const FAILURES_PRINTED_MAX: u64 = 10;
@@ -33,6 +33,7 @@ const WRITE_EVERY: Duration = Duration::from_millis(100);
 #[derive(clap::Args, Debug)]
 pub struct MapArgs {
     /// Kind of the tasks: which handler runs them.
+    #[arg(value_parser = task_args::kind)]
     kind: String,
     /// File with one JSON value per line, the arguments of a task each; `-` is standard input.
     #[arg(required_unless_present = "range", conflicts_with = "range")]
@@ -48,7 +49,7 @@ pub struct MapArgs {
     unordered: bool,
     /// Name of the job; random by default. A job that was interrupted goes on where it stopped when it gets the same input
     /// again: killed and started again, the command still prints every result.
-    #[arg(long)]
+    #[arg(long, value_parser = task_args::job)]
     job: Option<String>,
     /// Start anew under the name of a job that already exists.
     #[arg(long, requires = "job")]
@@ -101,64 +102,125 @@ fn range(text: &str) -> Result<NumberRange, String> {
 /// When the input cannot be read or a task cannot be published.
 pub async fn run(args: MapArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
     let (input, total) = open(&args).await?;
-    let client = env.publisher("map", args.connect.check()?, &args.signing).await?;
+    let interrupt = Interrupt::listen()?;
+    let job = args.job.clone().unwrap_or_else(millpond::random_token);
     let spec = MapSpec {
         queue: args.runner.queue.clone(),
         kind: args.kind.clone(),
-        job: args.job.clone(),
+        job: Some(job.clone()),
         if_exists: if args.again { IfJobExists::StartAnew } else { IfJobExists::GoOn },
         batch: args.batch,
         ordered: !args.unordered,
+        finish_broken_input: true,
         timeout: args.runner.timeout,
         attempts_max: args.runner.attempts_max,
         continuation: args.continuation.clone(),
     };
-    if args.no_wait {
-        return publish_only(&client, spec, input, args.json).await;
-    }
-    let mut run = client.map(spec, input).await?;
-    let mut report = MapReport::new(&args, total);
+    let connecting = env.publisher("map", args.connect.check()?, &args.signing);
+    let client = tokio::select! {
+        client = connecting => client?,
+        () = interrupt.pressed() => return Ok(exit::INTERRUPTED.into()),
+    };
+    let code = if args.no_wait {
+        publish_only(&client, (spec, input), args.json, (&interrupt, &job)).await
+    } else {
+        let run = tokio::select! {
+            run = client.map(spec, input) => run?,
+            () = interrupt.pressed() => return Ok(exit::INTERRUPTED.into()),
+        };
+        follow(run, &args, total, (env, &interrupt)).await
+    };
+    client.close().await;
+    code
+}
+
+/// Prints the ends of the items as they come, until the last, or until Ctrl-C.
+async fn follow(
+    mut run: MapRun,
+    args: &MapArgs,
+    total: Option<u64>,
+    (env, interrupt): (&ClusterEnv, &Interrupt),
+) -> anyhow::Result<ExitCode> {
+    let mut report = MapReport::new(args, total);
     let mut hint = std::pin::pin!(hints::no_worker(env, &args.runner.queue, &args.kind));
     let mut first = true;
-    loop {
+    let ended = loop {
         let item = tokio::select! {
             biased;
+            () = interrupt.pressed() => {
+                report.flush(&run)?;
+                report.interrupted(&run);
+                return Ok(exit::INTERRUPTED.into());
+            }
             item = run.next() => item,
             () = &mut hint, if first => continue,
             () = tokio::time::sleep(WRITE_EVERY) => {
-                report.flush(&run)?;
+                if let Err(error) = report.flush(&run) {
+                    break Err(error);
+                }
                 continue;
             }
         };
-        let Some(item) = item else { break };
         first = false;
-        report.item(item?, &run)?;
+        let Some(item) = item.transpose().map_err(|error| report.broken_off(error, &run))? else {
+            break report.flush(&run);
+        };
+        if let Err(error) = report.item(item, &run) {
+            break Err(error);
+        }
+    };
+    match ended {
+        // Failures that were seen count, whether or not somebody reads on.
+        Err(error) if exit::is_broken_pipe(&error) => {}
+        ended => {
+            ended?;
+            report.end(&run);
+        }
     }
-    report.flush(&run)?;
-    let failed = report.end(&run);
-    client.close().await;
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { exit::TASK_FAILED.into() })
+    Ok(if report.failed == 0 { ExitCode::SUCCESS } else { exit::TASK_FAILED.into() })
 }
 
 /// Publishes the whole input as one job, closes the job, and prints its name once the server has stored all of it.
 ///
 /// # Errors
 /// When the input cannot be read or a task cannot be published; the text says how much of it is stored.
-async fn publish_only(client: &Client, spec: MapSpec, input: MapInput, json: bool) -> anyhow::Result<ExitCode> {
+async fn publish_only(
+    client: &Client,
+    (spec, input): (MapSpec, MapInput),
+    json: bool,
+    (interrupt, job): (&Interrupt, &str),
+) -> anyhow::Result<ExitCode> {
     let (started, queue) = (Instant::now(), spec.queue.clone());
     let mut publishing = std::pin::pin!(client.publish_all(spec, input));
     let stored = tokio::select! {
-        stored = &mut publishing => stored?,
-        () = hints::queue_full(client, &queue) => publishing.await?,
+        stored = &mut publishing => stored,
+        () = interrupt.pressed() => {
+            note!(
+                "millpond: interrupted; what is stored of job {job} runs. The same command with --job {job} stores the rest, \
+                 `millpond job cancel {job}` stops it"
+            );
+            return Ok(exit::INTERRUPTED.into());
+        }
+        () = hints::queue_full(client, &queue) => publishing.await,
     };
+    let stored = stored.map_err(|error| match &error.error {
+        MapError::InvalidValue { .. } => exit::usage(format!("{error}, job {job}; {}", how_to_go_on(job))),
+        _ => anyhow::Error::from(error).context(format!("job {job}")),
+    })?;
     if json {
         json_line(&json!({ "job": stored.job, "tasks": stored.tasks }))?;
     } else {
-        writeln!(std::io::stdout().lock(), "{}", stored.job)?;
+        writeln!(output(), "{}", stored.job)?;
     }
-    eprintln!("{} tasks stored in {:.2} s, job {}", stored.tasks, started.elapsed().as_secs_f64(), stored.job);
-    client.close().await;
+    note!("{} tasks stored in {:.2} s, job {}", stored.tasks, started.elapsed().as_secs_f64(), stored.job);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What to do when a job stopped before the end of its input.
+fn how_to_go_on(job: &str) -> String {
+    format!(
+        "correct the input and run the command again with --job {job}: what has ended is printed, and not run again"
+    )
 }
 
 /// The arguments of each task; an error ends them.
@@ -170,13 +232,12 @@ async fn open(args: &MapArgs) -> anyhow::Result<(MapInput, Option<u64>)> {
         return Ok((stream::iter((from..to).map(|n| Ok(Bytes::from(n.to_string())))).boxed(), total));
     }
     match args.input.as_deref() {
-        None => bail!("there is no input: give a file, - for standard input, or --range"),
-        Some(path) if path.as_os_str() == "-" => Ok((lines(BufReader::new(tokio::io::stdin())), None)),
-        Some(path) => {
-            let file = tokio::fs::File::open(path).await;
-            let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-            Ok((lines(BufReader::new(file)), None))
+        None => Err(exit::usage("there is no input: give a file, - for standard input, or --range")),
+        Some(path) if path.as_os_str() == "-" => {
+            arguments::tell_terminal("arguments, one JSON value a line,");
+            Ok((lines(BufReader::new(tokio::io::stdin())), None))
         }
+        Some(path) => Ok((lines(BufReader::new(arguments::open(path).await?)), None)),
     }
 }
 
@@ -202,7 +263,7 @@ fn lines(reader: impl AsyncBufRead + Unpin + Send + 'static) -> MapInput {
 
 /// What the user sees of a map.
 struct MapReport {
-    out: BufWriter<std::io::Stdout>,
+    out: BufWriter<Output>,
     bar: ProgressBar,
     json: bool,
     started: Instant,
@@ -221,7 +282,7 @@ impl MapReport {
             bar.set_style(style);
         }
         let now = Instant::now();
-        let out = BufWriter::with_capacity(256 * 1024, std::io::stdout());
+        let out = BufWriter::with_capacity(256 * 1024, output());
         Self { out, bar, json: args.json, started: now, written: now, ended: 0, failed: 0 }
     }
 
@@ -232,8 +293,8 @@ impl MapReport {
             self.failed += 1;
             // That the whole job was cancelled is printed once, at the end.
             if self.failed <= FAILURES_PRINTED_MAX && !run.was_cancelled() {
-                let line = format!("millpond: item {index} {}", describe(no_result));
-                self.bar.suspend(|| eprintln!("{line}"));
+                let id = run.task_id(index);
+                self.bar.suspend(|| note!("millpond: item {index} {}", describe(Some(&id), no_result)));
             }
         }
         if self.json {
@@ -241,7 +302,8 @@ impl MapReport {
             let row = serde_json::to_string(&EndedTask::new(Some(index), &id, &end))?;
             writeln!(self.out, "{}", one_line(&row))?;
         } else {
-            writeln!(self.out, "{}", one_line(end.as_ref().map_or("null", |value| value.get())))?;
+            // An empty line stands for no result: it keeps the place of the item, and no JSON value is empty.
+            writeln!(self.out, "{}", one_line(end.as_ref().map_or("", |value| value.get())))?;
         }
         if self.written.elapsed() >= WRITE_EVERY {
             self.flush(run)?;
@@ -259,16 +321,42 @@ impl MapReport {
         Ok(())
     }
 
-    /// Prints the last line; returns how many items failed.
-    fn end(self, run: &MapRun) -> u64 {
+    /// Prints the last line.
+    fn end(&self, run: &MapRun) {
         self.bar.finish_and_clear();
         let seconds = self.started.elapsed().as_secs_f64().max(0.001);
         #[expect(clippy::cast_precision_loss, reason = "a rate for a person")]
         let rate = self.ended as f64 / seconds;
         let (ended, failed, job) = (self.ended, self.failed, run.job());
         let cancelled = if run.was_cancelled() { ", which was cancelled" } else { "" };
-        eprintln!("{ended} tasks in {seconds:.2} s, {rate:.0}/s, {failed} failed, job {job}{cancelled}");
-        failed
+        note!("{ended} tasks in {seconds:.2} s, {rate:.0}/s, {failed} failed, job {job}{cancelled}");
+    }
+
+    /// Prints what Ctrl-C leaves behind, and what to do about it.
+    fn interrupted(&self, run: &MapRun) {
+        self.bar.finish_and_clear();
+        let (ended, stored, job) = (self.ended, run.stored(), run.job());
+        note!(
+            "millpond: interrupted after {ended} tasks; job {job} is left as it is: {stored} tasks are stored, and those that \
+             have not ended run on. The same command with --job {job} goes on with it, `millpond job cancel {job}` stops it"
+        );
+    }
+
+    /// The error of a job that stopped before its end, with its name and what to do.
+    fn broken_off(&mut self, error: MapError, run: &MapRun) -> anyhow::Error {
+        // The results so far go first; that standard output is closed would be told by the next write.
+        let _ = self.flush(run);
+        self.end(run);
+        let job = run.job();
+        match error {
+            MapError::InvalidValue { .. } => exit::usage(format!(
+                "{error}; the {} tasks before it have ended, job {job}; {}",
+                self.ended,
+                how_to_go_on(&job)
+            )),
+            error => anyhow::Error::from(error)
+                .context(format!("job {job} is not complete; the same command with --job {job} goes on with it")),
+        }
     }
 }
 

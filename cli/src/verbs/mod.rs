@@ -27,6 +27,7 @@ pub(crate) mod xargs;
 mod arguments;
 mod failure;
 mod hints;
+mod interrupt;
 mod listing;
 mod task_args;
 mod task_end;

@@ -1,6 +1,6 @@
 //! `queue ls|set|pause|resume|purge`, through the collector.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use millpond_api::queues::{PauseQueue, PurgeQueue, QueueLimit, QueuePaused, Queu
 use serde::Serialize;
 
 use super::listing::Listing;
+use super::task_args;
 use crate::api::{Api, NoBody};
 use crate::cluster_env::ClusterEnv;
 use crate::output::{json_line, milliseconds, optional};
@@ -32,6 +33,7 @@ pub enum QueueCommand {
     #[command(group = clap::ArgGroup::new("limit").required(true))]
     Set {
         /// Name of the queue; it need not have workers yet.
+        #[arg(value_parser = task_args::queue)]
         queue: String,
         /// How many tasks may wait in it; tasks that workers hold count, retries and delayed tasks do not.
         #[arg(long, group = "limit", value_parser = clap::value_parser!(u64).range(1..))]
@@ -46,6 +48,7 @@ pub enum QueueCommand {
     /// Stop handing out the tasks of a queue; running tasks continue.
     Pause {
         /// Name of the queue.
+        #[arg(value_parser = task_args::queue)]
         queue: String,
         /// Resume automatically after this long, such as 10m. Default: only `queue resume` ends the pause.
         #[arg(long = "for", value_parser = duration)]
@@ -57,6 +60,7 @@ pub enum QueueCommand {
     /// End a pause.
     Resume {
         /// Name of the queue.
+        #[arg(value_parser = task_args::queue)]
         queue: String,
         /// Print a JSON object.
         #[arg(long)]
@@ -65,9 +69,10 @@ pub enum QueueCommand {
     /// Remove the waiting tasks of a queue for good, and stop its running ones. A purge record accounts for them.
     Purge {
         /// Name of the queue.
+        #[arg(value_parser = task_args::queue)]
         queue: String,
         /// Purge only tasks of this kind.
-        #[arg(long)]
+        #[arg(long, value_parser = task_args::kind)]
         kind: Option<String>,
         /// Let running tasks finish.
         #[arg(long)]
@@ -138,7 +143,7 @@ fn report(answer: &impl Serialize, json: bool, sentence: &str) -> anyhow::Result
     if json {
         return json_line(answer);
     }
-    eprintln!("{sentence}");
+    note!("{sentence}");
     Ok(())
 }
 
@@ -148,7 +153,10 @@ fn confirmed(queue: &str, kind: Option<&str>, keep_running: bool) -> std::io::Re
     }
     let of_kind = kind.map_or_else(String::new, |kind| format!(" of kind {kind}"));
     let running = if keep_running { "" } else { " or run" };
-    eprint!("Remove all tasks{of_kind} that wait{running} in queue {queue}, for good? Type the queue's name: ");
+    let question =
+        format!("Remove all tasks{of_kind} that wait{running} in queue {queue}, for good? Type the queue's name: ");
+    // Whoever cannot be asked removes nothing.
+    std::io::stderr().lock().write_all(question.as_bytes())?;
     let mut line = String::new();
     std::io::stdin().read_line(&mut line)?;
     Ok(line.trim() == queue)

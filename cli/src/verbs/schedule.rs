@@ -12,10 +12,10 @@ use millpond::schedule::{Schedule, When};
 use millpond_api::schedules::ScheduleRow;
 use serde_json::json;
 
-use super::arguments;
 use super::task_args::RunnerArgs;
+use super::{arguments, task_args};
 use crate::cluster_env::ClusterEnv;
-use crate::output::{Table, json_line, short, time};
+use crate::output::{Table, json_line, output, short, time};
 
 /// How long a person waits for the server to acknowledge a change.
 const RETRY_DEADLINE: RetryDeadline = RetryDeadline::Within(Duration::from_secs(30));
@@ -46,16 +46,19 @@ pub enum ScheduleCommand {
     /// Remove a schedule; tasks that it has already published still run.
     Rm {
         /// Name of the schedule.
+        #[arg(value_parser = task_args::schedule)]
         name: String,
     },
     /// Stop a schedule from firing until it is resumed.
     Pause {
         /// Name of the schedule.
+        #[arg(value_parser = task_args::schedule)]
         name: String,
     },
     /// Let a paused schedule fire again.
     Resume {
         /// Name of the schedule.
+        #[arg(value_parser = task_args::schedule)]
         name: String,
     },
 }
@@ -64,8 +67,10 @@ pub enum ScheduleCommand {
 #[derive(clap::Args, Debug)]
 pub struct AddArgs {
     /// Name of the schedule.
+    #[arg(value_parser = task_args::schedule)]
     name: String,
     /// Kind of its tasks: which handler runs them.
+    #[arg(value_parser = task_args::kind)]
     kind: String,
     /// Arguments of its tasks, one JSON value; `-` reads them from standard input.
     #[arg(default_value = "null", allow_hyphen_values = true)]
@@ -144,7 +149,7 @@ async fn act(client: &Client, command: ScheduleCommand, json: bool) -> anyhow::R
             if json {
                 return json_line(&json!({ "name": name, "removed": true }));
             }
-            eprintln!("schedule {name} is removed");
+            note!("schedule {name} is removed");
             Ok(())
         }
     }
@@ -160,16 +165,19 @@ fn print(schedule: &Schedule, json: bool) -> anyhow::Result<()> {
         return json_line(&row);
     }
     let name = &row.name;
+    for remark in &row.remarks {
+        note!("millpond: schedule {name}: {remark}");
+    }
     match row.next_ms {
-        _ if row.paused => eprintln!("schedule {name} is paused"),
-        None => eprintln!("schedule {name} is stored; this machine cannot tell when it fires next"),
-        next_ms => writeln!(std::io::stdout().lock(), "schedule {name} fires next at {}", time(next_ms))?,
+        _ if row.paused => note!("schedule {name} is paused"),
+        None => note!("schedule {name} is stored; this machine cannot tell when it fires next"),
+        next_ms => writeln!(output(), "schedule {name} fires next at {}", time(next_ms))?,
     }
     Ok(())
 }
 
 fn list(schedules: &[Schedule], json: bool) -> anyhow::Result<()> {
-    let mut table = Table::new(&["NAME", "QUEUE", "KIND", "ARGS", "SCHEDULE", "ZONE", "NEXT", "BY"]);
+    let mut table = Table::new(&["NAME", "QUEUE", "KIND", "ARGS", "SCHEDULE", "ZONE", "NEXT", "BY", "NOTE"]);
     for row in schedules.iter().map(row) {
         if json {
             json_line(&row)?;
@@ -177,7 +185,8 @@ fn list(schedules: &[Schedule], json: bool) -> anyhow::Result<()> {
         }
         let args = row.args.as_deref().map_or_else(String::new, |args| short(args.get(), ARGS_CHARS_MAX));
         let next = if row.paused { "paused".to_owned() } else { time(row.next_ms) };
-        table.row(vec![row.name, row.queue, row.kind, args, row.schedule, row.zone.unwrap_or_default(), next, row.by]);
+        let (zone, remarks) = (row.zone.unwrap_or_default(), row.remarks.join("; "));
+        table.row(vec![row.name, row.queue, row.kind, args, row.schedule, zone, next, row.by, remarks]);
     }
     if !json {
         table.print("no schedules; `millpond schedule add NAME KIND --every 10s` adds one")?;

@@ -92,7 +92,7 @@ pub fn run(args: &SecretsArgs) -> anyhow::Result<ExitCode> {
         (cluster_env::VIEWER_TOKEN, secrets.viewer_token.clone()),
     ];
     cluster_env::write(&cli, &settings)?;
-    eprintln!("passwords and tokens are in place");
+    note!("passwords and tokens are in place");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -82,6 +82,6 @@ pub async fn run(args: SetupArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> 
     let bus = Bus::connect(&url, Role::Setup, "setup", args.connect.check()?).await?;
     setup(&bus, &limits).await?;
     bus.close().await;
-    eprintln!("streams, consumers and buckets are in place");
+    note!("streams, consumers and buckets are in place");
     Ok(ExitCode::SUCCESS)
 }

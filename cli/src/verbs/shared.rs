@@ -7,11 +7,12 @@ use bytes::Bytes;
 use clap::Subcommand;
 use millpond::bus::shared_state::{SharedEntry, SharedError, SharedState};
 use millpond::config::ConnectArgs;
+use millpond::visible::visible;
 use serde_json::json;
 
 use crate::cluster_env::ClusterEnv;
 use crate::exit;
-use crate::output::json_line;
+use crate::output::{json_line, output};
 
 /// `shared`.
 #[derive(clap::Args, Debug)]
@@ -80,7 +81,7 @@ pub async fn run(args: SharedArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode>
     client.close().await;
     match done {
         Err(error) if matches!(error.downcast_ref(), Some(SharedError::Conflict { .. })) => {
-            eprintln!("millpond: {error}");
+            note!("millpond: {error}");
             Ok(exit::TASK_FAILED.into())
         }
         done => done,
@@ -92,7 +93,7 @@ async fn act(shared: &SharedState, command: SharedCommand, json: bool) -> anyhow
         SharedCommand::Get { key } => match shared.get(&key).await? {
             Some(entry) => print(&key, &entry, json)?,
             None => {
-                eprintln!("millpond: key {key} has no value; `millpond shared ls` lists keys");
+                note!("millpond: key {key} has no value; `millpond shared ls` lists keys");
                 return Ok(exit::TASK_FAILED.into());
             }
         },
@@ -107,7 +108,7 @@ async fn act(shared: &SharedState, command: SharedCommand, json: bool) -> anyhow
                     other => {
                         let is = other
                             .map_or_else(|| "nothing".to_owned(), |e| String::from_utf8_lossy(&e.value).into_owned());
-                        eprintln!("millpond: key {key} has {is}, not what was expected");
+                        note!("millpond: key {key} has {is}, not what was expected");
                         return Ok(exit::TASK_FAILED.into());
                     }
                 },
@@ -121,7 +122,7 @@ async fn act(shared: &SharedState, command: SharedCommand, json: bool) -> anyhow
                 if json {
                     json_line(&json!({ "key": key }))?;
                 } else {
-                    writeln!(std::io::stdout().lock(), "{key}")?;
+                    writeln!(output(), "{key}")?;
                 }
             }
         }
@@ -144,9 +145,9 @@ async fn watch(shared: &SharedState, prefix: &str, json: bool) -> anyhow::Result
         if json {
             json_line(&json!({ "key": change.key, "value": value }))?;
         } else {
-            let mut out = std::io::stdout().lock();
+            let mut out = output();
             match value {
-                Some(value) => writeln!(out, "{}\t{value}", change.key)?,
+                Some(value) => writeln!(out, "{}\t{}", change.key, visible(&value))?,
                 None => writeln!(out, "{}\tremoved", change.key)?,
             }
         }
@@ -158,12 +159,12 @@ fn print(key: &str, entry: &SharedEntry, json: bool) -> anyhow::Result<()> {
     if json {
         return json_line(&json!({ "key": key, "value": value, "revision": entry.revision }));
     }
-    Ok(writeln!(std::io::stdout().lock(), "{value}")?)
+    Ok(writeln!(output(), "{value}")?)
 }
 
 fn print_written(key: &str, value: &str, revision: u64, json: bool) -> anyhow::Result<()> {
     if json {
         return json_line(&json!({ "key": key, "value": value, "revision": revision }));
     }
-    Ok(writeln!(std::io::stdout().lock(), "{revision}")?)
+    Ok(writeln!(output(), "{revision}")?)
 }

@@ -5,20 +5,22 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use bytes::Bytes;
 use millpond::bus::publish::{PublishError, RetryDeadline};
 use millpond::chain::ChainStep;
 use millpond::client::{Client, NewTask, SubmitError, Submitted, TaskEnd};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
+use millpond::visible::visible_json;
 use serde_json::json;
 
+use super::arguments::Source;
+use super::interrupt::Interrupt;
 use super::task_args::RunnerArgs;
 use super::task_end::{EndedTask, describe};
-use super::{arguments, hints};
+use super::{arguments, hints, task_args};
 use crate::cluster_env::ClusterEnv;
 use crate::exit;
-use crate::output::json_line;
+use crate::output::{json_line, output};
 
 /// How long a person waits for the server to acknowledge the task.
 const ACK_WITHIN: Duration = Duration::from_secs(30);
@@ -27,6 +29,7 @@ const ACK_WITHIN: Duration = Duration::from_secs(30);
 #[derive(clap::Args, Debug)]
 pub struct SubmitArgs {
     /// Kind of the task: which handler runs it.
+    #[arg(value_parser = task_args::kind)]
     kind: String,
     /// Arguments of the task, one JSON value; `-`, or nothing, reads them from standard input.
     #[arg(default_value = "-", allow_hyphen_values = true)]
@@ -45,7 +48,7 @@ pub struct SubmitArgs {
     #[arg(long, value_parser = duration)]
     wait_capacity: Option<Duration>,
     /// Id of the task; a second task with the same id in the same queue is not stored. Default: a random one.
-    #[arg(long)]
+    #[arg(long, value_parser = task_args::task_id)]
     id: Option<String>,
     /// Start the task no earlier than this from now, such as 10s; until then it waits at the server.
     #[arg(long, value_parser = duration)]
@@ -65,7 +68,7 @@ pub struct SubmitArgs {
     #[arg(long, value_name = "KIND")]
     continuation: Vec<ChainStep>,
     /// Allow one task with this key at a time: while another of this kind and queue waits or runs, refuse with exit code 1.
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", value_parser = task_args::unique_key)]
     unique: Option<String>,
     /// Print a JSON object with the id of the task and how it ended.
     #[arg(long)]
@@ -94,14 +97,16 @@ impl SubmitArgs {
         };
         let after = |time: Duration| {
             let at = jiff::Timestamp::now().checked_add(time);
-            at.with_context(|| format!("{} from now is too far away", humantime::format_duration(time)))
+            at.map_err(|_| exit::usage(format!("{} from now is too far away", humantime::format_duration(time))))
         };
         let expires = self.expires.map(after).transpose()?;
         let at = self.delay.map(after).transpose()?.or(self.at);
         if let (Some(at), Some(expires)) = (at, expires)
             && expires <= at
         {
-            bail!("the task would expire before its time has come: make --expires longer than --delay");
+            return Err(exit::usage(
+                "the task would expire before its time has come: make --expires longer than --delay",
+            ));
         }
         Ok(NewTask {
             queue: self.runner.queue.clone(),
@@ -126,9 +131,14 @@ impl SubmitArgs {
 /// When it cannot be published.
 pub async fn run(args: SubmitArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
     let mut task = args.task()?;
+    // What was typed is checked before the server is reached.
+    let source = match &args.file {
+        Some(path) => Some(Source::open(path).await?),
+        None => None,
+    };
     let client = env.publisher("submit", args.connect.check()?, &args.signing).await?;
-    if let Some(path) = &args.file {
-        arguments::attach(&mut task, path, &client, RetryDeadline::Unlimited).await?;
+    if let Some(source) = source {
+        source.attach(&mut task, &client, RetryDeadline::Unlimited).await?;
     }
     // The waiter listens before the task is published, or it could miss the end.
     let waiter = if args.wait { Some(client.waiter(&mut task).await?) } else { None };
@@ -139,9 +149,18 @@ pub async fn run(args: SubmitArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode>
     let code = match waiter {
         None => print_id(&submitted, args.json)?,
         Some(waiter) => {
+            let interrupt = Interrupt::listen()?;
             let mut waiting = std::pin::pin!(waiter.end(&submitted));
             let (id, end) = tokio::select! {
                 ended = &mut waiting => ended,
+                () = interrupt.pressed() => {
+                    let id = &submitted.id;
+                    note!(
+                        "millpond: interrupted; task {id} goes on: `millpond why {id}` tells where it is, `millpond task cancel \
+                         {id}` stops it"
+                    );
+                    return Ok(exit::INTERRUPTED.into());
+                }
                 () = hints::no_worker(env, &task.queue, &task.kind) => waiting.await,
             };
             print_end(&id, &end, args.json)?
@@ -156,7 +175,7 @@ fn print_id(submitted: &Submitted, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         json_line(&json!({ "id": id, "duplicate": duplicate }))?;
     } else {
-        writeln!(std::io::stdout().lock(), "{id}")?;
+        writeln!(output(), "{id}")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -166,7 +185,7 @@ fn already_there(refused: &SubmitError, json: bool) -> anyhow::Result<ExitCode> 
     if json {
         json_line(&json!({ "id": null, "already_there": true }))?;
     }
-    eprintln!("millpond: {refused}");
+    note!("millpond: {refused}");
     Ok(exit::TASK_FAILED.into())
 }
 
@@ -194,12 +213,12 @@ fn print_end(id: &str, end: &TaskEnd, json: bool) -> anyhow::Result<ExitCode> {
     match end {
         Ok(value) => {
             if !json {
-                writeln!(std::io::stdout().lock(), "{}", value.get())?;
+                writeln!(output(), "{}", visible_json(value.get()))?;
             }
             Ok(ExitCode::SUCCESS)
         }
         Err(no_result) => {
-            eprintln!("millpond: task {id} {}", describe(no_result));
+            note!("millpond: task {id} {}", describe(None, no_result));
             Ok(exit::TASK_FAILED.into())
         }
     }

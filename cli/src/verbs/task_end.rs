@@ -35,11 +35,12 @@ impl<'a> EndedTask<'a> {
     }
 }
 
-/// Why there is no result, as the rest of a sentence that begins with the task.
-pub(super) fn describe(no_result: &NoResult) -> String {
+/// Why a task has no result, as the rest of a sentence that begins with the task. `id` is for a sentence that has none yet.
+pub(super) fn describe(id: Option<&str>, no_result: &NoResult) -> String {
     match no_result {
         NoResult::Dead(failure) => {
-            format!("failed for good: {}: {} (`millpond dead show` has the evidence)", failure.kind, failure.message)
+            let show = id.map_or_else(|| "dead show` with this id".to_owned(), |id| format!("dead show {id}`"));
+            format!("failed for good: {}: {} (`millpond {show} has the evidence)", failure.kind, failure.message)
         }
         NoResult::Cancelled => "was cancelled".to_owned(),
         NoResult::Lost(reason) => format!("is done, but its result cannot be had: {reason}"),

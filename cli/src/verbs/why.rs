@@ -3,13 +3,14 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use millpond::visible::visible;
 use millpond_api::tasks::{Explanation, TaskIdQuery, TaskState};
 
 use super::task_args::TaskIdArgs;
 use crate::api::Api;
 use crate::cluster_env::ClusterEnv;
 use crate::exit;
-use crate::output::json_line;
+use crate::output::{json_line, output};
 
 /// `why`.
 #[derive(clap::Args, Debug)]
@@ -30,7 +31,7 @@ pub async fn run(args: WhyArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
     if args.json {
         json_line(&why)?;
     } else {
-        writeln!(std::io::stdout().lock(), "{}", why.sentence)?;
+        writeln!(output(), "{}", visible(&why.sentence))?;
     }
     let code = match why.state {
         TaskState::Done => return Ok(ExitCode::SUCCESS),

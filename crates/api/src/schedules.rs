@@ -29,6 +29,10 @@ pub struct ScheduleRow {
     pub paused: bool,
     /// When it fires next, Unix time in milliseconds.
     pub next_ms: Option<i64>,
+    /// What to know of when it fires: a step that is not what it looks like, what the next changes of the clocks skip or repeat, a
+    /// time zone that is not known here.
+    #[serde(default)]
+    pub remarks: Vec<String>,
     /// Timeout of one attempt of its tasks, in milliseconds; null: the default.
     pub timeout_ms: Option<u64>,
     /// Attempts before one of its tasks is dead-lettered; null: the default.
@@ -43,8 +47,16 @@ impl ScheduleRow {
     /// The row of a schedule at this time, Unix time in milliseconds.
     #[must_use]
     pub fn new(schedule: &Schedule, now_ms: i64) -> Self {
-        let zone = zone_of(&schedule.when).ok();
+        let zone = zone_of(&schedule.when);
+        let remarks = match &zone {
+            Ok(zone) => schedule.remarks(now_ms, zone),
+            Err(unknown) => {
+                vec![format!("{unknown}: it is not known here when it fires, nor whether nats-server knows it")]
+            }
+        };
+        let zone = zone.ok();
         Self {
+            remarks,
             name: schedule.name.clone(),
             queue: schedule.queue.clone(),
             kind: schedule.kind.clone(),

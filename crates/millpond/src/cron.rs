@@ -1,12 +1,14 @@
 //! Cron as nats-server reads it: six fields, seconds first. It is the server that fires; this says beforehand whether it
 //! will take a text, and when it will fire next. No I/O, no clock.
 
-use jiff::civil::Date;
+use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 
 /// A cron expression that names no day within this many years is refused, as the server does.
 const YEARS_MAX: i32 = 5;
+/// Changes of the clocks that are looked at; a zone has two a year, and a few around Ramadan.
+const CLOCK_CHANGES_MAX: usize = 8;
 
 /// Why a text is no cron expression.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -112,6 +114,21 @@ impl Field {
         (bits != 0).then_some(Values { bits, star: star && step == 1 })
     }
 
+    /// What a step over all values means, where it does not come out even; none else.
+    fn uneven(&self, word: &str, values: Values, whole: &str) -> Option<String> {
+        let step: u32 = word.strip_prefix("*/").or_else(|| word.strip_prefix("?/"))?.parse().ok()?;
+        let size = self.max - self.min + 1;
+        if step <= 1 || size.is_multiple_of(step) {
+            return None;
+        }
+        let meant: Vec<String> = (self.min..=self.max)
+            .filter(|value| values.bits & (1 << value) != 0)
+            .map(|value| value.to_string())
+            .collect();
+        let name = self.name;
+        Some(format!("{name} {word} means {name} {} of each {whole}, not every {step} {name}s", meant.join(",")))
+    }
+
     fn read(&self, text: &str) -> Result<Values, CronError> {
         let mut all = Values::default();
         for part in text.split(',') {
@@ -160,6 +177,52 @@ impl Cron {
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// What a person may take a step for and it is not, such as `*/90` for every 90 minutes: a step begins anew with each hour, day
+    /// or month.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<String> {
+        let words = self.text.split(' ');
+        let fields = FIELDS.iter().zip(words).zip(&self.fields).zip(["minute", "hour", "day", "month", "year", "week"]);
+        fields.filter_map(|(((field, word), values), whole)| field.uneven(word, *values, whole)).collect()
+    }
+
+    /// What the next changes of the clocks of that zone, within a year and a month, will skip or repeat.
+    #[must_use]
+    pub fn clock_changes(&self, after: Timestamp, zone: &TimeZone) -> Vec<String> {
+        let [_, _, hour, ..] = self.fields;
+        // What fires in each hour goes on through a change as if there was none.
+        if (0..24).all(|value| hour.has(value)) {
+            return Vec::new();
+        }
+        let Ok(until) = after.checked_add((400 * 24).hours()) else { return Vec::new() };
+        let changes = zone.following(after).take_while(|change| change.timestamp() < until).take(CLOCK_CHANGES_MAX);
+        changes.filter_map(|change| self.clock_change(change.timestamp(), zone)).collect()
+    }
+
+    fn clock_change(&self, at: Timestamp, zone: &TimeZone) -> Option<String> {
+        let before = zone.to_offset(at.checked_sub(1.second()).ok()?);
+        let (old, new) = (before.to_datetime(at), zone.to_datetime(at));
+        let (skipped, mut local, end) = if new > old { (true, old, new) } else { (false, new, old) };
+        let [second, minute, hour, ..] = self.fields;
+        let mut found = Vec::new();
+        while local < end {
+            if self.fits(local.date()) && hour.has(local.hour()) && minute.has(local.minute()) && second.bits != 0 {
+                found.push(local);
+            }
+            local = local.checked_add(1.minute()).ok()?;
+        }
+        let shown = |at: &DateTime| at.strftime("%Y-%m-%d %H:%M").to_string();
+        let (first, last) = (found.first()?, found.last()?);
+        let which = match found.len() {
+            1 => shown(first),
+            times => format!("{times} times from {} to {}", shown(first), last.strftime("%H:%M")),
+        };
+        Some(match skipped {
+            true => format!("the change of the clocks skips {which}: it does not fire then"),
+            false => format!("the change of the clocks repeats {which}: it fires twice"),
+        })
     }
 
     /// The first time after `after` that fits, in that time zone; none within five years.
@@ -251,6 +314,38 @@ mod tests {
         check("30 2 * * *", "Europe/Berlin", "2026-03-28T12:00:00Z", &["2026-03-30T00:30:00Z"]);
         let twice = ["2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z", "2026-10-26T01:30:00Z"];
         check("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00:00Z", &twice);
+    }
+
+    #[test]
+    fn what_a_change_of_the_clocks_skips_or_repeats_is_told() {
+        let zone = TimeZone::get("Europe/Berlin").unwrap();
+        let told = |text: &str| {
+            let after: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+            Cron::parse(text).unwrap().clock_changes(after, &zone)
+        };
+        assert_eq!(
+            told("30 2 * * *"),
+            [
+                "the change of the clocks skips 2026-03-29 02:30: it does not fire then",
+                "the change of the clocks repeats 2026-10-25 02:30: it fires twice"
+            ]
+        );
+        assert!(told("*/20 2 * * *")[0].contains("skips 3 times from 2026-03-29 02:00 to 02:40"));
+        for quiet in ["0 9 * * 1-5", "30 * * * *", "*/10 * * * *", "30 2 * * 1"] {
+            assert!(told(quiet).is_empty(), "{quiet}: {:?}", told(quiet));
+        }
+    }
+
+    #[test]
+    fn steps_that_do_not_come_out_even_are_told() {
+        let told = |text: &str| Cron::parse(text).unwrap().remarks();
+        assert_eq!(told("*/90 * * * *"), ["minute */90 means minute 0 of each hour, not every 90 minutes"]);
+        assert_eq!(told("0 */7 * * *"), ["hour */7 means hour 0,7,14,21 of each day, not every 7 hours"]);
+        assert_eq!(told("*/45 * * * * *").len(), 1);
+        assert_eq!(told("0 0 */2 * *").len(), 1, "days begin anew with each month");
+        for even in ["*/15 * * * *", "0 */6 * * *", "* * * * *", "*/1 * * * *", "5/15 * * * *"] {
+            assert!(told(even).is_empty(), "{even}: {:?}", told(even));
+        }
     }
 
     #[test]

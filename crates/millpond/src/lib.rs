@@ -23,6 +23,7 @@ pub mod shutdown;
 pub mod signature;
 pub mod task;
 pub mod telemetry;
+pub mod visible;
 pub mod wire;
 pub mod worker_record;
 

@@ -162,6 +162,16 @@ impl Schedule {
         })
     }
 
+    /// What a person should know of when it fires: steps that are not what they look like, and what changes of the clocks skip or
+    /// repeat. `zone` is the one it names.
+    #[must_use]
+    pub fn remarks(&self, now_ms: i64, zone: &TimeZone) -> Vec<String> {
+        let When::Cron(cron, _) = &self.when else { return Vec::new() };
+        let mut remarks = cron.remarks();
+        remarks.extend(Timestamp::from_millisecond(now_ms).iter().flat_map(|now| cron.clock_changes(*now, zone)));
+        remarks
+    }
+
     /// When it fires next, Unix time in milliseconds; none while it is paused. `zone` is the one it names.
     /// An interval counts from when it was made or resumed; a server that was down when it should have fired counts anew.
     #[must_use]

@@ -360,6 +360,25 @@ pub fn schedule_headers(at_ms: i64, target: String) -> Option<[(String, String);
     Some([(HEADER_SCHEDULE.to_owned(), format!("@at {at}")), (HEADER_SCHEDULE_TARGET.to_owned(), target)])
 }
 
+/// Why a text cannot be the id of a task.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "task id {id:?} must have 1 to {TASK_ID_BYTES_MAX} bytes, no blanks at its ends, and no line break or NUL: a message could not carry it unchanged"
+)]
+pub struct TaskIdError {
+    /// The beginning of the text.
+    id: String,
+}
+
+/// Checks the id of a task: the server and the workers read it from a header, which cannot carry every text unchanged.
+///
+/// # Errors
+/// [`TaskIdError`].
+pub fn check_task_id(id: &str) -> Result<(), TaskIdError> {
+    let fits = !id.is_empty() && id.len() <= TASK_ID_BYTES_MAX && id.trim() == id && !id.contains(['\r', '\n', '\0']);
+    if fits { Ok(()) } else { Err(TaskIdError { id: id.chars().take(80).collect() }) }
+}
+
 /// Whether this subject may be notified of a task's end: `reply.` and tokens of visible characters.
 #[must_use]
 pub fn is_reply_subject(subject: &str) -> bool {
@@ -396,6 +415,16 @@ mod tests {
     fn read(subject: &str, headers: &[(&str, &str)], origin: Origin) -> Task {
         let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         Task::parse(subject, &headers, Bytes::from_static(b"12"), Arrival { origin, ..ARRIVAL })
+    }
+
+    #[test]
+    fn ids_that_a_header_changes_are_refused() {
+        for bad in ["", " lead", "trail ", "tab\t", "a\nb", "a\rb", "a\0b", "\u{a0}x", &"x".repeat(257)] {
+            assert!(check_task_id(bad).is_err(), "{bad:?}");
+        }
+        for good in ["x", "a b", "j.1/0", "\u{e9}\u{1b}", &"x".repeat(256)] {
+            assert_eq!(check_task_id(good), Ok(()), "{good:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! What the services have in common: the program (`program`), its settings (`settings`), where its HTTP is reached
-//! (`listen`, `server`), requests and errors (`request`, `error_answer`), the token of its API (`token`), health and
-//! metrics (`status_routes`). Not here: what a service does.
+//! What the services have in common: the program (`program`), its settings (`settings`), how its HTTP is reached (`listen`,
+//! `certificate`) and served (`server`, `connections`, `upload`), requests and errors (`request`, `error_answer`), the token of
+//! its API (`token`), health and metrics (`status_routes`). Not here: what a service does.
 
+mod certificate;
+mod connections;
 pub mod error_answer;
 pub mod listen;
 pub mod program;
@@ -11,3 +13,4 @@ pub mod server;
 pub mod settings;
 pub mod status_routes;
 pub mod token;
+mod upload;

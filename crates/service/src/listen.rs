@@ -1,64 +1,91 @@
-//! Where a service listens for HTTP: plain, or by TLS with a certificate from files. And the other side: a request to a
-//! service on this machine whether it is ready, for containers that have no program for that.
+//! How a service serves HTTP: plain, or by TLS with a certificate from files, and to how many. And the other side: a request to
+//! a service on this machine whether it is ready, for containers that have no program for that.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
 use clap::Args;
+use nix::sys::resource::{Resource, getrlimit};
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tls_listener::TlsListener;
-use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
-use tokio_util::either::Either;
 
 use millpond::config::{FileError, both, set};
 use millpond_api::error::ErrorBody;
 
+use crate::certificate::{CERT, Certificate};
+use crate::connections::ConnectionLimits;
+
 /// How long a service may take to answer whether it is ready.
 const HEALTH_WITHIN: Duration = Duration::from_secs(4);
 
-/// Whether HTTP is served by TLS.
-#[derive(Args, Debug, Clone, Default)]
-pub struct HttpTlsArgs {
+/// How HTTP is served, as typed.
+#[derive(Args, Debug, Clone)]
+pub struct HttpArgs {
     /// File with the certificate (PEM, with what it was signed by) of the HTTP API, which is HTTPS then. Needs
-    /// --tls-http-key; read at the start.
+    /// --tls-http-key; both are read again when they change.
     #[arg(long, env = "MILLPOND_TLS_HTTP_CERT")]
     pub tls_http_cert: Option<PathBuf>,
     /// File with the private key (PEM) of that certificate.
     #[arg(long, env = "MILLPOND_TLS_HTTP_KEY")]
     pub tls_http_key: Option<PathBuf>,
+    /// How many connections HTTP has at once at most; one that is silent makes room for a new one. At most half of the files
+    /// that the process may have open.
+    #[arg(long, env = "MILLPOND_HTTP_CONNECTIONS_MAX", default_value_t = 4096, value_parser = connections)]
+    pub http_connections_max: u32,
+    /// How many of them may come from one address. Raise it where a proxy brings more.
+    #[arg(long, env = "MILLPOND_HTTP_CONNECTIONS_PER_ADDRESS_MAX", default_value_t = 2048, value_parser = connections)]
+    pub http_connections_per_address_max: u32,
 }
 
-/// A certificate and its key; none: plain HTTP.
-pub type HttpTls = Option<Arc<ServerConfig>>;
+fn connections(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| format!("{text:?} must be a number from 1"))
+}
 
-impl HttpTlsArgs {
+/// How HTTP is served, checked.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    tls: Option<(Arc<Certificate>, Arc<ServerConfig>)>,
+    limits: ConnectionLimits,
+}
+
+impl HttpSettings {
+    /// Whether it is HTTPS.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    pub(crate) fn limits(&self) -> ConnectionLimits {
+        self.limits
+    }
+
+    pub(crate) fn certificate(&self) -> Option<Arc<Certificate>> {
+        self.tls.as_ref().map(|(certificate, _)| certificate.clone())
+    }
+
+    pub(crate) fn acceptor(&self) -> Option<TlsAcceptor> {
+        self.tls.as_ref().map(|(_, config)| TlsAcceptor::from(config.clone()))
+    }
+}
+
+impl HttpArgs {
     /// Reads the files.
     ///
     /// # Errors
     /// [`FileError`], when one of them cannot be read or used, or is missing.
-    pub fn check(&self) -> Result<HttpTls, FileError> {
-        let name = "MILLPOND_TLS_HTTP_CERT";
-        let files = both((name, &self.tls_http_cert), ("MILLPOND_TLS_HTTP_KEY", &self.tls_http_key))?;
-        let Some((cert, key)) = files else { return Ok(None) };
-        let unfit = |reason: String| FileError::Unfit { name, path: cert.clone(), reason };
-        let chain = CertificateDer::pem_file_iter(&cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let chain = chain.map_err(|error| unfit(error.to_string()))?;
-        let key = PrivateKeyDer::from_pem_file(&key).map_err(|error| unfit(error.to_string()))?;
-        let versions = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
-        let config = versions.with_safe_default_protocol_versions().map_err(|error| unfit(error.to_string()))?;
-        let config = config.with_no_client_auth().with_single_cert(chain, key);
-        let mut config = config.map_err(|error| unfit(error.to_string()))?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Some(Arc::new(config)))
+    pub fn check(&self) -> Result<HttpSettings, FileError> {
+        let files = both((CERT, &self.tls_http_cert), ("MILLPOND_TLS_HTTP_KEY", &self.tls_http_key))?;
+        let tls = match files {
+            None => None,
+            Some((cert, key)) => Some(Certificate::serve(cert, key)?),
+        };
+        let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(now, _)| now);
+        let files = usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);
+        let all = files.min(self.http_connections_max as usize);
+        let per_address = all.min(self.http_connections_per_address_max as usize);
+        Ok(HttpSettings { tls, limits: ConnectionLimits { all, per_address } })
     }
 
     /// Requests `/readyz` of the service that listens at `listen` on this machine, with these settings. Its certificate is
@@ -90,69 +117,9 @@ impl HttpTlsArgs {
     }
 }
 
-/// Accepts connections. A caller that is slow with its TLS handshake keeps no other caller waiting.
-pub enum Listener {
-    /// Connections as they come.
-    Plain(TcpListener),
-    /// Connections after their handshake.
-    Tls(Box<TlsListener<TcpListener, TlsAcceptor>>),
-}
-
-impl Listener {
-    /// Binds an address.
-    ///
-    /// # Errors
-    /// When the address is taken, or not of this machine.
-    pub async fn bind(address: SocketAddr, tls: HttpTls) -> io::Result<Self> {
-        let tcp = TcpListener::bind(address).await?;
-        Ok(match tls {
-            None => Self::Plain(tcp),
-            Some(config) => Self::Tls(Box::new(TlsListener::new(TlsAcceptor::from(config), tcp))),
-        })
-    }
-}
-
-impl axum::serve::Listener for Listener {
-    type Io = Either<TcpStream, TlsStream<TcpStream>>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
-        loop {
-            match self {
-                Self::Plain(tcp) => {
-                    let (stream, peer) = axum::serve::Listener::accept(tcp).await;
-                    return (Either::Left(stream), peer);
-                }
-                Self::Tls(tls) => match tls.accept().await {
-                    Ok((stream, peer)) => return (Either::Right(stream), peer),
-                    Err(tls_listener::Error::ListenerError(error)) => {
-                        tracing::warn!(%error, "a connection could not be taken");
-                        // The process has no file left, most likely: some will be closed soon.
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                    Err(error) => tracing::debug!(%error, "a caller has not come through the TLS handshake"),
-                },
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        match self {
-            Self::Plain(tcp) => tcp.local_addr(),
-            Self::Tls(tls) => tls.listener().local_addr(),
-        }
-    }
-}
-
 /// The address of the caller.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
-
-impl Connected<IncomingStream<'_, Listener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        Self(*stream.remote_addr())
-    }
-}
 
 /// Why a service is not healthy.
 #[derive(Debug, thiserror::Error)]

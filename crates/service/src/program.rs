@@ -2,12 +2,14 @@
 //! signals, and the exit code.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use millpond::visible::visible;
 use tokio_util::sync::CancellationToken;
 
 use crate::settings::ServiceArgs;
@@ -76,7 +78,8 @@ pub fn main<S: Service>() -> ExitCode {
     match start(parse::<S>(std::env::args_os())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {error:#}", S::NAME);
+            // A standard error that is full or gone does not change the exit code.
+            let _ = writeln!(std::io::stderr(), "{}: {}", S::NAME, visible(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
@@ -91,7 +94,7 @@ fn parse<S: Service>(typed: impl IntoIterator<Item = OsString>) -> Program<S> {
 fn start<S: Service>(program: Program<S>) -> anyhow::Result<()> {
     let config = program.config;
     match program.command {
-        Some(Command::Health) => Ok(config.args().http_tls.health(config.health_address()?)?),
+        Some(Command::Health) => Ok(config.args().http.health(config.health_address()?)?),
         Some(Command::Other(command)) => config.execute(command),
         None => {
             let telemetry = millpond::telemetry::start(S::NAME, config.instance().as_deref(), &config.args().log)?;

@@ -1,25 +1,52 @@
-//! The HTTP server of a service, from the bound address to its end.
+//! The HTTP server of a service, from the bound address to its end: HTTP/1.1 by hyper, one task for each connection, with bounds
+//! on their number (`connections`), on the time of a handshake and of a request's head, and on bodies (`upload`).
 
-use std::future::IntoFuture;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context as Polled, Poll};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::ConnectInfo;
+use axum::middleware::from_fn;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
-use crate::listen::{HttpTls, Listener, Peer};
+use crate::connections::{Connection, Connections, RequestUnderWay};
+use crate::listen::{HttpSettings, Peer};
+use crate::upload;
 
 /// Bytes of rows or lines that are written to a caller at once.
 pub const CHUNK_BYTES: usize = 64 * 1024;
 /// How long open requests may take after the shutdown: a client that holds a request open must not keep the process.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// How long a TLS handshake may take, and then the head of each request; a connection without a request is closed after it.
+const HEAD_WITHIN: Duration = Duration::from_secs(15);
+/// How long no connection is taken after one could not be: the process has no file left, most likely, and some will be closed.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// The same trouble is logged at most this often.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+/// Sent to a connection that finds no room.
+const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 50\r\nretry-after: 1\r\nconnection: close\r\n\r\n{\"error\":\"there are too many connections already\"}";
 
 /// An address that is bound and serves nothing yet: a service that cannot have its address fails before it does anything.
 pub struct Bound {
-    listener: Listener,
+    listener: TcpListener,
+    settings: HttpSettings,
     /// The address, with the port that the system chose where none was given.
     pub address: SocketAddr,
 }
@@ -29,24 +56,34 @@ impl Bound {
     ///
     /// # Errors
     /// When the address is taken, or not of this machine.
-    pub async fn new(listen: SocketAddr, tls: HttpTls) -> anyhow::Result<Self> {
-        let listener = Listener::bind(listen, tls).await;
+    pub async fn new(listen: SocketAddr, settings: HttpSettings) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(listen).await;
         let listener = listener.with_context(|| format!("cannot listen on {listen} (--listen)"))?;
-        let address = axum::serve::Listener::local_addr(&listener)?;
-        Ok(Self { listener, address })
+        let address = listener.local_addr()?;
+        Ok(Self { listener, settings, address })
     }
 
     /// Serves until `shutdown`.
     #[must_use]
     pub fn serve(self, router: Router, shutdown: CancellationToken) -> Server {
-        let service = router.into_make_service_with_connect_info::<Peer>();
-        let serving = axum::serve(self.listener, service).with_graceful_shutdown(shutdown.cancelled_owned());
-        Server(JoinSet::from_iter([serving.into_future()]))
+        let router = router.layer(from_fn(upload::handled));
+        let mut serving = JoinSet::new();
+        if let Some(certificate) = self.settings.certificate() {
+            let ends = shutdown.clone();
+            serving.spawn(async move {
+                tokio::select! {
+                    never = certificate.follow() => match never {},
+                    () = ends.cancelled() => {}
+                }
+            });
+        }
+        serving.spawn(accept(self.listener, self.settings, router, shutdown));
+        Server(serving)
     }
 }
 
 /// A server that runs. It is stopped when this is dropped.
-pub struct Server(JoinSet<io::Result<()>>);
+pub struct Server(JoinSet<()>);
 
 impl Server {
     /// Waits until the server ends by itself, which it should not; for ever otherwise.
@@ -55,14 +92,150 @@ impl Server {
     /// Cancel safe.
     pub async fn failed(&mut self) -> anyhow::Error {
         match self.0.join_next().await {
-            Some(ended) => anyhow!("the HTTP server ended by itself: {ended:?}"),
+            Some(Err(error)) => anyhow!("the HTTP server ended by itself: {error}"),
+            Some(Ok(())) => anyhow!("the HTTP server ended by itself"),
             None => std::future::pending().await,
         }
     }
 
     /// Lets open requests end for a while; call it after the shutdown.
     pub async fn close(mut self) {
-        let _ = tokio::time::timeout(CLOSE_WITHIN, self.0.join_next()).await;
+        let all = async { while self.0.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(CLOSE_WITHIN, all).await;
         self.0.shutdown().await;
+    }
+}
+
+/// Takes connections until `shutdown`, then waits for their end.
+async fn accept(listener: TcpListener, settings: HttpSettings, router: Router, shutdown: CancellationToken) {
+    let connections = Connections::new(settings.limits());
+    let tls = settings.acceptor();
+    let mut open = JoinSet::new();
+    let mut logged: Option<Instant> = None;
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+            Some(_) = open.join_next() => continue,
+        };
+        let log = logged.is_none_or(|at| at.elapsed() >= LOG_EVERY);
+        match accepted {
+            Ok((stream, peer)) => match connections.admit(peer.ip()) {
+                Some(connection) => {
+                    open.spawn(serve(stream, peer, tls.clone(), router.clone(), connection, shutdown.clone()));
+                }
+                None => {
+                    if tls.is_none() {
+                        let _ = stream.try_write(NO_ROOM);
+                    }
+                    if log {
+                        logged = Some(Instant::now());
+                        tracing::warn!(%peer, "a connection is refused: as many as may be are busy (--http-connections-max)");
+                    }
+                }
+            },
+            // The caller has gone before it was taken.
+            Err(error) if is_of_caller(&error) => {}
+            Err(error) => {
+                if log {
+                    logged = Some(Instant::now());
+                    tracing::warn!(%error, "a connection could not be taken");
+                }
+                tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
+            }
+        }
+    }
+    drop(listener);
+    while open.join_next().await.is_some() {}
+}
+
+fn is_of_caller(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// Serves one connection until its end.
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    connection: Connection,
+    shutdown: CancellationToken,
+) {
+    // Answers are small and somebody waits for them.
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else { return answer(stream, peer, router, &Arc::new(connection), &shutdown).await };
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(HEAD_WITHIN, tls.accept(stream)) => shaken,
+        () = connection.evicted() => return,
+        () = shutdown.cancelled() => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => answer(stream, peer, router, &Arc::new(connection), &shutdown).await,
+        Ok(Err(error)) => tracing::debug!(%error, %peer, "a caller has not come through the TLS handshake"),
+        Err(_) => tracing::debug!(%peer, "a caller was too slow with the TLS handshake"),
+    }
+}
+
+/// Answers the requests of a connection.
+async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
+    router: Router,
+    connection: &Arc<Connection>,
+    shutdown: &CancellationToken,
+) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(|mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(Peer(peer)));
+        let under_way = connection.request();
+        let answering = router.call(request);
+        async move {
+            let answer = answering.await?;
+            Ok::<_, Infallible>(answer.map(|body| AnswerBody { body, _under_way: under_way }))
+        }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
+    let mut serving = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = serving.as_mut() => Either::Left(ended),
+        () = connection.evicted() => Either::Right(false),
+        () = shutdown.cancelled() => Either::Right(true),
+    };
+    let ended = match ended {
+        Either::Left(ended) => ended,
+        Either::Right(false) => return,
+        Either::Right(true) => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, %peer, "a connection has ended early");
+    }
+}
+
+/// The body of an answer. Its request is under way until it is written, or dropped because the caller has gone.
+struct AnswerBody {
+    body: Body,
+    _under_way: RequestUnderWay,
+}
+
+impl HttpBody for AnswerBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Polled<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

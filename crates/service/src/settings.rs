@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use millpond::config::{ConnectArgs, ConnectSettings, LogArgs, given_or_file};
 
-use crate::listen::{HttpTls, HttpTlsArgs};
+use crate::listen::{HttpArgs, HttpSettings};
 use crate::token::Token;
 
 /// The operator's token.
@@ -15,9 +15,9 @@ const TOKEN: &str = "MILLPOND_TOKEN";
 /// Settings of every service, as typed.
 #[derive(Args, Debug, Clone)]
 pub struct ServiceArgs {
-    /// Whether HTTP is served by TLS.
+    /// How HTTP is served.
     #[command(flatten)]
-    pub http_tls: HttpTlsArgs,
+    pub http: HttpArgs,
     /// How to reach NATS.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -31,8 +31,8 @@ impl ServiceArgs {
     ///
     /// # Errors
     /// The first file that cannot be used.
-    pub fn check(&self) -> anyhow::Result<(HttpTls, ConnectSettings)> {
-        Ok((self.http_tls.check()?, self.connect.check()?))
+    pub fn check(&self) -> anyhow::Result<(HttpSettings, ConnectSettings)> {
+        Ok((self.http.check()?, self.connect.check()?))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is typed ([`Config`]) becomes what the collector uses ([`Settings`]). Nothing else reads the environment.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Error, bail, ensure};
 use clap::{Args, Subcommand};
 use millpond::config::{ConnectSettings, given_or_file};
-use millpond_service::listen::HttpTls;
+use millpond_service::listen::HttpSettings;
 use millpond_service::program::Service;
 use millpond_service::settings::{ServiceArgs, TokenArgs, nats_url};
 use millpond_service::token::Token;
@@ -93,7 +94,7 @@ pub struct Settings {
     /// How long NATS keeps what is stored.
     pub results_keep: Duration,
     /// What HTTP is served with, where it is by TLS.
-    pub http_tls: HttpTls,
+    pub http: HttpSettings,
     /// How to reach NATS.
     pub access: ConnectSettings,
 }
@@ -114,10 +115,13 @@ impl Config {
         let kibana_url = self.kibana_url.filter(|url| !url.is_empty());
         if let Some(url) = kibana_url.as_ref().filter(|url| !url.starts_with("https://") && !url.starts_with("http://"))
         {
-            bail!("{url} is no address of Kibana: {KIBANA_URL} begins with https:// or http://");
+            bail!(
+                "{} is no address of Kibana: {KIBANA_URL} begins with https:// or http://",
+                millpond::bus::without_password(url)
+            );
         }
         let store = given_or_file(self.store, &self.store_file, STORE)?;
-        let (http_tls, access) = self.service.check()?;
+        let (http, access) = self.service.check()?;
         Ok(Settings {
             nats_url,
             listen: self.listen,
@@ -131,7 +135,7 @@ impl Config {
             viewer_token,
             kibana_url,
             results_keep: self.results_keep.into(),
-            http_tls,
+            http,
             access,
         })
     }
@@ -158,8 +162,7 @@ impl Service for Config {
     }
 
     fn execute(self, Command::Token: Command) -> anyhow::Result<()> {
-        println!("{}", self.token.text()?);
-        Ok(())
+        Ok(writeln!(std::io::stdout(), "{}", self.token.text()?)?)
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {

@@ -45,8 +45,8 @@ use workers::Workers;
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = millpond::telemetry::Metrics::start();
     let store = Store::open(&settings.store).await?;
-    let by_tls = settings.http_tls.is_some();
-    let bound = Bound::new(settings.listen, settings.http_tls).await?;
+    let by_tls = settings.http.is_tls();
+    let bound = Bound::new(settings.listen, settings.http).await?;
     let bus = Bus::connect(&settings.nats_url, Role::Collector, "collector", settings.access).await?;
     let (workers, jobs, problems) = (Workers::default(), OpenJobs::default(), Problems::default());
     let mut background = JoinSet::new();

@@ -1,12 +1,14 @@
-//! Results of a job that the store has, for a client that resumes the job: requested on `ctl.request.results`, answered in
-//! pages that fit a message.
+//! Results that the store has, for clients: of a job that is resumed, in pages that fit a message, and of one task that is
+//! awaited by its id. Requested on `ctl.request.results`.
 
 use anyhow::Context;
 use millpond::bus::Bus;
 use millpond::bus::error::BusError;
 use millpond::bus::operate::control::{CTL_RESULTS, ControlReply, ControlRequests};
-use millpond::client::{HistoryPage, HistoryRequest};
+use millpond::client::{HistoryPage, HistoryRequest, ResultsRequest};
+use millpond_api::jobs::JobResult;
 use millpond_api::list::PAGE_ROWS_MAX;
+use millpond_api::tasks::TaskDetails;
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::store::{ResultCursor, Store};
@@ -34,7 +36,32 @@ pub(crate) async fn serve(store: Store, mut requests: ControlRequests) {
 }
 
 async fn page(store: &Store, request: &[u8]) -> anyhow::Result<Box<RawValue>> {
-    let request: HistoryRequest = serde_json::from_slice(request).context("not a request for results")?;
+    match serde_json::from_slice(request).context("not a request for results")? {
+        ResultsRequest::OfJob(request) => page_of_job(store, &request).await,
+        ResultsRequest::OfTask { queue, id } => {
+            let rows = store.task(&id, Some(&queue)).await?.into_iter().map(end_of).collect();
+            Ok(to_raw_value(&HistoryPage { rows, next: None })?)
+        }
+    }
+}
+
+/// A task as the row of its end.
+fn end_of(TaskDetails { row, history }: TaskDetails) -> JobResult {
+    let dead = history.dead.map(|dead| dead.row.failure);
+    let failure = dead.or_else(|| history.attempts.into_iter().rev().find_map(|attempt| attempt.failure));
+    JobResult {
+        index: row.index,
+        id: row.id,
+        queue: row.queue,
+        status: row.status,
+        result: row.result,
+        result_text: row.result_text,
+        stored_result: row.stored_result,
+        failure,
+    }
+}
+
+async fn page_of_job(store: &Store, request: &HistoryRequest) -> anyhow::Result<Box<RawValue>> {
     let after = i64::try_from(request.from).ok().and_then(|from| from.checked_sub(1)).map(ResultCursor::behind);
     let (rows, next) = store.job_results(&request.job, request.epoch, PAGE_ROWS_MAX, after).await?;
     let mut page: HistoryPage<Box<RawValue>> = HistoryPage::default();

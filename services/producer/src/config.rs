@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use clap::Args;
 use millpond::config::{ConnectSettings, SigningArgs};
 use millpond::signature::Signer;
-use millpond_service::listen::HttpTls;
+use millpond_service::listen::HttpSettings;
 use millpond_service::program::{NoCommand, Service};
 use millpond_service::settings::{ServiceArgs, TokenArgs, nats_url};
 use millpond_service::token::Token;
@@ -45,7 +45,7 @@ pub struct Settings {
     /// Keys that sign what is published.
     pub signer: Option<Signer>,
     /// The certificate of the HTTP API; none: plain HTTP.
-    pub http_tls: HttpTls,
+    pub http: HttpSettings,
     /// How to reach NATS.
     pub access: ConnectSettings,
 }
@@ -58,8 +58,8 @@ impl Config {
     pub fn check(self) -> anyhow::Result<Settings> {
         let nats_url = nats_url(self.nats_url, NATS_URL)?;
         let (token, signer) = (self.token.check()?, self.signing.signer()?);
-        let (http_tls, access) = self.service.check()?;
-        Ok(Settings { nats_url, listen: self.listen, token, signer, http_tls, access })
+        let (http, access) = self.service.check()?;
+        Ok(Settings { nats_url, listen: self.listen, token, signer, http, access })
     }
 }
 

@@ -25,7 +25,7 @@ pub use config::{Config, Settings};
 /// When NATS cannot be reached at the start, the address is taken, or the server ends by itself.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = Metrics::start();
-    let bound = Bound::new(settings.listen, settings.http_tls).await?;
+    let bound = Bound::new(settings.listen, settings.http).await?;
     let bus = Bus::connect(&settings.nats_url, Role::Producer, "producer", settings.access).await?;
     let bus = bus.with_signer(settings.signer.clone());
     let client = Client::over(bus.clone());

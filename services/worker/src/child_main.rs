@@ -35,7 +35,7 @@ pub fn child_main() {
         .context("cannot start the async runtime")
         .and_then(|runtime| runtime.block_on(serve_lines(&kind, &built_in())));
     if let Err(error) = &result {
-        eprintln!("{error:#}");
+        let _ = writeln!(std::io::stderr(), "{error:#}");
     }
     std::process::exit(i32::from(result.is_err()));
 }

@@ -11,7 +11,7 @@ use millpond::config::{ConnectSettings, SigningArgs, duration};
 use millpond::retry::{RetryOverrides, RetryPolicy, parse_attempts_max, parse_jitter, parse_queue_retry};
 use millpond::signature::Signer;
 use millpond::wire::subject::check_token;
-use millpond_service::listen::HttpTls;
+use millpond_service::listen::HttpSettings;
 use millpond_service::program::{NoCommand, Service};
 use millpond_service::settings::{ServiceArgs, nats_url};
 use tokio_util::sync::CancellationToken;
@@ -139,7 +139,7 @@ pub struct Settings {
     /// Keys; with them only signed tasks run.
     pub signer: Option<Signer>,
     /// What HTTP is served with, where it is by TLS.
-    pub http_tls: HttpTls,
+    pub http: HttpSettings,
     /// How to reach NATS.
     pub access: ConnectSettings,
 }
@@ -187,7 +187,7 @@ impl Config {
             delay_max: self.retry_delay_max.into(),
             jitter: self.retry_jitter,
         };
-        let (http_tls, access) = self.service.check()?;
+        let (http, access) = self.service.check()?;
         Ok(Settings {
             nats_url,
             name,
@@ -205,7 +205,7 @@ impl Config {
             queue_retry: self.queue_retry,
             unknown_kind_after: self.unknown_kind_after.into(),
             signer: self.signing.signer()?,
-            http_tls,
+            http,
             access,
         })
     }

@@ -175,7 +175,7 @@ impl Worker {
         let puller = Puller::start(&bus, &leases, &settings.queues).await?;
         let context = WorkerContext::start(&bus, &settings, &nonce, handlers, children, &mut background).await?;
         let http =
-            http::start(settings.listen, settings.http_tls.clone(), &bus, &context, &leases, &mut background).await?;
+            http::start(settings.listen, settings.http.clone(), &bus, &context, &leases, &mut background).await?;
         let shutdown = drain_requests::drained_on_request(&bus, &settings.name, &shutdown, &mut background).await?;
         // Before its record: whoever sees that may call.
         let calls = CallServer::start(&bus, &settings, &context).await?;

@@ -15,6 +15,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use super::args::BenchArgs;
 use super::report::{Spread, spread};
 use super::workload::map;
+use crate::output::output;
 
 const CHILD: &str = include_str!("isolate_child.py");
 const POOL: &str = include_str!("isolate_pool.py");
@@ -105,7 +106,7 @@ pub(super) async fn run(args: &BenchArgs, client: &Client, slots: usize) -> anyh
     }
     for round in 0..args.rounds {
         for row in &mut rows {
-            eprintln!("round {} of {}: {} …", round + 1, args.rounds, row.name);
+            note!("round {} of {}: {} …", round + 1, args.rounds, row.name);
             let count = (args.tasks * row.per_hundred / 100).max(1);
             let ours = async || anyhow::Ok(map(client, row.kind, row.batch, count, |n| n).await?.0);
             let (ours, theirs) = if round % 2 == 0 {
@@ -122,7 +123,7 @@ pub(super) async fn run(args: &BenchArgs, client: &Client, slots: usize) -> anyh
 }
 
 fn print(rows: &[Comparison], as_json: bool) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = output();
     let figures = |row: &Comparison| -> [Spread; 3] {
         let each = |figure: fn(&(f64, f64)) -> f64| spread(row.rates.iter().map(figure));
         [each(|r| r.0), each(|r| r.1), each(|r| r.0 / r.1)]

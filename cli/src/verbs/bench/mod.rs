@@ -76,7 +76,7 @@ const KINDS: [&str; 5] = ["raw", "single", "auto", "raw_lone", "lone"];
 
 /// Measures rounds of each kind in turn and prints what millpond reaches of the raw client.
 async fn ratios(args: &BenchArgs, client: &Client, env: &ClusterEnv) -> anyhow::Result<()> {
-    eprintln!("idle for {} s …", (SETTLE_FOR + IDLE_FOR).as_secs());
+    note!("idle for {} s …", (SETTLE_FOR + IDLE_FOR).as_secs());
     tokio::time::sleep(SETTLE_FOR).await;
     let before = snapshot();
     tokio::time::sleep(IDLE_FOR).await;
@@ -94,7 +94,7 @@ async fn ratios(args: &BenchArgs, client: &Client, env: &ClusterEnv) -> anyhow::
             kinds.reverse();
         }
         for kind in kinds {
-            eprintln!("round {} of {}: {kind} …", number + 1, args.rounds);
+            note!("round {} of {}: {kind} …", number + 1, args.rounds);
             let before = snapshot();
             let round = round(kind, args, client, &mut raw, env).await?;
             report.add(round, &before, &snapshot());

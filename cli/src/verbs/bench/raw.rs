@@ -75,7 +75,7 @@ impl Raw {
         let mut worker = JoinSet::new();
         worker.spawn(async move {
             if let Err(error) = work(working, tasks, slots).await {
-                eprintln!("millpond: the raw worker ended: {error:#}");
+                note!("millpond: the raw worker ended: {error:#}");
             }
         });
         Ok(Self { publisher, results, _worker: worker, rounds: 0 })

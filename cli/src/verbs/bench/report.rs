@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::process::Used;
+use crate::output::output;
 
 /// One round of one kind.
 pub(super) struct Round {
@@ -128,7 +129,7 @@ impl BenchReport {
     }
 
     pub(super) fn print(&self, as_json: bool) -> std::io::Result<()> {
-        let mut out = std::io::stdout().lock();
+        let mut out = output();
         if as_json {
             return writeln!(out, "{}", self.json());
         }

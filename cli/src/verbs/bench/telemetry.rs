@@ -25,6 +25,7 @@ use super::process::snapshot;
 use super::report::{Spread, spread};
 use super::workload::{BATCHED_FACTOR, all_stored, map, square};
 use crate::cluster_env::ClusterEnv;
+use crate::output::output;
 
 /// How many tasks warm a cluster up, and twenty times as many with batches.
 const WARM_TASKS: u64 = 5000;
@@ -122,7 +123,7 @@ async fn part(tasks: u64, client: &Client, env: &ClusterEnv) -> anyhow::Result<R
 }
 
 fn print_part(part: &RoundPart) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = output();
     writeln!(out, "{}", serde_json::to_string(part)?).and_then(|()| out.flush()).context("a part cannot be printed")
 }
 
@@ -201,12 +202,12 @@ pub(super) async fn outside(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let mut clusters = Vec::new();
     for case in CASES {
-        eprintln!("starts a cluster: {} …", case.name());
+        note!("starts a cluster: {} …", case.name());
         clusters.push(MeasuredCluster::start(args, case).await?);
     }
     let mut rounds: BTreeMap<ExportCase, Vec<RoundPart>> = BTreeMap::new();
     for round in 0..args.rounds {
-        eprintln!("round {} of {} …", round + 1, args.rounds);
+        note!("round {} of {} …", round + 1, args.rounds);
         let mut parts: BTreeMap<ExportCase, RoundPart> = BTreeMap::new();
         for _ in 0..PARTS {
             clusters.reverse();
@@ -268,7 +269,7 @@ fn print(rounds: &BTreeMap<ExportCase, Vec<Value>>, as_json: bool) -> std::io::R
         let of = |r: &Value| r.get(figure)?.get(process)?.as_f64();
         spread(each(rounds.get(&case).map_or(&[], Vec::as_slice), of)).median
     };
-    let mut out = std::io::stdout().lock();
+    let mut out = output();
     if as_json {
         let all: BTreeMap<&str, Value> = rounds.iter().map(|(case, rounds)| (case.name(), json!(rounds))).collect();
         return writeln!(out, "{}", json!(all));

@@ -8,12 +8,14 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Subcommand;
+use millpond::visible::visible;
 use millpond_api::jobs::{JobCancelled, JobQuery, JobRow, JobStatus};
 
 use super::listing::{Listing, one_of};
+use super::task_args;
 use crate::api::{Api, NoBody};
 use crate::cluster_env::ClusterEnv;
-use crate::output::{json_line, optional, time};
+use crate::output::{json_line, optional, output, time};
 pub(super) use results::StoredResults;
 
 /// What to do with jobs.
@@ -34,6 +36,7 @@ pub enum JobCommand {
     /// Show one job.
     Show {
         /// Name of the job.
+        #[arg(value_parser = task_args::job)]
         job: String,
         /// Print a JSON object.
         #[arg(long)]
@@ -44,6 +47,7 @@ pub enum JobCommand {
     /// Cancel a job: remove its waiting tasks and stop its running ones. Its name can be used again afterwards.
     Cancel {
         /// Name of the job.
+        #[arg(value_parser = task_args::job)]
         job: String,
         /// Print a JSON object.
         #[arg(long)]
@@ -52,6 +56,7 @@ pub enum JobCommand {
     /// Print the results of a job in the order of its tasks, one JSON value per line.
     Results {
         /// Name of the job.
+        #[arg(value_parser = task_args::job)]
         job: String,
         /// Print an object per task, with its index and how it ended.
         #[arg(long)]
@@ -97,7 +102,7 @@ pub async fn run(command: JobCommand, env: &ClusterEnv) -> anyhow::Result<ExitCo
             if json {
                 json_line(&cancelled)?;
             } else {
-                eprintln!("job {job} is cancelled; {} waiting messages were removed", cancelled.removed);
+                note!("job {job} is cancelled; {} waiting messages were removed", cancelled.removed);
             }
         }
         JobCommand::Results { job, json } => {
@@ -129,6 +134,6 @@ fn print(job: &JobRow) -> std::io::Result<()> {
         ("epoch", optional(job.epoch)),
         ("created", time(job.created_ms)),
     ];
-    let mut out = std::io::stdout().lock();
-    fields.iter().try_for_each(|(name, value)| writeln!(out, "{name:<10} {value}"))
+    let mut out = output();
+    fields.iter().try_for_each(|(name, value)| writeln!(out, "{name:<10} {}", visible(value)))
 }

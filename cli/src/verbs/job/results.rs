@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use crate::api::Api;
 use crate::cluster_env::{self, ClusterEnv};
 use crate::exit;
-use crate::output::one_line;
+use crate::output::{one_line, output};
 
 /// Fetches results from the store of payloads; connects to NATS when the first is fetched.
 pub(in crate::verbs) struct StoredResults<'a> {
@@ -47,7 +47,7 @@ impl<'a> StoredResults<'a> {
 /// # Errors
 /// When the collector does not answer, or standard output is closed.
 pub(super) async fn print(api: &Api, job: &str, json: bool, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
-    let mut out = std::io::BufWriter::new(std::io::stdout());
+    let mut out = std::io::BufWriter::new(output());
     let (mut stored, mut lost) = (StoredResults::new(env), 0u64);
     let path = format!("/api/v1/jobs/{job}/results");
     api.each(&path, &[("limit", PAGE_ROWS_MAX)], async |mut row: JobResult| {
@@ -56,7 +56,7 @@ pub(super) async fn print(api: &Api, job: &str, json: bool, env: &ClusterEnv) ->
             Ok(fetched) => row.result = fetched,
             Err(error) => {
                 lost += 1;
-                eprintln!("millpond: task {}: {error:#}", row.id);
+                note!("millpond: task {}: {error:#}", row.id);
             }
         }
         let line = match (json, &row.result) {

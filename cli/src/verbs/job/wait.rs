@@ -7,6 +7,7 @@ use anyhow::bail;
 use millpond::config::duration;
 use millpond_api::jobs::{JobRow, JobStatus};
 
+use super::super::task_args;
 use crate::api::Api;
 use crate::exit;
 use crate::output::milliseconds;
@@ -22,7 +23,7 @@ const UNKNOWN_MAX: Duration = Duration::from_secs(60);
 #[derive(clap::Args, Debug)]
 pub struct WaitArgs {
     /// Names of the jobs.
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = task_args::job)]
     jobs: Vec<String>,
     /// Give up after this long.
     #[arg(long, value_parser = duration)]
@@ -66,13 +67,17 @@ pub(super) async fn run(api: &Api, args: WaitArgs) -> anyhow::Result<ExitCode> {
         open = left;
         let Some(first) = open.first() else { break };
         if let Some(limit) = args.timeout.filter(|limit| started.elapsed() >= *limit) {
-            let state = first.seen.as_ref().map_or("is not known".to_owned(), |seen| format!("is {}", seen.state));
+            let state = first.seen.as_ref().map_or("is unknown".to_owned(), |seen| format!("is {}", seen.state));
             let others = if open.len() > 1 { format!(", and {} more", open.len() - 1) } else { String::new() };
             bail!("job {} {state} after {}{others}", first.name, humantime::format_duration(limit));
         }
         let unknown = open.iter().find(|job| job.seen.is_none() && job.changed.elapsed() >= UNKNOWN_MAX);
         if let (Some(job), None) = (unknown, args.timeout) {
-            bail!("no job {} for {}; `millpond job ls` lists them", job.name, humantime::format_duration(UNKNOWN_MAX));
+            bail!(
+                "job {} is unknown: there has been none for {}, or the store has forgotten it; `millpond job ls` lists them",
+                job.name,
+                humantime::format_duration(UNKNOWN_MAX)
+            );
         }
         tokio::time::sleep(POLL_EVERY).await;
     }
@@ -86,7 +91,15 @@ pub(super) async fn run(api: &Api, args: WaitArgs) -> anyhow::Result<ExitCode> {
 impl AwaitedJob {
     /// How the job ended; none when it has not. Prints what is wrong.
     async fn poll(&mut self, api: &Api) -> anyhow::Result<Option<WaitOutcome>> {
-        let Some(now) = api.find::<JobRow>(&format!("/api/v1/jobs/{}", self.name), &()).await? else { return Ok(None) };
+        let found = api.find::<JobRow>(&format!("/api/v1/jobs/{}", self.name), &()).await?;
+        let now = match (found, &self.seen) {
+            (Some(now), _) => now,
+            // Its producer may be about to begin.
+            (None, None) => return Ok(None),
+            (None, Some(_)) => {
+                bail!("job {} is unknown now: the store has forgotten it; nothing tells how it ended", self.name)
+            }
+        };
         if self.seen.as_ref() != Some(&now) {
             self.changed = Instant::now();
         }
@@ -96,11 +109,11 @@ impl AwaitedJob {
             JobStatus::Finished if dead + cancelled + purged == 0 => Some(WaitOutcome::Succeeded),
             JobStatus::Finished => {
                 let purged = if *purged > 0 { format!(", {purged} removed by a purge") } else { String::new() };
-                eprintln!("millpond: job {name}: {dead} dead, {cancelled} cancelled{purged}");
+                note!("millpond: job {name}: {dead} dead, {cancelled} cancelled{purged}");
                 Some(WaitOutcome::Failed)
             }
             JobStatus::Cancelled => {
-                eprintln!("millpond: job {name} was cancelled: {done} done, {cancelled} cancelled");
+                note!("millpond: job {name} was cancelled: {done} done, {cancelled} cancelled");
                 Some(WaitOutcome::Failed)
             }
             JobStatus::Stalled if unchanged => {
@@ -108,7 +121,7 @@ impl AwaitedJob {
                 Some(WaitOutcome::Stalled)
             }
             JobStatus::Session if unchanged => {
-                eprintln!(
+                note!(
                     "millpond: no producer closes job {name}: tasks name it, but their number is not known; {done} are \
                      done, {dead} dead and {cancelled} cancelled, and nothing of it changes"
                 );
@@ -124,7 +137,7 @@ impl AwaitedJob {
 fn print_stalled(job: &JobRow) {
     let ended = job.done + job.dead + job.cancelled;
     let silent = millpond::now_ms() - job.heartbeat_ms.unwrap_or(0);
-    eprintln!(
+    note!(
         "millpond: job {name} is stalled: its producer's last heartbeat was {} ago, and nothing of the job changes; {ended} \
          of {} tasks that are known to be stored have ended. The stored tasks run without the producer; to complete the \
          job, send the same input again under its name (`millpond job show {name}` has its numbers)",

@@ -6,26 +6,27 @@ use millpond_api::tasks::{TaskQuery, TaskRow, TaskStatus};
 use serde::Serialize;
 
 use super::super::listing::{one_of, time_ms};
+use super::super::task_args;
 use crate::api::Api;
-use crate::output::{Table, json_line, time, took};
+use crate::output::{Table, json_line, output, time, took};
 
 /// Which tasks.
 #[derive(Args, Debug, Clone)]
 pub struct TaskFilterArgs {
     /// Only tasks of this job.
-    #[arg(long)]
+    #[arg(long, value_parser = task_args::job)]
     job: Option<String>,
     /// Only tasks of this queue.
-    #[arg(long)]
+    #[arg(long, value_parser = task_args::queue)]
     queue: Option<String>,
     /// Only tasks of this kind.
-    #[arg(long)]
+    #[arg(long, value_parser = task_args::kind)]
     kind: Option<String>,
     /// Only tasks with this status.
     #[arg(long, value_parser = one_of(TaskStatus::ALL, TaskStatus::name))]
     status: Option<TaskStatus>,
     /// Only tasks whose last attempt ran on this worker.
-    #[arg(long)]
+    #[arg(long, value_parser = task_args::worker)]
     worker: Option<String>,
     /// Only tasks published at this time or later: an RFC 3339 time, Unix time in milliseconds, or an age such as 2h.
     #[arg(long, value_name = "TIME", value_parser = time_ms)]
@@ -72,7 +73,7 @@ pub(super) async fn ls(api: &Api, filter: TaskFilterArgs, limit: u32, json: bool
         table.print("no such tasks")?;
     }
     if page.next.is_some() {
-        eprintln!("there are more than these {limit}: --limit shows more, `millpond task export` prints all");
+        note!("there are more than these {limit}: --limit shows more, `millpond task export` prints all");
     }
     Ok(())
 }
@@ -82,5 +83,5 @@ pub(super) async fn ls(api: &Api, filter: TaskFilterArgs, limit: u32, json: bool
 /// # Errors
 /// As [`ls`], when the collector is cut off on the way, and when standard output is closed.
 pub(super) async fn export(api: &Api, filter: TaskFilterArgs) -> anyhow::Result<()> {
-    api.download("/api/v1/tasks.ndjson", &TaskQuery::from(filter), &mut std::io::stdout().lock()).await
+    api.download("/api/v1/tasks.ndjson", &TaskQuery::from(filter), &mut output()).await
 }

@@ -7,15 +7,16 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
+use millpond::visible::{visible, visible_json};
 use millpond_api::list::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
 use millpond_api::tasks::{Attempt, CancelTask, Replay, TaskCancelled, TaskDetails, TaskHistory, TaskIdQuery, TaskRow};
 
 use super::failure::print_failure;
 use super::job::StoredResults;
-use super::task_args::TaskIdArgs;
+use super::task_args::{self, TaskIdArgs};
 use crate::api::Api;
 use crate::cluster_env::ClusterEnv;
-use crate::output::{json_line, optional, time, took};
+use crate::output::{json_line, one_line, optional, output, time, took};
 use list::TaskFilterArgs;
 
 /// What to do with tasks.
@@ -48,9 +49,10 @@ pub enum TaskCommand {
     /// Cancel a task. A scheduled task is removed, a running one is stopped, and a waiting one ends when a worker gets it.
     Cancel {
         /// Id of the task; `<id>/<i>` for an item of a batch.
+        #[arg(value_parser = task_args::task_id)]
         id: String,
         /// Queue of the task; needed when several queues have this id, or when the task is not published yet.
-        #[arg(long)]
+        #[arg(long, value_parser = task_args::queue)]
         queue: Option<String>,
         /// Print a JSON object.
         #[arg(long)]
@@ -86,9 +88,9 @@ async fn cancel(api: &Api, task: CancelTask, json: bool) -> anyhow::Result<()> {
     let cancelled: TaskCancelled = api.post("/api/v1/task/cancel", &task).await?;
     match (json, cancelled.ended) {
         (true, _) => json_line(&cancelled)?,
-        (false, true) => eprintln!("task {} is cancelled", task.id),
+        (false, true) => note!("task {} is cancelled", task.id),
         (false, false) => {
-            eprintln!("task {} is cancelled: if it runs, it is being stopped; if it waits, it will not start", task.id);
+            note!("task {} is cancelled: if it runs, it is being stopped; if it waits, it will not start", task.id);
         }
     }
     Ok(())
@@ -111,7 +113,7 @@ async fn print_result(task: &TaskRow, env: &ClusterEnv) -> anyhow::Result<()> {
     let Some(result) = result.or(task.result_text.as_deref()) else {
         bail!("task {} has no result: it is {}", task.id, task.status);
     };
-    Ok(writeln!(std::io::stdout().lock(), "{result}")?)
+    Ok(writeln!(output(), "{}", visible_json(result))?)
 }
 
 /// Prints a task for a person.
@@ -125,19 +127,22 @@ fn print(task: &TaskDetails) -> anyhow::Result<()> {
         ("job", row.job.clone().unwrap_or_default()),
         ("index", optional(row.index)),
         ("items", optional(row.items)),
-        ("result", row.result.as_deref().map_or_else(String::new, |value| value.get().to_owned())),
+        ("result", row.result.as_deref().map_or_else(String::new, |value| one_line(value.get()).into_owned())),
         ("then", row.continuation.clone().unwrap_or_default()),
         ("trace", row.trace.clone().unwrap_or_default()),
     ];
-    let mut out = std::io::stdout().lock();
+    let mut out = output();
     for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
-        writeln!(out, "{name:<10} {value}")?;
+        writeln!(out, "{name:<10} {}", visible(value))?;
     }
     if let Some(at) = &row.stored_result {
         writeln!(
             out,
-            "{:<10} {} bytes in the store, object {} (`millpond task result` prints it)",
-            "result", at.size, at.object
+            "{:<10} {} bytes in the store, object {} (`millpond task result {}` prints it)",
+            "result",
+            at.size,
+            visible(&at.object),
+            visible(&row.id)
         )?;
     }
     writeln!(out, "{:<10} {}", "published", time(row.published_ms))?;
@@ -147,7 +152,7 @@ fn print(task: &TaskDetails) -> anyhow::Result<()> {
 
 fn print_history(out: &mut impl Write, history: &TaskHistory) -> std::io::Result<()> {
     for Attempt { attempt, worker, started_ms, ended_ms, status, failure, .. } in &history.attempts {
-        let (status, worker) = (optional(*status), worker.as_deref().unwrap_or_default());
+        let (status, worker) = (optional(*status), visible(worker.as_deref().unwrap_or_default()));
         let (started, took) = (time(*started_ms), took(*started_ms, *ended_ms));
         writeln!(out, "attempt {attempt}  {status} on {worker}, started {started}, took {took}")?;
         if let Some(failure) = failure {
@@ -155,11 +160,11 @@ fn print_history(out: &mut impl Write, history: &TaskHistory) -> std::io::Result
         }
     }
     for Replay { attempt, reason, by, new_id, at_ms, .. } in &history.replays {
-        let how = new_id.as_ref().map_or_else(|| "retried".to_owned(), |new_id| format!("moved as {new_id}"));
-        writeln!(out, "dead in attempt {attempt} ({reason}), {how} by {by} {}", time(*at_ms))?;
+        let how = new_id.as_deref().map_or_else(|| "retried".to_owned(), |id| format!("moved as {}", visible(id)));
+        writeln!(out, "dead in attempt {attempt} ({}), {how} by {by} {}", visible(reason), time(*at_ms))?;
     }
     if let Some(of) = &history.replay_of {
-        writeln!(out, "made of    {} of queue {}, dead in attempt {}", of.id, of.queue, of.attempt)?;
+        writeln!(out, "made of    {} of queue {}, dead in attempt {}", visible(&of.id), of.queue, of.attempt)?;
     }
     if let Some(dead) = &history.dead {
         writeln!(out, "dead       {}, dead-lettered {}", dead.row.reason, time(dead.row.dead_lettered_ms))?;

@@ -14,7 +14,7 @@ use millpond::worker_record::WORKER_HEARTBEAT_EVERY;
 
 use crate::api::Api;
 use crate::cluster_env::ClusterEnv;
-use crate::output::json_line;
+use crate::output::{json_line, output};
 use screen::Screen;
 use snapshot::{Dashboard, poll, poll_after};
 
@@ -65,7 +65,7 @@ async fn print_once(api: &Api, json: bool) -> anyhow::Result<()> {
     if json {
         return json_line(&dashboard.row());
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = output();
     Ok(view::text(&dashboard).iter().try_for_each(|line| writeln!(out, "{line}"))?)
 }
 

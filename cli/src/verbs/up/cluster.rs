@@ -128,7 +128,7 @@ impl LocalCluster {
             }
             for process in self.processes() {
                 if let Err(error) = process.restart_if_dead() {
-                    eprintln!("millpond: {}: {error:#}", process.name());
+                    note!("millpond: {}: {error:#}", process.name());
                 }
             }
         }
@@ -145,7 +145,7 @@ impl LocalCluster {
             }
             self.producer.wait(END_WITHIN).await;
             if let Err(error) = all_stored(&self.nats_url("setup")).await {
-                eprintln!("millpond: {error:#}; it is stored at the next start");
+                note!("millpond: {error:#}; it is stored at the next start");
             }
             self.collector.terminate();
             self.collector.wait(END_WITHIN).await;
@@ -156,7 +156,7 @@ impl LocalCluster {
         };
         tokio::select! {
             () = orderly => {}
-            _ = tokio::signal::ctrl_c() => eprintln!("millpond: stopping at once; running tasks run again at the next start"),
+            _ = tokio::signal::ctrl_c() => note!("millpond: stopping at once; running tasks run again at the next start"),
         }
     }
 }
@@ -227,7 +227,7 @@ impl Start<'_> {
 
     /// Starts nats-server below `run-with-parent`, so that it never outlives `up`.
     async fn nats_server(&self) -> anyhow::Result<ClusterProcess> {
-        eprintln!("millpond: starting a cluster on this machine");
+        note!("millpond: starting a cluster on this machine");
         let named = self.args.nats_server.clone();
         let program = tokio::task::spawn_blocking(move || nats_server::find(named.as_deref())).await??;
         let folder = self.dir.join("nats");

@@ -8,6 +8,7 @@ mod ports;
 mod process;
 
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
@@ -16,6 +17,7 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use super::bench::BENCH_NATS_URL;
+use crate::output::output;
 use crate::{cluster_env, exit};
 pub(crate) use args::UpArgs;
 use cluster::LocalCluster;
@@ -37,8 +39,8 @@ pub async fn run(args: UpArgs, dir: &Path) -> anyhow::Result<ExitCode> {
     if result.is_ok() && !args.command.is_empty() {
         // Cargo names itself to what it runs.
         let millpond = if std::env::var_os("CARGO").is_some() { "cargo run --" } else { "millpond" };
-        eprintln!("millpond: the cluster has stopped; what it stored is kept in {}", dir.display());
-        eprintln!("millpond: next, `{millpond} up` starts one that stays, for commands in other shells");
+        note!("millpond: the cluster has stopped; what it stored is kept in {}", dir.display());
+        note!("millpond: next, `{millpond} up` starts one that stays, for commands in other shells");
     }
     result
 }
@@ -77,7 +79,7 @@ async fn serve(
         ready = cluster.ready(dir) => ready?,
         () = shutdown.cancelled() => bail!("stopped before everything was ready"),
     }
-    eprintln!(
+    note!(
         "millpond: the cluster is up: nats-server, collector, producer and {} worker{}; logs are in {}",
         cluster.workers.len(),
         if cluster.workers.len() == 1 { "" } else { "s" },
@@ -88,16 +90,18 @@ async fn serve(
     if args.command.is_empty() {
         greet(cluster, &env, dir);
         cluster.watch(shutdown).await;
-        eprintln!("draining; press Ctrl-C again to stop at once");
+        note!("draining; press Ctrl-C again to stop at once");
         return Ok(ExitCode::SUCCESS);
     }
     let program = std::env::current_exe().context("this program cannot be found again")?;
     let mut command = Command::new(program);
-    command.arg("--state").arg(dir).args(&args.command).kill_on_drop(true);
+    // Killed, `up` can tell the command nothing: the command looks for its parent itself.
+    let parent = std::process::id().to_string();
+    command.arg("--state").arg(dir).args(["--parent", &parent]).args(&args.command).kill_on_drop(true);
     // The shell around `up` may name another cluster; the command is for this one.
     command.envs(env.iter().map(|(name, value)| (*name, value)));
     let mut command = command.stdin(Stdio::inherit()).spawn().context("cannot run the command")?;
-    eprintln!("millpond: running {}", args.command.join(OsStr::new(" ")).display());
+    note!("millpond: running {}", args.command.join(OsStr::new(" ")).display());
     // Ctrl-C reaches the command too: it ends by itself, and `up` still ends with its exit code.
     let never = CancellationToken::new();
     let status = tokio::select! {
@@ -107,16 +111,21 @@ async fn serve(
     Ok(exit::of_process(status, exit::INTERRUPTED))
 }
 
+/// Prints where everything is. The cluster is up whether or not somebody reads that.
 fn greet(cluster: &LocalCluster, env: &[(&str, String)], dir: &Path) {
     let find = |name: &str| env.iter().find(|(n, _)| *n == name).map_or("", |(_, v)| v.as_str());
-    println!("nats       {}", find(cluster_env::CLIENT_NATS_URL));
-    println!("producer   {}", find(cluster_env::PRODUCER_URL));
-    println!("collector  {}", find(cluster_env::COLLECTOR_URL));
-    println!("console    {}/console/", find(cluster_env::COLLECTOR_URL));
+    let (nats, collector) = (find(cluster_env::CLIENT_NATS_URL), find(cluster_env::COLLECTOR_URL));
     let (token, viewer) = (cluster_env::TOKEN, cluster_env::VIEWER_TOKEN);
-    println!("tokens     in {}: {token} for everything, {viewer} to read", dir.join("env").display());
-    println!("workers    {}", cluster.workers.iter().map(ClusterProcess::name).collect::<Vec<_>>().join(" "));
-    println!("any NATS client publishes a task:");
-    println!("  nats --server {} req tasks.default.square 12", find(cluster_env::CLIENT_NATS_URL));
-    println!("ready; Ctrl-C drains and leaves");
+    let lines = [
+        format!("nats       {nats}"),
+        format!("producer   {}", find(cluster_env::PRODUCER_URL)),
+        format!("collector  {collector}"),
+        format!("console    {collector}/console/"),
+        format!("tokens     in {}: {token} for everything, {viewer} to read", dir.join("env").display()),
+        format!("workers    {}", cluster.workers.iter().map(ClusterProcess::name).collect::<Vec<_>>().join(" ")),
+        "any NATS client publishes a task:".to_owned(),
+        format!("  nats --server {nats} req tasks.default.square 12"),
+        "ready; Ctrl-C drains and leaves".to_owned(),
+    ];
+    let _ = lines.iter().try_for_each(|line| writeln!(output(), "{line}"));
 }

@@ -82,7 +82,7 @@ impl ClusterProcess {
             Some(died) => died,
             None => {
                 let (name, log) = (&self.spec.name, self.spec.log.display());
-                eprintln!("millpond: {name} ended ({status}), starting it again; log: {log}");
+                note!("millpond: {name} ended ({status}), starting it again; log: {log}");
                 self.deaths = if self.started.elapsed() > STABLE_AFTER { 1 } else { self.deaths + 1 };
                 *self.died.insert(Instant::now())
             }
@@ -104,7 +104,7 @@ impl ClusterProcess {
     /// Waits for its end, and kills it when that takes too long.
     pub(super) async fn wait(&mut self, limit: Duration) {
         if tokio::time::timeout(limit, self.child.wait()).await.is_err() {
-            eprintln!("millpond: {} does not end, killing it", self.spec.name);
+            note!("millpond: {} does not end, killing it", self.spec.name);
             let _ = self.child.kill().await;
         }
     }

@@ -9,10 +9,11 @@ use millpond::config::duration;
 use millpond_api::workers::{WorkerDraining, WorkerRow, WorkerState};
 use serde_json::json;
 
+use super::super::task_args;
 use super::list::list;
 use crate::api::{Api, NoBody};
 use crate::exit;
-use crate::output::json_line;
+use crate::output::{json_line, output};
 
 /// How often the workers are polled.
 const POLL_EVERY: Duration = Duration::from_millis(250);
@@ -21,7 +22,7 @@ const POLL_EVERY: Duration = Duration::from_millis(250);
 #[derive(clap::Args, Debug)]
 pub struct DrainArgs {
     /// Names of the workers, as `worker ls` shows them.
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_parser = task_args::worker)]
     names: Vec<String>,
     /// Drain all workers that are connected.
     #[arg(long)]
@@ -50,7 +51,7 @@ pub(super) async fn run(api: &Api, args: DrainArgs) -> anyhow::Result<ExitCode> 
     let nonces: BTreeMap<String, String> = connected.map(|w| (w.record.name, w.record.nonce)).collect();
     let names = if args.all { nonces.keys().cloned().collect() } else { args.names };
     if names.is_empty() {
-        eprintln!("no workers are connected");
+        note!("no workers are connected");
     }
     let (mut failed, mut draining) = (false, Draining::new());
     for name in names {
@@ -61,8 +62,8 @@ pub(super) async fn run(api: &Api, args: DrainArgs) -> anyhow::Result<ExitCode> 
             Err(error) => {
                 failed = true;
                 match nonces.contains_key(&name) {
-                    true => eprintln!("millpond: worker {name} cannot be drained: {error:#}"),
-                    false => eprintln!(
+                    true => note!("millpond: worker {name} cannot be drained: {error:#}"),
+                    false => note!(
                         "millpond: no worker named {name} is connected; `millpond worker ls` lists those that are"
                     ),
                 }
@@ -72,7 +73,7 @@ pub(super) async fn run(api: &Api, args: DrainArgs) -> anyhow::Result<ExitCode> 
     let left = wait(api, draining, args.timeout, args.json).await?;
     for (name, state) in &left {
         let timeout = humantime::format_duration(args.timeout);
-        eprintln!("millpond: worker {name} is {state} after {timeout}; `millpond worker ls` shows what it still does");
+        note!("millpond: worker {name} is {state} after {timeout}; `millpond worker ls` shows what it still does");
     }
     Ok(if failed || !left.is_empty() { exit::TASK_FAILED.into() } else { ExitCode::SUCCESS })
 }
@@ -112,5 +113,5 @@ fn print(json: bool, name: &str, state: &str) -> anyhow::Result<()> {
     if json {
         return json_line(&json!({ "worker": name, "state": state }));
     }
-    Ok(writeln!(std::io::stdout().lock(), "{name} {state}")?)
+    Ok(writeln!(output(), "{name} {state}")?)
 }

@@ -8,21 +8,26 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use bytes::Bytes;
 use clap::Args;
 use clap::error::ErrorKind;
 use futures_util::stream::{self, BoxStream, StreamExt};
-use millpond::client::{BatchSize, MapSpec};
-use millpond::config::{ConnectArgs, SigningArgs, duration};
+use millpond::client::{BatchSize, MapRun, MapSpec};
+use millpond::config::{ConnectArgs, SigningArgs};
+use millpond_api::jobs::JobCancelled;
 use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 
-use super::hints;
+use super::interrupt::Interrupt;
+use super::{arguments, hints, task_args};
+use crate::api::{Api, NoBody};
 use crate::cluster_env::ClusterEnv;
+use crate::exit;
+use crate::output::output;
 use report::XargsReport;
 use template::{Template, quoted};
 
@@ -30,6 +35,8 @@ use template::{Template, quoted};
 const KIND: &str = "xargs";
 /// Separates the command from lines that stand on the command line instead of in a file.
 const ARGUMENTS_FOLLOW: &str = ":::";
+/// Lines that cannot be taken are printed one by one up to this many; further ones are only counted.
+const REFUSED_PRINTED_MAX: usize = 10;
 /// Buffered output is written at least this often.
 const WRITE_EVERY: Duration = Duration::from_millis(100);
 
@@ -44,7 +51,8 @@ Commands run on the workers' machines: paths, programs and the working directory
 told to allow:
   millpond worker run --allow-xargs convert,wc
 
-Exit code: 0 when all commands succeeded, 1 to 100 how many did not, 101 when more than 100 did not.
+Exit code: 0 when all commands succeeded, 1 to 100 how many did not, 101 when more than 100 did not. A command whose output was \
+too long to be kept whole has failed, and so has one whose line is not UTF-8, which is not run. Ctrl-C cancels what has not ended.
 
 Examples:
   ls *.png | millpond xargs -- convert {} {.}.webp
@@ -67,16 +75,16 @@ pub struct XargsArgs {
     #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_args: u32,
     /// Queue of the tasks: which workers run the commands.
-    #[arg(long, default_value = "default")]
+    #[arg(long, default_value = "default", value_parser = task_args::queue)]
     queue: String,
     /// Name of the job, which must be new; random by default.
-    #[arg(long)]
+    #[arg(long, value_parser = task_args::job)]
     job: Option<String>,
     /// How often a command that fails is tried in all.
     #[arg(long, default_value_t = 1, value_parser = millpond::retry::parse_attempts_max)]
     tries: u32,
     /// Timeout of one try, such as 30s.
-    #[arg(long, value_parser = duration)]
+    #[arg(long, value_parser = task_args::timeout)]
     timeout: Option<Duration>,
     /// Print output in the order of the lines; this is the default.
     #[arg(short = 'k', long, conflicts_with = "unordered")]
@@ -102,9 +110,19 @@ pub struct XargsArgs {
     connect: ConnectArgs,
 }
 
-/// The lines of the commands that have not ended, by index. `map` bounds how many there are.
-type PendingLines = Arc<Mutex<BTreeMap<u64, Vec<String>>>>;
-/// The lines of each command; an error ends them.
+/// What is known of the input.
+#[derive(Default)]
+struct Input {
+    /// The lines of the commands that have not ended, by index. `map` bounds how many there are.
+    pending: BTreeMap<u64, Vec<String>>,
+    /// Why commands were not run, the first of them.
+    refused: Vec<String>,
+    /// How many were not run.
+    refused_count: u64,
+}
+
+type SharedInput = Arc<Mutex<Input>>;
+/// The lines of each command, or why it cannot be run.
 type LineGroups = BoxStream<'static, Result<Vec<String>, String>>;
 
 /// Runs the commands.
@@ -117,8 +135,9 @@ pub async fn run(mut args: XargsArgs, env: &ClusterEnv) -> anyhow::Result<ExitCo
     if args.dry_run {
         return dry_run(&template, lines).await;
     }
-    let mut report = XargsReport::new(args.joblog.as_deref(), template.clone(), args.json, args.tag)?;
-    let client = env.publisher("xargs", args.connect.check()?, &args.signing).await?;
+    let interrupt = Interrupt::listen()?;
+    let report = XargsReport::new(args.joblog.as_deref(), template.clone(), args.json, args.tag)?;
+    let input = SharedInput::default();
     let spec = MapSpec {
         queue: args.queue.clone(),
         kind: KIND.to_owned(),
@@ -129,46 +148,114 @@ pub async fn run(mut args: XargsArgs, env: &ClusterEnv) -> anyhow::Result<ExitCo
         attempts_max: Some(args.tries),
         ..MapSpec::default()
     };
-    let pending = PendingLines::default();
-    let mut run = client.map(spec, tasks(lines, template, args.tries, pending.clone())).await?;
+    let begin = async {
+        let client = env.publisher("xargs", args.connect.check()?, &args.signing).await?;
+        let run = client.map(spec, tasks(lines, template, args.tries, input.clone())).await?;
+        anyhow::Ok((client, run))
+    };
+    let (client, run) = tokio::select! {
+        begun = begin => begun?,
+        () = interrupt.pressed() => return Ok(exit::INTERRUPTED.into()),
+    };
+    let code = follow(run, report, &input, &args, (env, &interrupt)).await;
+    client.close().await;
+    code
+}
+
+/// Prints what the commands write as they end, until the last, or until Ctrl-C.
+async fn follow(
+    mut run: MapRun,
+    mut report: XargsReport,
+    input: &SharedInput,
+    args: &XargsArgs,
+    (env, interrupt): (&ClusterEnv, &Interrupt),
+) -> anyhow::Result<ExitCode> {
     let program = args.command.first().map_or("", String::as_str);
     let mut warning = std::pin::pin!(no_worker(env, &args.queue, program));
     let mut first = true;
-    loop {
+    let ended = loop {
         let item = tokio::select! {
             biased;
+            () = interrupt.pressed() => {
+                report.flush()?;
+                let ended = if args.unordered { None } else { Some(report.ended()) };
+                cancel(env, &run, ended).await;
+                return Ok(exit::INTERRUPTED.into());
+            }
             item = run.next() => item,
             () = &mut warning, if first => continue,
             () = tokio::time::sleep(WRITE_EVERY) => {
-                report.flush()?;
+                if let Err(error) = report.flush() {
+                    break Err(error.into());
+                }
                 continue;
             }
         };
-        let Some(item) = item.transpose()? else { break };
         first = false;
-        let lines = pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&item.index).unwrap_or_default();
-        report.item(&item, &lines)?;
+        let job = || format!("job {} is not complete; `millpond job cancel {0}` stops it", run.job());
+        let Some(item) = item.transpose().with_context(job)? else { break report.flush().map_err(Into::into) };
+        let lines = locked(input).pending.remove(&item.index).unwrap_or_default();
+        if let Err(error) = report.item(&item, &run.task_id(item.index), &lines) {
+            break Err(error);
+        }
+    };
+    match ended {
+        // Failures that were seen count, whether or not somebody reads on.
+        Err(error) if exit::is_broken_pipe(&error) => Ok(report.code()),
+        ended => {
+            ended?;
+            let Input { refused, refused_count, .. } = std::mem::take(&mut *locked(input));
+            report.end(&run, &refused, refused_count);
+            Ok(report.code())
+        }
     }
-    let code = report.end(&run)?;
-    client.close().await;
-    Ok(code)
+}
+
+/// Cancels the commands after Ctrl-C, where that can be done from here, and prints which have ended. With `ended` they have
+/// ended in order.
+async fn cancel(env: &ClusterEnv, run: &MapRun, ended: Option<u64>) {
+    let job = run.job();
+    let which = match ended {
+        Some(0) => "none of its commands has ended".to_owned(),
+        Some(ended) => format!("its first {ended} commands have ended"),
+        None => "the commands whose output was printed have ended".to_owned(),
+    };
+    let cancelling = async {
+        let cancelled: JobCancelled = Api::new(env)?.post(&format!("/api/v1/jobs/{job}/cancel"), &NoBody {}).await?;
+        anyhow::Ok(cancelled)
+    };
+    match cancelling.await {
+        Ok(_) => note!(
+            "millpond: interrupted; job {job} is cancelled: {which}, those that run are stopped, the others will not start. To go \
+             on, give the lines of the others to a new xargs"
+        ),
+        Err(error) => note!(
+            "millpond: interrupted, but job {job} could not be cancelled ({error:#}): {which}, and the {} that are stored run on. \
+             `millpond job cancel {job}` stops them, `millpond job wait {job}` waits for them",
+            run.stored()
+        ),
+    }
+}
+
+fn locked(input: &SharedInput) -> MutexGuard<'_, Input> {
+    input.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn open(args: &mut XargsArgs) -> anyhow::Result<LineGroups> {
     let at = args.command.iter().position(|word| word == ARGUMENTS_FOLLOW);
-    let arguments = at.map(|at| args.command.split_off(at));
+    let inline = at.map(|at| args.command.split_off(at));
     if args.command.is_empty() {
         refuse("name a command before :::");
     }
     let end = if args.null { 0 } else { b'\n' };
-    let lines = match (arguments, &args.arg_file) {
+    let lines = match (inline, &args.arg_file) {
         (Some(_), Some(_)) => refuse("give the lines after ::: or in --arg-file, not both"),
-        (Some(arguments), None) => stream::iter(arguments.into_iter().skip(1).map(Ok)).boxed(),
-        (None, Some(path)) if path.as_os_str() != "-" => {
-            let file = tokio::fs::File::open(path).await;
-            read(BufReader::new(file.with_context(|| format!("cannot open {}", path.display()))?), end)
+        (Some(inline), None) => stream::iter(inline.into_iter().skip(1).map(Ok)).boxed(),
+        (None, Some(path)) if path.as_os_str() != "-" => read(BufReader::new(arguments::open(path).await?), end),
+        (None, _) => {
+            arguments::tell_terminal("lines");
+            read(BufReader::new(tokio::io::stdin()), end)
         }
-        (None, _) => read(BufReader::new(tokio::io::stdin()), end),
     };
     Ok(grouped(lines, args.max_args as usize))
 }
@@ -179,19 +266,21 @@ fn refuse(reason: &str) -> ! {
     XargsArgs::augment_args(command).error(ErrorKind::ArgumentConflict, reason).exit()
 }
 
-/// The lines of a reader that are not blank. The first one that is not UTF-8 is an error.
+/// The lines of a reader, without blank ones; with NUL as their end each counts, as in GNU xargs. One that is not UTF-8 is an
+/// error and others follow; one that cannot be read is the last.
 fn read(reader: impl AsyncBufRead + Unpin + Send + 'static, end: u8) -> BoxStream<'static, Result<String, String>> {
-    stream::unfold((reader.split(end), 0u64), |(mut lines, mut number)| async move {
+    stream::unfold((Some(reader.split(end)), 0u64), move |(lines, mut number)| async move {
+        let mut lines = lines?;
         loop {
             number += 1;
             let line = match lines.next_segment().await {
                 Ok(None) => return None,
-                Ok(Some(line)) if line.trim_ascii().is_empty() => continue,
+                Ok(Some(line)) if end == b'\n' && line.trim_ascii().is_empty() => continue,
                 Ok(Some(line)) => String::from_utf8(line)
                     .map_err(|_| format!("line {number} is not UTF-8, which arguments of a task must be")),
-                Err(error) => Err(format!("line {number} cannot be read: {error}")),
+                Err(error) => return Some((Err(format!("line {number} cannot be read: {error}")), (None, number))),
             };
-            return Some((line, (lines, number)));
+            return Some((line, (Some(lines), number)));
         }
     })
     .boxed()
@@ -205,38 +294,56 @@ fn grouped(lines: BoxStream<'static, Result<String, String>>, size: usize) -> Li
     lines.chunks(size).map(|group| group.into_iter().collect()).boxed()
 }
 
-/// The arguments of a task for each command.
+/// The arguments of a task for each command that can be run; the others are noted.
 fn tasks(
     lines: LineGroups,
     template: Template,
     tries: u32,
-    pending: PendingLines,
+    input: SharedInput,
 ) -> impl stream::Stream<Item = Result<Bytes, String>> + Send + 'static {
-    lines.enumerate().map(move |(index, lines)| {
-        let (lines, index) = (lines?, index as u64);
-        let argv = template.argv(&lines, index + 1);
-        pending.lock().unwrap_or_else(PoisonError::into_inner).insert(index, lines);
-        Ok(Bytes::from(json!({ "argv": argv, "tries": tries }).to_string()))
+    let mut index = 0;
+    lines.filter_map(move |lines| {
+        let mut input = locked(&input);
+        let task = match lines {
+            Ok(lines) => {
+                let argv = template.argv(&lines, index + 1);
+                input.pending.insert(index, lines);
+                index += 1;
+                Some(Ok(Bytes::from(json!({ "argv": argv, "tries": tries }).to_string())))
+            }
+            Err(reason) => {
+                input.refused_count += 1;
+                if input.refused.len() < REFUSED_PRINTED_MAX {
+                    input.refused.push(reason);
+                }
+                None
+            }
+        };
+        std::future::ready(task)
     })
 }
 
 async fn dry_run(template: &Template, mut lines: LineGroups) -> anyhow::Result<ExitCode> {
-    let mut number = 0;
+    let (mut number, mut refused) = (0, 0);
     while let Some(lines) = lines.next().await {
-        number += 1;
-        let lines = match lines {
-            Ok(lines) => lines,
-            Err(reason) => bail!("{reason}"),
-        };
-        writeln!(std::io::stdout().lock(), "{}", quoted(&template.argv(&lines, number)))?;
+        match lines {
+            Ok(lines) => {
+                number += 1;
+                writeln!(output(), "{}", quoted(&template.argv(&lines, number)))?;
+            }
+            Err(reason) => {
+                refused += 1;
+                note!("millpond: {reason}; its command would not run");
+            }
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(report::code(refused))
 }
 
 /// Prints at once, where the collector knows it, that no worker runs commands. Never ends.
 async fn no_worker(env: &ClusterEnv, queue: &str, program: &str) {
     if hints::missing_worker(env, queue, KIND).await.is_some() {
-        eprintln!(
+        note!(
             "millpond: no live worker of queue {queue} runs commands; start one with `millpond worker run --queues \
              {queue} --allow-xargs {program}`; waiting"
         );

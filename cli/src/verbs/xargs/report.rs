@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::super::task_end::describe;
 use super::template::{Template, quoted};
 use crate::exit;
+use crate::output::{Output, one_line, output};
 
 /// Failures that are printed one by one; further ones are only counted.
 const FAILURES_PRINTED_MAX: u64 = 10;
@@ -51,7 +52,7 @@ struct CommandRow<'a> {
 
 /// What the user sees of the commands.
 pub struct XargsReport {
-    out: BufWriter<std::io::Stdout>,
+    out: BufWriter<Output>,
     joblog: Option<BufWriter<File>>,
     template: Template,
     json: bool,
@@ -75,7 +76,7 @@ impl XargsReport {
                 Some(log)
             }
         };
-        let out = BufWriter::with_capacity(256 * 1024, std::io::stdout());
+        let out = BufWriter::with_capacity(256 * 1024, output());
         Ok(Self { out, joblog, template, json, tag, ended: 0, failed: 0, dead: 0 })
     }
 
@@ -83,7 +84,7 @@ impl XargsReport {
     ///
     /// # Errors
     /// When standard output is closed, or the job log cannot be written.
-    pub fn item(&mut self, item: &MapItem, lines: &[String]) -> anyhow::Result<()> {
+    pub fn item(&mut self, item: &MapItem, id: &str, lines: &[String]) -> anyhow::Result<()> {
         let number = item.index + 1;
         let argv = self.template.argv(lines, number);
         let (output, fault) = match &item.end {
@@ -91,10 +92,11 @@ impl XargsReport {
                 Ok(output) => (Some(output), None),
                 Err(error) => (None, Some(format!("has a result that is not one of xargs: {error}"))),
             },
-            Err(no_result) => (None, Some(reason(no_result, &argv))),
+            Err(no_result) => (None, Some(reason(id, no_result, &argv))),
         };
         self.ended += 1;
-        self.failed += u64::from(output.as_ref().is_none_or(|output| output.exit_code != Some(0)));
+        // Who reads on must not take the part of an output that is here for all of it.
+        self.failed += u64::from(output.as_ref().is_none_or(|output| output.exit_code != Some(0) || output.cut));
         if let Some(log) = &mut self.joblog {
             let exit = output.as_ref().map_or(-1, |output| output.exit_code.unwrap_or(-1));
             let signal = output.as_ref().and_then(|output| output.signal).unwrap_or(0);
@@ -113,12 +115,13 @@ impl XargsReport {
                 output: output.unwrap_or_default(),
                 failure,
             };
-            writeln!(self.out, "{}", serde_json::to_string(&row)?)?;
+            writeln!(self.out, "{}", one_line(&serde_json::to_string(&row)?))?;
         } else if let Some(output) = output {
             self.copy_output(output, &lines.join(" "))?;
         }
         if cut {
-            self.report(&format!("millpond: command {number} wrote more than is kept of it; let it write to a file"))?;
+            let text = "wrote more than is kept of it, and counts as failed; let it write to a file";
+            self.report(&format!("millpond: command {number} ({}) {text}", quoted(&argv)))?;
         }
         if let Some(fault) = fault {
             self.dead += 1;
@@ -137,7 +140,8 @@ impl XargsReport {
         self.out.write_all(&tagged(&stdout, tag))?;
         if !stderr.is_empty() {
             self.out.flush()?;
-            std::io::stderr().lock().write_all(&tagged(&stderr, tag))?;
+            // A standard error that is full or gone changes nothing of the rest.
+            let _ = std::io::stderr().lock().write_all(&tagged(&stderr, tag));
         }
         Ok(())
     }
@@ -145,7 +149,7 @@ impl XargsReport {
     /// Prints a line on standard error, after all output before it.
     fn report(&mut self, line: &str) -> std::io::Result<()> {
         self.out.flush()?;
-        eprintln!("{line}");
+        note!("{line}");
         Ok(())
     }
 
@@ -158,23 +162,36 @@ impl XargsReport {
         self.joblog.as_mut().map_or(Ok(()), BufWriter::flush)
     }
 
-    /// The exit code: how many commands failed.
-    ///
-    /// # Errors
-    /// As [`XargsReport::item`].
-    pub fn end(mut self, run: &MapRun) -> anyhow::Result<ExitCode> {
-        self.flush()?;
-        if self.failed > 0 {
-            eprintln!("millpond: {} of {} commands failed, job {}", self.failed, self.ended, run.job());
+    /// How many commands have ended.
+    pub fn ended(&self) -> u64 {
+        self.ended
+    }
+
+    /// Prints how many commands failed, and those that were not run because of their lines: some of them, and how many.
+    pub fn end(&mut self, run: &MapRun, refused: &[String], refused_count: u64) {
+        for reason in refused {
+            note!("millpond: {reason}; its command was not run");
         }
-        let counted = u8::try_from(self.failed).unwrap_or(u8::MAX).min(exit::XARGS_FAILED_MAX + 1);
-        Ok(ExitCode::from(counted))
+        self.failed += refused_count;
+        if self.failed > 0 {
+            note!("millpond: {} of {} commands failed, job {}", self.failed, self.ended + refused_count, run.job());
+        }
+    }
+
+    /// The exit code: how many commands failed.
+    pub fn code(&self) -> ExitCode {
+        code(self.failed)
     }
 }
 
+/// The exit code for so many failed commands.
+pub fn code(failed: u64) -> ExitCode {
+    ExitCode::from(u8::try_from(failed).unwrap_or(u8::MAX).min(exit::XARGS_FAILED_MAX + 1))
+}
+
 /// Why a command has no exit code, and what to do about it.
-fn reason(no_result: &NoResult, argv: &[String]) -> String {
-    let what = describe(no_result);
+fn reason(id: &str, no_result: &NoResult, argv: &[String]) -> String {
+    let what = describe(Some(id), no_result);
     let program = argv.first().map_or("", String::as_str);
     match no_result {
         NoResult::Dead(failure) if ["not_allowed", "unknown_kind"].contains(&failure.kind.as_str()) => {

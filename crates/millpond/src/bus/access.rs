@@ -37,16 +37,24 @@ pub(super) fn without_credentials(server: &ServerAddr) -> Option<ServerAddr> {
     format!("{}://{}:{}", server.scheme(), server.host(), server.port()).parse().ok()
 }
 
-/// The `host:port` of `nats://user:password@host:port`.
+/// The `host:port` of `nats://user:password@host:port`, of each server of a list; also of a database. Whatever could be a part of
+/// a password is left out: what stands before an `@`, also where the password has a comma, and what stands behind a `?`.
 #[must_use]
 pub fn without_password(url: &str) -> String {
-    url.split(',')
-        .map(|one| match one.rsplit_once('@') {
-            Some((_, host)) => host.to_owned(),
-            None => one.trim_start_matches("nats://").to_owned(),
-        })
-        .collect::<Vec<_>>()
-        .join(",")
+    let mut servers: Vec<String> = Vec::new();
+    for part in url.split(',') {
+        match servers.last_mut() {
+            // A server of its own begins with its scheme; else this may be the rest of a password.
+            Some(before) if part.contains('@') && !part.contains("://") => *before = format!("{before},{part}"),
+            _ => servers.push(part.to_owned()),
+        }
+    }
+    let host = |server: &String| {
+        let (_, host) = server.rsplit_once('@').unwrap_or(("", server));
+        let host = host.split_once("://").map_or(host, |(_, host)| host);
+        host.split(['?', '#']).next().unwrap_or_default().to_owned()
+    };
+    servers.iter().map(host).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -57,5 +65,18 @@ mod tests {
     fn passwords_are_not_shown() {
         assert_eq!(without_password("nats://client:secret@127.0.0.1:4222"), "127.0.0.1:4222");
         assert_eq!(without_password("nats://a:b@h:1,nats://h:2"), "h:1,h:2");
+        assert_eq!(without_password("h:1"), "h:1");
+        for spelling in [
+            "nats://u:se,cret@h:1",
+            "nats://u:s@cret@h:1",
+            "u:secret@h:1",
+            "NATS://u:secret@h:1",
+            "postgres://u:se/cret@h:1",
+            "postgres://h:1?user=u&password=secret",
+            "postgres://u:s?cr#et@h:1?password=secret",
+            "tls://secret@h:1",
+        ] {
+            assert_eq!(without_password(spelling), "h:1", "{spelling}");
+        }
     }
 }

@@ -15,6 +15,7 @@ mod wire_check;
 
 pub use access::without_password;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,6 +36,8 @@ use wire_check::WireCheck;
 
 /// Longest delay between two tries of a client to be connected again.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(500);
+/// How long an attempt to connect may take before it is logged that there is no connection yet.
+const TELL_AFTER: Duration = Duration::from_millis(700);
 /// How long a publish waits for its ack before it is sent again with the same id.
 const PUBLISH_ACK_WAIT: Duration = Duration::from_secs(5);
 
@@ -158,9 +161,17 @@ impl Bus {
         let unreachable =
             |reason| ConnectError::Unreachable { address: without_password(url), role: role.name(), timeout, reason };
         let mut reason = "no answer".to_owned();
+        let mut told = false;
         let client = loop {
             let options = access.apply(&servers, options(role, name, sender.clone(), dropped.clone()));
-            let attempt = tokio::time::timeout_at(deadline, options.connect(bare.as_slice())).await;
+            let mut attempt = pin!(tokio::time::timeout_at(deadline, options.connect(bare.as_slice())));
+            let attempt = match tokio::time::timeout(TELL_AFTER, attempt.as_mut()).await {
+                Ok(attempt) => attempt,
+                Err(_) => {
+                    tell_once(&mut told, url, timeout, "no answer");
+                    attempt.await
+                }
+            };
             match attempt {
                 Ok(Ok(client)) => break client,
                 Ok(Err(error)) => reason = describe(&error),
@@ -172,6 +183,7 @@ impl Bus {
             if denied || tokio::time::Instant::now() + Duration::from_millis(100) >= deadline {
                 return Err(unreachable(reason));
             }
+            tell_once(&mut told, url, timeout, &reason);
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
         let info = client.server_info();
@@ -243,6 +255,14 @@ impl Bus {
     pub async fn close(&self) {
         self.flush().await;
         let _ = tokio::time::timeout(Duration::from_secs(1), self.client.drain()).await;
+    }
+}
+
+/// Logs once that a server is not reached yet: a program that waits for it in silence looks as if it hung.
+fn tell_once(told: &mut bool, url: &str, timeout: Duration, reason: &str) {
+    if !std::mem::replace(told, true) {
+        let within = humantime::format_duration(timeout);
+        tracing::warn!(nats = %without_password(url), reason, "NATS is not reached yet, trying for {within}");
     }
 }
 

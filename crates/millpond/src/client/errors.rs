@@ -8,6 +8,7 @@ use crate::bus::publish::PublishError;
 use crate::bus::publish::payloads::PutError;
 use crate::limits::PAYLOAD_RETENTION;
 use crate::schedule::ScheduleError;
+use crate::task::TaskIdError;
 use crate::wire::subject::SubjectError;
 
 /// Why a task was not submitted.
@@ -16,6 +17,9 @@ pub enum SubmitError {
     /// A queue, kind, job or unique key that is not a token.
     #[error(transparent)]
     Subject(#[from] SubjectError),
+    /// An id that a message cannot carry unchanged.
+    #[error(transparent)]
+    TaskId(#[from] TaskIdError),
     /// The server did not store the task.
     #[error(transparent)]
     Publish(#[from] PublishError),

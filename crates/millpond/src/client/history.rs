@@ -1,5 +1,5 @@
-//! What a resumed job reads before it publishes anything: the ends that only a collector still has, then the results that
-//! RESULTS holds. docs/protocol.md has the order and its reasons.
+//! What only a collector still has: the ends that a resumed job reads before it publishes anything, and then the results that
+//! RESULTS holds (docs/protocol.md has the order and its reasons); and the end of one task by its id.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::NoResult;
 use super::errors::MapError;
 use super::payloads::ItemEnd;
+use super::{Client, NoResult};
 use crate::bus::Bus;
 use crate::bus::operate::control::{CTL_RESULTS, ControlReply};
 use crate::outcome::Failure;
@@ -17,6 +17,38 @@ use crate::payload::PayloadRef;
 
 /// How long a collector may take to answer.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The first delay between two requests for the end of a task that was published before; it doubles.
+const REPEATED_POLL_MIN: Duration = Duration::from_millis(100);
+/// The longest such delay.
+const REPEATED_POLL_MAX: Duration = Duration::from_secs(2);
+/// How long the end of a task is awaited on RESULTS alone before a collector is requested as well; the delay doubles.
+const FIRST_POLL_AFTER: Duration = Duration::from_secs(10);
+/// The longest such delay.
+const FIRST_POLL_MAX: Duration = Duration::from_secs(60);
+
+/// A request to a collector on `ctl.request.results`.
+///
+/// ```
+/// use millpond::client::ResultsRequest;
+///
+/// let text = r#"{"queue":"default","id":"order-7"}"#;
+/// let request: ResultsRequest = serde_json::from_str(text).unwrap();
+/// assert!(matches!(request, ResultsRequest::OfTask { .. }));
+/// assert_eq!(serde_json::to_string(&request).unwrap(), text);
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ResultsRequest {
+    /// The ends of a job's tasks.
+    OfJob(HistoryRequest),
+    /// The end of one task: a page of one row, or of none while it has not ended.
+    OfTask {
+        /// Its queue.
+        queue: String,
+        /// Its id.
+        id: String,
+    },
+}
 
 /// A request to a collector: the ends of a job's tasks from an index on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,9 +87,13 @@ pub(super) struct HistoryRow {
 impl HistoryRow {
     /// The index and the end; none for a task that has not ended.
     pub(super) fn end(self) -> Option<(u64, ItemEnd)> {
+        Some((self.index?, self.item_end()?))
+    }
+
+    fn item_end(self) -> Option<ItemEnd> {
         let raw = |text: String| RawValue::from_string(text).ok();
         if let Some(at) = self.stored.filter(|_| self.status == "done") {
-            return Some((self.index?, ItemEnd::Stored(at)));
+            return Some(ItemEnd::Stored(at));
         }
         let end = match self.status.as_str() {
             // A result of `null` is parsed as none.
@@ -66,7 +102,7 @@ impl HistoryRow {
             "cancelled" => Err(NoResult::Cancelled),
             _ => return None,
         };
-        Some((self.index?, ItemEnd::Inline(end)))
+        Some(ItemEnd::Inline(end))
     }
 }
 
@@ -113,5 +149,36 @@ async fn fetch_page(bus: Bus, request: HistoryRequest) -> Result<HistoryPage<His
     match bus.request(CTL_RESULTS, &request, HISTORY_TIMEOUT).await.map_err(|e| failed(e.to_string()))? {
         ControlReply::Error(reason) => Err(failed(reason)),
         ControlReply::Ok(page) => serde_json::from_str(page.get()).map_err(|e| failed(e.to_string())),
+    }
+}
+
+impl Client {
+    /// The end of a task as a collector has it; returns once there is one. RESULTS does not tell it when the task was published
+    /// before (`repeated`): then it may have ended long ago, or under another job. A dead letter of a task that was published anew
+    /// is of its earlier run, and not waited for.
+    pub(super) async fn stored_end(&self, queue: &str, id: &str, repeated: bool) -> ItemEnd {
+        let request = ResultsRequest::OfTask { queue: queue.to_owned(), id: id.to_owned() };
+        let (mut delay, delay_max) =
+            if repeated { (REPEATED_POLL_MIN, REPEATED_POLL_MAX) } else { (FIRST_POLL_AFTER, FIRST_POLL_MAX) };
+        if !repeated {
+            tokio::time::sleep(delay).await;
+        }
+        loop {
+            match self.bus.request(CTL_RESULTS, &request, HISTORY_TIMEOUT).await {
+                Ok(ControlReply::Ok(page)) => {
+                    let page = serde_json::from_str::<HistoryPage<HistoryRow>>(page.get());
+                    let rows = page.map(|page| page.rows).unwrap_or_default();
+                    let counts = |row: &HistoryRow| repeated || row.status != "dead";
+                    if let Some(end) = rows.into_iter().filter(counts).find_map(HistoryRow::item_end) {
+                        return end;
+                    }
+                }
+                // Without a collector, RESULTS alone tells the end.
+                Ok(ControlReply::Error(reason)) => tracing::debug!(reason, "a collector cannot tell the end of a task"),
+                Err(error) => tracing::debug!(%error, "no collector tells the end of a task"),
+            }
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(delay_max);
+        }
     }
 }

@@ -114,7 +114,9 @@ impl MapRun {
     /// The next item that ended; none when all have. After a cancellation, items without a result end as cancelled.
     ///
     /// # Errors
-    /// [`MapError`]; what was published before still runs.
+    /// [`MapError`]; what was published before still runs. [`MapError::InvalidValue`] comes when all that stands before the
+    /// value is stored, with [`super::MapSpec::finish_broken_input`] when it has ended and was handed out, and is the last; the job
+    /// stays open, so that it can go on with a better input.
     ///
     /// # Cancel safety
     /// Safe: nothing that was read or received is lost.
@@ -128,7 +130,12 @@ impl MapRun {
             if let Err(error) = self.read_ready_input() {
                 return Some(Err(error));
             }
-            if self.publisher.is_done() && matches!(self.closing, Closing::NotYet) {
+            if self.publisher.broken().is_some() {
+                if self.publisher.is_done() && (self.is_handed_out() || !self.publisher.finishes_broken_input()) {
+                    self.closing = Closing::Written;
+                    return self.publisher.broken().take().map(Err);
+                }
+            } else if self.publisher.is_done() && matches!(self.closing, Closing::NotYet) {
                 let total = self.publisher.next_index();
                 self.closing = Closing::Writing(Box::pin(self.publisher.record.close(total)));
             }

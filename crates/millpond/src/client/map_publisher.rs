@@ -35,6 +35,8 @@ pub(super) struct MapPublisher {
     pub(super) record: JobRecordWriter,
     /// None once the input has ended, or nothing more is to be published.
     input: Option<InputValues>,
+    /// Why the input ended before its end; what stands before that is published and ends as always.
+    broken: Option<MapError>,
     /// Of the input as far as it was read.
     fingerprint: Sha256,
     /// The index of the next value of the input.
@@ -75,6 +77,7 @@ impl MapPublisher {
             spec,
             record,
             input: Some(input),
+            broken: None,
             fingerprint: Sha256::default(),
             next_index: 0,
             already_stored,
@@ -120,6 +123,16 @@ impl MapPublisher {
         self.is_read() && self.unacked.is_empty()
     }
 
+    /// Why the input could not be read to its end; none when it could.
+    pub(super) fn broken(&mut self) -> &mut Option<MapError> {
+        &mut self.broken
+    }
+
+    /// Whether what stands before the break of an input is awaited.
+    pub(super) fn finishes_broken_input(&self) -> bool {
+        self.spec.finish_broken_input
+    }
+
     /// Whether one more value may be read: there is capacity for it, and the size of the next batch is known.
     pub(super) fn may_read(&mut self) -> bool {
         self.input.is_some()
@@ -159,12 +172,21 @@ impl MapPublisher {
     pub(super) fn take(&mut self, value: Option<Result<Bytes, String>>) -> Result<(), MapError> {
         let Some(value) = value else { return self.end_input() };
         let index = self.next_index;
-        let invalid = |reason: String| MapError::InvalidValue { index, reason };
-        let value = value.map_err(invalid)?;
-        if value.len() > VALUE_BYTES_MAX {
-            let bytes = value.len();
-            return Err(invalid(format!("has {bytes} bytes, at most {VALUE_BYTES_MAX} may be one value of a map")));
-        }
+        let fits = |value: Bytes| match value.len() {
+            bytes if bytes > VALUE_BYTES_MAX => {
+                Err(format!("has {bytes} bytes, at most {VALUE_BYTES_MAX} may be one value of a map"))
+            }
+            _ => Ok(value),
+        };
+        let value = match value.and_then(fits) {
+            Ok(value) => value,
+            Err(reason) => {
+                self.input = None;
+                self.broken = Some(MapError::InvalidValue { index, reason });
+                self.publish_filling();
+                return Ok(());
+            }
+        };
         if self.record.with(|record| record.total.is_some_and(|total| index >= total)) {
             return Err(self.other_input(index, "it has more items than before".to_owned()));
         }

@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 pub use batch_sizer::BatchSize;
 pub use call::CallError;
 pub use errors::{MapError, ScheduleChangeError, SubmitError};
-pub use history::{HistoryPage, HistoryRequest};
+pub use history::{HistoryPage, HistoryRequest, ResultsRequest};
 pub use map::MapRun;
 pub use publish_all::{PublishAllError, PublishedJob};
 pub use schedules::{cron_in, shown, zone_of};

@@ -24,6 +24,8 @@ pub struct PublishedJob {
 #[derive(Debug, thiserror::Error)]
 #[error("{error}; the first {stored} of the input are stored")]
 pub struct PublishAllError {
+    /// The job; none when it could not be begun.
+    pub job: Option<String>,
     /// How many values from the start of the input are stored without a gap.
     pub stored: u64,
     /// What happened.
@@ -42,9 +44,11 @@ impl Client {
         spec: MapSpec,
         input: impl Stream<Item = Result<Bytes, String>> + Send + 'static,
     ) -> Result<PublishedJob, PublishAllError> {
-        let failed = |stored: u64, error: MapError| PublishAllError { stored, error };
-        let mut run = self.start_run(spec, true, Box::pin(input)).await.map_err(|e| failed(0, e))?;
+        let started = self.start_run(spec, true, Box::pin(input)).await;
+        let mut run = started.map_err(|error| PublishAllError { job: None, stored: 0, error })?;
         let record = run.record();
+        let job = Some(record.job.clone());
+        let failed = |stored: u64, error: MapError| PublishAllError { job: job.clone(), stored, error };
         if let Some(tasks) = record.total {
             return Ok(PublishedJob { job: record.job, epoch: record.epoch, tasks, duplicate: true });
         }

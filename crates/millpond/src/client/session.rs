@@ -1,6 +1,6 @@
 //! A session: submits tasks one at a time under one job of its own and waits for each end. The wait needs no set-up per task.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::errors::SubmitError;
 use super::payloads::{ItemEnd, final_end};
@@ -19,6 +19,8 @@ pub struct Session {
     results: LiveResults,
     /// Ends that arrived while another task was awaited, or whose wait was dropped, by queue and id.
     unclaimed: HashMap<(String, String), ItemEnd>,
+    /// Queue and id of awaited tasks that were published before this session published them.
+    repeated: HashSet<(String, String)>,
 }
 
 impl Client {
@@ -30,7 +32,7 @@ impl Client {
         let job = job.unwrap_or_else(|| format!("s-{}", crate::random_token()));
         // The reader comes first: an end that is published before it listens would be missed.
         let results = LiveResults::start(&self.bus, &job).await?;
-        Ok(Session { client: self.clone(), job, results, unclaimed: HashMap::new() })
+        Ok(Session { client: self.clone(), job, results, unclaimed: HashMap::new(), repeated: HashSet::new() })
     }
 }
 
@@ -67,6 +69,10 @@ impl Session {
         if submitted.duplicate {
             // It was published before, perhaps under this job: it may have ended before this session listened.
             self.results.read_from_oldest();
+            if self.repeated.len() > UNCLAIMED_MAX {
+                self.repeated.clear();
+            }
+            self.repeated.insert((task.queue.clone(), submitted.id.clone()));
         }
         Ok(submitted)
     }
@@ -77,13 +83,25 @@ impl Session {
     /// Safe: an end that arrives meanwhile is kept for the next call.
     pub async fn end(&mut self, queue: &str, id: &str) -> TaskEnd {
         let awaited = (queue.to_owned(), id.to_owned());
+        let client = self.client.clone();
+        let repeated = self.repeated.contains(&awaited);
+        let end = tokio::select! {
+            end = self.heard(&awaited) => end,
+            // Boxed: most ends are heard.
+            end = Box::pin(client.stored_end(queue, id, repeated)) => end,
+        };
+        self.repeated.remove(&awaited);
+        Box::pin(client.fetch(end)).await
+    }
+
+    async fn heard(&mut self, awaited: &(String, String)) -> ItemEnd {
         loop {
-            if let Some(end) = self.unclaimed.remove(&awaited) {
-                return Box::pin(self.client.fetch(end)).await;
+            if let Some(end) = self.unclaimed.remove(awaited) {
+                return end;
             }
             let (subject, batch) = self.results.next().await;
             if batch.cancelled.as_ref().is_some_and(|c| c.covers(&awaited.1)) {
-                return Err(NoResult::Cancelled);
+                return ItemEnd::Inline(Err(NoResult::Cancelled));
             }
             if self.unclaimed.len() > UNCLAIMED_MAX {
                 self.unclaimed.clear();

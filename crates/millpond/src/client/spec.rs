@@ -21,6 +21,9 @@ pub struct MapSpec {
     pub batch: BatchSize,
     /// Results in the order of the input; otherwise as they arrive.
     pub ordered: bool,
+    /// A value of the input that cannot be read is an error only when all that stands before it has ended; otherwise as soon as
+    /// that is stored.
+    pub finish_broken_input: bool,
     /// Timeout of one attempt; none means the worker's.
     pub timeout: Option<Duration>,
     /// Attempts before a task is dead-lettered; none means the default.

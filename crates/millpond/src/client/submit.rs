@@ -13,7 +13,7 @@ use crate::bus::publish::{PublishError, RetryDeadline};
 use crate::chain::ChainStep;
 use crate::outcome::Failure;
 use crate::payload::StoredPayload;
-use crate::task::schedule_headers;
+use crate::task::{check_task_id, schedule_headers};
 use crate::telemetry::{FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, Span, SpanKind, TraceContext, record};
 use crate::wire::headers::{
     HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_EXPIRES, HEADER_ID, HEADER_INDEX, HEADER_MSG_ID,
@@ -135,6 +135,7 @@ impl Client {
         deadline: RetryDeadline,
     ) -> Result<Submitted, SubmitError> {
         let subject = task.subject()?;
+        check_task_id(&id)?;
         self.capacity.wait().await;
         // Boxed: most tasks have none.
         let stored = if task.has_stored_arguments() {

@@ -1,5 +1,6 @@
 //! Waiting for the end of one task: among the results of its job where it has one; among all results of the queue and kind for
-//! a task with a unique key, which belongs to no job, and for the later steps of a chain.
+//! a task with a unique key, which belongs to no job, and for the later steps of a chain. What RESULTS does not tell, because the
+//! task was published before, a collector does.
 
 use super::errors::SubmitError;
 use super::payloads::{ItemEnd, final_end};
@@ -70,19 +71,29 @@ impl Waiter {
             first.read_from_oldest();
             later.iter_mut().for_each(|(results, _)| results.read_from_oldest());
         }
-        let mut end = client.fetch(end_of(&mut first, &queue, &id).await).await;
+        let repeated = submitted.duplicate;
+        let mut end = end_of(&client, &mut first, (&queue, &id), repeated).await;
         for (mut results, queue) in later {
             if end.is_err() {
                 break;
             }
             id = next_id(&id);
-            end = client.fetch(end_of(&mut results, &queue, &id).await).await;
+            end = end_of(&client, &mut results, (&queue, &id), repeated).await;
         }
         (id, end)
     }
 }
 
-async fn end_of(results: &mut LiveResults, queue: &str, id: &str) -> ItemEnd {
+/// The end of the task of a queue and id: among these results, or as a collector has it.
+async fn end_of(client: &Client, results: &mut LiveResults, (queue, id): (&str, &str), repeated: bool) -> TaskEnd {
+    let end = tokio::select! {
+        end = heard(results, queue, id) => end,
+        end = client.stored_end(queue, id, repeated) => end,
+    };
+    client.fetch(end).await
+}
+
+async fn heard(results: &mut LiveResults, queue: &str, id: &str) -> ItemEnd {
     loop {
         let (subject, batch) = results.next().await;
         if batch.cancelled.as_ref().is_some_and(|c| subject.job.as_ref() == Some(&c.job) && c.covers(id)) {

@@ -12,21 +12,22 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::fields::{FIELD_SPAN_ID, FIELD_TRACE_ID};
 use super::scope::{FieldValue, fields, ids};
+use crate::visible::{visible, visible_json};
 
 /// Version of the schema.
 const ECS_VERSION: &str = "9.2.0";
 
 /// How a log line is written.
 pub(super) enum LineFormat {
-    /// For people.
-    Text(Format<Compact>),
+    /// For people; with colours or without.
+    Text(Format<Compact>, bool),
     /// As a JSON object, with the service and its instance.
     Json(&'static str, String),
 }
 
 impl LineFormat {
     pub(super) fn text(colours: bool) -> Self {
-        Self::Text(tracing_subscriber::fmt::format().with_target(false).with_ansi(colours).compact())
+        Self::Text(tracing_subscriber::fmt::format().with_target(false).with_ansi(colours).compact(), colours)
     }
 }
 
@@ -37,16 +38,16 @@ where
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         match self {
-            Self::Text(format) => {
+            Self::Text(format, colours) => {
                 let mut line = String::new();
                 format.format_event(context, Writer::new(&mut line), event)?;
-                to.write_str(line.trim_end_matches('\n'))?;
+                to.write_str(&shown(line.trim_end_matches('\n'), *colours))?;
                 let own = event.metadata().fields();
                 let mut result = Ok(());
                 fields(|name, value| {
                     if own.field(name).is_none() && result.is_ok() {
                         result = match value {
-                            FieldValue::Text(text) => write!(to, " {name}={text}"),
+                            FieldValue::Text(text) => write!(to, " {name}={}", visible(text)),
                             FieldValue::Number(number) => write!(to, " {name}={number}"),
                         };
                     }
@@ -60,11 +61,26 @@ where
             Self::Json(service, instance) => {
                 let object = object(service, instance, event);
                 let line = serde_json::to_string(&object).map_err(|_| fmt::Error)?;
-                to.write_str(&line)?;
+                to.write_str(&visible_json(&line))?;
                 to.write_char('\n')
             }
         }
     }
+}
+
+/// A line as a person may see it: what others wrote in it stays on the line and is seen for what it is. With colours, ESC may begin
+/// a colour and nothing else.
+fn shown(line: &str, colours: bool) -> String {
+    let mut parts = line.split('\x1b');
+    let mut shown = visible(parts.next().unwrap_or_default()).into_owned();
+    for part in parts {
+        let colour =
+            part.strip_prefix('[').map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';'));
+        let is_colour = colours && colour.is_some_and(|rest| rest.starts_with('m'));
+        shown.push_str(if is_colour { "\x1b" } else { "\\u{1b}" });
+        shown.push_str(&visible(part));
+    }
+    shown
 }
 
 fn object(service: &str, instance: &str, event: &Event<'_>) -> Map<String, Value> {
@@ -194,6 +210,20 @@ mod tests {
             lines[1].ends_with("within kind=\"own\" task_id=t attempt=2 trace_id=0af7651916cd43dd8448eb211c80319c"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn a_line_of_others_stays_one_line_and_is_seen_as_it_is() {
+        let said = written(LineFormat::text(false), || {
+            let task_id = "t\u{202e}\u{1b}[2J".into();
+            let _in = Scope::new(TaskFields { task_id, queue: None, kind: None, attempt: 1 }, None).enter();
+            tracing::warn!(error = %"no\r\nINFO all is well\u{1b}[1m\u{9b}1m\u{202e}", "failed");
+        });
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(!said.trim_end().contains(|c: char| c.is_control() || c == '\u{202e}'), "{said:?}");
+        assert!(said.contains("all is well"), "{said}");
+        let said = written(LineFormat::Json("millpond-worker", "w1".into()), || tracing::warn!("a\u{9b}b"));
+        assert!(said.contains("a\\u009bb"), "{said}");
     }
 
     #[test]

@@ -107,10 +107,14 @@ pub fn start(service: &'static str, instance: Option<&str>, args: &LogArgs) -> R
     };
     let to_stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
+        // It would be told on standard error, and panic where that is full or gone.
+        .log_internal_errors(false)
         .event_format(lines(std::io::stderr().is_terminal()))
         .with_filter(filter(args, "")?);
     let to_file = args.log_file.as_deref().map(open).transpose()?;
-    let to_file = to_file.map(|file| tracing_subscriber::fmt::layer().with_writer(file).event_format(lines(false)));
+    let to_file = to_file.map(|file| {
+        tracing_subscriber::fmt::layer().with_writer(file).log_internal_errors(false).event_format(lines(false))
+    });
     let to_file = to_file.map(|layer| Ok::<_, TelemetryError>(layer.with_filter(filter(args, "")?))).transpose()?;
     // The exporter's HTTP client uses the default cryptography of the process.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -156,6 +160,7 @@ fn open(path: &Path) -> Result<Mutex<FileRotate<AppendCount>>, TelemetryError> {
 /// Starts logs in a child process of a worker, as JSON lines that the worker parses.
 pub fn start_in_child() {
     let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
+    let lines = lines.log_internal_errors(false);
     let filter = EnvFilter::try_from_env("MILLPOND_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
 }

@@ -46,10 +46,17 @@ function set(el, name, value) {
   }
 }
 
+/** What a browser would not show as it is: control characters but tab and line feed, and marks of direction. */
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
+
+function visible(text) {
+  return String(text).replace(HIDDEN, (hidden) => `\\u{${hidden.codePointAt(0).toString(16)}}`);
+}
+
 function append(el, child) {
   if (child === null || child === undefined || child === false || child === "") return;
   if (Array.isArray(child)) child.forEach((one) => append(el, one));
-  else el.append(child instanceof Node ? child : document.createTextNode(String(child)));
+  else el.append(child instanceof Node ? child : document.createTextNode(visible(child)));
 }
 
 function fill(el, classes, props, children) {

@@ -41,7 +41,7 @@ fn text(failure: &Failure) -> String {
 /// Why nothing more happens to a task by itself; none when something will.
 fn ended(task: &TaskDetails) -> Option<Reason> {
     let TaskDetails { row, history } = task;
-    let attempt = row.attempt;
+    let (id, attempt) = (&row.id, row.attempt);
     match row.status {
         TaskStatus::Done => Some((TaskState::Done, format!("it is done: attempt {attempt} on {}", row.worker))),
         TaskStatus::Cancelled => {
@@ -60,7 +60,8 @@ fn ended(task: &TaskDetails) -> Option<Reason> {
             }
             let dead = history.dead.as_ref().map(|dead| &dead.row);
             let why = dead.map_or_else(String::new, |dead| format!(" ({}), {}", dead.reason, text(&dead.failure)));
-            let sentence = format!("it failed for good in attempt {attempt}{why}; `millpond dead retry` runs it again");
+            let sentence =
+                format!("it failed for good in attempt {attempt}{why}; `millpond dead retry {id}` runs it again");
             Some((TaskState::Dead, sentence))
         }
         TaskStatus::Partial | TaskStatus::Retrying => None,

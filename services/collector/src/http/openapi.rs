@@ -33,7 +33,7 @@ pub(super) fn document() -> utoipa::openapi::OpenApi {
     bearer.description = Some("The token of MILLPOND_TOKEN, or of MILLPOND_VIEWER_TOKEN to read.".to_owned());
     let cookie = ApiKeyValue::with_description(
         COOKIE,
-        "A session (`/login`). What changes something needs the header `X-Millpond: console` too.",
+        "A session (`/login`); the name goes on with `_` and 8 characters of the cluster. What changes something needs the header `X-Millpond: console` too.",
     );
     let components = document.components.get_or_insert_default();
     components.add_security_scheme("bearer", SecurityScheme::Http(bearer));

@@ -145,7 +145,7 @@ pub(super) async fn queues(
 
 /// List schedules by name, as the server keeps them. Only clients change them.
 #[utoipa::path(get, path = "/schedules", tag = "read", responses((status = 200, description = "All of them", body = List<ScheduleRow>,
-    example = json!({"rows": [{"name": "report", "queue": "default", "kind": "square", "args": 12, "schedule": "@every 10s", "zone": null, "paused": false, "next_ms": 1_800_000_010_000_i64, "timeout_ms": null, "attempts_max": null, "by": "client", "since_ms": 1_800_000_000_000_i64}], "next": null}))))]
+    example = json!({"rows": [{"name": "report", "queue": "default", "kind": "square", "args": 12, "schedule": "@every 10s", "zone": null, "paused": false, "next_ms": 1_800_000_010_000_i64, "remarks": [], "timeout_ms": null, "attempts_max": null, "by": "client", "since_ms": 1_800_000_000_000_i64}], "next": null}))))]
 pub(super) async fn schedules(
     State(app): AppState,
     PathAndQuery((), NoQuery {}): PathAndQuery<(), NoQuery>,

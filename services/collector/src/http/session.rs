@@ -18,14 +18,23 @@ use millpond_service::request::{JsonBody, NoQuery, PathAndQuery};
 use super::App;
 use super::caller::{Caller, Tokens, from_console, from_here};
 
+/// Characters at the end of its name, which tell clusters apart.
+const COOKIE_TAG_CHARS: usize = 8;
 /// How long a session lasts.
 const SESSION_LASTS: Duration = Duration::from_secs(12 * 3600);
 /// Logins that may fail within [`LOGIN_FAILURES_WITHIN`], of all callers together; then none is tried.
 const LOGIN_FAILURES_MAX: usize = 10;
 /// How long a login that failed is counted.
 const LOGIN_FAILURES_WITHIN: Duration = Duration::from_secs(60);
-/// Name of the cookie.
+/// How the name of the cookie begins.
 pub(super) const COOKIE: &str = "millpond_session";
+
+/// The name of the cookie at this cluster. A browser keeps cookies by host, whatever the port: sessions of two clusters on one
+/// host must not replace each other. The tokens of a cluster tell it from others.
+fn cookie_name(tokens: &Tokens) -> String {
+    let seal = tokens.operator.seal("name of the cookie");
+    format!("{COOKIE}_{}", seal.get(..COOKIE_TAG_CHARS).unwrap_or_default())
+}
 
 /// The value of a cookie: `<role>.<end, Unix ms>.<nonce>.<seal over what stands before>`. None: the role has no token.
 fn sealed(tokens: &Tokens, role: Role, expires_ms: i64) -> Option<String> {
@@ -48,23 +57,25 @@ fn read(tokens: &Tokens, cookie: &str, now_ms: i64) -> Option<Caller> {
 }
 
 /// The cookie of a request, where it has one.
-fn cookie(headers: &HeaderMap) -> Option<&str> {
+fn cookie<'h>(tokens: &Tokens, headers: &'h HeaderMap) -> Option<&'h str> {
+    let wanted = cookie_name(tokens);
     let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value)
+    pairs.find(|(name, _)| *name == wanted).map(|(_, value)| value)
 }
 
 /// The caller of a request with a session, at this time.
 pub(super) fn caller(tokens: &Tokens, headers: &HeaderMap, now_ms: i64) -> Option<Caller> {
-    read(tokens, cookie(headers)?, now_ms)
+    read(tokens, cookie(tokens, headers)?, now_ms)
 }
 
 /// The cookie that a browser keeps. The browser sends it only to where it came from, and by TLS where it came by TLS.
-fn set_cookie(by_tls: bool, headers: &HeaderMap, value: &str, lasts: Duration) -> String {
+fn set_cookie(name: &str, by_tls: bool, headers: &HeaderMap, value: &str) -> String {
+    let lasts = if value.is_empty() { Duration::ZERO } else { SESSION_LASTS };
     let proto = headers.get("x-forwarded-proto").and_then(|proto| proto.to_str().ok()).unwrap_or_default();
     let by_tls = by_tls || proto.split(',').next().is_some_and(|first| first.trim().eq_ignore_ascii_case("https"));
     let secure = if by_tls { "; Secure" } else { "" };
-    format!("{COOKIE}={value}; Path=/; Max-Age={}; HttpOnly; SameSite=Strict{secure}", lasts.as_secs())
+    format!("{name}={value}; Path=/; Max-Age={}; HttpOnly; SameSite=Strict{secure}", lasts.as_secs())
 }
 
 /// The logins that failed of late, of all callers together, so that nobody can try tokens fast.
@@ -123,7 +134,7 @@ pub(super) async fn login(
     };
     let expires_ms = millpond::now_ms() + i64::try_from(SESSION_LASTS.as_millis()).unwrap_or(0);
     let cookie = sealed(&app.tokens, role, expires_ms).unwrap_or_default();
-    let cookie = set_cookie(app.by_tls, &headers, &cookie, SESSION_LASTS);
+    let cookie = set_cookie(&cookie_name(&app.tokens), app.by_tls, &headers, &cookie);
     tracing::info!(%peer, role = role.name(), "logged in");
     Ok(([(header::SET_COOKIE, cookie)], Json(LoggedIn { role, expires_ms })).into_response())
 }
@@ -134,11 +145,11 @@ pub(super) async fn login(
     (status = 403, description = "The request comes from another site", body = ErrorBody, example = json!({"error": "what changes something with a session needs the header `X-Millpond: console`"}))))]
 pub(super) async fn logout(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, ErrorAnswer> {
     // Another site's form comes without the cookie: the answer must not remove it.
-    if cookie(&headers).is_none() {
+    if cookie(&app.tokens, &headers).is_none() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     from_console(&headers)?;
-    let cookie = set_cookie(app.by_tls, &headers, "", Duration::ZERO);
+    let cookie = set_cookie(&cookie_name(&app.tokens), app.by_tls, &headers, "");
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
 }
 
@@ -194,14 +205,16 @@ mod tests {
     fn the_cookie_is_found_among_others() {
         let known = tokens("operator token", None);
         let value = sealed(&known, Role::Operator, 1000).unwrap();
+        let name = cookie_name(&known);
+        assert_ne!(name, cookie_name(&tokens("another token", None)), "another cluster on this host has its own");
         let mut headers = HeaderMap::new();
         headers.append(header::COOKIE, "a=b".parse().unwrap());
-        headers.append(header::COOKIE, format!("c=d; {COOKIE}={value} ;e=f").parse().unwrap());
+        headers.append(header::COOKIE, format!("c=d; {COOKIE}=other; {name}={value} ;e=f").parse().unwrap());
         assert_eq!(caller(&known, &headers, 1).unwrap().role, Role::Operator);
-        assert!(set_cookie(false, &headers, &value, SESSION_LASTS).ends_with("; HttpOnly; SameSite=Strict"));
-        assert!(set_cookie(true, &headers, &value, SESSION_LASTS).ends_with("; Secure"));
+        assert!(set_cookie(&name, false, &headers, &value).ends_with("; HttpOnly; SameSite=Strict"));
+        assert!(set_cookie(&name, true, &headers, &value).ends_with("; Secure"));
         headers.insert("x-forwarded-proto", "https, http".parse().unwrap());
-        assert!(set_cookie(false, &headers, &value, SESSION_LASTS).ends_with("; Secure"));
+        assert!(set_cookie(&name, false, &headers, &value).ends_with("; Secure"));
     }
 
     #[test]

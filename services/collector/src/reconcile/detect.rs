@@ -210,7 +210,7 @@ pub(super) fn stalled_jobs(jobs: &[JobRecord]) -> Vec<Finding> {
     let found = jobs.iter().map(|record| {
         let JobRecord { job, kind, published, .. } = record;
         let sentence = format!(
-            "the producer of job {job} is gone after {}; `millpond map {kind} … --job {job}` with the same input goes on, `millpond job cancel {job}` ends it",
+            "the producer of job {job} is gone; its record, which lags behind what is stored, was last written after {}; `millpond map {kind} … --job {job}` with the same input goes on, `millpond job cancel {job}` ends it",
             counted(*published, "task")
         );
         Finding { kind: ProblemKind::StalledJob, what: job.clone(), sentence, since_ms: record.heartbeat_ms }

@@ -73,6 +73,10 @@ impl FromStr for StoreAt {
             Some((other, _)) => {
                 Err(format!("{other}:// is no store: a path (SQLite), or postgres://user:password@host:5432/database"))
             }
+            // Taken for the name of a file it would be shown, and it may have a password.
+            None if text.starts_with("postgres") && text.contains(['@', ':', '=']) || text.contains("password=") => {
+                Err("an address of Postgres is written postgres://user:password@host:5432/database".to_owned())
+            }
             None if text.is_empty() => Err("no store: a path (SQLite), or postgres://…".to_owned()),
             None => Ok(Self::File(text.into())),
         }

@@ -88,6 +88,7 @@ pub(super) async fn publish(
         if_exists: if key.is_some() { IfJobExists::GoOn } else { IfJobExists::Refuse },
         job: key.clone().or(query.job),
         ordered: query.ordered == Some(true),
+        finish_broken_input: false,
         timeout: task.timeout,
         attempts_max: task.attempts_max,
         continuation: query.continuation.as_deref().map(step).transpose()?,
@@ -111,7 +112,7 @@ fn check_key(key: &str, query: &PublishJobQuery) -> Result<(), ErrorAnswer> {
 }
 
 fn step(text: &str) -> Result<ChainStep, ErrorAnswer> {
-    text.parse().map_err(|why| ErrorAnswer::bad_request(format!("then must be {why}")))
+    text.parse().map_err(|why| ErrorAnswer::bad_request(format!("continuation must be {why}")))
 }
 
 fn batch(given: Option<&str>) -> Result<BatchSize, ErrorAnswer> {
@@ -141,7 +142,7 @@ async fn store(app: &App, spec: MapSpec, body: Body) -> Result<Response, ErrorAn
             let answer = JobPublished { job: all.job, tasks: all.tasks, first_id, duplicate: all.duplicate };
             Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
         }
-        Err(failed) => Err(map_error(&failed.error).of_job(failed.stored, named)),
+        Err(failed) => Err(map_error(&failed.error).of_job(failed.stored, failed.job.or(named))),
     }
 }
 

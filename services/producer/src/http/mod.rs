@@ -4,6 +4,7 @@
 
 mod jobs;
 mod openapi;
+mod repeated_keys;
 mod task_headers;
 mod tasks;
 mod upload;
@@ -29,6 +30,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use jobs::JOBS_MAX;
+use repeated_keys::RepeatedKeys;
 use tasks::WAITERS_MAX;
 
 /// When a caller who was refused for now may come again, in seconds.
@@ -44,6 +46,8 @@ pub(crate) struct App {
     pub(crate) waiters: Semaphore,
     /// A permit for each job whose lines are being read or whose results are being written.
     pub(crate) jobs: Arc<Semaphore>,
+    /// What keys were used for lately.
+    pub(crate) keys: RepeatedKeys,
     /// Cancelled when the service is to end: requests that wait are answered.
     pub(crate) shutdown: CancellationToken,
 }
@@ -51,7 +55,8 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(bus: Bus, token: Token, metrics: Metrics, shutdown: CancellationToken) -> Self {
         let (waiters, jobs) = (Semaphore::new(WAITERS_MAX), Arc::new(Semaphore::new(JOBS_MAX)));
-        Self { client: Client::over(bus.clone()), bus, token, metrics, waiters, jobs, shutdown }
+        let (client, keys) = (Client::over(bus.clone()), RepeatedKeys::new());
+        Self { client, bus, token, metrics, waiters, jobs, keys, shutdown }
     }
 }
 
@@ -93,6 +98,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 pub(crate) fn submit_error(error: &SubmitError) -> ErrorAnswer {
     let status = match error {
         SubmitError::Subject(_)
+        | SubmitError::TaskId(_)
         | SubmitError::StartTimeOutOfRange { .. }
         | SubmitError::BatchInBoundedQueue { .. }
         | SubmitError::StartsAfterPayload { .. }

@@ -6,9 +6,8 @@ use axum::http::HeaderMap;
 use millpond::chain::parse;
 use millpond::client::NewTask;
 use millpond::config::duration;
-use millpond::limits::TASK_ID_BYTES_MAX;
 use millpond::retry::parse_attempts_max;
-use millpond::task::is_reply_subject;
+use millpond::task::{check_task_id, is_reply_subject};
 use millpond::wire::headers::{
     HEADER_ATTEMPTS_MAX, HEADER_CONTINUATION, HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT,
 };
@@ -40,8 +39,8 @@ pub(super) fn task(
     headers: &HeaderMap,
 ) -> Result<NewTask, ErrorAnswer> {
     let id = text(headers, HEADER_KEY)?;
-    if id.is_some_and(|id| id.is_empty() || id.len() > TASK_ID_BYTES_MAX) {
-        return Err(ErrorAnswer::bad_request(format!("{HEADER_KEY} must have 1 to {TASK_ID_BYTES_MAX} bytes")));
+    if let Some(Err(wrong)) = id.map(check_task_id) {
+        return Err(ErrorAnswer::bad_request(format!("{HEADER_KEY}: {wrong}")));
     }
     let timeout = time(headers, HEADER_TIMEOUT)?;
     if timeout.is_some_and(|timeout| timeout.is_zero()) {

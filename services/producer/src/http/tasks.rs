@@ -70,7 +70,7 @@ pub(super) fn ending(end: TaskEnd) -> TaskEnding {
             example = json!({"id": "order-7", "queue": "default", "kind": "square", "job": null, "duplicate": false})),
         (status = 400, description = "The request does not fit", body = ErrorBody, example = json!({"error": "Millpond-Timeout: expected number at 0; write a duration such as 30s or 5m"})),
         (status = 401, description = "No token, or another", body = ErrorBody, example = json!({"error": "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)"})),
-        (status = 409, description = "Another task of its unique key waits or runs", body = ErrorBody, example = json!({"error": "a task with the unique key nightly waits or runs already"})),
+        (status = 409, description = "Another task of its unique key waits or runs, or its Idempotency-Key stands for another task", body = ErrorBody, example = json!({"error": "a task with the unique key nightly waits or runs already"})),
         (status = 413, description = "It is too large", body = ErrorBody, example = json!({"error": "the body has more than 1048576 bytes; a task may not be larger"})),
         (status = 415, description = "The body is of another type", body = ErrorBody, example = json!({"error": "a task's arguments are one JSON value (application/json)"})),
         (status = 429, description = "No room now; `Retry-After` says when to come again, with the same Idempotency-Key", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "no room for more tasks now: come again, with the same Idempotency-Key"})),
@@ -90,7 +90,7 @@ pub(super) async fn publish(
     match wait {
         None => {
             let storing = app.client.submit(&task, RetryDeadline::Within(STORE_WITHIN));
-            let stored = counted(&app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
+            let stored = counted(&app, &task, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
             Ok(accepted(&task, stored))
         }
         Some(wait) => wait_for(&app, task, wait).await,
@@ -119,11 +119,11 @@ fn check_type(headers: &HeaderMap) -> Result<(), ErrorAnswer> {
 /// What came of a publish, within the time that it may take.
 type Tried = Result<Result<Submitted, SubmitError>, tokio::time::error::Elapsed>;
 
-fn counted(app: &App, tried: Tried) -> Result<Submitted, ErrorAnswer> {
+fn counted(app: &App, task: &NewTask, tried: Tried) -> Result<Submitted, ErrorAnswer> {
     let stored = if matches!(tried, Ok(Ok(_))) { "yes" } else { "no" };
     metrics::counter!("millpond_tasks_published_total", "stored" => stored).increment(1);
     match tried {
-        Ok(Ok(stored)) => Ok(stored),
+        Ok(Ok(stored)) => app.keys.check(task, &stored).map(|()| stored),
         Ok(Err(refused)) => Err(submit_error(&refused)),
         Err(_) if app.bus.is_connected() => {
             Err(busy("no room for more tasks now: come again, with the same Idempotency-Key"))
@@ -158,7 +158,7 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
     let mut session = app.client.session(task.job.clone()).await.map_err(|fault| unavailable(fault.to_string()))?;
     task.job = Some(session.job().to_owned());
     let storing = session.submit(&task, RetryDeadline::Within(STORE_WITHIN));
-    let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
+    let stored = counted(app, &task, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
     tokio::select! {
         end = session.end(&task.queue, &stored.id) => {
             Ok(Json(TaskEnded { id: stored.id, ending: ending(end) }).into_response())
@@ -172,7 +172,7 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
 async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, ErrorAnswer> {
     let waiter = app.client.waiter(&mut task).await.map_err(|fault| submit_error(&fault))?;
     let storing = app.client.submit(&task, RetryDeadline::Within(STORE_WITHIN));
-    let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
+    let stored = counted(app, &task, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
     tokio::select! {
         (id, end) = waiter.end(&stored) => Ok(Json(TaskEnded { id, ending: ending(end) }).into_response()),
         () = tokio::time::sleep(wait) => Ok(accepted(&task, stored)),

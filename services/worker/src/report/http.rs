@@ -8,7 +8,7 @@ use std::sync::Arc;
 use millpond::bus::Bus;
 use millpond::bus::consume::lease::Leases;
 use millpond::telemetry::{Metrics, gauge};
-use millpond_service::listen::HttpTls;
+use millpond_service::listen::HttpSettings;
 use millpond_service::server::Bound;
 use millpond_service::status_routes::{Status, status_routes};
 use tokio::task::JoinSet;
@@ -30,14 +30,14 @@ struct WorkerStatus {
 /// When the address is taken.
 pub(crate) async fn start(
     listen: Option<SocketAddr>,
-    tls: HttpTls,
+    settings: HttpSettings,
     bus: &Bus,
     context: &Arc<WorkerContext>,
     leases: &Leases,
     background: &mut JoinSet<()>,
 ) -> anyhow::Result<Option<SocketAddr>> {
     let Some(listen) = listen else { return Ok(None) };
-    let bound = Bound::new(listen, tls).await?;
+    let bound = Bound::new(listen, settings).await?;
     let address = bound.address;
     let (context, leases) = (context.clone(), leases.clone());
     let status = Arc::new(WorkerStatus { bus: bus.clone(), context, leases, metrics: Metrics::start() });

@@ -5,7 +5,7 @@
 //! started bare.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
@@ -30,13 +30,13 @@ const KILL_POLL_MS_MAX: u16 = 1000;
 pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> ! {
     let name = arguments.next().unwrap_or_default();
     let Some(program) = arguments.next() else {
-        eprintln!("{CANNOT_START}{}: no command", name.display());
+        let _ = writeln!(io::stderr(), "{CANNOT_START}{}: no command", name.display());
         std::process::exit(EXIT_CANNOT_START);
     };
     let (signals, child) = match start(&program, arguments) {
         Ok(started) => started,
         Err(error) => {
-            eprintln!("{CANNOT_START}{}: {error}", program.display());
+            let _ = writeln!(io::stderr(), "{CANNOT_START}{}: {error}", program.display());
             std::process::exit(EXIT_CANNOT_START);
         }
     };

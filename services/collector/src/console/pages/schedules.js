@@ -45,7 +45,10 @@ function columns(open, toggle) {
     },
     { label: "State", cell: (row) => (row.paused ? badge("paused") : badge("live", "active")) },
     { label: "Next", cell: (row) => (row.paused ? h("span.muted", {}, "not while it is paused") : when(row.next_ms)) },
-    { label: "When", cell: (row) => mono(row.schedule) },
+    {
+      label: "When",
+      cell: (row) => [mono(row.schedule), (row.remarks ?? []).map((remark) => h("div.muted", {}, remark))],
+    },
     {
       label: "Zone",
       cell: (row) => row.zone ?? (row.schedule.startsWith("@every") ? h("span.muted", {}, "–") : "UTC"),
