@@ -7,12 +7,15 @@ use bytes::Bytes;
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Client, NewTask};
 use millpond::limits::CLAIM_CHECK_BYTES;
+use millpond::payload::without_mark;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::exit;
 use crate::output::short;
 
+/// The byte order mark that some programs write at the start of a file.
+pub(super) const MARK: char = '\u{feff}';
 /// How many characters of arguments that are no JSON an error shows.
 const SHOWN_CHARS_MAX: usize = 200;
 
@@ -44,15 +47,15 @@ pub(super) fn read(typed: &str) -> anyhow::Result<Box<RawValue>> {
     let mut text = String::new();
     let read = std::io::stdin().lock().read_to_string(&mut text);
     read.map_err(|error| exit::usage(format!("cannot read the arguments: {error}")))?;
-    parse(text.trim())
+    parse(&text)
 }
 
-/// A text as JSON; nothing of it is changed.
+/// A text as JSON; nothing of it is changed. Blanks around it, and a byte order mark at its start, belong to no value.
 ///
 /// # Errors
 /// When it is not JSON; the text says why, and what would be.
 pub(super) fn parse(text: &str) -> anyhow::Result<Box<RawValue>> {
-    match serde_json::from_str(text) {
+    match serde_json::from_str(text.strip_prefix(MARK).unwrap_or(text)) {
         Ok(value) => Ok(value),
         Err(error) => {
             let shown = short(text, SHOWN_CHARS_MAX);
@@ -104,8 +107,9 @@ impl Source {
         let mut start = Vec::new();
         let read = (&mut self.from).take(CLAIM_CHECK_BYTES as u64 + 1).read_to_end(&mut start).await;
         read.map_err(|error| exit::usage(format!("cannot read {}: {error}", self.name)))?;
-        if start.len() <= CLAIM_CHECK_BYTES && serde_json::from_slice::<&RawValue>(&start).is_ok() {
-            task.payload = Bytes::from(start);
+        let json = without_mark(&start);
+        if start.len() <= CLAIM_CHECK_BYTES && serde_json::from_slice::<&RawValue>(json).is_ok() {
+            task.payload = Bytes::copy_from_slice(json);
         } else {
             let mut all = AsyncReadExt::chain(start.as_slice(), self.from);
             task.stored = Some(client.put_payload(&mut all, deadline).await?);

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use millpond::visible::visible;
 use millpond_api::dead_letters::{
     ActOnDeadLetters, DEAD_LETTERS_MAX, DEAD_LETTERS_PER_SECOND, DEAD_LETTERS_PER_SECOND_MAX, DeadLetterActedOn,
-    DeadLetterDetails, DeadLetterId, DeadLetterQuery, DeadLetterRow, DeadLettersActedOn,
+    DeadLetterContents, DeadLetterDetails, DeadLetterId, DeadLetterQuery, DeadLetterRow, DeadLettersActedOn,
 };
 use millpond_api::list::PAGE_ROWS_MAX;
 use millpond_api::tasks::TaskIdQuery;
@@ -282,9 +282,11 @@ fn print(dead: &DeadLetterDetails) -> std::io::Result<()> {
         writeln!(out, "attempt {} on {}", before.attempt, visible(&before.worker))?;
         print_failure(&mut out, &before.failure)?;
     }
-    let arguments = match (&contents.payload, &contents.payload_base64, &contents.stored_payload) {
-        (Some(payload), ..) => one_line(payload.get()).into_owned(),
-        (None, Some(base64), _) => format!("{base64} (base64: they are no JSON)"),
+    let DeadLetterContents { payload, payload_text, payload_base64, stored_payload, .. } = contents;
+    let text = payload.as_deref().map(|payload| payload.get()).or(payload_text.as_deref());
+    let arguments = match (text, payload_base64, stored_payload) {
+        (Some(text), ..) => one_line(text).into_owned(),
+        (None, Some(base64), _) => format!("{{\"base64\":\"{base64}\"}} (bytes that are no JSON)"),
         (None, None, Some(at)) => {
             format!("{} bytes in the store of payloads, object {}, SHA-256 {}", at.size, visible(&at.object), at.sha256)
         }

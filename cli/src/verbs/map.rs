@@ -248,9 +248,9 @@ fn lines(reader: impl AsyncBufRead + Unpin + Send + 'static) -> MapInput {
             number += 1;
             let value = match lines.next_line().await {
                 Ok(None) => return None,
-                Ok(Some(line)) if line.trim().is_empty() => continue,
+                Ok(Some(line)) if line.trim_start_matches(arguments::MARK).trim().is_empty() => continue,
                 Ok(Some(line)) => {
-                    let checked = arguments::parse(line.trim()).map_err(|e| format!("line {number}: {e}"));
+                    let checked = arguments::parse(&line).map_err(|e| format!("line {number}: {e}"));
                     checked.map(arguments::bytes)
                 }
                 Err(error) => Err(format!("line {number} cannot be read: {error}")),

@@ -176,6 +176,11 @@ fn print(schedule: &Schedule, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Arguments that are no JSON.
+fn bytes_shown(base64: Option<&str>) -> String {
+    base64.map_or_else(String::new, |base64| short(&format!("{{\"base64\":\"{base64}\"}}"), ARGS_CHARS_MAX))
+}
+
 fn list(schedules: &[Schedule], json: bool) -> anyhow::Result<()> {
     let mut table = Table::new(&["NAME", "QUEUE", "KIND", "ARGS", "SCHEDULE", "ZONE", "NEXT", "BY", "NOTE"]);
     for row in schedules.iter().map(row) {
@@ -183,7 +188,8 @@ fn list(schedules: &[Schedule], json: bool) -> anyhow::Result<()> {
             json_line(&row)?;
             continue;
         }
-        let args = row.args.as_deref().map_or_else(String::new, |args| short(args.get(), ARGS_CHARS_MAX));
+        let args = row.args.as_deref().map(|args| args.get()).or(row.args_text.as_deref());
+        let args = args.map_or_else(|| bytes_shown(row.args_base64.as_deref()), |args| short(args, ARGS_CHARS_MAX));
         let next = if row.paused { "paused".to_owned() } else { time(row.next_ms) };
         let (zone, remarks) = (row.zone.unwrap_or_default(), row.remarks.join("; "));
         table.row(vec![row.name, row.queue, row.kind, args, row.schedule, zone, next, row.by, remarks]);

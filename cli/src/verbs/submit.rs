@@ -11,6 +11,7 @@ use millpond::chain::ChainStep;
 use millpond::client::{Client, NewTask, SubmitError, Submitted, TaskEnd};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
 use millpond::visible::visible_json;
+use millpond::wire::bounds::parse_time;
 use serde_json::json;
 
 use super::arguments::Source;
@@ -80,7 +81,8 @@ pub struct SubmitArgs {
 }
 
 fn time(text: &str) -> Result<jiff::Timestamp, String> {
-    text.parse().map_err(|e| format!("{e}; write a time such as 2030-01-31T09:00:00Z"))
+    let at = jiff::Timestamp::from_millisecond(parse_time(text)?);
+    at.map_err(|e| format!("{e}; write a time such as 2030-01-31T09:00:00Z"))
 }
 
 fn reply_subject(text: &str) -> Result<String, String> {

@@ -17,6 +17,9 @@ pub(super) struct EndedTask<'a> {
     index: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<&'a RawValue>,
+    /// The handler wrote bytes that are no JSON.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    result_is_bytes: bool,
     /// Why the result of a task that is done cannot be fetched.
     #[serde(skip_serializing_if = "Option::is_none")]
     result_lost: Option<&'a str>,
@@ -27,7 +30,7 @@ impl<'a> EndedTask<'a> {
     pub(super) fn new(index: Option<u64>, id: &'a str, end: &'a TaskEnd) -> Self {
         let known = Self { index, id, ..Self::default() };
         match end {
-            Ok(value) => Self { status: "done", result: Some(value), ..known },
+            Ok(result) => Self { status: "done", result: Some(result), result_is_bytes: result.is_bytes, ..known },
             Err(NoResult::Dead(failure)) => Self { status: "dead", failure: Some(Some(failure)), ..known },
             Err(NoResult::Cancelled) => Self { status: "cancelled", failure: Some(None), ..known },
             Err(NoResult::Lost(reason)) => Self { status: "done", result_lost: Some(reason), ..known },

@@ -128,6 +128,10 @@ pub struct DeadLetterContents {
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Value>)]
     pub payload: Option<Box<RawValue>>,
+    /// The same as text, where JSON parsers differ about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub payload_text: Option<String>,
     /// Its arguments in base64, where they are no JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]

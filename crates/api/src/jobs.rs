@@ -104,6 +104,9 @@ pub struct JobResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub result_text: Option<String>,
+    /// The handler wrote bytes that are no JSON; the result is `{"base64":"…"}`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub result_is_bytes: bool,
     /// Where the result lies in the store of payloads.
     #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]

@@ -19,5 +19,5 @@ pub mod tasks;
 pub mod workers;
 
 mod named;
-mod raw;
+pub mod raw;
 mod time;

@@ -87,6 +87,8 @@ named! {
         WorkerLost = "worker_lost",
         /// The store cannot be written.
         Store = "store",
+        /// Messages of RESULTS or DEAD cannot be read, and are kept as they are.
+        Unreadable = "unreadable",
     }
 }
 

@@ -60,6 +60,9 @@ pub struct TaskEnding {
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Value>)]
     pub result: Option<Box<RawValue>>,
+    /// The handler wrote bytes that are no JSON; the result is `{"base64":"…"}`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub result_is_bytes: bool,
     /// Why it failed; when it is dead, or done with a result that is gone (`result_lost`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -192,6 +195,7 @@ mod tests {
     #[test]
     fn endings_are_read_and_written_as_they_came() {
         round_trips::<TaskEnded>(r#"{"id":"a","status":"done","result":null}"#);
+        round_trips::<TaskEnded>(r#"{"id":"a","status":"done","result":{"base64":"6Q=="},"result_is_bytes":true}"#);
         round_trips::<JobTaskEnded>(r#"{"index":7,"id":"a","status":"done","result":{"b":1.0,"b":2}}"#);
         round_trips::<TaskEnded>(
             r#"{"id":"a","status":"dead","failure":{"type":"error","message":"no","retry":true}}"#,

@@ -33,7 +33,8 @@ pub struct QueueRow {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PauseQueue {
-    /// The pause ends by itself after this long, in milliseconds; null: only when the queue is resumed.
+    /// The pause ends by itself after this long, in milliseconds; null: only when the queue is resumed. A year at the most.
+    #[schema(maximum = 31_557_600_000u64)]
     pub for_ms: Option<u64>,
 }
 

@@ -1,12 +1,13 @@
 //! Schedules: rows of the list.
 
+use data_encoding::BASE64;
 use millpond::client::zone_of;
 use millpond::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::raw::present;
+use crate::raw::{present, shown};
 
 /// A task that recurs.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -17,10 +18,18 @@ pub struct ScheduleRow {
     pub queue: String,
     /// The kind of its tasks.
     pub kind: String,
-    /// The arguments of its tasks, any JSON value; null also where they are no JSON.
+    /// The arguments of its tasks, any JSON value; null also where they are in another field.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Option<Value>)]
     pub args: Option<Box<RawValue>>,
+    /// The same as text, where JSON parsers differ about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub args_text: Option<String>,
+    /// The arguments in base64, where they are no JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub args_base64: Option<String>,
     /// When it fires: an interval such as `@every 10s`, or cron.
     pub schedule: String,
     /// The time zone of cron, an IANA name; null: UTC.
@@ -55,12 +64,17 @@ impl ScheduleRow {
             }
         };
         let zone = zone.ok();
+        let json = serde_json::from_slice::<&RawValue>(&schedule.payload).ok();
+        let (args, args_text) = json.map(shown).unwrap_or_default();
+        let args_base64 = json.is_none().then(|| BASE64.encode(&schedule.payload));
         Self {
             remarks,
             name: schedule.name.clone(),
             queue: schedule.queue.clone(),
             kind: schedule.kind.clone(),
-            args: serde_json::from_slice(&schedule.payload).ok(),
+            args,
+            args_text,
+            args_base64,
             schedule: schedule.when.text(),
             zone: schedule.when.zone().map(str::to_owned),
             paused: schedule.paused,

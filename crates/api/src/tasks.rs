@@ -167,6 +167,9 @@ pub struct TaskRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub result_text: Option<String>,
+    /// The handler wrote bytes that are no JSON; the result is `{"base64":"…"}`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub result_is_bytes: bool,
     /// The size of the result in bytes, where it is too large for a list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -179,6 +182,10 @@ pub struct TaskRow {
     #[serde(default, rename = "refs", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>, nullable = false)]
     pub stored_results: Option<Box<RawValue>>,
+    /// Of a batch: the items whose handlers wrote bytes that are no JSON; their results are `{"base64":"…"}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub bytes_items: Option<Vec<u32>>,
 }
 
 /// A task with all that is known of it.

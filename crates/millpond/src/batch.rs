@@ -2,6 +2,8 @@
 
 use serde_json::value::RawValue;
 
+use crate::payload::without_mark;
+
 /// Why a batch cannot be taken apart.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
@@ -27,7 +29,7 @@ pub enum BatchError {
 /// [`BatchError`] when it is not an array of `expected` values.
 pub fn split(payload: &[u8], expected: u32) -> Result<Vec<&RawValue>, BatchError> {
     let values: Vec<&RawValue> =
-        serde_json::from_slice(payload).map_err(|e| BatchError::NotAnArray { reason: e.to_string() })?;
+        serde_json::from_slice(without_mark(payload)).map_err(|e| BatchError::NotAnArray { reason: e.to_string() })?;
     if values.len() == expected as usize {
         Ok(values)
     } else {

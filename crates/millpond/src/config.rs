@@ -6,13 +6,33 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::signature::{Signer, SigningKeyError};
+use crate::wire::bounds;
 
-/// Parses a duration as a person writes it: `30s`, `5m`, `1h30m`.
+/// Parses a duration as a person writes it: `30s`, `5m`, `1h30m`, a year at the most.
 ///
 /// # Errors
 /// A text that says what is wrong.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|e| format!("{e}; write a duration such as 30s or 5m"))
+    bounds::parse_duration(text)
+}
+
+/// The same for a setting that is shown with its default.
+///
+/// # Errors
+/// As [`duration`].
+pub fn setting_duration(text: &str) -> Result<humantime::Duration, String> {
+    duration(text).map(Into::into)
+}
+
+/// Parses an age up to which something is kept: `7d`, `1y`, ten years at the most.
+///
+/// # Errors
+/// A text that says what is wrong.
+pub fn kept_for(text: &str) -> Result<humantime::Duration, String> {
+    let age: humantime::Duration = text.parse().map_err(|e| format!("{e}; write an age such as 7d or 1y"))?;
+    let fits = *age <= KEPT_FOR_MAX;
+    fits.then_some(age)
+        .ok_or_else(|| format!("{text} is longer than ten years; write an age of at most 10y, such as 7d"))
 }
 
 /// Parses a size as a person writes it: `512`, `256KiB`, `16MiB`, `4GiB`.
@@ -31,6 +51,9 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     let number: u64 = digits.trim().parse().map_err(|_| format!("{text:?} is not a size such as 256KiB"))?;
     number.checked_mul(factor).ok_or_else(|| format!("{text:?} is too large"))
 }
+
+/// The longest that anything is kept.
+const KEPT_FOR_MAX: Duration = bounds::DURATION_MAX.saturating_mul(10);
 
 const PASSWORD_FILE: &str = "MILLPOND_NATS_PASSWORD_FILE";
 const TLS_CA: &str = "MILLPOND_TLS_CA";

@@ -8,6 +8,7 @@ use crate::outcome::{FailedAttempt, Failure, Items};
 use crate::retry::{ATTEMPTS_MAX_MAX, RetryPolicy};
 use crate::signature::Distrust;
 use crate::task::{compact, is_forwarded};
+use crate::wire::bounds::{self, Bounded};
 use crate::wire::headers::{
     HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_DEAD, HEADER_EXPIRES, HEADER_FAILURES, HEADER_ID,
     HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED, HEADER_REPLAY_OF,
@@ -117,7 +118,27 @@ pub struct Evidence {
     pub span: Option<String>,
 }
 
+impl Bounded for Evidence {
+    fn check(&self) -> Result<(), String> {
+        bounds::id("id", &self.id)?;
+        self.original_id.as_deref().map_or(Ok(()), |id| bounds::id("original_id", id))?;
+        self.items.map_or(Ok(()), |items| items.check())?;
+        self.index.map_or(Ok(()), |index| bounds::count("index", index))?;
+        bounds::attempt(self.attempt)?;
+        self.failures.check()?;
+        bounds::time("published_ms", self.published_ms)?;
+        self.started_ms.map_or(Ok(()), |ms| bounds::time("started_ms", ms))?;
+        bounds::time("dead_lettered_ms", self.dead_lettered_ms)
+    }
+}
+
 impl Evidence {
+    /// The same without what it can do without, for a server that has refused the whole; `refused` are its words.
+    #[must_use]
+    pub fn small(&self, refused: &str) -> Self {
+        Self { failure: self.failure.small(refused), failures: Vec::new(), ..self.clone() }
+    }
+
     /// The headers under which its task runs again, as the next attempt, with as many attempts more as it first had. `headers` are
     /// those on DEAD.
     ///
@@ -208,6 +229,24 @@ fn carried(headers: &Headers) -> Headers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::decode::decode;
+
+    #[test]
+    fn evidence_that_does_not_fit_is_refused() {
+        let good = r#"{"v":1,"id":"b/3","items":{"of":5,"from":3,"len":1},"index":8,"attempt":2,"reason":"exhausted","failure":{"type":"error","message":"no"},"worker":"w1","published_ms":1,"dead_lettered_ms":9,"later":{}}"#;
+        assert_eq!(decode::<Evidence>(good.as_bytes()).unwrap().attempt, 2);
+        for (was, is) in [
+            (r#""of":5"#, r#""of":4294967295"#),
+            (r#""from":3"#, r#""from":4294967295"#),
+            (r#""len":1"#, r#""len":0"#),
+            (r#""index":8"#, r#""index":9223372036854775808"#),
+            (r#""attempt":2"#, r#""attempt":101"#),
+            (r#""published_ms":1"#, r#""published_ms":9223372036854775807"#),
+            (r#""dead_lettered_ms":9"#, r#""dead_lettered_ms":-9223372036854775808"#),
+        ] {
+            assert!(decode::<Evidence>(good.replacen(was, is, 1).as_bytes()).is_err(), "{is}");
+        }
+    }
 
     #[test]
     fn a_replay_is_the_next_attempt_and_has_as_many_as_before() {

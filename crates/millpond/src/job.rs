@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::wire::bounds::{self, Bounded};
+
 /// How often a producer renews the record of its job.
 pub const JOB_HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// An open job whose record is older is stalled: its producer is gone.
@@ -57,7 +59,7 @@ pub struct JobRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
     /// The task that runs once all others have ended, with the counts as its argument.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "then", default, skip_serializing_if = "Option::is_none")]
     pub continuation: Option<JobContinuation>,
     /// Tasks acknowledged by the server without a gap, from index 0.
     pub published: u64,
@@ -75,6 +77,16 @@ pub struct JobRecord {
     pub created_ms: i64,
     /// When its producer last renewed the record, Unix time in milliseconds.
     pub heartbeat_ms: i64,
+}
+
+impl Bounded for JobRecord {
+    fn check(&self) -> Result<(), String> {
+        bounds::count("total", self.total.unwrap_or(0))?;
+        bounds::count("published", self.published)?;
+        bounds::count("results_after", self.results_after)?;
+        bounds::time("created_ms", self.created_ms)?;
+        bounds::time("heartbeat_ms", self.heartbeat_ms)
+    }
 }
 
 impl JobRecord {

@@ -27,6 +27,12 @@ pub mod visible;
 pub mod wire;
 pub mod worker_record;
 
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+#[path = "../../../tests/storm.rs"]
+mod storm;
+
 use rand::RngExt;
 
 /// 16 random characters of `[a-z2-7]`: a nonce, an epoch, a job name. 80 bits.

@@ -15,6 +15,8 @@ pub const CLAIM_CHECK_BYTES: usize = 256 * 1024;
 pub const RESULT_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A result batch is sent when it has this many bytes; further outcomes go into the next one.
 pub const RESULT_BATCH_BYTES_MAX: usize = 512 * 1024;
+/// The largest `attempts_max` that anything may ask for, and so the last attempt of all.
+pub const ATTEMPTS_MAX_MAX: u32 = 100;
 /// Tasks in one batch at the most.
 pub const BATCH_ITEMS_MAX: u32 = 1000;
 /// How long the store keeps a payload; a task and its payload expire together.

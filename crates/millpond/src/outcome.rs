@@ -1,21 +1,33 @@
 //! How attempts end, as RESULTS holds it: batches of outcomes of one subject. The worker writes them; the collector and waiting
 //! clients read them. No I/O, no clock.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::limits::BATCH_ITEMS_MAX;
 use crate::payload::PayloadRef;
+use crate::wire::bounds::{self, Bounded};
 
-/// Bytes of log lines in one evidence; beyond it the oldest are dropped.
+/// Bytes of log lines in one evidence, as JSON has them; beyond it the oldest are dropped.
 pub const EVIDENCE_LOG_BYTES_MAX: usize = 8 * 1024;
+/// Longest log line in an evidence, in bytes of JSON; a longer one is cut.
+pub const EVIDENCE_LINE_BYTES_MAX: usize = EVIDENCE_LOG_BYTES_MAX / 8;
 /// Log lines of a child in the evidence of a failure.
 pub const EVIDENCE_LINES_MAX: usize = 50;
-/// A failure's type, in bytes; a longer one is cut.
+/// A failure's type, in bytes of JSON; a longer one is cut.
 const FAILURE_TYPE_BYTES_MAX: usize = 64;
-/// A failure's traceback, in bytes; a longer one is cut.
+/// A failure's traceback, in bytes of JSON; a longer one is cut.
 const FAILURE_TRACEBACK_BYTES_MAX: usize = 8 * 1024;
-/// A failure's message, in bytes; a longer one is cut.
+/// A failure's message, in bytes of JSON; a longer one is cut.
 const FAILURE_MESSAGE_BYTES_MAX: usize = 2 * 1024;
+/// A failure's message where the whole was too large for the server, in bytes of JSON.
+const FAILURE_SMALL_BYTES_MAX: usize = 512;
+/// The name of a child in the evidence of a failure, in bytes of JSON.
+const CHILD_NAME_BYTES_MAX: usize = 256;
+/// Bytes that a character of text becomes in JSON at the most.
+const ESCAPED_BYTES_MAX: usize = 6;
 
 /// Which items of a batch a message or an outcome covers; a task published alone has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -43,7 +55,7 @@ impl Items {
         let (range, of) = text.split_once('/')?;
         let (from, len) = range.split_once('+')?;
         let items = Self { of: of.parse().ok()?, from: from.parse().ok()?, len: len.parse().ok()? };
-        (items.len > 0 && items.from.checked_add(items.len)? <= items.of).then_some(items)
+        items.check().ok().map(|()| items)
     }
 
     /// A whole batch.
@@ -56,6 +68,16 @@ impl Items {
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.from < other.from.saturating_add(other.len) && other.from < self.from.saturating_add(self.len)
+    }
+}
+
+impl Bounded for Items {
+    fn check(&self) -> Result<(), String> {
+        let inside = self.from.checked_add(self.len).is_some_and(|end| end <= self.of);
+        let fits = self.len > 0 && self.of <= BATCH_ITEMS_MAX && inside;
+        fits.then_some(()).ok_or_else(|| {
+            format!("items {self} are no part of a batch; it has 1 to {BATCH_ITEMS_MAX} of them, counted from 0")
+        })
     }
 }
 
@@ -136,14 +158,54 @@ fn yes() -> bool {
     true
 }
 
-/// The text cut at the last whole character within the limit, with a mark where it was longer.
+/// Bytes of a character within a text of JSON.
+fn escaped_bytes(c: char) -> usize {
+    match c {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        c if c < ' ' => ESCAPED_BYTES_MAX,
+        c => c.len_utf8(),
+    }
+}
+
+/// Bytes of a text as JSON has it, without its quotes.
+#[must_use]
+pub fn json_bytes(text: &str) -> usize {
+    text.chars().map(escaped_bytes).sum()
+}
+
+/// The text cut at the last whole character within the limit, with a mark where it was longer. The limit is one of bytes as JSON
+/// has them: a control character becomes six there.
 #[must_use]
 pub fn cut(mut text: String, bytes_max: usize) -> String {
-    if text.len() > bytes_max {
-        text.truncate(text.floor_char_boundary(bytes_max));
+    if text.len() <= bytes_max / ESCAPED_BYTES_MAX {
+        return text;
+    }
+    let mut bytes = 0;
+    let end = text.char_indices().find_map(|(at, c)| {
+        bytes += escaped_bytes(c);
+        (bytes > bytes_max).then_some(at)
+    });
+    if let Some(end) = end {
+        text.truncate(end);
         text.push('…');
     }
     text
+}
+
+impl ChildEvidence {
+    /// The same, cut to its bounds: of the log the newest lines stay.
+    fn bounded(self) -> Self {
+        let mut bytes = 0;
+        let newest = self.log.into_iter().rev().take(EVIDENCE_LINES_MAX).map(|line| cut(line, EVIDENCE_LINE_BYTES_MAX));
+        let mut log: Vec<String> = newest
+            .take_while(|line| {
+                bytes += json_bytes(line);
+                bytes <= EVIDENCE_LOG_BYTES_MAX
+            })
+            .collect();
+        log.reverse();
+        Self { name: cut(self.name, CHILD_NAME_BYTES_MAX), log, ..self }
+    }
 }
 
 impl Failure {
@@ -160,7 +222,18 @@ impl Failure {
         let kind = cut(self.kind, FAILURE_TYPE_BYTES_MAX);
         let message = cut(self.message, FAILURE_MESSAGE_BYTES_MAX);
         let traceback = self.traceback.map(|t| cut(t, FAILURE_TRACEBACK_BYTES_MAX));
-        Self { kind, message, traceback, ..self }
+        let child = self.child.map(|child| Box::new(child.bounded()));
+        Self { kind, message, traceback, child, ..self }
+    }
+
+    /// The least of it, for a server that refuses the whole: its type, the start of its message, and why there is no more.
+    #[must_use]
+    pub fn small(&self, refused: &str) -> Self {
+        let kind = cut(self.kind.clone(), FAILURE_TYPE_BYTES_MAX);
+        let message = cut(self.message.clone(), FAILURE_SMALL_BYTES_MAX);
+        let refused = cut(refused.to_owned(), FAILURE_SMALL_BYTES_MAX);
+        let message = format!("{message} (the rest is not kept: {refused})");
+        Self { kind, message, traceback: None, retry: self.retry, child: None }
     }
 
     /// The same as later attempts carry it: without the log lines, which stay with their own attempt.
@@ -191,6 +264,14 @@ pub struct FailedAttempt {
     pub ended_ms: i64,
     /// Why.
     pub failure: Failure,
+}
+
+impl Bounded for FailedAttempt {
+    fn check(&self) -> Result<(), String> {
+        bounds::attempt(self.attempt)?;
+        bounds::time("started_ms", self.started_ms)?;
+        bounds::time("ended_ms", self.ended_ms)
+    }
 }
 
 /// The state of an item that has no result (yet).
@@ -238,6 +319,8 @@ pub struct StoredResult {
 pub enum ItemResult<'a> {
     /// The result itself.
     Inline(&'a RawValue),
+    /// The result is bytes that are no JSON, shown as `{"base64":"…"}`.
+    Bytes(&'a RawValue),
     /// Where a large result lies in the store of payloads.
     Stored(&'a PayloadRef),
 }
@@ -289,6 +372,10 @@ pub struct Outcome {
     pub continuation: Option<String>,
     /// One JSON value per covered item.
     pub results: Vec<Box<RawValue>>,
+    /// Items whose result is not JSON but bytes, in order: their entry in `results` is `{"base64":"…"}`. The same entry of an
+    /// item that is not named here is what its handler returned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bytes: Vec<u32>,
     /// Results that lie in the store instead, by item; their entry in `results` is `null`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refs: Vec<StoredResult>,
@@ -324,7 +411,12 @@ impl Outcome {
                 return (item, Err(at));
             }
             let stored = self.refs.binary_search_by_key(&item, |r| r.item).ok().and_then(|n| self.refs.get(n));
-            (item, Ok(stored.map_or(ItemResult::Inline(result), |stored| ItemResult::Stored(&stored.at))))
+            let result = match stored {
+                Some(stored) => ItemResult::Stored(&stored.at),
+                None if self.bytes.binary_search(&item).is_ok() => ItemResult::Bytes(result),
+                None => ItemResult::Inline(result),
+            };
+            (item, Ok(result))
         })
     }
 
@@ -334,6 +426,42 @@ impl Outcome {
         let left =
             self.not_done.iter().filter(|n| matches!(n.end, NotDoneState::Remainder | NotDoneState::Cancelled)).count();
         self.results.len().saturating_sub(left)
+    }
+}
+
+/// Whether items are among those that are covered, each once and in order.
+fn in_order(what: &str, covered: Range<u32>, items: impl IntoIterator<Item = u32>) -> Result<(), String> {
+    let mut next = covered.start;
+    let fits = items.into_iter().all(|item| {
+        let fits = item >= next && item < covered.end;
+        next = item.saturating_add(1);
+        fits
+    });
+    fits.then_some(()).ok_or_else(|| format!("{what} names items that it does not cover, or not in their order"))
+}
+
+impl Bounded for Outcome {
+    fn check(&self) -> Result<(), String> {
+        bounds::id("id", &self.id)?;
+        self.original_id.as_deref().map_or(Ok(()), |id| bounds::id("original_id", id))?;
+        self.items.map_or(Ok(()), |items| items.check())?;
+        self.index.map_or(Ok(()), |index| bounds::count("index", index))?;
+        bounds::attempt(self.attempt)?;
+        bounds::time("published_ms", self.published_ms)?;
+        bounds::time("started_ms", self.started_ms)?;
+        bounds::time("ended_ms", self.ended_ms)?;
+        bounds::count("busy_us", self.busy_us)?;
+        self.failures.check()?;
+        let (first, len) = self.items.map_or((0, 1), |items| (items.from, items.len));
+        if self.results.len() != len as usize {
+            return Err(format!("{} results for {len} items", self.results.len()));
+        }
+        let end = first.saturating_add(len);
+        in_order("not_done", first..end, self.not_done.iter().map(|not_done| not_done.item))?;
+        in_order("refs", first..end, self.refs.iter().map(|stored| stored.item))?;
+        in_order("bytes", first..end, self.bytes.iter().copied())?;
+        self.refs.iter().try_for_each(|stored| stored.at.check())?;
+        self.not_done.iter().filter_map(|not_done| not_done.due_ms).try_for_each(|ms| bounds::time("due_ms", ms))
     }
 }
 
@@ -356,6 +484,9 @@ pub struct EndNotice<'a> {
     /// Its result, when done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<&'a RawValue>,
+    /// The result is bytes that are no JSON: `{"base64":"…"}`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub bytes: bool,
     /// Where its result lies, when it is large.
     #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
     pub stored: Option<&'a PayloadRef>,
@@ -370,7 +501,7 @@ impl Outcome {
         let first = self.first_item();
         self.ends().filter_map(move |(item, end)| {
             let (status, result, stored, failure) = match end {
-                Ok(ItemResult::Inline(result)) => ("done", Some(result), None, None),
+                Ok(ItemResult::Inline(result) | ItemResult::Bytes(result)) => ("done", Some(result), None, None),
                 Ok(ItemResult::Stored(at)) => ("done", None, Some(at), None),
                 Err(n) if n.end == NotDoneState::Dead => ("dead", None, None, n.failure.as_ref()),
                 Err(n) if n.end == NotDoneState::Cancelled => ("cancelled", None, None, None),
@@ -381,7 +512,8 @@ impl Outcome {
                 items => id_of(self.original_id(), items.map(|i| Items { of: i.of, from: item, len: 1 })),
             };
             let index = self.index.map(|index| index + u64::from(item - first));
-            Some(EndNotice { v: 1, id, index, status, attempt: self.attempt, worker, result, stored, failure })
+            let bytes = matches!(end, Ok(ItemResult::Bytes(_)));
+            Some(EndNotice { v: 1, id, index, status, attempt: self.attempt, worker, result, bytes, stored, failure })
         })
     }
 }
@@ -411,6 +543,28 @@ pub struct CancelledJob {
     pub by: String,
     /// When, Unix time in milliseconds.
     pub at_ms: i64,
+}
+
+impl Bounded for ResultBatch {
+    /// Its outcomes are checked one by one by whoever reads them: a bad one does not hide the others.
+    fn check(&self) -> Result<(), String> {
+        self.cancelled.as_ref().map_or(Ok(()), |cancelled| bounds::time("at_ms", cancelled.at_ms))
+    }
+}
+
+impl ResultBatch {
+    /// Takes out the outcomes that do not keep their bounds, and returns what is wrong with each.
+    pub fn take_bad(&mut self) -> Vec<String> {
+        let mut bad = Vec::new();
+        self.outcomes.retain(|outcome| match outcome.check() {
+            Ok(()) => true,
+            Err(reason) => {
+                bad.push(format!("outcome of {:?}: {reason}", cut(outcome.id.clone(), bounds::ID_BYTES_MAX)));
+                false
+            }
+        });
+        bad
+    }
 }
 
 impl CancelledJob {
@@ -462,5 +616,45 @@ mod tests {
     fn long_messages_are_cut_at_a_character() {
         let failure = Failure::new("error", "ä".repeat(FAILURE_MESSAGE_BYTES_MAX));
         assert!(failure.message.len() <= FAILURE_MESSAGE_BYTES_MAX + '…'.len_utf8());
+        assert_eq!(cut("äb".into(), 3), "äb");
+        assert_eq!(cut("äbc".into(), 3), "äb…");
+    }
+
+    #[test]
+    fn a_failure_is_bounded_by_its_size_as_json_whatever_its_characters() {
+        for c in ["a", "\0", "\u{1b}", "\n", "\"", "\u{7f}", "ä", "🦀", "\u{2028}"] {
+            let log = (0..200).map(|n| format!("{n} {}", c.repeat(2000))).collect();
+            let child = Some(Box::new(ChildEvidence { name: c.repeat(9000), log, ..ChildEvidence::default() }));
+            let failure =
+                Failure { traceback: Some(c.repeat(90_000)), child, ..Failure::new(c.repeat(900), c.repeat(9000)) };
+            let bounded = serde_json::to_string(&failure.bounded()).unwrap();
+            assert!(bounded.len() < 20 * 1024 && bounded.contains("199 "), "{c:?}: {}", bounded.len());
+            assert_eq!(json_bytes(c) + 2, serde_json::to_string(c).unwrap().len(), "{c:?}");
+        }
+    }
+
+    #[test]
+    fn an_outcome_that_does_not_fit_is_taken_out_and_the_others_stay() {
+        let good = r#"{"id":"b","items":{"of":3,"from":0,"len":3},"attempt":1,"published_ms":1,"started_ms":2,"ended_ms":3,"results":[1,null,null],"bytes":[0],"not_done":[{"item":1,"end":"dead"},{"item":2,"end":"dead"}]}"#;
+        let bad = [
+            (r#""of":3"#, r#""of":4294967295"#),
+            (r#""len":3"#, r#""len":4"#),
+            (r#""from":0"#, r#""from":4294967295"#),
+            (r#""item":1"#, r#""item":2"#),
+            (r#""item":2"#, r#""item":3"#),
+            (r#""bytes":[0]"#, r#""bytes":[3]"#),
+            (r#""bytes":[0]"#, r#""bytes":[1,0]"#),
+            (r#""attempt":1"#, r#""attempt":4294967295"#),
+            (r#""started_ms":2"#, r#""started_ms":-9223372036854775808"#),
+            (r#""ended_ms":3"#, r#""ended_ms":3,"busy_us":18446744073709551615"#),
+            (r#""attempt":1"#, r#""attempt":1,"index":18446744073709551615"#),
+            (r#""id":"b""#, r#""id":"""#),
+            ("[1,null,null]", "[1]"),
+        ];
+        for (was, is) in bad {
+            let pack = format!(r#"{{"v":1,"worker":"w","outcomes":[{good},{}],"later":1}}"#, good.replacen(was, is, 1));
+            let mut pack: ResultBatch = crate::wire::decode::decode(pack.as_bytes()).unwrap();
+            assert_eq!((pack.take_bad().len(), pack.outcomes.len()), (1, 1), "{is}");
+        }
     }
 }

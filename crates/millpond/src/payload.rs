@@ -1,8 +1,12 @@
 //! References to large payloads in the store (the claim check): one travels in place of the payload. No I/O, no clock.
 
+use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::limits::TASK_ID_BYTES_MAX;
+use crate::wire::bounds::{self, Bounded};
+use crate::wire::decode::decode;
 
 /// An object of the bucket `millpond_payloads` and what it must be; in a task's header `Millpond-Ref`, and in an outcome.
 ///
@@ -29,14 +33,7 @@ impl PayloadRef {
     /// A text that says what is wrong with it, and what would be right.
     pub fn parse(text: &str) -> Result<Self, String> {
         const SHAPE: &str = r#"it must be {"object":"NAME","size":BYTES,"sha256":"64 HEX DIGITS"}"#;
-        let at: Self = serde_json::from_str(text).map_err(|e| format!("{e}; {SHAPE}"))?;
-        if at.object.is_empty() || at.object.len() > TASK_ID_BYTES_MAX {
-            return Err(format!("the object's name must have 1 to {TASK_ID_BYTES_MAX} bytes; {SHAPE}"));
-        }
-        if at.sha256.len() != 64 || !at.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(format!("sha256 must be 64 hex digits in lower case; {SHAPE}"));
-        }
-        Ok(at)
+        decode(text.as_bytes()).map_err(|e| format!("{e}; {SHAPE}"))
     }
 
     /// The value of a `Millpond-Ref`: one line.
@@ -44,6 +41,47 @@ impl PayloadRef {
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
+}
+
+impl Bounded for PayloadRef {
+    fn check(&self) -> Result<(), String> {
+        if self.object.is_empty() || self.object.len() > TASK_ID_BYTES_MAX {
+            return Err(format!("the object's name must have 1 to {TASK_ID_BYTES_MAX} bytes"));
+        }
+        if self.sha256.len() != 64 || !self.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err("sha256 must be 64 hex digits in lower case".to_owned());
+        }
+        bounds::count("size", self.size)
+    }
+}
+
+/// Bytes that are no JSON, as a value of JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BytesAsJson {
+    base64: String,
+}
+
+/// A result that is bytes and no JSON, as it is shown: `{"base64":"…"}`. Whoever carries it marks it, because a handler may return
+/// the same value as JSON.
+///
+/// # Errors
+/// None that is known: the value is always JSON.
+pub fn bytes_to_json(bytes: &[u8]) -> serde_json::Result<Box<RawValue>> {
+    serde_json::value::to_raw_value(&BytesAsJson { base64: BASE64.encode(bytes) })
+}
+
+/// The bytes of a result that is marked as such; none when it is of another form.
+#[must_use]
+pub fn json_to_bytes(value: &RawValue) -> Option<Vec<u8>> {
+    let held: BytesAsJson = serde_json::from_str(value.get()).ok()?;
+    BASE64.decode(held.base64.as_bytes()).ok()
+}
+
+/// Text without the byte order mark that some programs write at its start; it belongs to no value.
+#[must_use]
+pub fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
 /// A payload in the store, and how long it stays there.
@@ -58,6 +96,14 @@ pub struct StoredPayload {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_json_that_reads_back() {
+        for bytes in [&b""[..], b"caf\xe9\n", b"\x89PNG\r\n\x1a\n"] {
+            assert_eq!(json_to_bytes(&bytes_to_json(bytes).unwrap()).unwrap(), bytes);
+        }
+        assert_eq!(bytes_to_json(b"\xe9").unwrap().get(), r#"{"base64":"6Q=="}"#);
+    }
 
     #[test]
     fn invalid_references_are_refused() {

@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-/// The largest `attempts_max` that anything may ask for.
-pub const ATTEMPTS_MAX_MAX: u32 = 100;
+pub use crate::limits::ATTEMPTS_MAX_MAX;
 
 /// The longest delay that a queue may set.
 pub const RETRY_DELAY_MAX_MAX: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -8,6 +8,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::cron::{Cron, CronError};
+use crate::retry::parse_attempts_max;
+use crate::wire::bounds::{DURATION_MAX, parse_duration};
 use crate::wire::headers::{
     HEADER_ATTEMPTS_MAX, HEADER_SCHEDULE, HEADER_SCHEDULE_BY, HEADER_SCHEDULE_NAME, HEADER_SCHEDULE_PAUSED,
     HEADER_SCHEDULE_PAUSED_ZONE, HEADER_SCHEDULE_TARGET, HEADER_SCHEDULE_ZONE, HEADER_TIMEOUT, Headers,
@@ -29,7 +31,7 @@ pub enum ScheduleError {
     #[error(transparent)]
     Cron(#[from] CronError),
     /// An interval that the server does not take.
-    #[error("a schedule may fire every second at the most, and in whole milliseconds; {} is not such a time", humantime::format_duration(*.0))]
+    #[error("a schedule may fire every second at the most and every year at the least, in whole milliseconds; {} is not such a time", humantime::format_duration(*.0))]
     Every(Duration),
     /// No such time zone.
     #[error("time zone {0:?} is not known; write one such as Europe/Berlin or UTC")]
@@ -51,9 +53,7 @@ impl When {
     /// # Errors
     /// [`ScheduleError::Every`].
     pub fn every(interval: Duration) -> Result<Self, ScheduleError> {
-        let fits = interval >= EVERY_MIN && interval.subsec_nanos().is_multiple_of(1_000_000);
-        // The server counts in 64 bits of nanoseconds.
-        let fits = fits && i64::try_from(interval.as_nanos()).is_ok();
+        let fits = (EVERY_MIN..=DURATION_MAX).contains(&interval) && interval.subsec_nanos().is_multiple_of(1_000_000);
         if fits { Ok(Self::Every(interval)) } else { Err(ScheduleError::Every(interval)) }
     }
 
@@ -78,7 +78,11 @@ impl When {
 
     fn parse(text: &str, zone: Option<&str>) -> Option<Self> {
         match text.strip_prefix("@every ") {
-            Some(interval) => Some(Self::Every(humantime::parse_duration(interval).ok()?)),
+            // What the server has taken fires, however seldom: it is listed.
+            Some(interval) => {
+                let interval = humantime::parse_duration(interval).ok()?;
+                i64::try_from(interval.as_nanos()).ok().map(|_| Self::Every(interval))
+            }
             None => Some(Self::Cron(Cron::parse(text).ok()?, zone.map(str::to_owned))),
         }
     }
@@ -155,8 +159,8 @@ impl Schedule {
             payload,
             when,
             paused: paused.is_some(),
-            timeout: get(HEADER_TIMEOUT).and_then(|text| humantime::parse_duration(text).ok()),
-            attempts_max: get(HEADER_ATTEMPTS_MAX).and_then(|text| text.parse().ok()),
+            timeout: get(HEADER_TIMEOUT).and_then(|text| parse_duration(text).ok()),
+            attempts_max: get(HEADER_ATTEMPTS_MAX).and_then(|text| parse_attempts_max(text).ok()),
             by: get(HEADER_SCHEDULE_BY).unwrap_or_default().to_owned(),
             since_ms,
         })
@@ -179,7 +183,7 @@ impl Schedule {
         match &self.when {
             _ if self.paused => None,
             When::Every(interval) => {
-                let interval = i64::try_from(interval.as_millis()).ok()?;
+                let interval = i64::try_from(interval.as_millis()).ok().filter(|ms| *ms > 0)?;
                 // The server rounds to the second.
                 let first = self.since_ms.checked_add(500)?.div_euclid(1000) * 1000;
                 let times = (now_ms - first).div_euclid(interval).max(0) + 1;
@@ -228,6 +232,20 @@ mod tests {
     }
 
     #[test]
+    fn a_schedule_with_values_that_cannot_be_is_listed_without_them() {
+        let mut headers = schedule(When::every(Duration::from_secs(60)).unwrap(), false).headers();
+        for (name, value) in &mut headers {
+            match name.as_str() {
+                HEADER_TIMEOUT => *value = "18446744073709551615s".into(),
+                HEADER_ATTEMPTS_MAX => *value = "4294967295".into(),
+                _ => {}
+            }
+        }
+        let listed = Schedule::parse(&headers, Bytes::new(), i64::MAX).unwrap();
+        assert_eq!((listed.timeout, listed.attempts_max, listed.next_ms(0, &TimeZone::UTC)), (None, None, None));
+    }
+
+    #[test]
     fn a_firing_is_a_task_of_its_own() {
         let headers = schedule(When::every(Duration::from_secs(1)).unwrap(), false).headers();
         let arrival = Arrival { origin: Origin::Due, epoch: "e", seq: 3, stored_ms: 5 };
@@ -243,7 +261,14 @@ mod tests {
 
     #[test]
     fn intervals() {
-        for bad in [Duration::ZERO, Duration::from_millis(999), Duration::from_nanos(1_000_000_001), Duration::MAX] {
+        let more_than_a_year = DURATION_MAX + Duration::from_secs(1);
+        for bad in [
+            Duration::ZERO,
+            Duration::from_millis(999),
+            Duration::from_nanos(1_000_000_001),
+            more_than_a_year,
+            Duration::MAX,
+        ] {
             assert_eq!(When::every(bad), Err(ScheduleError::Every(bad)));
         }
         let every = schedule(When::every(Duration::from_secs(10)).unwrap(), false);

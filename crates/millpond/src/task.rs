@@ -9,21 +9,27 @@ use bytes::Bytes;
 use crate::chain;
 use crate::chain::ChainStep;
 use crate::limits::{BATCH_ITEMS_MAX, TASK_ID_BYTES_MAX};
-use crate::outcome::{FailedAttempt, Items, id_of};
+use crate::outcome::{FailedAttempt, Items, cut, id_of};
 use crate::payload::PayloadRef;
 use crate::retry::{ATTEMPTS_MAX_MAX, parse_attempts_max};
 use crate::signature::Distrust;
+use crate::wire::bounds::{self, COUNT_MAX, TIME_MS_MAX};
+use crate::wire::decode::decode;
 use crate::wire::headers::{
-    HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_EXPIRES, HEADER_FAILURES, HEADER_ID,
-    HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED, HEADER_REF, HEADER_REPLY_TO,
-    HEADER_SCHEDULE, HEADER_SCHEDULE_TARGET, HEADER_SIGNATURE, HEADER_TIMEOUT, HEADER_TRACEPARENT, HEADER_TRACESTATE,
-    Headers,
+    HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_DEAD, HEADER_EXPIRES,
+    HEADER_FAILURES, HEADER_ID, HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED,
+    HEADER_REF, HEADER_REPLY_TO, HEADER_SCHEDULE, HEADER_SCHEDULE_TARGET, HEADER_SIGNATURE, HEADER_TIMEOUT,
+    HEADER_TRACEPARENT, HEADER_TRACESTATE, Headers,
 };
 use crate::wire::subject::{SubjectError, TaskSubject};
 
 /// Headers that only millpond itself may set, and only in DUE.
 const REPUBLISHED: [&str; 6] =
     [HEADER_ATTEMPT, HEADER_ID, HEADER_ORIGINAL_ID, HEADER_ITEMS, HEADER_FAILURES, HEADER_PUBLISHED];
+
+/// Bytes of the headers that travel on with a task, names and values together: what is published of it has room for its evidence
+/// beside them, below the 64 KiB of headers that the server takes.
+pub const FORWARDED_BYTES_MAX: usize = 16 * 1024;
 
 /// Headers of one message alone: what is published again has new ones, or none.
 const OF_ONE_MESSAGE: [&str; 3] = [HEADER_INDEX, HEADER_BATCH, HEADER_SIGNATURE];
@@ -33,6 +39,9 @@ const INHERITED: [&str; 3] = [HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TRACESTATE
 
 /// The failures that travel with a retry, in bytes of JSON; beyond it the oldest are dropped.
 const FAILURES_BYTES_MAX: usize = 4 * 1024;
+
+/// Bytes of a header's value that the reason of a dead letter repeats.
+const HEADER_SHOWN_BYTES_MAX: usize = 256;
 
 /// Which stream a message came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,7 +140,7 @@ impl Task {
             reply_to: None,
             continuation: Vec::new(),
             published_ms: arrival.stored_ms,
-            failures: own(HEADER_FAILURES).and_then(|v| serde_json::from_str(v).ok()).unwrap_or_default(),
+            failures: Vec::new(),
             republished: own(HEADER_ID).is_some(),
             payload,
             payload_ref: None,
@@ -144,12 +153,29 @@ impl Task {
             task.original_id = default_id();
             task.refuse("bad_header", message);
         }
-        task.parse_values(&get, &own);
+        task.bound_forwarded();
+        task.parse_values(&get);
+        task.parse_own_values(&own);
         task.parse_items(&get, &own);
         if let Some(text) = get(HEADER_REF) {
             task.parse_ref(text);
         }
         task
+    }
+
+    /// Headers that are too large to travel on are left out, the largest first: the dead letter of this task must fit.
+    fn bound_forwarded(&mut self) {
+        let bytes = |headers: &Headers| headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        while bytes(&self.forwarded) > FORWARDED_BYTES_MAX {
+            let largest = self.forwarded.iter().enumerate().max_by_key(|(_, (_, value))| value.len());
+            let Some((place, (name, value))) = largest else { return };
+            let message = format!(
+                "header {name} has {} bytes: the headers that travel with a task have {FORWARDED_BYTES_MAX} at the most",
+                value.len()
+            );
+            self.forwarded.remove(place);
+            self.refuse("bad_header", message);
+        }
     }
 
     fn parse_ref(&mut self, text: &str) {
@@ -165,7 +191,7 @@ impl Task {
         }
     }
 
-    fn parse_values<'h>(&mut self, get: &dyn Fn(&str) -> Option<&'h str>, own: &dyn Fn(&str) -> Option<&'h str>) {
+    fn parse_values<'h>(&mut self, get: &dyn Fn(&str) -> Option<&'h str>) {
         if let Some(text) = get(HEADER_ATTEMPTS_MAX) {
             match parse_attempts_max(text) {
                 Ok(n) => self.attempts_max = Some(n),
@@ -173,21 +199,24 @@ impl Task {
             }
         }
         if let Some(text) = get(HEADER_TIMEOUT) {
-            match humantime::parse_duration(text) {
+            match bounds::parse_duration(text) {
                 Ok(timeout) if !timeout.is_zero() => self.timeout = Some(timeout),
-                _ => self.bad_header(HEADER_TIMEOUT, text, "a duration such as 30s or 5m"),
+                _ => self.bad_header(HEADER_TIMEOUT, text, "a duration such as 30s or 5m, a year at the most"),
             }
         }
         if let Some(text) = get(HEADER_EXPIRES) {
-            match text.parse::<jiff::Timestamp>() {
-                Ok(at) => self.expires_ms = Some(at.as_millisecond()),
-                Err(_) => self.bad_header(HEADER_EXPIRES, text, "an RFC 3339 time such as 2026-01-31T12:00:00Z"),
+            match bounds::parse_expiry(text) {
+                Ok(at) => self.expires_ms = at,
+                Err(_) => {
+                    let wanted = "an RFC 3339 time from the year 1677 to 2262, such as 2026-01-31T12:00:00Z";
+                    self.bad_header(HEADER_EXPIRES, text, wanted);
+                }
             }
         }
         if let Some(text) = get(HEADER_INDEX) {
             match text.parse::<u64>() {
-                Ok(n) if i64::try_from(n).is_ok() => self.index = Some(n),
-                _ => self.bad_header(HEADER_INDEX, text, "a number from 0"),
+                Ok(n) if n <= COUNT_MAX => self.index = Some(n),
+                _ => self.bad_header(HEADER_INDEX, text, &format!("a number from 0 to {COUNT_MAX}")),
             }
         }
         if let Some(subject) = get(HEADER_REPLY_TO) {
@@ -202,15 +231,40 @@ impl Task {
             Some((_, Ok(steps))) => self.continuation = steps,
             Some((text, Err(wanted))) => self.bad_header(HEADER_CONTINUATION, text, &wanted),
         }
-        self.attempt = own(HEADER_ATTEMPT).and_then(|v| v.parse().ok()).filter(|&n| n > 0).unwrap_or(1);
-        if let Some(ms) = own(HEADER_PUBLISHED).and_then(|v| v.parse().ok()) {
-            self.published_ms = ms;
+    }
+
+    /// Values that only millpond sets, and only in DUE.
+    fn parse_own_values<'h>(&mut self, own: &dyn Fn(&str) -> Option<&'h str>) {
+        if let Some(text) = own(HEADER_ATTEMPT) {
+            match parse_attempts_max(text) {
+                Ok(n) => self.attempt = n,
+                Err(_) => self.bad_header(HEADER_ATTEMPT, text, &format!("a number from 1 to {ATTEMPTS_MAX_MAX}")),
+            }
+        }
+        if let Some(text) = own(HEADER_PUBLISHED) {
+            match text.parse::<i64>() {
+                Ok(ms) if bounds::time(HEADER_PUBLISHED, ms).is_ok() => self.published_ms = ms,
+                _ => self.bad_header(HEADER_PUBLISHED, text, "Unix milliseconds"),
+            }
+        }
+        if let Some(text) = own(HEADER_FAILURES) {
+            match decode(text.as_bytes()) {
+                Ok(failures) if text.len() <= FAILURES_BYTES_MAX => self.failures = failures,
+                _ => self.bad_header(HEADER_FAILURES, text, &format!("failures as JSON of {FAILURES_BYTES_MAX} bytes")),
+            }
         }
     }
 
     fn parse_items<'h>(&mut self, get: &dyn Fn(&str) -> Option<&'h str>, own: &dyn Fn(&str) -> Option<&'h str>) {
-        if let Some(items) = own(HEADER_ITEMS).and_then(Items::parse) {
-            self.items = Some(items);
+        if let Some(text) = own(HEADER_ITEMS) {
+            self.items = Items::parse(text);
+            if self.items.is_none() {
+                self.bad_header(
+                    HEADER_ITEMS,
+                    text,
+                    &format!("<from>+<len>/<of>, of {BATCH_ITEMS_MAX} items at the most"),
+                );
+            }
         } else if let Some(text) = get(HEADER_BATCH) {
             match text.parse() {
                 Ok(n) if (1..=BATCH_ITEMS_MAX).contains(&n) => self.items = Some(Items::whole(n)),
@@ -220,6 +274,7 @@ impl Task {
     }
 
     fn bad_header(&mut self, name: &str, value: &str, wanted: &str) {
+        let value = cut(value.to_owned(), HEADER_SHOWN_BYTES_MAX);
         self.refuse("bad_header", format!("header {name} is {value:?}, it must be {wanted}"));
     }
 
@@ -353,9 +408,10 @@ fn parse_subject(subject: &str, defect: &mut Option<Defect>) -> TaskSubject {
 }
 
 /// The headers with which the server holds a message of DUE until `at_ms` (Unix time in milliseconds) and then delivers it to
-/// `target`; none when there is no such time.
+/// `target`. A time before `now_ms` means now; none when it is later than the server computes with.
 #[must_use]
-pub fn schedule_headers(at_ms: i64, target: String) -> Option<[(String, String); 2]> {
+pub fn schedule_headers(at_ms: i64, now_ms: i64, target: String) -> Option<[(String, String); 2]> {
+    let at_ms = Some(at_ms.max(now_ms)).filter(|ms| *ms <= TIME_MS_MAX)?;
     let at = jiff::Timestamp::from_millisecond(at_ms).ok()?;
     Some([(HEADER_SCHEDULE.to_owned(), format!("@at {at}")), (HEADER_SCHEDULE_TARGET.to_owned(), target)])
 }
@@ -388,7 +444,8 @@ pub fn is_reply_subject(subject: &str) -> bool {
 }
 
 pub(crate) fn is_forwarded(name: &str) -> bool {
-    (name.starts_with("Millpond-") && !REPUBLISHED.contains(&name))
+    // Nobody but who writes a dead letter says what it is: a task cannot bring evidence.
+    (name.starts_with("Millpond-") && !REPUBLISHED.contains(&name) && name != HEADER_DEAD)
         || name == HEADER_TRACEPARENT
         || name == HEADER_TRACESTATE
 }
@@ -451,6 +508,11 @@ mod tests {
             (HEADER_BATCH, "0"),
             (HEADER_BATCH, "1001"),
             (HEADER_TIMEOUT, "soon"),
+            (HEADER_TIMEOUT, "300y"),
+            (HEADER_TIMEOUT, "18446744073709551615s"),
+            (HEADER_EXPIRES, "2300-01-01T00:00:00Z"),
+            (HEADER_INDEX, "9007199254740993"),
+            ("Millpond-Note", "x".repeat(FORWARDED_BYTES_MAX).leak()),
             (HEADER_EXPIRES, "tomorrow"),
             (HEADER_ATTEMPTS_MAX, "0"),
             (HEADER_INDEX, "-1"),
@@ -463,7 +525,42 @@ mod tests {
             let defect = read("tasks.q.k", &[(name, value)], Origin::Tasks).defect.unwrap();
             assert!(defect.reason == "bad_header" && defect.message.contains(name), "{defect:?}");
         }
+        for (name, value) in [
+            (HEADER_ITEMS, "0+1/4294967295"),
+            (HEADER_ITEMS, "5+4/3"),
+            (HEADER_ITEMS, "x"),
+            (HEADER_ATTEMPT, "0"),
+            (HEADER_ATTEMPT, "4294967295"),
+            (HEADER_PUBLISHED, "9223372036854775807"),
+            (HEADER_PUBLISHED, "now"),
+            (HEADER_FAILURES, "[{}]"),
+            (HEADER_FAILURES, &format!("[{}]", " ".repeat(FAILURES_BYTES_MAX))),
+        ] {
+            let task = read("due.q.k", &[(HEADER_ID, "a"), (name, value)], Origin::Due);
+            let defect = task.defect.clone().unwrap();
+            assert!(defect.reason == "bad_header" && defect.message.contains(name), "{defect:?}");
+            assert!(task.items.is_none() && task.attempt == 1 && task.failures.is_empty(), "{task:?}");
+            assert_eq!(read("tasks.q.k", &[(name, value)], Origin::Tasks).defect, None, "only in DUE");
+        }
         assert_eq!(read("tasks.q.k.what", &[], Origin::Tasks).defect.unwrap().reason, "bad_subject");
+    }
+
+    #[test]
+    fn an_expiry_that_means_never_is_none_and_evidence_is_not_brought_along() {
+        for text in ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"] {
+            let task = read("tasks.q.k", &[(HEADER_EXPIRES, text)], Origin::Tasks);
+            assert_eq!((task.expires_ms, task.defect), (None, None), "{text}");
+        }
+        let task = read("tasks.q.k", &[(HEADER_DEAD, "{}"), ("Millpond-Note", "n")], Origin::Tasks);
+        assert_eq!(task.forwarded, [("Millpond-Note".to_owned(), "n".to_owned())]);
+    }
+
+    #[test]
+    fn a_time_in_the_past_means_now_and_one_beyond_the_server_is_none() {
+        let at = |ms| schedule_headers(ms, 1000, "due.q.k".into()).map(|[(_, at), _]| at);
+        assert_eq!(at(-62_135_596_800_000).as_deref(), Some("@at 1970-01-01T00:00:01Z"));
+        assert_eq!(at(2000).as_deref(), Some("@at 1970-01-01T00:00:02Z"));
+        assert_eq!((at(TIME_MS_MAX + 1), at(i64::MAX)), (None, None));
     }
 
     #[test]

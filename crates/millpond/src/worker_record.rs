@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::wire::bounds::{self, Bounded};
 use crate::wire::number::WIRE_NUMBER_UNWRITTEN;
 
 /// How often a worker renews its record.
@@ -84,6 +85,33 @@ impl WorkerRecord {
     #[must_use]
     pub fn is_lost(&self, now_ms: i64) -> bool {
         u128::try_from(now_ms.saturating_sub(self.heartbeat_ms)).unwrap_or(0) > WORKER_LOST_AFTER.as_millis()
+    }
+}
+
+impl Bounded for WorkerRecord {
+    fn check(&self) -> Result<(), String> {
+        bounds::count("done", self.done)?;
+        bounds::count("failed", self.failed)?;
+        bounds::count("rss_bytes", self.rss_bytes)?;
+        bounds::load("cpu_percent", self.cpu_percent)?;
+        bounds::time("started_ms", self.started_ms)?;
+        bounds::time("heartbeat_ms", self.heartbeat_ms)?;
+        for count in self.by_kind.values() {
+            bounds::count("done", count.done)?;
+            bounds::count("failed", count.failed)?;
+        }
+        self.children.check()
+    }
+}
+
+impl Bounded for ChildRecord {
+    fn check(&self) -> Result<(), String> {
+        bounds::count("task_ms", self.task_ms.unwrap_or(0))?;
+        bounds::load("progress", self.progress.unwrap_or(0.0))?;
+        bounds::count("done", self.done)?;
+        bounds::load("cpu_percent", self.cpu_percent)?;
+        bounds::count("rss_bytes", self.rss_bytes)?;
+        bounds::time("started_ms", self.started_ms)
     }
 }
 

@@ -6,6 +6,7 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
+use millpond::payload::without_mark;
 use millpond::wire::subject::check_token;
 use millpond_api::list::PageQuery;
 use serde::Deserialize;
@@ -94,7 +95,7 @@ impl<S: Send + Sync, B: DeserializeOwned> FromRequest<S> for JsonBody<B> {
             let text = "the body is JSON: send it with Content-Type: application/json";
             return Err(ErrorAnswer::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text));
         }
-        let read = serde_json::from_slice(&body);
+        let read = serde_json::from_slice(without_mark(&body));
         let wrong = |wrong: serde_json::Error| {
             ErrorAnswer::bad_request(format!("the body cannot be read: {}", without_type_names(&wrong.to_string())))
         };

@@ -13,7 +13,7 @@ pub(crate) fn record_commit(from: OutcomeStream, messages: &[OutcomeMessage], st
     let mut links: Vec<TraceContext> = Vec::new();
     for message in messages {
         match &message.body {
-            Ok(OutcomeBody::Results(_, pack)) => {
+            Ok(OutcomeBody::Results(_, pack, _)) => {
                 links.extend(pack.outcomes.iter().filter_map(|o| link(o.trace.as_deref(), o.span.as_deref())));
             }
             Ok(OutcomeBody::Dead(_, evidence)) => {

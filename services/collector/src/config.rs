@@ -46,10 +46,12 @@ pub struct Config {
     #[arg(long, env = "MILLPOND_COLLECTOR_STORE_FILE")]
     pub store_file: Option<PathBuf>,
     /// How long tasks and jobs that have ended are kept. Raising it needs room in the store.
-    #[arg(long, env = "MILLPOND_COLLECTOR_KEEP", default_value_t = humantime::Duration::from(RETENTION_DEFAULT))]
+    #[arg(long, env = "MILLPOND_COLLECTOR_KEEP", default_value_t = humantime::Duration::from(RETENTION_DEFAULT),
+        value_parser = millpond::config::kept_for)]
     pub keep: humantime::Duration,
     /// How long dead letters that nobody has dealt with are kept, and tasks that never ended.
-    #[arg(long, env = "MILLPOND_COLLECTOR_KEEP_DEAD", default_value_t = humantime::Duration::from(DEAD_RETENTION_DEFAULT))]
+    #[arg(long, env = "MILLPOND_COLLECTOR_KEEP_DEAD", default_value_t = humantime::Duration::from(DEAD_RETENTION_DEFAULT),
+        value_parser = millpond::config::kept_for)]
     pub keep_dead: humantime::Duration,
     /// Size at which the store forgets the oldest of what has ended, such as 20GiB; not set: no limit.
     #[arg(long, env = "MILLPOND_COLLECTOR_STORE_MAX", value_parser = millpond::config::bytes)]
@@ -67,7 +69,8 @@ pub struct Config {
     #[arg(long, env = KIBANA_URL)]
     pub kibana_url: Option<String>,
     /// How long NATS keeps what is stored here, for clients that read late. Raising it needs room in RESULTS.
-    #[arg(long, env = "MILLPOND_COLLECTOR_RESULTS_KEEP", default_value_t = humantime::Duration::from(RESULTS_RETENTION_DEFAULT))]
+    #[arg(long, env = "MILLPOND_COLLECTOR_RESULTS_KEEP", default_value_t = humantime::Duration::from(RESULTS_RETENTION_DEFAULT),
+        value_parser = millpond::config::setting_duration)]
     pub results_keep: humantime::Duration,
     /// What every service has.
     #[command(flatten)]

@@ -13,6 +13,9 @@ mod reconcile;
 mod replays;
 mod resume_results;
 mod store;
+#[cfg(test)]
+#[path = "../../../tests/storm.rs"]
+mod storm;
 mod workers;
 
 use std::sync::Arc;

@@ -6,6 +6,7 @@ use millpond::bus::Bus;
 use millpond::bus::error::BusError;
 use millpond::bus::operate::control::{CTL_RESULTS, ControlReply, ControlRequests};
 use millpond::client::{HistoryPage, HistoryRequest, ResultsRequest};
+use millpond::wire::decode::decode;
 use millpond_api::jobs::JobResult;
 use millpond_api::list::PAGE_ROWS_MAX;
 use millpond_api::tasks::TaskDetails;
@@ -36,7 +37,7 @@ pub(crate) async fn serve(store: Store, mut requests: ControlRequests) {
 }
 
 async fn page(store: &Store, request: &[u8]) -> anyhow::Result<Box<RawValue>> {
-    match serde_json::from_slice(request).context("not a request for results")? {
+    match decode(request).context("not a request for results")? {
         ResultsRequest::OfJob(request) => page_of_job(store, &request).await,
         ResultsRequest::OfTask { queue, id } => {
             let rows = store.task(&id, Some(&queue)).await?.into_iter().map(end_of).collect();
@@ -56,6 +57,7 @@ fn end_of(TaskDetails { row, history }: TaskDetails) -> JobResult {
         status: row.status,
         result: row.result,
         result_text: row.result_text,
+        result_is_bytes: row.result_is_bytes,
         stored_result: row.stored_result,
         failure,
     }

@@ -9,6 +9,7 @@ use millpond::bus::error::BusError;
 use millpond::bus::operate::control::{CTL_CONTINUATION, ControlReply, ControlRequests, JobEnded};
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::{Client, NewTask};
+use millpond::wire::decode::decode;
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
@@ -38,7 +39,7 @@ pub(crate) async fn serve(client: Client, mut requests: ControlRequests) {
 
 /// Publishes the task; its id.
 async fn publish(client: &Client, request: &[u8]) -> Result<String, String> {
-    let ended: JobEnded = serde_json::from_slice(request).map_err(|e| format!("not the end of a job: {e}"))?;
+    let ended: JobEnded = decode(request).map_err(|e| format!("not the end of a job: {e}"))?;
     let task = NewTask {
         payload: Bytes::from(ended.arguments()),
         id: Some(ended.id()),

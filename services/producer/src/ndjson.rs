@@ -13,13 +13,16 @@ pub(crate) const TYPE: &str = "application/x-ndjson";
 /// Media types of newline-delimited JSON that are in use.
 pub(crate) const TYPES: [&str; 4] = [TYPE, "application/ndjson", "application/jsonl", "application/x-jsonlines"];
 
+/// The byte order mark that some programs write at the start of a file; it belongs to no value.
+const MARK: char = '\u{feff}';
+
 /// The lines that are not blank, each one JSON value; the first that is not ends it.
 pub(crate) fn lines(body: Body) -> impl Stream<Item = Result<Bytes, String>> + Send + 'static {
     let reader = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
     let lines = FramedRead::new(reader, LinesCodec::new_with_max_length(TASK_BYTES_MAX));
     lines.zip(futures_util::stream::iter(1u64..)).filter_map(async |(line, number)| match line {
-        Ok(line) if line.trim().is_empty() => None,
-        Ok(line) => match serde_json::from_str::<&RawValue>(&line) {
+        Ok(line) if line.trim_start_matches(MARK).trim().is_empty() => None,
+        Ok(line) => match serde_json::from_str::<&RawValue>(line.strip_prefix(MARK).unwrap_or(&line)) {
             Ok(value) => Some(Ok(Bytes::from(value.get().to_owned()))),
             Err(wrong) => Some(Err(format!("line {number} is not one JSON value: {wrong}"))),
         },

@@ -12,6 +12,7 @@ use millpond::bus::operate::control::{CTL_REPLAY, ControlReply, ControlRequests,
 use millpond::bus::publish::RetryDeadline;
 use millpond::dead_letter::moved_id;
 use millpond::limits::CLAIM_CHECK_BYTES;
+use millpond::wire::decode::decode;
 use millpond::wire::headers::{HEADER_EXPIRES, HEADER_REF, Headers};
 use millpond::wire::subject::TaskSubject;
 use serde_json::json;
@@ -43,7 +44,7 @@ pub(crate) async fn serve(bus: Bus, mut requests: ControlRequests) {
 
 /// Publishes the task; the id under which it runs.
 async fn replay(bus: &Bus, request: &[u8]) -> Result<String, String> {
-    let request: Replay = serde_json::from_slice(request).map_err(|e| format!("not a dead letter: {e}"))?;
+    let request: Replay = decode(request).map_err(|e| format!("not a dead letter: {e}"))?;
     let evidence = &request.evidence;
     let (subject, mut headers, id) = match &request.to_queue {
         // Another task of its unique key is refused while this one waits or runs.

@@ -1,11 +1,12 @@
 //! What a handler is given, for a task or a call alike, and what it answers. No NATS, no storage.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use millpond::outcome::Failure;
+use millpond::payload::without_mark;
 use millpond::telemetry::TraceContext;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Largest arguments that are decoded from a file, in bytes; a handler reads a larger file itself.
 pub const ARGUMENTS_DECODED_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// Bytes of a byte order mark in UTF-8.
+const MARK_BYTES: usize = 3;
 
 /// What a handler returns: a JSON value, or why there is none.
 pub type Reply = Result<Box<RawValue>, Failure>;
@@ -54,13 +58,17 @@ impl Call {
             );
             return Err(Failure::fatal("bad_arguments", text));
         }
-        serde_json::from_reader(BufReader::new(file))
+        let mut reader = BufReader::new(file);
+        // A byte order mark at the start belongs to no value.
+        let marked = reader.fill_buf().is_ok_and(|start| without_mark(start).len() < start.len());
+        reader.consume(if marked { MARK_BYTES } else { 0 });
+        serde_json::from_reader(reader)
             .map_err(|error| Failure::fatal("bad_arguments", format!("arguments of {size} bytes do not fit: {error}")))
     }
 
     /// The arguments in the payload, decoded from JSON and borrowing from it.
     pub(crate) fn borrowed_args<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Failure> {
-        serde_json::from_slice(&self.payload).map_err(|error| {
+        serde_json::from_slice(without_mark(&self.payload)).map_err(|error| {
             let start: String = String::from_utf8_lossy(self.payload.get(..80).unwrap_or(&self.payload)).into();
             Failure::fatal("bad_arguments", format!("arguments {start:?} do not fit: {error}"))
         })
@@ -91,6 +99,9 @@ mod tests {
         let call = Call { file: Some(file.path().to_owned()), ..Call::for_test("t", "") };
         std::fs::write(file.path(), "[1, 2]").unwrap();
         assert_eq!(call.args::<Vec<u8>>().unwrap(), [1, 2]);
+        std::fs::write(file.path(), "\u{feff}[1, 2]").unwrap();
+        assert_eq!(call.args::<Vec<u8>>().unwrap(), [1, 2]);
+        assert_eq!(Call::for_test("t", "\u{feff}7").args::<u8>().unwrap(), 7);
         std::fs::write(file.path(), "[1, ").unwrap();
         assert_eq!(call.args::<Vec<u8>>().unwrap_err().kind, "bad_arguments");
         file.as_file().set_len(ARGUMENTS_DECODED_BYTES_MAX + 1).unwrap();

@@ -307,7 +307,7 @@ async fn run(
     let ends = execute(ready, vec![call], Arc::new(WorkCursor::new(1)), timeouts, &context.stop).await;
     slot.note(started.elapsed());
     match ends.into_iter().next() {
-        Some(CallEnd::Done(value)) => Ok(Bytes::from(String::from(Box::<str>::from(value)))),
+        Some(CallEnd::Done(value) | CallEnd::Bytes(value)) => Ok(Bytes::from(String::from(Box::<str>::from(value)))),
         Some(CallEnd::Failed(failure)) => Err(CallRefusal(Code::of_failure(&failure), failure)),
         Some(CallEnd::NotRun) | None if !context.stop.is_cancelled() => Err(CallRefusal::no_child(context, kind)),
         Some(CallEnd::NotRun) | None => {

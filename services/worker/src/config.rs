@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use millpond::config::{ConnectSettings, SigningArgs, duration};
+use millpond::config::{ConnectSettings, SigningArgs, duration, setting_duration};
 use millpond::retry::{RetryOverrides, RetryPolicy, parse_attempts_max, parse_jitter, parse_queue_retry};
 use millpond::signature::Signer;
 use millpond::wire::subject::check_token;
@@ -69,7 +69,8 @@ pub struct Config {
     #[arg(long, env = "MILLPOND_WORKER_IDLE_EXIT", value_parser = duration)]
     pub idle_exit: Option<Duration>,
     /// Timeout of an attempt of a task that brings none.
-    #[arg(long, env = "MILLPOND_WORKER_TASK_TIMEOUT", default_value_t = humantime::Duration::from(TASK_TIMEOUT_DEFAULT))]
+    #[arg(long, env = "MILLPOND_WORKER_TASK_TIMEOUT", default_value_t = humantime::Duration::from(TASK_TIMEOUT_DEFAULT),
+        value_parser = setting_duration)]
     pub task_timeout: humantime::Duration,
     /// Attempts before a task is dead-lettered, 1 to 100, where neither the task nor its kind says otherwise.
     #[arg(long, env = "MILLPOND_WORKER_ATTEMPTS_MAX", default_value_t = RetryPolicy::DEFAULT.attempts_max,
@@ -77,11 +78,13 @@ pub struct Config {
     pub attempts_max: u32,
     /// Delay before the first retry; it doubles with each attempt.
     #[arg(long, env = "MILLPOND_WORKER_RETRY_DELAY",
-        default_value_t = humantime::Duration::from(RetryPolicy::DEFAULT.delay))]
+        default_value_t = humantime::Duration::from(RetryPolicy::DEFAULT.delay),
+        value_parser = setting_duration)]
     pub retry_delay: humantime::Duration,
     /// Longest delay before a retry.
     #[arg(long, env = "MILLPOND_WORKER_RETRY_DELAY_MAX",
-        default_value_t = humantime::Duration::from(RetryPolicy::DEFAULT.delay_max))]
+        default_value_t = humantime::Duration::from(RetryPolicy::DEFAULT.delay_max),
+        value_parser = setting_duration)]
     pub retry_delay_max: humantime::Duration,
     /// The part of each delay that is random, 0 to 1. Raise it when tasks that failed together come back together.
     #[arg(long, env = "MILLPOND_WORKER_RETRY_JITTER", default_value_t = RetryPolicy::DEFAULT.jitter,
@@ -93,7 +96,8 @@ pub struct Config {
         value_parser = parse_queue_retry)]
     pub queue_retry: Vec<(String, RetryOverrides)>,
     /// A task is dead-lettered when no live worker has known its kind for this long. Raise it when workers come late.
-    #[arg(long, env = "MILLPOND_WORKER_UNKNOWN_KIND_AFTER", default_value_t = humantime::Duration::from(UNKNOWN_KIND_AFTER_DEFAULT))]
+    #[arg(long, env = "MILLPOND_WORKER_UNKNOWN_KIND_AFTER", default_value_t = humantime::Duration::from(UNKNOWN_KIND_AFTER_DEFAULT),
+        value_parser = setting_duration)]
     pub unknown_kind_after: humantime::Duration,
     /// Whether tasks must be signed.
     #[command(flatten)]

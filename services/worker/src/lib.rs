@@ -21,6 +21,9 @@ mod report;
 mod run;
 mod run_loop;
 mod settle;
+#[cfg(test)]
+#[path = "../../../tests/storm.rs"]
+mod storm;
 mod supervisor;
 
 use std::collections::BTreeMap;

@@ -3,11 +3,10 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use millpond::client::Client;
+use millpond::client::{Client, TaskResult};
 use millpond::payload::PayloadRef;
 use millpond_api::jobs::JobResult;
 use millpond_api::list::PAGE_ROWS_MAX;
-use serde_json::value::RawValue;
 
 use crate::api::Api;
 use crate::cluster_env::{self, ClusterEnv};
@@ -30,7 +29,7 @@ impl<'a> StoredResults<'a> {
     ///
     /// # Errors
     /// When the result is missing or damaged, or NATS does not answer.
-    pub(in crate::verbs) async fn fetch(&mut self, at: Option<&PayloadRef>) -> anyhow::Result<Option<Box<RawValue>>> {
+    pub(in crate::verbs) async fn fetch(&mut self, at: Option<&PayloadRef>) -> anyhow::Result<Option<TaskResult>> {
         let Some(at) = at else { return Ok(None) };
         let client = match &self.client {
             Some(client) => client.clone(),
@@ -53,7 +52,7 @@ pub(super) async fn print(api: &Api, job: &str, json: bool, env: &ClusterEnv) ->
     api.each(&path, &[("limit", PAGE_ROWS_MAX)], async |mut row: JobResult| {
         match stored.fetch(row.stored_result.as_ref()).await {
             Ok(None) => {}
-            Ok(fetched) => row.result = fetched,
+            Ok(Some(fetched)) => (row.result, row.result_is_bytes) = (Some(fetched.value), fetched.is_bytes),
             Err(error) => {
                 lost += 1;
                 note!("millpond: task {}: {error:#}", row.id);
@@ -62,7 +61,8 @@ pub(super) async fn print(api: &Api, job: &str, json: bool, env: &ClusterEnv) ->
         let line = match (json, &row.result) {
             (true, _) => serde_json::to_string(&row)?,
             (false, Some(value)) => value.get().to_owned(),
-            (false, None) => "null".to_owned(),
+            // As text where some parsers would not read it; null where there is none.
+            (false, None) => row.result_text.clone().unwrap_or_else(|| "null".to_owned()),
         };
         Ok(writeln!(out, "{}", one_line(&line))?)
     })

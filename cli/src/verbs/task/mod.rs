@@ -109,7 +109,8 @@ async fn find(api: &Api, task: TaskIdArgs) -> anyhow::Result<TaskDetails> {
 
 async fn print_result(task: &TaskRow, env: &ClusterEnv) -> anyhow::Result<()> {
     let fetched = StoredResults::new(env).fetch(task.stored_result.as_ref()).await?;
-    let result = fetched.as_deref().or(task.result.as_deref()).map(|value| value.get());
+    let fetched = fetched.as_ref().map(|result| result.get());
+    let result = fetched.or(task.result.as_deref().map(|value| value.get()));
     let Some(result) = result.or(task.result_text.as_deref()) else {
         bail!("task {} has no result: it is {}", task.id, task.status);
     };
@@ -119,6 +120,7 @@ async fn print_result(task: &TaskRow, env: &ClusterEnv) -> anyhow::Result<()> {
 /// Prints a task for a person.
 fn print(task: &TaskDetails) -> anyhow::Result<()> {
     let TaskDetails { row, history } = task;
+    let result = row.result.as_deref().map(|value| value.get()).or(row.result_text.as_deref());
     let fields = [
         ("id", row.id.clone()),
         ("queue", row.queue.clone()),
@@ -127,7 +129,7 @@ fn print(task: &TaskDetails) -> anyhow::Result<()> {
         ("job", row.job.clone().unwrap_or_default()),
         ("index", optional(row.index)),
         ("items", optional(row.items)),
-        ("result", row.result.as_deref().map_or_else(String::new, |value| one_line(value.get()).into_owned())),
+        ("result", one_line(result.unwrap_or_default()).into_owned()),
         ("then", row.continuation.clone().unwrap_or_default()),
         ("trace", row.trace.clone().unwrap_or_default()),
     ];

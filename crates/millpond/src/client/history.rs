@@ -4,16 +4,17 @@
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::errors::MapError;
 use super::payloads::ItemEnd;
-use super::{Client, NoResult};
+use super::{Client, NoResult, TaskResult};
 use crate::bus::Bus;
 use crate::bus::operate::control::{CTL_RESULTS, ControlReply};
 use crate::outcome::Failure;
 use crate::payload::PayloadRef;
+use crate::wire::bounds::{self, Bounded};
 
 /// How long a collector may take to answer.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -61,6 +62,12 @@ pub struct HistoryRequest {
     pub from: u64,
 }
 
+impl Bounded for HistoryRequest {
+    fn check(&self) -> Result<(), String> {
+        bounds::count("from", self.from)
+    }
+}
+
 /// The collector's answer: some ends, by index.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct HistoryPage<R> {
@@ -75,13 +82,22 @@ pub struct HistoryPage<R> {
 pub(super) struct HistoryRow {
     index: Option<u64>,
     status: String,
+    #[serde(default, deserialize_with = "present")]
     result: Option<Box<RawValue>>,
-    /// A result that is no JSON for some parsers.
+    /// A result that some parsers would not read.
     result_text: Option<String>,
+    /// The result is bytes that are no JSON.
+    #[serde(default)]
+    result_is_bytes: bool,
     failure: Option<Failure>,
     /// Where a large result lies.
     #[serde(rename = "ref")]
     stored: Option<PayloadRef>,
+}
+
+/// Reads a field that is there; `null` is a value too.
+fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(from).map(Some)
 }
 
 impl HistoryRow {
@@ -96,8 +112,10 @@ impl HistoryRow {
             return Some(ItemEnd::Stored(at));
         }
         let end = match self.status.as_str() {
-            // A result of `null` is parsed as none.
-            "done" => Ok(self.result.or_else(|| raw(self.result_text?)).unwrap_or_else(|| RawValue::NULL.to_owned())),
+            "done" => match self.result.or_else(|| raw(self.result_text?)) {
+                Some(value) => Ok(TaskResult { value, is_bytes: self.result_is_bytes }),
+                None => Err(NoResult::Lost("the collector has no result of it".to_owned())),
+            },
             "dead" => Err(NoResult::Dead(self.failure.unwrap_or_else(|| Failure::new("error", "no reason kept")))),
             "cancelled" => Err(NoResult::Cancelled),
             _ => return None,

@@ -20,10 +20,12 @@ mod submit;
 mod wait;
 
 use std::num::NonZeroUsize;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
+use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 
 pub use batch_sizer::BatchSize;
@@ -32,7 +34,7 @@ pub use errors::{MapError, ScheduleChangeError, SubmitError};
 pub use history::{HistoryPage, HistoryRequest, ResultsRequest};
 pub use map::MapRun;
 pub use publish_all::{PublishAllError, PublishedJob};
-pub use schedules::{cron_in, shown, zone_of};
+pub use schedules::{cron_in, zone_of};
 pub use session::Session;
 pub use spec::{IfJobExists, MapItem, MapSpec};
 pub use submit::{NewTask, Submitted};
@@ -66,8 +68,25 @@ pub enum NoResult {
     Lost(String),
 }
 
-/// How a task ended: a JSON value, or why there is none.
-pub type TaskEnd = Result<Box<serde_json::value::RawValue>, NoResult>;
+/// The result of a task: JSON as its handler wrote it, byte for byte.
+#[derive(Debug, Clone)]
+pub struct TaskResult {
+    /// The value.
+    pub value: Box<RawValue>,
+    /// The handler wrote bytes that are no JSON: the value is `{"base64":"…"}`.
+    pub is_bytes: bool,
+}
+
+impl Deref for TaskResult {
+    type Target = RawValue;
+
+    fn deref(&self) -> &RawValue {
+        &self.value
+    }
+}
+
+/// How a task ended: its result, or why there is none.
+pub type TaskEnd = Result<TaskResult, NoResult>;
 
 /// A client. Cheap to clone.
 #[derive(Clone)]

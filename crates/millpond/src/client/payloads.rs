@@ -7,12 +7,13 @@ use serde_json::value::RawValue;
 use tokio::io::AsyncRead;
 
 use super::errors::SubmitError;
-use super::{Client, NewTask, NoResult, TaskEnd};
+use super::{Client, NewTask, NoResult, TaskEnd, TaskResult};
 use crate::bus::publish::RetryDeadline;
 use crate::bus::publish::payloads::{GetError, PutError};
 use crate::limits::{CLAIM_CHECK_BYTES, RESULT_BYTES_MAX};
 use crate::outcome::{Failure, ItemResult, NotDone, NotDoneState, Outcome};
-use crate::payload::{PayloadRef, StoredPayload};
+use crate::payload::{PayloadRef, StoredPayload, bytes_to_json};
+use crate::wire::bounds::parse_expiry;
 
 /// The delay before a server that did not answer is tried again.
 const FETCH_RETRY_DELAY: Duration = Duration::from_millis(250);
@@ -29,7 +30,8 @@ pub(super) enum ItemEnd {
 impl ItemEnd {
     pub(super) fn of(result: ItemResult<'_>) -> Self {
         match result {
-            ItemResult::Inline(value) => Self::Inline(Ok(value.to_owned())),
+            ItemResult::Inline(value) => Self::Inline(Ok(TaskResult { value: value.to_owned(), is_bytes: false })),
+            ItemResult::Bytes(value) => Self::Inline(Ok(TaskResult { value: value.to_owned(), is_bytes: true })),
             ItemResult::Stored(at) => Self::Stored(at.clone()),
         }
     }
@@ -37,7 +39,7 @@ impl ItemEnd {
     /// Bytes of the result in memory.
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Inline(end) => end.as_deref().map_or(0, |value: &RawValue| value.get().len()),
+            Self::Inline(end) => end.as_ref().map_or(0, |result| result.get().len()),
             Self::Stored(_) => 0,
         }
     }
@@ -86,14 +88,20 @@ impl Client {
         self.bus.put_payload(from, deadline).await
     }
 
-    /// A result that lies in the store, checked by size and SHA-256.
+    /// A result that lies in the store, checked by size and SHA-256. What is no JSON was written as bytes.
     ///
     /// # Errors
     /// [`GetError`]: missing, damaged, larger than any result may be, or no answer.
-    pub async fn get_result(&self, at: &PayloadRef) -> Result<Box<RawValue>, GetError> {
+    pub async fn get_result(&self, at: &PayloadRef) -> Result<TaskResult, GetError> {
         let bytes = self.bus.get_payload_bytes(at, RESULT_BYTES_MAX).await?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| GetError::Damaged { object: at.object.clone(), reason: format!("is not JSON: {error}") })
+        if let Ok(value) = serde_json::from_slice::<&RawValue>(&bytes) {
+            return Ok(TaskResult { value: value.to_owned(), is_bytes: false });
+        }
+        let value = bytes_to_json(&bytes).map_err(|error| GetError::Damaged {
+            object: at.object.clone(),
+            reason: format!("cannot be shown: {error}"),
+        })?;
+        Ok(TaskResult { value, is_bytes: true })
     }
 
     /// The end with its result, fetched where it lies in the store. Waits for a server that does not answer.
@@ -145,7 +153,9 @@ impl NewTask {
 pub(super) fn expires(given: Option<&str>, stored: Option<&StoredPayload>) -> Option<String> {
     let until = stored.and_then(|stored| jiff::Timestamp::from_millisecond(stored.until_ms).ok());
     match (given, until) {
-        (Some(given), Some(until)) if given.parse::<jiff::Timestamp>().is_ok_and(|at| at > until) => {
+        (Some(given), Some(until))
+            if parse_expiry(given).is_ok_and(|at| at.is_none_or(|ms| ms > until.as_millisecond())) =>
+        {
             Some(until.to_string())
         }
         (Some(given), _) => Some(given.to_owned()),
@@ -170,6 +180,7 @@ mod tests {
         check(None, Some(0), Some("1970-01-01T00:00:00Z"));
         check(Some("2030-01-01T00:00:00Z"), Some(0), Some("1970-01-01T00:00:00Z"));
         check(Some("1960-01-01T00:00:00Z"), Some(0), Some("1960-01-01T00:00:00Z"));
+        check(Some("9999-12-31T23:59:59Z"), Some(0), Some("1970-01-01T00:00:00Z"));
         check(Some("2030-01-01T00:00:00Z"), None, Some("2030-01-01T00:00:00Z"));
     }
 }

@@ -2,8 +2,6 @@
 //! nothing is ever half done.
 
 use jiff::tz::TimeZone;
-use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
 use super::Client;
 use super::errors::ScheduleChangeError;
@@ -111,18 +109,4 @@ pub fn cron_in(text: &str, zone: Option<&str>) -> Result<When, ScheduleError> {
         zone.ok_or_else(|| ScheduleError::Zone(name.to_owned()))
     };
     Ok(When::Cron(cron, zone.map(known).transpose()?))
-}
-
-/// A schedule with the time at which it fires next, as lists show it.
-#[must_use]
-pub fn shown(schedule: &Schedule) -> Value {
-    let zone = zone_of(&schedule.when).ok();
-    let next_ms = zone.and_then(|zone| schedule.next_ms(crate::now_ms(), &zone));
-    let args: Option<Box<RawValue>> = serde_json::from_slice(&schedule.payload).ok();
-    json!({
-        "name": schedule.name, "queue": schedule.queue, "kind": schedule.kind, "args": args,
-        "schedule": schedule.when.text(), "zone": schedule.when.zone(), "paused": schedule.paused, "next_ms": next_ms,
-        "timeout_ms": schedule.timeout.map(|timeout| timeout.as_millis()), "attempts_max": schedule.attempts_max,
-        "by": schedule.by, "since_ms": schedule.since_ms,
-    })
 }

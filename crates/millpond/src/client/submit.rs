@@ -148,8 +148,8 @@ impl Client {
         // In DUE the id is in a header of ours as well: the server drops its own header on delivery.
         let place = match task.at_ms {
             Some(at_ms) => {
-                let schedule =
-                    schedule_headers(at_ms, subject.due()).ok_or(SubmitError::StartTimeOutOfRange { at_ms })?;
+                let schedule = schedule_headers(at_ms, crate::now_ms(), subject.due())
+                    .ok_or(SubmitError::StartTimeOutOfRange { at_ms })?;
                 headers.extend(schedule);
                 headers.push((HEADER_ID.to_owned(), id.clone()));
                 subject.sched(&id)

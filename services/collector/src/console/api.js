@@ -1,5 +1,7 @@
 // The collector's HTTP API: one way to send a request, one kind of error. The session is a cookie; nothing is kept in storage.
 
+import { withTexts } from "./json_text.js";
+
 /** An answer may take this long. */
 const ANSWER_MS_MAX = 120_000;
 
@@ -30,22 +32,24 @@ export function address(path, params = {}) {
   return url.pathname + url.search;
 }
 
-/** Whole numbers too large for this language stay as they were written. */
-function exactly(_key, value, context) {
-  const rounded = typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(context?.source ?? "");
-  return rounded && JSON.rawJSON ? JSON.rawJSON(context.source) : value;
+/** An object with these fields added, whose values are JSON that stays the text that it is. */
+function withFields(object, texts) {
+  const more = Object.entries(texts).map(([name, text]) => `${JSON.stringify(name)}:${text}`);
+  if (more.length === 0) return object;
+  const fields = object === "{}" ? more : [object.slice(1, -1), ...more];
+  return `{${fields.join(",")}}`;
 }
 
 async function read(response, exact) {
   const text = await response.text();
   try {
-    return text === "" ? null : JSON.parse(text, exact ? exactly : undefined);
+    return text === "" ? null : JSON.parse(exact ? withTexts(text) : text);
   } catch {
     return response.ok ? null : { error: text.slice(0, 500) };
   }
 }
 
-async function ask(method, path, { params, body, signal, exact } = {}) {
+async function ask(method, path, { params, body, texts, signal, exact } = {}) {
   const timeout = AbortSignal.timeout(ANSWER_MS_MAX);
   const options = {
     method,
@@ -57,7 +61,7 @@ async function ask(method, path, { params, body, signal, exact } = {}) {
   if (method === "POST") {
     options.headers["X-Millpond"] = "console";
     options.headers["Content-Type"] = "application/json";
-    options.body = JSON.stringify(body ?? {});
+    options.body = withFields(JSON.stringify(body ?? {}), texts ?? {});
   }
   let response;
   let answer;
@@ -76,10 +80,10 @@ async function ask(method, path, { params, body, signal, exact } = {}) {
   throw new ApiError(response.status, answer?.error ?? `the collector answered ${response.status}`);
 }
 
-/** Reads. `exact` keeps large whole numbers as they came. */
+/** Reads. `exact` keeps what users gave as the text that it is: `{ text }`. */
 export const get = (path, params, options = {}) => ask("GET", path, { params, ...options });
 
-/** Changes something. */
+/** Changes something. `texts` are fields of the body whose values are JSON as somebody typed it. */
 export const post = (path, body, options = {}) => ask("POST", path, { body, ...options });
 
 /** Fetches the session; false when nobody is logged in. */

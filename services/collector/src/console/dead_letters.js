@@ -5,6 +5,7 @@ import { post } from "./api.js";
 import { askFor, openPanel } from "./dialog.js";
 import { draw, h } from "./dom.js";
 import { many, now, num, span } from "./fmt.js";
+import { pretty } from "./json_text.js";
 import { badge, button, mono, toast } from "./ui.js";
 
 /** Dead letters of one request at the most. */
@@ -63,9 +64,10 @@ export function actOn(verb, deadLetters, done) {
 
 /** Runs one dead letter again: in another queue, or with other arguments. */
 export function retryOne(deadLetter, done) {
-  const had = "payload" in deadLetter ? JSON.stringify(deadLetter.payload, null, 2) : "";
+  const given = deadLetter.payload?.text ?? deadLetter.payload_text ?? (deadLetter.payload === null ? "null" : null);
+  const had = given === null ? "" : pretty(given);
   const hint =
-    "payload" in deadLetter
+    given !== null
       ? "JSON; left as it is, it runs with what it had, byte for byte"
       : "JSON; empty: it runs with what it had, which is not shown here";
   askFor({
@@ -97,18 +99,12 @@ export function retryOne(deadLetter, done) {
       if (values.queue !== deadLetter.queue) body.queue = values.queue;
       // As it was typed: numbers of any length stay as they are.
       const other = values.arguments !== had.trim() && values.arguments !== "";
-      if (other) body.arguments = JSON.rawJSON ? raw(values.arguments) : JSON.parse(values.arguments);
-      const { rows } = await post("/dead/retry", body);
+      const texts = other ? { arguments: values.arguments } : {};
+      const { rows } = await post("/dead/retry", body, { texts });
       account(rows, "retry");
       done(rows[0]);
     },
   });
-}
-
-function raw(text) {
-  return JSON.parse(text, (_key, value, context) =>
-    typeof value === "number" && context?.source ? JSON.rawJSON(context.source) : value,
-  );
 }
 
 /** Acts on all dead letters that fit: counts them, then sends one request after the other, until none is left or the user stops. */

@@ -4,6 +4,7 @@
 import { mayNotAct } from "./api.js";
 import { draw, h, widget } from "./dom.js";
 import { bytes, exact, known, now, num, relative, span } from "./fmt.js";
+import { pretty } from "./json_text.js";
 
 /** JSON of up to this many characters is shown at once. */
 const SHOWN_CHARS_MAX = 20_000;
@@ -228,7 +229,8 @@ function makeBlock(el) {
 
 /** JSON or text, with what is needed to take it along. A large one is cut until asked for. */
 export function block(label, value, { name = "value.json", text = null } = {}) {
-  return widget("div.block", {}, makeBlock, { label, name, whole: text ?? JSON.stringify(value, null, 2) ?? "null" });
+  const given = value?.text !== undefined && pretty(value.text);
+  return widget("div.block", {}, makeBlock, { label, name, whole: text ?? (given || (JSON.stringify(value, null, 2) ?? "null")) });
 }
 
 function save(text, name) {
@@ -254,18 +256,23 @@ export function elsewhere(what, ref, how) {
 /** Arguments or a result, in whatever form the collector has them. */
 export function payload(row, { label, value, how, name }) {
   if (row.ref && !known(row[value])) return elsewhere(label, row.ref, how);
+  if (value === "result" && row.result_is_bytes) {
+    const base64 = JSON.parse(row.result.text).base64;
+    return h("div", {}, h("p.muted", {}, "Bytes that are not JSON; in base64."), block(label, null, { text: base64, name }));
+  }
   if (value in row && row[value] !== undefined) {
     const refs =
       row.refs &&
       h("p.muted", {}, `${num(Object.keys(row.refs).length)} large ones of this batch lie in the store of payloads.`);
     return h("div", {}, block(label, row[value], { name }), refs);
   }
-  if (known(row.result_text) && value === "result") {
+  const text = value === "result" ? row.result_text : row.payload_text;
+  if (known(text)) {
     return h(
       "div",
       {},
       h("p.muted", {}, "Not JSON that every program can read; shown as it came."),
-      block(label, null, { text: row.result_text, name }),
+      block(label, null, { text, name }),
     );
   }
   if (known(row.payload_base64)) {

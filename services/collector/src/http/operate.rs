@@ -9,6 +9,7 @@ use axum::extract::State;
 use millpond::bus::operate::control::{ControlError, ControlReply, drain_subject};
 use millpond::bus::operate::queues::{PauseError, PurgeRecord};
 use millpond::bus::publish::queue_limits::QueueSettings;
+use millpond::wire::bounds::DURATION_MAX;
 use millpond_api::error::ErrorBody;
 use millpond_api::queues::{PauseQueue, PurgeQueue, QueueLimit, QueuePaused, SetQueueLimit};
 use millpond_api::workers::WorkerDraining;
@@ -43,7 +44,11 @@ pub(super) async fn pause(
     JsonBody(request): JsonBody<PauseQueue>,
 ) -> Result<Json<QueuePaused>, ErrorAnswer> {
     check_name("queue", &queue)?;
-    let paused = app.bus.pause_queue(&queue, request.for_ms.map(Duration::from_millis)).await;
+    let how_long = request.for_ms.map(Duration::from_millis);
+    if how_long.is_some_and(|long| long > DURATION_MAX) {
+        return Err(ErrorAnswer::bad_request("for_ms is longer than a year; without it the pause has no end"));
+    }
+    let paused = app.bus.pause_queue(&queue, how_long).await;
     paused.map_err(|fault| not_paused(&fault))?;
     Ok(Json(QueuePaused { queue, paused: true }))
 }

@@ -27,8 +27,12 @@ use problems::Finding;
 use purge_orphans::PurgeOrphans;
 use snapshot::{PollError, Snapshot};
 
+use crate::store::UnreadableMessages;
+
 /// How often what is in memory is checked: workers, jobs, the collectors.
 const CHECK_MEMORY_EVERY: Duration = Duration::from_secs(1);
+/// How long a message that cannot be read is a problem, in milliseconds.
+const UNREADABLE_SHOWN_MS: i64 = 24 * 3600 * 1000;
 /// How often bus and store are compared.
 const COMPARE_EVERY: Duration = Duration::from_secs(3);
 
@@ -82,6 +86,19 @@ pub(crate) async fn run(context: Context) {
     }
 }
 
+/// Messages that nobody could read, stored within the last day.
+async fn unreadable(context: &Context, now_ms: i64) -> Result<Vec<Finding>, PollError> {
+    let kept = context.store.unreadable_since(now_ms.saturating_sub(UNREADABLE_SHOWN_MS)).await?;
+    let finding = |UnreadableMessages { stream, count, reason, since_ms }: UnreadableMessages| {
+        let messages = if count == 1 { "1 message".to_owned() } else { format!("{count} messages") };
+        let sentence = format!(
+            "{messages} of {stream} could not be read within the last day and are kept as they came, in the table `unreadable` of the store; the newest: {reason}. Look for what publishes there: a program of another version, or one that is none of millpond's"
+        );
+        Finding { kind: ProblemKind::Unreadable, what: stream, sentence, since_ms }
+    };
+    Ok(kept.into_iter().map(finding).collect())
+}
+
 impl Reconciler {
     async fn compare(&mut self, context: &Context) -> Result<(), PollError> {
         let seen = Snapshot::take(context).await?;
@@ -90,6 +107,7 @@ impl Reconciler {
             self.lost_tasks.hurry(seen.now_ms);
             self.purge_orphans.purged(&self.purges);
         }
+        context.problems.replace(&[ProblemKind::Unreadable], unreadable(context, seen.now_ms).await?);
         self.lost_tasks.poll(context, &seen, &self.purges).await?;
         context.problems.replace(&[ProblemKind::LostTask], self.lost_tasks.found());
         self.purge_orphans.poll(context, &seen, &self.purges).await

@@ -1,7 +1,7 @@
 //! The row of a batch: a bitmap of the items that have a result, and the results. Merged under the store's one writer. An
 //! item whose bit is set keeps its result, whatever is reported of it later; a cancelled item never gets one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use millpond::outcome::{ItemResult, Items};
 use millpond::payload::PayloadRef;
@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::error::{Result, to_json};
 use super::items::{has_bit, item_id};
 use super::job_names::stored_job;
-use super::pending_rows::{ItemEnd, PendingRows, ReceivedOutcome, status_of};
+use super::pending_rows::{ItemEnd, OF_ONE, PendingRows, ReceivedOutcome, status_of};
 use super::sql::{Row, Sql, Transaction};
 
 /// The row of a batch as it is stored; without a row where nothing of the batch is stored yet.
@@ -34,17 +34,20 @@ struct OpenBatch<'b> {
     results: Vec<&'b RawValue>,
     /// Where results lie that are not among these, by item.
     refs: BTreeMap<u32, PayloadRef>,
+    /// Items whose result is bytes that are no JSON.
+    base64: BTreeSet<u32>,
 }
 
 impl<'b> OpenBatch<'b> {
     fn new(stored: &'b StoredBatch, of: u32) -> Result<Self> {
-        let (mut results, mut refs) = (Vec::new(), None);
+        let (mut results, mut refs, mut base64) = (Vec::new(), None, BTreeSet::new());
         if let Some(row) = &stored.row {
             results = row.optional_json("result")?.unwrap_or_default();
             refs = row.optional_json("ref")?;
+            base64 = row.optional_json("base64")?.unwrap_or_default();
         }
         results.resize(of as usize, RawValue::NULL);
-        Ok(Self { bitmap: stored.bitmap.clone(), results, refs: refs.unwrap_or_default() })
+        Ok(Self { bitmap: stored.bitmap.clone(), results, refs: refs.unwrap_or_default(), base64 })
     }
 
     fn set(&mut self, item: u32, kept: ItemResult<'b>) {
@@ -53,6 +56,10 @@ impl<'b> OpenBatch<'b> {
             *byte |= 1 << (item % 8);
             match kept {
                 ItemResult::Inline(result) => *place = result,
+                ItemResult::Bytes(result) => {
+                    *place = result;
+                    self.base64.insert(item);
+                }
                 ItemResult::Stored(at) => drop(self.refs.insert(item, at.clone())),
             }
         }
@@ -71,7 +78,7 @@ pub(super) async fn read_batch(
     root: &str,
     of: u32,
 ) -> Result<Option<StoredBatch>> {
-    let known = Sql::new("SELECT items, bitmap, result, ref, status FROM tasks WHERE queue = ? AND id = ?");
+    let known = Sql::new("SELECT items, bitmap, result, ref, base64, status FROM tasks WHERE queue = ? AND id = ?");
     let mut row = transaction.rows(known.bind(queue).bind(root)).await?.pop();
     let mut bitmap = Vec::new();
     if let Some(found) = &row {
@@ -159,13 +166,14 @@ async fn write_batch(
     let done = count(&batch.bitmap);
     let first_index = outcome.index.and_then(|i| i64::try_from(i).ok()).map(|i| i - i64::from(items.from));
     let refs = (!batch.refs.is_empty()).then(|| to_json("ref", &batch.refs)).transpose()?;
+    let base64 = (!batch.base64.is_empty()).then(|| to_json("base64", &batch.base64)).transpose()?;
     let write = Sql::new(
-        "INSERT INTO tasks (queue, id, kind, job, idx, items, done, bitmap, status, attempt, result, ref,
-            worker, published_ms, started_ms, ended_ms, stored_ms, trace, continuation) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+        "INSERT INTO tasks (queue, id, kind, job, idx, items, done, bitmap, status, attempt, result, ref, base64,
+            worker, published_ms, started_ms, ended_ms, stored_ms, trace, continuation) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
          ON CONFLICT (queue, id) DO UPDATE SET
             items = excluded.items, done = excluded.done, bitmap = excluded.bitmap, status = excluded.status,
             attempt = CASE WHEN tasks.attempt > excluded.attempt THEN tasks.attempt ELSE excluded.attempt END,
-            result = excluded.result, ref = excluded.ref, worker = excluded.worker,
+            result = excluded.result, ref = excluded.ref, base64 = excluded.base64, worker = excluded.worker,
             started_ms = CASE WHEN tasks.started_ms < excluded.started_ms THEN tasks.started_ms ELSE excluded.started_ms END,
             ended_ms = excluded.ended_ms, stored_ms = excluded.stored_ms, trace = coalesce(tasks.trace, excluded.trace),
             continuation = coalesce(tasks.continuation, excluded.continuation)
@@ -183,6 +191,7 @@ async fn write_batch(
     .bind(outcome.attempt)
     .bind(to_json("result", &batch.results)?)
     .bind(refs)
+    .bind(base64)
     .bind(received.worker)
     .bind(outcome.published_ms)
     .bind(outcome.started_ms)
@@ -205,13 +214,14 @@ async fn finish_items(
         let stored = batch.refs.get(item).map(PayloadRef::to_json);
         let result = batch.results.get(*item as usize).map(|result| result.get()).filter(|_| stored.is_none());
         let finish = Sql::new(
-            "UPDATE tasks SET status = ?, done = 1, result = ?, ref = ?,
+            "UPDATE tasks SET status = ?, done = 1, result = ?, ref = ?, base64 = ?,
                 attempt = CASE WHEN attempt > ? THEN attempt ELSE ? END, worker = ?, started_ms = ?, ended_ms = ?,
                 stored_ms = ? WHERE queue = ? AND id = ? AND status < 3",
         );
         let attempt = received.outcome.attempt;
-        let finish =
-            finish.bind(TaskStatus::Done).bind(result).bind(stored).bind(attempt).bind(attempt).bind(received.worker);
+        let finish = finish.bind(TaskStatus::Done).bind(result).bind(stored);
+        let finish = finish.bind(batch.base64.contains(item).then_some(OF_ONE));
+        let finish = finish.bind(attempt).bind(attempt).bind(received.worker);
         let finish = finish.bind(received.outcome.started_ms).bind(received.outcome.ended_ms).bind(received.stored_ms);
         transaction.run(finish.bind(&received.subject.queue).bind(id)).await?;
     }

@@ -10,7 +10,7 @@ use super::Store;
 use super::error::Result;
 use super::items::{has_bit, item_of_id};
 use super::job_names::job_key;
-use super::rows::{shown_result, stored_results};
+use super::rows::{bytes_items, shown_result, stored_results};
 use super::sql::{Row, Sql};
 
 /// Results of one page, in bytes, at the most; the row that goes beyond it is still shown.
@@ -18,7 +18,7 @@ const PAGE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Stands for the index of a task that has no place in its job: those come last.
 const NO_INDEX: i64 = i64::MAX;
 
-const COLUMNS: &str = "SELECT n, queue, id, idx, items, bitmap, status, result, ref,
+const COLUMNS: &str = "SELECT n, queue, id, idx, items, bitmap, status, result, ref, base64,
     CAST(coalesce(octet_length(result), 0) AS BIGINT) AS bytes FROM tasks WHERE job = ? AND root IS NULL";
 
 /// Where a row stands in the order of its job: by index, then by age. Two tasks may claim one index.
@@ -177,6 +177,7 @@ impl Store {
             end.stored_result = row.optional_json("ref")?;
             if let Some(result) = row.optional_json("result")? {
                 (end.result, end.result_text) = shown_result(result);
+                end.result_is_bytes = row.get::<Option<&str>>("base64")?.is_some();
             }
         } else {
             end.failure = self.last_failure(&end.queue, &end.id).await?;
@@ -190,13 +191,14 @@ impl Store {
         let first: Option<i64> = batch.get("idx")?;
         let index = |item: u32| first.map(|first| first + i64::from(item));
         let (results, bitmap): (Vec<&RawValue>, &[u8]) = (batch.json("result")?, batch.get("bitmap")?);
-        let mut stored = stored_results(batch)?;
+        let (mut stored, as_bytes) = (stored_results(batch)?, bytes_items(batch)?);
         let mut ends = Vec::new();
         for (item, result) in (0..).zip(results).filter(|(item, _)| has_bit(bitmap, *item)) {
             let mut end = job_result(index(item), format!("{id}/{item}"), queue.to_owned(), TaskStatus::Done);
             end.stored_result = stored.remove(&item);
             if end.stored_result.is_none() {
                 (end.result, end.result_text) = shown_result(result);
+                end.result_is_bytes = as_bytes.contains(&item);
             }
             ends.push((ResultCursor::of(batch, end.index, item)?, end));
         }
@@ -224,5 +226,15 @@ impl Store {
 
 /// An end without its result or failure.
 fn job_result(index: Option<i64>, id: String, queue: String, status: TaskStatus) -> JobResult {
-    JobResult { index, id, queue, status, result: None, result_text: None, stored_result: None, failure: None }
+    JobResult {
+        index,
+        id,
+        queue,
+        status,
+        result: None,
+        result_text: None,
+        result_is_bytes: false,
+        stored_result: None,
+        failure: None,
+    }
 }

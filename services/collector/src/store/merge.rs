@@ -4,8 +4,7 @@
 
 use millpond::bus::read::outcomes::{OutcomeBody, OutcomeMessage, OutcomeStream};
 use millpond::dead_letter::Evidence;
-use millpond::limits::BATCH_ITEMS_MAX;
-use millpond::outcome::{Outcome, ResultBatch};
+use millpond::outcome::ResultBatch;
 use millpond::wire::subject::TaskSubject;
 use millpond_api::tasks::TaskStatus;
 
@@ -17,7 +16,10 @@ use super::items::item_id;
 use super::job_names::stored_job;
 use super::pending_rows::{PendingRows, PendingTask, ReceivedOutcome, searchable};
 use super::series::EndCounts;
-use super::sql::{Sql, Transaction};
+use super::sql::{Row, Sql, Transaction};
+
+/// Outcomes of one message whose faults are told one by one.
+const BAD_TOLD_MAX: usize = 5;
 
 impl Store {
     /// Merges what one pull brought, in one transaction.
@@ -28,8 +30,11 @@ impl Store {
         let mut counts = EndCounts::default();
         for message in messages {
             match &message.body {
-                Ok(OutcomeBody::Results(subject, pack)) => {
-                    merge_pack(&mut *transaction, &mut rows, &mut counts, from, message, (subject, pack)).await?;
+                Ok(OutcomeBody::Results(subject, pack, bad)) => {
+                    if !bad.is_empty() {
+                        keep_unreadable(&mut *transaction, from, message, &told(bad)).await?;
+                    }
+                    merge_pack(&mut *transaction, &mut rows, &mut counts, message, (subject, pack)).await?;
                 }
                 Ok(OutcomeBody::Dead(subject, evidence)) => {
                     rows.flush(&mut *transaction).await?;
@@ -58,15 +63,10 @@ async fn merge_pack<'a>(
     transaction: &mut dyn Transaction,
     rows: &mut PendingRows<'a>,
     counts: &mut EndCounts,
-    from: OutcomeStream,
     message: &'a OutcomeMessage,
     (subject, pack): (&'a TaskSubject, &'a ResultBatch),
 ) -> Result<()> {
     for outcome in &pack.outcomes {
-        if let Err(reason) = check(outcome) {
-            keep_unreadable(transaction, from, message, &reason).await?;
-            continue;
-        }
         let received = ReceivedOutcome { subject, worker: &pack.worker, outcome, stored_ms: message.stored_ms };
         rows.add_attempts(&received)?;
         if !message.again {
@@ -86,23 +86,11 @@ async fn merge_pack<'a>(
     Ok(())
 }
 
-/// Whether an outcome keeps what its type promises. One that does not must neither end this process nor be read for ever.
-fn check(outcome: &Outcome) -> std::result::Result<(), String> {
-    let len = match outcome.items {
-        None => 1,
-        Some(items) => {
-            let inside = items.from.checked_add(items.len).is_some_and(|end| end <= items.of);
-            if items.len == 0 || items.of > BATCH_ITEMS_MAX || !inside {
-                return Err(format!("outcome of {}: {items:?} is not a part of a batch", outcome.id));
-            }
-            items.len
-        }
-    };
-    if outcome.results.len() == len as usize {
-        Ok(())
-    } else {
-        Err(format!("outcome of {}: {} results for {len} items", outcome.id, outcome.results.len()))
-    }
+/// What is wrong with the outcomes of one message, in a bounded text.
+fn told(bad: &[String]) -> String {
+    let first = bad.iter().take(BAD_TOLD_MAX).map(String::as_str).collect::<Vec<_>>().join("; ");
+    let more = bad.len().saturating_sub(BAD_TOLD_MAX);
+    if more == 0 { first } else { format!("{first}; and {more} more") }
 }
 
 /// Keeps a dead letter with its evidence; its task becomes dead unless it has ended otherwise.
@@ -145,6 +133,7 @@ async fn merge_dead_letter<'a>(
         },
         attempt: evidence.attempt,
         result: None,
+        is_bytes: false,
         reference: None,
         worker: &evidence.worker,
         published_ms: evidence.published_ms,
@@ -161,6 +150,40 @@ async fn merge_dead_letter<'a>(
     let named = named.bind(evidence.job.as_deref().map(|job| stored_job(job, &id)));
     transaction.run(named.bind(&subject.queue).bind(&evidence.id)).await?;
     Ok(())
+}
+
+/// Messages of a stream that nobody could read.
+pub(crate) struct UnreadableMessages {
+    /// The stream.
+    pub(crate) stream: String,
+    /// How many.
+    pub(crate) count: i64,
+    /// What is wrong with the newest.
+    pub(crate) reason: String,
+    /// When the first was stored, Unix time in milliseconds.
+    pub(crate) since_ms: i64,
+}
+
+impl Store {
+    /// Messages that nobody could read, stored since then, by stream.
+    pub(crate) async fn unreadable_since(&self, since_ms: i64) -> Result<Vec<UnreadableMessages>> {
+        let kept = Sql::new(
+            "SELECT stream, count(*) AS count, min(stored_ms) AS since_ms,
+                (SELECT reason FROM unreadable AS newest WHERE newest.stream = unreadable.stream
+                    ORDER BY stored_ms DESC, seq DESC LIMIT 1) AS reason
+             FROM unreadable WHERE stored_ms >= ? GROUP BY stream ORDER BY stream",
+        );
+        let rows = self.db.read(kept.bind(since_ms)).await?;
+        let read = |row: &Row| {
+            Ok(UnreadableMessages {
+                stream: row.get("stream")?,
+                count: row.get("count")?,
+                reason: row.get("reason")?,
+                since_ms: row.get("since_ms")?,
+            })
+        };
+        rows.iter().map(read).collect()
+    }
 }
 
 async fn keep_unreadable(

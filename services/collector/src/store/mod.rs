@@ -46,6 +46,7 @@ use sql::{Database, Sql};
 pub(crate) use error::StoreError;
 pub(crate) use job_results::ResultCursor;
 pub(crate) use list::{ListCursor, Page};
+pub(crate) use merge::UnreadableMessages;
 pub(crate) use replays::PlannedReplay;
 pub(crate) use retention::Retention;
 pub(crate) use series::{EndedPerStep, QueueSample, STEP_MS};

@@ -11,6 +11,8 @@ use super::items::item_id;
 use super::job_names::stored_job;
 use super::sql::{Insert, Transaction, Type};
 
+/// What the column `base64` has of a task whose result is bytes.
+pub(super) const OF_ONE: &str = "[0]";
 /// Rows of one table that are gathered before they are written.
 const ROWS_MAX: usize = 4096;
 
@@ -43,6 +45,8 @@ pub(super) struct PendingTask<'a> {
     pub(super) status: TaskStatus,
     pub(super) attempt: u32,
     pub(super) result: Option<&'a str>,
+    /// The result is bytes that are no JSON.
+    pub(super) is_bytes: bool,
     /// Where the result lies in the store of payloads, JSON.
     pub(super) reference: Option<String>,
     pub(super) worker: &'a str,
@@ -184,7 +188,7 @@ impl<'a> PendingRows<'a> {
         let failure = end.failure.or_else(|| received.outcome.failures.last().map(|failed| &failed.failure));
         let (result, reference) = match end.result {
             None => (None, None),
-            Some(ItemResult::Inline(result)) => (Some(result.get()), None),
+            Some(ItemResult::Inline(result) | ItemResult::Bytes(result)) => (Some(result.get()), None),
             Some(ItemResult::Stored(at)) => (None, Some(at.to_json())),
         };
         self.add_row(PendingTask {
@@ -195,6 +199,7 @@ impl<'a> PendingRows<'a> {
             status: end.status,
             attempt: received.outcome.attempt,
             result,
+            is_bytes: matches!(end.result, Some(ItemResult::Bytes(_))),
             reference,
             worker: received.worker,
             published_ms: received.outcome.published_ms,
@@ -210,7 +215,9 @@ impl<'a> PendingRows<'a> {
     /// Adds a row. A task that is cancelled with its job stays cancelled, however it ended later.
     pub(super) fn add_row(&mut self, row: PendingTask<'a>) {
         let row = match self.is_cancelled(row.subject.job.as_deref(), &row.id, row.published_ms) {
-            true => PendingTask { status: TaskStatus::Cancelled, result: None, reference: None, ..row },
+            true => {
+                PendingTask { status: TaskStatus::Cancelled, result: None, is_bytes: false, reference: None, ..row }
+            }
             false => row,
         };
         self.tasks.push(row);
@@ -257,6 +264,7 @@ fn upsert_tasks<'a>(tasks: &'a [PendingTask<'_>]) -> Insert<'a> {
         ("attempt", Type::Int),
         ("result", Type::Text),
         ("ref", Type::Text),
+        ("base64", Type::Text),
         ("worker", Type::Text),
         ("published_ms", Type::Int),
         ("started_ms", Type::Int),
@@ -279,6 +287,7 @@ fn upsert_tasks<'a>(tasks: &'a [PendingTask<'_>]) -> Insert<'a> {
             task.attempt.into(),
             task.result.into(),
             task.reference.as_deref().into(),
+            task.is_bytes.then_some(OF_ONE).into(),
             task.worker.into(),
             task.published_ms.into(),
             task.started_ms.into(),
@@ -299,7 +308,7 @@ fn upsert_tasks<'a>(tasks: &'a [PendingTask<'_>]) -> Insert<'a> {
         on_conflict: "ON CONFLICT (queue, id) DO UPDATE SET
             kind = excluded.kind, job = coalesce(tasks.job, excluded.job), idx = coalesce(tasks.idx, excluded.idx),
             done = excluded.done, status = excluded.status, attempt = excluded.attempt, result = excluded.result,
-            ref = excluded.ref,
+            ref = excluded.ref, base64 = excluded.base64,
             worker = excluded.worker, started_ms = excluded.started_ms, ended_ms = excluded.ended_ms,
             stored_ms = excluded.stored_ms, trace = coalesce(excluded.trace, tasks.trace),
             continuation = excluded.continuation, error = coalesce(excluded.error, tasks.error)

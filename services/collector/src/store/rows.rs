@@ -8,8 +8,8 @@ use millpond::dead_letter::Evidence;
 use millpond::payload::PayloadRef;
 use millpond::wire::headers::{HEADER_REF, Headers};
 use millpond_api::dead_letters::{DeadLetterContents, DeadLetterDetails, DeadLetterRow};
+pub(super) use millpond_api::raw::shown as shown_result;
 use millpond_api::tasks::{TaskRow, TaskStatus};
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::error::Result;
@@ -19,18 +19,14 @@ use super::sql::Row;
 /// Results up to this many bytes are shown in lists.
 const LISTED_RESULT_BYTES_MAX: usize = 4096;
 
-/// A result as it is shown: as JSON, or as text where common parsers would refuse it (a lone surrogate, a number out of
-/// range), and with it the whole page.
-pub(super) fn shown_result(result: &RawValue) -> (Option<Box<RawValue>>, Option<String>) {
-    match serde_json::from_str::<Value>(result.get()) {
-        Ok(_) => (Some(result.to_owned()), None),
-        Err(_) => (None, Some(result.get().to_owned())),
-    }
-}
-
 /// Where the large results of a batch lie, by item.
 pub(super) fn stored_results(batch: &Row) -> Result<BTreeMap<u32, PayloadRef>> {
     Ok(batch.optional_json("ref")?.unwrap_or_default())
+}
+
+/// The items of a batch whose result is bytes that are no JSON.
+pub(super) fn bytes_items(batch: &Row) -> Result<Vec<u32>> {
+    Ok(batch.optional_json("base64")?.unwrap_or_default())
 }
 
 /// A task without its result.
@@ -55,9 +51,11 @@ fn bare_task(row: &Row) -> Result<TaskRow> {
         continuation: row.get("continuation")?,
         result: None,
         result_text: None,
+        result_is_bytes: false,
         result_bytes: None,
         stored_result: None,
         stored_results: None,
+        bytes_items: None,
     })
 }
 
@@ -69,7 +67,9 @@ pub(super) fn whole_task(row: &Row) -> Result<TaskRow> {
     }
     if task.items.is_some() {
         task.stored_results = row.optional_json::<&RawValue>("ref")?.map(ToOwned::to_owned);
+        task.bytes_items = row.optional_json("base64")?;
     } else {
+        task.result_is_bytes = row.get::<Option<&str>>("base64")?.is_some();
         task.stored_result = row.optional_json("ref")?;
     }
     Ok(task)
@@ -110,6 +110,7 @@ pub(super) fn item_of(batch: &Row, id: &str, item: u32) -> Result<Option<TaskRow
         let results: Vec<&RawValue> = batch.json("result")?;
         if let Some(result) = results.get(item as usize).filter(|_| task.stored_result.is_none()) {
             (task.result, task.result_text) = shown_result(result);
+            task.result_is_bytes = bytes_items(batch)?.contains(&item);
         }
     }
     Ok(Some(task))
@@ -145,13 +146,16 @@ pub(super) fn whole_dead_letter(row: &Row) -> Result<DeadLetterDetails> {
     // A header as its publisher wrote it: where it is no reference, the payload is all there is to show.
     let reference = headers.iter().find(|(name, _)| name == HEADER_REF);
     let stored_payload: Option<PayloadRef> = reference.and_then(|(_, at)| serde_json::from_str(at).ok());
-    let (mut payload, mut payload_base64) = (None, None);
+    let (mut payload, mut payload_text, mut payload_base64) = (None, None, None);
     if stored_payload.is_none() {
         let bytes: &[u8] = row.get("payload")?;
-        payload = serde_json::from_slice::<&RawValue>(bytes).ok().and_then(|json| shown_result(json).0);
-        payload_base64 = payload.is_none().then(|| BASE64.encode(bytes));
+        match serde_json::from_slice::<&RawValue>(bytes) {
+            Ok(json) => (payload, payload_text) = shown_result(json),
+            Err(_) => payload_base64 = Some(BASE64.encode(bytes)),
+        }
     }
     let failures = evidence.failures.clone();
-    let contents = DeadLetterContents { failures, evidence, headers, payload, payload_base64, stored_payload };
+    let contents =
+        DeadLetterContents { failures, evidence, headers, payload, payload_text, payload_base64, stored_payload };
     Ok(DeadLetterDetails { row: shown, contents })
 }

@@ -13,7 +13,7 @@ use super::sql::{Row, Sql};
 use super::{NO_WORKER, Store};
 
 const COLUMNS: &str =
-    "SELECT n, queue, id, kind, job, idx, root, items, done, bitmap, status, attempt, result, ref, worker,
+    "SELECT n, queue, id, kind, job, idx, root, items, done, bitmap, status, attempt, result, ref, base64, worker,
     published_ms, started_ms, ended_ms, stored_ms, trace, continuation FROM tasks WHERE 1 = 1";
 
 impl Store {
@@ -145,9 +145,11 @@ impl Store {
             continuation: None,
             result: None,
             result_text: None,
+            result_is_bytes: false,
             result_bytes: None,
             stored_result: None,
             stored_results: None,
+            bytes_items: None,
         };
         Ok(Some(TaskDetails { row, history: TaskHistory::default() }))
     }

@@ -120,6 +120,7 @@ fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, N
         span: None,
         continuation: None,
         results: ends.iter().map(result).collect(),
+        bytes: Vec::new(),
         refs: Vec::new(),
         not_done: not_done.collect(),
         failures: Vec::new(),
@@ -128,6 +129,7 @@ fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, N
         OutcomeBody::Results(
             subject(),
             ResultBatch { v: 1, worker: "w".into(), outcomes: vec![outcome], cancelled: None },
+            Vec::new(),
         ),
         b"",
     )
@@ -262,8 +264,10 @@ async fn a_later_dead_letter_replaces_an_earlier_one() {
 #[tokio::test]
 async fn what_cannot_be_read_is_kept() {
     let (_dir, store) = store().await;
-    let unreadable =
-        OutcomeMessage { body: Err("no".into()), ..message(OutcomeBody::Results(subject(), pack()), b"\xff") };
+    let unreadable = OutcomeMessage {
+        body: Err("no".into()),
+        ..message(OutcomeBody::Results(subject(), pack(), Vec::new()), b"\xff")
+    };
     merge(&store, &[unreadable]).await;
     let kept = store.db.read(Sql::new("SELECT payload FROM unreadable")).await.unwrap();
     assert_eq!(kept[0].get::<&[u8]>("payload").unwrap(), b"\xff");

@@ -8,6 +8,7 @@ use millpond::client::NewTask;
 use millpond::config::duration;
 use millpond::retry::parse_attempts_max;
 use millpond::task::{check_task_id, is_reply_subject};
+use millpond::wire::bounds::parse_expiry;
 use millpond::wire::headers::{
     HEADER_ATTEMPTS_MAX, HEADER_CONTINUATION, HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT,
 };
@@ -51,9 +52,8 @@ pub(super) fn task(
         attempts_max.map_err(|wrong| ErrorAnswer::bad_request(format!("{HEADER_ATTEMPTS_MAX} {wrong}")))?;
     let at_ms = time(headers, HEADER_DELAY)?.map(after).transpose()?;
     let expires = text(headers, HEADER_EXPIRES)?;
-    if expires.is_some_and(|at| at.parse::<jiff::Timestamp>().is_err()) {
-        let text = format!("{HEADER_EXPIRES} must be an RFC 3339 time such as 2030-01-31T12:00:00Z");
-        return Err(ErrorAnswer::bad_request(text));
+    if let Some(wrong) = expires.and_then(|at| parse_expiry(at).err()) {
+        return Err(ErrorAnswer::bad_request(format!("{HEADER_EXPIRES}: {wrong}")));
     }
     let reply_to = text(headers, HEADER_REPLY_TO)?;
     if reply_to.is_some_and(|subject| !is_reply_subject(subject)) {

@@ -32,13 +32,14 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(11);
 
 /// How a task ended, as callers get it.
 pub(super) fn ending(end: TaskEnd) -> TaskEnding {
+    let result_is_bytes = end.as_ref().is_ok_and(|result| result.is_bytes);
     let (status, result, failure) = match end {
-        Ok(value) => (FinalStatus::Done, Some(value), None),
+        Ok(result) => (FinalStatus::Done, Some(result.value), None),
         Err(NoResult::Dead(failure)) => (FinalStatus::Dead, None, Some(failure)),
         Err(NoResult::Cancelled) => (FinalStatus::Cancelled, None, None),
         Err(NoResult::Lost(reason)) => (FinalStatus::Done, None, Some(Failure::new("result_lost", reason))),
     };
-    TaskEnding { status, result, failure }
+    TaskEnding { status, result, result_is_bytes, failure }
 }
 
 /// Publish one task.

@@ -9,6 +9,7 @@ use millpond::bus::publish::RetryDeadline;
 use millpond::bus::publish::payloads::PutError;
 use millpond::client::{Client, NewTask, SubmitError};
 use millpond::limits::CLAIM_CHECK_BYTES;
+use millpond::payload::without_mark;
 use millpond_service::error_answer::ErrorAnswer;
 use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
@@ -35,11 +36,11 @@ pub(super) async fn arguments(
     let mut start = Vec::new();
     let read = (&mut from).take(CLAIM_CHECK_BYTES as u64 + 1).read_to_end(&mut start).await;
     read.map_err(|wrong| unreadable(&wrong))?;
-    let checked = serde_json::from_slice::<&RawValue>(&start).map(drop);
+    let checked = serde_json::from_slice::<&RawValue>(without_mark(&start)).map(drop);
     let any_bytes = headers.get(header::CONTENT_TYPE).is_some_and(|given| given.as_bytes() == BYTES.as_bytes());
     match checked {
-        Ok(()) if start.len() <= CLAIM_CHECK_BYTES => {
-            task.payload = Bytes::from(start);
+        Ok(_) if start.len() <= CLAIM_CHECK_BYTES => {
+            task.payload = Bytes::copy_from_slice(without_mark(&start));
             return Ok(task);
         }
         Err(wrong) if start.len() <= CLAIM_CHECK_BYTES && !any_bytes => {

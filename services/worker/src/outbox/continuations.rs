@@ -34,7 +34,8 @@ pub(crate) fn continuations(task: &Task, outcome: &Outcome, trace: TraceContext)
     let (mut runs, mut messages): (Vec<Run<'_>>, Vec<OutboxMessage>) = (Vec::new(), Vec::new());
     for (item, kept) in outcome.ends().filter_map(|(item, end)| Some((item, end.ok()?))) {
         match kept {
-            ItemResult::Inline(value) => add(&mut runs, item, value),
+            // Bytes of a chain lie in the store already.
+            ItemResult::Inline(value) | ItemResult::Bytes(value) => add(&mut runs, item, value),
             ItemResult::Stored(at) => {
                 // An item alone is no batch, not even a batch of one.
                 let items = task.items.filter(|_| of > 1).map(|_| Items { of, from: item, len: 1 });

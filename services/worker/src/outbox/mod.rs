@@ -26,7 +26,7 @@ use crate::report::stats::Tally;
 
 use continuations::continuations;
 use large_results::{is_large, store_large_results};
-use message::{OutboxMessage, halves, part, publish_all};
+use message::{OutboxMessage, halves, part, publish_all, publish_smaller};
 
 /// All that one message leads to.
 pub(crate) struct Outbox<'a> {
@@ -72,6 +72,7 @@ impl<'a> Outbox<'a> {
             span: trace.span_id(),
             continuation: None,
             results: Vec::with_capacity(task.items_len() as usize),
+            bytes: Vec::new(),
             refs: Vec::new(),
             not_done: Vec::new(),
             failures: task.failures.clone(),
@@ -110,6 +111,12 @@ impl<'a> Outbox<'a> {
     pub(crate) fn done(&mut self, value: Box<RawValue>) {
         self.tally.done += 1;
         self.outcome.results.push(value);
+    }
+
+    /// The item is done, and its result is bytes that are no JSON.
+    pub(crate) fn done_bytes(&mut self, item: u32, value: Box<RawValue>) {
+        self.outcome.bytes.push(item);
+        self.done(value);
     }
 
     fn without_result(&mut self, item: u32, end: NotDoneState, failure: Option<Failure>, due_ms: Option<i64>) {
@@ -258,34 +265,79 @@ impl<'a> Outbox<'a> {
         }
     }
 
-    /// Publishes all of it, each step awaited before the next.
+    /// Publishes all of it, each step awaited before the next. What the server refuses for good is published as a smaller dead
+    /// letter, or in a smaller outcome. It may be called again after an error: what is stored is not published twice.
     ///
     /// # Errors
-    /// [`PublishError`] when the server refuses something for good. Nothing may be acknowledged then.
+    /// [`PublishError`] when even that is refused. Nothing may be acknowledged then.
     pub(crate) async fn publish(&mut self, context: &WorkerContext) -> Result<Settlement, PublishError> {
         // Boxed, as all that is rare: each task moves its whole future.
-        if self.outcome.results.iter().any(|result| is_large(result)) {
-            Box::pin(store_large_results(&context.bus, &mut self.outcome)).await?;
+        let passes_bytes = self.continues && !self.task.continuation.is_empty() && !self.outcome.bytes.is_empty();
+        if passes_bytes || self.outcome.results.iter().any(|result| is_large(result)) {
+            let bytes = if passes_bytes { self.outcome.bytes.clone() } else { Vec::new() };
+            let is_stored = move |item: u32, result: &RawValue| is_large(result) || bytes.contains(&item);
+            Box::pin(store_large_results(&context.bus, &mut self.outcome, is_stored)).await?;
         }
         // Behind the large results, which a continuation refers to.
         self.add_continuations();
         if !self.messages.is_empty() {
-            Box::pin(publish_all(&context.bus, &self.messages)).await?;
+            let messages = std::mem::take(&mut self.messages);
+            let mut refused = Box::pin(publish_all(&context.bus, messages)).await?;
+            while let Some((message, error)) = refused.pop() {
+                if let Err(error) = Box::pin(self.publish_instead(context, &message, error)).await {
+                    self.messages.push(message);
+                    self.messages.extend(refused.into_iter().map(|(message, _)| message));
+                    return Err(error);
+                }
+            }
         }
         failpoint::hit("settle.effects_stored");
-        // Made before the outcome is stored, because `publish_parts` empties the outcome.
         let published = Settlement { same_again: self.same_again, notifications: self.notifications() };
         let subject = self.task.subject.results();
         if self.outcome.items.is_some() && bytes(&self.outcome) > RESULT_BATCH_BYTES_MAX {
-            Box::pin(publish_parts(context, subject, &mut self.outcome)).await?;
+            Box::pin(publish_parts(context, subject, &self.outcome)).await?;
         } else {
-            context.batcher.store(subject, &self.outcome).await?;
+            match context.batcher.store(subject, &self.outcome).await {
+                Err(error) if error.is_permanent() => {
+                    Box::pin(publish_reduced(context, self.task.subject.results(), &self.outcome, error)).await?;
+                }
+                stored => stored?,
+            }
         }
         Ok(published)
     }
 
+    /// Publishes a smaller dead letter for one that the server has refused; for a message of DUE a dead letter of each item that
+    /// it covers, because none of them can run again. Never the same message again and again.
+    async fn publish_instead(
+        &mut self,
+        context: &WorkerContext,
+        message: &OutboxMessage,
+        error: PublishError,
+    ) -> Result<(), PublishError> {
+        let Some((task, arguments)) = message.as_task() else {
+            return publish_smaller(&context.bus, message, error).await;
+        };
+        let failure = Failure::fatal("refused", format!("it cannot be published again: {error}"));
+        let mut dead = Outbox::without_run(&task, self.worker);
+        dead.dead_letter_all("refused", failure.message.clone(), Some(&arguments));
+        for (letter, error) in publish_all(&context.bus, std::mem::take(&mut dead.messages)).await? {
+            publish_smaller(&context.bus, &letter, error).await?;
+        }
+        // The next step of a chain has an id of its own, and this task is done.
+        if task.original_id == self.task.original_id {
+            let first = task.items.map_or(0, |items| items.from);
+            let covered = first..first.saturating_add(task.items_len());
+            for not_done in self.outcome.not_done.iter_mut().filter(|not_done| covered.contains(&not_done.item)) {
+                (not_done.end, not_done.failure, not_done.due_ms) = (NotDoneState::Dead, Some(failure.clone()), None);
+            }
+            self.same_again = false;
+        }
+        Ok(())
+    }
+
     fn add_continuations(&mut self) {
-        if !self.continues {
+        if !std::mem::take(&mut self.continues) {
             return;
         }
         let next = continuations(self.task, &self.outcome, self.trace);
@@ -306,58 +358,101 @@ impl<'a> Outbox<'a> {
     }
 }
 
-/// Bytes of an outcome's results.
+/// Bytes of what an outcome says of its items, as JSON: their results, and why others have none.
 fn bytes(outcome: &Outcome) -> usize {
-    outcome.results.iter().map(|result| result.get().len()).sum()
+    let results: usize = outcome.results.iter().map(|result| result.get().len()).sum();
+    results + outcome.not_done.iter().map(bytes_of_failed).sum::<usize>()
 }
 
-async fn publish_parts(context: &WorkerContext, subject: String, outcome: &mut Outcome) -> Result<(), PublishError> {
-    for part in parts(outcome) {
-        context.batcher.store(subject.clone(), &part).await?;
+fn bytes_of_failed(not_done: &NotDone) -> usize {
+    serde_json::to_vec(not_done).map_or(0, |json| json.len())
+}
+
+async fn publish_parts(context: &WorkerContext, subject: String, outcome: &Outcome) -> Result<(), PublishError> {
+    for part in parts(outcome, RESULT_BATCH_BYTES_MAX) {
+        match context.batcher.store(subject.clone(), &part).await {
+            Err(error) if error.is_permanent() => {
+                Box::pin(publish_reduced(context, subject.clone(), &part, error)).await?;
+            }
+            stored => stored?,
+        }
     }
     Ok(())
 }
 
-/// The results of an outcome, moved into several outcomes of some items each, so that none is larger than a result batch may
-/// be (but one item's result may be).
-fn parts(outcome: &mut Outcome) -> Vec<Outcome> {
+/// Publishes an outcome that the server has refused item by item, with small failures, and with results in the store of payloads.
+async fn publish_reduced(
+    context: &WorkerContext,
+    subject: String,
+    outcome: &Outcome,
+    error: PublishError,
+) -> Result<(), PublishError> {
+    tracing::warn!(task_id = outcome.id, %error, "an outcome is refused; a smaller one takes its place");
+    let refused = error.to_string();
+    let whole = outcome.items.is_none().then(|| outcome.clone());
+    let alone = outcome.items.map(|_| parts(outcome, 0)).into_iter().flatten();
+    for mut one in whole.into_iter().chain(alone) {
+        let not_done: Vec<u32> = one.not_done.iter().map(|not_done| not_done.item).collect();
+        let is_stored = move |item: u32, _: &RawValue| !not_done.contains(&item);
+        if one.refs.is_empty() {
+            store_large_results(&context.bus, &mut one, is_stored).await?;
+        }
+        for not_done in &mut one.not_done {
+            not_done.failure = not_done.failure.as_ref().map(|failure| failure.small(&refused));
+        }
+        one.failures = Vec::new();
+        context.batcher.store(subject.clone(), &one).await?;
+    }
+    Ok(())
+}
+
+/// An outcome as several of some items each, so that none is larger than `bytes_max` (but one item alone may be).
+fn parts(outcome: &Outcome, bytes_max: usize) -> impl Iterator<Item = Outcome> {
     let (first, of) = (outcome.first_item(), outcome.items.map_or(1, |items| items.of));
-    let results = std::mem::take(&mut outcome.results);
-    let (mut refs, mut not_done) = (std::mem::take(&mut outcome.refs), std::mem::take(&mut outcome.not_done));
-    let mut grouped: Vec<(Vec<Box<RawValue>>, usize)> = Vec::new();
-    for result in results {
-        let bytes = result.get().len();
+    // The first item and the number of items of each part.
+    let mut grouped: Vec<(u32, u32)> = Vec::new();
+    let (mut size, mut not_done) = (0, outcome.not_done.iter().peekable());
+    for (item, result) in (first..).zip(&outcome.results) {
+        let failed = not_done.next_if(|not_done| not_done.item == item).map_or(0, bytes_of_failed);
+        let bytes = result.get().len() + failed;
+        size += bytes;
         match grouped.last_mut() {
-            Some((group, size)) if *size + bytes <= RESULT_BATCH_BYTES_MAX => {
-                group.push(result);
-                *size += bytes;
+            Some((_, len)) if size <= bytes_max => *len += 1,
+            _ => {
+                grouped.push((item, 1));
+                size = bytes;
             }
-            _ => grouped.push((vec![result], bytes)),
         }
     }
-    let (original_id, mut from) = (outcome.original_id().to_owned(), first);
-    let outcome_of = |(results, _): (Vec<Box<RawValue>>, usize)| {
-        let len = u32::try_from(results.len()).unwrap_or(u32::MAX);
-        let (items, next) = (Items { of, from, len }, from + len);
-        let id = id_of(&original_id, Some(items));
-        let part = Outcome {
-            original_id: (id != original_id).then(|| original_id.clone()),
+    let original_id = outcome.original_id();
+    let part = move |(from, len): (u32, u32)| {
+        let (items, covered) = (Items { of, from, len }, from..from + len);
+        let id = id_of(original_id, Some(items));
+        let start = (from - first) as usize;
+        Outcome {
+            original_id: (id != original_id).then(|| original_id.to_owned()),
             id,
             items: Some(items),
             index: outcome.index.map(|index| index + u64::from(from - first)),
-            refs: refs.drain(..refs.partition_point(|at| at.item < next)).collect(),
-            not_done: not_done.drain(..not_done.partition_point(|n| n.item < next)).collect(),
-            results,
-            ..outcome.clone()
-        };
-        from = next;
-        part
+            results: outcome.results.iter().skip(start).take(len as usize).cloned().collect(),
+            bytes: outcome.bytes.iter().copied().filter(|item| covered.contains(item)).collect(),
+            refs: outcome.refs.iter().filter(|at| covered.contains(&at.item)).cloned().collect(),
+            not_done: outcome.not_done.iter().filter(|n| covered.contains(&n.item)).cloned().collect(),
+            failures: outcome.failures.clone(),
+            trace: outcome.trace.clone(),
+            span: outcome.span.clone(),
+            continuation: outcome.continuation.clone(),
+            ..*outcome
+        }
     };
-    grouped.into_iter().map(outcome_of).collect()
+    grouped.into_iter().map(part)
 }
 
 #[cfg(test)]
 mod tests {
+    use millpond::limits::SERVER_PAYLOAD_BYTES_MAX;
+    use millpond::wire::bounds::Bounded;
+
     use super::*;
 
     #[test]
@@ -368,9 +463,36 @@ mod tests {
             r#"{"id":"b","items":{"of":9,"from":2,"len":5},"original_id":"b","index":40,"attempt":1,"published_ms":1,"started_ms":2,"ended_ms":3,"results":[],"not_done":[{"item":5,"end":"cancelled"}]}"#,
         )
         .unwrap();
-        let parts = parts(&mut Outcome { results: (0..5).map(value).collect(), ..outcome });
+        let outcome = Outcome { results: (0..5).map(value).collect(), ..outcome };
+        let parts: Vec<Outcome> = parts(&outcome, RESULT_BATCH_BYTES_MAX).collect();
         let seen: Vec<_> = parts.iter().map(|p| (p.id.as_str(), p.index, p.results.len(), p.not_done.len())).collect();
         assert_eq!(seen, [("b/2+2", Some(40), 2, 0), ("b/4+3", Some(42), 3, 1)]);
         assert!(parts.iter().all(|part| bytes(part) <= RESULT_BATCH_BYTES_MAX));
+    }
+
+    #[test]
+    fn failures_count_in_the_size_of_an_outcome_and_each_item_stays() {
+        let failure = Failure { traceback: Some("\0".repeat(90_000)), ..Failure::new("E", "x".repeat(900)) }.bounded();
+        let not_done: Vec<NotDone> = (0..256)
+            .filter(|item| item % 20 != 0)
+            .map(|item| NotDone { item, end: NotDoneState::Dead, failure: Some(failure.clone()), due_ms: None })
+            .collect();
+        let outcome = Outcome {
+            results: (0..256).map(|_| RawValue::NULL.to_owned()).collect(),
+            bytes: vec![0, 255],
+            not_done,
+            ..serde_json::from_str(
+                r#"{"id":"b","items":{"of":256,"from":0,"len":256},"attempt":1,"published_ms":1,"started_ms":2,"ended_ms":3,"results":[]}"#,
+            )
+            .unwrap()
+        };
+        let parts: Vec<Outcome> = parts(&outcome, RESULT_BATCH_BYTES_MAX).collect();
+        assert!(parts.len() > 3 && parts.iter().all(|part| part.check().is_ok()), "{}", parts.len());
+        assert!(parts.iter().all(|part| serde_json::to_vec(part).unwrap().len() < SERVER_PAYLOAD_BYTES_MAX / 2));
+        let all: Vec<u32> = parts.iter().flat_map(|part| part.ends().map(|(item, _)| item)).collect();
+        assert_eq!(all, (0..256).collect::<Vec<u32>>());
+        assert_eq!(parts.iter().map(|part| part.not_done.len()).sum::<usize>(), outcome.not_done.len());
+        assert_eq!((&parts[0].bytes, &parts[parts.len() - 1].bytes), (&vec![0], &vec![255]));
+        assert_eq!(super::parts(&outcome, 0).count(), 256);
     }
 }

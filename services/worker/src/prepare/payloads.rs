@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millpond::bus::Bus;
 use millpond::bus::publish::payloads::GetError;
-use millpond::payload::PayloadRef;
+use millpond::payload::{PayloadRef, without_mark};
 use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -95,7 +95,7 @@ impl PayloadFetcher {
         let memory = self.memory.clone().acquire_many_owned(permits).await.map_err(closed)?;
         let _fetch = self.fetches.acquire().await.map_err(closed)?;
         let bytes = self.bus.get_payload_bytes(at, PAYLOAD_MEMORY_BYTES_MAX).await?;
-        if json_only && serde_json::from_slice::<&RawValue>(&bytes).is_err() {
+        if json_only && serde_json::from_slice::<&RawValue>(without_mark(&bytes)).is_err() {
             let (mut file, spooled) = self.spool.create().await.map_err(GetError::Write)?;
             file.write_all(&bytes).await.map_err(GetError::Write)?;
             file.flush().await.map_err(GetError::Write)?;

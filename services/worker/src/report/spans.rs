@@ -77,7 +77,7 @@ impl AttemptSpans {
         }
         let failures = ends.iter().filter_map(|end| match end {
             CallEnd::Failed(failure) => Some(failure),
-            CallEnd::Done(_) | CallEnd::NotRun => None,
+            CallEnd::Done(_) | CallEnd::Bytes(_) | CallEnd::NotRun => None,
         });
         let failures: Vec<&Failure> = failures.collect();
         let place = (self.attempt, Some(self.parent.unwrap_or(self.wait)));

@@ -167,7 +167,7 @@ mod tests {
 
     fn kind(end: &CallEnd) -> &str {
         match end {
-            CallEnd::Done(_) => "done",
+            CallEnd::Done(_) | CallEnd::Bytes(_) => "done",
             CallEnd::Failed(failure) => &failure.kind,
             CallEnd::NotRun => "not_run",
         }

@@ -54,13 +54,16 @@ impl Remainder<'_> {
         let rest = Items { of: self.items.of, from: self.items.from + started, len };
         let task = &self.lease.task;
         let reason = format!("h{}-{}", task.attempt, self.started_ms);
-        let stored =
-            publish_all(&self.context.bus, &halves(task, rest, self.arguments.as_slice(), &reason, None)).await;
+        let halves = halves(task, rest, self.arguments.as_slice(), &reason, None);
+        let refused = match publish_all(&self.context.bus, halves).await {
+            Ok(refused) => refused.into_iter().next().map(|(_, error)| error),
+            Err(error) => Some(error),
+        };
         failpoint::hit("run.remainder_republished");
         // Else they are still this message's own, and the settlement publishes them.
-        if let Err(error) = &stored {
+        if let Some(error) = &refused {
             tracing::error!(task_id = %task.id(), %error, "the rest of a batch cannot be published again");
         }
-        stored.is_ok().then_some(rest)
+        refused.is_none().then_some(rest)
     }
 }

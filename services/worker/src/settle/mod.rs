@@ -16,6 +16,8 @@ use crate::cancellations::CancelledPart;
 use crate::context::WorkerContext;
 use crate::outbox::{Outbox, Settlement};
 
+/// How long until what the server refuses for good is tried again.
+const REFUSED_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// How long to keep a lease whose effects the server refused, before it is abandoned.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -33,6 +35,7 @@ pub(crate) async fn settle(context: &WorkerContext, finished: Finished) {
     for ((item, end), argument) in (task.items.map_or(0, |items| items.from)..).zip(ends).zip(arguments) {
         match end {
             CallEnd::Done(value) => outbox.done(value),
+            CallEnd::Bytes(value) => outbox.done_bytes(item, value),
             _ if cancelled.as_ref().is_some_and(|cancelled| cancelled.covers(item)) => outbox.cancelled(item),
             CallEnd::Failed(failure) => outbox.failed(item, failure, argument.clone(), policy),
             CallEnd::NotRun if republished.is_some_and(|rest| item >= rest.from) => outbox.left_to_others(item),
@@ -45,10 +48,29 @@ pub(crate) async fn settle(context: &WorkerContext, finished: Finished) {
         outbox.continue_chain();
     }
     let tally = outbox.tally();
-    let published = scope.around(outbox.publish(context)).await;
+    let published = scope.around(publish(context, &mut outbox)).await;
     scope.around(acknowledge(context, lease, published)).await;
     stats.ran(time.busy, settling.elapsed());
     stats.count(tally);
+}
+
+/// Publishes what an attempt leads to. What the server refuses for good is tried again from time to time while the lease is held:
+/// the handler does not run again for it, and an operator who mends the server loses nothing.
+async fn publish(context: &WorkerContext, outbox: &mut Outbox<'_>) -> Result<Settlement, PublishError> {
+    loop {
+        match outbox.publish(context).await {
+            Err(error) if error.is_permanent() => Box::pin(hold(context, error)).await?,
+            published => return published,
+        }
+    }
+}
+
+async fn hold(context: &WorkerContext, error: PublishError) -> Result<(), PublishError> {
+    tracing::error!(%error, again_after = ?REFUSED_AGAIN_AFTER, "the server refuses how a task ended, however little is said; it is kept and tried again");
+    tokio::select! {
+        () = context.draining.cancelled() => Err(error),
+        () = tokio::time::sleep(REFUSED_AGAIN_AFTER) => Ok(()),
+    }
 }
 
 /// Ends a lease once its effects are stored. If they could not be stored, nothing is acknowledged: the lease is

@@ -8,7 +8,7 @@ use crate::attempt::{Arguments, Disposition, TurnedAway};
 use crate::context::WorkerContext;
 use crate::outbox::Outbox;
 
-use super::acknowledge;
+use super::{acknowledge, publish};
 
 /// When the halves of a batch that kills workers may start.
 const SPLIT_DELAY: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ async fn settle_unrun(context: &WorkerContext, lease: Lease, fill: impl FnOnce(&
     let mut outbox = Outbox::without_run(&lease.task, &context.worker);
     fill(&mut outbox);
     let tally = outbox.tally();
-    let published = outbox.publish(context).await;
+    let published = publish(context, &mut outbox).await;
     acknowledge(context, lease, published).await;
     stats.count(tally);
 }

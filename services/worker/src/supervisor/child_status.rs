@@ -7,7 +7,9 @@ use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use millpond::outcome::{ChildEvidence, EVIDENCE_LINES_MAX, EVIDENCE_LOG_BYTES_MAX, cut};
+use millpond::outcome::{
+    ChildEvidence, EVIDENCE_LINE_BYTES_MAX, EVIDENCE_LINES_MAX, EVIDENCE_LOG_BYTES_MAX, cut, json_bytes,
+};
 use millpond::telemetry::TraceContext;
 use millpond::worker_record::{ChildRecord, ChildState};
 
@@ -16,8 +18,6 @@ use crate::call::Call;
 
 /// Longest note that a child may send with its progress, in bytes; a longer one is cut.
 const PROGRESS_NOTE_BYTES_MAX: usize = 200;
-/// Longest log line that is kept for the evidence of a failure, in bytes; a longer one is cut.
-const EVIDENCE_LINE_BYTES_MAX: usize = EVIDENCE_LOG_BYTES_MAX / 8;
 
 /// The task that a child works on.
 #[derive(Debug, Clone)]
@@ -132,13 +132,13 @@ impl ChildStatus {
     pub(crate) fn logged(&self, line: &str) {
         let mut observed = self.observed();
         let line = cut(line.to_owned(), EVIDENCE_LINE_BYTES_MAX);
-        observed.log_bytes += line.len();
+        observed.log_bytes += json_bytes(&line);
         if observed.first_line.is_none() {
             observed.first_line = Some(line.clone());
         }
         observed.log.push_back(line);
         while observed.log.len() > EVIDENCE_LINES_MAX || observed.log_bytes > EVIDENCE_LOG_BYTES_MAX {
-            observed.log_bytes -= observed.log.pop_front().map_or(0, |l| l.len());
+            observed.log_bytes -= observed.log.pop_front().map_or(0, |l| json_bytes(&l));
         }
     }
 

@@ -6,6 +6,8 @@ use std::borrow::Cow;
 
 use millpond::limits::RESULT_BYTES_MAX;
 use millpond::outcome::Failure;
+use millpond::payload::without_mark;
+use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
@@ -51,10 +53,10 @@ struct ChildLine<'a> {
     retry: Option<bool>,
     #[serde(default, skip_serializing)]
     ready: Option<bool>,
-    #[serde(default, skip_serializing)]
+    #[serde(default, skip_serializing, deserialize_with = "share")]
     progress: Option<f64>,
-    #[serde(default, borrow, skip_serializing)]
-    note: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing)]
+    note: Option<Text>,
 }
 
 /// Reads a field that is there; `null` is a value too.
@@ -62,19 +64,69 @@ fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, 
     <&RawValue>::deserialize(from).map(Some)
 }
 
+/// How far a task is, from 0 to 1, whatever number it is told by.
+fn share<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+    let said = <&RawValue>::deserialize(from)?.get();
+    if said.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
+        return Ok(said.parse().ok().map(|number: f64| number.clamp(0.0, 1.0)));
+    }
+    serde_json::from_str(said).map_err(D::Error::custom)
+}
+
+/// A text of a child. A lone surrogate, which Python and JavaScript write of a name that is no text or of half a character, becomes
+/// U+FFFD.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct AnyText;
+        impl Visitor<'_> for AnyText {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Text, E> {
+                Ok(Text(text.to_owned()))
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Text, E> {
+                Ok(Text(String::from_utf8_lossy(bytes).into_owned()))
+            }
+        }
+        // As bytes, the parser lets surrogates pass.
+        from.deserialize_bytes(AnyText)
+    }
+}
+
+/// An error of a handler.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct ErrorFields {
+    #[serde(rename = "type")]
+    kind: Option<Text>,
+    message: Option<Text>,
+    traceback: Option<Text>,
+}
+
 /// An error of a handler, or just its message.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum LineError {
-    Message(String),
-    Full {
-        #[serde(rename = "type", default)]
-        kind: Option<String>,
-        #[serde(default)]
-        message: Option<String>,
-        #[serde(default)]
-        traceback: Option<String>,
-    },
+#[derive(Serialize)]
+#[serde(transparent)]
+struct LineError(ErrorFields);
+
+impl<'de> Deserialize<'de> for LineError {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let said = <&RawValue>::deserialize(from)?.get();
+        let fields = if said.starts_with('"') {
+            serde_json::from_str(said).map(|message| ErrorFields { message: Some(message), ..ErrorFields::default() })
+        } else {
+            serde_json::from_str(said)
+        };
+        fields.map(Self).map_err(D::Error::custom)
+    }
 }
 
 /// What a child says in one line.
@@ -93,6 +145,7 @@ pub(crate) enum ChildMessage {
 /// # Errors
 /// A text that says what is wrong with the line.
 pub(crate) fn parse(line: &[u8]) -> Result<ChildMessage, String> {
+    let line = without_mark(line);
     let fields: ChildLine<'_> = serde_json::from_slice(line).map_err(|error| {
         let problem = if error.is_data() { "not an answer" } else { "no line of JSON" };
         format!("{:?} is {problem} ({error})", quoted(line))
@@ -100,21 +153,18 @@ pub(crate) fn parse(line: &[u8]) -> Result<ChildMessage, String> {
     if let Some(value) = fields.ok {
         return Ok(ChildMessage::Reply(Ok(value.to_owned())));
     }
-    if let Some(error) = fields.error {
-        let (kind, message, traceback) = match error {
-            LineError::Message(message) => (None, Some(message), None),
-            LineError::Full { kind, message, traceback } => (kind, message, traceback),
-        };
-        let mut failure = Failure::new(kind.unwrap_or_else(|| "error".to_owned()), message.unwrap_or_default());
+    if let Some(LineError(ErrorFields { kind, message, traceback })) = fields.error {
+        let kind = kind.map_or_else(|| "error".to_owned(), |kind| kind.0);
+        let mut failure = Failure::new(kind, message.unwrap_or_default().0);
         failure.retry = fields.retry.unwrap_or(true);
-        failure.traceback = traceback;
+        failure.traceback = traceback.map(|text| text.0);
         return Ok(ChildMessage::Reply(Err(failure)));
     }
     if fields.ready == Some(true) {
         return Ok(ChildMessage::Ready);
     }
     if fields.progress.is_some() || fields.note.is_some() {
-        return Ok(ChildMessage::Progress(fields.progress, fields.note.map(Cow::into_owned)));
+        return Ok(ChildMessage::Progress(fields.progress, fields.note.map(|text| text.0)));
     }
     Err(format!("{:?} has none of ok, error, progress, ready", quoted(line)))
 }
@@ -149,10 +199,12 @@ pub(crate) fn write_reply(reply: Reply, lines: &mut Vec<u8>) -> Result<(), Failu
         Err(failure) => (None, Some(failure)),
     };
     let retry = failure.as_ref().map(|failure| failure.retry);
-    let error = failure.map(|failure| LineError::Full {
-        kind: Some(failure.kind),
-        message: Some(failure.message),
-        traceback: failure.traceback,
+    let error = failure.map(|failure| {
+        LineError(ErrorFields {
+            kind: Some(Text(failure.kind)),
+            message: Some(Text(failure.message)),
+            traceback: failure.traceback.map(Text),
+        })
     });
     write_line(&ChildLine { ok: value.as_deref(), error, retry, ..ChildLine::default() }, lines)
 }
@@ -173,7 +225,13 @@ fn write_line(fields: &impl Serialize, lines: &mut Vec<u8>) -> Result<(), Failur
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Add;
+
+    use bytes::Bytes;
+
     use super::*;
+    use crate::supervisor::child_logs::log;
+    use crate::supervisor::child_status::ChildStatus;
 
     fn check(line: &str, expected: &str) {
         let parsed = match parse(line.as_bytes()) {
@@ -191,9 +249,21 @@ mod tests {
     fn a_line_of_a_child_is_parsed() {
         check(r#"{"ok": {"a": 1e400}}"#, r#"ok {"a": 1e400}"#);
         check(r#"{"ok": null}"#, "ok null");
+        check("\u{feff}{\"ok\": 1.0}", "ok 1.0");
+        for exact in ["18446744073709551617", r#"{"a":1,"a":2}"#, r#""\ud800""#, &"[".repeat(200).add(&"]".repeat(200))]
+        {
+            check(&format!(r#"{{"ok":{exact}}}"#), &format!("ok {exact}"));
+        }
         check(r#"{"error": {"type": "E", "message": "m", "traceback": "t"}, "retry": false}"#, "error E m false t");
         check(r#"{"error": "m"}"#, "error error m true");
         check(r#"{"progress": 0.5, "note": "half\n"}"#, r#"Progress(Some(0.5), Some("half\n"))"#);
+        check(
+            r#"{"error": {"type": "E\ud800", "message": "caf\udce9", "traceback": "t"}, "retry": false}"#,
+            "error E\u{fffd}",
+        );
+        check(r#"{"error": "\udce9 no"}"#, "error error \u{fffd}");
+        check(r#"{"progress": 1e400, "note": "\ud800"}"#, "Progress(Some(1.0)");
+        check(r#"{"progress": null, "note": "n"}"#, "Progress(None, Some(\"n\"))");
         check(r#"{"ready": true}"#, "Ready");
         check("hello", "wrong \"hello\" is no line of JSON");
         check(r#"{"progress": "half"}"#, "wrong \"{\\\"progress\\\": \\\"half\\\"}\" is not an answer (invalid type");
@@ -209,6 +279,28 @@ mod tests {
         line.clear();
         write_reply(Err(Failure::fatal("E", "m\n")), &mut line).unwrap();
         check(std::str::from_utf8(&line).unwrap(), "error E m\n false");
+    }
+
+    #[test]
+    fn fuzz_lines() {
+        let corpus = [
+            r#"{"ok": {"a": 1e400}}"#,
+            r#"{"error": {"type": "E", "message": "m", "traceback": "t"}, "retry": false}"#,
+            r#"{"error": "m"}"#,
+            r#"{"progress": 0.5, "note": "half\n"}"#,
+            r#"{"ready": true}"#,
+            r#"{"id":"a","kind":"k","args":{"n":1.0},"attempt":1,"deadline_ms":9,"traceparent":"00-t"}"#,
+        ];
+        crate::storm::storm("lines", &corpus, |input| {
+            match parse(input) {
+                Ok(ChildMessage::Reply(Ok(value))) => assert!(serde_json::from_str::<&RawValue>(value.get()).is_ok()),
+                Ok(ChildMessage::Progress(progress, _)) => assert!(progress.is_none_or(f64::is_finite)),
+                Ok(_) => {}
+                Err(wrong) => assert!(wrong.len() < QUOTED_BYTES_MAX * 12 + 500, "{}", wrong.len()),
+            }
+            let _ = serde_json::from_slice::<TaskLine<'_>>(input);
+            log(&ChildStatus::new("w", "k", 1, 0, 0), &Bytes::copy_from_slice(input));
+        });
     }
 
     #[test]

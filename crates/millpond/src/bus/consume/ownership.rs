@@ -13,6 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::bus::Bus;
 use crate::outcome::Items;
+use crate::wire::bounds::{self, Bounded};
 use crate::wire::decode::decode;
 use crate::wire::headers::HEADER_WORKER;
 use crate::wire::subject;
@@ -30,6 +31,13 @@ pub(in crate::bus) struct OwnershipQuery {
     pub(in crate::bus) attempt: u32,
 }
 
+impl Bounded for OwnershipQuery {
+    fn check(&self) -> Result<(), String> {
+        self.items.map_or(Ok(()), |items| items.check())?;
+        bounds::attempt(self.attempt)
+    }
+}
+
 /// What another worker knows of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -42,6 +50,8 @@ pub(super) enum OwnershipReply {
     #[serde(rename = "silence")]
     Unknown,
 }
+
+impl Bounded for OwnershipReply {}
 
 /// The subjects that this worker listens on, one per original id.
 #[derive(Default)]

@@ -6,6 +6,7 @@ use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::bus::read::buckets::{decode, encode, open};
 use crate::bus::topology::stream_state;
+use crate::wire::bounds::{self, Bounded};
 use crate::wire::streams::{BUCKET_SERVERS, STREAM_DUE, STREAM_TASKS};
 
 /// What each stream had stored when a server process was first seen: messages up to there may have been delivered
@@ -19,6 +20,12 @@ pub struct ServerRecord {
     /// When that was, Unix time in milliseconds; 0 of the first server of all, and in records of before there was this.
     #[serde(default)]
     pub seen_ms: i64,
+}
+
+impl Bounded for ServerRecord {
+    fn check(&self) -> Result<(), String> {
+        bounds::time("seen_ms", self.seen_ms)
+    }
 }
 
 impl Bus {

@@ -8,6 +8,7 @@ use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::bus::read::buckets::{decode, encode, open};
 use crate::limits::LEASE_SETTLED_KEEP;
+use crate::wire::bounds::{self, Bounded};
 use crate::wire::streams::BUCKET_STARTS;
 
 /// One start of a redelivered message that has not ended yet.
@@ -19,6 +20,12 @@ pub struct StartEntry {
     pub worker: String,
     /// Unix time in milliseconds.
     pub at_ms: i64,
+}
+
+impl Bounded for StartEntry {
+    fn check(&self) -> Result<(), String> {
+        bounds::time("at_ms", self.at_ms)
+    }
 }
 
 /// The starts bucket. A key is `<stream>.<stream epoch>.<sequence>`, its value the starts without an end.

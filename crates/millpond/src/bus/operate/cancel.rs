@@ -14,6 +14,7 @@ use crate::bus::topology::stream_state;
 use crate::job::{JobRecord, JobState};
 use crate::outcome::{CancelledJob, NotDone, NotDoneState, Outcome, ResultBatch};
 use crate::task::{Arrival, Origin, Task};
+use crate::wire::bounds::Bounded;
 use crate::wire::headers::HEADER_MSG_ID;
 use crate::wire::streams::{BUCKET_CANCELS, STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject;
@@ -52,6 +53,8 @@ pub enum Tombstone {
         by: String,
     },
 }
+
+impl Bounded for Tombstone {}
 
 impl Tombstone {
     fn key(&self) -> String {
@@ -190,6 +193,7 @@ fn never_ran(task: &Task) -> Outcome {
         trace: None,
         span: None,
         results: items.clone().map(|_| RawValue::NULL.to_owned()).collect(),
+        bytes: Vec::new(),
         not_done: items.map(cancelled).collect(),
         refs: Vec::new(),
         continuation: None,

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::dead_letter::Evidence;
+use crate::wire::bounds::{self, Bounded};
 use crate::wire::decode::decode;
 use crate::wire::headers::Headers;
 
@@ -49,6 +50,12 @@ pub struct Replay {
     pub arguments: Option<Box<RawValue>>,
 }
 
+impl Bounded for Replay {
+    fn check(&self) -> Result<(), String> {
+        self.evidence.check()
+    }
+}
+
 /// A job that has ended, and the task that this starts.
 ///
 /// ```
@@ -80,6 +87,14 @@ pub struct JobEnded {
     pub purged: u64,
 }
 
+impl Bounded for JobEnded {
+    fn check(&self) -> Result<(), String> {
+        let Self { total, done, dead, cancelled, purged, .. } = *self;
+        let counts = [("total", total), ("done", done), ("dead", dead), ("cancelled", cancelled), ("purged", purged)];
+        counts.into_iter().try_for_each(|(what, n)| bounds::count(what, n))
+    }
+}
+
 impl JobEnded {
     /// The id of the task: one for each epoch of the job.
     #[must_use]
@@ -107,6 +122,8 @@ pub enum ControlReply {
     /// It is not, for this reason.
     Error(String),
 }
+
+impl Bounded for ControlReply {}
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]

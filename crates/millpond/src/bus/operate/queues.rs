@@ -13,6 +13,7 @@ use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::bus::read::buckets;
 use crate::bus::topology::stream_state;
+use crate::wire::bounds::{self, Bounded};
 use crate::wire::streams::{BUCKET_PURGES, STREAM_DUE, STREAM_TASKS, durable};
 
 /// How long a pause without an end lasts: the server wants a time.
@@ -105,6 +106,13 @@ pub struct PurgeRecord {
     pub by: String,
     /// When, Unix time in milliseconds.
     pub at_ms: i64,
+}
+
+impl Bounded for PurgeRecord {
+    fn check(&self) -> Result<(), String> {
+        bounds::count("count", self.count.unwrap_or(0))?;
+        bounds::time("at_ms", self.at_ms)
+    }
 }
 
 impl QueueState {

@@ -21,6 +21,7 @@ use crate::bus::topology::stream_state;
 use crate::bus::{Bus, to_nats};
 use crate::wire::headers::Headers;
 use crate::wire::number::WireMismatch;
+use crate::wire::server_errors::is_passing;
 use crate::wire::streams::STREAM_TASKS;
 
 /// Our clients stop at this share of the TASKS limit, in percent, so that other publishers have capacity.
@@ -96,6 +97,14 @@ pub enum PublishError {
     },
 }
 
+impl PublishError {
+    /// Whether the server refuses this message whenever it is sent: another one has to take its place.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::TooLarge { .. } | Self::Refused { .. } | Self::NotLast { .. })
+    }
+}
+
 /// How long a publisher goes on while the server does not answer, or a bounded queue is full. A full stream is waited
 /// for without an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,9 +128,6 @@ pub(in crate::bus) enum StoreFailure {
     Final(PublishError),
 }
 
-/// Error codes of a server that is busy: no leader or no quorum now (10008, 10118), another publish with the same
-/// condition is under way (10164), too many requests (10167).
-const BUSY: [u64; 4] = [10008, 10118, 10164, 10167];
 /// A "no stream" that lasts this long is believed.
 const NO_STREAM_FOR: Duration = Duration::from_secs(1);
 
@@ -245,16 +251,14 @@ fn judge(error: &NatsPublishError, subject: &str, bytes: usize) -> StoreFailure 
         PublishErrorKind::MaxPayloadExceeded => {
             StoreFailure::Final(PublishError::TooLarge { subject, bytes, reason: reason() })
         }
-        _ => match source.and_then(|s| s.downcast_ref::<jetstream::Error>()).map(jetstream::Error::error_code) {
-            Some(ErrorCode::STREAM_STORE_FAILED | ErrorCode::INSUFFICIENT_RESOURCES) => {
-                StoreFailure::Again(STREAM_FULL_WAIT)
-            }
-            Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM) => {
+        _ => match source.and_then(|s| s.downcast_ref::<jetstream::Error>()).map(|e| (e.error_code(), e.code() as u64))
+        {
+            Some((code, status)) if is_passing(code.0, status) => StoreFailure::Again(STREAM_FULL_WAIT),
+            Some((ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM, _)) => {
                 StoreFailure::Final(PublishError::TooLarge { subject, bytes, reason: reason() })
             }
-            Some(code) if BUSY.contains(&code.0) => StoreFailure::Again(STREAM_FULL_WAIT),
-            Some(ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID) => StoreFailure::NotStored,
-            Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE) => match newest(&reason()) {
+            Some((ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID, _)) => StoreFailure::NotStored,
+            Some((ErrorCode::STREAM_WRONG_LAST_SEQUENCE, _)) => match newest(&reason()) {
                 Some(newest) => StoreFailure::NotLast(newest),
                 None => StoreFailure::Final(PublishError::Refused { subject, reason: reason() }),
             },

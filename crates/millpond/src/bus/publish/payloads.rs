@@ -50,6 +50,17 @@ pub enum PutError {
     Store(#[from] PublishError),
 }
 
+impl PutError {
+    /// The same for a payload in memory, which can always be read.
+    #[must_use]
+    pub fn into_publish(self) -> PublishError {
+        match self {
+            Self::Store(error) => error,
+            Self::Read(error) => PublishError::Refused { subject: "a payload".to_owned(), reason: error.to_string() },
+        }
+    }
+}
+
 /// Why a payload could not be had from the store.
 #[derive(Debug, thiserror::Error)]
 pub enum GetError {

@@ -13,6 +13,7 @@ use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::bus::operate::queues::QueueState;
 use crate::bus::read::buckets;
+use crate::wire::bounds::{self, Bounded};
 use crate::wire::streams::{BUCKET_QUEUES, STREAM_TASKS};
 
 /// How long the server may take to answer.
@@ -29,6 +30,12 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 pub struct QueueSettings {
     /// Tasks that may wait in it, those that workers hold included; none: any number.
     pub max_waiting: Option<u64>,
+}
+
+impl Bounded for QueueSettings {
+    fn check(&self) -> Result<(), String> {
+        bounds::count("max_waiting", self.max_waiting.unwrap_or(0))
+    }
 }
 
 /// How full a bounded queue is.

@@ -164,8 +164,11 @@ async fn drive(inner: Arc<Inner>, subject: String) {
         let Some(batch) = inner.take(&subject) else { return };
         let (outcomes, waiting): (Vec<Vec<u8>>, Vec<_>) = batch.into_iter().map(|w| (w.json, w.stored)).unzip();
         let stored = inner.send(&subject, &outcomes).await;
-        for one in waiting {
-            let _ = one.send(stored.clone());
+        let alone = waiting.len() > 1 && stored.as_ref().is_err_and(PublishError::is_permanent);
+        for (one, outcome) in waiting.into_iter().zip(outcomes) {
+            // What the server refuses together may be stored alone: one bad outcome costs the others nothing.
+            let stored = if alone { inner.send(&subject, &[outcome]).await } else { stored.clone() };
+            let _ = one.send(stored);
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::bus::read::unix_ms;
 use crate::limits::LEASE_SETTLED_KEEP;
+use crate::wire::bounds::Bounded;
 use crate::wire::streams::BUCKET_WORKERS;
 use crate::worker_record::WORKER_LOST_AFTER;
 use crate::worker_record::{WorkerRecord, wire_number_unwritten};
@@ -113,7 +114,7 @@ pub(in crate::bus) fn encode<T: Serialize>(value: &T) -> Bytes {
 
 /// Reads a record; none when it is of another form (a newer version's, say).
 #[must_use]
-pub fn decode<T: DeserializeOwned>(value: &[u8]) -> Option<T> {
+pub fn decode<T: DeserializeOwned + Bounded>(value: &[u8]) -> Option<T> {
     crate::wire::decode::decode(value).ok()
 }
 
@@ -142,6 +143,8 @@ struct WireNumberOf {
     #[serde(default = "wire_number_unwritten")]
     wire: u32,
 }
+
+impl Bounded for WireNumberOf {}
 
 impl Bus {
     /// Writes a worker's record.

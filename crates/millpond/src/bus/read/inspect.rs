@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::bus::Bus;
+use crate::wire::bounds::Bounded;
 use crate::wire::decode::decode;
 use crate::wire::streams::{STREAM_DUE, STREAM_RESULTS, STREAM_TASKS};
 
@@ -50,6 +51,8 @@ pub struct StreamFacts {
 struct ServerTime {
     ts: String,
 }
+
+impl Bounded for ServerTime {}
 
 /// Reads the facts of the server.
 pub async fn server(bus: &Bus) -> ServerFacts {

@@ -116,7 +116,7 @@ impl JobResults {
             }
             (self.backlog, self.heard) = (self.backlog.saturating_sub(1), Instant::now());
             match read_results(&message.subject, &message.payload) {
-                Ok(OutcomeBody::Results(subject, batch)) => return (subject, batch),
+                Ok(OutcomeBody::Results(subject, batch, _)) => return (subject, batch),
                 Ok(OutcomeBody::Dead(..)) => {}
                 Err(error) => tracing::warn!(%error, subject = %message.subject, "a result batch cannot be read"),
             }
@@ -175,7 +175,7 @@ impl LiveResults {
             }
             tokio::select! {
                 Some(message) = self.messages.next() => match read_results(&message.subject, &message.payload) {
-                    Ok(OutcomeBody::Results(subject, batch)) => return (subject, batch),
+                    Ok(OutcomeBody::Results(subject, batch, _)) => return (subject, batch),
                     Ok(OutcomeBody::Dead(..)) => {}
                     Err(error) => tracing::warn!(%error, subject = %message.subject, "a result batch cannot be read"),
                 },

@@ -57,8 +57,8 @@ pub struct OutcomeMessage {
 /// The content of an [`OutcomeMessage`].
 #[derive(Debug)]
 pub enum OutcomeBody {
-    /// A batch of outcomes of one subject.
-    Results(TaskSubject, ResultBatch),
+    /// A batch of outcomes of one subject, and what is wrong with those that were taken out because they cannot be read.
+    Results(TaskSubject, ResultBatch, Vec<String>),
     /// A dead letter; the task's own bytes are the message's payload.
     Dead(TaskSubject, Box<Evidence>),
 }
@@ -224,16 +224,17 @@ fn read(from: OutcomeStream, message: jetstream::Message) -> Option<(OutcomeMess
     Some((OutcomeMessage { seq, stored_ms, body, payload: message.payload, headers, again }, Receipt(acker)))
 }
 
-pub(super) fn read_results(subject: &str, payload: &[u8]) -> Result<OutcomeBody, String> {
+pub(crate) fn read_results(subject: &str, payload: &[u8]) -> Result<OutcomeBody, String> {
     let subject = parse_results(subject).map_err(|e| e.to_string())?;
-    let batch = decode(payload).map_err(|e| e.to_string())?;
-    Ok(OutcomeBody::Results(subject, batch))
+    let mut batch: ResultBatch = decode(payload).map_err(|e| e.to_string())?;
+    let bad = batch.take_bad();
+    Ok(OutcomeBody::Results(subject, batch, bad))
 }
 
-fn read_dead(subject: &str, headers: &Headers) -> Result<OutcomeBody, String> {
+pub(crate) fn read_dead(subject: &str, headers: &Headers) -> Result<OutcomeBody, String> {
     let subject = parse_dead(subject).map_err(|e| e.to_string())?;
     let header = headers.iter().find(|(n, _)| n == HEADER_DEAD);
     let (_, text) = header.ok_or_else(|| format!("header {HEADER_DEAD} is missing"))?;
-    let evidence: Evidence = decode(text.as_bytes()).map_err(|e| e.to_string())?;
+    let evidence: Evidence = decode(text.as_bytes()).map_err(|e| format!("header {HEADER_DEAD}: {e}"))?;
     Ok(OutcomeBody::Dead(subject, Box::new(evidence)))
 }

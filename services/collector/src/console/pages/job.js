@@ -66,7 +66,7 @@ function result(row) {
     return known(row.result_bytes)
       ? link(route("/task", { id: row.id, queue: row.queue }), `${num(row.result_bytes)} bytes`)
       : "–";
-  const text = "result" in row && !row.ref ? JSON.stringify(row.result) : null;
+  const text = "result" in row && !row.ref ? (row.result?.text ?? "null") : null;
   if (text !== null && text.length <= INLINE_CHARS_MAX) return h("code.value", {}, text);
   return h("details", {}, h("summary", {}, text ? `${text.slice(0, 80)}…` : "Show"), shown);
 }

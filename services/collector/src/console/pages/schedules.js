@@ -21,9 +21,11 @@ function details(row) {
       ["Attempts at the most", known(row.attempts_max) ? num(row.attempts_max) : "of its kind"],
     ),
     h("h2", {}, "Arguments"),
-    row.args === null || row.args === undefined
-      ? h("p.muted", {}, "none, or not JSON")
-      : block(`Arguments of ${row.name}`, row.args, { name: `${row.name}.json` }),
+    row.args_base64 !== undefined && h("p.muted", {}, "Not JSON; in base64."),
+    block(`Arguments of ${row.name}`, row.args, {
+      name: `${row.name}.json`,
+      text: row.args_text ?? row.args_base64 ?? null,
+    }),
     h("h2", {}, row.paused ? "Go on, or remove it" : "Pause or remove it"),
     command(`millpond schedule ${row.paused ? "resume" : "pause"} ${row.name}`),
     command(`millpond schedule rm ${row.name}`),

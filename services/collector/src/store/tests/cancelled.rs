@@ -8,7 +8,7 @@ use millpond_api::jobs::JobStatus;
 
 fn cancelled(epoch: u32) -> OutcomeMessage {
     let cancelled = Some(CancelledJob { job: "j".into(), epoch, by: "o".into(), at_ms: 5 });
-    message(OutcomeBody::Results(subject(), ResultBatch { cancelled, ..pack() }), b"")
+    message(OutcomeBody::Results(subject(), ResultBatch { cancelled, ..pack() }, Vec::new()), b"")
 }
 
 fn record(epoch: u32, state: JobState) -> JobRecord {
@@ -102,7 +102,7 @@ async fn a_later_epoch_is_another_job_under_the_same_name() {
 
 /// A message of another job than `j`.
 fn of(job: &str, mut message: OutcomeMessage) -> OutcomeMessage {
-    if let Ok(OutcomeBody::Results(subject, pack)) = &mut message.body {
+    if let Ok(OutcomeBody::Results(subject, pack, _)) = &mut message.body {
         *subject = TaskSubject::new("q", "k", Some(job.to_owned())).unwrap();
         pack.cancelled.iter_mut().for_each(|cancelled| job.clone_into(&mut cancelled.job));
     }

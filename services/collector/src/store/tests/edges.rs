@@ -2,6 +2,7 @@
 
 use millpond::outcome::StoredResult;
 use millpond::payload::PayloadRef;
+use millpond::wire::decode::decode;
 
 use super::*;
 
@@ -9,7 +10,7 @@ use super::*;
 fn texts(root: &str, items: Option<Items>, results: &[&str]) -> OutcomeMessage {
     let ends: Vec<Result<i32, NotDoneState>> = results.iter().map(|_| Ok(0)).collect();
     let mut message = outcome(root, items, 1, &ends);
-    if let Ok(OutcomeBody::Results(_, pack)) = &mut message.body {
+    if let Ok(OutcomeBody::Results(_, pack, _)) = &mut message.body {
         pack.outcomes[0].results = results.iter().map(|r| RawValue::from_string((*r).to_owned()).unwrap()).collect();
     }
     message
@@ -27,6 +28,9 @@ async fn results_are_shown_as_they_came() {
         (r#"{"b":1,"a":2,"b":3}"#, r#""result":{"b":1,"a":2,"b":3}"#),
         ("1.10", r#""result":1.10"#),
         // What common parsers refuse must not make the rest of the page unreadable.
+        ("1.0", r#""result":1.0"#),
+        ("18446744073709551617", r#""result":18446744073709551617"#),
+        (r#"{"a":1,"a":2}"#, r#""result":{"a":1,"a":2}"#),
         ("1e999", r#""result_text":"1e999""#),
         (r#""\ud800""#, r#""result_text":"\"\\ud800\"""#),
     ];
@@ -42,9 +46,74 @@ async fn results_are_shown_as_they_came() {
 }
 
 #[tokio::test]
+async fn bytes_are_shown_as_base64_and_marked_and_the_same_json_is_not() {
+    let shown_as = r#"{"base64":"6Q=="}"#;
+    let (_dir, store) = store().await;
+    let (mut lone, mut batch) =
+        (texts("t", None, &[shown_as]), texts("b", Some(Items::whole(3)), &[shown_as, "1", shown_as]));
+    for (message, items) in [(&mut lone, vec![0]), (&mut batch, vec![2])] {
+        let Ok(OutcomeBody::Results(_, pack, _)) = &mut message.body else { unreachable!() };
+        pack.outcomes[0].bytes = items;
+    }
+    merge(&store, &[lone, batch, texts("json", None, &[shown_as])]).await;
+    let mark = r#""result":{"base64":"6Q=="},"result_is_bytes":true"#;
+    for (id, marked) in [("t", true), ("b/2", true), ("b/0", false), ("json", false)] {
+        let found = shown(&store.task(id, None).await.unwrap());
+        assert!(found.contains(r#""result":{"base64":"6Q=="}"#) && found.contains(mark) == marked, "{id}: {found}");
+    }
+    assert!(shown(&store.task("b", None).await.unwrap()).contains(r#""bytes_items":[2]"#));
+    let ends = shown(&store.job_results("j", 0, 1000, None).await.unwrap().0);
+    assert_eq!((ends.matches(mark).count(), ends.matches("base64").count()), (2, 4), "{ends}");
+}
+
+#[tokio::test]
+async fn arguments_of_a_dead_letter_are_shown_as_they_came() {
+    for (payload, wanted) in [
+        (&b"12345678901234567890123"[..], r#""payload":12345678901234567890123"#),
+        (b"1.0", r#""payload":1.0"#),
+        (br#"{"a":1,"a":2}"#, r#""payload":{"a":1,"a":2}"#),
+        (b"1e400", r#""payload_text":"1e400""#),
+        (b"null", r#""payload":null"#),
+        (b"twelve", r#""payload_base64":"dHdlbHZl""#),
+        (b"\"\xff\"", r#""payload_base64":"Iv8i""#),
+    ] {
+        let (_dir, store) = store().await;
+        merge(&store, &[OutcomeMessage { payload: Bytes::from_static(payload), ..dead("t", None, 1) }]).await;
+        let found = shown(&store.dead_letter("t", None).await.unwrap());
+        assert!(found.contains(wanted), "{wanted}: {found}");
+    }
+}
+
+#[test]
+fn fuzz_merges() {
+    const CORPUS: [&str; 2] = [
+        include_str!("../../../../../tests/corpus/pack.json"),
+        include_str!("../../../../../tests/corpus/evidence.json"),
+    ];
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (_dir, store) = runtime.block_on(store());
+    crate::storm::storm("merges", &CORPUS, |input| {
+        let body = match (decode::<Evidence>(input), decode::<ResultBatch>(input)) {
+            (Ok(evidence), _) => OutcomeBody::Dead(subject(), Box::new(evidence)),
+            (_, Ok(mut pack)) => {
+                let bad = pack.take_bad();
+                OutcomeBody::Results(subject(), pack, bad)
+            }
+            _ => return,
+        };
+        runtime.block_on(async {
+            store.merge(OutcomeStream::Results, &[message(body, b"1")]).await.unwrap();
+            store.job_results("j", 0, 100, None).await.unwrap();
+            store.tasks(&TaskQuery::default(), PAGE).await.unwrap();
+            store.dead_letters(&DeadLetterQuery::default(), PAGE).await.unwrap();
+        });
+    });
+}
+
+#[tokio::test]
 async fn a_result_that_is_null_is_a_result() {
     let mut half = texts("b", Some(Items::whole(2)), &["null", "null"]);
-    if let Ok(OutcomeBody::Results(_, pack)) = &mut half.body {
+    if let Ok(OutcomeBody::Results(_, pack, _)) = &mut half.body {
         pack.outcomes[0].not_done =
             vec![NotDone { item: 1, end: NotDoneState::Remainder, failure: None, due_ms: None }];
     }
@@ -74,11 +143,12 @@ async fn an_outcome_that_does_not_fit_is_kept_aside() {
     ] {
         let (_dir, store) = store().await;
         let mut bad = outcome("x", None, 1, &[]);
-        if let Ok(OutcomeBody::Results(_, pack)) = &mut bad.body {
+        if let Ok(OutcomeBody::Results(_, pack, refused)) = &mut bad.body {
             pack.outcomes[0].items = Some(items);
             pack.outcomes[0].results = vec![RawValue::NULL.to_owned(); results];
-            let Ok(OutcomeBody::Results(_, good)) = outcome("good", None, 1, &[Ok(1)]).body else { unreachable!() };
+            let Ok(OutcomeBody::Results(_, good, _)) = outcome("good", None, 1, &[Ok(1)]).body else { unreachable!() };
             pack.outcomes.extend(good.outcomes);
+            *refused = pack.take_bad();
         }
         merge(&store, &[bad]).await;
         assert_eq!(status(&store, "good").await, "done", "{items:?}");
@@ -92,7 +162,7 @@ async fn tasks_of_a_job_without_a_place_in_it_come_last() {
     let (_dir, store) = store().await;
     let mut messages: Vec<OutcomeMessage> = (0..3).map(|n| outcome(&format!("bare-{n}"), None, 1, &[Ok(n)])).collect();
     for message in &mut messages {
-        if let Ok(OutcomeBody::Results(_, pack)) = &mut message.body {
+        if let Ok(OutcomeBody::Results(_, pack, _)) = &mut message.body {
             pack.outcomes[0].index = None;
         }
     }
@@ -156,7 +226,7 @@ async fn large_results_are_kept_as_references() {
     let (_dir, store) = store().await;
     let at = |object: &str| PayloadRef { object: object.into(), size: 9, sha256: "0".repeat(64) };
     let with_ref = |mut message: OutcomeMessage, item: u32, object: &str| {
-        if let Ok(OutcomeBody::Results(_, pack)) = &mut message.body {
+        if let Ok(OutcomeBody::Results(_, pack, _)) = &mut message.body {
             pack.outcomes[0].refs = vec![StoredResult { item, at: at(object) }];
         }
         message

@@ -12,7 +12,7 @@ use crate::store::QueueSample;
 fn timed(id: &str, published_ms: i64, stored_ms: i64, end: Result<i32, NotDoneState>) -> OutcomeMessage {
     let mut message = outcome(id, None, 1, &[end]);
     message.stored_ms = stored_ms;
-    if let Ok(OutcomeBody::Results(_, pack)) = &mut message.body {
+    if let Ok(OutcomeBody::Results(_, pack, _)) = &mut message.body {
         let outcome = &mut pack.outcomes[0];
         (outcome.published_ms, outcome.started_ms, outcome.ended_ms) = (published_ms, published_ms + 1, stored_ms);
         for not_done in &mut outcome.not_done {
@@ -43,7 +43,7 @@ async fn tasks_are_found_by_what_their_errors_say() {
     story.push(timed("well", 9, 9, Ok(1)));
     // What is done later is found by what went wrong before.
     let mut done = timed("t1", 1, 8, Ok(1));
-    if let Ok(OutcomeBody::Results(_, pack)) = &mut done.body {
+    if let Ok(OutcomeBody::Results(_, pack, _)) = &mut done.body {
         pack.outcomes[0].attempt = 2;
     }
     story.push(done);
@@ -199,7 +199,7 @@ async fn what_is_old_is_forgotten_and_what_waits_is_not() {
 
 fn cancelled(job: &str) -> OutcomeMessage {
     let cancelled = Some(CancelledJob { job: job.into(), epoch: 1, by: "o".into(), at_ms: 5 });
-    message(OutcomeBody::Results(subject(), ResultBatch { cancelled, ..pack() }), b"")
+    message(OutcomeBody::Results(subject(), ResultBatch { cancelled, ..pack() }, Vec::new()), b"")
 }
 
 #[tokio::test]
@@ -230,7 +230,7 @@ async fn a_store_that_is_too_large_forgets_the_oldest() {
         let mut messages: Vec<OutcomeMessage> =
             (0..200).map(|n| timed(&format!("t{some}-{n}"), now + some * 200 + n, now, Ok(1))).collect();
         for message in &mut messages {
-            if let Ok(OutcomeBody::Results(_, pack)) = &mut message.body {
+            if let Ok(OutcomeBody::Results(_, pack, _)) = &mut message.body {
                 pack.outcomes[0].results = vec![RawValue::from_string(format!("\"{}\"", text())).unwrap()];
             }
         }

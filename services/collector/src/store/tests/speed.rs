@@ -23,7 +23,7 @@ fn pull(pull: usize) -> Vec<OutcomeMessage> {
         let one = |n: usize| {
             let end = if n % 1000 == 7 { Err(NotDoneState::Dead) } else { Ok(7) };
             let mut message = outcome(&format!("j{}.1/{}", n / 100_000, n % 100_000), None, 1, &[end]);
-            let Ok(OutcomeBody::Results(_, pack)) = &mut message.body else { unreachable!() };
+            let Ok(OutcomeBody::Results(_, pack, _)) = &mut message.body else { unreachable!() };
             let outcome = pack.outcomes.remove(0);
             let (trace, at) = (Some(format!("{n:032x}")), n as i64 + 1_000_000);
             let index = Some(n as u64 % 100_000);
@@ -33,8 +33,10 @@ fn pull(pull: usize) -> Vec<OutcomeMessage> {
         let job = Some(format!("j{}", first / 100_000));
         let subject = TaskSubject::new(format!("q{}", pack % 3), format!("k{}", first / OUTCOMES % 20), job).unwrap();
         let worker = format!("w{}", pack % 10);
-        let mut message =
-            message(OutcomeBody::Results(subject, ResultBatch { v: 1, worker, outcomes, cancelled: None }), b"");
+        let mut message = message(
+            OutcomeBody::Results(subject, ResultBatch { v: 1, worker, outcomes, cancelled: None }, Vec::new()),
+            b"",
+        );
         message.stored_ms = first as i64 + 1_000_000;
         message
     };

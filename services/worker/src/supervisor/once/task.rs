@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use millpond::limits::RESULT_BYTES_MAX;
 use millpond::outcome::Failure;
+use millpond::payload::without_mark;
 use serde_json::value::RawValue;
 use tokio::fs::File;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -98,22 +99,23 @@ fn call_end(process: &ChildProcess, end: ProcessEnd, memory_max: Option<u64>) ->
             let text = format!("it wrote more than {RESULT_BYTES_MAX} bytes to standard output");
             return CallEnd::of(Err(Failure::fatal("result_too_large", text)));
         }
-        return CallEnd::of(result_of(&end.output.stdout));
+        return result_of(&end.output.stdout);
     }
     let mut failure = process.failure(end.exit, memory_max, end.killed);
     failure.retry = end.exit.code() != Some(EXIT_DATA);
     CallEnd::of(Err(failure))
 }
 
-/// The output as a result: JSON as it is, other text without the line end at its end, no output as null.
-fn result_of(output: &[u8]) -> Result<Box<RawValue>, Failure> {
-    let text = String::from_utf8_lossy(output);
+/// The output as a result: JSON as it is, other text without the line end at its end, no output as null, and what is no text
+/// as bytes. A byte order mark at its start belongs to no value.
+fn result_of(output: &[u8]) -> CallEnd {
+    let Ok(text) = std::str::from_utf8(without_mark(output)) else { return CallEnd::of_bytes(output) };
     let text = text.trim_end_matches(['\n', '\r']);
-    match serde_json::from_str::<&RawValue>(text) {
+    CallEnd::of(match serde_json::from_str::<&RawValue>(text) {
         Ok(value) => Ok(value.to_owned()),
         Err(_) if text.is_empty() => Ok(RawValue::NULL.to_owned()),
         Err(_) => reply(&text),
-    }
+    })
 }
 
 /// Gives the process its input, reads what it writes, and ends it when it takes too long. No process of it is left then.
@@ -234,7 +236,18 @@ mod tests {
     use super::*;
 
     fn check(output: &str, expected: &str) {
-        assert_eq!(result_of(output.as_bytes()).unwrap().get(), expected);
+        let CallEnd::Done(value) = result_of(output.as_bytes()) else { panic!("{output:?} is a result") };
+        assert_eq!(value.get(), expected);
+    }
+
+    #[test]
+    fn what_is_no_text_becomes_bytes() {
+        for (output, expected) in
+            [(&b"caf\xe9\n"[..], "Y2Fm6Qo="), (b"\"\xff\"", "Iv8i"), (b"\xef\xbb\xbf\xff", "77u//w==")]
+        {
+            let CallEnd::Bytes(value) = result_of(output) else { panic!("{output:?} is bytes") };
+            assert_eq!(value.get(), format!(r#"{{"base64":"{expected}"}}"#));
+        }
     }
 
     #[test]
@@ -242,6 +255,14 @@ mod tests {
         check("144\n", "144");
         check("{\"a\": 1}\r\n", "{\"a\": 1}");
         check("two words\n", "\"two words\"");
+        check("\u{feff}42", "42");
+        check("\u{feff}two words", "\"two words\"");
+        check("\u{feff}", "null");
+        for exact in
+            ["18446744073709551617", "1.0", "1e400", r#"{"a":1,"a":2}"#, r#""\ud800""#, "0.10000000000000000555"]
+        {
+            check(exact, exact);
+        }
         check("", "null");
         check("a\nb\n", "\"a\\nb\"");
     }
