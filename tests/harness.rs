@@ -142,6 +142,25 @@ impl NatsServer {
         self.process = Self::spawn(self.dir.path(), self.port, &self.secrets);
     }
 
+    /// The server's answer to a request in the role of `setup`.
+    pub async fn asked(&self, subject: &str, body: &Value) -> Value {
+        // A busy machine may be too late for the server's patience with who connects.
+        let client = until("a connection", PATIENCE, async || {
+            let options = async_nats::ConnectOptions::new().custom_inbox_prefix("_INBOX_setup");
+            let options = options.user_and_password("setup".into(), self.secrets.passwords["setup"].clone());
+            options.connect(format!("127.0.0.1:{}", self.port)).await.ok()
+        })
+        .await;
+        let answer = client.request(subject.to_owned(), body.to_string().into()).await.unwrap();
+        serde_json::from_slice(&answer.payload).unwrap()
+    }
+
+    /// How many consumers a stream has.
+    pub async fn consumers(&self, stream: &str) -> u64 {
+        let info = self.asked(&format!("$JS.API.STREAM.INFO.{stream}"), &Value::Null).await;
+        info["state"]["consumer_count"].as_u64().unwrap()
+    }
+
     pub async fn bus(&self, role: Role) -> Bus {
         Bus::connect(&self.url(role.name()), role, "test", PATIENCE).await.unwrap()
     }

@@ -203,6 +203,7 @@ async fn collector_publishes_no_tasks() {
         "dead.default.square",
         "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
         "$JS.ACK.TASKS.q-default.1.1.1.1.1",
+        "$JS.API.CONSUMER.DELETE.RESULTS.collector",
         "$KV.millpond_workers.w1",
         "$O.millpond_payloads.C.x",
         "$JS.API.DIRECT.GET.OBJ_millpond_payloads",

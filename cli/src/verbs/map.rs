@@ -143,7 +143,7 @@ async fn follow(
 ) -> anyhow::Result<ExitCode> {
     let mut report = MapReport::new(args, total);
     let mut hint = std::pin::pin!(hints::no_worker(env, &args.runner.queue, &args.kind));
-    let mut first = true;
+    let (mut first, mut is_told) = (true, false);
     let ended = loop {
         let item = tokio::select! {
             biased;
@@ -157,6 +157,9 @@ async fn follow(
             () = tokio::time::sleep(WRITE_EVERY) => {
                 if let Err(error) = report.flush(&run) {
                     break Err(error);
+                }
+                if run.waits_for_reader() && !std::mem::replace(&mut is_told, true) {
+                    note!("millpond: nats-server allows no more readers of results now; waiting for one that ends");
                 }
                 continue;
             }

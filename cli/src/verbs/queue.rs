@@ -1,4 +1,4 @@
-//! `queue ls|set|pause|resume|purge`, through the collector.
+//! `queue ls|set|pause|resume|purge|rm`, through the collector.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -8,7 +8,7 @@ use anyhow::bail;
 use clap::Subcommand;
 use millpond::bus::operate::queues::PurgeRecord;
 use millpond::config::duration;
-use millpond_api::queues::{PauseQueue, PurgeQueue, QueueLimit, QueuePaused, QueueRow, SetQueueLimit};
+use millpond_api::queues::{PauseQueue, PurgeQueue, QueueLimit, QueuePaused, QueueRemoved, QueueRow, SetQueueLimit};
 use serde::Serialize;
 
 use super::listing::Listing;
@@ -84,6 +84,14 @@ pub enum QueueCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Remove a queue that has no tasks, schedules, limit, pause or workers. A worker that serves it later makes it anew.
+    Rm {
+        /// Name of the queue.
+        queue: String,
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 const QUEUES: Listing<QueueRow> = Listing {
@@ -130,6 +138,10 @@ pub async fn run(command: QueueCommand, env: &ClusterEnv) -> anyhow::Result<Exit
             }
             let purged: PurgeRecord = api.post(&path(&queue, "purge"), &PurgeQueue { kind, keep_running }).await?;
             report(&purged, json, &format!("{} messages removed", optional(purged.count)))?;
+        }
+        QueueCommand::Rm { queue, json } => {
+            let removed: QueueRemoved = api.post(&path(&queue, "remove"), &NoBody {}).await?;
+            report(&removed, json, &format!("queue {queue} is removed"))?;
         }
     }
     Ok(ExitCode::SUCCESS)

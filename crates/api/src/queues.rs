@@ -1,4 +1,4 @@
-//! Queues: rows of the list, pause, purge and limit. What a purge answers is its record,
+//! Queues: rows of the list, pause, purge, limit and removal. What a purge answers is its record,
 //! [`PurgeRecord`](millpond::bus::operate::queues::PurgeRecord).
 
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -81,4 +81,13 @@ pub struct QueueLimit {
     pub queue: String,
     /// Tasks that may wait in it; null: any number.
     pub max_waiting: Option<u64>,
+}
+
+/// A queue that was removed.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct QueueRemoved {
+    /// Its name.
+    pub queue: String,
+    /// True: it is gone.
+    pub removed: bool,
 }

@@ -14,6 +14,8 @@ pub const WORKER_HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 pub const WORKER_LOST_AFTER: Duration = Duration::from_secs(8);
 /// Children that a worker's record lists, at the most.
 pub const CHILDREN_LISTED_MAX: usize = 256;
+/// Unknown kinds that a worker's record lists, at the most.
+pub const UNKNOWN_KINDS_LISTED_MAX: usize = 20;
 
 const _: () = assert!(WORKER_HEARTBEAT_EVERY.as_millis() * 3 <= WORKER_LOST_AFTER.as_millis());
 
@@ -72,8 +74,12 @@ pub struct WorkerRecord {
     /// Where its health and metrics are served, `host:port`; none when they are not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
-    /// Kinds that it does not know and that lately came to it, as `<queue>.<kind>`, sorted.
+    /// Kinds that it does not know and that lately came to it, as `<queue>.<kind>`, sorted; [`UNKNOWN_KINDS_LISTED_MAX`] at
+    /// the most.
     pub unknown_kinds: Vec<String>,
+    /// How many such kinds there are beyond these.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unknown_kinds_more: u64,
     /// When the process started, Unix time in milliseconds.
     pub started_ms: i64,
     /// When this record was written, Unix time in milliseconds.
@@ -113,6 +119,10 @@ impl Bounded for ChildRecord {
         bounds::count("rss_bytes", self.rss_bytes)?;
         bounds::time("started_ms", self.started_ms)
     }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 pub(crate) fn wire_number_unwritten() -> u32 {

@@ -20,6 +20,10 @@ use crate::store::{Retention, StoreAt};
 const DEAD_RETENTION_DEFAULT: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How long the collector's store keeps tasks and jobs that have ended.
 const RETENTION_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long a queue that has nothing and that nobody uses keeps its consumers.
+const QUEUE_RETENTION_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+/// The shortest such time: the workers' records say within it who serves what.
+const QUEUE_RETENTION_MIN: Duration = Duration::from_secs(10);
 /// How long RESULTS and DEAD keep what the collector has stored, for clients that read late.
 const RESULTS_RETENTION_DEFAULT: Duration = Duration::from_secs(600);
 const NATS_URL: &str = "MILLPOND_COLLECTOR_NATS_URL";
@@ -72,6 +76,10 @@ pub struct Config {
     #[arg(long, env = "MILLPOND_COLLECTOR_RESULTS_KEEP", default_value_t = humantime::Duration::from(RESULTS_RETENTION_DEFAULT),
         value_parser = millpond::config::setting_duration)]
     pub results_keep: humantime::Duration,
+    /// How long a queue that has nothing, is not paused and is used by nobody keeps its consumers; 10s or more.
+    #[arg(long, env = "MILLPOND_COLLECTOR_QUEUE_KEEP", default_value_t = humantime::Duration::from(QUEUE_RETENTION_DEFAULT),
+        value_parser = millpond::config::setting_duration)]
+    pub queue_keep: humantime::Duration,
     /// What every service has.
     #[command(flatten)]
     pub service: ServiceArgs,
@@ -96,6 +104,8 @@ pub struct Settings {
     pub kibana_url: Option<String>,
     /// How long NATS keeps what is stored.
     pub results_keep: Duration,
+    /// How long an unused queue keeps its consumers.
+    pub queue_keep: Duration,
     /// What HTTP is served with, where it is by TLS.
     pub http: HttpSettings,
     /// How to reach NATS.
@@ -125,6 +135,8 @@ impl Config {
         }
         let store = given_or_file(self.store, &self.store_file, STORE)?;
         let (http, access) = self.service.check()?;
+        let queue_keep: Duration = self.queue_keep.into();
+        ensure!(queue_keep >= QUEUE_RETENTION_MIN, "--queue-keep must be 10s or more");
         Ok(Settings {
             nats_url,
             listen: self.listen,
@@ -138,6 +150,7 @@ impl Config {
             viewer_token,
             kibana_url,
             results_keep: self.results_keep.into(),
+            queue_keep,
             http,
             access,
         })

@@ -1,6 +1,7 @@
 //! The collector: what workers report is merged into the store, committed, then acknowledged; the store is read over HTTP.
 //! Not here: publishing tasks. RESULTS, DEAD -> `collect` -> `store`; `http` -> `store`.
 
+mod caught_up;
 mod collect;
 mod commit_span;
 mod config;
@@ -68,9 +69,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         collecting.spawn(collector.collect(shutdown.clone()));
     }
     background.spawn(reconcile::watch(workers.clone(), jobs, health.clone(), problems.clone()));
-    let context = reconcile::Context::new(&bus, &store, &workers, &problems);
-    background.spawn(reconcile::run(context));
-    let queues = Queues::new(&bus, &workers);
+    background.spawn(reconcile::run(reconcile::Context::new(&bus, &store, &workers, &problems)));
+    let queues = Queues::start(&bus, &workers, settings.queue_keep, &mut background);
     let overview = OverviewPoller::new(&bus, &store, &workers, &queues, &problems, &health);
     background.spawn(overview.clone().run());
     tracing::info!(
@@ -79,6 +79,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         store = %settings.store,
         retention = ?settings.retention,
         results_keep = ?settings.results_keep,
+        queue_keep = ?settings.queue_keep,
         viewers = settings.viewer_token.is_some(),
         "collector ready"
     );

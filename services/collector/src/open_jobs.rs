@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use millpond::bus::Bus;
 use millpond::bus::read::buckets::{BucketWatch, decode};
 use millpond::job::{JobRecord, JobState};
@@ -11,6 +12,8 @@ use millpond::wire::streams::BUCKET_JOBS;
 
 use crate::store::Store;
 
+/// Records that are stored together, at the most.
+const RECORDS_MAX: usize = 500;
 /// How long until a record that could not be stored is tried again.
 const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -37,16 +40,25 @@ impl OpenJobs {
     }
 }
 
-/// Follows the jobs' bucket for ever, into the store.
+/// Follows the jobs' bucket for ever, into the store: what has come by the time of a commit shares it.
 pub(crate) async fn follow(bus: Bus, store: Store, open: OpenJobs) {
     let mut watch = BucketWatch::new(&bus, BUCKET_JOBS);
     loop {
-        let change = watch.next().await;
-        let record = change.value.as_deref().and_then(decode::<JobRecord>);
-        open.set(change.key, record.as_ref());
-        let Some(record) = record else { continue };
-        while let Err(error) = store.put_job(&record, change.stored_ms).await {
-            tracing::error!(%error, job = %record.job, "a job's record cannot be stored, will try again");
+        let mut next = Some(watch.next().await);
+        let mut records = Vec::new();
+        while let Some(change) = next.take() {
+            let record = change.value.as_deref().and_then(decode::<JobRecord>);
+            open.set(change.key, record.as_ref());
+            records.extend(record.map(|record| (record, change.stored_ms)));
+            if records.len() < RECORDS_MAX {
+                next = watch.next().now_or_never();
+            }
+        }
+        if records.is_empty() {
+            continue;
+        }
+        while let Err(error) = store.put_jobs(&records).await {
+            tracing::error!(%error, jobs = records.len(), "records of jobs cannot be stored, will try again");
             tokio::time::sleep(STORE_AGAIN_AFTER).await;
         }
     }

@@ -1,18 +1,26 @@
 //! The queues: how much waits in them, since when, and how many workers serve them. One poll of the bus serves all callers
-//! that wait for it.
+//! that wait for it. A queue is removed when an operator asks for it, or when nobody has used it for long.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use millpond::bus::Bus;
 use millpond::bus::error::BusError;
 use millpond::bus::operate::queues::QueueState;
-use millpond::worker_record::WorkerRecord;
+use millpond::schedule::Schedule;
 use millpond_api::queues::QueueRow;
 use millpond_api::workers::WorkerState;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 use crate::workers::Workers;
+
+/// How often it is checked which queues nobody uses, at the most.
+const CHECK_UNUSED_EVERY: Duration = Duration::from_secs(60);
+
+/// A queue that was used no longer ago is one that somebody pulls from.
+const PULLED_JUST_NOW_MS: u128 = 2000;
 
 /// How a queue stands on the bus, and who serves it.
 #[derive(Debug, Clone)]
@@ -38,6 +46,62 @@ impl QueueStatus {
     }
 }
 
+/// Why a queue is not removed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoveError {
+    /// There is none of this name.
+    #[error("there is no queue {queue}; `millpond queue ls` lists them")]
+    NoSuchQueue {
+        /// Its name.
+        queue: String,
+    },
+    /// It is in use.
+    #[error("queue {queue} is in use and was not removed: {}", .reasons.join("; "))]
+    InUse {
+        /// Its name.
+        queue: String,
+        /// What it has, each with what to do.
+        reasons: Vec<String>,
+    },
+    /// The server did not do its part.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+impl QueueStatus {
+    /// What keeps the queue from being removed.
+    fn reasons(&self, schedules: &[Schedule]) -> Vec<String> {
+        let QueueState { queue, waiting, held, scheduled, paused, max_waiting, .. } = &self.state;
+        let mut reasons = Vec::new();
+        let mut add = |count: u64, what: &str| {
+            if count > 0 {
+                reasons.push(format!("{count} {what}"));
+            }
+        };
+        add(*waiting, "messages wait (`millpond queue purge` removes them)");
+        add(*held, "messages are held by workers");
+        add(*scheduled, "messages wait for their time (`millpond queue purge` removes them)");
+        add(self.workers, "live workers serve it");
+        let named: Vec<&str> = schedules.iter().filter(|s| s.queue == *queue).map(|s| s.name.as_str()).collect();
+        if !named.is_empty() {
+            reasons.push(format!("schedules publish to it: {} (`millpond schedule rm`)", named.join(", ")));
+        }
+        if let Some(max) = max_waiting {
+            reasons.push(format!("it has a limit of {max} waiting tasks (`millpond queue set {queue} --unlimited`)"));
+        }
+        if *paused {
+            reasons.push(format!("it is paused (`millpond queue resume {queue}`)"));
+        }
+        reasons
+    }
+
+    /// Whether it has nothing that its consumers are needed for.
+    fn is_empty(&self) -> bool {
+        let QueueState { waiting, held, scheduled, paused, .. } = self.state;
+        waiting + held + scheduled == 0 && !paused
+    }
+}
+
 /// The queues, and when the poll that found them began.
 type Polled = (Instant, Vec<QueueStatus>);
 
@@ -50,8 +114,11 @@ pub(crate) struct Queues {
 }
 
 impl Queues {
-    pub(crate) fn new(bus: &Bus, workers: &Workers) -> Self {
-        Self { bus: bus.clone(), workers: workers.clone(), polled: Arc::default() }
+    /// Removes queues that nobody has used for `keep`, in `background`.
+    pub(crate) fn start(bus: &Bus, workers: &Workers, keep: Duration, background: &mut JoinSet<()>) -> Self {
+        let queues = Self { bus: bus.clone(), workers: workers.clone(), polled: Arc::default() };
+        background.spawn(queues.clone().remove_unused(keep));
+        queues
     }
 
     /// All queues by name, as they are from now on: a poll that began before this call is not recent enough, one that began
@@ -70,14 +137,64 @@ impl Queues {
         Ok(statuses)
     }
 
+    /// Removes a queue that an operator wants to be rid of.
+    ///
+    /// # Errors
+    /// [`RemoveError`] says what it still has.
+    pub(crate) async fn remove(&self, queue: &str) -> Result<(), RemoveError> {
+        let schedules = self.bus.schedules().await?;
+        let found = self.statuses().await?.into_iter().find(|status| status.state.queue == queue);
+        let reasons = match found {
+            Some(status) => status.reasons(&schedules),
+            None if schedules.iter().any(|schedule| schedule.queue == queue) => {
+                let state = QueueState { queue: queue.to_owned(), ..QueueState::default() };
+                QueueStatus { state, oldest_ms: None, workers: 0 }.reasons(&schedules)
+            }
+            None => return Err(RemoveError::NoSuchQueue { queue: queue.to_owned() }),
+        };
+        if !reasons.is_empty() {
+            return Err(RemoveError::InUse { queue: queue.to_owned(), reasons });
+        }
+        Ok(self.bus.remove_queue(queue).await?)
+    }
+
+    /// Removes queues that have had nothing and that nobody has used for `keep`, for ever. What was before the start of this
+    /// program is known from the server alone, which does not know of a worker that waited in vain: so none is removed
+    /// earlier than `keep` after the start.
+    async fn remove_unused(self, keep: Duration) {
+        let mut used: HashMap<String, Instant> = HashMap::new();
+        loop {
+            tokio::time::sleep(CHECK_UNUSED_EVERY.min(keep / 4)).await;
+            let Ok(statuses) = self.statuses().await else { continue };
+            let now_ms = millpond::now_ms();
+            used.retain(|queue, _| statuses.binary_search_by(|s| s.state.queue.cmp(queue)).is_ok());
+            for status in statuses.iter().filter(|status| status.state.has_consumer) {
+                let QueueState { queue, used_ms, .. } = &status.state;
+                let at = used.entry(queue.clone()).or_insert_with(Instant::now);
+                let server_ms = u128::try_from(now_ms.saturating_sub(*used_ms)).unwrap_or(0);
+                if status.workers > 0 || !status.is_empty() || server_ms < PULLED_JUST_NOW_MS {
+                    *at = Instant::now();
+                }
+                if at.elapsed() < keep || server_ms < keep.as_millis() {
+                    continue;
+                }
+                match self.bus.remove_queue_consumers(queue).await {
+                    Ok(()) => tracing::info!(queue, unused_for = ?keep, "the consumers of an unused queue are removed"),
+                    Err(error) => tracing::debug!(queue, %error, "an unused queue is not removed, will try again"),
+                }
+            }
+        }
+    }
+
     async fn poll(&self) -> Result<Vec<QueueStatus>, BusError> {
-        let workers = self.workers.records();
+        let mut serving: HashMap<String, u64> = HashMap::new();
+        let live = self.workers.records().into_iter().filter(|(_, state)| *state == WorkerState::Live);
+        for queue in live.flat_map(|(worker, _)| worker.queues) {
+            *serving.entry(queue).or_default() += 1;
+        }
         let mut statuses = Vec::new();
         for state in self.bus.queues_with_limits().await? {
-            let serves = |(worker, is): &&(WorkerRecord, WorkerState)| {
-                *is == WorkerState::Live && worker.queues.contains(&state.queue)
-            };
-            let workers = workers.iter().filter(serves).count() as u64;
+            let workers = serving.get(&state.queue).copied().unwrap_or(0);
             statuses.push(QueueStatus { oldest_ms: self.bus.oldest_waiting(&state).await?, state, workers });
         }
         Ok(statuses)

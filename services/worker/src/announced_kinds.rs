@@ -1,60 +1,93 @@
 //! Which kinds the records of live workers have announced lately, and which kinds this worker was given and does not know.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use millpond::bus::Bus;
 use millpond::bus::read::buckets::{BucketWatch, decode};
 use millpond::wire::streams::BUCKET_WORKERS;
-use millpond::worker_record::WorkerRecord;
+use millpond::worker_record::{UNKNOWN_KINDS_LISTED_MAX, WorkerRecord};
 
 /// How long an unknown kind stays in the worker's record after its last task.
 const UNKNOWN_LISTED_FOR: Duration = Duration::from_secs(10);
+/// Unknown kinds that are remembered, at the most: anybody may publish under any name.
+const UNKNOWN_KEPT_MAX: usize = 10_000;
 
 /// What this worker knows of kinds. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct AnnouncedKinds {
     seen: Arc<Mutex<KindsSeen>>,
+    /// How long the kinds of a worker are remembered after its last record.
+    keep: Duration,
 }
 
-/// When each kind was seen last, by queue and kind.
+/// When each worker and each unknown kind was seen last.
 struct KindsSeen {
     watched_since: Instant,
-    announced: HashMap<(String, String), Instant>,
+    /// By name and nonce: what one process serves does not change.
+    workers: HashMap<(String, String), SeenWorker>,
+    /// By queue and kind.
     unknown: HashMap<(String, String), Instant>,
 }
 
+struct SeenWorker {
+    queues: HashSet<String>,
+    kinds: HashSet<String>,
+    at: Instant,
+}
+
 impl AnnouncedKinds {
-    pub(crate) fn new() -> Self {
-        let seen = KindsSeen { watched_since: Instant::now(), announced: HashMap::new(), unknown: HashMap::new() };
-        Self { seen: Arc::new(Mutex::new(seen)) }
+    /// Kinds count as announced for `keep` after they were.
+    pub(crate) fn new(keep: Duration) -> Self {
+        let seen = KindsSeen { watched_since: Instant::now(), workers: HashMap::new(), unknown: HashMap::new() };
+        Self { seen: Arc::new(Mutex::new(seen)), keep }
     }
 
     fn seen(&self) -> MutexGuard<'_, KindsSeen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a kind that this worker does not know. Returns true when it was not noted lately.
+    /// Notes a kind that this worker does not know. Returns true when it was not noted lately and is one of few.
     pub(crate) fn note_unknown(&self, queue: &str, kind: &str) -> bool {
-        let before = self.seen().unknown.insert((queue.to_owned(), kind.to_owned()), Instant::now());
-        before.is_none_or(|at| at.elapsed() > UNKNOWN_LISTED_FOR)
+        let mut seen = self.seen();
+        let name = (queue.to_owned(), kind.to_owned());
+        if seen.unknown.len() >= UNKNOWN_KEPT_MAX && !seen.unknown.contains_key(&name) {
+            return false;
+        }
+        let before = seen.unknown.insert(name, Instant::now());
+        before.is_none_or(|at| at.elapsed() > UNKNOWN_LISTED_FOR) && seen.unknown.len() <= UNKNOWN_KINDS_LISTED_MAX
     }
 
-    /// The kinds that were noted lately, as `<queue>.<kind>`, sorted.
-    pub(crate) fn unknown(&self) -> Vec<String> {
+    /// The kinds that were noted lately, as `<queue>.<kind>`, sorted, [`UNKNOWN_KINDS_LISTED_MAX`] at the most; and how many
+    /// there are beyond these.
+    pub(crate) fn unknown(&self) -> (Vec<String>, u64) {
         let mut seen = self.seen();
         seen.unknown.retain(|_, at| at.elapsed() < UNKNOWN_LISTED_FOR);
         let mut names: Vec<String> = seen.unknown.keys().map(|(queue, kind)| format!("{queue}.{kind}")).collect();
         names.sort();
-        names
+        let more = names.len().saturating_sub(UNKNOWN_KINDS_LISTED_MAX) as u64;
+        names.truncate(UNKNOWN_KINDS_LISTED_MAX);
+        (names, more)
     }
 
-    /// Whether no live worker has announced the kind for `after`, which is false until this one has watched for as long.
-    pub(crate) fn unannounced_for(&self, queue: &str, kind: &str, after: Duration) -> bool {
+    /// Whether no live worker has announced the kind for as long as kinds are remembered, which is false until this one has
+    /// watched for as long.
+    pub(crate) fn is_unannounced(&self, queue: &str, kind: &str) -> bool {
         let seen = self.seen();
-        let announced = seen.announced.get(&(queue.to_owned(), kind.to_owned())).copied();
-        seen.watched_since.elapsed() > after && announced.is_none_or(|at| at.elapsed() > after)
+        let announces = |worker: &SeenWorker| {
+            worker.at.elapsed() <= self.keep && worker.kinds.contains(kind) && worker.queues.contains(queue)
+        };
+        seen.watched_since.elapsed() > self.keep && !seen.workers.values().any(announces)
+    }
+
+    fn note_worker(&self, record: WorkerRecord) {
+        let mut seen = self.seen();
+        let now = Instant::now();
+        let (queues, kinds) = (record.queues, record.kinds);
+        let new = || SeenWorker { queues: queues.into_iter().collect(), kinds: kinds.into_iter().collect(), at: now };
+        seen.workers.entry((record.name, record.nonce)).or_insert_with(new).at = now;
+        seen.workers.retain(|_, worker| worker.at.elapsed() <= self.keep);
     }
 
     /// Follows the workers' records until it is aborted.
@@ -66,12 +99,24 @@ impl AnnouncedKinds {
             if record.is_lost(millpond::now_ms()) {
                 continue;
             }
-            let mut seen = self.seen();
-            for queue in &record.queues {
-                for kind in &record.kinds {
-                    seen.announced.insert((queue.clone(), kind.clone()), Instant::now());
-                }
-            }
+            self.note_worker(record);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_others_make_up_are_listed_up_to_a_number() {
+        let kinds = AnnouncedKinds::new(Duration::from_secs(60));
+        let said = (0..UNKNOWN_KEPT_MAX * 2).filter(|n| kinds.note_unknown("q", &format!("made_up_{n}"))).count();
+        assert_eq!(said, UNKNOWN_KINDS_LISTED_MAX);
+        let (names, more) = kinds.unknown();
+        assert_eq!(
+            (names.len(), more),
+            (UNKNOWN_KINDS_LISTED_MAX, (UNKNOWN_KEPT_MAX - UNKNOWN_KINDS_LISTED_MAX) as u64)
+        );
     }
 }

@@ -67,7 +67,8 @@ impl WorkerContext {
         children: Vec<Arc<Children>>,
         background: &mut JoinSet<()>,
     ) -> anyhow::Result<Arc<Self>> {
-        let (cancellations, kinds) = (Cancellations::load(bus, background).await?, AnnouncedKinds::new());
+        let cancellations = Cancellations::load(bus, background).await?;
+        let kinds = AnnouncedKinds::new(settings.unknown_kind_after);
         background.spawn(kinds.clone().follow(bus.clone()));
         let pools = SlotPools::new(settings.slots, settings.io_slots, handlers.iter());
         let by_kind = children.iter().map(|of| (of.spec.kind.clone(), of.spec.table.retry()));

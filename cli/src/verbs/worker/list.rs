@@ -41,7 +41,7 @@ fn rows(worker: &WorkerRow) -> Vec<Vec<String>> {
         worker.state.to_string(),
         record.host.clone(),
         record.pid.to_string(),
-        record.queues.join(","),
+        some(&record.queues, 0),
         format!("{}/{}+{}", record.running, record.slots, record.io_slots),
         record.done.to_string(),
         record.failed.to_string(),
@@ -87,9 +87,22 @@ fn note(record: &WorkerRecord) -> String {
         |(kind, reason): (&String, &String)| format!("{kind} cannot start: {}", short(reason, NOTE_CHARS_MAX));
     let mut notes: Vec<String> = record.troubles.iter().map(cannot_start).collect();
     if !record.unknown_kinds.is_empty() {
-        notes.push(format!("unknown kinds: {}", record.unknown_kinds.join(",")));
+        notes.push(format!("unknown kinds: {}", some(&record.unknown_kinds, record.unknown_kinds_more)));
     }
     notes.join("; ")
+}
+
+/// The first of these names, and how many there are beyond them; `more` are not among the names.
+fn some(names: &[String], more: u64) -> String {
+    let mut chars = 0;
+    let fits = names.iter().take_while(|name| {
+        chars += name.chars().count() + 1;
+        chars <= NOTE_CHARS_MAX
+    });
+    let shown = fits.count().max(1).min(names.len());
+    let more = (names.len() - shown) as u64 + more;
+    let listed = names.get(..shown).unwrap_or_default().join(",");
+    if more == 0 { listed } else { format!("{listed} and {more} more") }
 }
 
 fn percent(percent: f64) -> String {
@@ -143,5 +156,9 @@ pub(in crate::verbs) mod tests {
     fn troubles_and_unknown_kinds_are_noted() {
         let worker = worker(json!({ "troubles": { "convert": "no such\nfile" }, "unknown_kinds": ["default.x"] }));
         assert_eq!(rows(&worker)[0][11], "convert cannot start: no such file; unknown kinds: default.x");
+        let made_up: Vec<String> = (0..20).map(|n| format!("default.{}{n}", "x".repeat(30))).collect();
+        let said = some(&made_up, 29_980);
+        assert!(said.starts_with(&made_up[0]) && said.ends_with(" and 29998 more"), "{said}");
+        assert_eq!(some(&[], 0), "");
     }
 }

@@ -6,6 +6,8 @@ use crate::wire::number::WireMismatch;
 
 /// Error code of a server that has no stream of the name.
 const STREAM_NOT_FOUND: u64 = 10059;
+/// Error code of a server whose stream has as many consumers as it may.
+const CONSUMERS_LIMIT: u64 = 10026;
 /// Error code of a server that has no consumer of the name.
 const CONSUMER_NOT_FOUND: u64 = 10014;
 
@@ -50,6 +52,11 @@ pub enum BusError {
 }
 
 impl BusError {
+    /// Whether the stream has as many consumers as it may: there is room once one of them is gone.
+    pub(in crate::bus) fn is_consumers_limit(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if error_code(reason) == Some(CONSUMERS_LIMIT))
+    }
+
     /// The error of a request for `what`, by what the client's error was caused by.
     pub(in crate::bus) fn new(what: &str, error: &(dyn Error + 'static)) -> Self {
         let (what, reason) = (what.to_owned(), describe(error));
@@ -122,5 +129,6 @@ mod tests {
         check("consumer not found (code 404, error code 10014)", missing);
         check("maximum bytes exceeded (code 400, error code 10047)", |e| matches!(e, BusError::Refused { .. }));
         check("timed out", BusError::is_passing);
+        check("maximum consumers limit reached (code 400, error code 10026)", BusError::is_consumers_limit);
     }
 }

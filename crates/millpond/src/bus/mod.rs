@@ -23,7 +23,7 @@ use std::time::Duration;
 use async_nats::connection::State;
 use async_nats::jetstream;
 use async_nats::{ConnectOptions, Event, ServerAddr};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::config::ConnectSettings;
 use crate::limits::{PUBLISH_WINDOW, SERVER_PAYLOAD_BYTES_MAX};
@@ -32,6 +32,7 @@ use crate::wire::headers::Headers;
 use crate::wire::number::WireMismatch;
 
 use error::describe;
+use read::job_results::{CATCH_UPS_MAX, READERS_MAX};
 use wire_check::WireCheck;
 
 /// Longest delay between two tries of a client to be connected again.
@@ -136,6 +137,10 @@ pub struct Bus {
     signer: Option<Signer>,
     dropped: Arc<AtomicU64>,
     wire: Arc<WireCheck>,
+    /// A permit for each consumer on RESULTS that reads a large job.
+    readers: Arc<Semaphore>,
+    /// A permit for each that looks for what was missed.
+    catch_ups: Arc<Semaphore>,
 }
 
 impl Bus {
@@ -198,7 +203,9 @@ impl Bus {
             .backpressure_on_inflight(true)
             .build(client.clone());
         let wire = Arc::new(WireCheck::start(&js, role, connection.clone()).await?);
-        Ok(Self { client, js, connection, signer: None, dropped, wire })
+        let (readers, catch_ups) = (Semaphore::new(READERS_MAX), Semaphore::new(CATCH_UPS_MAX));
+        let (readers, catch_ups) = (Arc::new(readers), Arc::new(catch_ups));
+        Ok(Self { client, js, connection, signer: None, dropped, wire, readers, catch_ups })
     }
 
     /// The same connection; with keys, each task that is stored over it is signed, and each that is taken verified.

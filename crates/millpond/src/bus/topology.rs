@@ -8,9 +8,9 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::{kv, stream};
 use tokio::time::Instant;
 
-use super::Bus;
 use super::error::BusError;
 use super::read::buckets;
+use super::{Bus, version_at_least};
 use crate::limits::{LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PAYLOAD_RETENTION, PULL_BYTES_MAX, TASK_BYTES_MAX};
 use crate::wire::number::{METADATA_WIRE_NUMBER, WIRE_NUMBER, WireMismatch, check_streams};
 use crate::wire::streams::{
@@ -23,6 +23,9 @@ pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
 /// Tasks that all workers of a queue may hold together (`max_ack_pending`).
 const ACK_PENDING_MAX: i64 = 100_000;
+/// Consumers that TASKS, DUE and RESULTS may have: a server from 2.15 on allows a stream 1000 where nothing is said, and each
+/// queue has one on TASKS and on DUE.
+const CONSUMERS_MAX: i32 = 100_000;
 /// How long the server waits for the collector's acks before it delivers again; longer than any commit.
 const COLLECT_ACK_WAIT: Duration = Duration::from_secs(10);
 /// Start records older than this are dropped by the server.
@@ -125,6 +128,10 @@ async fn refuse_other_numbers(bus: &Bus) -> Result<(), BusError> {
 
 async fn make_stream(bus: &Bus, mut config: stream::Config) -> Result<(), BusError> {
     let name = config.name.clone();
+    if !version_at_least(&bus.client.server_info().version, 2, 15) {
+        // An older server has no limit where nothing is said, and refuses to change one.
+        config.max_consumers = -1;
+    }
     let before = bus.js.get_stream(&name).await.ok();
     let epoch = before.and_then(|stream| stream.cached_info().config.metadata.get(METADATA_EPOCH).cloned());
     let epoch = epoch.unwrap_or_else(crate::random_token);
@@ -145,6 +152,7 @@ fn streams(limits: &StreamLimits) -> [stream::Config; 4] {
         metadata: HashMap::new(),
         max_messages: -1,
         max_bytes: -1,
+        max_consumers: CONSUMERS_MAX,
         ..Default::default()
     };
     [

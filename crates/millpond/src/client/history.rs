@@ -139,9 +139,9 @@ pub(super) enum CatchUp {
 }
 
 impl CatchUp {
-    /// Notes how many messages of RESULTS are left to read.
-    pub(super) fn note_backlog(&mut self, left: u64) {
-        if let (Self::Backlog, 0) = (&*self, left) {
+    /// Notes whether some of what RESULTS held is left to read.
+    pub(super) fn note_backlog(&mut self, is_left: bool) {
+        if let (Self::Backlog, false) = (&*self, is_left) {
             *self = Self::Done;
         }
     }

@@ -68,7 +68,7 @@ pub(super) fn fingerprint_hex(fingerprint: &Sha256) -> String {
 impl JobRecordWriter {
     /// Starts to write a record that was just created, or taken over; see [`JobRecordWriter::set_fingerprint`] for the latter.
     pub(super) fn start(bus: &Bus, entry: JobEntry, is_new: bool) -> Self {
-        let JobEntry { record, revision } = entry;
+        let JobEntry { record, revision, .. } = entry;
         let fingerprint = is_new.then(Sha256::new);
         let shared = Arc::new(SharedRecord {
             bus: bus.clone(),
@@ -112,6 +112,11 @@ impl JobRecordWriter {
         }
     }
 
+    /// Whether an operator has cancelled the job, as far as the record told.
+    pub(super) fn is_cancelled(&self) -> bool {
+        *self.shared.lost.borrow() == Some(OwnershipLost::Cancelled)
+    }
+
     /// Returns when the producer must stop publishing.
     pub(super) async fn lost(&self) -> OwnershipLost {
         let mut lost = self.shared.lost.subscribe();
@@ -125,7 +130,8 @@ impl JobRecordWriter {
         }
     }
 
-    /// Writes the record for the last time, once all tasks are stored. The future does not borrow this.
+    /// Writes the record for the last time, once all tasks are stored; that of a cancelled job stays cancelled, and tells how
+    /// many were published. The future does not borrow this.
     pub(super) fn close(&mut self, total: u64) -> impl Future<Output = Result<(), BusError>> + Send + 'static {
         self.heartbeat.abort_all();
         let shared = self.shared.clone();
@@ -137,7 +143,7 @@ impl JobRecordWriter {
         async move {
             let started = Instant::now();
             loop {
-                match shared.write().await {
+                match shared.write_last().await {
                     Err(_) if started.elapsed() < CLOSE_RETRIED_FOR => tokio::time::sleep(WRITE_EVERY).await,
                     written => return written,
                 }
@@ -159,6 +165,29 @@ impl SharedRecord {
                 tracing::debug!(%error, "job record not written, will try again");
             }
             tokio::time::sleep(WRITE_EVERY).await;
+        }
+    }
+
+    async fn write_last(&self) -> Result<(), BusError> {
+        self.write().await?;
+        let is_cancelled = *self.lost.borrow() == Some(OwnershipLost::Cancelled);
+        if is_cancelled { self.write_cancelled().await } else { Ok(()) }
+    }
+
+    /// Adds to the record of the cancelled job what was stored after its cancellation: nothing follows.
+    async fn write_cancelled(&self) -> Result<(), BusError> {
+        let ours = self.draft().record.clone();
+        loop {
+            let Some(JobEntry { record: found, revision, .. }) = self.bus.job(&ours.job).await? else { return Ok(()) };
+            let is_ours = found.producer == ours.producer && found.epoch == ours.epoch;
+            if !is_ours || found.state != JobState::Cancelled || found.total.is_some() {
+                return Ok(());
+            }
+            let published = found.published.max(ours.published);
+            let record = JobRecord { published, total: Some(published), heartbeat_ms: crate::now_ms(), ..found };
+            if self.bus.write_job(&record, revision).await?.is_some() {
+                return Ok(());
+            }
         }
     }
 

@@ -8,22 +8,22 @@ use futures_util::future::BoxFuture;
 
 use super::errors::MapError;
 use super::history::{CatchUp, HistoryRow};
-use super::map_publisher::{MapPublisher, sleep_until};
+use super::map_publisher::MapPublisher;
 use super::payloads::{ItemEnd, final_ends};
 use super::result_window::ResultWindow;
 use super::spec::MapItem;
 use super::{Client, NoResult};
 use crate::bus::error::BusError;
-use crate::bus::read::job_results::JobResults;
+use crate::bus::read::job_results::LiveResults;
 use crate::outcome::ResultBatch;
 
 /// Items between the oldest that was not handed out and the newest that was published.
 const WINDOW_ITEMS: u64 = 65_536;
 /// Bytes of results that wait for their turn.
 const WINDOW_BYTES: usize = 16 * 1024 * 1024;
-/// How long a resumed job goes without a result before it counts again how many earlier results are left to read: some
-/// may have been purged.
-const BACKLOG_SILENCE: Duration = Duration::from_secs(2);
+/// The same while results are heard by a subscription, which keeps in memory what is not taken. A job of more items reads the
+/// stream by a consumer; one of less has none.
+const LIVE_ITEMS: u64 = 1024;
 
 /// A `map` under way; [`MapRun::next`] drives it.
 pub struct MapRun {
@@ -31,7 +31,7 @@ pub struct MapRun {
     publisher: MapPublisher,
     /// Hand nothing out: results are read for their durations only.
     publish_only: bool,
-    results: JobResults,
+    results: LiveResults,
     /// What a resumed job reads before it publishes.
     catch_up: CatchUp,
     window: ResultWindow,
@@ -55,7 +55,7 @@ impl MapRun {
         ordered: bool,
         publish_only: bool,
         publisher: MapPublisher,
-        results: JobResults,
+        results: LiveResults,
         catch_up: CatchUp,
     ) -> Self {
         Self {
@@ -104,7 +104,13 @@ impl MapRun {
     /// Whether the job was cancelled.
     #[must_use]
     pub fn was_cancelled(&self) -> bool {
-        self.cancelled
+        self.cancelled || self.publisher.record.is_cancelled()
+    }
+
+    /// Whether nats-server has no room for a reader of the results now: the map waits until it has.
+    #[must_use]
+    pub fn waits_for_reader(&self) -> bool {
+        self.results.waits_for_reader()
     }
 
     pub(super) fn record(&self) -> crate::job::JobRecord {
@@ -125,7 +131,8 @@ impl MapRun {
             if let Some(item) = self.take_ended() {
                 return Some(Ok(item));
             }
-            self.catch_up.note_backlog(self.results.backlog());
+            self.catch_up.note_backlog(self.results.has_backlog());
+            self.read_large_job();
             // Before anything is awaited: this may find the end of the input, and then nothing else would wake `step`.
             if let Err(error) = self.read_ready_input() {
                 return Some(Err(error));
@@ -140,6 +147,8 @@ impl MapRun {
                 self.closing = Closing::Writing(Box::pin(self.publisher.record.close(total)));
             }
             if self.is_handed_out() && matches!(self.closing, Closing::Written) {
+                // Not only when this is dropped: a reader costs the server something, and the connection may be closed before.
+                self.results.close();
                 return None;
             }
             match self.step().await {
@@ -178,9 +187,8 @@ impl MapRun {
     /// Waits for one event and handles it; returns an item whose result was fetched.
     async fn step(&mut self) -> Result<Option<MapItem>, MapError> {
         let may_read = self.may_read();
-        let silent_at = matches!(self.catch_up, CatchUp::Backlog).then(|| self.results.heard() + BACKLOG_SILENCE);
         tokio::select! {
-            (_, batch) = self.results.next() => self.note_results(&batch),
+            read = self.results.step() => read.iter().for_each(|(_, batch)| self.note_results(batch)),
             rows = self.catch_up.next_rows(&self.client.bus) => self.note_history(rows?),
             item = fetched(&mut self.fetching) => {
                 self.fetching = None;
@@ -191,7 +199,6 @@ impl MapRun {
                 self.closing = Closing::Written;
                 written?;
             }
-            () = sleep_until(silent_at) => self.results.count_anew(),
             mismatch = self.client.bus.wire_mismatch() => return Err(BusError::from(mismatch).into()),
         }
         Ok(None)
@@ -210,10 +217,17 @@ impl MapRun {
         Ok(())
     }
 
+    /// Goes over to a reader of the stream before there are so many items that the subscription could keep too much.
+    fn read_large_job(&mut self) {
+        if !self.publish_only && self.publisher.next_index() >= LIVE_ITEMS / 2 {
+            self.results.read_stream_alone();
+        }
+    }
+
     fn may_read(&mut self) -> bool {
         let items = self.publisher.next_index().saturating_sub(self.window.floor());
         matches!(self.catch_up, CatchUp::Done)
-            && (self.publish_only || items < WINDOW_ITEMS)
+            && (self.publish_only || items < if self.results.is_live() { LIVE_ITEMS } else { WINDOW_ITEMS })
             && self.window.held_bytes() < WINDOW_BYTES
             && self.publisher.may_read()
     }

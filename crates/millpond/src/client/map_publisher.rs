@@ -22,6 +22,8 @@ use crate::{batch, failpoint};
 
 /// Largest value of the input, in bytes: it is in memory once.
 const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How long the acks of a job that was cancelled are waited for, so that its record tells how many tasks it had.
+const CANCELLED_ACKS_WAIT: Duration = Duration::from_secs(5);
 /// Bytes of arguments that were published and wait for their ack.
 const UNACKED_BYTES_MAX: usize = 8 * 1024 * 1024;
 
@@ -51,6 +53,8 @@ pub(super) struct MapPublisher {
     /// while nobody calls [`super::MapRun::next`].
     unacked: JoinSet<Result<PublishedRange, SubmitError>>,
     unacked_bytes: usize,
+    /// The job was cancelled: what is not acknowledged by then is not waited for.
+    stop_at: Option<Instant>,
 }
 
 /// Items that the server has stored.
@@ -85,6 +89,7 @@ impl MapPublisher {
             filling_bytes: 0,
             unacked: JoinSet::new(),
             unacked_bytes: 0,
+            stop_at: None,
         }
     }
 
@@ -149,7 +154,12 @@ impl MapPublisher {
     pub(super) async fn step(&mut self, may_read: bool) -> Result<(), MapError> {
         let size_known_at = self.sizer.wait_until(Instant::now());
         tokio::select! {
-            Some(Ok(published)) = self.unacked.join_next() => self.note_ack(published?),
+            Some(Ok(published)) = self.unacked.join_next() => match published {
+                // Nothing more is to be stored; what is missing is one task less.
+                Err(_) if self.stop_at.is_some() => {}
+                published => self.note_ack(published?),
+            },
+            () = sleep_until(self.stop_at), if !self.unacked.is_empty() => self.unacked = JoinSet::new(),
             value = next_value(&mut self.input), if may_read => self.take(value)?,
             lost = self.record.lost(), if self.input.is_some() => match lost {
                 // Ends that came before the cancellation are still on their way.
@@ -307,13 +317,13 @@ impl MapPublisher {
         self.sizer.note(items, busy);
     }
 
-    /// Publishes nothing more, after a cancellation. A message that is stored all the same ends at the worker's admission.
+    /// Publishes nothing more, after a cancellation. A message that is on its way is stored all the same, counts, and ends at the
+    /// worker's admission.
     pub(super) fn stop(&mut self) {
         self.input = None;
         self.next_index -= self.filling.len() as u64;
         self.filling.clear();
-        self.unacked = JoinSet::new();
-        self.unacked_bytes = 0;
+        self.stop_at.get_or_insert_with(|| Instant::now() + CANCELLED_ACKS_WAIT);
     }
 }
 

@@ -18,7 +18,7 @@ use super::map_publisher::{InputValues, MapPublisher};
 use super::spec::{IfJobExists, MapItem, MapSpec};
 use crate::bus::error::BusError;
 use crate::bus::publish::RetryDeadline;
-use crate::bus::read::job_results::JobResults;
+use crate::bus::read::job_results::LiveResults;
 use crate::bus::read::jobs::{JobEntry, LookedThrough};
 use crate::bus::topology::stream_state;
 use crate::job::{JobContinuation, JobRecord, JobState};
@@ -94,13 +94,16 @@ impl Client {
         let (record, ordered) = (entry.record.clone(), spec.ordered);
         let writer = JobRecordWriter::start(&self.bus, entry, before.is_none());
         let Some(before) = before else {
-            let results = JobResults::start_from(&self.bus, &job, record.results_after + 1).await?;
+            let results = LiveResults::start_from(&self.bus, &job, record.results_after + 1).await?;
+            // Of a job that nobody reads the durations are of use, and nothing else.
+            let results = if publish_only { results.that_may_miss() } else { results };
             let publisher = MapPublisher::new(self, spec, writer, input, None);
             return Ok(MapRun::new(self, ordered, publish_only, publisher, results, CatchUp::Done));
         };
         let stored = self.find_stored(&record, &before).await?;
         // The reader starts after that: a task that was not found any more has ended, and RESULTS tells it.
-        let results = JobResults::start_from(&self.bus, &job, record.results_after + 1).await?;
+        let mut results = LiveResults::start_from(&self.bus, &job, record.results_after + 1).await?;
+        results.catch_up().await;
         let mut publisher = MapPublisher::new(self, spec, writer, input, Some(stored));
         publisher.skip_published(&record).await?;
         // Checked last: what expires from now on was in RESULTS when the reader started.
@@ -138,7 +141,8 @@ impl Client {
             };
             // None: another process has written it since. It is read again.
             if let Some(revision) = self.bus.write_job(&record, revision).await? {
-                return Ok(BegunJob { entry: JobEntry { record, revision }, before });
+                let stored_ms = record.heartbeat_ms;
+                return Ok(BegunJob { entry: JobEntry { record, revision, stored_ms }, before });
             }
         }
     }

@@ -186,6 +186,9 @@ async fn by_filter(app: &App, request: &ActOnDeadLetters, filter: &DeadLetterQue
         return Err(ErrorAnswer::bad_request(format!("limit must be a number from 1 to {PAGE_ROWS_MAX}")));
     }
     let after = cursor(request.after.as_deref(), |after| after.parse().ok())?;
+    if after.is_none() {
+        app.caught_up().await;
+    }
     let matched = app.store.count_dead_letters(filter).await.map_err(|fault| store_error(&fault))?;
     let found = app.store.dead_letter_ids(filter, Page { limit, after }).await;
     let (found, more) = found.map_err(|fault| store_error(&fault))?;

@@ -25,6 +25,7 @@ pub(super) async fn explain(
     State(app): State<Arc<App>>,
     PathAndQuery((), TaskIdQuery { id, queue }): PathAndQuery<(), TaskIdQuery>,
 ) -> Result<Json<Explanation>, ErrorAnswer> {
+    app.caught_up().await;
     let stored = app.store.task(&id, queue.as_deref()).await.map_err(|fault| store_error(&fault))?;
     let stored = stored.into_iter().next();
     let (state, sentence) = match stored.as_ref().and_then(ended) {

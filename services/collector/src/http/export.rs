@@ -82,6 +82,7 @@ impl Export {
             let text = format!("{EXPORTS_MAX} exports are under way already: come again");
             return Err(ErrorAnswer::busy(RETRY_AFTER_S, text));
         };
+        app.caught_up().await;
         let (rows, next) = selection.page(&app, None).await.map_err(|fault| store_error(&fault))?;
         Ok(Self { app, selection, rows: rows.into_iter(), next, _permit: permit })
     }

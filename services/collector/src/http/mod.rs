@@ -36,6 +36,7 @@ pub(crate) use export::EXPORTS_MAX;
 pub(crate) use monitor::WATCHERS_MAX;
 pub(crate) use session::Failures;
 
+use crate::caught_up::caught_up;
 use crate::collect::Health;
 use crate::overview::OverviewPoller;
 use crate::queues::Queues;
@@ -68,6 +69,15 @@ pub(crate) struct App {
     /// Cancelled when the service is to end: the streams of events end.
     pub(crate) shutdown: CancellationToken,
     pub(crate) problems: Problems,
+}
+
+impl App {
+    /// Waits until the store has what the streams hold, unless NATS or the store is away.
+    async fn caught_up(&self) {
+        if self.bus.is_connected() && !self.health.iter().any(|health| health.store_fails()) {
+            caught_up(&self.bus).await;
+        }
+    }
 }
 
 impl Status for App {
@@ -130,6 +140,7 @@ fn authorized() -> Routes {
         .routes(routes!(operate::resume))
         .routes(routes!(operate::purge))
         .routes(routes!(operate::set))
+        .routes(routes!(operate::remove))
         .routes(routes!(operate::drain))
 }
 

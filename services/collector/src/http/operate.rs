@@ -11,7 +11,7 @@ use millpond::bus::operate::queues::{PauseError, PurgeRecord};
 use millpond::bus::publish::queue_limits::QueueSettings;
 use millpond::wire::bounds::DURATION_MAX;
 use millpond_api::error::ErrorBody;
-use millpond_api::queues::{PauseQueue, PurgeQueue, QueueLimit, QueuePaused, SetQueueLimit};
+use millpond_api::queues::{PauseQueue, PurgeQueue, QueueLimit, QueuePaused, QueueRemoved, SetQueueLimit};
 use millpond_api::workers::WorkerDraining;
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::{JsonBody, NoQuery, PathAndQuery, check_name};
@@ -19,6 +19,7 @@ use serde_json::json;
 
 use super::App;
 use super::cancel::OPERATOR;
+use crate::queues::RemoveError;
 
 /// How long a worker may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -96,6 +97,25 @@ pub(super) async fn set(
     let set = app.bus.set_queue(&queue, QueueSettings { max_waiting }).await;
     set.map_err(ErrorAnswer::bad_gateway)?;
     Ok(Json(QueueLimit { queue, max_waiting }))
+}
+
+/// Remove a queue that has nothing any more: no tasks, schedules, limit, pause or workers. A worker that serves it later, and a
+/// task that is published to it, make it anew.
+#[utoipa::path(post, path = "/queues/{queue}/remove", tag = "act", params(("queue" = String, Path, description = "Its name", example = "low", pattern = "^[A-Za-z0-9_-]{1,64}$")),
+    responses((status = 200, description = "It is gone", body = QueueRemoved, example = json!({"queue": "low", "removed": true})),
+        (status = 404, description = "There is none", body = ErrorBody, example = json!({"error": "there is no queue low; `millpond queue ls` lists them"})),
+        (status = 409, description = "It is in use; the text says by what", body = ErrorBody, example = json!({"error": "queue low is in use and was not removed: 3 messages wait (`millpond queue purge` removes them)"}))))]
+pub(super) async fn remove(
+    State(app): AppState,
+    PathAndQuery(queue, NoQuery {}): OfOne,
+) -> Result<Json<QueueRemoved>, ErrorAnswer> {
+    check_name("queue", &queue)?;
+    match app.queues.remove(&queue).await {
+        Ok(()) => Ok(Json(QueueRemoved { queue, removed: true })),
+        Err(fault @ RemoveError::NoSuchQueue { .. }) => Err(ErrorAnswer::not_found(fault.to_string())),
+        Err(fault @ RemoveError::InUse { .. }) => Err(ErrorAnswer::conflict(fault.to_string())),
+        Err(RemoveError::Bus(fault)) => Err(ErrorAnswer::bad_gateway(fault)),
+    }
 }
 
 /// Order a worker to drain: it takes nothing more, finishes what runs, and leaves.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use millpond_api::dead_letters::{DeadLetterDetails, DeadLetterQuery, DeadLetterRow};
-use millpond_api::jobs::{JobQuery, JobResult, JobRow};
+use millpond_api::jobs::{JobQuery, JobResult, JobRow, JobStatus};
 use millpond_api::list::{List, PageQuery};
 use millpond_api::tasks::{TaskDetails, TaskIdQuery, TaskQuery, TaskRow};
 use millpond_api::workers::WorkerRow;
@@ -26,6 +26,13 @@ type Answer<T> = Result<Json<T>, ErrorAnswer>;
 fn page(query: &PageQuery, timed: bool) -> Result<Page, ErrorAnswer> {
     let parse = |text: &str| text.parse().ok().filter(|after: &ListCursor| after.at_ms.is_some() == timed);
     Ok(Page { limit: query.limit, after: cursor(query.after.as_deref(), parse)? })
+}
+
+/// What follows the first page was there before it.
+async fn first_page_caught_up(app: &App, query: &PageQuery) {
+    if query.after.is_none() {
+        app.caught_up().await;
+    }
 }
 
 fn listed<T>(found: Result<(Vec<T>, Option<ListCursor>), StoreError>) -> Answer<List<T>> {
@@ -50,7 +57,9 @@ fn one<T>(found: Result<Vec<T>, StoreError>, what: &str, queue: impl Fn(&T) -> &
 #[utoipa::path(get, path = "/tasks", tag = "read", params(TaskQuery, PageQuery), responses((status = 200, description = "A page", body = List<TaskRow>,
     example = json!({"rows": [{"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "original_id": null, "items": null, "done": 1, "status": "done", "attempt": 1, "worker": "w1", "published_ms": 1_800_000_000_000_i64, "started_ms": 1_800_000_000_001_i64, "ended_ms": 1_800_000_000_002_i64, "stored_ms": 1_800_000_000_060_i64, "trace": null, "continuation": null, "result": 144}], "next": "1800000000000.41"}))))]
 pub(super) async fn tasks(State(app): AppState, Paged((), query, at): Paged<(), TaskQuery>) -> Answer<List<TaskRow>> {
-    listed(app.store.tasks(&query, page(&at, true)?).await)
+    let page = page(&at, true)?;
+    first_page_caught_up(&app, &at).await;
+    listed(app.store.tasks(&query, page).await)
 }
 
 /// Show a task with its attempts and its dead letter.
@@ -63,6 +72,7 @@ pub(super) async fn task(
     State(app): AppState,
     PathAndQuery((), query): PathAndQuery<(), TaskIdQuery>,
 ) -> Answer<TaskDetails> {
+    app.caught_up().await;
     one(app.store.task(&query.id, query.queue.as_deref()).await, "task", |task| &task.row.queue)
 }
 
@@ -70,7 +80,9 @@ pub(super) async fn task(
 #[utoipa::path(get, path = "/jobs", tag = "read", params(JobQuery, PageQuery), responses((status = 200, description = "A page", body = List<JobRow>,
     example = json!({"rows": [{"job": "report-7", "state": "closed", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 97, "retrying": 1, "dead": 1, "cancelled": 0, "purged": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "continuation": null}], "next": null}))))]
 pub(super) async fn jobs(State(app): AppState, Paged((), query, at): Paged<(), JobQuery>) -> Answer<List<JobRow>> {
-    listed(app.store.jobs(&query, page(&at, false)?).await)
+    let page = page(&at, false)?;
+    first_page_caught_up(&app, &at).await;
+    listed(app.store.jobs(&query, page).await)
 }
 
 /// Show a job.
@@ -82,7 +94,21 @@ pub(super) async fn job(
     State(app): AppState,
     PathAndQuery(job, NoQuery {}): PathAndQuery<String, NoQuery>,
 ) -> Answer<JobRow> {
-    one(app.store.job(&job).await.map(|found| found.into_iter().collect()), "job", |job| &job.queue)
+    app.caught_up().await;
+    let mut found = app.store.job(&job).await;
+    if let Ok(stored) = &found
+        && !stored.as_ref().is_some_and(|job| matches!(job.state, JobStatus::Finished | JobStatus::Cancelled))
+        && app.bus.is_connected()
+        && let Ok(Some(entry)) = app.bus.job(&job).await
+        && stored.as_ref().and_then(|job| job.heartbeat_ms) != Some(entry.record.heartbeat_ms)
+    {
+        // It was written a moment ago, and is still on its way here.
+        found = match app.store.put_job(&entry.record, entry.stored_ms).await {
+            Ok(()) => app.store.job(&job).await,
+            Err(fault) => Err(fault),
+        };
+    }
+    one(found.map(|found| found.into_iter().collect()), "job", |job| &job.queue)
 }
 
 /// List how the tasks of a job ended, by their index; what has not ended is left out.
@@ -93,7 +119,9 @@ pub(super) async fn job_results(
     State(app): AppState,
     Paged(job, NoQuery {}, at): Paged<String, NoQuery>,
 ) -> Answer<List<JobResult>> {
-    let found = app.store.job_results(&job, 0, at.limit, cursor(at.after.as_deref(), ResultCursor::parse)?).await;
+    let after = cursor(at.after.as_deref(), ResultCursor::parse)?;
+    first_page_caught_up(&app, &at).await;
+    let found = app.store.job_results(&job, 0, at.limit, after).await;
     let (rows, next) = found.map_err(|fault| store_error(&fault))?;
     Ok(Json(List { rows, next: next.map(ResultCursor::text) }))
 }
@@ -115,7 +143,9 @@ pub(super) async fn dead(
     State(app): AppState,
     Paged((), query, at): Paged<(), DeadLetterQuery>,
 ) -> Answer<List<DeadLetterRow>> {
-    listed(app.store.dead_letters(&query, page(&at, false)?).await)
+    let page = page(&at, false)?;
+    first_page_caught_up(&app, &at).await;
+    listed(app.store.dead_letters(&query, page).await)
 }
 
 /// Show a dead letter with its evidence, its headers and its arguments.
@@ -128,6 +158,7 @@ pub(super) async fn dead_letter(
     State(app): AppState,
     PathAndQuery((), query): PathAndQuery<(), TaskIdQuery>,
 ) -> Answer<DeadLetterDetails> {
+    app.caught_up().await;
     one(app.store.dead_letter(&query.id, query.queue.as_deref()).await, "dead letter", |letter| &letter.row.queue)
 }
 

@@ -82,7 +82,8 @@ impl Store {
             queue: record.queue,
             kind: record.kind,
             total,
-            published: Some(record.published),
+            // A record is up to two seconds old, and the last one of a producer that was killed stays as it is.
+            published: Some(record.published.max(ended + job.purged + job.retrying)),
             created_ms: record.created_ms,
             heartbeat_ms: Some(record.heartbeat_ms),
             epoch: Some(record.epoch),

@@ -148,7 +148,7 @@ async fn merge_dead_letter<'a>(
     // Subjects of TaskStatus::Dead name no job; the evidence does.
     let named = Sql::new("UPDATE tasks SET job = ? WHERE queue = ? AND id = ? AND job IS NULL");
     let named = named.bind(evidence.job.as_deref().map(|job| stored_job(job, &id)));
-    transaction.run(named.bind(&subject.queue).bind(&evidence.id)).await?;
+    transaction.run(named.bind(&subject.queue).bind(&id)).await?;
     Ok(())
 }
 

@@ -41,7 +41,7 @@ use cancelled_jobs::CancelledJobs;
 use continuations::{ContinuationSignal, store_continuation};
 use error::{Result, saturated, to_json};
 use job_names::job_key;
-use sql::{Database, Sql};
+use sql::{Database, Sql, Transaction};
 
 pub(crate) use error::StoreError;
 pub(crate) use job_results::ResultCursor;
@@ -168,30 +168,15 @@ impl Store {
 
     /// Stores the record of a job; `recorded_ms`: when the bus stored it. An older record changes nothing.
     pub(crate) async fn put_job(&self, record: &JobRecord, recorded_ms: i64) -> Result<()> {
-        let job = job_key(&record.job, record.epoch);
-        let state = match record.state {
-            JobState::Open => "open",
-            JobState::Closed => "closed",
-            JobState::Cancelled => "cancelled",
-        };
-        let mut transaction = self.db.begin().await?;
-        // The list of jobs is read from job_counts. This row is made first, so that the triggers of the record find it.
-        let listed = Sql::new(
-            "INSERT INTO job_counts (job, queue, kind, created_ms) VALUES (?, ?, ?, ?) ON CONFLICT (job) DO NOTHING",
-        );
-        let listed = listed.bind(&*job).bind(&record.queue).bind(&record.kind).bind(record.created_ms);
-        transaction.run(listed).await?;
-        let put = Sql::new(
-            "INSERT INTO jobs (job, record, created_ms, state, total, heartbeat_ms, recorded_ms) VALUES (?, ?, ?, ?, ?, ?, ?)
-             ON CONFLICT (job) DO UPDATE SET record = excluded.record, created_ms = excluded.created_ms,
-                state = excluded.state, total = excluded.total, heartbeat_ms = excluded.heartbeat_ms,
-                recorded_ms = excluded.recorded_ms
-             WHERE excluded.recorded_ms >= jobs.recorded_ms",
-        );
-        let put = put.bind(&*job).bind(to_json("record", record)?).bind(record.created_ms).bind(state);
-        let put = put.bind(record.total.map(saturated)).bind(record.heartbeat_ms);
-        transaction.run(put.bind(recorded_ms)).await?;
-        let has_continuation = store_continuation(&mut *transaction, record).await?;
+        self.put_jobs(&[(record.clone(), recorded_ms)]).await
+    }
+
+    /// Stores the records of jobs in one transaction, each with when the bus stored it.
+    pub(crate) async fn put_jobs(&self, records: &[(JobRecord, i64)]) -> Result<()> {
+        let (mut transaction, mut has_continuation) = (self.db.begin().await?, false);
+        for (record, recorded_ms) in records {
+            has_continuation |= put_record(&mut *transaction, record, *recorded_ms).await?;
+        }
         transaction.commit().await?;
         self.versions.jobs.fetch_add(1, Ordering::Relaxed);
         if has_continuation {
@@ -209,4 +194,31 @@ impl Store {
     pub(crate) async fn close(&self) {
         self.db.close().await;
     }
+}
+
+/// Stores one record of a job; whether it is of a closed job with a continuation.
+async fn put_record(transaction: &mut dyn Transaction, record: &JobRecord, recorded_ms: i64) -> Result<bool> {
+    let job = job_key(&record.job, record.epoch);
+    let state = match record.state {
+        JobState::Open => "open",
+        JobState::Closed => "closed",
+        JobState::Cancelled => "cancelled",
+    };
+    // The list of jobs is read from job_counts. This row is made first, so that the triggers of the record find it.
+    let listed = Sql::new(
+        "INSERT INTO job_counts (job, queue, kind, created_ms) VALUES (?, ?, ?, ?) ON CONFLICT (job) DO NOTHING",
+    );
+    let listed = listed.bind(&*job).bind(&record.queue).bind(&record.kind).bind(record.created_ms);
+    transaction.run(listed).await?;
+    let put = Sql::new(
+        "INSERT INTO jobs (job, record, created_ms, state, total, heartbeat_ms, recorded_ms) VALUES (?, ?, ?, ?, ?, ?, ?)
+         ON CONFLICT (job) DO UPDATE SET record = excluded.record, created_ms = excluded.created_ms,
+            state = excluded.state, total = excluded.total, heartbeat_ms = excluded.heartbeat_ms,
+            recorded_ms = excluded.recorded_ms
+         WHERE excluded.recorded_ms >= jobs.recorded_ms",
+    );
+    let put = put.bind(&*job).bind(to_json("record", record)?).bind(record.created_ms).bind(state);
+    let put = put.bind(record.total.map(saturated)).bind(record.heartbeat_ms);
+    transaction.run(put.bind(recorded_ms)).await?;
+    store_continuation(transaction, record).await
 }

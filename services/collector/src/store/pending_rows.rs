@@ -84,13 +84,13 @@ pub(super) struct PendingRows<'a> {
     pub(super) cancelled_now: Vec<CancelledJob>,
 }
 
-/// The status of an item that ended without a result; none when another message goes on with it.
+/// The status of an item that ended without a result; none when another message goes on with it, or has its end: a dead task
+/// is one whose dead letter is stored, so that whoever counts dead tasks finds as many dead letters. It was published before.
 pub(super) fn status_of(end: NotDoneState) -> Option<TaskStatus> {
     match end {
         NotDoneState::Retry => Some(TaskStatus::Retrying),
-        NotDoneState::Dead => Some(TaskStatus::Dead),
         NotDoneState::Cancelled => Some(TaskStatus::Cancelled),
-        NotDoneState::Remainder => None,
+        NotDoneState::Dead | NotDoneState::Remainder => None,
     }
 }
 

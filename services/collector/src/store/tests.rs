@@ -262,6 +262,32 @@ async fn a_later_dead_letter_replaces_an_earlier_one() {
 }
 
 #[tokio::test]
+async fn a_task_counts_as_dead_once_its_dead_letter_is_stored() {
+    let (_dir, store) = store().await;
+    let counts = async || {
+        let (job, letters) =
+            (job(&store).await, store.dead_letters(&DeadLetterQuery::default(), PAGE).await.unwrap().0);
+        (job["dead"].as_u64().unwrap(), letters.len() as u64)
+    };
+    let items = Some(Items::whole(2));
+    let died = [
+        outcome("t", None, 1, &[Err(NotDoneState::Retry)]),
+        outcome("t", None, 2, &[Err(NotDoneState::Dead)]),
+        outcome("b", items, 1, &[Ok(1), Err(NotDoneState::Dead)]),
+    ];
+    merge(&store, &died).await;
+    assert_eq!(counts().await, (0, 0));
+    merge(&store, &[dead("t", None, 2)]).await;
+    assert_eq!(counts().await, (1, 1));
+    merge(&store, &[dead("b", item(2, 1), 1)]).await;
+    assert_eq!(counts().await, (2, 2));
+    merge(&store, &died).await;
+    assert_eq!(counts().await, (2, 2));
+    let found = task(&store, "b/1").await.remove(0);
+    assert_eq!((&found["status"], &found["job"], &found["index"]), (&json!("dead"), &json!("j"), &json!(1)));
+}
+
+#[tokio::test]
 async fn what_cannot_be_read_is_kept() {
     let (_dir, store) = store().await;
     let unreadable = OutcomeMessage {

@@ -83,7 +83,7 @@ fn unknown_kind(context: &WorkerContext, lease: &Lease) -> Disposition {
     }
     let after = context.unknown_kind_after;
     let waited_ms = u128::try_from(millpond::now_ms().saturating_sub(task.published_ms)).unwrap_or(0);
-    if waited_ms <= after.as_millis() || !context.kinds.unannounced_for(queue, kind, after) {
+    if waited_ms <= after.as_millis() || !context.kinds.is_unannounced(queue, kind) {
         return Disposition::Release(UNKNOWN_KIND_DELAY);
     }
     let after = humantime::format_duration(after);

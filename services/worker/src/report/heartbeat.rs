@@ -66,6 +66,7 @@ impl Heartbeat {
             troubles: BTreeMap::new(),
             http: http.map(|address| address.to_string()),
             unknown_kinds: Vec::new(),
+            unknown_kinds_more: 0,
             started_ms: now,
             heartbeat_ms: now,
         };
@@ -76,6 +77,7 @@ impl Heartbeat {
     fn record(&self) -> WorkerRecord {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let (total, usage) = (self.context.stats.total(), usage(&[self.first.pid]));
+        let (unknown_kinds, unknown_kinds_more) = self.context.kinds.unknown();
         WorkerRecord {
             running: count(self.context.pools.running()),
             held: count(self.leases.held()),
@@ -87,7 +89,8 @@ impl Heartbeat {
             rss_bytes: usage.rss_bytes,
             children: self.context.supervisor.records(),
             troubles: self.context.supervisor.troubles(),
-            unknown_kinds: self.context.kinds.unknown(),
+            unknown_kinds,
+            unknown_kinds_more,
             heartbeat_ms: millpond::now_ms(),
             ..self.first.clone()
         }
@@ -117,7 +120,7 @@ impl Heartbeat {
     /// Renews the record until it is aborted. After a restart of the server others wait for the record: it is written as soon
     /// as the worker is back, and not before the worker answers for the leases that it holds.
     pub(crate) async fn beat_for_ever(self) {
-        let mut connection = self.bus.connection();
+        let (mut connection, mut is_refused) = (self.bus.connection(), false);
         loop {
             if let Ok(Err(_)) = tokio::time::timeout(WORKER_HEARTBEAT_EVERY, connection.changed()).await {
                 return;
@@ -126,8 +129,13 @@ impl Heartbeat {
             connection.borrow_and_update();
             let mut lost = connection.clone();
             tokio::select! {
-                written = self.beat() => if let Err(error) = written {
-                    tracing::debug!(%error, "record not written, will try again");
+                written = self.beat() => match written {
+                    Ok(()) => is_refused = false,
+                    // The worker works on, and seems to be gone: somebody has to know why.
+                    Err(error) if !error.is_passing() && !std::mem::replace(&mut is_refused, true) => {
+                        tracing::error!(%error, "this worker's record cannot be written: it is shown as lost");
+                    }
+                    Err(error) => tracing::debug!(%error, "record not written, will try again"),
                 },
                 _ = lost.changed() => {}
             }

@@ -1,7 +1,7 @@
 //! What was delivered and waits for a slot of its pool, and how much more may be pulled, when tasks of several pools come
 //! from one queue: nobody knows whose a task is before it has come.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,10 @@ impl Queued {
 struct PoolQueue {
     pool: Arc<SlotPool>,
     queues: Vec<Queued>,
+    /// The queues of which something waits.
+    waiting: BTreeSet<usize>,
+    /// How much waits.
+    count: usize,
     turns: Turns,
     /// Number of the last arrival, and its time.
     arrived: Option<(u64, Instant)>,
@@ -74,29 +78,69 @@ impl Turns {
 impl PoolQueue {
     fn new(pool: &Arc<SlotPool>, queues: usize) -> Self {
         let queues = (0..queues.max(1)).map(|_| Queued::default()).collect();
-        Self { pool: pool.clone(), queues, turns: Turns::default(), arrived: None }
+        let turns = Turns::default();
+        Self { pool: pool.clone(), queues, waiting: BTreeSet::new(), count: 0, turns, arrived: None }
     }
 
-    fn len(&self) -> usize {
-        self.queues.iter().map(Queued::len).sum()
+    fn push(&mut self, queue: usize, lease: Lease) {
+        let Some(queued) = self.queues.get_mut(queue) else { return };
+        if lease.is_due() {
+            queued.due.push_back(lease);
+        } else {
+            queued.tasks.push_back(lease);
+        }
+        self.count += 1;
+        self.waiting.insert(queue);
     }
 
     fn pop(&mut self) -> Option<Lease> {
         let queue = match self.queues.len() {
             1 => 0,
             count => {
-                let waiting: Vec<usize> =
-                    (0..count).filter(|q| self.queues.get(*q).is_some_and(|w| w.len() > 0)).collect();
+                let waiting: Vec<usize> = self.waiting.iter().copied().collect();
                 self.turns.next(&waiting, count)?
             }
         };
         let queued = self.queues.get_mut(queue)?;
-        queued.due.pop_front().or_else(|| queued.tasks.pop_front())
+        let lease = queued.due.pop_front().or_else(|| queued.tasks.pop_front())?;
+        let is_empty = queued.len() == 0;
+        self.taken(queue, 1, is_empty);
+        Some(lease)
+    }
+
+    /// What has waited too long.
+    fn late(&mut self) -> Vec<Lease> {
+        let mut late = Vec::new();
+        for place in self.waiting.clone() {
+            let Some(queued) = self.queues.get_mut(place) else { continue };
+            let before = late.len();
+            for queue in [&mut queued.due, &mut queued.tasks] {
+                while queue.front().is_some_and(|lease| lease.since().elapsed() > RELEASE_UNSTARTED_AFTER) {
+                    late.extend(queue.pop_front());
+                }
+            }
+            let is_empty = queued.len() == 0;
+            self.taken(place, late.len() - before, is_empty);
+        }
+        late
+    }
+
+    fn drain(&mut self) -> Vec<Lease> {
+        (self.count, self.waiting) = (0, BTreeSet::new());
+        let queued = self.queues.iter_mut();
+        queued.flat_map(|queued| queued.due.drain(..).chain(queued.tasks.drain(..))).collect()
+    }
+
+    fn taken(&mut self, queue: usize, count: usize, is_empty: bool) {
+        self.count -= count;
+        if is_empty {
+            self.waiting.remove(&queue);
+        }
     }
 
     /// How many more tasks may be pulled for the pool.
     fn capacity(&self) -> usize {
-        self.pool.capacity(self.len())
+        self.pool.capacity(self.count)
     }
 
     /// Whether the pool is in use: worth pulling for while another is full.
@@ -108,8 +152,8 @@ impl PoolQueue {
 /// What was delivered and waits for a slot.
 pub(super) struct Intake {
     pools: SlotPools,
-    /// The worker's queues, in their order.
-    queues: Vec<String>,
+    /// The place of each of the worker's queues in their order.
+    places: HashMap<String, usize>,
     waiting: Vec<PoolQueue>,
     arrivals: u64,
     /// Tasks that are pulled for free pools while another is full, without knowing whose they will be.
@@ -125,7 +169,7 @@ impl Intake {
         let waiting = pools.all().iter().map(|pool| PoolQueue::new(pool, queues.len())).collect();
         Self {
             pools: pools.clone(),
-            queues: queues.to_vec(),
+            places: queues.iter().cloned().zip(0..).collect(),
             waiting,
             arrivals: 0,
             speculative_tasks: 1,
@@ -138,17 +182,12 @@ impl Intake {
     /// Takes in what was delivered.
     pub(super) fn push(&mut self, lease: Lease) {
         self.arrivals += 1;
-        let queue = self.queues.iter().position(|queue| *queue == lease.task.subject.queue).unwrap_or(0);
+        let queue = self.places.get(&lease.task.subject.queue).copied().unwrap_or(0);
         let id = self.pools.id_of(&lease.task.subject.kind);
         let Some(waiting) = self.waiting.get_mut(id) else { return };
         let fits = waiting.capacity() > 0;
         waiting.arrived = Some((self.arrivals, Instant::now()));
-        let Some(queued) = waiting.queues.get_mut(queue) else { return };
-        if lease.is_due() {
-            queued.due.push_back(lease);
-        } else {
-            queued.tasks.push_back(lease);
-        }
+        waiting.push(queue, lease);
         if self.is_speculative && fits {
             self.speculative_tasks = (self.speculative_tasks * 2).min(SPECULATIVE_TASKS_MAX);
             self.miss_pause = MISS_PAUSE_MIN;
@@ -161,36 +200,31 @@ impl Intake {
 
     /// The next task that has a slot.
     pub(super) fn pop(&mut self) -> Option<(Lease, Slot)> {
-        self.waiting.iter_mut().filter(|waiting| waiting.len() > 0).find_map(|waiting| {
+        self.waiting.iter_mut().filter(|waiting| waiting.count > 0).find_map(|waiting| {
             let slot = waiting.pool.try_slot()?;
             Some((waiting.pop()?, slot))
         })
     }
 
     pub(super) fn len(&self) -> usize {
-        self.waiting.iter().map(PoolQueue::len).sum()
+        self.waiting.iter().map(|waiting| waiting.count).sum()
     }
 
     /// Everything that waits.
     pub(super) fn drain(&mut self) -> Vec<Lease> {
-        let queued = self.waiting.iter_mut().flat_map(|w| &mut w.queues);
-        queued.flat_map(|queued| queued.due.drain(..).chain(queued.tasks.drain(..))).collect()
+        self.waiting.iter_mut().flat_map(PoolQueue::drain).collect()
     }
 
     /// Takes out what has waited too long for a slot.
     pub(super) fn late(&mut self) -> Vec<Lease> {
         let mut late = Vec::new();
         for waiting in &mut self.waiting {
-            let before = late.len();
-            for queue in waiting.queues.iter_mut().flat_map(|queued| [&mut queued.due, &mut queued.tasks]) {
-                while queue.front().is_some_and(|lease| lease.since().elapsed() > RELEASE_UNSTARTED_AFTER) {
-                    late.extend(queue.pop_front());
-                }
-            }
-            if late.len() > before {
+            let of_pool = waiting.late();
+            if !of_pool.is_empty() {
                 // What runs is that slow: without this the same tasks would be pulled again at once.
                 waiting.pool.note(RELEASE_UNSTARTED_AFTER);
             }
+            late.extend(of_pool);
         }
         late
     }
@@ -220,7 +254,7 @@ impl Intake {
     /// The capacity of the fullest pool in use; of the smallest pool before any is.
     fn lowest_capacity(&self) -> usize {
         let recent = |arrived: Option<(u64, Instant)>| arrived.is_some_and(|(n, _)| self.arrivals - n < MIX_ARRIVALS);
-        let used = self.waiting.iter().filter(|waiting| waiting.len() > 0 || recent(waiting.arrived));
+        let used = self.waiting.iter().filter(|waiting| waiting.count > 0 || recent(waiting.arrived));
         let lowest = used.map(PoolQueue::capacity).min();
         lowest.unwrap_or_else(|| self.waiting.iter().map(PoolQueue::capacity).min().unwrap_or(0))
     }

@@ -1,12 +1,12 @@
 //! The worker's pulls: as many tasks as the worker has capacity for, over one inbox per connection generation. A pull is
 //! sent again after an error, when it has expired, and by a watchdog.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::json;
 
 use crate::bus::consume::lease::{Delivery, Lease, Leases};
@@ -22,6 +22,14 @@ use crate::wire::streams::{STREAM_DUE, STREAM_TASKS, durable};
 pub const PULL_WATCHDOG: Duration = Duration::from_secs(2);
 /// How long one pull request waits at the server.
 pub const PULL_EXPIRES: Duration = Duration::from_secs(5);
+/// The same, at the most, for a queue that brings nothing, where a worker has many: each request has its cost.
+const SILENT_PULL_EXPIRES: Duration = Duration::from_secs(30);
+/// A worker of more queues than this has many.
+const MANY_QUEUES: usize = 16;
+/// How often requests are looked through for one that the server has not ended in time.
+const OVERDUE_EVERY: Duration = Duration::from_millis(500);
+/// Queues whose consumers are made at once.
+const MADE_AT_ONCE: usize = 32;
 
 /// Pulls tasks of some queues.
 pub struct Puller {
@@ -29,6 +37,8 @@ pub struct Puller {
     leases: Leases,
     /// DUE of each queue, then TASKS of each, both in the order of the queues.
     sources: Vec<Source>,
+    /// The place of each queue in their order.
+    places: HashMap<String, usize>,
     /// With several queues: how much is requested from each.
     order: Option<QueueOrder>,
     inbox: String,
@@ -39,6 +49,7 @@ pub struct Puller {
     /// Pulls that wait at the server, the oldest first.
     requests: BTreeMap<u64, Request>,
     next_request: u64,
+    overdue_at: Instant,
     /// A consumer was found missing: make the queues again before the next pull.
     remake: Option<Instant>,
 }
@@ -48,39 +59,63 @@ struct Source {
     origin: Origin,
     /// When the last task came from it.
     heard: Option<Instant>,
+    /// Tasks that are requested and were not delivered yet.
+    outstanding: usize,
+    /// Its requests, the oldest first.
+    requests: VecDeque<u64>,
+    /// How long the next one waits.
+    expires: Duration,
 }
 
 struct Request {
     source: usize,
+    batch: usize,
     left: usize,
     sent: Instant,
     forget_at: Instant,
 }
 
 impl Puller {
-    /// Makes the queues' consumers and listens on the inbox; nothing is pulled before the first [`Puller::request`].
+    /// Makes the queues' consumers, for which it waits where the server has as many as it may, and listens on the inbox; nothing is pulled before the first [`Puller::request`].
     ///
     /// # Errors
     /// [`BusError`]; most likely setup has not run yet.
     pub async fn start(bus: &Bus, leases: &Leases, queues: &[String]) -> Result<Self, BusError> {
-        for queue in queues {
-            make_queue(bus, queue).await?;
+        let mut is_told = false;
+        while let Err(error) = make_queues(bus, queues).await {
+            if !error.is_consumers_limit() {
+                return Err(error);
+            }
+            if !std::mem::replace(&mut is_told, true) {
+                tracing::warn!(%error, "nats-server has no room for the consumers of this worker's queues; waiting for some");
+            }
+            tokio::time::sleep(PULL_WATCHDOG).await;
         }
         let (inbox, messages) = listen(bus).await?;
+        let source = |origin, queue: &String| Source {
+            queue: queue.clone(),
+            origin,
+            heard: None,
+            outstanding: 0,
+            requests: VecDeque::new(),
+            expires: PULL_EXPIRES,
+        };
         let sources = [Origin::Due, Origin::Tasks]
             .into_iter()
-            .flat_map(|origin| queues.iter().map(move |queue| Source { queue: queue.clone(), origin, heard: None }))
+            .flat_map(|origin| queues.iter().map(move |queue| source(origin, queue)))
             .collect();
         Ok(Self {
             bus: bus.clone(),
             leases: leases.clone(),
             sources,
+            places: queues.iter().cloned().zip(0..).collect(),
             order: (queues.len() > 1).then(|| QueueOrder::new(queues.len())),
             inbox,
             messages,
             generation: leases.table.generation(),
             requests: BTreeMap::new(),
             next_request: 0,
+            overdue_at: Instant::now(),
             remake: None,
         })
     }
@@ -98,15 +133,23 @@ impl Puller {
         if generation != self.generation {
             let Ok((inbox, messages)) = listen(&self.bus).await else { return };
             self.requests.clear();
+            for source in &mut self.sources {
+                source.outstanding = 0;
+                source.requests.clear();
+            }
             (self.inbox, self.messages, self.generation) = (inbox, messages, generation);
         }
         self.remake_queues().await;
         let now = Instant::now();
-        self.requests.retain(|_, r| r.forget_at > now);
+        self.forget_overdue(now);
         let targets = self.targets(capacity, now);
+        let share = match &self.order {
+            // Nothing waits anywhere, as far as is known.
+            Some(_) if targets.is_none() => capacity.div_ceil(self.places.len().max(1)),
+            _ => capacity,
+        };
         for source in 0..self.sources.len() {
-            let share =
-                targets.as_ref().map_or(Some(capacity), |t| t.get(source % t.len().max(1)).copied()).unwrap_or(0);
+            let share = targets.as_ref().map_or(share, |t| t.get(source % t.len().max(1)).copied().unwrap_or(0));
             let outstanding = self.outstanding(source);
             let want = share.saturating_sub(outstanding);
             // In steps of half the share, so that a large capacity does not cost a request for every task.
@@ -117,34 +160,63 @@ impl Puller {
     }
 
     fn outstanding(&self, source: usize) -> usize {
-        self.requests.values().filter(|r| r.source == source).map(|r| r.left).sum()
+        self.sources.get(source).map_or(0, |source| source.outstanding)
     }
 
-    /// How much is to be requested from each queue; none for a worker of one queue, which gives it all its capacity.
-    fn targets(&mut self, capacity: usize, now: Instant) -> Option<Vec<usize>> {
-        let queues = self.sources.len() / 2;
-        let requested: Vec<usize> = match &self.order {
-            None => return None,
-            Some(_) => (0..queues).map(|q| self.outstanding(q).min(self.outstanding(q + queues))).collect(),
-        };
-        let order = self.order.as_mut()?;
-        for request in self.requests.values() {
-            let heard = self.sources.get(request.source).and_then(|s| s.heard);
-            let since = heard.map_or(request.sent, |heard| heard.max(request.sent));
-            order.unanswered(request.source % queues, request.source / queues, since, now);
+    fn forget_overdue(&mut self, now: Instant) {
+        if now < self.overdue_at {
+            return;
         }
+        self.overdue_at = now + OVERDUE_EVERY;
+        let overdue: Vec<u64> = self.requests.iter().filter(|(_, r)| r.forget_at <= now).map(|(n, _)| *n).collect();
+        for number in overdue {
+            self.forget(number);
+        }
+    }
+
+    /// Forgets a request, which brings nothing more.
+    fn forget(&mut self, number: u64) -> Option<Request> {
+        let request = self.requests.remove(&number)?;
+        if let Some(source) = self.sources.get_mut(request.source) {
+            source.outstanding = source.outstanding.saturating_sub(request.left);
+            source.requests.retain(|other| *other != number);
+        }
+        Some(request)
+    }
+
+    /// How much is to be requested from each queue; none for a worker of one queue, which gives it all its capacity, and where
+    /// all have the same share, because nothing waits.
+    fn targets(&mut self, capacity: usize, now: Instant) -> Option<Vec<usize>> {
+        let (queues, order) = (self.places.len(), self.order.as_mut()?);
+        for (queue, stream) in order.backlogged() {
+            let Some(source) = self.sources.get(stream * queues + queue) else { continue };
+            let Some(oldest) = source.requests.front().and_then(|number| self.requests.get(number)) else { continue };
+            let since = source.heard.map_or(oldest.sent, |heard| heard.max(oldest.sent));
+            order.unanswered(queue, stream, since, now);
+        }
+        if order.is_idle() {
+            return None;
+        }
+        let outstanding = |source: usize| self.sources.get(source).map_or(0, |source| source.outstanding);
+        let requested: Vec<usize> = (0..queues).map(|q| outstanding(q).min(outstanding(q + queues))).collect();
         Some(order.targets(capacity, &requested))
     }
 
-    async fn send(&mut self, source: usize, batch: usize) {
-        let Some(Source { queue, origin, .. }) = self.sources.get(source) else { return };
+    async fn send(&mut self, place: usize, batch: usize) {
         let number = self.next_request;
+        let Some(source) = self.sources.get_mut(place) else { return };
         self.next_request += 1;
-        let sent = Instant::now();
-        let forget_at = sent + PULL_EXPIRES + PULL_WATCHDOG;
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", stream(*origin), durable(queue));
-        self.requests.insert(number, Request { source, left: batch, sent, forget_at });
-        let expires = u64::try_from(PULL_EXPIRES.as_nanos()).unwrap_or(u64::MAX);
+        source.outstanding += batch;
+        source.requests.push_back(number);
+        let (sent, mut expires) = (Instant::now(), source.expires);
+        if expires > PULL_EXPIRES {
+            // So that the requests of many queues do not end all at once.
+            expires = expires.mul_f64(rand::random_range(0.7..1.0));
+        }
+        let forget_at = sent + expires + PULL_WATCHDOG;
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", stream_of(source.origin), durable(&source.queue));
+        self.requests.insert(number, Request { source: place, batch, left: batch, sent, forget_at });
+        let expires = u64::try_from(expires.as_nanos()).unwrap_or(u64::MAX);
         let body = json!({ "batch": batch, "expires": expires, "max_bytes": PULL_BYTES_MAX }).to_string();
         let reply = format!("{}.{number}", self.inbox);
         let _ = self.bus.client.publish_with_reply(subject, reply, Bytes::from(body)).await;
@@ -155,12 +227,10 @@ impl Puller {
             return;
         }
         self.remake = None;
-        let queues: Vec<String> = self.sources.iter().map(|s| s.queue.clone()).collect();
-        for queue in queues {
-            if let Err(error) = make_queue(&self.bus, &queue).await {
-                tracing::warn!(%error, "a queue's consumer is missing and cannot be made, will try again");
-                self.remake = Some(Instant::now() + PULL_WATCHDOG);
-            }
+        let queues: Vec<String> = self.places.keys().cloned().collect();
+        if let Err(error) = make_queues(&self.bus, &queues).await {
+            tracing::warn!(%error, "a queue's consumer is missing and cannot be made, will try again");
+            self.remake = Some(Instant::now() + PULL_WATCHDOG);
         }
     }
 
@@ -195,21 +265,19 @@ impl Puller {
             return None;
         }
         let (lease, more) = self.hold(message)?;
-        let origin = if lease.is_due() { Origin::Due } else { Origin::Tasks };
-        let queue = &lease.task.subject.queue;
-        let source = self.sources.iter().position(|s| s.origin == origin && s.queue == *queue);
-        if let (Some(order), Some(source)) = (&mut self.order, source) {
-            let queues = self.sources.len() / 2;
-            order.delivered(source % queues, source / queues, more);
-            if let Some(source) = self.sources.get_mut(source) {
-                source.heard = Some(Instant::now());
-            }
+        let Some(&place) = self.places.get(&lease.task.subject.queue) else { return Some(lease) };
+        let (queues, stream) = (self.places.len(), usize::from(!lease.is_due()));
+        if let Some(order) = &mut self.order {
+            order.delivered(place, stream, more);
         }
-        let request = self.requests.iter_mut().find(|(_, r)| Some(r.source) == source);
-        if let Some((&number, request)) = request {
+        let Some(source) = self.sources.get_mut(stream * queues + place) else { return Some(lease) };
+        (source.heard, source.expires) = (Some(Instant::now()), PULL_EXPIRES);
+        let oldest = source.requests.front().copied();
+        if let Some((number, request)) = oldest.and_then(|n| Some((n, self.requests.get_mut(&n)?))) {
             request.left = request.left.saturating_sub(1);
+            source.outstanding = source.outstanding.saturating_sub(1);
             if request.left == 0 {
-                self.requests.remove(&number);
+                self.forget(number);
             }
         }
         Some(lease)
@@ -219,7 +287,13 @@ impl Puller {
         if status == async_nats::StatusCode::IDLE_HEARTBEAT {
             return;
         }
-        self.requests.remove(&number);
+        if let Some(request) = self.forget(number)
+            && request.left == request.batch
+            && self.places.len() > MANY_QUEUES
+            && let Some(source) = self.sources.get_mut(request.source)
+        {
+            source.expires = (source.expires * 2).min(SILENT_PULL_EXPIRES);
+        }
         let missing = status == async_nats::StatusCode::NO_RESPONDERS
             || description.is_some_and(|s| s.contains("Consumer Deleted"));
         if missing && self.remake.is_none() {
@@ -256,7 +330,17 @@ async fn listen(bus: &Bus) -> Result<(String, async_nats::Subscriber), BusError>
     Ok((inbox, subscribed.map_err(|e| BusError::new("the inbox for tasks", &e))?))
 }
 
-fn stream(origin: Origin) -> &'static str {
+/// Makes the consumers of these queues, some at a time: a worker may have many.
+async fn make_queues(bus: &Bus, queues: &[String]) -> Result<(), BusError> {
+    let made = queues.iter().cloned().map(|queue| {
+        let bus = bus.clone();
+        async move { make_queue(&bus, &queue).await }
+    });
+    let made: Vec<_> = made.collect();
+    stream::iter(made).buffer_unordered(MADE_AT_ONCE).try_collect().await
+}
+
+fn stream_of(origin: Origin) -> &'static str {
     match origin {
         Origin::Due => STREAM_DUE,
         Origin::Tasks => STREAM_TASKS,

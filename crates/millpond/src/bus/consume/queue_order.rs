@@ -24,6 +24,18 @@ impl QueueOrder {
         Self { backlog: vec![[false; 2]; queues], credit: 0, turn: 0 }
     }
 
+    /// Whether no queue has more than was delivered, as far as is known.
+    pub(super) fn is_idle(&self) -> bool {
+        self.first().is_none()
+    }
+
+    /// The queues that have more than was delivered, each with the stream, 0 or 1, that has it.
+    pub(super) fn backlogged(&self) -> Vec<(usize, usize)> {
+        let streams = |(queue, of): (usize, &[bool; 2])| of.map(|has| has.then_some(queue));
+        let all = self.backlog.iter().enumerate().map(streams);
+        all.flat_map(|of| of.into_iter().zip(0..)).filter_map(|(queue, stream)| Some((queue?, stream))).collect()
+    }
+
     /// The first queue that has more than was delivered.
     fn first(&self) -> Option<usize> {
         self.backlog.iter().position(|of| of.contains(&true))

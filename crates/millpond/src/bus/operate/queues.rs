@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind};
+use async_nats::jetstream::{ErrorCode, consumer};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use crate::bus::Bus;
 use crate::bus::error::BusError;
-use crate::bus::read::buckets;
+use crate::bus::read::{buckets, unix_ms};
 use crate::bus::topology::stream_state;
+use crate::limits::LEASE_SETTLED_KEEP;
 use crate::wire::bounds::{self, Bounded};
-use crate::wire::streams::{BUCKET_PURGES, STREAM_DUE, STREAM_TASKS, durable};
+use crate::wire::streams::{BUCKET_PURGES, BUCKET_QUEUES, STREAM_DUE, STREAM_TASKS, durable};
 
 /// How long a pause without an end lasts: the server wants a time.
 const PAUSE_FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -42,6 +43,10 @@ pub struct QueueState {
     /// A worker has served it once: it has its consumers.
     #[serde(skip)]
     pub has_consumer: bool,
+    /// When its consumers were made or did something last, as the server knows it, Unix time in milliseconds; now while a
+    /// worker waits for its tasks.
+    #[serde(skip)]
+    pub used_ms: i64,
     /// How it stands in TASKS and in DUE.
     #[serde(skip)]
     pub places: [QueueInStream; 2],
@@ -115,6 +120,15 @@ impl Bounded for PurgeRecord {
     }
 }
 
+/// When a consumer was made or did something last, Unix time in milliseconds; now while somebody pulls.
+fn used_ms(info: &consumer::Info) -> i64 {
+    if info.num_waiting > 0 {
+        return crate::now_ms();
+    }
+    let active = [info.delivered.last_active, info.ack_floor.last_active];
+    active.into_iter().flatten().chain([info.created]).map(unix_ms).max().unwrap_or(0)
+}
+
 impl QueueState {
     fn add(&mut self, at: usize, more: QueueInStream) {
         self.waiting += more.waiting;
@@ -126,6 +140,33 @@ impl QueueState {
 }
 
 impl Bus {
+    /// Removes a queue: its consumers, and its record. What is published to it afterwards waits until a worker makes it anew.
+    ///
+    /// # Errors
+    /// [`BusError`] when the server does not answer.
+    pub async fn remove_queue(&self, queue: &str) -> Result<(), BusError> {
+        self.remove_queue_consumers(queue).await?;
+        let store = buckets::open(self, BUCKET_QUEUES).await?;
+        let removed = store.purge_with_ttl(queue, LEASE_SETTLED_KEEP).await;
+        removed.map_err(|e| BusError::new(BUCKET_QUEUES, &e))
+    }
+
+    /// Removes the consumers of a queue. The next worker that serves it makes them anew; what is set for the queue stays.
+    ///
+    /// # Errors
+    /// [`BusError`] when the server does not answer.
+    pub async fn remove_queue_consumers(&self, queue: &str) -> Result<(), BusError> {
+        for name in [STREAM_TASKS, STREAM_DUE] {
+            let stream = self.js.get_stream(name).await.map_err(|e| BusError::new(name, &e))?;
+            let removed = stream.delete_consumer(&durable(queue)).await;
+            match removed.map_err(|e| BusError::new(&format!("the removal of queue {queue}"), &e)) {
+                Ok(_) | Err(BusError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// All queues that have a consumer, and those where something waits for a first worker, by name.
     ///
     /// # Errors
@@ -137,7 +178,10 @@ impl Bus {
         let mut subjects = subjects.take(SCHEDULED_COUNTED_MAX);
         while let Some(Ok((subject, count))) = subjects.next().await {
             let queue = subject.split('.').nth(1).unwrap_or_default();
-            if let Some(state) = queues.iter_mut().find(|state| state.queue == queue) {
+            // They are sorted by their names.
+            if let Ok(place) = queues.binary_search_by(|state| state.queue.as_str().cmp(queue))
+                && let Some(state) = queues.get_mut(place)
+            {
                 state.scheduled += count as u64;
             }
         }
@@ -168,6 +212,7 @@ impl Bus {
                 state.add(at, place);
                 state.has_consumer = true;
                 state.paused |= info.paused;
+                state.used_ms = state.used_ms.max(used_ms(&info));
                 let left = info.pause_remaining.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
                 state.paused_for_ms = state.paused_for_ms.max(left.filter(|_| info.paused));
             }

@@ -1,10 +1,17 @@
-//! The results of one job for a client that waits: `JobResults` reads the stream, `LiveResults` listens as they are
-//! published and reads the stream as well when something may have been missed.
+//! The results of one job, or of other subjects of RESULTS, for a client that waits. They are heard as they are published, by a
+//! plain subscription that costs the server nothing that it keeps. What may have been missed, and all of a large job, is read
+//! from the stream by a consumer; of these one connection has [`READERS_MAX`] and [`CATCH_UPS_MAX`] at the most, each removed as
+//! soon as it is done.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::bus::Bus;
 use crate::bus::error::BusError;
@@ -15,108 +22,127 @@ use crate::outcome::ResultBatch;
 use crate::wire::streams::STREAM_RESULTS;
 use crate::wire::subject::{TaskSubject, results_of_job};
 
-/// The outcomes of one job as they come, each at least once: a client that waits dedupes by index.
-/// It reads the stream, so that neither a reconnect nor a slow reader loses one.
-pub struct JobResults {
+/// Consumers on RESULTS that read large jobs over one connection at once, at the most: the server has a limit for all programs
+/// together.
+pub(in crate::bus) const READERS_MAX: usize = 48;
+/// Those that look for what was missed, at the most. They are soon done, and must not wait for the end of a large job.
+pub(in crate::bus) const CATCH_UPS_MAX: usize = 16;
+/// Longest time between two tries to make a consumer that the server refuses.
+const OPEN_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// The server removes a consumer that nobody has pulled from for this long: its program was killed.
+const READER_INACTIVE: Duration = Duration::from_secs(60);
+/// A reader that has read all that was there is done when it brings nothing for this long: what was published while the
+/// connection was down may be stored a little after it is back.
+const READ_SILENCE: Duration = Duration::from_secs(2);
+/// Who has heard nothing for this long looks into the stream once, and then after twice the time, and so on.
+const LOOK_AFTER_MIN: Duration = Duration::from_secs(5);
+/// The longest such time.
+const LOOK_AFTER_MAX: Duration = Duration::from_secs(300);
+
+/// Reads the stream by a consumer of its own, from a sequence on, over any loss of the connection.
+struct StoredResults {
     bus: Bus,
     filter: String,
-    /// The next sequence to read; none before the first message: from now on.
-    next_seq: Option<u64>,
-    /// Messages that were there when the reader was made, or made anew, and are not read yet.
-    backlog: u64,
+    next_seq: u64,
+    /// Messages that were there when the consumer was made and are not read yet; none before it was made.
+    backlog: Option<u64>,
+    /// When something was last read, or the consumer made.
     heard: Instant,
-    pull: Option<pull::Stream>,
+    consumer: Option<OpenConsumer>,
+    /// The consumer that is being made. Kept here, so that a dropped [`LiveResults::step`] leaves none behind at the server.
+    opening: Option<BoxFuture<'static, OpenConsumer>>,
+    permit: Option<OwnedSemaphorePermit>,
+    /// It goes on for a while when it has read all that was there.
+    lingers: bool,
+    /// The server has refused the consumer, which is requested again and again.
+    is_refused: Arc<AtomicBool>,
 }
 
-impl JobResults {
-    /// Starts to read from this sequence of RESULTS; returns once the server has the consumer.
-    ///
-    /// # Errors
-    /// [`BusError`] when the server does not answer or refuses.
-    pub async fn start_from(bus: &Bus, job: &str, seq: u64) -> Result<Self, BusError> {
-        let mut reader = Self {
+/// A consumer, which is removed with this.
+struct OpenConsumer {
+    client: async_nats::Client,
+    name: String,
+    /// Messages that were there when it was made.
+    backlog: u64,
+    pull: pull::Stream,
+    /// One of the connection's [`READERS_MAX`] or [`CATCH_UPS_MAX`].
+    permit: OwnedSemaphorePermit,
+}
+
+impl Drop for OpenConsumer {
+    fn drop(&mut self) {
+        let subject = format!("$JS.API.CONSUMER.DELETE.{STREAM_RESULTS}.{}", self.name);
+        // Nobody waits for the answer. Where the request is not sent, the server removes the consumer later.
+        let _ = tokio::task::unconstrained(self.client.publish(subject, Bytes::new())).now_or_never();
+    }
+}
+
+/// What a reader of the stream has come to.
+enum Progress {
+    Batch(Box<(TaskSubject, ResultBatch)>),
+    /// The consumer was made: how much is to be read is known.
+    Begun,
+    /// Nothing came for a while.
+    Silent,
+}
+
+impl StoredResults {
+    fn new(bus: &Bus, filter: &str, next_seq: u64, lingers: bool) -> Self {
+        Self {
             bus: bus.clone(),
-            filter: results_of_job(job),
-            next_seq: Some(seq),
-            backlog: 0,
+            filter: filter.to_owned(),
+            next_seq,
+            backlog: None,
             heard: Instant::now(),
-            pull: None,
-        };
-        reader.open().await?;
-        Ok(reader)
+            consumer: None,
+            opening: None,
+            permit: None,
+            lingers,
+            is_refused: Arc::default(),
+        }
     }
 
-    /// Messages that were there when reading began and are not read yet.
-    #[must_use]
-    pub fn backlog(&self) -> u64 {
-        self.backlog
-    }
-
-    /// When something was last read, or reading began: a client that has heard nothing for long counts again what is left.
-    #[must_use]
-    pub fn heard(&self) -> Instant {
-        self.heard
-    }
-
-    /// Counts anew what is left, from where it was read to: what was purged never comes.
-    pub fn count_anew(&mut self) {
-        (self.pull, self.heard) = (None, Instant::now());
-    }
-
-    async fn open(&mut self) -> Result<(), BusError> {
-        let what = format!("a reader of {}", self.filter);
-        let config = pull::Config {
-            deliver_policy: self
-                .next_seq
-                .map_or(DeliverPolicy::New, |start_sequence| DeliverPolicy::ByStartSequence { start_sequence }),
-            ack_policy: AckPolicy::None,
-            // A name of its own puts name and filter into the subject that the permissions of the role are about.
-            name: Some(format!("r-{}", crate::random_token())),
-            filter_subject: self.filter.clone(),
-            inactive_threshold: Duration::from_secs(60),
-            memory_storage: true,
-            num_replicas: 1,
-            ..Default::default()
-        };
-        let created = self.bus.js.create_consumer_on_stream(config, STREAM_RESULTS).await;
-        let consumer: PullConsumer = created.map_err(|e| BusError::new(&what, &e))?;
-        let backlog = consumer.cached_info().num_pending;
-        let stream = consumer
-            .stream()
-            .max_messages_per_batch(COLLECT_BATCH_MAX)
-            .max_bytes_per_batch(COLLECT_BYTES_MAX)
-            .expires(Duration::from_secs(10))
-            .heartbeat(Duration::from_secs(2))
-            .messages()
-            .await;
-        self.pull = Some(stream.map_err(|e| BusError::new(&what, &e))?);
-        (self.backlog, self.heard) = (backlog, Instant::now());
-        Ok(())
-    }
-
-    /// The next result batch, with its subject.
+    /// Makes the consumer, however long that takes.
     ///
     /// # Cancel safety
+    /// Safe: it goes on with the next call.
+    async fn open(&mut self) {
+        let open = || {
+            let (bus, filter, next_seq) = (self.bus.clone(), self.filter.clone(), self.next_seq);
+            Box::pin(open(bus, filter, next_seq, self.permit.take(), self.is_refused.clone())) as BoxFuture<'static, _>
+        };
+        let consumer = self.opening.get_or_insert_with(open).await;
+        (self.opening, self.backlog, self.heard) = (None, Some(consumer.backlog), Instant::now());
+        self.is_refused.store(false, Ordering::Relaxed);
+        self.consumer = Some(consumer);
+    }
+
+    /// # Cancel safety
     /// Safe: nothing is lost when it is dropped.
-    pub async fn next(&mut self) -> (TaskSubject, ResultBatch) {
+    async fn next(&mut self) -> Progress {
         loop {
-            let Some(pull) = &mut self.pull else {
-                if let Err(error) = self.open().await {
-                    tracing::debug!(%error, "cannot read results yet, will try again");
-                    tokio::time::sleep(READ_AGAIN_AFTER).await;
-                }
-                continue;
+            let Some(OpenConsumer { pull, .. }) = &mut self.consumer else {
+                self.open().await;
+                return Progress::Begun;
             };
-            let Some(Ok(message)) = pull.next().await else {
-                self.pull = None;
-                continue;
+            let silent_at = tokio::time::Instant::from_std(self.heard + READ_SILENCE);
+            let message = match tokio::time::timeout_at(silent_at, pull.next()).await {
+                Err(_) => {
+                    self.heard = Instant::now();
+                    return Progress::Silent;
+                }
+                Ok(Some(Ok(message))) => message,
+                Ok(_) => {
+                    self.consumer = None;
+                    continue;
+                }
             };
             if let Ok(info) = message.info() {
-                self.next_seq = Some(info.stream_sequence + 1);
+                self.next_seq = info.stream_sequence + 1;
             }
-            (self.backlog, self.heard) = (self.backlog.saturating_sub(1), Instant::now());
+            (self.backlog, self.heard) = (self.backlog.map(|left| left.saturating_sub(1)), Instant::now());
             match read_results(&message.subject, &message.payload) {
-                Ok(OutcomeBody::Results(subject, batch, _)) => return (subject, batch),
+                Ok(OutcomeBody::Results(subject, batch, _)) => return Progress::Batch(Box::new((subject, batch))),
                 Ok(OutcomeBody::Dead(..)) => {}
                 Err(error) => tracing::warn!(%error, subject = %message.subject, "a result batch cannot be read"),
             }
@@ -124,22 +150,91 @@ impl JobResults {
     }
 }
 
-/// The outcomes of one job as they are published, by a plain subscription: the fastest way to hear of them. After a
-/// reconnect, or when this client was too slow, it reads the stream as well, from where it began: nothing is missed,
-/// some come twice.
+/// Makes a consumer, however long that takes: a limit of the server is waited for, and so is a permit.
+async fn open(
+    bus: Bus,
+    filter: String,
+    next_seq: u64,
+    mut permit: Option<OwnedSemaphorePermit>,
+    is_refused: Arc<AtomicBool>,
+) -> OpenConsumer {
+    let mut refused: u32 = 0;
+    loop {
+        if permit.is_none() {
+            // The semaphore is never closed.
+            permit = bus.catch_ups.clone().acquire_owned().await.ok();
+        }
+        let made = make_consumer(&bus, &filter, next_seq).await;
+        match (made, permit.take()) {
+            (Ok((name, backlog, pull)), Some(permit)) => {
+                return OpenConsumer { client: bus.client.clone(), name, backlog, pull, permit };
+            }
+            (Err(error), given) => {
+                permit = given;
+                if !error.is_passing() && !is_refused.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "results are read as soon as nats-server allows one more reader; waiting");
+                } else {
+                    tracing::debug!(%error, "cannot read results yet, will try again");
+                }
+            }
+            (Ok(_), None) => {}
+        }
+        refused = refused.saturating_add(1);
+        let wait = READ_AGAIN_AFTER.saturating_mul(refused).min(OPEN_AGAIN_MAX);
+        tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
+    }
+}
+
+/// The name of a new consumer, how much it has to read, and its pull.
+async fn make_consumer(bus: &Bus, filter: &str, next_seq: u64) -> Result<(String, u64, pull::Stream), BusError> {
+    let what = format!("a reader of {filter}");
+    let name = format!("r-{}", crate::random_token());
+    let config = pull::Config {
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: next_seq },
+        ack_policy: AckPolicy::None,
+        // A name of its own puts name and filter into the subject that the permissions of the role are about.
+        name: Some(name.clone()),
+        filter_subject: filter.to_owned(),
+        inactive_threshold: READER_INACTIVE,
+        memory_storage: true,
+        num_replicas: 1,
+        ..Default::default()
+    };
+    let created = bus.js.create_consumer_on_stream(config, STREAM_RESULTS).await;
+    let consumer: PullConsumer = created.map_err(|e| BusError::new(&what, &e))?;
+    let backlog = consumer.cached_info().num_pending;
+    let stream = consumer
+        .stream()
+        .max_messages_per_batch(COLLECT_BATCH_MAX)
+        .max_bytes_per_batch(COLLECT_BYTES_MAX)
+        .expires(Duration::from_secs(10))
+        .heartbeat(Duration::from_secs(2))
+        .messages()
+        .await;
+    Ok((name, backlog, stream.map_err(|e| BusError::new(&what, &e))?))
+}
+
+/// The outcomes of one job as they come, each at least once: a client that waits dedupes by index or id. Heard by a plain
+/// subscription, the fastest way; after a reconnect, when this client was too slow, or after a silence, the stream is read as
+/// well, from where this began: nothing is missed, some come twice.
 pub struct LiveResults {
     bus: Bus,
     filter: String,
-    /// RESULTS had this much when it began.
+    /// All of interest in RESULTS has this sequence or a later one.
     from_seq: u64,
-    messages: async_nats::Subscriber,
+    /// None once the stream alone is read.
+    messages: Option<async_nats::Subscriber>,
     connection: tokio::sync::watch::Receiver<crate::bus::Connection>,
     dropped: u64,
-    catch_up: Option<JobResults>,
+    stored: Option<StoredResults>,
+    /// What is missed does not matter: the stream is never read.
+    may_miss: bool,
+    look_at: Instant,
+    look_after: Duration,
 }
 
 impl LiveResults {
-    /// Starts to listen; what is published after this returns is heard.
+    /// Starts to listen to the results of a job; what is published after this returns is heard.
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
@@ -152,14 +247,91 @@ impl LiveResults {
     /// # Errors
     /// [`BusError`] when the server does not answer.
     pub async fn start_on(bus: &Bus, filter: String) -> Result<Self, BusError> {
+        let mut results = Self::listen(bus, filter, 1).await?;
+        // Its answer comes after the subscription is in place.
+        results.from_seq = stream_state(bus, STREAM_RESULTS).await?.last_seq + 1;
+        Ok(results)
+    }
+
+    /// Starts to listen to the results of a job, of which RESULTS has nothing before this sequence. What this connection
+    /// publishes from now on is heard.
+    ///
+    /// # Errors
+    /// [`BusError`] when the connection is closed.
+    pub async fn start_from(bus: &Bus, job: &str, from_seq: u64) -> Result<Self, BusError> {
+        Self::listen(bus, results_of_job(job), from_seq).await
+    }
+
+    async fn listen(bus: &Bus, filter: String, from_seq: u64) -> Result<Self, BusError> {
         let mut connection = bus.connection();
         connection.mark_unchanged();
         let dropped = bus.dropped_messages();
         let subscribed = bus.client.subscribe(filter.clone()).await;
-        let messages = subscribed.map_err(|e| BusError::new(&filter, &e))?;
-        // Its answer comes after the subscription is in place.
-        let from_seq = stream_state(bus, STREAM_RESULTS).await?.last_seq + 1;
-        Ok(Self { bus: bus.clone(), filter, from_seq, messages, connection, dropped, catch_up: None })
+        let messages = Some(subscribed.map_err(|e| BusError::new(&filter, &e))?);
+        Ok(Self {
+            bus: bus.clone(),
+            filter,
+            from_seq,
+            messages,
+            connection,
+            dropped,
+            stored: None,
+            may_miss: false,
+            look_at: Instant::now() + LOOK_AFTER_MIN,
+            look_after: LOOK_AFTER_MIN,
+        })
+    }
+
+    /// The same for who can do without what is missed: nothing is ever read from the stream, and so there is no consumer.
+    #[must_use]
+    pub fn that_may_miss(self) -> Self {
+        Self { may_miss: true, ..self }
+    }
+
+    /// Reads what RESULTS holds as well; returns once the server has the consumer: what expires from now on is read.
+    pub async fn catch_up(&mut self) {
+        let mut stored = StoredResults::new(&self.bus, &self.filter, self.from_seq, true);
+        stored.open().await;
+        self.stored = Some(stored);
+    }
+
+    /// Whether some of what RESULTS held when catching up began is not read yet.
+    #[must_use]
+    pub fn has_backlog(&self) -> bool {
+        self.stored.as_ref().is_some_and(|stored| stored.backlog != Some(0))
+    }
+
+    /// Whether the server has refused a reader, for which this waits.
+    #[must_use]
+    pub fn waits_for_reader(&self) -> bool {
+        self.stored.as_ref().is_some_and(|stored| stored.is_refused.load(Ordering::Relaxed))
+    }
+
+    /// Whether results are heard by the subscription, which keeps in memory what is not taken.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.messages.is_some()
+    }
+
+    /// Reads the stream alone from now on, at its reader's pace: for a large job. While this connection has as many readers as
+    /// it may, it goes on listening.
+    pub fn read_stream_alone(&mut self) {
+        if self.messages.is_none() {
+            return;
+        }
+        let Ok(permit) = self.bus.readers.clone().try_acquire_owned() else { return };
+        let new = || StoredResults::new(&self.bus, &self.filter, self.from_seq, true);
+        let stored = self.stored.get_or_insert_with(new);
+        match &mut stored.consumer {
+            Some(consumer) => consumer.permit = permit,
+            None => (stored.opening, stored.permit) = (None, Some(permit)),
+        }
+        self.messages = None;
+    }
+
+    /// Hears and reads nothing more.
+    pub fn close(&mut self) {
+        (self.messages, self.stored, self.may_miss) = (None, None, true);
     }
 
     /// The next result batch, with its subject.
@@ -168,49 +340,101 @@ impl LiveResults {
     /// Safe: nothing is lost when it is dropped.
     pub async fn next(&mut self) -> (TaskSubject, ResultBatch) {
         loop {
+            if let Some(batch) = self.step().await {
+                return batch;
+            }
+        }
+    }
+
+    /// The next result batch; none when it is known how large the backlog is, or that it has been read.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is lost when it is dropped.
+    pub async fn step(&mut self) -> Option<(TaskSubject, ResultBatch)> {
+        loop {
             let dropped = self.bus.dropped_messages();
             if dropped != self.dropped {
                 self.dropped = dropped;
-                self.read_again();
+                self.look(true);
             }
+            let is_live = self.messages.is_some();
             tokio::select! {
-                Some(message) = self.messages.next() => match read_results(&message.subject, &message.payload) {
-                    Ok(OutcomeBody::Results(subject, batch, _)) => return (subject, batch),
+                message = heard(&mut self.messages) => match read_results(&message.subject, &message.payload) {
+                    Ok(OutcomeBody::Results(subject, batch, _)) => {
+                        self.note_heard();
+                        return Some((subject, batch));
+                    }
                     Ok(OutcomeBody::Dead(..)) => {}
                     Err(error) => tracing::warn!(%error, subject = %message.subject, "a result batch cannot be read"),
                 },
                 changed = self.connection.changed() => {
                     if changed.is_ok() && self.connection.borrow_and_update().up {
-                        self.read_again();
+                        self.look(true);
                     }
                 }
-                batch = caught_up(&mut self.catch_up) => return batch,
+                progress = read(&mut self.stored) => return self.note(progress),
+                () = tokio::time::sleep_until(self.look_at.into()), if is_live => {
+                    self.look(false);
+                    self.look_after = (self.look_after * 2).min(LOOK_AFTER_MAX);
+                    self.look_at = Instant::now() + self.look_after;
+                }
             }
+        }
+    }
+
+    fn note_heard(&mut self) {
+        self.look_after = LOOK_AFTER_MIN;
+        self.look_at = Instant::now() + LOOK_AFTER_MIN;
+    }
+
+    fn note(&mut self, progress: Progress) -> Option<(TaskSubject, ResultBatch)> {
+        let is_silent = matches!(progress, Progress::Silent);
+        if let Some(stored) = &mut self.stored {
+            let is_read = stored.backlog == Some(0);
+            if is_read && self.messages.is_some() && (is_silent || !stored.lingers) {
+                self.from_seq = stored.next_seq;
+                self.stored = None;
+            } else if is_silent && !is_read {
+                // What was purged meanwhile never comes: what is left is counted anew.
+                stored.consumer = None;
+            }
+        }
+        match progress {
+            Progress::Batch(batch) => Some(*batch),
+            Progress::Begun | Progress::Silent => None,
         }
     }
 
     /// Reads what RESULTS still holds as well: for a task that may have ended before this began to listen.
     pub fn read_from_oldest(&mut self) {
-        self.from_seq = 1;
-        self.read_again();
+        (self.from_seq, self.stored) = (1, None);
+        self.look(true);
     }
 
-    fn read_again(&mut self) {
-        let (bus, filter) = (self.bus.clone(), self.filter.clone());
-        self.catch_up = Some(JobResults {
-            bus,
-            filter,
-            next_seq: Some(self.from_seq),
-            backlog: 0,
-            heard: Instant::now(),
-            pull: None,
-        });
+    /// Looks into the stream for what was missed; with `lingers` also for what is stored a little later. A reader that is at it
+    /// reads that, too.
+    fn look(&mut self, lingers: bool) {
+        match &mut self.stored {
+            Some(stored) => (stored.heard, stored.lingers) = (Instant::now(), stored.lingers || lingers),
+            None if self.may_miss => {}
+            None => self.stored = Some(StoredResults::new(&self.bus, &self.filter, self.from_seq, lingers)),
+        }
     }
 }
 
-async fn caught_up(reader: &mut Option<JobResults>) -> (TaskSubject, ResultBatch) {
-    match reader {
-        Some(reader) => reader.next().await,
+/// The next message of the subscription; none comes without one, or when the connection is closed for good.
+async fn heard(messages: &mut Option<async_nats::Subscriber>) -> async_nats::Message {
+    if let Some(messages) = messages
+        && let Some(message) = messages.next().await
+    {
+        return message;
+    }
+    std::future::pending().await
+}
+
+async fn read(stored: &mut Option<StoredResults>) -> Progress {
+    match stored {
+        Some(stored) => stored.next().await,
         None => std::future::pending().await,
     }
 }

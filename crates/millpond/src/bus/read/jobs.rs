@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::bus::read::buckets::{decode, encode, open};
+use crate::bus::read::unix_ms;
 use crate::job::JobRecord;
 use crate::task::{Arrival, Origin, Task};
 use crate::wire::streams::{BUCKET_JOBS, STREAM_DUE, STREAM_TASKS};
@@ -19,6 +20,8 @@ pub struct JobEntry {
     pub record: JobRecord,
     /// What the next write must find.
     pub revision: u64,
+    /// When the server stored it, Unix time in milliseconds.
+    pub stored_ms: i64,
 }
 
 /// How far TASKS and the two parts of DUE were read.
@@ -48,7 +51,9 @@ impl Bus {
         let store = open(self, BUCKET_JOBS).await?;
         let entry = store.entry(job).await.map_err(|e| BusError::new(BUCKET_JOBS, &e))?;
         let entry = entry.filter(|e| e.operation == kv::Operation::Put);
-        Ok(entry.and_then(|e| Some(JobEntry { record: decode(&e.value)?, revision: e.revision })))
+        Ok(entry.and_then(|e| {
+            Some(JobEntry { record: decode(&e.value)?, revision: e.revision, stored_ms: unix_ms(e.created) })
+        }))
     }
 
     /// Tells the indexes (from, and one past the last) of all messages of this epoch of the job that lie in TASKS or

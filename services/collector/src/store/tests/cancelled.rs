@@ -159,7 +159,10 @@ async fn each_job_is_found_under_its_state() {
     // An older record changes nothing; a task that dies ends its job as well as one that is done.
     put(named("a", JobState::Cancelled, None), 0).await;
     assert_eq!(states(&store).await, before);
-    merge(&store, &[of("b", outcome("b.1/1", None, 3, &[Err(NotDoneState::Dead)]))]).await;
+    let mut letter = dead("b.1/1", None, 3);
+    let Ok(OutcomeBody::Dead(_, evidence)) = &mut letter.body else { unreachable!() };
+    evidence.job = Some("b".into());
+    merge(&store, &[of("b", outcome("b.1/1", None, 3, &[Err(NotDoneState::Dead)])), letter]).await;
     put(named("a", JobState::Closed, Some(1)), 2).await;
     put(JobRecord { heartbeat_ms: now, ..named("silent", JobState::Open, None) }, 2).await;
     let after = with(&["a finished", "alone session", "b finished", "silent open", "told cancelled"]);

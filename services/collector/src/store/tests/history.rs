@@ -99,6 +99,7 @@ async fn each_filter_finds_its_own() {
         &[
             timed("a", 1, 1, Ok(1)),
             timed("b", 2, 2, Err(NotDoneState::Dead)),
+            dead("b", None, 1),
             timed("c", 3, 3, Err(NotDoneState::Cancelled)),
         ],
     )
@@ -177,6 +178,8 @@ async fn what_is_old_is_forgotten_and_what_waits_is_not() {
     story.push(rest);
     let mut letter = dead("waits", None, 1);
     letter.stored_ms = old;
+    let Ok(OutcomeBody::Dead(_, evidence)) = &mut letter.body else { unreachable!() };
+    evidence.dead_lettered_ms = old;
     story.push(letter);
     merge(&store, &story).await;
     assert_eq!(

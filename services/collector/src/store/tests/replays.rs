@@ -81,6 +81,7 @@ async fn what_a_purge_removed_ends_once() {
     merge(&store, &[outcome("t", None, 1, &[Err(NotDoneState::Retry)]), outcome("b", whole, 1, &open)]).await;
     // All of it has an end.
     merge(&store, &[outcome("e", Some(Items::whole(2)), 1, &[Ok(1), Err(NotDoneState::Dead)])]).await;
+    merge(&store, &[dead("b", item(4, 3), 1), dead("e", item(2, 1), 1)]).await;
     let purge = PurgeRecord {
         queue: "q".into(),
         kind: None,

@@ -40,7 +40,19 @@ fn pull(pull: usize) -> Vec<OutcomeMessage> {
         message.stored_ms = first as i64 + 1_000_000;
         message
     };
-    (0..PACKS).map(pack).collect()
+    // A dead letter is stored before the outcome that names it.
+    let letter = |n: usize| {
+        let (pack, at) = (n / OUTCOMES % PACKS, n as i64 + 1_000_000);
+        let mut message = dead(&format!("j{}.1/{}", n / 100_000, n % 100_000), None, 1);
+        let Ok(OutcomeBody::Dead(subject, evidence)) = &mut message.body else { unreachable!() };
+        *subject = TaskSubject::new(format!("q{}", pack % 3), format!("k{}", n / OUTCOMES % 20), None).unwrap();
+        (evidence.job, evidence.worker) = (Some(format!("j{}", n / 100_000)), format!("w{}", pack % 10));
+        (evidence.index, evidence.trace) = (Some(n as u64 % 100_000), Some(format!("{n:032x}")));
+        (evidence.published_ms, evidence.started_ms, evidence.dead_lettered_ms) = (at, Some(at + 1), at + 2);
+        message
+    };
+    let all = pull * PACKS * OUTCOMES..(pull + 1) * PACKS * OUTCOMES;
+    all.filter(|n| n % 1000 == 7).map(letter).chain((0..PACKS).map(pack)).collect()
 }
 
 /// The median and the longest of some reads.

@@ -1,0 +1,145 @@
+//! Queues and names: a queue can be removed once it has nothing, one that nobody uses is removed by itself, and neither many
+//! queues nor made-up kinds cost a worker what they cost who made them.
+
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, stream};
+use millpond::bus::publish::RetryDeadline;
+use millpond::client::NewTask;
+
+use crate::harness::{Cluster, PATIENCE, task, until};
+
+/// More than the consumers that a server allows a stream by default.
+const QUEUES: usize = 1100;
+
+async fn cli(cluster: &Cluster, arguments: &[&str]) -> Output {
+    let mut command = cluster.command(arguments);
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+async fn submit(cluster: &Cluster, queue: &str, kind: &str) -> String {
+    let new = NewTask { queue: queue.into(), ..task(kind, "4") };
+    cluster.client.submit(&new, RetryDeadline::Unlimited).await.unwrap().id
+}
+
+async fn queues(cluster: &Cluster) -> Vec<String> {
+    let listed = cli(cluster, &["queue", "ls", "--json"]).await;
+    let rows = String::from_utf8(listed.stdout).unwrap();
+    let name =
+        |row: &str| serde_json::from_str::<serde_json::Value>(row).unwrap()["queue"].as_str().unwrap().to_owned();
+    rows.lines().map(name).collect()
+}
+
+async fn leaves(cluster: &Cluster, mut worker: crate::harness::Process) {
+    worker.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(worker.end(PATIENCE).await.success());
+    // Its record is gone from what the collector knows.
+    until("end of the worker", PATIENCE, async || {
+        let workers = cluster.get("/api/v1/workers", &[]).await?;
+        workers["rows"].as_array()?.iter().all(|worker| worker["state"] != "live").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_is_removed_once_it_has_nothing() {
+    let cluster = Cluster::start().await;
+    let refused = async |why: &str| {
+        let said = cli(&cluster, &["queue", "rm", "old"]).await;
+        let text = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(!said.status.success() && text.contains(why), "{why}: {text}");
+    };
+    refused("there is no queue old").await;
+    let worker = cluster.worker("w1", &["--queues", "old"], None);
+    until("queue", PATIENCE, async || queues(&cluster).await.contains(&"old".to_owned()).then_some(())).await;
+    refused("live workers serve it").await;
+    leaves(&cluster, worker).await;
+    submit(&cluster, "old", "square").await;
+    refused("1 messages wait").await;
+    let later = NewTask { queue: "old".into(), at_ms: Some(millpond::now_ms() + 3_600_000), ..task("square", "4") };
+    cluster.client.submit(&later, RetryDeadline::Unlimited).await.unwrap();
+    refused("1 messages wait for their time").await;
+    assert!(cli(&cluster, &["queue", "purge", "old", "--yes"]).await.status.success());
+    assert!(
+        cli(&cluster, &["schedule", "add", "nightly", "square", "4", "--queue", "old", "--every", "1h"])
+            .await
+            .status
+            .success()
+    );
+    refused("schedules publish to it: nightly").await;
+    assert!(cli(&cluster, &["schedule", "rm", "nightly"]).await.status.success());
+    assert!(cli(&cluster, &["queue", "set", "old", "--max-waiting", "7"]).await.status.success());
+    refused("a limit of 7 waiting tasks").await;
+    assert!(cli(&cluster, &["queue", "set", "old", "--unlimited"]).await.status.success());
+    assert!(cli(&cluster, &["queue", "pause", "old"]).await.status.success());
+    refused("it is paused").await;
+    assert!(cli(&cluster, &["queue", "resume", "old"]).await.status.success());
+    let removed = cli(&cluster, &["queue", "rm", "old"]).await;
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    assert_eq!(queues(&cluster).await, Vec::<String>::new());
+    assert_eq!((cluster.nats.consumers("TASKS").await, cluster.nats.consumers("DUE").await), (0, 0));
+    // What is published to it afterwards waits for the next worker.
+    let id = submit(&cluster, "old", "square").await;
+    let _worker = cluster.worker("w2", &["--queues", "old"], None);
+    assert_eq!(cluster.ended(&id).await["result"], 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_nobody_uses_loses_its_consumers() {
+    let mut cluster = Cluster::start().await;
+    cluster.restart_collector_with(&[("MILLPOND_COLLECTOR_QUEUE_KEEP", "10s")]);
+    let served = cluster.worker("w1", &["--queues", "served"], None);
+    let gone = cluster.worker("w2", &["--queues", "unused,paused,waiting"], None);
+    until("queues", PATIENCE, async || (cluster.nats.consumers("DUE").await == 4).then_some(())).await;
+    until("a collector", PATIENCE, async || (queues(&cluster).await.len() == 4).then_some(())).await;
+    assert!(cli(&cluster, &["queue", "pause", "paused"]).await.status.success());
+    let mut gone = gone;
+    gone.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(gone.end(PATIENCE).await.success());
+    let left = Instant::now();
+    submit(&cluster, "waiting", "square").await;
+    until("removal of the unused queue", PATIENCE, async || (cluster.nats.consumers("TASKS").await == 3).then_some(()))
+        .await;
+    assert!(left.elapsed() > Duration::from_secs(9), "too early: after {:?}", left.elapsed());
+    // Two more times over, and nothing else has gone.
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert_eq!(queues(&cluster).await, ["paused", "served", "waiting"]);
+    let _worker = cluster.worker("w3", &["--queues", "unused"], None);
+    let id = submit(&cluster, "unused", "square").await;
+    assert_eq!(cluster.ended(&id).await["result"], 16);
+    drop(served);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_of_more_queues_than_a_stream_has_consumers_by_default_starts_tasks_at_once() {
+    let cluster = Cluster::start().await;
+    let names: Vec<String> = (0..QUEUES).map(|n| format!("queue_of_tenant_{n:05}")).collect();
+    let _worker = cluster.worker("w1", &["--queues", &names.join(",")], None);
+    cluster.worker_is("w1", |worker| worker["state"] == "live").await;
+    assert_eq!(cluster.nats.consumers("TASKS").await, QUEUES as u64);
+    for queue in [0, QUEUES / 2, QUEUES - 1, 17].map(|n| names[n].as_str()) {
+        let id = submit(&cluster, queue, "square").await;
+        let task = cluster.ended(&id).await;
+        let waited = task["started_ms"].as_i64().unwrap() - task["published_ms"].as_i64().unwrap();
+        assert!(task["result"] == 16 && waited < 500, "{queue}: {waited} ms");
+    }
+    let listed = cli(&cluster, &["worker", "ls"]).await;
+    let widest = String::from_utf8_lossy(&listed.stdout).lines().map(|line| line.chars().count()).max();
+    assert!(widest < Some(300), "{widest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_kinds_cost_who_makes_them_up_and_not_the_worker() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let kind = |n: usize| format!("{:x<64}", format!("tenant_{n:05}_"));
+    stream::iter(0..3000).map(async |n| submit(&cluster, "default", &kind(n)).await).buffer_unordered(64).count().await;
+    let worker = cluster.worker_is("w1", |worker| worker["unknown_kinds_more"].as_u64() > Some(300)).await;
+    assert_eq!((worker["unknown_kinds"].as_array().unwrap().len(), &worker["state"]), (20, &serde_json::json!("live")));
+    let listed = cli(&cluster, &["worker", "ls"]).await;
+    let widest = String::from_utf8_lossy(&listed.stdout).lines().map(|line| line.chars().count()).max();
+    assert!(widest < Some(400), "{widest:?}");
+    let id = submit(&cluster, "default", "square").await;
+    assert_eq!(cluster.ended(&id).await["result"], 16);
+}
