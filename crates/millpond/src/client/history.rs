@@ -62,6 +62,15 @@ pub struct HistoryRequest {
     pub from: u64,
 }
 
+impl Bounded for ResultsRequest {
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Self::OfJob(request) => request.check(),
+            Self::OfTask { .. } => Ok(()),
+        }
+    }
+}
+
 impl Bounded for HistoryRequest {
     fn check(&self) -> Result<(), String> {
         bounds::count("from", self.from)
