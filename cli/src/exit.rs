@@ -3,11 +3,12 @@
 use std::error::Error;
 use std::fmt;
 
-use millpond::bus::ConnectError;
+use millpond::bus::consume::name_claim::NameError;
 use millpond::bus::error::BusError;
 use millpond::bus::publish::PublishError;
 use millpond::bus::publish::payloads::{GetError, PutError};
 use millpond::bus::shared_state::SharedError;
+use millpond::bus::{ConnectError, ConnectionFailure};
 use millpond::client::{CallError, MapError, ScheduleChangeError, SubmitError};
 use millpond::config::{FileError, SigningError};
 use millpond::schedule::ScheduleError;
@@ -97,6 +98,10 @@ fn of_cause(cause: &(dyn Error + 'static)) -> Option<u8> {
         || cause.is::<SigningError>()
     {
         return Some(USAGE);
+    }
+    // A service that could not start, or cannot go on: as the services' own programs end.
+    if cause.is::<NameError>() || cause.is::<ConnectionFailure>() {
+        return Some(TASK_FAILED);
     }
     if cause.is::<NoClusterError>() || cause.is::<ConnectError>() {
         return Some(UNREACHABLE);

@@ -21,7 +21,7 @@ use crate::output::{json_line, output};
 /// How full a stream may be before a warning, in percent.
 const FULL_PERCENT: u64 = 80;
 /// How far clocks may differ before a warning.
-const CLOCK_OFF_WARN: Duration = Duration::from_secs(1);
+const CLOCK_OFF_WARN: Duration = Duration::from_secs(2);
 /// How far clocks may differ before the check fails.
 const CLOCK_OFF_FAIL: Duration = Duration::from_secs(30);
 /// How long a round trip to the server may take before a warning.
@@ -149,7 +149,7 @@ fn clock(findings: &mut Findings, off: Option<Duration>) {
     let Some(off) = off else {
         return findings.warn("clock", "the server's time is not known", "run `millpond setup` if it has not run yet");
     };
-    let advice = "synchronise the clocks (NTP): expiry and schedules compare them";
+    let advice = "synchronise the clocks (NTP): where they differ the server's counts";
     match off {
         _ if off <= CLOCK_OFF_WARN => findings.ok("clock", format!("{} ms from the server's", off.as_millis())),
         _ if off <= CLOCK_OFF_FAIL => findings.warn("clock", format!("{off:?} from the server's"), advice),
@@ -196,6 +196,14 @@ async fn collector(findings: &mut Findings, env: &ClusterEnv) {
             findings.fail("collector", reason, "the collector's log has the reason");
         }
         Err(error) => findings.fail("collector", error.to_string(), "start it again"),
+    }
+    for worker in workers.iter().filter(|worker| worker.state != WorkerState::Lost) {
+        let off = Duration::from_millis(worker.record.clock_ahead_ms.unsigned_abs());
+        if off > CLOCK_OFF_WARN {
+            let way = if worker.record.clock_ahead_ms > 0 { "ahead of" } else { "behind" };
+            let seen = format!("worker {}: {off:?} {way} the server's", worker.record.name);
+            findings.warn("clock", seen, "synchronise the clocks (NTP): where they differ the server's counts");
+        }
     }
     let live = workers.iter().filter(|worker| worker.state == WorkerState::Live);
     let live: Vec<&str> = live.map(|worker| worker.record.name.as_str()).collect();

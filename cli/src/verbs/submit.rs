@@ -97,9 +97,27 @@ impl SubmitArgs {
             Some(_) => Bytes::new(),
             None => arguments::bytes(arguments::read(&self.args)?),
         };
+        self.times()?;
+        Ok(NewTask {
+            queue: self.runner.queue.clone(),
+            kind: self.kind.clone(),
+            payload,
+            id: Some(self.id.clone().unwrap_or_else(millpond::random_token)),
+            timeout: self.runner.timeout,
+            attempts_max: self.runner.attempts_max,
+            reply_to: self.reply_to.clone(),
+            continuation: self.continuation.clone(),
+            unique: self.unique.clone(),
+            ..Default::default()
+        })
+    }
+
+    /// When it may start, and when it expires. The time is the server's once there is a connection.
+    fn times(&self) -> anyhow::Result<(Option<jiff::Timestamp>, Option<jiff::Timestamp>)> {
         let after = |time: Duration| {
-            let at = jiff::Timestamp::now().checked_add(time);
-            at.map_err(|_| exit::usage(format!("{} from now is too far away", humantime::format_duration(time))))
+            let at =
+                jiff::Timestamp::from_millisecond(millpond::now_ms()).ok().and_then(|now| now.checked_add(time).ok());
+            at.ok_or_else(|| exit::usage(format!("{} from now is too far away", humantime::format_duration(time))))
         };
         let expires = self.expires.map(after).transpose()?;
         let at = self.delay.map(after).transpose()?.or(self.at);
@@ -110,20 +128,7 @@ impl SubmitArgs {
                 "the task would expire before its time has come: make --expires longer than --delay",
             ));
         }
-        Ok(NewTask {
-            queue: self.runner.queue.clone(),
-            kind: self.kind.clone(),
-            payload,
-            id: Some(self.id.clone().unwrap_or_else(millpond::random_token)),
-            timeout: self.runner.timeout,
-            attempts_max: self.runner.attempts_max,
-            expires: expires.map(|at| at.to_string()),
-            at_ms: at.map(jiff::Timestamp::as_millisecond),
-            reply_to: self.reply_to.clone(),
-            continuation: self.continuation.clone(),
-            unique: self.unique.clone(),
-            ..Default::default()
-        })
+        Ok((at, expires))
     }
 }
 
@@ -139,6 +144,9 @@ pub async fn run(args: SubmitArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode>
         None => None,
     };
     let client = env.publisher("submit", args.connect.check()?, &args.signing).await?;
+    let (at, expires) = args.times()?;
+    task.at_ms = at.map(jiff::Timestamp::as_millisecond);
+    task.expires = expires.map(|at| at.to_string());
     if let Some(source) = source {
         source.attach(&mut task, &client, RetryDeadline::Unlimited).await?;
     }

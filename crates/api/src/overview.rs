@@ -89,6 +89,10 @@ named! {
         Store = "store",
         /// Messages of RESULTS or DEAD cannot be read, and are kept as they are.
         Unreadable = "unreadable",
+        /// A stream, a bucket or a consumer was deleted.
+        Missing = "missing",
+        /// The clock of a machine differs from the server's.
+        Clock = "clock",
     }
 }
 
@@ -97,7 +101,7 @@ named! {
 pub struct Problem {
     /// What it is about.
     pub kind: ProblemKind,
-    /// The name of a queue, a worker or a job.
+    /// The name of a queue, a worker, a job, a stream or a bucket.
     pub what: String,
     /// What is wrong, and what to do.
     pub sentence: String,

@@ -11,8 +11,8 @@ use crate::task::{compact, is_forwarded};
 use crate::wire::bounds::{self, Bounded};
 use crate::wire::headers::{
     HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_DEAD, HEADER_EXPIRES, HEADER_FAILURES, HEADER_ID,
-    HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED, HEADER_REPLAY_OF,
-    HEADER_SIGNATURE, Headers,
+    HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED, HEADER_RAW_HEADERS,
+    HEADER_REPLAY_OF, HEADER_SIGNATURE, Headers,
 };
 use crate::wire::subject::key;
 
@@ -60,6 +60,9 @@ pub enum ReplayError {
     /// It was dead-lettered for its signature.
     #[error("its signature was refused: publish the task again with the key, or throw this away")]
     SignatureRefused,
+    /// Its headers could not be read: what it was meant to be is not known.
+    #[error("its headers cannot be read: publish the task again, or throw this away")]
+    HeadersUnreadable,
 }
 
 /// Why and when a task was dead-lettered, and its attempts before.
@@ -145,7 +148,7 @@ impl Evidence {
     /// # Errors
     /// [`ReplayError`].
     pub fn replay_headers(&self, queue: &str, headers: &Headers) -> Result<Headers, ReplayError> {
-        self.check_signature()?;
+        self.check(headers)?;
         let attempt = self.attempt.max(1) + 1;
         if attempt > ATTEMPTS_MAX_MAX {
             return Err(ReplayError::NoAttemptsLeft { attempts: self.attempt });
@@ -182,9 +185,9 @@ impl Evidence {
     /// and belongs to no job: a job consists of the tasks that were submitted in it.
     ///
     /// # Errors
-    /// [`ReplayError::SignatureRefused`].
+    /// [`ReplayError::SignatureRefused`], [`ReplayError::HeadersUnreadable`].
     pub fn moved_headers(&self, queue: &str, to_queue: &str, headers: &Headers) -> Result<Headers, ReplayError> {
-        self.check_signature()?;
+        self.check(headers)?;
         let (mut moved, id) = (carried(headers), moved_id(&self.id, to_queue));
         // The dead letter that this one was made from stands in its own header.
         moved.retain(|(name, _)| name != HEADER_REPLAY_OF);
@@ -208,8 +211,12 @@ impl Evidence {
         self.items.is_some_and(|items| items.of == 1)
     }
 
-    /// A replay would sign the task, whoever had published it.
-    fn check_signature(&self) -> Result<(), ReplayError> {
+    /// A replay would sign the task, whoever had published it; and of one whose headers nobody could read, nobody knows how
+    /// it was to run, or whether it was signed.
+    fn check(&self, headers: &Headers) -> Result<(), ReplayError> {
+        if headers.iter().any(|(name, _)| name == HEADER_RAW_HEADERS) {
+            return Err(ReplayError::HeadersUnreadable);
+        }
         if Distrust::is_reason(&self.reason) { Err(ReplayError::SignatureRefused) } else { Ok(()) }
     }
 
@@ -276,6 +283,9 @@ mod tests {
         assert!(long.ends_with("@q2") && long.len() < TASK_ID_BYTES_MAX);
         let forged = Evidence { reason: "unsigned".into(), ..evidence.clone() };
         assert!(forged.replay_headers("q", &had).unwrap_err().to_string().contains("signature"));
+        let raw: Headers = vec![(HEADER_RAW_HEADERS.to_owned(), "TkFUUw==".to_owned())];
+        assert_eq!(evidence.replay_headers("q", &raw), Err(ReplayError::HeadersUnreadable));
+        assert_eq!(evidence.moved_headers("q", "q2", &raw), Err(ReplayError::HeadersUnreadable));
         let worn = Evidence { attempt: ATTEMPTS_MAX_MAX, ..evidence };
         assert!(worn.replay_headers("q", &had).unwrap_err().to_string().contains("attempts"));
     }

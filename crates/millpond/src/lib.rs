@@ -9,6 +9,7 @@ pub mod bus;
 pub mod call;
 pub mod chain;
 pub mod client;
+pub mod clock;
 pub mod config;
 pub mod cron;
 pub mod dead_letter;
@@ -33,6 +34,7 @@ mod fuzz;
 #[path = "../../../tests/storm.rs"]
 mod storm;
 
+pub use clock::now_ms;
 use rand::RngExt;
 
 /// 16 random characters of `[a-z2-7]`: a nonce, an epoch, a job name. 80 bits.
@@ -40,10 +42,4 @@ use rand::RngExt;
 pub fn random_token() -> String {
     let bytes: [u8; 10] = rand::rng().random();
     data_encoding::BASE32_NOPAD.encode(&bytes).to_ascii_lowercase()
-}
-
-/// Now, as Unix time in milliseconds.
-#[must_use]
-pub fn now_ms() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
 }

@@ -18,14 +18,23 @@ use crate::wire::decode::decode;
 use crate::wire::headers::{
     HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_DEAD, HEADER_EXPIRES,
     HEADER_FAILURES, HEADER_ID, HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED,
-    HEADER_REF, HEADER_REPLY_TO, HEADER_SCHEDULE, HEADER_SCHEDULE_TARGET, HEADER_SIGNATURE, HEADER_TIMEOUT,
-    HEADER_TRACEPARENT, HEADER_TRACESTATE, Headers,
+    HEADER_RAW_HEADERS, HEADER_REF, HEADER_REPLY_TO, HEADER_SCHEDULE, HEADER_SCHEDULE_TARGET, HEADER_SIGNATURE,
+    HEADER_TIMEOUT, HEADER_TRACEPARENT, HEADER_TRACESTATE, Headers,
 };
 use crate::wire::subject::{SubjectError, TaskSubject};
 
 /// Headers that only millpond itself may set, and only in DUE.
-const REPUBLISHED: [&str; 6] =
-    [HEADER_ATTEMPT, HEADER_ID, HEADER_ORIGINAL_ID, HEADER_ITEMS, HEADER_FAILURES, HEADER_PUBLISHED];
+const REPUBLISHED: [&str; 8] = [
+    HEADER_ATTEMPT,
+    HEADER_ID,
+    HEADER_ORIGINAL_ID,
+    HEADER_ITEMS,
+    HEADER_FAILURES,
+    HEADER_PUBLISHED,
+    // Of dead letters only: a publisher must not write the evidence of its task.
+    HEADER_DEAD,
+    HEADER_RAW_HEADERS,
+];
 
 /// Bytes of the headers that travel on with a task, names and values together: what is published of it has room for its evidence
 /// beside them, below the 64 KiB of headers that the server takes.

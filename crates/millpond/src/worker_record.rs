@@ -80,6 +80,10 @@ pub struct WorkerRecord {
     /// How many such kinds there are beyond these.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unknown_kinds_more: u64,
+    /// How far the clock of its machine is ahead of the server's, in milliseconds; 0 where they agree within a second. All times
+    /// here are the server's.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub clock_ahead_ms: i64,
     /// When the process started, Unix time in milliseconds.
     pub started_ms: i64,
     /// When this record was written, Unix time in milliseconds.
@@ -121,8 +125,8 @@ impl Bounded for ChildRecord {
     }
 }
 
-fn is_zero(number: &u64) -> bool {
-    *number == 0
+fn is_zero<N: Default + PartialEq>(number: &N) -> bool {
+    *number == N::default()
 }
 
 pub(crate) fn wire_number_unwritten() -> u32 {

@@ -94,6 +94,15 @@ impl Health {
     }
 }
 
+/// What the last check of a pull has seen.
+#[derive(Default)]
+struct PullCheck {
+    /// No message has come since.
+    is_idle: bool,
+    /// All up to here was acknowledged, when more was delivered.
+    floor: Option<u64>,
+}
+
 fn bytes(messages: &[OutcomeMessage]) -> usize {
     messages.iter().map(|message| message.payload.len()).sum()
 }
@@ -113,14 +122,26 @@ impl Collector {
         let mut reader = OutcomeReader::new(self.bus.clone(), self.from);
         let mut check = tokio::time::interval(CHECK_EVERY);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut idle = false;
+        let mut connection = self.bus.connection();
+        let mut pull = PullCheck::default();
+        // Before anything is pulled: a message that nobody can read may have ended the process before this one.
+        self.take_out_poison(&reader, &shutdown).await;
         loop {
             let (mut messages, mut receipts) = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
+                // It may have been such a message that cost the connection.
+                Ok(()) = connection.changed() => {
+                    if connection.borrow_and_update().up {
+                        self.take_out_poison(&reader, &shutdown).await;
+                    }
+                    continue;
+                }
                 messages = reader.next() => messages,
                 _ = check.tick() => {
-                    idle = self.check_pull(&mut reader, idle).await;
+                    if self.check_pull(&mut reader, &mut pull).await {
+                        self.take_out_poison(&reader, &shutdown).await;
+                    }
                     continue;
                 }
             };
@@ -138,7 +159,7 @@ impl Collector {
                     }
                 }
             }
-            idle = false;
+            pull.is_idle = false;
             self.health.pulling.store(true, Ordering::Relaxed);
             let started = SystemTime::now();
             if !self.merge_all(&messages, &shutdown).await {
@@ -155,18 +176,44 @@ impl Collector {
         }
     }
 
-    /// Requests the state of the durable. When messages wait there and none came since the last check (`idle`), the pull is
-    /// dead without knowing it, and is made anew. True from one check to the next, until messages come.
-    async fn check_pull(&self, reader: &mut OutcomeReader, idle: bool) -> bool {
+    /// Requests the state of the durable. When messages wait there and none came since the last check, the pull is dead without
+    /// knowing it, and is made anew. True when what was delivered is as little acknowledged as at the last check: something of it
+    /// may be unreadable.
+    async fn check_pull(&self, reader: &mut OutcomeReader, check: &mut PullCheck) -> bool {
         let state = reader.state().await;
         self.health.pulling.store(state.is_ok(), Ordering::Relaxed);
-        let Ok(state) = state else { return false };
-        if idle && state.pending > 0 {
+        let Ok(state) = state else {
+            *check = PullCheck::default();
+            return false;
+        };
+        let was_idle = std::mem::replace(&mut check.is_idle, true);
+        if was_idle && state.pending > 0 {
             tracing::warn!(stream = self.from.stream(), pending = state.pending, "nothing comes, making the pull anew");
             reader.restart();
-            return false;
+            check.is_idle = false;
         }
-        true
+        let floor = (state.ack_pending > 0).then_some(state.ack_floor);
+        std::mem::replace(&mut check.floor, floor) == floor && floor.is_some()
+    }
+
+    /// Stores what was delivered and cannot be read by the NATS client, and removes it from the stream.
+    async fn take_out_poison(&self, reader: &OutcomeReader, shutdown: &CancellationToken) {
+        let stream = self.from.stream();
+        let found = match reader.poison().await {
+            Ok(found) if found.is_empty() => return,
+            Ok(found) => found,
+            Err(error) => return tracing::debug!(stream, %error, "cannot look for messages that cannot be read"),
+        };
+        metrics::counter!("millpond_poison_messages_total").increment(found.len() as u64);
+        if !self.merge_all(&found, shutdown).await {
+            return;
+        }
+        for message in &found {
+            tracing::warn!(stream, seq = message.seq, "its header block cannot be read; it is stored and removed");
+            if let Err(error) = reader.remove(message).await {
+                tracing::warn!(stream, seq = message.seq, %error, "it cannot be removed, will try again");
+            }
+        }
     }
 
     /// Merges the messages into the store, and tries again while the store fails; false when stopped meanwhile (the server

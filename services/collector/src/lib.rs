@@ -9,6 +9,7 @@ mod continuations;
 mod http;
 mod open_jobs;
 mod overview;
+mod poison;
 mod queues;
 mod reconcile;
 mod replays;
@@ -54,6 +55,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let bus = Bus::connect(&settings.nats_url, Role::Collector, "collector", settings.access).await?;
     let (workers, jobs, problems) = (Workers::default(), OpenJobs::default(), Problems::default());
     let mut background = JoinSet::new();
+    poison::start(&bus, &mut background).await?;
     background.spawn(workers.clone().follow(bus.clone()));
     background.spawn(store.clone().follow());
     background.spawn(store.clone().enforce_retention(settings.retention));
@@ -107,7 +109,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         () = shutdown.cancelled() => Ok(()),
         failed = server.failed() => Err(failed),
         Some(ended) = collecting.join_next() => Err(anyhow!("collecting ended by itself: {ended:?}")),
-        mismatch = bus.wire_mismatch() => Err(mismatch.into()),
+        failure = bus.failed() => Err(failure.into()),
     };
     shutdown.cancel();
     // What was pulled by now is stored and acknowledged.

@@ -168,7 +168,7 @@ impl Queues {
             let Ok(statuses) = self.statuses().await else { continue };
             let now_ms = millpond::now_ms();
             used.retain(|queue, _| statuses.binary_search_by(|s| s.state.queue.cmp(queue)).is_ok());
-            for status in statuses.iter().filter(|status| status.state.has_consumer) {
+            for status in statuses.iter().filter(|status| status.state.consumers > 0) {
                 let QueueState { queue, used_ms, .. } = &status.state;
                 let at = used.entry(queue.clone()).or_insert_with(Instant::now);
                 let server_ms = u128::try_from(now_ms.saturating_sub(*used_ms)).unwrap_or(0);

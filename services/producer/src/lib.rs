@@ -42,7 +42,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let mut server = bound.serve(http::router(Arc::new(app)), shutdown.clone());
     let result = tokio::select! {
         failed = server.failed() => Err(failed),
-        mismatch = bus.wire_mismatch() => Err(mismatch.into()),
+        failure = bus.failed() => Err(failure.into()),
         () = shutdown.cancelled() => Ok(()),
     };
     server.close().await;

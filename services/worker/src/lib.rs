@@ -32,6 +32,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use millpond::bus::call::pipe::Pipe;
 use millpond::bus::consume::lease::Leases;
+use millpond::bus::consume::name_claim::{NameError, NameHolder};
 use millpond::bus::consume::pull::Puller;
 use millpond::bus::topology::await_setup;
 use millpond::bus::{Bus, Role};
@@ -173,13 +174,16 @@ impl Worker {
         let bus = bus.with_signer(settings.signer.clone());
         await_setup(&bus, settings.access.timeout).await?;
         let nonce = millpond::random_token();
+        let me = NameHolder { nonce: nonce.clone(), host: config::host(), pid: std::process::id(), again: false };
+        let name = bus.claim_name(&settings.name, me).await?.inspect_err(warn_of_name)?;
         let mut background = JoinSet::new();
         let leases = Leases::start(&bus, &settings.name, &nonce, &mut background).await?;
         let puller = Puller::start(&bus, &leases, &settings.queues).await?;
         let context = WorkerContext::start(&bus, &settings, &nonce, handlers, children, &mut background).await?;
         let http =
             http::start(settings.listen, settings.http.clone(), &bus, &context, &leases, &mut background).await?;
-        let shutdown = drain_requests::drained_on_request(&bus, &settings.name, &shutdown, &mut background).await?;
+        let shutdown =
+            drain_requests::drained_on_request(&bus, (&settings.name, &nonce), &shutdown, &mut background).await?;
         // Before its record: whoever sees that may call.
         let calls = CallServer::start(&bus, &settings, &context).await?;
         let heartbeat = Heartbeat::new(&bus, &settings, &nonce, &context, &leases, http);
@@ -195,10 +199,16 @@ impl Worker {
         });
         let (run_loop, puller) = tokio::select! {
             taken = taking.join_next() => taken.context("the worker's loop was not started")??,
-            // At once, without a drain: what this version would store or acknowledge, the streams' version misreads.
-            mismatch = bus.wire_mismatch() => {
+            // At once, without a drain: nothing can be stored or acknowledged any more, or the streams' version misreads it.
+            failure = bus.failed() => {
                 context.supervisor.close().await;
-                return Err(mismatch.into());
+                return Err(failure.into());
+            }
+            // What this one held was lost with its pause.
+            taken = name.lost() => {
+                warn_of_name(&taken);
+                context.supervisor.close().await;
+                return Err(taken.into());
             }
         };
         context.draining.cancel();
@@ -257,6 +267,11 @@ fn child_kinds(
         Ok(children)
     });
     kinds.collect()
+}
+
+/// Two workers of one name are worth more than the line with which this one ends: the other one may be the wrong one.
+fn warn_of_name(taken: &NameError) {
+    tracing::warn!("{taken}");
 }
 
 fn log_start(settings: &Settings, context: &WorkerContext) {

@@ -1,6 +1,6 @@
 //! `worker drain`: lets workers finish and leave, and waits until they have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -38,8 +38,9 @@ pub struct DrainArgs {
     json: bool,
 }
 
-/// Worker names, each with the nonce of its process where that is known: another process may take the name later.
-type Draining = BTreeMap<String, Option<String>>;
+/// Worker names, each with when its drain was requested, Unix time in milliseconds: what started later is another process, which
+/// has taken the name since.
+type Draining = BTreeMap<String, i64>;
 
 /// Drains the workers.
 ///
@@ -48,20 +49,26 @@ type Draining = BTreeMap<String, Option<String>>;
 pub(super) async fn run(api: &Api, args: DrainArgs) -> anyhow::Result<ExitCode> {
     let before = list(api).await?;
     let connected = before.into_iter().filter(|worker| worker.state != WorkerState::Lost);
-    let nonces: BTreeMap<String, String> = connected.map(|w| (w.record.name, w.record.nonce)).collect();
-    let names = if args.all { nonces.keys().cloned().collect() } else { args.names };
+    // By the clock of the workers' records, which is the server's.
+    let mut requested_ms = 0;
+    let mut connected_names = BTreeSet::new();
+    for worker in connected {
+        requested_ms = requested_ms.max(worker.record.heartbeat_ms);
+        connected_names.insert(worker.record.name);
+    }
+    let names = if args.all { connected_names.iter().cloned().collect() } else { args.names };
     if names.is_empty() {
         note!("no workers are connected");
     }
     let (mut failed, mut draining) = (false, Draining::new());
     for name in names {
         match api.post::<WorkerDraining>(&format!("/api/v1/workers/{name}/drain"), &NoBody {}).await {
-            Ok(_) if args.wait => drop(draining.insert(name.clone(), nonces.get(&name).cloned())),
+            Ok(_) if args.wait => drop(draining.insert(name.clone(), requested_ms)),
             Ok(_) => print(args.json, &name, "draining")?,
             Err(error) if error.chain().any(<dyn std::error::Error>::is::<reqwest::Error>) => return Err(error),
             Err(error) => {
                 failed = true;
-                match nonces.contains_key(&name) {
+                match connected_names.contains(&name) {
                     true => note!("millpond: worker {name} cannot be drained: {error:#}"),
                     false => note!(
                         "millpond: no worker named {name} is connected; `millpond worker ls` lists those that are"
@@ -88,17 +95,16 @@ async fn wait(
     let started = Instant::now();
     while !draining.is_empty() {
         let workers = list(api).await?;
-        let state = |name: &String, nonce: &Option<String>| {
-            let same = |WorkerRow { record, .. }: &&WorkerRow| {
-                record.name == *name && nonce.as_ref().is_none_or(|nonce| record.nonce == *nonce)
-            };
+        let state = |name: &String, requested_ms: i64| {
+            let same =
+                |WorkerRow { record, .. }: &&WorkerRow| record.name == *name && record.started_ms <= requested_ms;
             workers.iter().find(same).map(|worker| worker.state)
         };
         let (still, gone): (Draining, Draining) =
-            draining.into_iter().partition(|(name, nonce)| state(name, nonce).is_some());
+            draining.into_iter().partition(|(name, requested_ms)| state(name, *requested_ms).is_some());
         gone.keys().try_for_each(|name| print(json, name, "gone"))?;
         if started.elapsed() >= timeout {
-            let with_state = |(name, nonce)| state(&name, &nonce).map(|state| (name, state));
+            let with_state = |(name, requested_ms)| state(&name, requested_ms).map(|state| (name, state));
             return Ok(still.into_iter().filter_map(with_state).collect());
         }
         draining = still;

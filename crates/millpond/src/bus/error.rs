@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use crate::bus::ConnectionFailure;
 use crate::wire::number::WireMismatch;
 
 /// Error code of a server that has no stream of the name.
@@ -49,6 +50,15 @@ pub enum BusError {
     /// The streams, or a live worker, are of another version.
     #[error(transparent)]
     Wire(#[from] WireMismatch),
+}
+
+impl From<ConnectionFailure> for BusError {
+    fn from(failure: ConnectionFailure) -> Self {
+        match failure {
+            ConnectionFailure::Wire(mismatch) => Self::Wire(mismatch),
+            ConnectionFailure::Died => Self::closed("what was requested"),
+        }
+    }
 }
 
 impl BusError {

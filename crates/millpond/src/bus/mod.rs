@@ -9,6 +9,7 @@ pub mod error;
 pub mod operate;
 pub mod publish;
 pub mod read;
+mod server_clock;
 pub mod shared_state;
 pub mod topology;
 mod wire_check;
@@ -39,6 +40,8 @@ use wire_check::WireCheck;
 const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(500);
 /// How long an attempt to connect may take before it is logged that there is no connection yet.
 const TELL_AFTER: Duration = Duration::from_millis(700);
+/// How long the client may take to report a new connection.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a publish waits for its ack before it is sent again with the same id.
 const PUBLISH_ACK_WAIT: Duration = Duration::from_secs(5);
 
@@ -119,6 +122,19 @@ pub enum ConnectError {
     Wire(#[from] WireMismatch),
 }
 
+/// Why a program cannot go on with its connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionFailure {
+    /// The streams are of another version.
+    #[error(transparent)]
+    Wire(#[from] WireMismatch),
+    /// The task of the client that keeps the connection has ended by itself.
+    #[error(
+        "the connection to NATS has died (a message that the client cannot read, most likely); start this program again"
+    )]
+    Died,
+}
+
 /// What is known of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
@@ -197,12 +213,15 @@ impl Bus {
             let (version, max_payload) = (info.version, info.max_payload);
             return Err(ConnectError::Unfit { address: without_password(url), version, max_payload });
         }
+        // The client reports the connection a moment later: nobody must take that for a loss and a return.
+        let mut first = connection.clone();
+        let _ = tokio::time::timeout(CONNECTED_WITHIN, first.wait_for(|connection| connection.changes > 0)).await;
         let js = jetstream::context::ContextBuilder::new()
             .timeout(PUBLISH_ACK_WAIT)
             .max_ack_inflight(PUBLISH_WINDOW * 8)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        let wire = Arc::new(WireCheck::start(&js, role, connection.clone()).await?);
+        let wire = Arc::new(WireCheck::start((&client, &js), role, connection.clone()).await?);
         let (readers, catch_ups) = (Semaphore::new(READERS_MAX), Semaphore::new(CATCH_UPS_MAX));
         let (readers, catch_ups) = (Arc::new(readers), Arc::new(catch_ups));
         Ok(Self { client, js, connection, signer: None, dropped, wire, readers, catch_ups })
@@ -223,7 +242,13 @@ impl Bus {
     /// Whether the connection stands.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.client.connection_state() == State::Connected
+        self.client.connection_state() == State::Connected && !self.is_dead()
+    }
+
+    /// Whether the task of the client that keeps the connection has ended, as it does in a panic: nothing comes or goes any
+    /// more, and nobody connects again. Its callback for events goes with it.
+    fn is_dead(&self) -> bool {
+        self.connection.has_changed().is_err()
     }
 
     /// The id of the server process that this connection is with.
@@ -232,12 +257,18 @@ impl Bus {
         self.client.server_info().server_id
     }
 
-    /// Returns when the streams turn out to be of another wire number after a reconnect: this program must end then.
+    /// Returns when this program must end because of its connection: the streams turn out to be of another wire number after a
+    /// reconnect, or the connection has died and will not come back.
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn wire_mismatch(&self) -> WireMismatch {
-        self.wire.wait().await
+    pub async fn failed(&self) -> ConnectionFailure {
+        let mut connection = self.connection.clone();
+        let died = async { while connection.changed().await.is_ok() {} };
+        tokio::select! {
+            mismatch = self.wire.wait() => mismatch.into(),
+            () = died => ConnectionFailure::Died,
+        }
     }
 
     /// Messages that this client lost because it read too slowly.

@@ -1,13 +1,15 @@
 //! Streams, consumers and buckets, as data. The one-shot setup role makes them, idempotently; workers add the two
 //! durables of a new queue. Nobody else creates anything. docs/protocol.md says why each setting is as it is.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::{kv, stream};
+use futures_util::StreamExt;
 use tokio::time::Instant;
 
+use super::consume::queue_records::ConsumerRecord;
 use super::error::BusError;
 use super::read::buckets;
 use super::{Bus, version_at_least};
@@ -35,6 +37,14 @@ const START_RECORD_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 const CONSUMER_IS_THERE: u64 = 10148;
 /// Key of a stream's epoch in its metadata: sequences repeat when a stream is made anew, epochs do not.
 const METADATA_EPOCH: &str = "millpond-epoch";
+
+/// How long another worker may take from its note that a queue is new to the queue's consumers.
+const MADE_BY_ANOTHER_WITHIN: Duration = Duration::from_millis(500);
+/// How often it is looked meanwhile whether they are there.
+const MADE_BY_ANOTHER_POLL: Duration = Duration::from_millis(20);
+/// Between the note that a queue's consumers are made again and the consumers: a worker whose runtime stood still for as long
+/// notices that, and starts nothing; every other one knows the note by then.
+const KNOWN_TO_ALL_AFTER: Duration = Duration::from_secs(3);
 
 /// How often a program that waits for `setup` checks again.
 const POLL_SETUP_EVERY: Duration = Duration::from_millis(200);
@@ -86,21 +96,53 @@ pub async fn setup(bus: &Bus, limits: &StreamLimits) -> Result<(), BusError> {
     }
     let payloads = bus.js.create_or_update_stream(payloads(limits)).await;
     payloads.map_err(|e| BusError::new(BUCKET_PAYLOADS, &e))?;
-    for (stream, filter) in [(STREAM_RESULTS, "results.>"), (STREAM_DEAD, "dead.>")] {
-        let config = pull::Config {
-            durable_name: Some(DURABLE_COLLECTOR.to_owned()),
-            deliver_policy: DeliverPolicy::All,
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: COLLECT_ACK_WAIT,
-            max_ack_pending: ACK_PENDING_MAX,
-            filter_subject: filter.to_owned(),
-            num_replicas: limits.replicas,
-            ..Default::default()
-        };
+    for stream in [STREAM_RESULTS, STREAM_DEAD] {
+        let config = pull::Config { num_replicas: limits.replicas, ..collector_durable(stream) };
         bus.js.create_consumer_on_stream(config, stream).await.map_err(|e| BusError::new(stream, &e))?;
     }
     // Last, because it carries the wire number: a program that reads the number finds everything else in place.
     make_stream(bus, tasks).await
+}
+
+fn collector_durable(stream: &str) -> pull::Config {
+    pull::Config {
+        durable_name: Some(DURABLE_COLLECTOR.to_owned()),
+        deliver_policy: DeliverPolicy::All,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: COLLECT_ACK_WAIT,
+        max_ack_pending: ACK_PENDING_MAX,
+        filter_subject: if stream == STREAM_DEAD { "dead.>" } else { "results.>" }.to_owned(),
+        ..Default::default()
+    }
+}
+
+/// Makes the collector's consumer of a stream again, which somebody has deleted: what the stream still holds comes once more, and
+/// changes nothing in the store.
+///
+/// # Errors
+/// [`BusError`].
+pub(in crate::bus) async fn make_collector_durable(bus: &Bus, stream: &str) -> Result<(), BusError> {
+    let what = format!("the collector's consumer on {stream}");
+    match bus.js.create_consumer_strict_on_stream(collector_durable(stream), stream).await {
+        Err(error) if !is_there(&error) => Err(BusError::new(&what, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// Streams and buckets that are not there, by their names.
+///
+/// # Errors
+/// [`BusError`] when the server does not answer.
+pub async fn missing_streams(bus: &Bus) -> Result<Vec<String>, BusError> {
+    let mut names = bus.js.stream_names();
+    let mut there = HashSet::new();
+    while let Some(name) = names.next().await {
+        there.insert(name.map_err(|e| BusError::new("the names of the streams", &e))?);
+    }
+    let limits = StreamLimits::default();
+    let wanted = streams(&limits).map(|stream| stream.name).into_iter();
+    let wanted = wanted.chain(buckets(&limits).map(|bucket| format!("KV_{}", bucket.bucket)));
+    Ok(wanted.chain([payloads(&limits).name]).filter(|name| !there.contains(name)).collect())
 }
 
 /// Refuses to change the streams under programs that would misread them: streams of a newer number, and live workers
@@ -268,11 +310,33 @@ pub async fn await_setup(bus: &Bus, within: Duration) -> Result<(), BusError> {
     Ok(check_streams(state.wire_number.as_deref())?)
 }
 
-/// Makes the two durables of a queue. A worker's role may make these names with these filters and no others.
+/// Makes the two durables of a queue where they are not there. A worker's role may make these names with these filters and no
+/// others. What is made again is known to every worker before it gives out anything (`consume/queue_records.rs`).
 ///
 /// # Errors
 /// [`BusError`]; most likely setup has not run yet.
 pub async fn make_queue(bus: &Bus, queue: &str) -> Result<(), BusError> {
+    let is_first = bus.note_first_consumer(queue).await?;
+    if has_consumers(bus, queue).await? {
+        return Ok(());
+    }
+    if !is_first {
+        // Another worker may be about to make them for the first time.
+        let deadline = Instant::now() + MADE_BY_ANOTHER_WITHIN;
+        while Instant::now() < deadline {
+            tokio::time::sleep(MADE_BY_ANOTHER_POLL).await;
+            if has_consumers(bus, queue).await? {
+                return Ok(());
+            }
+        }
+        tracing::warn!(queue, "a consumer of the queue was deleted; it is made again");
+        let tasks = stream_state(bus, STREAM_TASKS).await?.last_seq;
+        let due = stream_state(bus, STREAM_DUE).await?.last_seq;
+        bus.note_consumer_again(queue, ConsumerRecord { tasks, due }).await?;
+        tokio::time::sleep(KNOWN_TO_ALL_AFTER).await;
+    }
+    let pause = bus.pause_record(queue).await?;
+    let paused_until = pause.and_then(|pause| unix_time(pause.until_ms)).filter(|until| *until > SystemTime::now());
     for (stream, filter) in [(STREAM_TASKS, format!("tasks.{queue}.>")), (STREAM_DUE, format!("due.{queue}.>"))] {
         let config = pull::Config {
             durable_name: Some(durable(queue)),
@@ -283,6 +347,7 @@ pub async fn make_queue(bus: &Bus, queue: &str) -> Result<(), BusError> {
             max_waiting: 4096,
             max_bytes: i64::try_from(PULL_BYTES_MAX).unwrap_or(i64::MAX),
             filter_subject: filter,
+            pause_until: paused_until.map(Into::into),
             ..Default::default()
         };
         let what = format!("the consumer of queue {queue} on {stream}");
@@ -293,6 +358,23 @@ pub async fn make_queue(bus: &Bus, queue: &str) -> Result<(), BusError> {
         }
     }
     Ok(())
+}
+
+/// Whether both durables of a queue are there.
+async fn has_consumers(bus: &Bus, queue: &str) -> Result<bool, BusError> {
+    for stream in [STREAM_TASKS, STREAM_DUE] {
+        let found = bus.js.get_consumer_from_stream::<pull::Config, _, _>(durable(queue), stream).await;
+        match found.map_err(|e| BusError::new(&format!("the consumer of queue {queue} on {stream}"), &e)) {
+            Ok(_) => {}
+            Err(BusError::Missing { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+fn unix_time(ms: i64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(u64::try_from(ms).ok()?))
 }
 
 fn is_there(error: &stream::ConsumerCreateStrictError) -> bool {

@@ -1,5 +1,5 @@
 //! Compares the wire number of the streams with this program's, when a program connects and after each reconnect.
-//! A role that may not read the streams (a publisher) is exempt.
+//! A role that may not read the streams (a publisher) is exempt. The clocks are compared as well.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -9,12 +9,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Connection, Role};
+use super::{Connection, Role, server_clock};
 use crate::wire::number::{METADATA_WIRE_NUMBER, WireMismatch, check_streams};
 use crate::wire::streams::STREAM_TASKS;
 
 /// How long a new connection waits for the number. Without an answer the check goes on in the background.
 const CHECK_WITHIN: Duration = Duration::from_secs(2);
+/// How often the clocks are compared.
+const CLOCK_EVERY: Duration = Duration::from_secs(10);
 /// Pause between two checks that were not answered.
 const CHECK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -36,15 +38,17 @@ impl WireCheck {
     /// # Errors
     /// [`WireMismatch`], when the streams are there and of another number.
     pub(super) async fn start(
-        js: &jetstream::Context,
+        (client, js): (&async_nats::Client, &jetstream::Context),
         role: Role,
         connection: watch::Receiver<Connection>,
     ) -> Result<Self, WireMismatch> {
         let (found, mut task) = (Arc::<Found>::default(), JoinSet::new());
         if role.reads_streams() {
+            server_clock::correct(client).await;
             let checked = tokio::time::timeout(CHECK_WITHIN, check(js)).await.ok().flatten();
             let is_known = checked.transpose()?.is_some();
-            task.spawn(watch_reconnects(js.clone(), connection, found.clone(), is_known));
+            task.spawn(watch_reconnects(js.clone(), connection.clone(), found.clone(), is_known));
+            task.spawn(watch_clock(client.clone(), connection));
         }
         Ok(Self { found, _task: task })
     }
@@ -77,6 +81,19 @@ async fn check(js: &jetstream::Context) -> Option<Result<(), WireMismatch>> {
                 tracing::debug!(%error, "the wire number of the streams is not known yet");
             }
             None
+        }
+    }
+}
+
+/// Keeps the time that of the server.
+async fn watch_clock(client: async_nats::Client, mut connection: watch::Receiver<Connection>) {
+    connection.mark_unchanged();
+    loop {
+        if let Ok(Err(_)) = tokio::time::timeout(CLOCK_EVERY, connection.changed()).await {
+            return;
+        }
+        if connection.borrow_and_update().up {
+            server_clock::correct(&client).await;
         }
     }
 }

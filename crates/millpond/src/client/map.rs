@@ -199,7 +199,7 @@ impl MapRun {
                 self.closing = Closing::Written;
                 written?;
             }
-            mismatch = self.client.bus.wire_mismatch() => return Err(BusError::from(mismatch).into()),
+            failure = self.client.bus.failed() => return Err(BusError::from(failure).into()),
         }
         Ok(None)
     }

@@ -62,6 +62,8 @@ pub const HEADER_ITEMS: &str = "Millpond-Items";
 pub const HEADER_FAILURES: &str = "Millpond-Failures";
 /// When the original message was stored, Unix time in milliseconds; honoured only in DUE.
 pub const HEADER_PUBLISHED: &str = "Millpond-Published";
+/// The header block of a message whose headers cannot be read, base64, its first 16 KiB; on DEAD only.
+pub const HEADER_RAW_HEADERS: &str = "Millpond-Raw-Headers";
 /// Why a task died, as JSON; on DEAD only.
 pub const HEADER_DEAD: &str = "Millpond-Dead";
 /// W3C trace context.

@@ -3,6 +3,7 @@
 
 pub mod bounds;
 pub mod decode;
+pub mod header_block;
 pub mod headers;
 pub mod number;
 pub mod server_errors;

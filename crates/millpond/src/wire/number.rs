@@ -5,7 +5,8 @@
 /// misread raises it, with a line here, in CHANGELOG.md and in docs/protocol.md.
 ///
 /// - 1: streams and worker records without a number, made before there was one.
-/// - 2: streams and worker records carry the number; original id, continuation, owner and capacity have their names.
+/// - 2: streams and worker records carry the number; original id, continuation, owner and capacity have their names;
+///   `lease.name`, `events.reconnected`, records of a queue's consumers and pause, `clock_ahead_ms` and `Millpond-Raw-Headers` are new.
 pub const WIRE_NUMBER: u32 = 2;
 
 /// The number of streams and worker records that carry none.

@@ -48,6 +48,15 @@ pub fn check_token(what: &'static str, token: &str) -> Result<(), SubjectError> 
     if ok { Ok(()) } else { Err(SubjectError::Token { what, token: token.to_owned() }) }
 }
 
+/// Below it a worker tells, under its name, that it was connected again.
+pub const EVENTS_RECONNECTED: &str = "events.reconnected";
+
+/// Where a worker tells that it was connected again.
+#[must_use]
+pub fn worker_reconnected(worker: &str) -> String {
+    format!("{EVENTS_RECONNECTED}.{worker}")
+}
+
 /// Where a worker publishes live what it and its children do.
 #[must_use]
 pub fn worker_event(worker: &str) -> String {
@@ -230,6 +239,12 @@ pub fn results_of_job(job: &str) -> String {
 #[must_use]
 pub fn lease_who(queue: &str, original_id: &str) -> String {
     format!("lease.owner.{queue}.{}", key(original_id))
+}
+
+/// Where the worker that has a name is asked whether it lives.
+#[must_use]
+pub fn lease_name(worker: &str) -> String {
+    format!("lease.name.{worker}")
 }
 
 /// Where calls of a kind are answered.

@@ -24,6 +24,7 @@ use axum::http::StatusCode;
 use axum::middleware::{from_fn_with_state, map_response};
 use millpond::bus::Bus;
 use millpond::telemetry::Metrics;
+use millpond_api::overview::{Problem, ProblemKind};
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::status_routes::{Status, status_routes, with_fallbacks};
 use tokio::sync::Semaphore;
@@ -88,7 +89,9 @@ impl Status for App {
         if !self.store.is_usable().await {
             return Some("the store cannot be read".to_owned());
         }
-        self.health.iter().find_map(|health| health.complaint())
+        let is_missing = |problem: &Problem| problem.kind == ProblemKind::Missing && !problem.mended;
+        let missing = self.problems.rows().into_iter().find(is_missing).map(|problem| problem.sentence);
+        missing.or_else(|| self.health.iter().find_map(|health| health.complaint()))
     }
 
     async fn measure(&self) {

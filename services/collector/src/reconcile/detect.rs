@@ -1,6 +1,6 @@
 //! Finds what is wrong, by what a snapshot shows and how long that has been so. No I/O, no clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use millpond::bus::operate::queues::QueueState;
 use millpond::bus::read::outcomes::OutcomeReaderState;
@@ -24,6 +24,8 @@ const BEHIND_AFTER_MS: i64 = 15_000;
 /// The kinds of problems that one snapshot shows.
 pub(super) const OF_A_SNAPSHOT: [ProblemKind; 4] =
     [ProblemKind::NoWorker, ProblemKind::Paused, ProblemKind::OrphanedLease, ProblemKind::StuckConsumer];
+/// How far the clock of a machine may be off, in milliseconds.
+const CLOCK_OFF_MAX_MS: i64 = 2_000;
 
 /// Remembers since when each condition holds.
 #[derive(Default)]
@@ -203,6 +205,49 @@ pub(super) fn lost_workers(workers: &[(WorkerRecord, WorkerState)]) -> Vec<Findi
         Finding { kind: ProblemKind::WorkerLost, what: name.clone(), sentence, since_ms: *heartbeat_ms }
     })
     .collect()
+}
+
+/// Streams and buckets that are not there.
+pub(super) fn missing_streams(names: &[String]) -> impl Iterator<Item = Finding> {
+    names.iter().map(|name| {
+        let bucket = name.strip_prefix("KV_").or_else(|| name.strip_prefix("OBJ_"));
+        let (what, sort) = bucket.map_or((name.as_str(), "stream"), |bucket| (bucket, "bucket"));
+        let sentence = format!(
+            "{sort} {what} is not there, somebody has deleted it; `millpond setup` makes it again, what it held is lost"
+        );
+        Finding { kind: ProblemKind::Missing, what: what.to_owned(), sentence, since_ms: millpond::now_ms() }
+    })
+}
+
+/// Queues that live workers serve, and that have no consumer.
+pub(super) fn missing_consumers(
+    queues: &[QueueState],
+    workers: &[(WorkerRecord, WorkerState)],
+) -> impl Iterator<Item = Finding> {
+    let live = workers.iter().filter(|(_, state)| *state == WorkerState::Live);
+    let served: BTreeSet<&String> = live.flat_map(|(worker, _)| &worker.queues).collect();
+    let has_both = |name: &str| queues.iter().any(|queue| queue.queue == name && queue.consumers == 2);
+    served.into_iter().filter(move |name| !has_both(name)).map(|name| {
+        let sentence = format!(
+            "a consumer of queue {name} is not there, somebody has deleted it; a worker of the queue makes it again as soon as it has a free slot"
+        );
+        Finding { kind: ProblemKind::Missing, what: name.clone(), sentence, since_ms: millpond::now_ms() }
+    })
+}
+
+/// Machines whose clocks are off: those of live workers, and the collector's own.
+pub(super) fn clocks(workers: &[(WorkerRecord, WorkerState)], own_ahead_ms: i64) -> impl Iterator<Item = Finding> {
+    let live = workers.iter().filter(|(_, state)| *state != WorkerState::Lost);
+    let of_workers =
+        live.map(|(worker, _)| (format!("worker {}", worker.name), worker.name.as_str(), worker.clock_ahead_ms));
+    let all = of_workers.chain([("the collector".to_owned(), "collector", own_ahead_ms)]);
+    all.filter(|(_, _, ahead_ms)| ahead_ms.abs() > CLOCK_OFF_MAX_MS).map(|(who, what, ahead_ms)| {
+        let (off, way) = (ahead_ms.abs() / 1000, if ahead_ms > 0 { "ahead of" } else { "behind" });
+        let sentence = format!(
+            "the clock of {who} is {off} s {way} the server's; the server's counts; synchronise the clocks (NTP)"
+        );
+        Finding { kind: ProblemKind::Clock, what: what.to_owned(), sentence, since_ms: millpond::now_ms() }
+    })
 }
 
 /// Jobs whose producers are gone before the end of their input.

@@ -12,12 +12,12 @@ fn worker(held: u32, running: u32, unknown: &[&str]) -> WorkerRecord {
 }
 
 fn queue(waiting: u64, held: u64, deliveries: u64) -> QueueState {
-    let place = QueueInStream { waiting, held, deliveries, delivered: 0 };
+    let place = QueueInStream { waiting, held, deliveries, ..QueueInStream::default() };
     QueueState {
         queue: "q".into(),
         waiting,
         held,
-        has_consumer: true,
+        consumers: 2,
         places: [place, QueueInStream::default()],
         ..QueueState::default()
     }

@@ -9,10 +9,12 @@ mod problems;
 mod purge_orphans;
 mod snapshot;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use millpond::bus::read::backlog::Purges;
+use millpond::bus::topology::missing_streams;
 use millpond_api::overview::ProblemKind;
 
 pub(crate) use problems::Problems;
@@ -44,6 +46,7 @@ pub(crate) async fn watch(workers: Workers, jobs: OpenJobs, health: Vec<Arc<Heal
         tick.tick().await;
         let mut found = detect::lost_workers(&workers.records());
         found.extend(detect::stalled_jobs(&jobs.stalled()));
+        found.extend(detect::clocks(&workers.records(), millpond::clock::local_ahead_ms()));
         if health.iter().any(|health| health.store_fails()) {
             let sentence =
                 "the store cannot be written, nothing that ends is acknowledged; the collector's log has the reason";
@@ -51,7 +54,8 @@ pub(crate) async fn watch(workers: Workers, jobs: OpenJobs, health: Vec<Arc<Heal
             let (what, sentence) = ("store".to_owned(), sentence.to_owned());
             found.push(Finding { kind: ProblemKind::Store, what, sentence, since_ms });
         }
-        problems.replace(&[ProblemKind::WorkerLost, ProblemKind::StalledJob, ProblemKind::Store], found);
+        let kinds = [ProblemKind::WorkerLost, ProblemKind::StalledJob, ProblemKind::Store, ProblemKind::Clock];
+        problems.replace(&kinds, found);
     }
 }
 
@@ -62,6 +66,8 @@ struct Reconciler {
     purges: Purges,
     lost_tasks: LostTasks,
     purge_orphans: PurgeOrphans,
+    /// Queues without their consumers, as the last poll saw.
+    missing_consumers: BTreeSet<String>,
 }
 
 /// Compares bus and store for ever.
@@ -100,8 +106,23 @@ async fn unreadable(context: &Context, now_ms: i64) -> Result<Vec<Finding>, Poll
 }
 
 impl Reconciler {
+    /// Queues whose consumers somebody has deleted, and whose workers have had time to make them again.
+    fn missing_consumers(&mut self, seen: &Snapshot) -> Vec<Finding> {
+        let missing: Vec<Finding> = detect::missing_consumers(&seen.queues, &seen.workers).collect();
+        let names = missing.iter().map(|one| one.what.clone()).collect();
+        let before = std::mem::replace(&mut self.missing_consumers, names);
+        missing.into_iter().filter(|one| before.contains(&one.what)).collect()
+    }
+
     async fn compare(&mut self, context: &Context) -> Result<(), PollError> {
+        let missing = missing_streams(&context.bus).await?;
+        if !missing.is_empty() {
+            // Nothing else can be compared.
+            context.problems.replace(&[ProblemKind::Missing], detect::missing_streams(&missing).collect());
+            return Ok(());
+        }
         let seen = Snapshot::take(context).await?;
+        context.problems.replace(&[ProblemKind::Missing], self.missing_consumers(&seen));
         context.problems.replace(&OF_A_SNAPSHOT, self.detector.found(&seen));
         if context.bus.read_purges(&mut self.purges).await? {
             self.lost_tasks.hurry(seen.now_ms);

@@ -67,6 +67,7 @@ impl Heartbeat {
             http: http.map(|address| address.to_string()),
             unknown_kinds: Vec::new(),
             unknown_kinds_more: 0,
+            clock_ahead_ms: 0,
             started_ms: now,
             heartbeat_ms: now,
         };
@@ -91,6 +92,7 @@ impl Heartbeat {
             troubles: self.context.supervisor.troubles(),
             unknown_kinds,
             unknown_kinds_more,
+            clock_ahead_ms: millpond::clock::local_ahead_ms(),
             heartbeat_ms: millpond::now_ms(),
             ..self.first.clone()
         }

@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 /// When the connection is closed.
 pub(crate) async fn drained_on_request(
     bus: &Bus,
-    worker: &str,
+    (worker, nonce): (&str, &str),
     shutdown: &CancellationToken,
     background: &mut JoinSet<()>,
 ) -> anyhow::Result<CancellationToken> {
-    let mut requests = bus.serve(&drain_subject(worker), "worker").await?;
+    // In a group of its own: every process of the name gets the request.
+    let mut requests = bus.serve(&drain_subject(worker), nonce).await?;
     let either = shutdown.child_token();
     let drain = either.clone();
     background.spawn(async move {

@@ -75,9 +75,11 @@ impl Leases {
     /// [`BusError`]; most likely setup has not run yet.
     pub async fn start(bus: &Bus, worker: &str, nonce: &str, tasks: &mut JoinSet<()>) -> Result<Self, BusError> {
         let table = Arc::new(LeaseTable::open(bus, worker, nonce).await?);
+        table.consumers.read(bus).await?;
         table.learn_server(bus.server_record().await?);
         tasks.spawn(renewal::renew(table.clone()));
         tasks.spawn(renewal::sweep(table.clone()));
+        tasks.spawn(renewal::follow_consumers(table.clone()));
         Ok(Self { table })
     }
 
@@ -168,7 +170,9 @@ impl Lease {
     /// Whether other workers must be asked before it may start: it may be a copy of what one of them holds.
     #[must_use]
     pub fn needs_ownership_query(&self) -> bool {
-        self.deliveries > 1 || self.task.republished || self.table.maybe_delivered_before(self.origin, self.seq)
+        self.deliveries > 1
+            || self.task.republished
+            || self.table.maybe_delivered_before(&self.task.subject.queue, self.origin, self.seq)
     }
 
     fn start_key(&self) -> String {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::membership_barrier::MembershipBarrier;
 use super::ownership::{OwnershipListeners, OwnershipQuery, OwnershipReply};
+use super::queue_records::ConsumerRecords;
 use super::server_record::ServerRecord;
 use super::start_records::StartRecords;
 use crate::bus::Bus;
@@ -36,7 +37,7 @@ pub(in crate::bus) struct LeaseTable {
     pub(super) nonce: String,
     pub(super) starts: StartRecords,
     /// Epochs of TASKS and DUE.
-    epochs: ByOrigin<String>,
+    epochs: ByOrigin<RwLock<Arc<str>>>,
     clock: Instant,
     /// When the renewal last ran, in milliseconds of `clock`. If that is long ago, this process was paused.
     renewed_ms: AtomicU64,
@@ -49,6 +50,8 @@ pub(in crate::bus) struct LeaseTable {
     pub(super) server_known: watch::Sender<bool>,
     /// Messages up to these sequences may have been delivered before by a server that has forgotten it.
     maybe_delivered: ByOrigin<AtomicU64>,
+    /// The same of consumers that were deleted and made again.
+    pub(super) consumers: ConsumerRecords,
     state: Mutex<LeaseState>,
     pub(super) listeners: OwnershipListeners,
 }
@@ -103,8 +106,8 @@ impl LeaseTable {
             nonce: nonce.to_owned(),
             starts: StartRecords::open(bus).await?,
             epochs: ByOrigin {
-                tasks: stream_state(bus, STREAM_TASKS).await?.epoch,
-                due: stream_state(bus, STREAM_DUE).await?.epoch,
+                tasks: RwLock::new(stream_state(bus, STREAM_TASKS).await?.epoch.into()),
+                due: RwLock::new(stream_state(bus, STREAM_DUE).await?.epoch.into()),
             },
             clock: Instant::now(),
             renewed_ms: AtomicU64::new(0),
@@ -112,6 +115,7 @@ impl LeaseTable {
             generation: AtomicU64::new(0),
             server_known: watch::Sender::new(false),
             maybe_delivered: ByOrigin { tasks: AtomicU64::new(u64::MAX), due: AtomicU64::new(u64::MAX) },
+            consumers: ConsumerRecords::default(),
             state: Mutex::new(LeaseState {
                 next: 0,
                 held: HashMap::new(),
@@ -130,8 +134,21 @@ impl LeaseTable {
         &self.worker
     }
 
-    pub(super) fn epoch(&self, origin: Origin) -> &str {
-        self.epochs.get(origin)
+    pub(super) fn epoch(&self, origin: Origin) -> Arc<str> {
+        self.epochs.get(origin).read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the epochs again: somebody may have deleted a stream, and `setup` made it anew. Its sequences repeat then.
+    pub(super) async fn learn_epochs(&self) -> Result<(), BusError> {
+        for (origin, name) in [(Origin::Tasks, STREAM_TASKS), (Origin::Due, STREAM_DUE)] {
+            let epoch = stream_state(&self.bus, name).await?.epoch;
+            if *epoch != *self.epoch(origin) {
+                tracing::warn!(stream = name, "the stream was made anew; what was held of it is gone");
+                *self.epochs.get(origin).write().unwrap_or_else(PoisonError::into_inner) = epoch.into();
+                self.begin_generation();
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -185,9 +202,9 @@ impl LeaseTable {
         self.server_known.send_replace(true);
     }
 
-    /// Whether a message may have been delivered before by a server that has forgotten it.
-    pub(super) fn maybe_delivered_before(&self, origin: Origin, seq: u64) -> bool {
-        seq <= self.maybe_delivered.get(origin).load(Ordering::SeqCst)
+    /// Whether a message may have been delivered before, by a server that has forgotten it or a consumer that was deleted.
+    pub(super) fn maybe_delivered_before(&self, queue: &str, origin: Origin, seq: u64) -> bool {
+        seq <= self.maybe_delivered.get(origin).load(Ordering::SeqCst) || self.consumers.covers(queue, origin, seq)
     }
 
     /// Listens for ownership queries about a task. What is published after this returns reaches this worker too.

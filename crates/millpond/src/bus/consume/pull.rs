@@ -8,6 +8,7 @@ use async_nats::jetstream;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::json;
+use tokio::task::JoinSet;
 
 use crate::bus::consume::lease::{Delivery, Lease, Leases};
 use crate::bus::consume::queue_order::QueueOrder;
@@ -16,10 +17,13 @@ use crate::bus::topology::make_queue;
 use crate::bus::{Bus, from_nats};
 use crate::limits::PULL_BYTES_MAX;
 use crate::task::{Arrival, Origin, Task};
+use crate::wire::header_block::UnreadableMessage;
 use crate::wire::streams::{STREAM_DUE, STREAM_TASKS, durable};
 
 /// A pull request that the server has not ended this long after its expiry is given up and made anew.
 pub const PULL_WATCHDOG: Duration = Duration::from_secs(2);
+/// How long nothing is pulled from a consumer that was found missing.
+const PULL_MISSING_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// How long one pull request waits at the server.
 pub const PULL_EXPIRES: Duration = Duration::from_secs(5);
 /// The same, at the most, for a queue that brings nothing, where a worker has many: each request has its cost.
@@ -50,8 +54,10 @@ pub struct Puller {
     requests: BTreeMap<u64, Request>,
     next_request: u64,
     overdue_at: Instant,
-    /// A consumer was found missing: make the queues again before the next pull.
+    /// A consumer was found missing: make the queues again then.
     remake: Option<Instant>,
+    /// The queues are being made again.
+    remaking: JoinSet<()>,
 }
 
 struct Source {
@@ -65,6 +71,8 @@ struct Source {
     requests: VecDeque<u64>,
     /// How long the next one waits.
     expires: Duration,
+    /// When its consumer was last found missing.
+    missing: Option<Instant>,
 }
 
 struct Request {
@@ -99,6 +107,7 @@ impl Puller {
             outstanding: 0,
             requests: VecDeque::new(),
             expires: PULL_EXPIRES,
+            missing: None,
         };
         let sources = [Origin::Due, Origin::Tasks]
             .into_iter()
@@ -117,6 +126,7 @@ impl Puller {
             next_request: 0,
             overdue_at: Instant::now(),
             remake: None,
+            remaking: JoinSet::new(),
         })
     }
 
@@ -139,7 +149,7 @@ impl Puller {
             }
             (self.inbox, self.messages, self.generation) = (inbox, messages, generation);
         }
-        self.remake_queues().await;
+        self.remake_queues();
         let now = Instant::now();
         self.forget_overdue(now);
         let targets = self.targets(capacity, now);
@@ -153,7 +163,7 @@ impl Puller {
             let outstanding = self.outstanding(source);
             let want = share.saturating_sub(outstanding);
             // In steps of half the share, so that a large capacity does not cost a request for every task.
-            if want > 0 && (outstanding == 0 || want >= share.div_ceil(2)) {
+            if want > 0 && !self.is_missing(source, now) && (outstanding == 0 || want >= share.div_ceil(2)) {
                 self.send(source, want).await;
             }
         }
@@ -222,16 +232,30 @@ impl Puller {
         let _ = self.bus.client.publish_with_reply(subject, reply, Bytes::from(body)).await;
     }
 
-    async fn remake_queues(&mut self) {
-        if self.remake.is_none_or(|at| at > Instant::now()) {
+    /// Whether the consumer was found missing a moment ago: a pull would be answered at once, again and again.
+    fn is_missing(&self, source: usize, now: Instant) -> bool {
+        let missing = self.sources.get(source).and_then(|source| source.missing);
+        missing.is_some_and(|at| now.duration_since(at) < PULL_MISSING_AGAIN_AFTER)
+    }
+
+    /// Has the queues made again beside the pulls, when it is time: it takes some seconds.
+    fn remake_queues(&mut self) {
+        while self.remaking.try_join_next().is_some() {}
+        if self.remake.is_none_or(|at| at > Instant::now()) || !self.remaking.is_empty() {
             return;
         }
         self.remake = None;
         let queues: Vec<String> = self.places.keys().cloned().collect();
-        if let Err(error) = make_queues(&self.bus, &queues).await {
-            tracing::warn!(%error, "a queue's consumer is missing and cannot be made, will try again");
-            self.remake = Some(Instant::now() + PULL_WATCHDOG);
-        }
+        let (bus, table) = (self.bus.clone(), self.leases.table.clone());
+        self.remaking.spawn(async move {
+            // Before anything is delivered of a stream that was made anew.
+            if let Err(error) = table.learn_epochs().await {
+                return tracing::warn!(%error, "a queue's consumer is missing, and so is its stream");
+            }
+            if let Err(error) = make_queues(&bus, &queues).await {
+                tracing::warn!(%error, "a queue's consumer is missing and cannot be made, will try again");
+            }
+        });
     }
 
     /// The next delivered task; none when a pull has ended: time to [`Puller::request`] again.
@@ -258,8 +282,9 @@ impl Puller {
     }
 
     fn take(&mut self, message: async_nats::Message) -> Option<Lease> {
-        if let Some(status) = message.status {
-            // A status comes to the inbox itself; a task keeps the subject that it was published to.
+        // A status of the server comes to the inbox itself; a task keeps the subject that it was published to, also one whose
+        // publisher wrote a status into it.
+        if let Some(status) = message.status.filter(|_| message.subject.starts_with(&self.inbox)) {
             let number: u64 = message.subject.rsplit('.').next()?.parse().ok()?;
             self.end_request(number, status, message.description.as_deref());
             return None;
@@ -287,7 +312,8 @@ impl Puller {
         if status == async_nats::StatusCode::IDLE_HEARTBEAT {
             return;
         }
-        if let Some(request) = self.forget(number)
+        let request = self.forget(number);
+        if let Some(request) = &request
             && request.left == request.batch
             && self.places.len() > MANY_QUEUES
             && let Some(source) = self.sources.get_mut(request.source)
@@ -296,7 +322,13 @@ impl Puller {
         }
         let missing = status == async_nats::StatusCode::NO_RESPONDERS
             || description.is_some_and(|s| s.contains("Consumer Deleted"));
-        if missing && self.remake.is_none() {
+        if !missing {
+            return;
+        }
+        if let Some(source) = request.and_then(|request| self.sources.get_mut(request.source)) {
+            source.missing = Some(Instant::now());
+        }
+        if self.remake.is_none() && self.remaking.is_empty() {
             self.remake = Some(Instant::now() + PULL_WATCHDOG);
         }
     }
@@ -311,7 +343,7 @@ impl Puller {
             let stored = info.published.unix_timestamp_nanos() / 1_000_000;
             (origin, info.stream_sequence, info.delivered, i64::try_from(stored).unwrap_or(0), info.pending > 0)
         };
-        let epoch = self.leases.table.epoch(origin);
+        let epoch = &*self.leases.table.epoch(origin);
         let headers = from_nats(message.headers.as_ref());
         let arrival = Arrival { origin, epoch, seq, stored_ms };
         let mut task = Task::parse(&message.subject, &headers, message.payload.clone(), arrival);
@@ -319,6 +351,9 @@ impl Puller {
             && let Err(distrust) = signer.verify(&message.subject, &headers, &message.payload)
         {
             task.distrust(distrust, arrival);
+        }
+        if message.status.is_some() {
+            task.refuse("bad_header", UnreadableMessage::Status.to_string());
         }
         Some((self.leases.hold(task, Delivery { origin, seq, stored_ms, deliveries, reply }, self.generation), more))
     }

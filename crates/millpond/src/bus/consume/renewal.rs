@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::lease_table::{LeaseTable, PAUSE_MIN};
+use crate::bus::read::buckets::BucketWatch;
 use crate::bus::topology::stream_state;
 use crate::limits::LEASE_ACK_WAIT;
-use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
+use crate::wire::streams::{BUCKET_QUEUES, STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject;
 
 /// How often a worker extends what it holds.
@@ -56,13 +57,19 @@ pub(super) async fn renew(table: Arc<LeaseTable>) {
         // The first change is the connection itself.
         if changed && now.changes > 1 {
             table.barrier.begin(&table.bus, table.worker(), lost_ms.take().unwrap_or_else(crate::now_ms));
+            // It may have been a message that this client cannot read: the collector looks for it.
+            table.bus.publish_core(&subject::worker_reconnected(table.worker()), Bytes::new()).await;
         }
         if paused || changed || extended.elapsed() >= LEASE_RENEW_EVERY {
             extended = Instant::now();
             extend(&table).await;
         }
         if !*table.server_known.borrow() {
-            match tokio::time::timeout(PAUSE_MIN / 2, table.bus.server_record()).await {
+            let records = async {
+                table.consumers.read(&table.bus).await?;
+                table.bus.server_record().await
+            };
+            match tokio::time::timeout(PAUSE_MIN / 2, records).await {
                 Ok(Ok(record)) => table.learn_server(record),
                 Ok(Err(error)) => tracing::debug!(%error, "the server does not answer yet"),
                 Err(_) => {}
@@ -99,6 +106,14 @@ async fn extend(table: &Arc<LeaseTable>) {
         }
     });
     futures_util::future::join_all(acks).await;
+}
+
+/// Learns of consumers that are made again, for ever.
+pub(super) async fn follow_consumers(table: Arc<LeaseTable>) {
+    let mut watch = BucketWatch::new(&table.bus, BUCKET_QUEUES);
+    loop {
+        table.consumers.learn(&watch.next().await);
+    }
 }
 
 /// Removes start records of messages that are gone, for ever.

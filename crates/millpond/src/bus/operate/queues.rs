@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use crate::bus::Bus;
+use crate::bus::consume::queue_records::PauseRecord;
 use crate::bus::error::BusError;
 use crate::bus::read::{buckets, unix_ms};
 use crate::bus::topology::stream_state;
@@ -40,9 +41,9 @@ pub struct QueueState {
     pub paused_for_ms: Option<u64>,
     /// Tasks that may wait in it, those that workers hold included; none: any number (`bounds`).
     pub max_waiting: Option<u64>,
-    /// A worker has served it once: it has its consumers.
+    /// How many of its two consumers are there.
     #[serde(skip)]
-    pub has_consumer: bool,
+    pub consumers: u8,
     /// When its consumers were made or did something last, as the server knows it, Unix time in milliseconds; now while a
     /// worker waits for its tasks.
     #[serde(skip)]
@@ -63,6 +64,10 @@ pub struct QueueInStream {
     pub delivered: u64,
     /// How often something was given out.
     pub deliveries: u64,
+    /// All up to this sequence is settled.
+    pub ack_floor: u64,
+    /// Messages that are held and were given out more than once.
+    pub redelivered: u64,
 }
 
 /// Why a queue is not paused, or its pause not ended.
@@ -207,10 +212,12 @@ impl Bus {
                     held: info.num_ack_pending as u64,
                     delivered: info.delivered.stream_sequence,
                     deliveries: info.delivered.consumer_sequence,
+                    ack_floor: info.ack_floor.stream_sequence,
+                    redelivered: info.num_redelivered as u64,
                 };
                 served += place.waiting + place.held;
                 state.add(at, place);
-                state.has_consumer = true;
+                state.consumers += 1;
                 state.paused |= info.paused;
                 state.used_ms = state.used_ms.max(used_ms(&info));
                 let left = info.pause_remaining.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
@@ -237,7 +244,7 @@ impl Bus {
         for (subject, waiting) in self.subjects(stream, filter, 0).await?.state.subjects.unwrap_or_default() {
             let Some(queue) = subject.split('.').nth(1) else { continue };
             let state = queues.entry(queue.to_owned()).or_default();
-            if !state.has_consumer {
+            if state.consumers == 0 {
                 state.add(at, QueueInStream { waiting, ..QueueInStream::default() });
             }
         }
@@ -250,6 +257,18 @@ impl Bus {
     /// [`PauseError`] when there is no such queue, or the server does not answer.
     pub async fn pause_queue(&self, queue: &str, how_long: Option<Duration>) -> Result<(), PauseError> {
         let until = std::time::SystemTime::now() + how_long.unwrap_or(PAUSE_FOR_EVER).min(PAUSE_FOR_EVER);
+        let until_ms = until.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        let pause = PauseRecord { until_ms: i64::try_from(until_ms).unwrap_or(i64::MAX) };
+        // First: a consumer that is made again meanwhile is paused too.
+        self.put_pause(queue, Some(pause)).await?;
+        let paused = self.pause_consumers(queue, until).await;
+        if matches!(paused, Err(PauseError::NoSuchQueue { .. })) {
+            self.put_pause(queue, None).await?;
+        }
+        paused
+    }
+
+    async fn pause_consumers(&self, queue: &str, until: std::time::SystemTime) -> Result<(), PauseError> {
         for name in [STREAM_TASKS, STREAM_DUE] {
             let stream = self.js.get_stream(name).await.map_err(|e| BusError::new(name, &e))?;
             let paused = stream.pause_consumer(&durable(queue), until.into()).await;
@@ -263,6 +282,7 @@ impl Bus {
     /// # Errors
     /// [`PauseError`] when there is no such queue, or the server does not answer.
     pub async fn resume_queue(&self, queue: &str) -> Result<(), PauseError> {
+        self.put_pause(queue, None).await?;
         for name in [STREAM_TASKS, STREAM_DUE] {
             let stream = self.js.get_stream(name).await.map_err(|e| BusError::new(name, &e))?;
             stream.resume_consumer(&durable(queue)).await.map_err(|e| PauseError::new(queue, &e))?;

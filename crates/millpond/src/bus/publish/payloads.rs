@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::bus::error::describe;
 use crate::bus::publish::{PublishError, RetryDeadline};
+use crate::bus::read::raw::RawMessage;
 use crate::bus::{Bus, from_nats};
 use crate::limits::PAYLOAD_RETENTION;
 use crate::payload::{PayloadRef, StoredPayload};
@@ -22,6 +23,8 @@ use crate::wire::headers::{HEADER_EXPECTED_SEQUENCE, HEADER_MSG_ID, HEADER_ROLLU
 use crate::wire::streams::BUCKET_PAYLOADS;
 use crate::wire::subject::check_token;
 
+/// The stream of the bucket.
+const PAYLOADS_STREAM: &str = "OBJ_millpond_payloads";
 /// How long before its payload expires a task must start: the fetch takes time, and clocks differ.
 pub const PAYLOAD_EXPIRY_MARGIN: Duration = Duration::from_secs(3600);
 
@@ -217,6 +220,8 @@ impl Bus {
             let page = match self.page_of_chunks(&subject, next).await {
                 Ok(page) => page,
                 Err(reason) => {
+                    let chunk = self.next_raw_message(PAYLOADS_STREAM, next, &subject).await;
+                    check_readable(object, chunk.ok().flatten())?;
                     self.wait_for_answer(object, heard, reason).await?;
                     continue;
                 }
@@ -266,6 +271,8 @@ impl Bus {
             let found = match self.last_of(&subject).await {
                 Ok(found) => found,
                 Err(reason) => {
+                    let description = self.last_raw_message(PAYLOADS_STREAM, &subject).await;
+                    check_readable(object, description.ok().flatten())?;
                     self.wait_for_answer(object, heard, reason).await?;
                     continue;
                 }
@@ -326,11 +333,17 @@ impl Bus {
     async fn request_messages(&self, request: &Value) -> Result<async_nats::Subscriber, String> {
         let inbox = self.client.new_inbox();
         let answers = self.client.subscribe(inbox.clone()).await.map_err(|e| describe(&e))?;
-        let subject = format!("$JS.API.DIRECT.GET.OBJ_{BUCKET_PAYLOADS}");
+        let subject = format!("$JS.API.DIRECT.GET.{PAYLOADS_STREAM}");
         let sent = self.client.publish_with_reply(subject, inbox, Bytes::from(request.to_string())).await;
         sent.map_err(|e| describe(&e))?;
         Ok(answers)
     }
+}
+
+/// A message that the NATS client cannot read costs the connection whenever it is read: without an answer, it is looked at raw.
+fn check_readable(object: &str, message: Option<RawMessage>) -> Result<(), GetError> {
+    let Some(Err(why)) = message.map(|message| message.headers()) else { return Ok(()) };
+    Err(GetError::Damaged { object: object.to_owned(), reason: format!("has a message that cannot be read: {why}") })
 }
 
 /// The next message of an answer; none at its end, or where there is none.

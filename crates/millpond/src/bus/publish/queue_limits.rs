@@ -106,11 +106,12 @@ impl Bus {
         serde_json::from_slice(&answer.payload).map_err(|e| failed(&e))
     }
 
-    /// The keys of a bucket whose keys are single tokens, 100 000 at the most.
+    /// The keys of a bucket that are single tokens, 100 000 at the most.
     pub(in crate::bus) async fn keys(&self, bucket: &str) -> Result<Vec<String>, BusError> {
         let page = self.subjects(&format!("KV_{bucket}"), &format!("$KV.{bucket}.>"), 0).await?;
         let subjects = page.state.subjects.unwrap_or_default().into_keys();
-        Ok(subjects.filter_map(|subject| subject.rsplit('.').next().map(str::to_owned)).collect())
+        let key = |subject: String| Some(subject.strip_prefix(&format!("$KV.{bucket}."))?.to_owned());
+        Ok(subjects.filter_map(key).filter(|key| !key.contains('.')).collect())
     }
 
     /// Sets how many tasks may wait in a queue; publishers know it within about a second. In the collector's role.

@@ -14,7 +14,7 @@ use crate::bus::error::BusError;
 use crate::bus::topology::stream_state;
 use crate::bus::{Bus, from_nats};
 use crate::task::{Arrival, Origin, Task};
-use crate::wire::headers::{HEADER_ATTEMPT, HEADER_SCHEDULE};
+use crate::wire::headers::{HEADER_ATTEMPT, HEADER_SCHEDULE, Headers};
 use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject;
 use crate::wire::subject::TaskSubject;
@@ -23,6 +23,8 @@ use crate::wire::subject::TaskSubject;
 const READ_MAX: u64 = 200_000;
 /// Messages in one answer of the server.
 const PAGE: u64 = 2000;
+/// Messages that are read one by one, where a page cannot be read at once.
+const RAW_PAGE: usize = 500;
 /// How long one answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
@@ -79,7 +81,7 @@ impl TaskLocation {
 pub(in crate::bus) struct DueMessage {
     pub(in crate::bus) seq: u64,
     pub(in crate::bus) subject: String,
-    pub(in crate::bus) headers: crate::wire::headers::Headers,
+    pub(in crate::bus) headers: Headers,
 }
 
 impl Bus {
@@ -220,13 +222,44 @@ impl Bus {
         Ok(TaskLocation::Stored { queue: subject.queue, kind: subject.kind, ahead })
     }
 
-    /// Messages of a stream from a sequence on: their sequence, subject and headers.
+    /// Messages of a stream from a sequence on: their sequence, subject and headers. Where one of them costs the connection, because
+    /// the NATS client cannot read it, they are read raw, and that one has no headers.
     pub(in crate::bus) async fn page(
         &self,
         stream: &str,
         filter: &str,
         from: u64,
-    ) -> Result<Vec<(u64, String, crate::wire::headers::Headers)>, BusError> {
+    ) -> Result<Vec<(u64, String, Headers)>, BusError> {
+        let before = self.connection.borrow().changes;
+        match self.direct_page(stream, filter, from).await {
+            Err(_) if self.connection.borrow().changes != before => self.raw_page(stream, filter, from).await,
+            page => page,
+        }
+    }
+
+    async fn raw_page(
+        &self,
+        stream: &str,
+        filter: &str,
+        mut from: u64,
+    ) -> Result<Vec<(u64, String, Headers)>, BusError> {
+        let mut page = Vec::new();
+        while page.len() < RAW_PAGE
+            && let Some(message) = self.next_raw_message(stream, from, filter).await?
+        {
+            from = message.seq + 1;
+            let headers = message.headers().unwrap_or_default();
+            page.push((message.seq, message.subject, headers));
+        }
+        Ok(page)
+    }
+
+    async fn direct_page(
+        &self,
+        stream: &str,
+        filter: &str,
+        from: u64,
+    ) -> Result<Vec<(u64, String, Headers)>, BusError> {
         let failed = |e: &(dyn std::error::Error + 'static)| BusError::new("the read of what waits", e);
         let inbox = self.client.new_inbox();
         let mut answers = self.client.subscribe(inbox.clone()).await.map_err(|e| failed(&e))?;

@@ -1,14 +1,11 @@
 //! The server and the streams as the client role sees them, for `doctor`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::jetstream::stream::{DiscardPolicy, RetentionPolicy};
 use bytes::Bytes;
-use serde::Deserialize;
 
-use crate::bus::Bus;
-use crate::wire::bounds::Bounded;
-use crate::wire::decode::decode;
+use crate::bus::{Bus, server_clock};
 use crate::wire::streams::{STREAM_DUE, STREAM_RESULTS, STREAM_TASKS};
 
 /// How long one answer may take.
@@ -46,28 +43,12 @@ pub struct StreamFacts {
     pub bytes_max: Option<u64>,
 }
 
-/// The server's time, of any answer of its API.
-#[derive(Deserialize)]
-struct ServerTime {
-    ts: String,
-}
-
-impl Bounded for ServerTime {}
-
 /// Reads the facts of the server.
 pub async fn server(bus: &Bus) -> ServerFacts {
     let info = bus.client.server_info();
-    let (mut round_trip, mut clock_off) = (None, None);
-    let started = Instant::now();
-    let answer = bus.client.request(format!("$JS.API.STREAM.INFO.{STREAM_TASKS}"), Bytes::new());
-    if let Ok(Ok(answer)) = tokio::time::timeout(ANSWER_WITHIN, answer).await {
-        let took = started.elapsed();
-        round_trip = Some(took);
-        let at = decode::<ServerTime>(&answer.payload).ok().and_then(|info| info.ts.parse::<jiff::Timestamp>().ok());
-        // The server read its clock about half a round trip ago.
-        let half = i64::try_from(took.as_millis() / 2).unwrap_or(0);
-        clock_off = at.map(|at| Duration::from_millis((crate::now_ms() - half).abs_diff(at.as_millisecond())));
-    }
+    let measured = server_clock::measure(&bus.client).await;
+    let round_trip = measured.map(|(_, took)| took);
+    let clock_off = measured.map(|(ahead_ms, _)| Duration::from_millis(ahead_ms.unsigned_abs()));
     // An empty request creates nothing; a user without the permission gets no answer at all.
     let answer = bus.client.request("$JS.API.STREAM.CREATE.DOCTOR", Bytes::from_static(b"{}"));
     let may_create_streams = matches!(tokio::time::timeout(ANSWER_WITHIN, answer).await, Ok(Ok(_)));

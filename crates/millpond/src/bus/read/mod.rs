@@ -7,6 +7,7 @@ pub mod inspect;
 pub mod job_results;
 pub mod jobs;
 pub mod outcomes;
+pub mod raw;
 
 /// Unix time in milliseconds of a server timestamp.
 pub(in crate::bus) fn unix_ms(at: async_nats::datetime::DateTime) -> i64 {

@@ -4,16 +4,20 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{PullConsumer, pull};
+use data_encoding::BASE64;
 use futures_util::{FutureExt, StreamExt};
 
 use crate::bus::error::BusError;
+use crate::bus::read::raw::RawMessage;
 use crate::bus::read::unix_ms;
+use crate::bus::topology::make_collector_durable;
 use crate::bus::{Bus, from_nats};
 use crate::dead_letter::Evidence;
 use crate::limits::{COLLECT_BATCH_MAX, COLLECT_BYTES_MAX};
 use crate::outcome::ResultBatch;
 use crate::wire::decode::decode;
-use crate::wire::headers::{HEADER_DEAD, Headers};
+use crate::wire::header_block::UnreadableMessage;
+use crate::wire::headers::{HEADER_DEAD, HEADER_RAW_HEADERS, Headers};
 use crate::wire::streams::{DURABLE_COLLECTOR, STREAM_DEAD, STREAM_RESULTS};
 use crate::wire::subject::{TaskSubject, parse_dead, parse_results};
 
@@ -180,6 +184,37 @@ impl OutcomeReader {
         })
     }
 
+    /// What was delivered, is not acknowledged, and cannot be read by the NATS client: it would come again for ever. It is read
+    /// raw; the content counts where only the headers are broken. Give each to [`OutcomeReader::remove`] once it is stored.
+    ///
+    /// # Errors
+    /// [`BusError`] when the server does not answer.
+    pub async fn poison(&self) -> Result<Vec<OutcomeMessage>, BusError> {
+        let consumer = consumer(&self.bus, self.from.stream()).await?;
+        let info = consumer.cached_info();
+        let (mut at, mut found, mut bytes) = (info.ack_floor.stream_sequence, Vec::new(), 0);
+        while info.num_ack_pending > 0 && found.len() < COLLECT_BATCH_MAX && bytes < COLLECT_BYTES_MAX {
+            let Some(message) = self.bus.next_raw_message(self.from.stream(), at + 1, ">").await? else { break };
+            if message.seq > info.delivered.stream_sequence {
+                break;
+            }
+            at = message.seq;
+            if let Err(why) = message.headers() {
+                bytes += message.payload.len();
+                found.push(read_raw(self.from, message, why));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes a message of [`OutcomeReader::poison`] from the stream.
+    ///
+    /// # Errors
+    /// [`BusError`] when the server does not answer.
+    pub async fn remove(&self, message: &OutcomeMessage) -> Result<(), BusError> {
+        self.bus.remove_message(self.from.stream(), message.seq).await
+    }
+
     /// Removes everything up to and including `seq` from the stream.
     ///
     /// # Errors
@@ -198,7 +233,15 @@ async fn consumer(bus: &Bus, stream: &str) -> Result<PullConsumer, BusError> {
 }
 
 async fn start_pull(bus: &Bus, from: OutcomeStream) -> Result<pull::Stream, BusError> {
-    let consumer = consumer(bus, from.stream()).await?;
+    let found = match consumer(bus, from.stream()).await {
+        Err(BusError::Missing { .. }) => {
+            make_collector_durable(bus, from.stream()).await?;
+            tracing::warn!(stream = from.stream(), "the collector's consumer was deleted; it is made again");
+            consumer(bus, from.stream()).await
+        }
+        found => found,
+    };
+    let consumer = found?;
     let stream = consumer
         .stream()
         .max_messages_per_batch(COLLECT_BATCH_MAX)
@@ -222,6 +265,17 @@ fn read(from: OutcomeStream, message: jetstream::Message) -> Option<(OutcomeMess
         OutcomeStream::Dead => read_dead(&message.subject, &headers),
     };
     Some((OutcomeMessage { seq, stored_ms, body, payload: message.payload, headers, again }, Receipt(acker)))
+}
+
+fn read_raw(from: OutcomeStream, message: RawMessage, why: UnreadableMessage) -> OutcomeMessage {
+    let body = match from {
+        // Nothing of it stands in headers.
+        OutcomeStream::Results => read_results(&message.subject, &message.payload),
+        OutcomeStream::Dead => Err(why.to_string()),
+    };
+    let RawMessage { seq, stored_ms, payload, header_block, .. } = message;
+    let headers = vec![(HEADER_RAW_HEADERS.to_owned(), BASE64.encode(&header_block))];
+    OutcomeMessage { seq, stored_ms, body, payload, headers, again: false }
 }
 
 pub(crate) fn read_results(subject: &str, payload: &[u8]) -> Result<OutcomeBody, String> {

@@ -26,6 +26,7 @@ const PLACES = {
   stalled_job: ["#/jobs?state=stalled", "Stalled jobs"],
   lost_task: ["#/tasks", "Tasks"],
   worker_lost: ["#/workers", "Workers"],
+  clock: ["#/workers", "Workers"],
 };
 
 function problem(row) {

@@ -1,0 +1,151 @@
+//! A worker's name is its own while it lives. Who starts asks for the holder of the name: an answer means that it is taken,
+//! silence that it is free. A holder that was paused, and was taken over meanwhile, finds that out when it goes on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::bus::Bus;
+use crate::bus::error::BusError;
+use crate::wire::decode::decode;
+use crate::wire::subject::lease_name;
+
+/// A holder that has not answered by then is gone.
+const ANSWER_WITHIN: Duration = Duration::from_millis(500);
+/// How long after a question the holder looks whether the asker took its name over.
+const LOOK_BACK_AFTER: Duration = Duration::from_secs(1);
+
+/// A worker process, as it asks for a name and answers for one.
+///
+/// ```
+/// let text = r#"{"nonce":"n","host":"h","pid":7,"again":false}"#;
+/// let holder: millpond::bus::consume::name_claim::NameHolder = serde_json::from_str(text).unwrap();
+/// assert_eq!(serde_json::to_string(&holder).unwrap(), text);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameHolder {
+    /// Drawn at random when the process started.
+    pub nonce: String,
+    /// Its host.
+    pub host: String,
+    /// Its process id there.
+    pub pid: u32,
+    /// In a question: the asker has held the name, and only makes sure.
+    #[serde(default)]
+    pub again: bool,
+}
+
+/// Why a name is not this worker's.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NameError {
+    /// Another live worker has it.
+    #[error("the name {worker} is taken by a live worker (process {} on {}); give this one another (--name)", .holder.pid, .holder.host)]
+    Taken {
+        /// The name.
+        worker: String,
+        /// Who has it.
+        holder: NameHolder,
+    },
+}
+
+/// A name that is this worker's, for as long as this lives.
+pub struct NameClaim {
+    lost: watch::Receiver<Option<NameError>>,
+    _answers: JoinSet<()>,
+}
+
+impl NameClaim {
+    /// Returns when another worker has taken the name over, because this one did not answer for it in time.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn lost(&self) -> NameError {
+        let mut lost = self.lost.clone();
+        let found = lost.wait_for(Option::is_some).await.map(|found| found.clone());
+        match found {
+            Ok(Some(error)) => error,
+            // The connection is closed for good: this program is about to end.
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+struct Claim {
+    bus: Bus,
+    subject: String,
+    worker: String,
+    me: NameHolder,
+    /// The name is mine: it was asked for, and nobody answered.
+    is_settled: AtomicBool,
+}
+
+impl Bus {
+    /// Claims a worker's name.
+    ///
+    /// # Errors
+    /// [`NameError::Taken`] in the inner result when a live worker has it; [`BusError`] when the connection is closed.
+    pub async fn claim_name(&self, worker: &str, me: NameHolder) -> Result<Result<NameClaim, NameError>, BusError> {
+        let subject = lease_name(worker);
+        // Who asks listens first, so that of two that start at once each hears of the other.
+        let questions = self.client.subscribe(subject.clone()).await.map_err(|e| BusError::new(&subject, &e))?;
+        let claim = Arc::new(Claim {
+            bus: self.clone(),
+            subject,
+            worker: worker.to_owned(),
+            me,
+            is_settled: AtomicBool::new(false),
+        });
+        let (sender, lost) = watch::channel(None);
+        let mut answers = JoinSet::new();
+        answers.spawn(answer(claim.clone(), questions, sender));
+        self.flush().await;
+        if let Some(holder) = claim.ask(false).await {
+            return Ok(Err(NameError::Taken { worker: worker.to_owned(), holder }));
+        }
+        claim.is_settled.store(true, Ordering::SeqCst);
+        Ok(Ok(NameClaim { lost, _answers: answers }))
+    }
+}
+
+impl Claim {
+    /// Who holds the name; none when nobody answers.
+    async fn ask(&self, again: bool) -> Option<NameHolder> {
+        let question = NameHolder { again, ..self.me.clone() };
+        let question = Bytes::from(serde_json::to_vec(&question).unwrap_or_default());
+        let answer = self.bus.client.request(self.subject.clone(), question);
+        let answer = tokio::time::timeout(ANSWER_WITHIN, answer).await.ok()?.ok()?;
+        decode(&answer.payload).ok()
+    }
+
+    /// Of two that start at once the one with the smaller nonce has the name.
+    fn is_mine(&self, asker: &NameHolder) -> bool {
+        self.is_settled.load(Ordering::SeqCst) || self.me.nonce < asker.nonce
+    }
+}
+
+/// Answers for the name, until it is lost.
+async fn answer(claim: Arc<Claim>, mut questions: async_nats::Subscriber, lost: watch::Sender<Option<NameError>>) {
+    while let Some(question) = questions.next().await {
+        let (Ok(asker), Some(reply)) = (decode::<NameHolder>(&question.payload), question.reply) else { continue };
+        if asker.nonce == claim.me.nonce || !claim.is_mine(&asker) {
+            continue;
+        }
+        let me = Bytes::from(serde_json::to_vec(&claim.me).unwrap_or_default());
+        claim.bus.publish_core(&reply, me).await;
+        if asker.again {
+            continue;
+        }
+        // The answer may have come too late: this process was stopped, say, and the asker has the name now.
+        tokio::time::sleep(LOOK_BACK_AFTER).await;
+        if let Some(holder) = claim.ask(true).await {
+            lost.send_replace(Some(NameError::Taken { worker: claim.worker.clone(), holder }));
+            return;
+        }
+    }
+}

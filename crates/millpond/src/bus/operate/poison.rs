@@ -1,0 +1,212 @@
+//! Messages that the NATS client cannot read (`wire/header_block.rs`): it drops its connection at each, so whoever is given one
+//! settles neither it nor what came with it, and it comes again. They are looked for raw among what was given out, kept as dead
+//! letters, and removed. In the collector's role.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use data_encoding::BASE64;
+use futures_util::StreamExt;
+
+use crate::bus::Bus;
+use crate::bus::error::BusError;
+use crate::bus::operate::queues::{QueueInStream, QueueState};
+use crate::bus::publish::{PublishError, RetryDeadline};
+use crate::bus::read::raw::RawMessage;
+use crate::bus::topology::stream_state;
+use crate::dead_letter::Evidence;
+use crate::outcome::Failure;
+use crate::task::{Arrival, Origin, Task};
+use crate::wire::header_block::UnreadableMessage;
+use crate::wire::headers::{HEADER_DEAD, HEADER_MSG_ID, HEADER_RAW_HEADERS};
+use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
+use crate::wire::subject::{EVENTS_RECONNECTED, SCHEDULES};
+
+/// Messages of a queue that one search looks at, at the most; the next one goes on behind them.
+const LOOKED_AT_MAX: usize = 5_000;
+/// How many messages behind one that cannot be read are looked at before they are given out: such messages come in groups.
+const LOOK_AHEAD: usize = 256;
+/// Records of a bucket that one sweep looks at, at the most; the next one goes on behind them.
+const SWEPT_MAX: usize = 20_000;
+/// How long a dead letter may take to be stored; the next search tries again.
+const STORE_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+/// Bytes of a header block that its dead letter carries; the server allows 64 KiB of headers.
+const RAW_HEADERS_BYTES_MAX: usize = 16 * 1024;
+
+/// Why a search did not end.
+#[derive(Debug, thiserror::Error)]
+pub enum PoisonError {
+    /// The server did not answer.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The dead letter was not stored.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+}
+
+/// What was looked at so far. A stored message never changes, so each is looked at once.
+#[derive(Default)]
+pub struct PoisonSearch {
+    /// By place (TASKS, DUE) and queue: all up to this sequence can be read.
+    looked_at: BTreeMap<(usize, String), u64>,
+    /// The same of what the collector reads for itself, by stream.
+    swept: BTreeMap<&'static str, u64>,
+}
+
+/// What a collector follows or lists, and clients or workers write: one message that cannot be read would cost it its connection
+/// whenever it reads the place.
+const FOLLOWED: [(&str, &str); 4] =
+    [("KV_millpond_jobs", ">"), ("KV_millpond_workers", ">"), ("KV_millpond_queues", ">"), (STREAM_DUE, SCHEDULES)];
+
+/// Reconnects of workers, as they happen: one of them may have been given a message that it cannot read.
+pub struct Reconnects(async_nats::Subscriber);
+
+impl Reconnects {
+    /// Returns when a worker was connected again.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn next(&mut self) {
+        if self.0.next().await.is_none() {
+            // The connection is closed for good: this program is about to end.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Bus {
+    /// Listens for reconnects of workers.
+    ///
+    /// # Errors
+    /// [`BusError`] when the connection is closed.
+    pub async fn reconnects(&self) -> Result<Reconnects, BusError> {
+        let messages = self.client.subscribe(format!("{EVENTS_RECONNECTED}.*")).await;
+        Ok(Reconnects(messages.map_err(|e| BusError::new("the subscription to reconnects", &e))?))
+    }
+}
+
+impl PoisonSearch {
+    /// Looks at what was given out and is not settled; of all queues when `of_all`, else of those where something was given out
+    /// again. Returns how many messages became dead letters.
+    ///
+    /// # Errors
+    /// [`PoisonError`]; what was found before it is removed.
+    pub async fn search(&mut self, bus: &Bus, queues: &[QueueState], of_all: bool) -> Result<usize, PoisonError> {
+        let mut found = 0;
+        for queue in queues {
+            for (at, place) in queue.places.iter().enumerate() {
+                if place.held > 0 && (of_all || place.redelivered > 0) {
+                    found += self.search_queue(bus, &queue.queue, at, *place).await?;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Looks at what the collector reads for itself: schedules and records. A schedule that cannot be read becomes a dead letter, a
+    /// record is only removed.
+    ///
+    /// # Errors
+    /// [`PoisonError`]; what was found before it is removed.
+    pub async fn sweep(&mut self, bus: &Bus) -> Result<usize, PoisonError> {
+        let mut found = 0;
+        for (stream, filter) in FOLLOWED {
+            let looked_at = self.swept.entry(stream).or_default();
+            for _ in 0..SWEPT_MAX {
+                let Some(message) = bus.next_raw_message(stream, *looked_at + 1, filter).await? else { break };
+                if let Err(why) = message.headers() {
+                    if stream == STREAM_DUE {
+                        dead_letter(bus, Origin::Due, &message, why).await?;
+                        bus.remove_message(stream, message.seq).await?;
+                    } else {
+                        tracing::warn!(stream, key = message.subject, %why, "a record that cannot be read is removed");
+                        bus.purge_subject(stream, &message).await?;
+                    }
+                    found += 1;
+                }
+                *looked_at = message.seq;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn search_queue(
+        &mut self,
+        bus: &Bus,
+        queue: &str,
+        at: usize,
+        place: QueueInStream,
+    ) -> Result<usize, PoisonError> {
+        let (origin, stream, filter) = match at {
+            0 => (Origin::Tasks, STREAM_TASKS, format!("tasks.{queue}.>")),
+            _ => (Origin::Due, STREAM_DUE, format!("due.{queue}.>")),
+        };
+        let looked_at = self.looked_at.entry((at, queue.to_owned())).or_default();
+        if *looked_at > place.delivered {
+            // What lies ahead was looked at, or the stream was made anew.
+            *looked_at = place.ack_floor;
+        }
+        *looked_at = place.ack_floor.max(*looked_at);
+        let (mut found, mut ahead) = (0, 0);
+        for _ in 0..LOOKED_AT_MAX {
+            let Some(message) = bus.next_raw_message(stream, *looked_at + 1, &filter).await? else { break };
+            if message.seq > place.delivered {
+                ahead += 1;
+                if found == 0 || ahead > LOOK_AHEAD {
+                    break;
+                }
+            }
+            if let Err(why) = message.headers() {
+                dead_letter(bus, origin, &message, why).await?;
+                bus.remove_message(stream, message.seq).await?;
+                (found, ahead) = (found + 1, 0);
+            }
+            *looked_at = message.seq;
+        }
+        Ok(found)
+    }
+}
+
+/// Keeps a message as a dead letter. Nothing of its headers is believed: it gets an id of its own, as what is not signed does.
+async fn dead_letter(
+    bus: &Bus,
+    origin: Origin,
+    message: &RawMessage,
+    why: UnreadableMessage,
+) -> Result<(), PoisonError> {
+    let stream = if origin == Origin::Due { STREAM_DUE } else { STREAM_TASKS };
+    let epoch = stream_state(bus, stream).await?.epoch;
+    let arrival = Arrival { origin, epoch: &epoch, seq: message.seq, stored_ms: message.stored_ms };
+    let task = Task::parse(&message.subject, &Vec::new(), Bytes::new(), arrival);
+    let (queue, id) = (&task.subject.queue, task.id());
+    let text = format!("the message cannot be read: {why}");
+    tracing::warn!(stream, seq = message.seq, task_id = id, reason = text, "it becomes a dead letter and is removed");
+    let evidence = Evidence {
+        v: 1,
+        original_id: None,
+        items: None,
+        job: None,
+        unique: None,
+        index: None,
+        attempt: task.attempt,
+        reason: "bad_header".to_owned(),
+        failure: Failure::fatal("bad_header", text),
+        failures: Vec::new(),
+        worker: "collector".to_owned(),
+        published_ms: message.stored_ms,
+        started_ms: None,
+        dead_lettered_ms: crate::now_ms(),
+        trace: None,
+        span: None,
+        id: id.clone(),
+    };
+    let raw = message.header_block.get(..RAW_HEADERS_BYTES_MAX).unwrap_or(&message.header_block);
+    let headers = vec![
+        (HEADER_MSG_ID.to_owned(), format!("{queue}/{id}/d{}", task.attempt)),
+        (HEADER_DEAD.to_owned(), serde_json::to_string(&evidence).unwrap_or_default()),
+        (HEADER_RAW_HEADERS.to_owned(), BASE64.encode(raw)),
+    ];
+    let deadline = RetryDeadline::Within(STORE_WITHIN);
+    bus.store(&task.subject.dead(), &headers, message.payload.clone(), deadline).await?;
+    Ok(())
+}
