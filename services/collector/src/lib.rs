@@ -49,8 +49,7 @@ use workers::Workers;
 /// ends by itself: a collector that only answers must not look alive.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = millpond::telemetry::Metrics::start();
-    let store = Store::open(&settings.store).await?;
-    let by_tls = settings.http.is_tls();
+    let (store, by_tls) = (Store::open(&settings.store).await?, settings.http.is_tls());
     let bound = Bound::new(settings.listen, settings.http).await?;
     let bus = Bus::connect(&settings.nats_url, Role::Collector, "collector", settings.access).await?;
     let (workers, jobs, problems) = (Workers::default(), OpenJobs::default(), Problems::default());

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::bus::Bus;
 use crate::bus::error::BusError;
+use crate::wire::bounds::Bounded;
 use crate::wire::decode::decode;
 use crate::wire::subject::lease_name;
 
@@ -40,6 +41,8 @@ pub struct NameHolder {
     #[serde(default)]
     pub again: bool,
 }
+
+impl Bounded for NameHolder {}
 
 /// Why a name is not this worker's.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::bus::read::buckets::{BucketChange, BucketWatch, decode, encode, open};
+use crate::limits::LEASE_SETTLED_KEEP;
 use crate::task::Origin;
+use crate::wire::bounds::{self, Bounded};
 use crate::wire::streams::BUCKET_QUEUES;
 
 /// How far the streams had come when the consumers of a queue were made again; 0 when they were made once.
@@ -46,6 +48,19 @@ pub struct PauseRecord {
     pub until_ms: i64,
 }
 
+impl Bounded for ConsumerRecord {
+    fn check(&self) -> Result<(), String> {
+        bounds::count("tasks", self.tasks)?;
+        bounds::count("due", self.due)
+    }
+}
+
+impl Bounded for PauseRecord {
+    fn check(&self) -> Result<(), String> {
+        bounds::time("until_ms", self.until_ms)
+    }
+}
+
 fn consumer_key(queue: &str) -> String {
     format!("{queue}.consumer")
 }
@@ -74,6 +89,13 @@ impl Bus {
         let store = open(self, BUCKET_QUEUES).await?;
         store.put(consumer_key(queue), encode(&record)).await.map_err(|e| BusError::new(BUCKET_QUEUES, &e))?;
         Ok(())
+    }
+
+    /// Forgets that the consumers of a queue were ever made.
+    pub(in crate::bus) async fn forget_consumer(&self, queue: &str) -> Result<(), BusError> {
+        let store = open(self, BUCKET_QUEUES).await?;
+        let removed = store.purge_with_ttl(consumer_key(queue), LEASE_SETTLED_KEEP).await;
+        removed.map_err(|e| BusError::new(BUCKET_QUEUES, &e))
     }
 
     /// The pause of a queue; none when it is not paused.

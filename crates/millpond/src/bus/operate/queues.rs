@@ -169,7 +169,8 @@ impl Bus {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        // Nothing is held: those that are made next are the first ones again, and nobody waits for other workers.
+        self.forget_consumer(queue).await
     }
 
     /// All queues that have a consumer, and those where something waits for a first worker, by name.
