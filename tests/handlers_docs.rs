@@ -92,7 +92,10 @@ async fn the_examples_of_the_page_run() {
     let dir = tempfile::tempdir().unwrap();
     let files = files();
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["handlers.toml", "sum.sh", "root.py", "root.mjs", "root.go", "words.sh", "profile.sh"]);
+    assert_eq!(
+        names,
+        ["ten.py", "handlers.toml", "sum.sh", "root.py", "root.mjs", "root.go", "words.sh", "profile.sh"]
+    );
     for (name, text) in &files {
         std::fs::write(dir.path().join(name), text).unwrap();
     }
@@ -108,6 +111,8 @@ async fn the_examples_of_the_page_run() {
     let mut worker = cluster.worker("w1", &["--handlers", handlers.to_str().unwrap()], None);
     let mut leave = Vec::new();
     if python {
+        assert_eq!(run(&cluster, "ten", "[1, 2, 4]").await["result"], 7);
+        assert_eq!(fails(&cluster, "ten", "5").await["type"], "TypeError");
         takes_roots(&cluster, "root_py", "ValueError", "root.py").await;
         leave.push("python leaves");
     }

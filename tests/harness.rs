@@ -261,6 +261,8 @@ impl Cluster {
             command.args(["--retry-delay", "100ms"]);
         }
         command.env("MILLPOND_WORKER_NATS_URL", self.nats.url("worker"));
+        // Tests use them as handlers of their own.
+        command.env("MILLPOND_WORKER_BUILT_IN", "*");
         command.envs(more.iter().copied());
         Process::start(command.stdout(Stdio::null()).stderr(log(self.dir.path(), name)))
     }

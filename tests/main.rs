@@ -33,6 +33,7 @@ mod exit_codes;
 mod exports;
 mod failpoints;
 mod faults;
+mod handler_accidents;
 mod handlers_docs;
 mod harness;
 mod http_limits;

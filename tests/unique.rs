@@ -44,7 +44,8 @@ async fn one_of_a_key_at_a_time_whether_it_waits_runs_or_will_be_tried_again() {
     submit(&cluster, "other-kind", "square", "3").await.unwrap();
     // It fails at first, and its retry waits.
     let mut worker = cluster.command(&["worker", "run", "--name", "w1", "--retry-delay", "10s"]);
-    worker.env("MILLPOND_WORKER_NATS_URL", cluster.nats.url("worker")).stdout(Stdio::null()).stderr(Stdio::null());
+    worker.env("MILLPOND_WORKER_NATS_URL", cluster.nats.url("worker")).env("MILLPOND_WORKER_BUILT_IN", "*");
+    worker.stdout(Stdio::null()).stderr(Stdio::null());
     let worker = Process::start(&mut worker);
     until("a retry that waits", PATIENCE, async || {
         let task = cluster.get("/api/v1/task", &[("id", "first".into())]).await?;

@@ -26,8 +26,8 @@ use millpond_service::program;
 use cluster_env::ClusterEnv;
 use verbs::services::ServiceCommand;
 use verbs::{
-    bench, call, dead, doctor, env, job, map, queue, run_with_parent, schedule, secrets, setup, shared, submit, task,
-    top, up, why, worker, xargs,
+    bench, call, dead, doctor, env, handler, job, map, queue, run_with_parent, schedule, secrets, setup, shared,
+    submit, task, top, up, why, worker, xargs,
 };
 
 /// How long a thread that never ends, such as one that reads standard input, may delay the end of the process.
@@ -71,6 +71,9 @@ enum Command {
     /// List, show, retry and purge dead letters: failed tasks that wait for a decision.
     #[command(subcommand)]
     Dead(dead::DeadCommand),
+    /// Try a handler of handlers.toml on this machine, without a cluster.
+    #[command(subcommand)]
+    Handler(handler::HandlerCommand),
     /// List queues; pause, resume, purge and limit them.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
@@ -168,6 +171,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Job(command) => job::run(command, &env).await,
         Command::Task(command) => task::run(command, &env).await,
         Command::Dead(command) => dead::run(command, &env).await,
+        Command::Handler(command) => handler::run(command, &env).await,
         Command::Queue(command) => queue::run(command, &env).await,
         Command::Schedule(args) => schedule::run(args, &env).await,
         Command::Why(args) => why::run(args, &env).await,
@@ -207,7 +211,9 @@ impl Command {
                 ServiceCommand::Run(args) => args.telemetry(),
             },
             _ => {
-                let log = std::env::var("MILLPOND_LOG").unwrap_or_else(|_| "error".to_owned());
+                // The log of a handler that is tried is a part of what one wants to see.
+                let default = if matches!(self, Self::Handler(_)) { "info" } else { "error" };
+                let log = std::env::var("MILLPOND_LOG").unwrap_or_else(|_| default.to_owned());
                 ("millpond", None, LogArgs { log, log_json: false, log_file: None })
             }
         }

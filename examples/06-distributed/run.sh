@@ -10,7 +10,7 @@ trap 'rm -r "$tmp"' EXIT
 # `env -i`: as on another machine, with nothing of this cluster but the URL.
 for name in left right; do
     env -i PATH="$PATH" HOME="$tmp" MILLPOND_WORKER_NATS_URL="$url" \
-        "$m" --state "$tmp/none" worker run --name "$name" --queues squares --slots 1 --idle-exit 10s 2> "$tmp/$name.log" &
+        "$m" --state "$tmp/none" worker run --name "$name" --built-in square --queues squares --slots 1 --idle-exit 10s 2> "$tmp/$name.log" &
 done
 until [ "$("$m" worker ls --json | grep -c '"squares"')" = 2 ]; do sleep 0.1; done
 

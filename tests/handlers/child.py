@@ -42,10 +42,10 @@ def main():
             held[:: 4096] = b"x" * len(held[:: 4096])
             time.sleep(60)
         elif how == "garbage":
-            print("this is no answer", flush=True)
+            print('{"ok": this is no answer}', flush=True)
             continue
         elif how == "long_line":
-            sys.stdout.write("x" * (100 << 20))
+            sys.stdout.write('{"ok": "' + "x" * (100 << 20))
             sys.stdout.write("\n")
             sys.stdout.flush()
             continue

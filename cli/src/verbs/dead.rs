@@ -173,7 +173,7 @@ fn other_arguments(chosen: &DeadSelectionArgs, typed: Option<&str>) -> anyhow::R
     typed.map(|typed| arguments::parse(typed.trim()).context("--args does not fit")).transpose()
 }
 
-async fn find(api: &Api, task: &TaskIdQuery) -> anyhow::Result<DeadLetterDetails> {
+pub(super) async fn find(api: &Api, task: &TaskIdQuery) -> anyhow::Result<DeadLetterDetails> {
     let found = api.find("/api/v1/dead_letter", task).await?;
     found.with_context(|| format!("no dead letter {}; `millpond dead ls` lists them", task.id))
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millpond::bus::publish::queue_limits::QueueFill;
 use millpond::client::Client;
-use millpond::worker_record::WorkerRecord;
+use millpond::worker_record::{WorkerRecord, built_in_hint};
 use millpond_api::workers::{WorkerRow, WorkerState};
 
 use super::worker::list::list;
@@ -57,6 +57,7 @@ pub(super) async fn missing_worker(env: &ClusterEnv, queue: &str, kind: &str) ->
     }
     let knows = |worker: &WorkerRecord| worker.kinds.iter().any(|known| known == kind);
     let known = || first.kinds.join(", ");
-    (!serving.iter().any(knows))
-        .then(|| format!("no live worker of queue {queue} knows kind {kind}; known kinds: {}", known()))
+    (!serving.iter().any(knows)).then(|| {
+        format!("no live worker of queue {queue} knows kind {kind}; known kinds: {}{}", known(), built_in_hint(kind))
+    })
 }

@@ -7,6 +7,7 @@ pub(crate) mod call;
 pub(crate) mod dead;
 pub(crate) mod doctor;
 pub(crate) mod env;
+pub(crate) mod handler;
 pub(crate) mod job;
 pub(crate) mod map;
 pub(crate) mod queue;

@@ -79,6 +79,8 @@ named! {
         OrphanedLease = "orphaned_lease",
         /// Something waits and could be taken, and nothing moves.
         StuckConsumer = "stuck_consumer",
+        /// The handler of a kind cannot start.
+        BrokenKind = "broken_kind",
         /// The producer of a job is gone before the end of its input.
         StalledJob = "stalled_job",
         /// A task should run again, and nothing of it waits or runs.

@@ -17,6 +17,18 @@ pub const CHILDREN_LISTED_MAX: usize = 256;
 /// Unknown kinds that a worker's record lists, at the most.
 pub const UNKNOWN_KINDS_LISTED_MAX: usize = 20;
 
+/// Kinds that every worker has, for trial. Each is on where `--built-in` names it.
+pub const BUILT_IN_KINDS: [&str; 8] = ["echo", "square", "is_prime", "count_primes", "fetch", "sleep", "spin", "fail"];
+
+/// What to do where no worker knows a kind that is built in; nothing for another.
+#[must_use]
+pub fn built_in_hint(kind: &str) -> String {
+    if !BUILT_IN_KINDS.contains(&kind) {
+        return String::new();
+    }
+    format!("; {kind} is built in for trial, and is on where a worker's --built-in (MILLPOND_WORKER_BUILT_IN) names it")
+}
+
 const _: () = assert!(WORKER_HEARTBEAT_EVERY.as_millis() * 3 <= WORKER_LOST_AFTER.as_millis());
 
 /// The record of one worker process, under its name.
@@ -190,6 +202,9 @@ pub struct ChildRecord {
     /// How long it has worked on the task, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_ms: Option<u64>,
+    /// Whether it has written nothing since it was given the task: no answer, no progress, no log line.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub silent: bool,
     /// The progress that the child reported, from 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<f64>,

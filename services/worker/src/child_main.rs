@@ -1,6 +1,7 @@
 //! Where this program begins when a worker has started it again: as the guard of a child, or as a child that runs one of
 //! the program's own handlers on the lines of its standard input.
 
+use std::fs::File;
 use std::io::Write;
 
 use anyhow::{Context, bail};
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::call::Call;
 use crate::handlers::{Handler, Handlers, built_in};
 use crate::panics::{caught, in_handler, note_panics};
-use crate::supervisor::child_process::{ENV_BUILT_IN, ENV_KIND, GUARD_NAME};
+use crate::supervisor::child_process::{ENV_BUILT_IN, ENV_FD_OUT, ENV_KIND, GUARD_NAME};
 use crate::supervisor::line_protocol::{TaskLine, write_reply};
 
 /// The first line of `main` in a program that runs a worker: when this process was started as the guard or as the child of
@@ -33,7 +34,7 @@ pub fn child_main() {
     let result = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = result
         .context("cannot start the async runtime")
-        .and_then(|runtime| runtime.block_on(serve_lines(&kind, &built_in())));
+        .and_then(|runtime| runtime.block_on(serve_lines(&kind, &built_in(false))));
     if let Err(error) = &result {
         let _ = writeln!(std::io::stderr(), "{error:#}");
     }
@@ -51,9 +52,7 @@ pub(crate) fn check_child_main() -> anyhow::Result<()> {
 
 /// The kind whose handler of the program's own this process is to run, if it is a child.
 pub(crate) fn own_kind() -> Option<String> {
-    let kind = kind_of_child("0")?;
-    millpond::telemetry::start_in_child();
-    Some(kind)
+    kind_of_child("0")
 }
 
 fn kind_of_child(built_in: &str) -> Option<String> {
@@ -61,14 +60,27 @@ fn kind_of_child(built_in: &str) -> Option<String> {
     std::env::var(ENV_KIND).ok().filter(|_| is_meant)
 }
 
+/// Where the answers go: what a handler prints is log then.
+fn answers() -> Box<dyn Write + Send> {
+    let own =
+        std::env::var(ENV_FD_OUT).ok().and_then(|fd| File::options().write(true).open(format!("/dev/fd/{fd}")).ok());
+    match own {
+        Some(file) => Box::new(file),
+        None => Box::new(std::io::stdout()),
+    }
+}
+
 /// Answers line by line until the input ends or a line tells it to shut down.
 ///
 /// # Errors
 /// When there is no such handler, or the worker can be neither read from nor written to any more.
 pub(crate) async fn serve_lines(kind: &str, handlers: &Handlers) -> anyhow::Result<()> {
+    if own_kind().is_some() {
+        millpond::telemetry::start_in_child();
+    }
     let handler = handlers.get(kind).with_context(|| format!("no handler for kind {kind} in this program"))?;
-    // Neither is locked for the whole loop: a lock cannot be held while a handler waits.
-    let (input, mut output) = (std::io::stdin(), std::io::stdout());
+    // Not locked for the whole loop: a lock cannot be held while a handler waits.
+    let (input, mut output) = (std::io::stdin(), answers());
     let (mut line, mut answer) = (String::new(), Vec::new());
     loop {
         line.clear();

@@ -11,10 +11,14 @@ use millpond::config::{ConnectSettings, SigningArgs, duration, setting_duration}
 use millpond::retry::{RetryOverrides, RetryPolicy, parse_attempts_max, parse_jitter, parse_queue_retry};
 use millpond::signature::Signer;
 use millpond::wire::subject::check_token;
+use millpond::worker_record::BUILT_IN_KINDS;
 use millpond_service::listen::HttpSettings;
 use millpond_service::program::{NoCommand, Service};
 use millpond_service::settings::{ServiceArgs, nats_url};
 use tokio_util::sync::CancellationToken;
+
+use crate::child_main::own_kind;
+use crate::supervisor::check_env_pattern;
 
 const NATS_URL: &str = "MILLPOND_WORKER_NATS_URL";
 const LISTEN: &str = "MILLPOND_WORKER_LISTEN";
@@ -54,6 +58,17 @@ pub struct Config {
     /// publish tasks can then run them on this machine.
     #[arg(long, env = "MILLPOND_WORKER_ALLOW_XARGS", value_delimiter = ',')]
     pub allow_xargs: Vec<String>,
+    /// Variables of the worker's environment that commands of the kind `xargs` get beside those that every child gets, separated
+    /// by commas, such as `AWS_*` (docs/handlers.md).
+    #[arg(long, env = "MILLPOND_WORKER_XARGS_ENV_PASS", value_delimiter = ',')]
+    pub xargs_env_pass: Vec<String>,
+    /// Built-in kinds that run here, separated by commas; `*` stands for all: echo, square, is_prime, count_primes, fetch, sleep,
+    /// spin, fail. They are for trial: whoever may publish can then fetch addresses, compute for long, or end the worker.
+    #[arg(long, env = "MILLPOND_WORKER_BUILT_IN", value_delimiter = ',')]
+    pub built_in: Vec<String>,
+    /// The built-in kind `fetch` may go to loopback and link-local addresses: this machine, and what a cloud serves there.
+    #[arg(long, env = "MILLPOND_WORKER_FETCH_LOCAL")]
+    pub fetch_local: bool,
     /// Folder for arguments that are too large for memory; it needs room for one of each running task. Default: TMPDIR,
     /// else /var/tmp.
     #[arg(long, env = "MILLPOND_WORKER_SPOOL")]
@@ -72,6 +87,10 @@ pub struct Config {
     #[arg(long, env = "MILLPOND_WORKER_TASK_TIMEOUT", default_value_t = humantime::Duration::from(TASK_TIMEOUT_DEFAULT),
         value_parser = setting_duration)]
     pub task_timeout: humantime::Duration,
+    /// The longest timeout that a task may bring, where its kind (handlers.toml) says nothing else; a task that asks for more is
+    /// dead-lettered. Default: --task-timeout.
+    #[arg(long, env = "MILLPOND_WORKER_TASK_TIMEOUT_MAX", value_parser = duration)]
+    pub task_timeout_max: Option<Duration>,
     /// Attempts before a task is dead-lettered, 1 to 100, where neither the task nor its kind says otherwise.
     #[arg(long, env = "MILLPOND_WORKER_ATTEMPTS_MAX", default_value_t = RetryPolicy::DEFAULT.attempts_max,
         value_parser = parse_attempts_max)]
@@ -124,6 +143,12 @@ pub struct Settings {
     pub handlers: Option<PathBuf>,
     /// Commands that tasks of the kind `xargs` may run.
     pub xargs: Vec<String>,
+    /// Variables of the worker that commands of the kind `xargs` get.
+    pub xargs_env_pass: Vec<String>,
+    /// Built-in kinds that run here; `*` for all.
+    pub built_in: Vec<String>,
+    /// Whether the built-in kind `fetch` may go to loopback and link-local addresses.
+    pub fetch_local: bool,
     /// Folder for arguments that are too large for memory.
     pub spool: PathBuf,
     /// Where health and metrics are served.
@@ -134,6 +159,8 @@ pub struct Settings {
     pub idle_exit: Option<Duration>,
     /// Timeout of an attempt of a task that brings none.
     pub task_timeout: Duration,
+    /// The longest timeout that a task may bring, where its kind says nothing of timeouts.
+    pub task_timeout_max: Duration,
     /// Retries of a task where neither it nor its kind says otherwise.
     pub retry: RetryPolicy,
     /// What a queue has instead, at most one entry for each.
@@ -161,7 +188,8 @@ impl Config {
     /// The first setting that does not fit, and what would.
     pub fn check(self) -> anyhow::Result<Settings> {
         let name = self.name();
-        let nats_url = nats_url(self.nats_url, NATS_URL)?;
+        // A child of this program has none of the worker's settings, and needs no NATS.
+        let nats_url = if own_kind().is_some() { String::new() } else { nats_url(self.nats_url, NATS_URL)? };
         check_token("worker name", &name)?;
         for queue in &self.queues {
             check_token("queue", queue)?;
@@ -185,6 +213,13 @@ impl Config {
                 bail!("--queue-retry {queue}: the queue is named twice");
             }
         }
+        let xargs_env_pass = env_patterns(self.xargs_env_pass)?;
+        let built_in = built_in_kinds(self.built_in)?;
+        let task_timeout = Duration::from(self.task_timeout);
+        let task_timeout_max = self.task_timeout_max.unwrap_or(task_timeout);
+        if task_timeout_max < task_timeout {
+            bail!("--task-timeout-max must not be shorter than --task-timeout ({})", self.task_timeout);
+        }
         let retry = RetryPolicy {
             attempts_max: self.attempts_max,
             delay: self.retry_delay.into(),
@@ -200,11 +235,15 @@ impl Config {
             io_slots: self.io_slots,
             handlers: self.handlers,
             xargs: self.allow_xargs.into_iter().filter(|command| !command.is_empty()).collect(),
+            xargs_env_pass,
+            built_in,
+            fetch_local: self.fetch_local,
             spool: self.spool.unwrap_or_else(default_spool),
             listen: self.listen,
             drain_time: self.drain_time,
             idle_exit: self.idle_exit,
-            task_timeout: self.task_timeout.into(),
+            task_timeout,
+            task_timeout_max,
             retry,
             queue_retry: self.queue_retry,
             unknown_kind_after: self.unknown_kind_after.into(),
@@ -213,6 +252,24 @@ impl Config {
             access,
         })
     }
+}
+
+/// Names of variables as typed, checked.
+fn env_patterns(typed: Vec<String>) -> anyhow::Result<Vec<String>> {
+    let patterns: Vec<String> = typed.into_iter().filter(|name| !name.is_empty()).collect();
+    for pattern in &patterns {
+        check_env_pattern(pattern).map_err(anyhow::Error::msg).context("--xargs-env-pass")?;
+    }
+    Ok(patterns)
+}
+
+/// Built-in kinds as typed, checked.
+fn built_in_kinds(typed: Vec<String>) -> anyhow::Result<Vec<String>> {
+    let kinds: Vec<String> = typed.into_iter().filter(|kind| !kind.is_empty()).collect();
+    if let Some(kind) = kinds.iter().find(|kind| *kind != "*" && !BUILT_IN_KINDS.contains(&kind.as_str())) {
+        bail!("--built-in {kind} is no built-in kind; these are: {}", BUILT_IN_KINDS.join(", "));
+    }
+    Ok(kinds)
 }
 
 impl Service for Config {

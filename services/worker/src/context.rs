@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::admit::suspects::Suspects;
 use crate::announced_kinds::AnnouncedKinds;
 use crate::cancellations::Cancellations;
 use crate::config::Settings;
@@ -35,6 +36,8 @@ pub(crate) struct WorkerContext {
     pub(crate) policies: RetryPolicies,
     /// The timeout of an attempt, where neither its task nor its kind has one.
     pub(crate) task_timeout: Duration,
+    /// The longest timeout that a task may bring, where its kind says nothing of timeouts.
+    pub(crate) task_timeout_max: Duration,
     /// When a task of a kind that no live worker knows is dead-lettered.
     pub(crate) unknown_kind_after: Duration,
     /// Cancelled when the drain begins.
@@ -48,6 +51,8 @@ pub(crate) struct WorkerContext {
     pub(crate) payloads: PayloadFetcher,
     /// Permits for leases that have given up their slot while other workers are asked who holds them.
     pub(crate) slotless: Arc<Semaphore>,
+    /// Tasks that may have killed their workers: one of them runs at a time.
+    pub(crate) suspects: Suspects,
     /// Set when a call has come: the worker is not idle.
     pub(crate) called: AtomicBool,
     /// Handlers in processes of their own.
@@ -89,11 +94,13 @@ impl WorkerContext {
             cancellations,
             policies,
             task_timeout: settings.task_timeout,
+            task_timeout_max: settings.task_timeout_max,
             unknown_kind_after: settings.unknown_kind_after,
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             payloads: PayloadFetcher::new(bus, PayloadFiles::new(settings.spool.clone())),
             slotless: Arc::new(Semaphore::new(pools.size())),
+            suspects: Suspects::default(),
             called: AtomicBool::new(false),
             pools,
             supervisor,

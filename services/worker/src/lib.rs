@@ -25,6 +25,7 @@ mod settle;
 #[path = "../../../tests/storm.rs"]
 mod storm;
 mod supervisor;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -45,6 +46,7 @@ use tokio_util::sync::CancellationToken;
 pub use call::{ARGUMENTS_DECODED_BYTES_MAX, Call, Reply, reply};
 pub use child_main::child_main;
 pub use config::{Config, Settings};
+pub use trial::{Trial, TrialEnd, try_handler};
 
 use call_server::CallServer;
 use context::WorkerContext;
@@ -85,13 +87,16 @@ pub struct Worker {
     settings: Settings,
     handlers: Handlers,
     isolated: Vec<String>,
+    env_pass: Vec<String>,
 }
 
 impl Worker {
-    /// A worker that knows the built-in kinds.
+    /// A worker that knows the built-in kinds which its settings name.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, handlers: handlers::built_in(), isolated: Vec::new() }
+        let is_on = |kind: &String| settings.built_in.iter().any(|on| on == kind || on == "*");
+        let handlers = handlers::built_in(settings.fetch_local).into_iter().filter(|(kind, _)| is_on(kind)).collect();
+        Self { settings, handlers, isolated: Vec::new(), env_pass: Vec::new() }
     }
 
     /// Adds a handler for work that waits; it must not compute for long.
@@ -153,6 +158,14 @@ impl Worker {
         self
     }
 
+    /// Variables of the environment that the children of [`Worker::isolate`] get beside those that every child gets
+    /// (docs/handlers.md), such as `APP_*`: what `main` reads in a child must be among them.
+    #[must_use]
+    pub fn env_pass(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.env_pass.extend(names.into_iter().map(Into::into));
+        self
+    }
+
     /// Takes and runs tasks until `shutdown`, or until it was idle for as long as it was told; then drains.
     ///
     /// # Errors
@@ -162,10 +175,12 @@ impl Worker {
         child_main::check_child_main()?;
         if let Some(kind) = child_main::own_kind() {
             // This process is a child of a worker.
-            return child_main::serve_lines(&kind, &self.handlers).await;
+            let mut handlers = handlers::built_in(false);
+            handlers.extend(self.handlers);
+            return child_main::serve_lines(&kind, &handlers).await;
         }
-        let Self { settings, mut handlers, isolated } = self;
-        let children = child_kinds(&settings, &mut handlers, isolated)?;
+        let Self { settings, mut handlers, isolated, env_pass } = self;
+        let children = child_kinds(&settings, &mut handlers, isolated, &env_pass)?;
         if settings.listen.is_some() {
             // Before anything counts.
             let _ = Metrics::start();
@@ -229,6 +244,7 @@ fn child_kinds(
     settings: &Settings,
     handlers: &mut Handlers,
     isolated: Vec<String>,
+    env_pass: &[String],
 ) -> anyhow::Result<Vec<Arc<Children>>> {
     let mut specs: BTreeMap<String, ChildSpec> = match &settings.handlers {
         Some(path) => supervisor::read_handlers_toml(path)?,
@@ -239,12 +255,23 @@ fn child_kinds(
         if let ChildProgram::Own { built_in } = &mut spec.program {
             *built_in = false;
         }
+        for pattern in env_pass {
+            supervisor::check_env_pattern(pattern).map_err(anyhow::Error::msg).context("env_pass")?;
+        }
+        spec.table.env_pass.extend_from_slice(env_pass);
     }
     if !settings.xargs.is_empty() {
-        let spec = ChildSpec::xargs(&settings.xargs);
+        let spec = ChildSpec::xargs(&settings.xargs, &settings.xargs_env_pass);
         specs.insert(spec.kind.clone(), spec);
     }
     let kinds = specs.into_values().map(|spec| {
+        // Whoever isolates a built-in kind has named it.
+        if matches!(spec.program, ChildProgram::Own { .. })
+            && !handlers.contains_key(&spec.kind)
+            && let Some(handler) = handlers::built_in(settings.fetch_local).remove(&spec.kind)
+        {
+            handlers.insert(spec.kind.clone(), handler);
+        }
         if matches!(spec.program, ChildProgram::Own { .. }) && !handlers.contains_key(&spec.kind) {
             let known: Vec<&str> = handlers.keys().map(String::as_str).collect();
             anyhow::bail!(
@@ -292,7 +319,7 @@ fn log_start(settings: &Settings, context: &WorkerContext) {
     );
 }
 
-/// Runs a worker with the built-in kinds until `shutdown`.
+/// Runs a worker with the built-in kinds that its settings name until `shutdown`.
 ///
 /// # Errors
 /// When NATS cannot be reached at the start, or setup has not run.

@@ -27,6 +27,9 @@ pub struct UpArgs {
     /// Commands that `millpond xargs` may run on the workers, separated by commas; `*` allows every command.
     #[arg(long)]
     pub(super) allow_xargs: Option<String>,
+    /// The built-in kind `fetch` may go to loopback and link-local addresses.
+    #[arg(long)]
+    pub(super) fetch_local: bool,
     /// Queues that the workers serve, separated by commas, the first one preferred (`worker run --help`).
     #[arg(long, default_value = "default")]
     pub(super) queues: String,

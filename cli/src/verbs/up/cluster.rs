@@ -23,6 +23,8 @@ use crate::{nats_config, nats_server};
 
 /// The collector's store.
 const STORE: &str = "MILLPOND_COLLECTOR_STORE";
+/// Whether a worker's `fetch` may go to this machine.
+const FETCH_LOCAL: &str = "MILLPOND_WORKER_FETCH_LOCAL";
 /// How long the server, and then the services, may take to become ready.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// How often it is polled whether the cluster is ready.
@@ -127,6 +129,7 @@ impl LocalCluster {
                 () = tokio::time::sleep(POLL_EVERY) => {}
             }
             for process in self.processes() {
+                process.rotate_log();
                 if let Err(error) = process.restart_if_dead() {
                     note!("millpond: {}: {error:#}", process.name());
                 }
@@ -212,6 +215,7 @@ impl Start<'_> {
                 ("--listen", on_loopback(0)),
                 ("--drain-time", drain_time.into()),
             ];
+            flags.push(("--built-in", "*".into()));
             flags.extend(args.slots.map(|slots| ("--slots", slots.to_string().into())));
             flags.extend(args.io_slots.map(|slots| ("--io-slots", slots.to_string().into())));
             flags.extend(handlers.clone().map(|path| ("--handlers", path.into())));
@@ -220,7 +224,9 @@ impl Start<'_> {
         };
         let start = |n| {
             let name = format!("w{n}");
-            self.service(&name, "worker", flags(&name), vec![(WORKER_NATS_URL, self.nats_url("worker"))])
+            let mut env = vec![(WORKER_NATS_URL, self.nats_url("worker"))];
+            env.extend(args.fetch_local.then(|| (FETCH_LOCAL, "true".to_owned())));
+            self.service(&name, "worker", flags(&name), env)
         };
         (1..=args.workers).map(start).collect()
     }

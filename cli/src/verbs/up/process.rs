@@ -23,6 +23,9 @@ const RESTART: RetryPolicy = RetryPolicy {
 /// A process that has lived this long is started again after the first delay.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
 
+/// A log that is larger is put aside, in bytes.
+const LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// How to start a process.
 pub(super) struct ProcessSpec {
     name: String,
@@ -92,6 +95,18 @@ impl ClusterProcess {
             self.child = self.spec.spawn()?;
         }
         Ok(())
+    }
+
+    /// Puts its log aside as `<name>.log.1` when it is large. The process goes on writing to the same file, at its end.
+    pub(super) fn rotate_log(&self) {
+        let log = &self.spec.log;
+        if std::fs::metadata(log).is_ok_and(|known| known.len() > LOG_BYTES_MAX) {
+            let rotated = std::fs::copy(log, log.with_extension("log.1"));
+            let emptied = rotated.and_then(|_| OpenOptions::new().write(true).open(log)?.set_len(0));
+            if let Err(error) = emptied {
+                eprintln!("millpond: cannot put {} aside: {error}", log.display());
+            }
+        }
     }
 
     /// Tells it to drain.

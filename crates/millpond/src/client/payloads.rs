@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::value::RawValue;
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::errors::SubmitError;
 use super::{Client, NewTask, NoResult, TaskEnd, TaskResult};
@@ -86,6 +86,19 @@ impl Client {
         deadline: RetryDeadline,
     ) -> Result<StoredPayload, PutError> {
         self.bus.put_payload(from, deadline).await
+    }
+
+    /// A payload that lies in the store, checked by size and SHA-256, piece by piece: what was written counts only when this
+    /// returns without an error.
+    ///
+    /// # Errors
+    /// [`GetError`]: missing, damaged, no answer, or it cannot be written.
+    pub async fn get_payload(
+        &self,
+        at: &PayloadRef,
+        into: &mut (impl AsyncWrite + Unpin + ?Sized),
+    ) -> Result<(), GetError> {
+        self.bus.get_payload(at, into).await
     }
 
     /// A result that lies in the store, checked by size and SHA-256. What is no JSON was written as bytes.

@@ -1,7 +1,7 @@
 //! The format of log lines: text for people, or JSON with the field names of the Elastic Common Schema
 //! (<https://www.elastic.co/docs/reference/ecs>). Both name the task and the trace that a line belongs to.
 
-use std::fmt::{self, Debug};
+use std::fmt::{self, Debug, Write};
 
 use serde_json::{Map, Value};
 use tracing::field::Visit;
@@ -17,17 +17,21 @@ use crate::visible::{visible, visible_json};
 /// Version of the schema.
 const ECS_VERSION: &str = "9.2.0";
 
+/// What stands between two lines of one text.
+const CONTINUED: &str = "\n    | ";
+
 /// How a log line is written.
 pub(super) enum LineFormat {
-    /// For people; with colours or without.
-    Text(Format<Compact>, bool),
+    /// For people.
+    Text { format: Format<Compact>, colours: bool },
     /// As a JSON object, with the service and its instance.
     Json(&'static str, String),
 }
 
 impl LineFormat {
     pub(super) fn text(colours: bool) -> Self {
-        Self::Text(tracing_subscriber::fmt::format().with_target(false).with_ansi(colours).compact(), colours)
+        let format = tracing_subscriber::fmt::format().with_target(false).with_ansi(colours).compact();
+        Self::Text { format, colours }
     }
 }
 
@@ -38,25 +42,25 @@ where
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         match self {
-            Self::Text(format, colours) => {
+            Self::Text { format, colours } => {
                 let mut line = String::new();
                 format.format_event(context, Writer::new(&mut line), event)?;
-                to.write_str(&shown(line.trim_end_matches('\n'), *colours))?;
+                line.truncate(line.trim_end_matches('\n').len());
                 let own = event.metadata().fields();
                 let mut result = Ok(());
                 fields(|name, value| {
                     if own.field(name).is_none() && result.is_ok() {
                         result = match value {
-                            FieldValue::Text(text) => write!(to, " {name}={}", visible(text)),
-                            FieldValue::Number(number) => write!(to, " {name}={number}"),
+                            FieldValue::Text(text) => write!(line, " {name}={text}"),
+                            FieldValue::Number(number) => write!(line, " {name}={number}"),
                         };
                     }
                 });
                 result?;
                 if let Some((trace, _)) = ids() {
-                    write!(to, " {FIELD_TRACE_ID}={trace}")?;
+                    write!(line, " {FIELD_TRACE_ID}={trace}")?;
                 }
-                to.write_char('\n')
+                write_line(&mut to, &line, *colours)
             }
             Self::Json(service, instance) => {
                 let object = object(service, instance, event);
@@ -68,19 +72,24 @@ where
     }
 }
 
-/// A line as a person may see it: what others wrote in it stays on the line and is seen for what it is. With colours, ESC may begin
-/// a colour and nothing else.
-fn shown(line: &str, colours: bool) -> String {
-    let mut parts = line.split('\x1b');
-    let mut shown = visible(parts.next().unwrap_or_default()).into_owned();
-    for part in parts {
-        let colour =
-            part.strip_prefix('[').map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';'));
-        let is_colour = colours && colour.is_some_and(|rest| rest.starts_with('m'));
-        shown.push_str(if is_colour { "\x1b" } else { "\\u{1b}" });
-        shown.push_str(&visible(part));
+/// Writes a line so that no text within it can stand for a line of its own, or change how a terminal shows it: what follows a
+/// line end is marked, and control characters and those that turn the direction of writing are escaped.
+fn write_line(to: &mut Writer<'_>, line: &str, colours: bool) -> fmt::Result {
+    for c in line.chars() {
+        match c {
+            '\n' => to.write_str(CONTINUED)?,
+            '\t' => to.write_char(c)?,
+            // The format's own: within texts `tracing` has escaped it.
+            '\u{1b}' if colours => to.write_char(c)?,
+            c if c.is_control() || is_bidirectional(c) => write!(to, "{}", c.escape_default())?,
+            c => to.write_char(c)?,
+        }
     }
-    shown
+    to.write_char('\n')
+}
+
+fn is_bidirectional(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn object(service: &str, instance: &str, event: &Event<'_>) -> Map<String, Value> {
@@ -219,11 +228,26 @@ mod tests {
             let _in = Scope::new(TaskFields { task_id, queue: None, kind: None, attempt: 1 }, None).enter();
             tracing::warn!(error = %"no\r\nINFO all is well\u{1b}[1m\u{9b}1m\u{202e}", "failed");
         });
-        assert_eq!(said.lines().count(), 1, "{said}");
-        assert!(!said.trim_end().contains(|c: char| c.is_control() || c == '\u{202e}'), "{said:?}");
+        assert!(said.lines().skip(1).all(|line| line.starts_with("    | ")), "{said}");
+        let unseen = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
+        assert!(!said.contains(unseen), "{said:?}");
         assert!(said.contains("all is well"), "{said}");
         let said = written(LineFormat::Json("millpond-worker", "w1".into()), || tracing::warn!("a\u{9b}b"));
         assert!(said.contains("a\\u009bb"), "{said}");
+    }
+
+    #[test]
+    fn no_text_forges_a_line() {
+        let said = written(LineFormat::text(false), || {
+            let task = TaskFields { task_id: "t\rx".into(), queue: None, kind: None, attempt: 1 };
+            let _in = Scope::new(task, None).enter();
+            tracing::info!("Traceback:\n  a\n2026-11-30T00:00:00Z ERROR forged \u{1b}[2K\r\u{202e}\u{85}end");
+        });
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines[1], "    |   a", "{said}");
+        assert!(lines[2].starts_with("    | 2026-11-30T00:00:00Z ERROR forged "), "{said}");
+        assert!(lines[2].ends_with("\\r\\u{202e}\\u{85}end task_id=t\\rx attempt=1"), "{said}");
+        assert!(!said.contains(['\r', '\u{1b}', '\u{202e}', '\u{85}']) && lines.len() == 3, "{said}");
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Why a task has no result: one sentence, from what is stored and from where the bus has the task.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use millpond::bus::read::find::TaskLocation;
 use millpond::outcome::Failure;
-use millpond::worker_record::WorkerRecord;
+use millpond::worker_record::{WorkerRecord, built_in_hint};
 use millpond_api::tasks::{Explanation, TaskDetails, TaskIdQuery, TaskState, TaskStatus};
 use millpond_api::workers::WorkerState;
 use millpond_service::error_answer::ErrorAnswer;
@@ -14,6 +15,9 @@ use millpond_service::request::PathAndQuery;
 
 use super::{App, store_error};
 use crate::store::PURGED;
+
+/// How long a child may write nothing before that is said.
+const SILENT_AFTER: Duration = Duration::from_secs(10);
 
 /// Where a task is, and the sentence that explains it.
 type Reason = (TaskState, String);
@@ -83,7 +87,10 @@ async fn under_way(
         last.and_then(|last| Some(format!(" (attempt {} failed, {})", last.attempt, text(last.failure.as_ref()?))));
     let last = last.unwrap_or_default();
     Ok(match (found, stored.map(|task| task.row.status)) {
-        (TaskLocation::Held { worker, .. }, _) => (TaskState::Running, format!("it runs on {worker}{last}")),
+        (TaskLocation::Held { worker, .. }, _) => {
+            let silent = silent(app, id, &worker).unwrap_or_default();
+            (TaskState::Running, format!("it runs on {worker}{silent}{last}"))
+        }
         (TaskLocation::Scheduled { attempt, at, .. }, _) => {
             (TaskState::Scheduled, format!("it waits until {at} for attempt {attempt}{last}"))
         }
@@ -101,6 +108,18 @@ async fn under_way(
             (TaskState::Unknown, sentence.to_owned())
         }
     })
+}
+
+/// What is said of a task whose child has written nothing for long.
+fn silent(app: &App, id: &str, worker: &str) -> Option<String> {
+    let workers = app.workers.records();
+    let (record, _) = workers.iter().find(|(record, _)| record.name == worker)?;
+    let child = record.children.iter().find(|child| child.silent && child.task.as_deref() == Some(id))?;
+    let silent_ms = child.task_ms.filter(|ms| u128::from(*ms) >= SILENT_AFTER.as_millis())?;
+    let (name, seconds) = (&child.name, silent_ms / 1000);
+    Some(format!(
+        "; its child {name} was given it {seconds} s ago and has written nothing since: if it should have answered, does it flush its output (Python: print(…, flush=True))?"
+    ))
 }
 
 /// Why no worker takes what waits.
@@ -123,7 +142,8 @@ async fn waits(app: &App, queue: &str, kind: &str, ahead: Option<u64>) -> Result
     let knows = |worker: &&&WorkerRecord| worker.kinds.iter().any(|known| known == kind);
     let mut knowing = serving.iter().filter(knows).peekable();
     if knowing.peek().is_none() {
-        let sentence = format!("none of the {count} live workers of queue {queue} knows kind {kind}");
+        let sentence =
+            format!("none of the {count} live workers of queue {queue} knows kind {kind}{}", built_in_hint(kind));
         return Ok((TaskState::NoWorker, sentence));
     }
     // Only where all of them are in trouble can the kind start nowhere.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use millpond::bus::operate::queues::QueueState;
 use millpond::bus::read::outcomes::OutcomeReaderState;
 use millpond::job::JobRecord;
-use millpond::worker_record::WorkerRecord;
+use millpond::worker_record::{WorkerRecord, built_in_hint};
 use millpond_api::overview::ProblemKind;
 use millpond_api::workers::WorkerState;
 
@@ -22,8 +22,13 @@ const STUCK_AFTER_MS: i64 = 10_000;
 const BEHIND_AFTER_MS: i64 = 15_000;
 
 /// The kinds of problems that one snapshot shows.
-pub(super) const OF_A_SNAPSHOT: [ProblemKind; 4] =
-    [ProblemKind::NoWorker, ProblemKind::Paused, ProblemKind::OrphanedLease, ProblemKind::StuckConsumer];
+pub(super) const OF_A_SNAPSHOT: [ProblemKind; 5] = [
+    ProblemKind::NoWorker,
+    ProblemKind::Paused,
+    ProblemKind::OrphanedLease,
+    ProblemKind::StuckConsumer,
+    ProblemKind::BrokenKind,
+];
 /// How far the clock of a machine may be off, in milliseconds.
 const CLOCK_OFF_MAX_MS: i64 = 2_000;
 
@@ -55,6 +60,7 @@ impl Detector {
             conditions.extend(stuck(queue, seen));
         }
         conditions.extend(unknown_kinds(seen));
+        conditions.extend(broken_kinds(seen));
         conditions.extend(seen.durables.iter().filter_map(|(stream, state)| behind(stream, *state)));
         let mut since = BTreeMap::new();
         let mut found = Vec::new();
@@ -113,10 +119,26 @@ fn unknown_kinds(seen: &Snapshot) -> impl Iterator<Item = Condition> {
             return None;
         }
         let sentence = format!(
-            "tasks of kind {kind} wait in queue {queue}, and none of its {} knows it; start one that does, or they become dead letters",
-            counted(count, "live worker")
+            "tasks of kind {kind} wait in queue {queue}, and none of its {} knows it; start one that does, or they become dead letters{}",
+            counted(count, "live worker"),
+            built_in_hint(kind)
         );
         Some(Condition { kind: ProblemKind::NoWorker, what: name.to_owned(), sentence, after_ms: 0, still: 0 })
+    })
+}
+
+/// Kinds whose handlers cannot start, on some worker at least.
+fn broken_kinds(seen: &Snapshot) -> impl Iterator<Item = Condition> {
+    let mut broken: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
+    for (worker, _) in seen.workers.iter().filter(|(_, state)| *state == WorkerState::Live) {
+        let troubles = worker.troubles.iter();
+        broken.extend(troubles.map(|(kind, why)| (kind.as_str(), (worker.name.as_str(), why.as_str()))));
+    }
+    broken.into_iter().map(|(kind, (worker, why))| {
+        let sentence = format!(
+            "the handler of kind {kind} cannot start on worker {worker}: {why}. Its tasks wait, and use up no attempt; they go on by themselves once it is mended"
+        );
+        Condition { kind: ProblemKind::BrokenKind, what: kind.to_owned(), sentence, after_ms: 0, still: 0 }
     })
 }
 

@@ -64,6 +64,13 @@ fn kinds_that_nobody_knows() {
 }
 
 #[test]
+fn kinds_that_cannot_start() {
+    let troubles = [("k".to_owned(), "no module".to_owned())].into();
+    let broken = (WorkerRecord { troubles, ..worker(0, 0, &[]) }, WorkerState::Live);
+    assert_eq!(found(&[0], &queue(0, 0, 0), &[broken]), [[ProblemKind::BrokenKind]]);
+}
+
+#[test]
 fn leases_that_nobody_holds() {
     let one = [(worker(1, 1, &[]), WorkerState::Live)];
     let late = ORPHANED_AFTER_MS;

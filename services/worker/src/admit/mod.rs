@@ -1,13 +1,16 @@
 //! Decides whether a delivered task may run here. Most tasks are checked by what this worker knows; only a message that may
 //! have been delivered before costs a query to the other workers. Not here: what becomes of a task that is turned away.
 
+pub(crate) mod suspects;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use millpond::bus::consume::lease::{Admission, Lease};
+use millpond::bus::consume::lease::{Admission, Lease, Suspicion};
 use millpond::bus::consume::start_records::StartEntry;
 use millpond::bus::error::BusError;
 use millpond::failpoint;
+use millpond::worker_record::built_in_hint;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::attempt::{Admitted, Arguments, Disposition, TurnedAway};
@@ -16,6 +19,8 @@ use crate::context::WorkerContext;
 use crate::handlers::Handler;
 use crate::run_loop::intake::RELEASE_UNSTARTED_AFTER;
 use crate::run_loop::pools::Slot;
+
+use suspects::SuspectTurn;
 
 /// How long until a task is delivered again whose kind this worker does not know.
 const UNKNOWN_KIND_DELAY: Duration = Duration::from_secs(1);
@@ -70,8 +75,22 @@ fn check(context: &WorkerContext, lease: &Lease, arguments: Option<&Arguments>) 
                 format!("kind {kind} converses, and takes no tasks: `millpond call {kind} --pipe` talks to it");
             Err(Disposition::DeadLetter("needs_pipe", message))
         }
-        Some(handler) => Ok(handler.clone()),
+        Some(handler) => match timeout_too_long(context, lease, handler) {
+            Some(message) => Err(Disposition::DeadLetter("timeout_too_long", message)),
+            None => Ok(handler.clone()),
+        },
     }
+}
+
+/// What is said of a task that asks for a longer timeout than its kind allows.
+fn timeout_too_long(context: &WorkerContext, lease: &Lease, handler: &Handler) -> Option<String> {
+    let max = handler.timeout_max(context.task_timeout_max);
+    let asked = lease.task.timeout.filter(|asked| *asked > max)?;
+    let (kind, asked, max) =
+        (&lease.task.subject.kind, humantime::format_duration(asked), humantime::format_duration(max));
+    Some(format!(
+        "it asks for a timeout of {asked}, and kind {kind} allows {max} at the most (timeout_max in handlers.toml, --task-timeout-max of the worker)"
+    ))
 }
 
 /// A task of an unknown kind waits for a worker that knows the kind; it is dead-lettered when there is none for long.
@@ -89,7 +108,8 @@ fn unknown_kind(context: &WorkerContext, lease: &Lease) -> Disposition {
     let after = humantime::format_duration(after);
     let known: Vec<&str> = context.handlers.keys().map(String::as_str).collect();
     let known = known.join(", ");
-    let message = format!("no live worker has known kind {kind} for {after}; this one knows {known}");
+    let message =
+        format!("no live worker has known kind {kind} for {after}; this one knows {known}{}", built_in_hint(kind));
     Disposition::DeadLetter("unknown_kind", message)
 }
 
@@ -103,14 +123,35 @@ async fn ask_others(context: &WorkerContext, admitted: Admitted) -> Result<Admit
         Err(slot) => (None, Some(slot)),
     };
     let admission = lease.admit().await;
-    let slot = match judge(admission, &lease, arguments.as_ref().ok()) {
-        Some(disposition) => return Err(TurnedAway { lease, arguments: arguments.ok(), disposition }),
-        None if slot.is_none() => slot_again(context, &lease.task.subject.kind).await,
-        None => slot,
+    if let Some(disposition) = judge(admission, &lease, arguments.as_ref().ok()) {
+        return Err(TurnedAway { lease, arguments: arguments.ok(), disposition });
+    }
+    let turn = match lease.suspicion() {
+        None => None,
+        Some(suspicion) => match suspects_turn(context, &lease.task.subject.kind, suspicion).await {
+            Some(turn) => Some(turn),
+            None => {
+                let disposition = Disposition::Release(Duration::ZERO);
+                return Err(TurnedAway { lease, arguments: None, disposition });
+            }
+        },
     };
-    match slot {
+    let slot = match slot {
+        None => slot_again(context, &lease.task.subject.kind).await,
+        slot => slot,
+    };
+    match slot.map(|slot| slot.with_turn(turn)) {
         Some(slot) => Ok(Admitted { lease, slot, handler, arguments, cancellations }),
         None => Err(TurnedAway { lease, arguments: None, disposition: Disposition::Release(Duration::ZERO) }),
+    }
+}
+
+/// Waits for the turn of a suspect; none when that takes too long, or the worker drains.
+async fn suspects_turn(context: &WorkerContext, kind: &str, suspicion: Suspicion) -> Option<SuspectTurn> {
+    tokio::select! {
+        biased;
+        () = context.draining.cancelled() => None,
+        turn = context.suspects.turn(kind, suspicion) => turn,
     }
 }
 
@@ -121,12 +162,26 @@ fn exchange(slot: Slot, permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit
 }
 
 /// What the other workers' answer means for the lease; none: it may run.
-fn judge(admission: Result<Admission, BusError>, lease: &Lease, arguments: Option<&Arguments>) -> Option<Disposition> {
+pub(crate) fn judge(
+    admission: Result<Admission, BusError>,
+    lease: &Lease,
+    arguments: Option<&Arguments>,
+) -> Option<Disposition> {
     match admission {
         Ok(Admission::Start) => None,
         Ok(Admission::Acknowledge) => Some(Disposition::Acknowledge),
         Ok(Admission::OwnedElsewhere) => Some(Disposition::LeaveToOwner),
-        Ok(Admission::StartsExhausted(_)) if lease.was_cut_off() => Some(Disposition::Abandon),
+        Ok(Admission::StartsExhausted(_) | Admission::WorkerLost(_)) if lease.was_cut_off() => {
+            Some(Disposition::Abandon)
+        }
+        Ok(Admission::WorkerLost(starts)) => {
+            let workers: Vec<&str> = starts.iter().map(|start| start.worker.as_str()).collect();
+            let workers = workers.join(", ");
+            let message = format!(
+                "it was started on {workers}, which died or was cut off before its end; with Millpond-Attempts-Max: 1 it is not started again"
+            );
+            Some(Disposition::DeadLetter("worker_lost", message))
+        }
         Ok(Admission::StartsExhausted(starts)) => Some(killer(lease, arguments, &starts)),
         Err(error) => {
             tracing::warn!(task_id = %lease.task.id(), %error, "cannot tell whether a redelivered task may start");

@@ -49,9 +49,22 @@ pub(crate) enum ReadyHandler {
 impl Handler {
     /// When an attempt is asked to stop and when it is ended. The task's own timeout goes first, then that of its kind.
     pub(crate) fn timeouts(&self, of_task: Option<Duration>, default: Duration) -> Timeouts {
-        let Self::Child(children) = self else { return Timeouts { soft: None, hard: of_task.unwrap_or(default) } };
-        let hard = of_task.or(children.spec.table.timeout).unwrap_or(default);
+        let hard = of_task.unwrap_or_else(|| self.usual_timeout(default));
+        let Self::Child(children) = self else { return Timeouts { soft: None, hard } };
         Timeouts { soft: children.spec.table.soft_timeout.filter(|soft| *soft < hard), hard }
+    }
+
+    /// The timeout of a task that brings none.
+    pub(crate) fn usual_timeout(&self, default: Duration) -> Duration {
+        let Self::Child(children) = self else { return default };
+        children.spec.table.timeout.unwrap_or(default)
+    }
+
+    /// The longest timeout that a task may bring; `default` where its kind says nothing of timeouts.
+    pub(crate) fn timeout_max(&self, default: Duration) -> Duration {
+        let Self::Child(children) = self else { return default };
+        let table = &children.spec.table;
+        table.timeout_max.or(table.timeout).unwrap_or(default)
     }
 
     /// Whether its arguments must be in a file where they are not JSON that fits a line.
@@ -88,9 +101,9 @@ fn on_thread(handler: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Handle
     Handler::Blocking(Arc::new(handler))
 }
 
-/// The kinds that every worker knows.
-pub(crate) fn built_in() -> Handlers {
-    let client = fetch::client();
+/// The kinds of [`millpond::worker_record::BUILT_IN_KINDS`]. `fetch_local`: `fetch` may go to this machine and its link.
+pub(crate) fn built_in(fetch_local: bool) -> Handlers {
+    let client = fetch::client(fetch_local);
     [
         ("echo", on_runtime(simple::echo)),
         ("square", on_runtime(simple::square)),

@@ -17,21 +17,25 @@ use millpond::telemetry::TraceContext;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admit::judge;
 use crate::attempt::{Admitted, Arguments, Disposition, Prepared, TurnedAway};
 use crate::call::Call;
 use crate::context::WorkerContext;
 use crate::handlers::{Handler, ReadyHandler};
 use crate::report::spans::AttemptSpans;
+use crate::run_loop::pools::LongTask;
 use crate::supervisor::ChildUnavailable;
 
 use payloads::{FetchFailure, FetchedPayload};
 
+/// How long until a task comes again that asks for more than the usual time, while as many run as may.
+const LONG_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long until a task comes again whose arguments could not be fetched.
 const FETCH_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Readies an admitted task for its start, while its slot waits for it.
 pub(crate) async fn prepare(context: &WorkerContext, admitted: Admitted) -> Result<Prepared, TurnedAway> {
-    let Admitted { lease, slot, handler, arguments, cancellations } = admitted;
+    let Admitted { mut lease, mut slot, handler, arguments, cancellations } = admitted;
     let arguments = match arguments {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -39,8 +43,25 @@ pub(crate) async fn prepare(context: &WorkerContext, admitted: Admitted) -> Resu
             return Err(TurnedAway { lease, arguments: None, disposition });
         }
     };
-    let timeouts = handler.timeouts(lease.task.timeout, context.task_timeout);
-    match ready(context, &lease, &handler, &cancellations).await {
+    let mut timeouts = handler.timeouts(lease.task.timeout, context.task_timeout);
+    let usual = handler.usual_timeout(context.task_timeout);
+    if timeouts.hard > usual {
+        match slot.for_long_task() {
+            LongTask::Fits => {}
+            LongTask::TooMany => {
+                let disposition = Disposition::Release(LONG_AGAIN_AFTER);
+                return Err(TurnedAway { lease, arguments: Some(arguments), disposition });
+            }
+            LongTask::OneSlot => {
+                tracing::warn!(
+                    task_id = %lease.task.id(), asked = ?timeouts.hard, cut_to = ?usual,
+                    "the timeout of a task is cut to that of its kind, because its worker has one slot for it"
+                );
+                timeouts = handler.timeouts(Some(usual), usual);
+            }
+        }
+    }
+    match ready(context, &mut lease, &arguments, &handler, &cancellations).await {
         Err(disposition) => Err(TurnedAway { lease, arguments: Some(arguments), disposition }),
         Ok((handler, fetched)) => {
             let (spans, stop) = (AttemptSpans::new(&lease.task), CancellationToken::new());
@@ -54,7 +75,8 @@ pub(crate) async fn prepare(context: &WorkerContext, admitted: Admitted) -> Resu
 /// something cannot be had now or ever, or the task must no longer start.
 async fn ready(
     context: &WorkerContext,
-    lease: &Lease,
+    lease: &mut Lease,
+    arguments: &Arguments,
     handler: &Handler,
     cancellations: &watch::Receiver<()>,
 ) -> Result<(ReadyHandler, Option<FetchedPayload>), Disposition> {
@@ -69,6 +91,13 @@ async fn ready(
         () = context.draining.cancelled() => Err(ChildUnavailable { retry_after: Duration::ZERO }),
     };
     let handler = handler.map_err(|error| Disposition::Release(error.retry_after))?;
+    // Boxed: most messages come for the first time.
+    if lease.must_record_start() {
+        let recorded = Box::pin(lease.record_start()).await;
+        if let Some(disposition) = judge(recorded, lease, Some(arguments)) {
+            return Err(disposition);
+        }
+    }
     // The task may have been cancelled while it waited.
     if cancellations.has_changed().unwrap_or(false)
         && let Some(cancelled) = context.cancellations.of(lease)

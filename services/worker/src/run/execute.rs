@@ -153,7 +153,10 @@ mod tests {
 
     async fn ready(kind: &str) -> ReadyHandler {
         crate::panics::note_panics();
-        crate::handlers::built_in()[kind].ready().await.unwrap_or_else(|_| panic!("built-in kinds are always ready"))
+        crate::handlers::built_in(false)[kind]
+            .ready()
+            .await
+            .unwrap_or_else(|_| panic!("built-in kinds are always ready"))
     }
 
     fn within(hard: Duration) -> Timeouts {

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use millpond::limits::LOOKAHEAD_TASKS_MAX;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::admit::suspects::SuspectTurn;
 use crate::handlers::{Handler, PipeHandler};
 
 /// Work that a worker may hold ahead of its slots, as time: tiny tasks are pulled many at once, long ones are not hoarded.
@@ -26,6 +27,8 @@ const IO: SlotPoolId = 1;
 pub(crate) struct SlotPool {
     slots: Semaphore,
     size: usize,
+    /// Slots of tasks that asked for more than the usual time: one slot at least is for others.
+    long: AtomicUsize,
     /// Mean time that a message has kept its slot of late, in nanoseconds; 0 when unknown.
     mean_ns: AtomicU64,
     freed: Arc<Notify>,
@@ -35,7 +38,7 @@ impl SlotPool {
     /// A slot, when one is free.
     pub(super) fn try_slot(self: &Arc<Self>) -> Option<Slot> {
         self.slots.try_acquire().ok()?.forget();
-        Some(Slot { pool: self.clone() })
+        Some(Slot { pool: self.clone(), is_long: false, turn: None })
     }
 
     fn running(&self) -> usize {
@@ -67,9 +70,40 @@ impl SlotPool {
 /// A slot. It is free again when this is dropped, and whoever waits for one is woken.
 pub(crate) struct Slot {
     pool: Arc<SlotPool>,
+    is_long: bool,
+    /// The turn of a suspect ends with its slot.
+    turn: Option<SuspectTurn>,
+}
+
+/// Whether a slot may be for a task that asks for more than the usual time.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum LongTask {
+    Fits,
+    /// All slots but one have such tasks.
+    TooMany,
+    /// There is one slot in all.
+    OneSlot,
 }
 
 impl Slot {
+    /// The same slot, for a suspect whose turn it is.
+    pub(crate) fn with_turn(self, turn: Option<SuspectTurn>) -> Self {
+        let mut slot = self;
+        slot.turn = turn;
+        slot
+    }
+
+    /// Gives the slot to a task that asks for more than the usual time.
+    pub(crate) fn for_long_task(&mut self) -> LongTask {
+        let max = self.pool.size - 1;
+        if max == 0 {
+            return LongTask::OneSlot;
+        }
+        let one_more = |long: usize| (long < max).then_some(long + 1);
+        self.is_long = self.pool.long.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok();
+        if self.is_long { LongTask::Fits } else { LongTask::TooMany }
+    }
+
     /// The handler of its message ran for this long.
     pub(crate) fn note(&self, took: Duration) {
         self.pool.note(took);
@@ -78,6 +112,10 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if self.is_long {
+            self.pool.long.fetch_sub(1, Ordering::Relaxed);
+        }
+        drop(self.turn.take());
         self.pool.slots.add_permits(1);
         self.pool.freed.notify_one();
     }
@@ -99,7 +137,13 @@ impl SlotPools {
     ) -> Self {
         let freed = Arc::new(Notify::new());
         let pool = |size| {
-            Arc::new(SlotPool { slots: Semaphore::new(size), size, mean_ns: AtomicU64::new(0), freed: freed.clone() })
+            Arc::new(SlotPool {
+                slots: Semaphore::new(size),
+                size,
+                long: AtomicUsize::new(0),
+                mean_ns: AtomicU64::new(0),
+                freed: freed.clone(),
+            })
         };
         let mut all = vec![pool(slots), pool(io_slots)];
         let by_kind = handlers.map(|(kind, handler)| {
@@ -137,7 +181,7 @@ impl SlotPools {
     pub(crate) async fn slot(&self, kind: &str) -> Option<Slot> {
         let pool = self.all.get(self.id_of(kind))?;
         pool.slots.acquire().await.ok()?.forget();
-        Some(Slot { pool: pool.clone() })
+        Some(Slot { pool: pool.clone(), is_long: false, turn: None })
     }
 
     /// Returns once a slot was freed since the last return.
@@ -166,5 +210,21 @@ impl SlotPools {
     /// Slots of all pools.
     pub(crate) fn size(&self) -> usize {
         self.all.iter().map(|pool| pool.size).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_tasks_leave_a_slot_to_others() {
+        let pools = SlotPools::new(2, 1, std::iter::empty());
+        let [cpu, io] = [CPU, IO].map(|id| pools.all()[id].clone());
+        let (mut first, mut second) = (cpu.try_slot().unwrap(), cpu.try_slot().unwrap());
+        assert_eq!((first.for_long_task(), second.for_long_task()), (LongTask::Fits, LongTask::TooMany));
+        drop(first);
+        assert_eq!(second.for_long_task(), LongTask::Fits);
+        assert_eq!(io.try_slot().unwrap().for_long_task(), LongTask::OneSlot);
     }
 }

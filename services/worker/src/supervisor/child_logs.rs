@@ -5,7 +5,10 @@ use millpond::telemetry::{Scope, TaskFields};
 use serde::Deserialize;
 use tracing::{debug, error, info, trace, warn};
 
-use super::child_status::ChildStatus;
+use super::child_status::{ChildStatus, LOG_BURST_BYTES, LOG_BYTES_PER_S, LogAllowance};
+
+/// Longest log line of a child, in bytes; a longer one comes as several.
+pub(crate) const LOG_LINE_BYTES_MAX: usize = 16 * 1024;
 
 /// A line that is JSON, as the common loggers write it.
 #[derive(Deserialize)]
@@ -38,23 +41,71 @@ impl LogLineLevel {
     }
 }
 
-/// Logs a line, and keeps it for the evidence of a failure.
+/// Logs a line of standard output that is no answer, and keeps it for the evidence of a failure.
+pub(crate) fn log_stdout(status: &ChildStatus, line: &Bytes) {
+    let text = String::from_utf8_lossy(line.get(..LOG_LINE_BYTES_MAX).unwrap_or(line));
+    let text = text.trim_end_matches('\r');
+    if text.is_empty() {
+        return;
+    }
+    status.logged(text);
+    let scope = scope(status);
+    let _in = scope.as_ref().map(Scope::enter);
+    if !is_within_allowance(status, text) {
+        return;
+    }
+    let (worker, child, kind) = (status.worker.as_str(), status.name.as_str(), status.kind.as_str());
+    info!(worker, child, kind, stream = "stdout", "{text}");
+}
+
+/// Where the lines of a child belong now.
+fn scope(status: &ChildStatus) -> Option<Scope> {
+    status.running().map(|running| {
+        let task = TaskFields { task_id: running.id, queue: None, kind: None, attempt: running.attempt };
+        Scope::new(task, running.trace)
+    })
+}
+
+/// Whether a line may go to the log: a task that floods it has its share and no more, and is said to have been cut.
+fn is_within_allowance(status: &ChildStatus, text: &str) -> bool {
+    let (worker, child, kind) = (status.worker.as_str(), status.name.as_str(), status.kind.as_str());
+    match status.allow_log(text.len()) {
+        LogAllowance::Within => true,
+        LogAllowance::Again { lines } => {
+            warn!(worker, child, kind, lines, "log lines of a child were left out, because there were too many");
+            true
+        }
+        LogAllowance::Begins => {
+            let (burst, rate) = (LOG_BURST_BYTES >> 10, LOG_BYTES_PER_S >> 10);
+            warn!(
+                worker,
+                child,
+                kind,
+                "a task logs too much: from here on lines are left out beyond {burst} KiB and {rate} KiB a second"
+            );
+            false
+        }
+        LogAllowance::Beyond => false,
+    }
+}
+
+/// Logs a line, or lines that belong together, and keeps them for the evidence of a failure.
 pub(crate) fn log(status: &ChildStatus, line: &Bytes) {
     let text = String::from_utf8_lossy(line);
     let text = text.trim_end_matches('\r');
     if text.is_empty() {
         return;
     }
-    status.logged(text);
+    text.lines().for_each(|line| status.logged(line));
     let json = text.starts_with('{').then(|| serde_json::from_str::<JsonLogLine>(text).ok()).flatten();
     let level = json.as_ref().and_then(|json| json.level.as_ref()).map_or(b'i', LogLineLevel::letter);
     let message = json.and_then(|json| json.message);
     let message = message.as_deref().unwrap_or(text);
-    let scope = status.running().map(|running| {
-        let task = TaskFields { task_id: running.id, queue: None, kind: None, attempt: running.attempt };
-        Scope::new(task, running.trace)
-    });
+    let scope = scope(status);
     let _in = scope.as_ref().map(Scope::enter);
+    if !is_within_allowance(status, text) {
+        return;
+    }
     let (worker, child, kind) = (status.worker.as_str(), status.name.as_str(), status.kind.as_str());
     // Each level needs a call of its own: `tracing` takes it at compile time.
     match level {

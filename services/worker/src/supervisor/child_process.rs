@@ -2,7 +2,8 @@
 //! what such a process and its worker have agreed upon: the names of its variables and how a guard reports a failure.
 
 use std::ffi::OsString;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, PipeWriter};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -11,12 +12,15 @@ use std::time::Duration;
 use millpond::outcome::Failure;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::net::unix::pipe;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use super::child_environment;
 use super::child_logs;
 use super::child_status::ChildStatus;
-use super::handlers_toml::{ChildProgram, ChildSpec};
-use super::line_reader::{LineReader, ReadLine};
+use super::handlers_toml::{ChildMode, ChildProgram, ChildSpec};
+use super::line_reader::ReadLine;
+use super::log_reader::LogReader;
 use super::process_tree::oom_kills;
 use crate::call::Call;
 
@@ -24,6 +28,10 @@ use crate::call::Call;
 pub(crate) const ENV_KIND: &str = "MILLPOND_KIND";
 /// In the environment of a child that is this program again: whether every worker has a handler of the kind.
 pub(crate) const ENV_BUILT_IN: &str = "MILLPOND_CHILD_BUILT_IN";
+/// In the environment of a warm child: a file descriptor for its answers, so that its standard output is free.
+pub(crate) const ENV_FD_OUT: &str = "MILLPOND_FD_OUT";
+/// In the environment of a guard: the file that is to be the child's [`ENV_FD_OUT`].
+pub(crate) const ENV_GUARD_OUT: &str = "MILLPOND_GUARD_OUT";
 /// The name under which this program is a guard: `argv[0]`. `ps` shows it with the child's name.
 pub(crate) const GUARD_NAME: &str = "millpond-guard";
 /// The signal that has a guard end everything below it.
@@ -31,8 +39,12 @@ pub(crate) const END_ALL: Signal = Signal::SIGUSR1;
 /// The exit code of a guard that cannot start its command, and how its last line begins: the task has not run.
 pub(crate) const EXIT_CANNOT_START: i32 = 127;
 pub(crate) const CANNOT_START: &str = "cannot start ";
-/// Longest log line of a child, in bytes; a longer one comes as several.
-const LOG_LINE_BYTES_MAX: usize = 16 * 1024;
+/// How the first line of a guard begins that can start nothing, and that of `env` (`#!/usr/bin/env python4`).
+const CANNOT_START_LINES: [&str; 3] = [CANNOT_START, "env: ", "/usr/bin/env: "];
+/// The exit code of `env` when it finds a file that is no program.
+const EXIT_NO_PROGRAM: i32 = 126;
+/// Log lines that say why a kind is broken.
+const FAULT_LINES: usize = 5;
 /// How long the log lines of a process that has ended may take to be read.
 const LAST_LINES_WITHIN: Duration = Duration::from_secs(1);
 
@@ -58,8 +70,13 @@ pub(crate) struct ChildProcess {
     pub(crate) handle: ProcessHandle,
     pub(crate) stdin: Option<ChildStdin>,
     pub(crate) stdout: Option<ChildStdout>,
-    pub(crate) stderr: LineReader<ChildStderr>,
+    pub(crate) stderr: LogReader,
     pub(crate) status: Arc<ChildStatus>,
+    /// What a warm child writes to [`ENV_FD_OUT`].
+    pub(crate) fd_out: Option<pipe::Receiver>,
+    /// The other end, which the guard has opened for the child. It is kept, so that the pipe does not end when a child closes
+    /// what it does not use.
+    _fd_out: Option<PipeWriter>,
     oom_kills_before: Option<u64>,
 }
 
@@ -147,13 +164,7 @@ impl ChildProcess {
         env: &[(&str, String)],
     ) -> Result<Self, StartError> {
         let mut command = guarded(&status.name, command_line(spec, &status.name, argv));
-        // A program's own handlers may read their settings in the environment. Any other handler has no business with the
-        // worker's own settings and passwords.
-        if spec.program != (ChildProgram::Own { built_in: false }) {
-            for (name, _) in std::env::vars_os().filter(|(name, _)| is_own_setting(name)) {
-                command.env_remove(name);
-            }
-        }
+        command.env_clear().envs(child_environment::passed(&spec.table.env_pass));
         command.env("MILLPOND_WORKER", &status.worker).env("MILLPOND_CHILD", &status.name).env(ENV_KIND, &spec.kind);
         if let ChildProgram::Own { built_in } = spec.program {
             command.env(ENV_BUILT_IN, if built_in { "1" } else { "0" });
@@ -162,6 +173,8 @@ impl ChildProcess {
         if let Some(directory) = &spec.table.directory {
             command.current_dir(directory);
         }
+        let (fd_out, fd_out_writer) =
+            if spec.table.mode == ChildMode::Stream { fd_out(&mut command) } else { (None, None) };
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().map_err(|error| match error.kind() {
             ErrorKind::InvalidInput | ErrorKind::ArgumentListTooLong => StartError::DoesNotFit(error),
@@ -171,9 +184,17 @@ impl ChildProcess {
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let stderr =
             child.stderr.take().ok_or_else(|| StartError::CannotStart("it has no standard error".to_owned()))?;
-        let stderr = LineReader::new(stderr, LOG_LINE_BYTES_MAX);
+        let stderr = LogReader::new(stderr);
         let handle = ProcessHandle { group: child.id(), child };
-        Ok(Self { handle, stdin, stdout, stderr, status, oom_kills_before: oom_kills() })
+        let oom_kills_before = oom_kills();
+        Ok(Self { handle, stdin, stdout, stderr, status, fd_out, _fd_out: fd_out_writer, oom_kills_before })
+    }
+
+    /// How many bytes of what was written to its standard input the process has not read; none where that is not known. After
+    /// its end it tells whether a task has begun.
+    pub(crate) fn unread(&self) -> Option<u64> {
+        let stdin = self.stdin.as_ref().filter(|_| cfg!(target_os = "linux"))?;
+        rustix::io::ioctl_fionread(stdin).ok()
     }
 
     /// Logs the lines that are left of a process that has ended, and passes each to `keep`.
@@ -189,13 +210,24 @@ impl ChildProcess {
 
     /// Why the guard could not start the command, if so. The process may have been given a task since the guard wrote it.
     pub(crate) fn never_started(&self, exit: ExitStatus) -> Option<String> {
-        let line = self.status.first_line().filter(|line| line.starts_with(CANNOT_START));
-        line.filter(|_| exit.code() == Some(EXIT_CANNOT_START))
+        let is_code = [EXIT_CANNOT_START, EXIT_NO_PROGRAM].iter().any(|code| exit.code() == Some(*code));
+        let said = |line: &String| CANNOT_START_LINES.iter().any(|start| line.starts_with(start));
+        self.status.first_line().filter(|line| is_code && said(line))
     }
 
     /// Why the process ended while it had no task.
     pub(crate) fn fault(&self, exit: ExitStatus) -> String {
-        self.never_started(exit).unwrap_or_else(|| self.failure(exit, None, None).message)
+        self.never_started(exit).unwrap_or_else(|| self.before_a_task(exit, &self.failure(exit, None, None)))
+    }
+
+    /// Why the process is of no use that ended although no task had begun in it, with the last lines that it wrote.
+    pub(crate) fn before_a_task(&self, exit: ExitStatus, failure: &Failure) -> String {
+        let ended = matches!(failure.kind.as_str(), "exit" | "signal");
+        let how = if ended { how_it_ended(exit) } else { failure.message.clone() };
+        match self.status.last_lines(FAULT_LINES) {
+            lines if lines.is_empty() => format!("{how} before it read a task"),
+            lines => format!("{how} before it read a task; its last lines: {}", lines.join(" | ")),
+        }
     }
 
     /// Why the task failed during which the process ended; `killed`: the reason for which this worker has killed it.
@@ -209,11 +241,8 @@ impl ChildProcess {
             ),
             (None, Some(killed)) => killed,
             (None, None) if by_kernel => Failure::new("oom", "the kernel killed it for want of memory"),
-            (None, None) => match (exit.code(), exit.signal().and_then(|n| Signal::try_from(n).ok())) {
-                (Some(code), _) => Failure::new("exit", self.with_last_line(format!("it ended with exit code {code}"))),
-                (None, Some(signal)) => Failure::new("signal", format!("it was ended by {signal}")),
-                (None, None) => Failure::new("signal", "it was ended by a signal"),
-            },
+            (None, None) if exit.code().is_some() => Failure::new("exit", self.with_last_line(how_it_ended(exit))),
+            (None, None) => Failure::new("signal", how_it_ended(exit)),
         };
         failure.child = Some(self.status.evidence(Some(exit), failure.kind == "oom"));
         failure
@@ -227,9 +256,20 @@ impl ChildProcess {
     }
 }
 
-fn is_own_setting(name: &OsString) -> bool {
-    let name = name.to_string_lossy();
-    name.starts_with("MILLPOND_") || name == "NATS_URL"
+/// A pipe for the answers of a warm child, whose writing end its guard opens. There is none where there are no guards.
+fn fd_out(command: &mut Command) -> (Option<pipe::Receiver>, Option<PipeWriter>) {
+    let Some((reader, writer)) = io::pipe().ok().filter(|_| cfg!(target_os = "linux")) else { return (None, None) };
+    let Ok(reader) = pipe::Receiver::from_owned_fd(reader.into()) else { return (None, None) };
+    command.env(ENV_GUARD_OUT, format!("/proc/{}/fd/{}", std::process::id(), writer.as_raw_fd()));
+    (Some(reader), Some(writer))
+}
+
+fn how_it_ended(exit: ExitStatus) -> String {
+    match (exit.code(), exit.signal().and_then(|n| Signal::try_from(n).ok())) {
+        (Some(code), _) => format!("it ended with exit code {code}"),
+        (None, Some(signal)) => format!("it was ended by {signal}"),
+        (None, None) => "it was ended by a signal".to_owned(),
+    }
 }
 
 /// The variables by which a process of one use learns of its task.

@@ -19,6 +19,36 @@ use crate::call::Call;
 /// Longest note that a child may send with its progress, in bytes; a longer one is cut.
 const PROGRESS_NOTE_BYTES_MAX: usize = 200;
 
+/// Bytes that a task may log at once; more comes at [`LOG_BYTES_PER_S`].
+pub(super) const LOG_BURST_BYTES: usize = 1024 * 1024;
+/// Bytes a second that a task may log beyond [`LOG_BURST_BYTES`].
+pub(super) const LOG_BYTES_PER_S: usize = 64 * 1024;
+
+/// Whether a line of a child may go to the log.
+pub(super) enum LogAllowance {
+    Within,
+    /// It is the first one after so many that were left out.
+    Again {
+        lines: u64,
+    },
+    /// It is the first one that is left out.
+    Begins,
+    Beyond,
+}
+
+/// What a child may log.
+struct LogBucket {
+    bytes: usize,
+    filled: Instant,
+    left_out: u64,
+}
+
+impl Default for LogBucket {
+    fn default() -> Self {
+        Self { bytes: LOG_BURST_BYTES, filled: Instant::now(), left_out: 0 }
+    }
+}
+
 /// The task that a child works on.
 #[derive(Debug, Clone)]
 pub(crate) struct RunningTask {
@@ -26,6 +56,8 @@ pub(crate) struct RunningTask {
     pub(crate) attempt: u32,
     pub(crate) trace: Option<TraceContext>,
     since: Instant,
+    /// The child has written something since.
+    has_spoken: bool,
 }
 
 /// One child, as others see it.
@@ -35,6 +67,7 @@ pub(crate) struct ChildStatus {
     pub(crate) worker: String,
     pub(crate) kind: String,
     started_ms: i64,
+    started: Instant,
     /// How many children of this name were started before.
     restarts: u32,
     observed: Mutex<Observed>,
@@ -56,7 +89,10 @@ struct Observed {
     note: Option<String>,
     log: VecDeque<String>,
     log_bytes: usize,
+    allowance: LogBucket,
     first_line: Option<String>,
+    /// When its exact memory may be read again.
+    exact_memory_due: Option<Instant>,
     /// The child's memory when it was found above its limit.
     over_memory: Option<u64>,
 }
@@ -68,6 +104,7 @@ impl ChildStatus {
             worker: worker.to_owned(),
             kind: kind.to_owned(),
             started_ms: millpond::now_ms(),
+            started: Instant::now(),
             restarts,
             observed: Mutex::new(Observed { done, ..Observed::default() }),
         }
@@ -99,8 +136,9 @@ impl ChildStatus {
         let (id, attempt, trace) = (call.id.clone(), call.attempt, call.trace);
         let mut observed = self.observed();
         observed.state = ChildState::Busy;
-        observed.running = Some(RunningTask { id, attempt, trace, since: Instant::now() });
+        observed.running = Some(RunningTask { id, attempt, trace, since: Instant::now(), has_spoken: false });
         (observed.progress, observed.note) = (None, None);
+        observed.allowance.bytes = LOG_BURST_BYTES;
         if alone {
             observed.log_bytes = 0;
             observed.log.clear();
@@ -120,6 +158,7 @@ impl ChildStatus {
 
     pub(crate) fn progressed(&self, progress: Option<f64>, note: Option<String>) {
         let mut observed = self.observed();
+        Self::spoke(&mut observed);
         observed.progress = progress.or(observed.progress);
         observed.note = note.map(|n| cut(n, PROGRESS_NOTE_BYTES_MAX)).or(observed.note.take());
     }
@@ -128,9 +167,33 @@ impl ChildStatus {
         self.observed().running.clone()
     }
 
+    /// Whether a line of so many bytes may go to the log.
+    pub(super) fn allow_log(&self, bytes: usize) -> LogAllowance {
+        let mut observed = self.observed();
+        let bucket = &mut observed.allowance;
+        let since = bucket.filled.elapsed();
+        let more = LOG_BYTES_PER_S.saturating_mul(usize::try_from(since.as_millis()).unwrap_or(usize::MAX)) / 1000;
+        if more > 0 {
+            bucket.bytes = bucket.bytes.saturating_add(more).min(LOG_BURST_BYTES);
+            bucket.filled = Instant::now();
+        }
+        // Lines come again in runs, not one by one between those that are left out.
+        let needed = if bucket.left_out > 0 { LOG_BYTES_PER_S.max(bytes) } else { bytes };
+        if bucket.bytes < needed {
+            bucket.left_out += 1;
+            return if bucket.left_out == 1 { LogAllowance::Begins } else { LogAllowance::Beyond };
+        }
+        bucket.bytes -= bytes;
+        match std::mem::take(&mut bucket.left_out) {
+            0 => LogAllowance::Within,
+            lines => LogAllowance::Again { lines },
+        }
+    }
+
     /// Keeps a log line for the evidence of a failure.
     pub(crate) fn logged(&self, line: &str) {
         let mut observed = self.observed();
+        Self::spoke(&mut observed);
         let line = cut(line.to_owned(), EVIDENCE_LINE_BYTES_MAX);
         observed.log_bytes += json_bytes(&line);
         if observed.first_line.is_none() {
@@ -157,6 +220,16 @@ impl ChildStatus {
         self.observed().usage.rss_bytes = rss_bytes;
     }
 
+    /// When its exact memory may be read.
+    pub(crate) fn exact_memory_due(&self) -> Instant {
+        self.observed().exact_memory_due.unwrap_or(self.started)
+    }
+
+    /// Its exact memory was read; it is not read again for so long.
+    pub(crate) fn exact_memory_read(&self, pause: Duration) {
+        self.observed().exact_memory_due = Some(Instant::now() + pause);
+    }
+
     pub(crate) fn went_over_memory(&self, rss_bytes: u64) {
         let mut observed = self.observed();
         observed.usage.rss_bytes = rss_bytes;
@@ -165,6 +238,25 @@ impl ChildStatus {
 
     pub(crate) fn over_memory(&self) -> Option<u64> {
         self.observed().over_memory
+    }
+
+    /// The last lines that it wrote, at the most so many.
+    pub(crate) fn last_lines(&self, lines_max: usize) -> Vec<String> {
+        let observed = self.observed();
+        observed.log.iter().skip(observed.log.len().saturating_sub(lines_max)).cloned().collect()
+    }
+
+    /// For how long it has worked on its task without writing anything.
+    pub(crate) fn silence(&self) -> Option<Duration> {
+        let observed = self.observed();
+        observed.running.as_ref().filter(|running| !running.has_spoken).map(|running| running.since.elapsed())
+    }
+
+    /// Notes that it wrote something during its task.
+    fn spoke(observed: &mut Observed) {
+        if let Some(running) = &mut observed.running {
+            running.has_spoken = true;
+        }
     }
 
     pub(crate) fn last_line(&self) -> Option<String> {
@@ -199,6 +291,7 @@ impl ChildStatus {
             pid: observed.pid.unwrap_or(0),
             state: observed.state,
             task: running.map(|task| task.id.clone()),
+            silent: running.is_some_and(|task| !task.has_spoken),
             task_ms: running.map(|task| u64::try_from(task.since.elapsed().as_millis()).unwrap_or(u64::MAX)),
             progress: observed.progress,
             note: observed.note.clone(),
@@ -223,5 +316,16 @@ mod tests {
         status.runs(&Call::for_test("t", "1"), true);
         assert_eq!(status.last_line(), None, "only the lines of its own task are a task's evidence");
         assert_eq!(status.first_line().as_deref(), Some("cannot start x: no such file"));
+    }
+
+    #[test]
+    fn a_flood_of_log_lines_is_bounded() {
+        let status = ChildStatus::new("w1", "k", 1, 0, 0);
+        status.runs(&Call::for_test("t", "1"), true);
+        let logged = (0..1000).filter(|_| matches!(status.allow_log(10_000), LogAllowance::Within)).count();
+        assert!((104..120).contains(&logged), "a burst, and little more: {logged}");
+        assert!(matches!(status.allow_log(1), LogAllowance::Beyond));
+        status.runs(&Call::for_test("u", "1"), true);
+        assert!(matches!(status.allow_log(1), LogAllowance::Again { lines: 880.. }), "the next task has its own share");
     }
 }

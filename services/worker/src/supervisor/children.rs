@@ -27,9 +27,15 @@ use crate::run::work_cursor::WorkCursor;
 const TICKET_WITHIN: Duration = Duration::from_secs(1);
 /// How long children may take to end when the worker leaves, unless three times their grace is longer.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
-/// Children in a row that may end at their first task before their handler is taken for broken.
-const FIRST_TASK_FAILURES_MAX: u32 = 3;
-/// When a child whose start failed is started again.
+/// When a child is started again whose predecessors died on their tasks: the input is at fault, not the handler. At once for
+/// the first ones, and later and later for those that follow, so that bad input does not keep a machine busy with starts.
+const CRASH_DELAYS: [(u32, Duration); 4] = [
+    (8, Duration::ZERO),
+    (32, Duration::from_millis(100)),
+    (128, Duration::from_secs(1)),
+    (u32::MAX, Duration::from_secs(2)),
+];
+/// When a child whose handler does not start is started again.
 const START_RETRY: RetryPolicy = RetryPolicy {
     attempts_max: u32::MAX,
     delay: Duration::from_millis(500),
@@ -51,8 +57,10 @@ struct ChildrenState {
     statuses: BTreeMap<u32, Arc<ChildStatus>>,
     /// How many children have ended under each number.
     ended: BTreeMap<u32, u32>,
-    /// How many children in a row have ended without an answer.
+    /// How many children in a row have ended before they took a task.
     failures: u32,
+    /// How many children in a row have died on a task without an answer of any.
+    crashes: u32,
     /// When the next child may be started.
     not_before: Option<Instant>,
     /// Why children cannot be started.
@@ -64,13 +72,26 @@ struct ChildrenState {
 impl ChildrenState {
     /// A child has answered: the handler is not broken.
     fn handler_works(&mut self) {
-        (self.failures, self.not_before, self.trouble) = (0, None, None);
+        (self.failures, self.crashes, self.not_before, self.trouble) = (0, 0, None, None);
+    }
+
+    /// A child has died on its task, or was ready for one: the handler can start. How long the next child waits.
+    fn handler_crashed(&mut self) -> Duration {
+        self.crashes = self.crashes.saturating_add(1);
+        (self.failures, self.trouble) = (0, None);
+        let crashes = self.crashes;
+        let delay =
+            CRASH_DELAYS.iter().find(|(up_to, _)| crashes <= *up_to).map_or(Duration::ZERO, |(_, delay)| *delay);
+        self.not_before = Some(Instant::now() + delay);
+        delay
     }
 }
 
 /// A warm child that waits for an assignment. It leaves when this is dropped.
 struct IdleChild {
     assignments: mpsc::Sender<Assignment>,
+    /// Notified when the child is ready; an error says that it has ended before. None once it is known to be ready.
+    when_ready: Option<oneshot::Receiver<()>>,
 }
 
 /// The right to run one message in the children of a kind. A child that was not used is idle again when its ticket is
@@ -164,7 +185,7 @@ impl Children {
     pub(crate) fn warm_up(self: &Arc<Self>) {
         if self.takes_lines() {
             for _ in 0..self.spec.table.slots.unwrap_or(1) {
-                if let Some((child, _)) = self.start() {
+                if let Some(child) = self.start() {
                     self.put_back(child);
                 }
             }
@@ -187,10 +208,10 @@ impl Children {
                 (state.idle.pop(), state.not_before)
             };
             if let Some(child) = idle {
-                if child.assignments.is_closed() {
-                    continue;
+                if let Some(child) = ready(child).await {
+                    return Ok(ticket(Some(child)));
                 }
-                return Ok(ticket(Some(child)));
+                continue;
             }
             if let Some(at) = not_before.filter(|at| *at > Instant::now()) {
                 // A slot is worth more than a long wait.
@@ -202,9 +223,9 @@ impl Children {
             if !self.takes_lines() {
                 return Ok(ticket(None));
             }
-            let Some((child, ready)) = self.start() else { continue };
+            let Some(child) = self.start() else { continue };
             // A child that fails at its start has set `not_before` by then.
-            if self.spec.table.start_within.is_none() || ready.await.is_ok() {
+            if let Some(child) = ready(child).await {
                 return Ok(ticket(Some(child)));
             }
         }
@@ -288,8 +309,8 @@ impl Children {
         (number, status)
     }
 
-    /// Starts a warm child. The receiver is notified when the child is ready; an error says that it has ended before.
-    fn start(self: &Arc<Self>) -> Option<(IdleChild, oneshot::Receiver<()>)> {
+    /// Starts a warm child.
+    fn start(self: &Arc<Self>) -> Option<IdleChild> {
         let (number, status) = self.register();
         let (assignments, receiver) = mpsc::channel(1);
         let actor = ChildProcess::start(&self.spec, status, None, &[]).and_then(|process| {
@@ -315,13 +336,13 @@ impl Children {
                 let _ = sender.send(report);
             }
         });
-        Some((IdleChild { assignments }, when_ready))
+        Some(IdleChild { assignments, when_ready: Some(when_ready).filter(|_| self.spec.table.start_within.is_some()) })
     }
 
     /// Notes the end of a process of one use, and passes on what became of it.
     fn ended_once<T>(&self, number: u32, ran: Result<T, StartError>) -> Result<T, StartError> {
         let end = match &ran {
-            Ok(_) => ChildEnd { answered: true, ..ChildEnd::default() },
+            Ok(_) => ChildEnd { answered: true, started: true, ..ChildEnd::default() },
             Err(error) => ChildEnd::not_started(error.to_string()),
         };
         self.ended(number, &end);
@@ -337,21 +358,31 @@ impl Children {
             state.handler_works();
         }
         let (Some(fault), false) = (&end.fault, state.closed) else { return };
-        if !end.answered {
-            state.failures = state.failures.saturating_add(1);
-        }
-        // The first tasks may be at fault themselves; when child after child ends at its first task, the handler is.
-        if end.answered || end.blamed && state.failures < FIRST_TASK_FAILURES_MAX {
-            tracing::warn!(child = %name, kind = %self.spec.kind, reason = %fault, "a child ended; another takes its place");
+        if end.started {
+            let delay = state.handler_crashed();
+            tracing::warn!(
+                child = %name, kind = %self.spec.kind, reason = %fault, ?delay,
+                "a child ended; another takes its place"
+            );
             return;
         }
+        state.failures = state.failures.saturating_add(1);
         let delay = START_RETRY.delay(state.failures, 0.0);
         state.not_before = Some(Instant::now() + delay);
         state.trouble = Some(fault.clone());
         let again = humantime::format_duration(delay);
         tracing::error!(
             child = %name, kind = %self.spec.kind, reason = %fault,
-            "a child cannot start; its tasks wait, and it is tried again in {again}"
+            "a child cannot start: it ended before it took a task. The tasks of its kind wait, and it is tried again in {again}"
         );
     }
+}
+
+/// The child once it is ready; none when it has ended. A task is given to a ready child only: until then it has not started.
+async fn ready(mut child: IdleChild) -> Option<IdleChild> {
+    if let Some(when_ready) = &mut child.when_ready {
+        when_ready.await.ok()?;
+        child.when_ready = None;
+    }
+    (!child.assignments.is_closed()).then_some(child)
 }

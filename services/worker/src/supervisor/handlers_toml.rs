@@ -11,6 +11,7 @@ use millpond::retry::{RetryOverrides, parse_attempts_max, parse_jitter};
 use millpond::wire::subject::check_token;
 use serde::{Deserialize, Deserializer};
 
+use super::child_environment::check_pattern;
 use super::once::xargs;
 use super::stop_times::GRACE_DEFAULT;
 
@@ -26,6 +27,18 @@ pub(crate) enum ChildMode {
     Stream,
     /// A process is started for each task: arguments on standard input, result on standard output.
     Once,
+}
+
+/// What the output of a process of one use is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ResultForm {
+    /// One JSON value.
+    Json,
+    /// A text.
+    Text,
+    /// Bytes of any kind.
+    Bytes,
 }
 
 /// What runs in a child.
@@ -65,6 +78,9 @@ pub(crate) struct HandlerTable {
     /// When a task is killed; without it the worker's default counts.
     #[serde(deserialize_with = "some_duration")]
     pub(crate) timeout: Option<Duration>,
+    /// The longest timeout that a task may bring; without it that is `timeout`.
+    #[serde(deserialize_with = "some_duration")]
+    pub(crate) timeout_max: Option<Duration>,
     /// Most resident memory of a child and all below it, in bytes.
     #[serde(deserialize_with = "some_bytes")]
     pub(crate) memory: Option<u64>,
@@ -83,6 +99,10 @@ pub(crate) struct HandlerTable {
     /// Words before the command.
     pub(crate) wrap: Vec<String>,
     pub(crate) env: BTreeMap<String, String>,
+    /// Variables of the worker that a child gets beside those that every child gets.
+    pub(crate) env_pass: Vec<String>,
+    /// What the output of a process of one use is; without it what it looks like.
+    pub(crate) result: Option<ResultForm>,
     pub(crate) directory: Option<PathBuf>,
 }
 
@@ -102,10 +122,22 @@ impl ChildSpec {
     }
 
     /// The kind that runs the commands that its tasks name.
-    pub(crate) fn xargs(allowed: &[String]) -> Self {
+    pub(crate) fn xargs(allowed: &[String], env_pass: &[String]) -> Self {
         let program = ChildProgram::Xargs { allowed: allowed.to_vec() };
-        let table = HandlerTable { mode: ChildMode::Once, ..HandlerTable::default() };
+        let table = HandlerTable { mode: ChildMode::Once, env_pass: env_pass.to_vec(), ..HandlerTable::default() };
         Self { kind: xargs::KIND.to_owned(), program, table }
+    }
+}
+
+impl ChildSpec {
+    /// What may be the reason when a child was given a task and writes nothing.
+    pub(crate) fn silence_hint(&self) -> String {
+        let is_python = match &self.program {
+            ChildProgram::Command(words) => words.iter().any(|word| word.contains("python") || word.ends_with(".py")),
+            _ => false,
+        };
+        let flush = if is_python { " (Python: print(…, flush=True))" } else { "" };
+        format!("it was given the task and has written nothing since: does it flush each answer{flush}?")
     }
 }
 
@@ -135,6 +167,12 @@ impl HandlerTable {
         if self.pipe && self.mode != ChildMode::Once {
             bail!("`pipe = true` needs `mode = \"once\"`: a process for each conversation");
         }
+        if self.result.is_some() && (self.mode != ChildMode::Once || self.pipe) {
+            bail!("`result` says what the output of a process is: it needs `mode = \"once\"`");
+        }
+        for pattern in &self.env_pass {
+            check_pattern(pattern).map_err(anyhow::Error::msg).context("`env_pass`")?;
+        }
         if self.slots.is_some_and(|slots| !(1..=SLOTS_MAX).contains(&slots)) {
             bail!("`slots` must be a number from 1 to {SLOTS_MAX}");
         }
@@ -148,6 +186,11 @@ impl HandlerTable {
             && soft >= hard
         {
             bail!("`soft_timeout` must be shorter than `timeout`: a task is first asked to stop, then killed");
+        }
+        if let (Some(usual), Some(max)) = (self.timeout, self.timeout_max)
+            && max < usual
+        {
+            bail!("`timeout_max` must not be shorter than `timeout`: it is the longest that a task may ask for");
         }
         if let Some(attempts) = self.attempts {
             parse_attempts_max(&attempts.to_string()).context("`attempts`")?;
@@ -253,10 +296,14 @@ mod tests {
         check("[a]\ncommand = [\"x\"]\nretry_jitter = 1.5", "`retry_jitter`: \"1.5\" must be");
         check("[a]\ncommand = [\"x\"]\nmemory = \"5 apples\"", "size");
         check("[a]\ncommand = [\"x\"]\ntimeout = \"1s\"\nsoft_timeout = \"2s\"", "shorter");
+        check("[a]\ncommand = [\"x\"]\ntimeout = \"2s\"\ntimeout_max = \"1s\"", "`timeout_max` must not");
         check("[a]\ncommand = [\"x\"]\ntimeuot = \"1s\"", "timeuot");
         check("[\"a b\"]\ncommand = [\"x\"]", "kind");
         check("[a]\nisolate = true\nmode = \"once\"", "stream");
         check("[a]\ncommand = [\"x\"]\npipe = true", "once");
+        check("[a]\ncommand = [\"x\"]\nresult = \"text\"", "once");
+        check("[a]\ncommand = [\"x\"]\nmode = \"once\"\nresult = \"png\"", "unknown variant");
+        check("[a]\ncommand = [\"x\"]\nenv_pass = [\"A*B\"]", "`env_pass`: \"A*B\" is not");
         check("[a]\ncommand = \"x\"", "sequence");
     }
 }

@@ -3,6 +3,7 @@
 //! explains the lines to those who write handlers.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use millpond::limits::RESULT_BYTES_MAX;
 use millpond::outcome::Failure;
@@ -11,7 +12,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use crate::call::{Call, Reply};
+use crate::call::{Call, Reply, reply};
 
 /// The line that tells a child to shut down, before anything that ends it.
 pub(crate) const SHUTDOWN_LINE: &[u8] = b"{\"shutdown\":true}\n";
@@ -19,6 +20,8 @@ pub(crate) const SHUTDOWN_LINE: &[u8] = b"{\"shutdown\":true}\n";
 pub(crate) const CHILD_LINE_BYTES_MAX: usize = RESULT_BYTES_MAX + 64 * 1024;
 /// Bytes of a wrong line that the failure of its task repeats.
 const QUOTED_BYTES_MAX: usize = 200;
+/// A JSON object with one of these keys is said to the worker; any other line is one of the log.
+const KEYS: [&str; 5] = ["ok", "error", "progress", "note", "ready"];
 
 /// One line of a child's standard input: a task, or the request to shut down.
 #[derive(Serialize, Deserialize)]
@@ -47,8 +50,8 @@ pub(crate) struct TaskLine<'a> {
 struct ChildLine<'a> {
     #[serde(default, borrow, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     ok: Option<&'a RawValue>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    error: Option<LineError>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    error: Option<Cow<'a, RawValue>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retry: Option<bool>,
     #[serde(default, skip_serializing)]
@@ -56,7 +59,55 @@ struct ChildLine<'a> {
     #[serde(default, skip_serializing, deserialize_with = "share")]
     progress: Option<f64>,
     #[serde(default, skip_serializing)]
-    note: Option<Text>,
+    note: Option<LineText>,
+}
+
+/// A text. What is no character in it (half of a surrogate pair, which Python and JavaScript write for a file name that is
+/// not UTF-8 or a text that was cut) becomes U+FFFD: an error stays itself.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct LineText(String);
+
+impl<'de> Deserialize<'de> for LineText {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl Visitor<'_> for TextVisitor {
+            type Value = LineText;
+
+            fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+                to.write_str("a text")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<LineText, E> {
+                Ok(LineText(lossy(bytes)))
+            }
+        }
+        // Of bytes, serde_json does not ask that they are UTF-8.
+        from.deserialize_bytes(TextVisitor)
+    }
+}
+
+/// The bytes as text; each half of a surrogate pair, and all else that is not UTF-8, as U+FFFD.
+fn lossy(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    let mut surrogate_bytes = 0;
+    for chunk in bytes.utf8_chunks() {
+        if !chunk.valid().is_empty() {
+            surrogate_bytes = 0;
+        }
+        text.push_str(chunk.valid());
+        match chunk.invalid() {
+            [] => {}
+            // Half of a pair has three bytes, the first of which is 0xED. Each is a chunk of its own.
+            [0xed] => {
+                text.push(char::REPLACEMENT_CHARACTER);
+                surrogate_bytes = 2;
+            }
+            [0x80..=0xbf] if surrogate_bytes > 0 => surrogate_bytes -= 1,
+            _ => text.push(char::REPLACEMENT_CHARACTER),
+        }
+    }
+    text
 }
 
 /// Reads a field that is there; `null` is a value too.
@@ -73,59 +124,24 @@ fn share<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
     serde_json::from_str(said).map_err(D::Error::custom)
 }
 
-/// A text of a child. A lone surrogate, which Python and JavaScript write of a name that is no text or of half a character, becomes
-/// U+FFFD.
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-struct Text(String);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct AnyText;
-        impl Visitor<'_> for AnyText {
-            type Value = Text;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Text, E> {
-                Ok(Text(text.to_owned()))
-            }
-
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Text, E> {
-                Ok(Text(String::from_utf8_lossy(bytes).into_owned()))
-            }
-        }
-        // As bytes, the parser lets surrogates pass.
-        from.deserialize_bytes(AnyText)
-    }
-}
-
 /// An error of a handler.
 #[derive(Default, Serialize, Deserialize)]
-#[serde(default)]
-struct ErrorFields {
-    #[serde(rename = "type")]
-    kind: Option<Text>,
-    message: Option<Text>,
-    traceback: Option<Text>,
+struct LineError {
+    #[serde(rename = "type", default)]
+    kind: Option<LineText>,
+    #[serde(default)]
+    message: Option<LineText>,
+    #[serde(default)]
+    traceback: Option<LineText>,
 }
 
-/// An error of a handler, or just its message.
-#[derive(Serialize)]
-#[serde(transparent)]
-struct LineError(ErrorFields);
-
-impl<'de> Deserialize<'de> for LineError {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let said = <&RawValue>::deserialize(from)?.get();
-        let fields = if said.starts_with('"') {
-            serde_json::from_str(said).map(|message| ErrorFields { message: Some(message), ..ErrorFields::default() })
-        } else {
-            serde_json::from_str(said)
-        };
-        fields.map(Self).map_err(D::Error::custom)
+impl LineError {
+    /// Reads an error, or just its message.
+    fn parse(error: &RawValue) -> Result<Self, serde_json::Error> {
+        if error.get().starts_with('"') {
+            return Ok(Self { message: Some(serde_json::from_str(error.get())?), ..Self::default() });
+        }
+        serde_json::from_str(error.get())
     }
 }
 
@@ -140,33 +156,85 @@ pub(crate) enum ChildMessage {
     Reply(Reply),
 }
 
-/// Parses a line of a child.
+/// Parses a line of a child. None: it says nothing to the worker, and is a line of the log.
 ///
 /// # Errors
-/// A text that says what is wrong with the line.
-pub(crate) fn parse(line: &[u8]) -> Result<ChildMessage, String> {
+/// A text that says what is wrong with a line that was meant for the worker.
+pub(crate) fn parse(line: &[u8]) -> Result<Option<ChildMessage>, String> {
     let line = without_mark(line);
-    let fields: ChildLine<'_> = serde_json::from_slice(line).map_err(|error| {
+    if !line.trim_ascii_start().starts_with(b"{") {
+        return Ok(None);
+    }
+    // Bytes that are not UTF-8 may stand in the text of an error.
+    let text = String::from_utf8_lossy(line);
+    let wrong = |error: serde_json::Error| {
         let problem = if error.is_data() { "not an answer" } else { "no line of JSON" };
         format!("{:?} is {problem} ({error})", quoted(line))
-    })?;
+    };
+    let fields: ChildLine<'_> = match serde_json::from_str(&text) {
+        Ok(fields) => fields,
+        Err(error) => return if has_key(&text) { Err(wrong(error)) } else { Ok(None) },
+    };
     if let Some(value) = fields.ok {
-        return Ok(ChildMessage::Reply(Ok(value.to_owned())));
+        if matches!(text, Cow::Owned(_)) {
+            return Err(format!("{:?} is no line of JSON (it is not UTF-8)", quoted(line)));
+        }
+        return Ok(Some(ChildMessage::Reply(Ok(value.to_owned()))));
     }
-    if let Some(LineError(ErrorFields { kind, message, traceback })) = fields.error {
-        let kind = kind.map_or_else(|| "error".to_owned(), |kind| kind.0);
-        let mut failure = Failure::new(kind, message.unwrap_or_default().0);
+    if let Some(error) = fields.error {
+        let LineError { kind, message, traceback } = LineError::parse(&error).map_err(wrong)?;
+        let text_of = |text: Option<LineText>| text.map(|text| text.0);
+        let kind = text_of(kind).unwrap_or_else(|| "error".to_owned());
+        let mut failure = Failure::new(kind, text_of(message).unwrap_or_default());
         failure.retry = fields.retry.unwrap_or(true);
-        failure.traceback = traceback.map(|text| text.0);
-        return Ok(ChildMessage::Reply(Err(failure)));
+        failure.traceback = text_of(traceback);
+        return Ok(Some(ChildMessage::Reply(Err(failure))));
     }
     if fields.ready == Some(true) {
-        return Ok(ChildMessage::Ready);
+        return Ok(Some(ChildMessage::Ready));
     }
     if fields.progress.is_some() || fields.note.is_some() {
-        return Ok(ChildMessage::Progress(fields.progress, fields.note.map(|text| text.0)));
+        return Ok(Some(ChildMessage::Progress(fields.progress, fields.note.map(|note| note.0))));
     }
-    Err(format!("{:?} has none of ok, error, progress, ready", quoted(line)))
+    if has_key(&text) { Err(format!("{:?} has none of ok, error, progress, ready", quoted(line))) } else { Ok(None) }
+}
+
+/// Whether a text that begins as a JSON object has one of the protocol's keys, also where it is not JSON to its end.
+fn has_key(text: &str) -> bool {
+    let (mut depth, mut rest) = (0_usize, text);
+    while let Some(at) = rest.find(['{', '[', '}', ']', '"']) {
+        let (found, after) = rest.split_at(at).1.split_at(1);
+        rest = after;
+        match found {
+            "{" | "[" => depth += 1,
+            "}" | "]" => depth = depth.saturating_sub(1),
+            _ => {
+                let Some(end) = end_of_string(rest) else { return false };
+                let (string, after) = rest.split_at(end);
+                rest = after.get(1..).unwrap_or_default();
+                if depth == 1 && KEYS.contains(&string) && rest.trim_start().starts_with(':') {
+                    return true;
+                }
+            }
+        }
+    }
+    false
+}
+
+/// Where a string ends that began before `text`.
+fn end_of_string(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    text.bytes().position(|byte| {
+        let ends = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        ends
+    })
+}
+
+/// Whether the start of a line that is too long was meant for the worker.
+pub(crate) fn is_for_worker(start: &[u8]) -> bool {
+    let start = start.get(..QUOTED_BYTES_MAX).unwrap_or(start);
+    start.trim_ascii_start().starts_with(b"{") && has_key(&String::from_utf8_lossy(start))
 }
 
 /// The start of a line, for the text of an error.
@@ -193,19 +261,18 @@ pub(crate) fn write_task(call: &Call, kind: &str, deadline_ms: i64, lines: &mut 
 }
 
 /// Appends the line that answers a task.
-pub(crate) fn write_reply(reply: Reply, lines: &mut Vec<u8>) -> Result<(), Failure> {
-    let (value, failure) = match reply {
+pub(crate) fn write_reply(answer: Reply, lines: &mut Vec<u8>) -> Result<(), Failure> {
+    let (value, failure) = match answer {
         Ok(value) => (Some(value), None),
         Err(failure) => (None, Some(failure)),
     };
     let retry = failure.as_ref().map(|failure| failure.retry);
-    let error = failure.map(|failure| {
-        LineError(ErrorFields {
-            kind: Some(Text(failure.kind)),
-            message: Some(Text(failure.message)),
-            traceback: failure.traceback.map(Text),
-        })
+    let error = failure.map(|failure| LineError {
+        kind: Some(LineText(failure.kind)),
+        message: Some(LineText(failure.message)),
+        traceback: failure.traceback.map(LineText),
     });
+    let error = error.map(|error| reply(&error)).transpose()?.map(Cow::Owned);
     write_line(&ChildLine { ok: value.as_deref(), error, retry, ..ChildLine::default() }, lines)
 }
 
@@ -234,15 +301,20 @@ mod tests {
     use crate::supervisor::child_status::ChildStatus;
 
     fn check(line: &str, expected: &str) {
-        let parsed = match parse(line.as_bytes()) {
-            Ok(ChildMessage::Reply(Ok(value))) => format!("ok {}", value.get()),
-            Ok(ChildMessage::Reply(Err(f))) => {
+        check_bytes(line.as_bytes(), expected);
+    }
+
+    fn check_bytes(line: &[u8], expected: &str) {
+        let parsed = match parse(line) {
+            Ok(None) => "log".to_owned(),
+            Ok(Some(ChildMessage::Reply(Ok(value)))) => format!("ok {}", value.get()),
+            Ok(Some(ChildMessage::Reply(Err(f)))) => {
                 format!("error {} {} {} {}", f.kind, f.message, f.retry, f.traceback.unwrap_or_default())
             }
-            Ok(message) => format!("{message:?}"),
+            Ok(Some(message)) => format!("{message:?}"),
             Err(wrong) => format!("wrong {wrong}"),
         };
-        assert!(parsed.starts_with(expected), "{line}: {parsed}");
+        assert!(parsed.starts_with(expected), "{}: {parsed}", line.escape_ascii());
     }
 
     #[test]
@@ -250,25 +322,41 @@ mod tests {
         check(r#"{"ok": {"a": 1e400}}"#, r#"ok {"a": 1e400}"#);
         check(r#"{"ok": null}"#, "ok null");
         check("\u{feff}{\"ok\": 1.0}", "ok 1.0");
-        for exact in ["18446744073709551617", r#"{"a":1,"a":2}"#, r#""\ud800""#, &"[".repeat(200).add(&"]".repeat(200))]
-        {
+        for exact in ["18446744073709551617", r#"{"a":1,"a":2}"#, &"[".repeat(200).add(&"]".repeat(200))] {
             check(&format!(r#"{{"ok":{exact}}}"#), &format!("ok {exact}"));
         }
+        check(r#"{"ok": "\ud83d"}"#, r#"ok "\ud83d""#);
         check(r#"{"error": {"type": "E", "message": "m", "traceback": "t"}, "retry": false}"#, "error E m false t");
         check(r#"{"error": "m"}"#, "error error m true");
         check(r#"{"progress": 0.5, "note": "half\n"}"#, r#"Progress(Some(0.5), Some("half\n"))"#);
-        check(
-            r#"{"error": {"type": "E\ud800", "message": "caf\udce9", "traceback": "t"}, "retry": false}"#,
-            "error E\u{fffd}",
-        );
-        check(r#"{"error": "\udce9 no"}"#, "error error \u{fffd}");
         check(r#"{"progress": 1e400, "note": "\ud800"}"#, "Progress(Some(1.0)");
         check(r#"{"progress": null, "note": "n"}"#, "Progress(None, Some(\"n\"))");
         check(r#"{"ready": true}"#, "Ready");
-        check("hello", "wrong \"hello\" is no line of JSON");
         check(r#"{"progress": "half"}"#, "wrong \"{\\\"progress\\\": \\\"half\\\"}\" is not an answer (invalid type");
-        check("{}", "wrong");
-        check("\u{0}", "wrong");
+    }
+
+    #[test]
+    fn what_is_no_character_does_not_change_what_an_error_is() {
+        let line = r#"{"error": {"type": "E", "message": "a \udce9 \ud83d\ude00 \ud83d!", "traceback": "\udce9"}, "retry": false}"#;
+        check(line, "error E a \u{fffd} \u{1f600} \u{fffd}! false \u{fffd}");
+        check(r#"{"progress": 1, "note": "\udce9"}"#, "Progress(Some(1.0), Some(\"\u{fffd}\"))");
+        check_bytes(b"{\"error\": \"caf\xe9\"}", "error error caf\u{fffd} true");
+        check_bytes(b"{\"ok\": \"caf\xe9\"}", "wrong");
+    }
+
+    #[test]
+    fn a_line_that_is_not_for_the_worker_is_one_of_the_log() {
+        for line in
+            ["hello", "", "{}", "\u{0}", "12", "[1]", "{nope", "{\"level\": \"info\", \"message\": {\"ok\": 1}}"]
+        {
+            check(line, "log");
+        }
+        for line in
+            [r#"{"ok": NaN}"#, r#"{"id": "a\"", "ok": }"#, r#"{"error": 5}"#, r#"{"ready": false}"#, r#"{"ok": 1"#]
+        {
+            check(line, "wrong");
+        }
+        assert!(is_for_worker(br#" {"ok": "xxx"#) && !is_for_worker(b"xxx") && !is_for_worker(br#"{"x": {"ok": "#));
     }
 
     #[test]
@@ -293,8 +381,8 @@ mod tests {
         ];
         crate::storm::storm("lines", &corpus, |input| {
             match parse(input) {
-                Ok(ChildMessage::Reply(Ok(value))) => assert!(serde_json::from_str::<&RawValue>(value.get()).is_ok()),
-                Ok(ChildMessage::Progress(progress, _)) => assert!(progress.is_none_or(f64::is_finite)),
+                Ok(Some(ChildMessage::Reply(Ok(value)))) => assert!(serde_json::from_str::<&RawValue>(value.get()).is_ok()),
+                Ok(Some(ChildMessage::Progress(progress, _))) => assert!(progress.is_none_or(f64::is_finite)),
                 Ok(_) => {}
                 Err(wrong) => assert!(wrong.len() < QUOTED_BYTES_MAX * 12 + 500, "{}", wrong.len()),
             }

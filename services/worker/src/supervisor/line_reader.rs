@@ -1,8 +1,9 @@
 //! Reads lines of bounded length from a pipe, so that no child can fill the worker's memory with a line that never ends.
 
+use std::os::fd::AsFd;
+
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::ChildStderr;
 
 /// Bytes that one read takes.
 const READ_BYTES: usize = 64 * 1024;
@@ -61,6 +62,11 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
         self.ended && self.buffer.is_empty()
     }
 
+    /// Whether nothing is in the buffer.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
     /// A line that is in the buffer already.
     pub(crate) fn buffered(&mut self) -> Option<ReadLine> {
         let end = self.buffer.get(self.searched..)?.iter().position(|b| *b == b'\n');
@@ -84,7 +90,7 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
     }
 }
 
-impl LineReader<ChildStderr> {
+impl<R: AsFd> LineReader<R> {
     /// Reads what was written until now, without waiting. The runtime may be woken for this pipe later than for another
     /// pipe to which the child wrote afterwards.
     pub(crate) fn read_written(&mut self) {

@@ -52,6 +52,31 @@ mod linux {
         })
     }
 
+    /// Memory of `pids` that nothing but them needs, in bytes: anonymous and shared memory, each page divided by the processes
+    /// that share it, and what of it was swapped out. Files that are mapped can be read again, and do not count. A process that
+    /// may not be looked into counts with its resident memory.
+    pub(crate) fn own_memory(pids: &[u32]) -> u64 {
+        pids.iter().map(|pid| rollup(*pid).unwrap_or_else(|| usage(&[*pid]).rss_bytes)).sum()
+    }
+
+    fn rollup(pid: u32) -> Option<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        let kib = |line: &str| {
+            let (name, value) = line.split_once(':')?;
+            let counts = ["Pss_Anon", "Pss_Shmem", "SwapPss"].contains(&name);
+            value.trim().strip_suffix(" kB").filter(|_| counts)?.trim().parse::<u64>().ok()
+        };
+        let counted: Vec<u64> = text.lines().filter_map(kib).collect();
+        // Kernels before 5.4 do not tell files from the rest.
+        (counted.len() == 3).then(|| counted.iter().sum::<u64>() * 1024)
+    }
+
+    /// What `pids` have resident and swapped out together, in bytes: their own memory is not more than that.
+    pub(crate) fn resident_and_swapped(pids: &[u32]) -> u64 {
+        let swapped = pids.iter().filter_map(|pid| Process::new(pid.cast_signed()).ok()?.status().ok()?.vmswap);
+        usage(pids).rss_bytes + swapped.sum::<u64>() * 1024
+    }
+
     /// How many processes of this control group (v2 or v1) the kernel has killed for want of memory; none outside of one.
     pub(crate) fn oom_kills() -> Option<u64> {
         let groups = Process::myself().ok()?.cgroups().ok()?;
@@ -72,11 +97,21 @@ mod linux {
 }
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{descendants, oom_kills, usage};
+pub(crate) use linux::{descendants, oom_kills, own_memory, resident_and_swapped, usage};
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn usage(_: &[u32]) -> ProcessUsage {
     ProcessUsage::default()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn own_memory(_: &[u32]) -> u64 {
+    0
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn resident_and_swapped(_: &[u32]) -> u64 {
+    0
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -102,5 +137,14 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!descendants(me).contains(&child.id()));
+    }
+
+    #[test]
+    fn own_memory_is_a_part_of_what_is_resident() {
+        let held = vec![1_u8; 32 << 20];
+        let (me, before) = ([std::process::id()], std::time::Instant::now());
+        let own = own_memory(&me);
+        assert!(own > 32 << 20 && own <= resident_and_swapped(&me), "{own} in {:?}", before.elapsed());
+        assert_eq!(held.len(), 32 << 20);
     }
 }

@@ -5,8 +5,9 @@
 //! started bare.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
 
@@ -16,9 +17,9 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, dup2_stdin, dup2_stdout};
+use nix::unistd::{Pid, dup, dup2_stdin, dup2_stdout};
 
-use super::child_process::{CANNOT_START, END_ALL, EXIT_CANNOT_START};
+use super::child_process::{CANNOT_START, END_ALL, ENV_FD_OUT, ENV_GUARD_OUT, EXIT_CANNOT_START};
 use super::process_tree::descendants;
 
 /// How long a guard waits before it checks again what is left of the processes that it has killed, in milliseconds.
@@ -45,9 +46,18 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> ! {
 
 fn start(program: &OsString, arguments: impl Iterator<Item = OsString>) -> io::Result<(SignalFd, Child)> {
     nix::sys::prctl::set_child_subreaper(true)?;
+    // A duplicate is inherited, unlike the file itself. It is closed here when the child has been started.
+    let out = std::env::var_os(ENV_GUARD_OUT).and_then(|path| File::options().write(true).open(path).ok());
+    let out = out.and_then(|file| dup(file).ok());
+    let mut command = Command::new(program);
+    command.args(arguments).env_remove(ENV_GUARD_OUT);
+    if let Some(out) = &out {
+        command.env(ENV_FD_OUT, out.as_raw_fd().to_string());
+    }
     // The child is started before the signals are blocked, because it would inherit that. `watch` begins with a check for
     // a signal that came in between.
-    let child = Command::new(program).args(arguments).spawn()?;
+    let child = command.spawn()?;
+    drop(out);
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, END_ALL] {
         signals.add(signal);
@@ -55,7 +65,7 @@ fn start(program: &OsString, arguments: impl Iterator<Item = OsString>) -> io::R
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     // From here on only the child holds the pipes of its tasks and results, so that they end when it does.
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     Ok((signals, child))

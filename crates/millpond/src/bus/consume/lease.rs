@@ -41,6 +41,10 @@ pub struct Lease {
     seq: u64,
     stored_ms: i64,
     deliveries: i64,
+    /// No worker holds it that was asked: whoever had it may have died of it.
+    is_orphan: bool,
+    /// How often its worker has died so far, where that is twice or more.
+    suspicion: Option<Suspicion>,
     wrote_start: bool,
     /// The work. Boxed: a lease moves through every stage of a worker.
     pub task: Box<Task>,
@@ -66,6 +70,27 @@ pub enum Admission {
     Acknowledge,
     /// It was started as often as allowed, and each start ended in a death.
     StartsExhausted(Vec<StartEntry>),
+    /// It may be started once only, and was: its worker is gone.
+    WorkerLost(Vec<StartEntry>),
+}
+
+/// How suspicious a task is of killing its workers: the more have died with it the more, and then the later it was started,
+/// because whatever kills at its start was the last to be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Suspicion {
+    /// Starts that ended in a death and were recorded.
+    pub deaths: usize,
+    /// The last of them, Unix time in milliseconds.
+    pub last_ms: i64,
+    /// The number of that start in its worker.
+    pub number: u64,
+}
+
+impl Suspicion {
+    fn of(deaths: usize, last: &StartEntry) -> Self {
+        let number = last.by.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).unwrap_or(0);
+        Self { deaths, last_ms: last.at_ms, number }
+    }
 }
 
 impl Leases {
@@ -112,7 +137,18 @@ impl Leases {
         let Delivery { origin, seq, stored_ms, deliveries, reply } = delivery;
         let number = self.table.add(&task, reply, generation);
         let (table, task) = (self.table.clone(), Box::new(task));
-        Lease { table, number, origin, seq, stored_ms, deliveries, wrote_start: false, task }
+        Lease {
+            table,
+            number,
+            origin,
+            seq,
+            stored_ms,
+            deliveries,
+            is_orphan: false,
+            suspicion: None,
+            wrote_start: false,
+            task,
+        }
     }
 }
 
@@ -219,6 +255,45 @@ impl Lease {
             OwnershipReply::Settled => return Ok(Admission::Acknowledge),
             OwnershipReply::Unknown => {}
         }
+        self.is_orphan = true;
+        let before = self.table.starts.entries(&self.start_key()).await?;
+        Ok(match before.last() {
+            Some(_) if self.runs_once() => Admission::WorkerLost(before),
+            Some(_) if before.len() >= STARTS_MAX => Admission::StartsExhausted(before),
+            Some(last) => {
+                self.suspicion = Some(Suspicion::of(before.len(), last));
+                Admission::Start
+            }
+            None => Admission::Start,
+        })
+    }
+
+    /// How suspicious it is of killing its workers; none before two have died with it.
+    #[must_use]
+    pub fn suspicion(&self) -> Option<Suspicion> {
+        self.suspicion
+    }
+
+    /// Whether its publisher wants it to be started once at the most.
+    fn runs_once(&self) -> bool {
+        self.task.attempt == 1 && self.task.attempts_max == Some(1)
+    }
+
+    /// Whether its start must be recorded.
+    #[must_use]
+    pub fn must_record_start(&self) -> bool {
+        self.is_orphan || self.runs_once()
+    }
+
+    /// Counts the start, right before the handler gets the task, of a message about which others were asked, or that may be
+    /// started once only; any other costs nothing here. What the handler needed until then took its time: a worker that died meanwhile has not run the task.
+    ///
+    /// # Errors
+    /// [`BusError`] when the server does not answer; abandon the lease then.
+    pub async fn record_start(&mut self) -> Result<Admission, BusError> {
+        if !self.must_record_start() {
+            return Ok(Admission::Start);
+        }
         let entry =
             StartEntry { by: self.started_by(), worker: self.table.worker().to_owned(), at_ms: crate::now_ms() };
         let before = self.table.starts.add(&self.start_key(), &entry, STARTS_MAX).await?;
@@ -227,6 +302,9 @@ impl Lease {
         }
         self.wrote_start = true;
         failpoint::hit("admit.recorded");
+        if !self.is_orphan {
+            return Ok(Admission::Start);
+        }
         let later = !self.task.is_batch() && self.later_attempt_waits().await?;
         Ok(if later { Admission::Acknowledge } else { Admission::Start })
     }

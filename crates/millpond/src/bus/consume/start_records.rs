@@ -51,6 +51,14 @@ impl StartRecords {
         }))
     }
 
+    /// The starts without an end.
+    ///
+    /// # Errors
+    /// [`BusError`] when the bucket cannot be read.
+    pub async fn entries(&self, key: &str) -> Result<Vec<StartEntry>, BusError> {
+        Ok(self.read(key).await?.1)
+    }
+
     /// Adds an entry unless there are `max` already; returns those that were there before.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ const PLACES = {
   paused: ["#/queues", "Queues"],
   orphaned_lease: ["#/workers", "Workers"],
   stuck_consumer: ["#/queues", "Queues"],
+  broken_kind: ["#/workers", "Workers"],
   stalled_job: ["#/jobs?state=stalled", "Stalled jobs"],
   lost_task: ["#/tasks", "Tasks"],
   worker_lost: ["#/workers", "Workers"],

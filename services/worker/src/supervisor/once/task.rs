@@ -1,6 +1,7 @@
 //! A process for one task: it finds the arguments on standard input, writes the result to standard output, and its exit
 //! code decides.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -23,12 +24,14 @@ use crate::call_end::{CallEnd, too_late};
 use crate::supervisor::child_logs;
 use crate::supervisor::child_process::{ChildProcess, StartError, task_environment};
 use crate::supervisor::child_status::ChildStatus;
-use crate::supervisor::handlers_toml::{ChildProgram, ChildSpec};
+use crate::supervisor::handlers_toml::{ChildProgram, ChildSpec, HandlerTable, ResultForm};
 use crate::supervisor::line_reader::ReadLine;
 use crate::supervisor::stop_times::{END_WITHIN, STOP_GRACE_MAX, Timeouts};
 
 /// The exit code that says that the arguments are at fault, and that another try is of no use (`EX_DATAERR` of sysexits.h).
 const EXIT_DATA: i32 = 65;
+/// Bytes of an output that does not fit, in the failure.
+const QUOTED_BYTES_MAX: usize = 200;
 /// Bytes of a file that are in memory on their way to a process.
 const COPY_BYTES: usize = 256 * 1024;
 
@@ -89,33 +92,54 @@ pub(crate) async fn run(
             CallEnd::of(xargs::result(task, call.attempt, end.exit, end.output))
         }
         (None, Some(reason)) => return Err(StartError::CannotStart(reason)),
-        _ => call_end(&process, end, spec.table.memory),
+        _ => call_end(&process, end, &spec.table),
     })
 }
 
-fn call_end(process: &ChildProcess, end: ProcessEnd, memory_max: Option<u64>) -> CallEnd {
+fn call_end(process: &ChildProcess, end: ProcessEnd, table: &HandlerTable) -> CallEnd {
     if end.exit.success() && end.killed.is_none() {
         if end.output.cut {
             let text = format!("it wrote more than {RESULT_BYTES_MAX} bytes to standard output");
             return CallEnd::of(Err(Failure::fatal("result_too_large", text)));
         }
-        return result_of(&end.output.stdout);
+        return result_of(&end.output.stdout, table.result).unwrap_or_else(|failure| {
+            let child = Some(process.status.evidence(Some(end.exit), false));
+            CallEnd::of(Err(Failure { child, ..failure }))
+        });
     }
-    let mut failure = process.failure(end.exit, memory_max, end.killed);
+    let mut failure = process.failure(end.exit, table.memory, end.killed);
     failure.retry = end.exit.code() != Some(EXIT_DATA);
     CallEnd::of(Err(failure))
 }
 
-/// The output as a result: JSON as it is, other text without the line end at its end, no output as null, and what is no text
-/// as bytes. A byte order mark at its start belongs to no value.
-fn result_of(output: &[u8]) -> CallEnd {
-    let Ok(text) = std::str::from_utf8(without_mark(output)) else { return CallEnd::of_bytes(output) };
-    let text = text.trim_end_matches(['\n', '\r']);
-    CallEnd::of(match serde_json::from_str::<&RawValue>(text) {
-        Ok(value) => Ok(value.to_owned()),
-        Err(_) if text.is_empty() => Ok(RawValue::NULL.to_owned()),
-        Err(_) => reply(&text),
-    })
+/// The output as a result. Of no form in particular it is JSON when all of it is one value, a text without the line end at its
+/// end when it is UTF-8, `null` when there is none, and else bytes.
+fn result_of(output: &[u8], form: Option<ResultForm>) -> Result<CallEnd, Failure> {
+    let text = std::str::from_utf8(without_mark(output));
+    let value = match (form, text) {
+        (Some(ResultForm::Bytes), _) | (None, Err(_)) => return Ok(CallEnd::of_bytes(output)),
+        (Some(ResultForm::Json), Ok(text)) => serde_json::from_str::<&RawValue>(text)
+            .map(ToOwned::to_owned)
+            .map_err(|error| misfit("JSON", &error, output)),
+        (Some(form), Err(error)) => Err(misfit(if form == ResultForm::Json { "JSON" } else { "text" }, &error, output)),
+        (Some(ResultForm::Text), Ok(text)) => {
+            let text = text.strip_suffix('\n').unwrap_or(text);
+            reply(&text.strip_suffix('\r').unwrap_or(text))
+        }
+        (None, Ok(text)) => match (serde_json::from_str::<&RawValue>(text), text.trim_end_matches(['\n', '\r'])) {
+            (Ok(value), _) => Ok(value.to_owned()),
+            (Err(_), "") => Ok(RawValue::NULL.to_owned()),
+            (Err(_), text) => reply(&text),
+        },
+    };
+    Ok(CallEnd::of(Ok(value?)))
+}
+
+/// The failure of a process whose output is not of the form that its kind has.
+fn misfit(form: &str, error: &dyn Display, output: &[u8]) -> Failure {
+    let start = output.get(..QUOTED_BYTES_MAX).unwrap_or(output);
+    let (bytes, start) = (output.len(), start.escape_ascii());
+    Failure::new("bad_output", format!("its output is no {form} ({error}); its {bytes} bytes begin: {start}"))
 }
 
 /// Gives the process its input, reads what it writes, and ends it when it takes too long. No process of it is left then.
@@ -235,35 +259,55 @@ async fn collect(stdout: Option<ChildStdout>) -> (Vec<u8>, bool) {
 mod tests {
     use super::*;
 
-    fn check(output: &str, expected: &str) {
-        let CallEnd::Done(value) = result_of(output.as_bytes()) else { panic!("{output:?} is a result") };
-        assert_eq!(value.get(), expected);
-    }
-
-    #[test]
-    fn what_is_no_text_becomes_bytes() {
-        for (output, expected) in
-            [(&b"caf\xe9\n"[..], "Y2Fm6Qo="), (b"\"\xff\"", "Iv8i"), (b"\xef\xbb\xbf\xff", "77u//w==")]
-        {
-            let CallEnd::Bytes(value) = result_of(output) else { panic!("{output:?} is bytes") };
-            assert_eq!(value.get(), format!(r#"{{"base64":"{expected}"}}"#));
-        }
+    fn check(output: &[u8], form: Option<ResultForm>, expected: &str) {
+        let result = result_of(output, form);
+        let shown = match &result {
+            Ok(CallEnd::Done(value) | CallEnd::Bytes(value)) => value.get(),
+            Ok(_) => panic!("{} is a result", output.escape_ascii()),
+            Err(failure) => failure.message.as_str(),
+        };
+        assert!(shown.starts_with(expected), "{}: {shown}", output.escape_ascii());
     }
 
     #[test]
     fn output_becomes_a_result() {
-        check("144\n", "144");
-        check("{\"a\": 1}\r\n", "{\"a\": 1}");
-        check("two words\n", "\"two words\"");
-        check("\u{feff}42", "42");
-        check("\u{feff}two words", "\"two words\"");
-        check("\u{feff}", "null");
+        check(b"144\n", None, "144");
+        check(b"{\"a\": 1}\r\n", None, "{\"a\": 1}");
+        check(b"two words\n", None, "\"two words\"");
+        check(b"007", None, "\"007\"");
+        check(b"1\n2\n", None, "\"1\\n2\"");
+        check(b"", None, "null");
+        check(b"a\nb\n", None, "\"a\\nb\"");
+        check(b"\xef\xbb\xbf[1]", None, "[1]");
+        check(b"\x89PNG\r\n\x1a\n", None, "{\"base64\":\"iVBORw0KGgo=\"}");
+        check(b"caf\xe9\n", None, "{\"base64\":\"Y2Fm6Qo=\"}");
+        check("\u{feff}two words".as_bytes(), None, "\"two words\"");
+        check("\u{feff}".as_bytes(), None, "null");
+        check(b"\"\xff\"", None, "{\"base64\":\"Iv8i\"}");
+        check(b"\xef\xbb\xbf\xff", None, "{\"base64\":\"77u//w==\"}");
         for exact in
             ["18446744073709551617", "1.0", "1e400", r#"{"a":1,"a":2}"#, r#""\ud800""#, "0.10000000000000000555"]
         {
-            check(exact, exact);
+            check(exact.as_bytes(), None, exact);
         }
-        check("", "null");
-        check("a\nb\n", "\"a\\nb\"");
+    }
+
+    #[test]
+    fn output_has_the_form_that_its_kind_has() {
+        let (json, text, bytes) = (Some(ResultForm::Json), Some(ResultForm::Text), Some(ResultForm::Bytes));
+        check(b"144\n", json, "144");
+        check(b"144\n", text, "\"144\"");
+        check(b"a\n\n", text, "\"a\\n\"");
+        check(b"", text, "\"\"");
+        check(b"144\n", bytes, "{\"base64\":\"MTQ0Cg==\"}");
+        check(b"", bytes, "{\"base64\":\"\"}");
+        check(b"two words\n", json, "its output is no JSON (expected");
+        check(b"", json, "its output is no JSON (EOF");
+        check(b"caf\xe9!", json, "its output is no JSON (invalid utf-8");
+        check(
+            b"caf\xe9!",
+            text,
+            "its output is no text (invalid utf-8 sequence of 1 bytes from index 3); its 5 bytes begin: caf\\xe9!",
+        );
     }
 }

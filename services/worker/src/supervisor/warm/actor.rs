@@ -10,11 +10,11 @@ use tokio::time::{Instant as Clock, sleep_until, timeout};
 
 use super::assignment::{Assignment, AssignmentReport};
 use super::child::{ChildEvent, WarmChild};
+use super::output::Output;
 use super::run::AssignmentRun;
 use crate::supervisor::child_process::ChildProcess;
 use crate::supervisor::handlers_toml::ChildSpec;
-use crate::supervisor::line_protocol::{ChildMessage, SHUTDOWN_LINE, parse, quoted};
-use crate::supervisor::line_reader::ReadLine;
+use crate::supervisor::line_protocol::{ChildMessage, SHUTDOWN_LINE};
 use crate::supervisor::stop_times::END_WITHIN;
 
 /// How a child's life ended.
@@ -22,10 +22,10 @@ use crate::supervisor::stop_times::END_WITHIN;
 pub(crate) struct ChildEnd {
     /// Whether the child ever answered a task.
     pub(crate) answered: bool,
+    /// Whether it took a task, or said that it is ready: its handler can start.
+    pub(crate) started: bool,
     /// Why the child ended although nobody told it to.
     pub(crate) fault: Option<String>,
-    /// Whether a task has failed for that fault.
-    pub(crate) blamed: bool,
     /// The report on the last assignment. It is sent only after the end of the child was noted, because its receiver then
     /// takes another child.
     pub(crate) last_report: Option<(oneshot::Sender<AssignmentReport>, AssignmentReport)>,
@@ -99,7 +99,8 @@ impl WarmChildActor {
         let Self { mut child, assignments, .. } = self;
         drop(assignments);
         leave(&mut child).await;
-        ChildEnd { answered: child.answers > 0, fault: child.fault, blamed: child.blamed, ..end }
+        let (answered, started) = (child.answers > 0, child.answers > 0 || child.blamed || child.ready);
+        ChildEnd { answered, started, fault: child.fault, ..end }
     }
 
     /// Waits for the line `{"ready":true}`.
@@ -120,11 +121,16 @@ impl WarmChildActor {
                 ChildEvent::Assigned(Some(assignment)) => self.early = Some(assignment),
                 ChildEvent::Assigned(None) => return Err("it is not needed any more".to_owned()),
                 ChildEvent::Log(line) => self.child.log(line),
-                ChildEvent::Output(ReadLine::Line(line)) => match parse(&line) {
-                    Ok(ChildMessage::Ready) => return Ok(()),
-                    _ => return Err(format!("it wrote {:?} before it was ready", quoted(&line))),
-                },
-                ChildEvent::Output(_) => {}
+                ChildEvent::Output(Output::Message(ChildMessage::Ready)) => {
+                    self.child.ready = true;
+                    return Ok(());
+                }
+                ChildEvent::Output(Output::Message(ChildMessage::Progress(..)) | Output::End) => {}
+                ChildEvent::Output(Output::Message(ChildMessage::Reply(_))) => {
+                    return Err("it wrote an answer before it was ready".to_owned());
+                }
+                ChildEvent::Output(Output::Wrong(wrong)) => return Err(wrong.message),
+                ChildEvent::Output(Output::Log(line)) => self.child.log_output(&line),
             }
         }
     }
@@ -142,14 +148,15 @@ impl WarmChildActor {
                 ChildEvent::Ended(exit) => return Err(self.child.ended_idle(exit).await),
                 ChildEvent::Assigned(assignment) => return Ok(assignment),
                 ChildEvent::Log(line) => self.child.log(line),
-                ChildEvent::Output(ReadLine::Line(line)) if matches!(parse(&line), Ok(ChildMessage::Ready)) => {}
-                ChildEvent::Output(ReadLine::Line(line) | ReadLine::TooLong(line)) => {
+                ChildEvent::Output(Output::Log(line)) => self.child.log_output(&line),
+                ChildEvent::Output(Output::Message(ChildMessage::Ready)) => self.child.ready = true,
+                ChildEvent::Output(Output::Message(ChildMessage::Progress(..))) => {}
+                ChildEvent::Output(Output::Message(ChildMessage::Reply(_)) | Output::Wrong(_)) => {
                     self.child.leaving = true;
                     self.child.process.handle.end_all();
-                    let line = quoted(&line);
-                    return Err(format!("it wrote {line:?} to standard output without a task; log to standard error"));
+                    return Err("it wrote an answer without a task".to_owned());
                 }
-                ChildEvent::Output(ReadLine::End) => {
+                ChildEvent::Output(Output::End) => {
                     // Most likely the child is about to end.
                     self.child.ends_within(END_WITHIN).await;
                     self.child.leaving = true;

@@ -5,16 +5,16 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::process::ChildStdout;
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::{Instant as Clock, sleep_until};
 
 use super::assignment::Assignment;
+use super::output::{ChildOutput, Output};
 use crate::supervisor::child_logs;
 use crate::supervisor::child_process::ChildProcess;
 use crate::supervisor::handlers_toml::ChildSpec;
-use crate::supervisor::line_protocol::CHILD_LINE_BYTES_MAX;
-use crate::supervisor::line_reader::{LineReader, ReadLine};
+use crate::supervisor::line_reader::ReadLine;
 
 /// What happens to a child that has no task.
 pub(super) enum ChildEvent {
@@ -22,19 +22,25 @@ pub(super) enum ChildEvent {
     /// None when the child is not needed any more.
     Assigned(Option<Assignment>),
     Log(ReadLine),
-    Output(ReadLine),
+    Output(Output),
 }
 
 /// The process of a warm child, and what is known of it.
 pub(super) struct WarmChild {
     pub(super) process: ChildProcess,
-    pub(super) stdout: LineReader<ChildStdout>,
+    pub(super) output: ChildOutput,
     pub(super) spec: Arc<ChildSpec>,
     /// Mean time between two answers, in nanoseconds; 0 before the first answer. A slower answer counts at once, faster
     /// ones count by and by.
     pub(super) mean_answer_ns: u64,
     pub(super) answers: u64,
     pub(super) answers_since_log: u32,
+    /// Bytes that were written to it so far.
+    pub(super) given: u64,
+    /// Bytes of them that it had not read when it closed its standard input.
+    pub(super) left_unread: u64,
+    /// It has said that it is ready.
+    pub(super) ready: bool,
     pub(super) exit: Option<ExitStatus>,
     /// The child was told to shut down, or was killed: it gets no more assignments.
     pub(super) leaving: bool,
@@ -47,14 +53,17 @@ pub(super) struct WarmChild {
 impl WarmChild {
     /// `None` when the process has no standard output to read.
     pub(super) fn new(mut process: ChildProcess, spec: Arc<ChildSpec>) -> Option<Self> {
-        let stdout = LineReader::new(process.stdout.take()?, CHILD_LINE_BYTES_MAX);
+        let output = ChildOutput::of(&mut process)?;
         Some(Self {
             process,
-            stdout,
+            output,
             spec,
             mean_answer_ns: 0,
             answers: 0,
             answers_since_log: 0,
+            given: 0,
+            left_unread: 0,
+            ready: false,
             exit: None,
             leaving: false,
             fault: None,
@@ -68,8 +77,8 @@ impl WarmChild {
     /// # Cancel safety
     /// Safe.
     pub(super) async fn next_event(&mut self, assignments: Option<&mut mpsc::Receiver<Assignment>>) -> ChildEvent {
-        let Self { process: ChildProcess { handle, stderr, .. }, stdout, .. } = self;
-        let (log_ended, output_ended) = (stderr.has_ended(), stdout.has_ended());
+        let Self { process: ChildProcess { handle, stderr, .. }, output, .. } = self;
+        let (log_ended, output_ended) = (stderr.has_ended(), output.has_ended());
         let assigned = async {
             match assignments {
                 Some(assignments) => assignments.recv().await,
@@ -81,7 +90,7 @@ impl WarmChild {
             exit = handle.wait() => ChildEvent::Ended(exit),
             assignment = assigned => ChildEvent::Assigned(assignment),
             line = stderr.next(), if !log_ended => ChildEvent::Log(line),
-            line = stdout.next(), if !output_ended => ChildEvent::Output(line),
+            output = output.next(), if !output_ended => ChildEvent::Output(output),
         }
     }
 
@@ -91,6 +100,19 @@ impl WarmChild {
             self.answers_since_log = 0;
             child_logs::log(&self.process.status, &line);
         }
+    }
+
+    /// Logs a line of standard output.
+    pub(super) fn log_output(&mut self, line: &Bytes) {
+        self.answers_since_log = 0;
+        child_logs::log_stdout(&self.process.status, line);
+    }
+
+    /// Whether the child has read anything beyond the first `at` bytes that it was given: a task of which it has read nothing
+    /// has not run. True where that is not known.
+    pub(super) fn has_read_beyond(&self, at: u64) -> bool {
+        let unread = if self.process.stdin.is_some() { self.process.unread() } else { Some(self.left_unread) };
+        unread.is_none_or(|unread| self.given.saturating_sub(unread) > at)
     }
 
     /// Notes an answer that took `took`.
@@ -126,6 +148,7 @@ impl WarmChild {
             match event {
                 ChildEvent::Log(line) => self.log(line),
                 ChildEvent::Ended(exit) => self.exit = Some(exit),
+                ChildEvent::Output(Output::Log(line)) => self.log_output(&line),
                 ChildEvent::Output(_) | ChildEvent::Assigned(_) => {}
             }
         }

@@ -4,4 +4,5 @@
 pub(crate) mod actor;
 pub(crate) mod assignment;
 mod child;
+mod output;
 mod run;

@@ -6,16 +6,16 @@ use std::future::pending;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use millpond::limits::RESULT_BYTES_MAX;
 use millpond::outcome::Failure;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant as Clock, sleep_until, timeout};
 
 use super::assignment::{Assignment, AssignmentReport};
 use super::child::WarmChild;
+use super::output::Output;
 use crate::call_end::{CallEnd, too_late};
 use crate::supervisor::child_process::ChildProcess;
-use crate::supervisor::line_protocol::{CHILD_LINE_BYTES_MAX, ChildMessage, SHUTDOWN_LINE, parse, write_task};
+use crate::supervisor::line_protocol::{ChildMessage, SHUTDOWN_LINE, write_task};
 use crate::supervisor::line_reader::ReadLine;
 use crate::supervisor::stop_times::{END_WITHIN, STOP_GRACE_MAX, Timeouts};
 
@@ -44,19 +44,26 @@ enum StopStage {
 enum RunEvent {
     StepDue,
     StopRequested,
-    Output(ReadLine),
+    Output(Output),
     Written(std::io::Result<usize>),
     Ended(ExitStatus),
     Log(ReadLine),
+}
+
+/// A call that was claimed and has no end yet.
+struct OpenCall {
+    /// Why it was not written to the child.
+    refused: Option<Failure>,
+    /// Where its line begins in all that the child is given.
+    at: u64,
 }
 
 /// One assignment in progress.
 pub(super) struct AssignmentRun<'a> {
     child: &'a mut WarmChild,
     assignment: &'a Assignment,
-    /// One entry for each call that was claimed and has no end yet, the oldest first. A failure stands for a call that was
-    /// not written to the child.
-    open: VecDeque<Option<Failure>>,
+    /// The oldest first.
+    open: VecDeque<OpenCall>,
     ends: Vec<CallEnd>,
     claimed: usize,
     /// The next call to be written.
@@ -74,8 +81,6 @@ pub(super) struct AssignmentRun<'a> {
     /// Why this worker has killed the child.
     kill_reason: Option<Failure>,
     output_ended: bool,
-    /// Whether the child was given anything of this assignment.
-    gave_task: bool,
     /// An earlier call is the reason why the child is pressed to end: the oldest open one is not to blame.
     excused: bool,
     /// The pipe that the child has closed first.
@@ -101,7 +106,6 @@ impl<'a> AssignmentRun<'a> {
             stop_requested: false,
             kill_reason: None,
             output_ended: false,
-            gave_task: false,
             excused: false,
             closed_pipe: None,
             output_ignored: false,
@@ -117,13 +121,14 @@ impl<'a> AssignmentRun<'a> {
             }
             match self.next_event().await {
                 RunEvent::Log(line) => self.child.log(line),
-                RunEvent::Output(line) => self.output(line),
+                RunEvent::Output(output) => self.output(output),
                 RunEvent::Written(Ok(bytes)) => {
                     self.written += bytes;
-                    self.gave_task = true;
+                    self.child.given += bytes as u64;
                 }
                 RunEvent::Written(Err(_)) => {
                     // The child reads no more: most likely it is about to end.
+                    self.child.left_unread = self.child.process.unread().unwrap_or(0);
                     self.child.process.stdin = None;
                     self.pipe_closed("standard input");
                 }
@@ -183,8 +188,9 @@ impl<'a> AssignmentRun<'a> {
                 self.written = 0;
             }
             let deadline_ms = millpond::now_ms().saturating_add(timeout.try_into().unwrap_or(i64::MAX));
+            let at = self.child.given + (self.outgoing.len() - self.written) as u64;
             let refused = write_task(call, &self.child.spec.kind, deadline_ms, &mut self.outgoing).err();
-            self.open.push_back(refused);
+            self.open.push_back(OpenCall { refused, at });
             if self.open.len() == 1 {
                 self.next_oldest();
             }
@@ -193,7 +199,7 @@ impl<'a> AssignmentRun<'a> {
 
     /// Ends the oldest calls as far as they were not written, and starts the clock of the one that is then the oldest.
     fn next_oldest(&mut self) {
-        while let Some(Some(refused)) = self.open.front_mut().map(Option::take) {
+        while let Some(Some(refused)) = self.open.front_mut().map(|call| call.refused.take()) {
             self.open.pop_front();
             self.ends.push(CallEnd::of(Err(refused)));
         }
@@ -219,7 +225,7 @@ impl<'a> AssignmentRun<'a> {
             return RunEvent::StepDue;
         }
         let unwritten = self.outgoing.get(self.written..).unwrap_or_default();
-        let WarmChild { process: ChildProcess { handle, stderr, stdin, .. }, stdout, .. } = &mut *self.child;
+        let WarmChild { process: ChildProcess { handle, stderr, stdin, .. }, output, .. } = &mut *self.child;
         let log_ended = stderr.has_ended();
         let stdin = stdin.as_mut().filter(|_| !unwritten.is_empty());
         let writing = async {
@@ -232,43 +238,44 @@ impl<'a> AssignmentRun<'a> {
             biased;
             () = sleep_until(due) => RunEvent::StepDue,
             () = self.assignment.stop.cancelled(), if !self.stop_requested => RunEvent::StopRequested,
-            line = stdout.next(), if !self.output_ended => RunEvent::Output(line),
+            output = output.next(), if !self.output_ended => RunEvent::Output(output),
             written = writing => RunEvent::Written(written),
             exit = handle.wait() => RunEvent::Ended(exit),
             line = stderr.next(), if !log_ended => RunEvent::Log(line),
         }
     }
 
-    /// Logs the lines that the child wrote to standard error before it wrote to standard output.
+    /// Logs the lines that the child wrote before it wrote this answer.
     fn log_so_far(&mut self) {
         self.child.process.stderr.read_written();
         while let Some(line) = self.child.process.stderr.buffered() {
             self.child.log(line);
         }
+        for line in self.child.output.log_before_answer() {
+            self.child.log_output(&line);
+        }
     }
 
-    /// Takes a line of standard output.
-    fn output(&mut self, line: ReadLine) {
+    /// Takes what the child wrote.
+    fn output(&mut self, output: Output) {
+        if let Output::Log(line) = &output {
+            return self.child.log_output(line);
+        }
         self.log_so_far();
-        let line = match line {
-            ReadLine::End => {
+        match output {
+            Output::Log(_) => {}
+            Output::End => {
                 self.output_ended = true;
-                return self.pipe_closed("standard output");
+                self.pipe_closed("standard output");
             }
             // After a line that is no answer it is not known which task a later line would answer.
-            _ if self.output_ignored => return,
-            ReadLine::Line(line) => line,
-            ReadLine::TooLong(_) => {
-                let max = RESULT_BYTES_MAX;
-                let text =
-                    format!("a line of more than {CHILD_LINE_BYTES_MAX} bytes; at most {max} of a result are kept");
-                return self.wrong_output(Failure::fatal("result_too_large", text));
+            _ if self.output_ignored => {}
+            Output::Wrong(failure) => self.wrong_output(failure),
+            Output::Message(ChildMessage::Ready) => self.child.ready = true,
+            Output::Message(ChildMessage::Progress(progress, note)) => {
+                self.child.process.status.progressed(progress, note);
             }
-        };
-        match parse(&line) {
-            Ok(ChildMessage::Ready) => {}
-            Ok(ChildMessage::Progress(progress, note)) => self.child.process.status.progressed(progress, note),
-            Ok(ChildMessage::Reply(mut reply)) if !self.open.is_empty() => {
+            Output::Message(ChildMessage::Reply(mut reply)) if !self.open.is_empty() => {
                 if let Err(failure) = &mut reply {
                     failure.child = Some(self.child.process.status.evidence(None, false));
                 }
@@ -277,12 +284,8 @@ impl<'a> AssignmentRun<'a> {
                 self.ends.push(CallEnd::of(reply));
                 self.next_oldest();
             }
-            Ok(ChildMessage::Reply(_)) => {
+            Output::Message(ChildMessage::Reply(_)) => {
                 self.wrong_output(Failure::new("bad_output", "it answered more often than it was asked"));
-            }
-            Err(wrong) => {
-                let text = format!("{wrong}; results go to standard output, everything else to standard error");
-                self.wrong_output(Failure::new("bad_output", text));
             }
         }
     }
@@ -333,7 +336,7 @@ impl<'a> AssignmentRun<'a> {
             return self.kill(Failure::new("bad_output", format!("it closed its {pipe} and went on")));
         }
         match self.stage {
-            _ if self.oldest_since.elapsed() >= hard && !self.stop_requested => self.kill(too_late(hard)),
+            _ if self.oldest_since.elapsed() >= hard && !self.stop_requested => self.kill(self.late(hard)),
             StopStage::NotAsked => {
                 // The line comes before the signal, so that the child can close what it holds.
                 self.outgoing.extend_from_slice(SHUTDOWN_LINE);
@@ -344,37 +347,49 @@ impl<'a> AssignmentRun<'a> {
                 self.stage = StopStage::Terminated;
                 self.child.process.handle.terminate();
             }
-            StopStage::Terminated | StopStage::Killed => self.kill(too_late(hard)),
+            StopStage::Terminated | StopStage::Killed => self.kill(self.late(hard)),
         }
+    }
+
+    /// The failure of a task that takes too long. It says so when the child has been silent all the while.
+    fn late(&self, limit: Duration) -> Failure {
+        let mut failure = too_late(limit);
+        if let Some(hint) = self.child.process.status.silence().map(|_| self.child.spec.silence_hint()) {
+            failure.message.push_str("; ");
+            failure.message.push_str(&hint);
+        }
+        failure
     }
 
     /// The child has ended: the answers that it still wrote count, then its end is blamed on the oldest open call.
     async fn ended(&mut self, exit: ExitStatus) {
         self.child.exit = Some(exit);
         while !self.output_ended {
-            match timeout(END_WITHIN, self.child.stdout.next()).await {
-                Ok(line) => self.output(line),
+            match timeout(END_WITHIN, self.child.output.rest()).await {
+                Ok(output) => self.output(output),
                 Err(_) => self.output_ended = true,
             }
         }
-        let process = &mut self.child.process;
-        process.last_lines(|_| {}).await;
+        self.child.process.last_lines(|_| {}).await;
         // A child that has answered was started, whatever its first log line was.
-        let never_started = process.never_started(exit).filter(|_| self.child.answers == 0);
-        // A child may leave after a task: the next child runs the others. One that leaves at its first task has not run it.
+        let never_started = self.child.process.never_started(exit).filter(|_| self.child.answers == 0);
+        // A child may leave after a task: the next child runs the others.
         let left_in_order = exit.success() && self.child.answers > 0 && self.stage == StopStage::NotAsked;
         if self.stop_requested || left_in_order || self.excused {
             return;
         }
         let Timeouts { soft, hard } = self.assignment.timeouts;
-        let asked = || too_late(soft.unwrap_or(hard));
-        let reason = self.kill_reason.take().or_else(|| (self.stage > StopStage::NotAsked).then(asked));
-        let failure = process.failure(exit, self.child.spec.table.memory, reason);
-        let burns_none = self.open.is_empty() || never_started.is_some() || !self.gave_task;
-        self.child.fault = Some(never_started.unwrap_or_else(|| failure.message.clone()));
-        if burns_none {
+        let asked = || self.late(soft.unwrap_or(hard));
+        let reason = self.kill_reason.clone().or_else(|| (self.stage > StopStage::NotAsked).then(asked));
+        let failure = self.child.process.failure(exit, self.child.spec.table.memory, reason);
+        // A task of which nothing was read has not run: whatever ended the child, it was not this task.
+        let has_begun = self.open.front().is_some_and(|call| self.child.has_read_beyond(call.at));
+        if never_started.is_some() || !has_begun {
+            let message = never_started.unwrap_or_else(|| self.child.process.before_a_task(exit, &failure));
+            self.child.fault = Some(message);
             return;
         }
+        self.child.fault = Some(failure.message.clone());
         self.open.pop_front();
         self.ends.push(CallEnd::of(Err(failure)));
         self.child.blamed = true;

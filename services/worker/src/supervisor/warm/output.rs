@@ -1,0 +1,194 @@
+//! What a warm child writes beside standard error: answers and log lines. They share standard output until the child writes
+//! to the file descriptor that it was given for its answers; from then on all of its standard output is log.
+
+use bytes::Bytes;
+use millpond::limits::RESULT_BYTES_MAX;
+use millpond::outcome::Failure;
+use tokio::net::unix::pipe;
+use tokio::process::ChildStdout;
+
+use crate::supervisor::child_process::{ChildProcess, ENV_FD_OUT};
+use crate::supervisor::line_protocol::{CHILD_LINE_BYTES_MAX, ChildMessage, is_for_worker, parse, quoted};
+use crate::supervisor::line_reader::{LineReader, ReadLine};
+
+/// What a child wrote.
+pub(super) enum Output {
+    /// A line for the worker.
+    Message(ChildMessage),
+    /// A line for the worker that is none of the protocol.
+    Wrong(Failure),
+    /// A line of the log.
+    Log(Bytes),
+    /// The child has closed its standard output, and has no other one.
+    End,
+}
+
+/// Where a line was read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Stdout,
+    Own,
+}
+
+/// The output of a warm child.
+pub(super) struct ChildOutput {
+    stdout: LineReader<ChildStdout>,
+    /// The pipe for answers alone.
+    own: Option<LineReader<pipe::Receiver>>,
+    /// The child has written to it.
+    moved: bool,
+    /// What comes from standard output is the rest of a line that was too long.
+    in_long_line: bool,
+}
+
+impl ChildOutput {
+    /// `None` when the process has no standard output to read.
+    pub(super) fn of(process: &mut ChildProcess) -> Option<Self> {
+        let stdout = LineReader::new(process.stdout.take()?, CHILD_LINE_BYTES_MAX);
+        let own = process.fd_out.take().map(|own| LineReader::new(own, CHILD_LINE_BYTES_MAX));
+        Some(Self { stdout, own, moved: false, in_long_line: false })
+    }
+
+    /// Whether nothing more comes.
+    pub(super) fn has_ended(&self) -> bool {
+        self.stdout.has_ended() && !self.moved
+    }
+
+    /// Waits for what the child writes next.
+    ///
+    /// # Cancel safety
+    /// Safe: what was read stays in the buffers.
+    pub(super) async fn next(&mut self) -> Output {
+        loop {
+            if let Some(output) = self.written() {
+                return output;
+            }
+            let stdout_ended = self.stdout.has_ended();
+            let read = match &mut self.own {
+                Some(own) => tokio::select! {
+                    biased;
+                    line = own.next() => (line, Source::Own),
+                    line = self.stdout.next(), if !stdout_ended => (line, Source::Stdout),
+                },
+                None => (self.stdout.next().await, Source::Stdout),
+            };
+            if let Some(output) = self.take(read) {
+                return output;
+            }
+        }
+    }
+
+    /// What the child has written until now, without waiting.
+    pub(super) fn written(&mut self) -> Option<Output> {
+        let line = self.own.as_mut().and_then(LineReader::buffered)?;
+        self.take((line, Source::Own))
+    }
+
+    /// The next of what a child that has ended had written.
+    pub(super) async fn rest(&mut self) -> Output {
+        if let Some(own) = &mut self.own {
+            own.read_written();
+        }
+        if let Some(output) = self.written() {
+            return output;
+        }
+        loop {
+            if self.stdout.has_ended() {
+                return Output::End;
+            }
+            let line = self.stdout.next().await;
+            if line == ReadLine::End {
+                return Output::End;
+            }
+            if let Some(output) = self.take((line, Source::Stdout)) {
+                return output;
+            }
+        }
+    }
+
+    /// What a line says; none where it says nothing.
+    fn take(&mut self, (line, source): (ReadLine, Source)) -> Option<Output> {
+        match source {
+            Source::Own => self.take_own(line),
+            Source::Stdout => self.take_stdout(line),
+        }
+    }
+
+    fn take_own(&mut self, line: ReadLine) -> Option<Output> {
+        match line {
+            ReadLine::End => {
+                self.own = None;
+                None
+            }
+            ReadLine::TooLong(_) => {
+                self.moved = true;
+                Some(Output::Wrong(too_long()))
+            }
+            ReadLine::Line(line) => {
+                self.moved = true;
+                Some(match parse(&line) {
+                    Ok(Some(message)) => Output::Message(message),
+                    Ok(None) => Output::Wrong(bad_output(&format!("{:?} is no line for {ENV_FD_OUT}", quoted(&line)))),
+                    Err(wrong) => Output::Wrong(bad_output(&wrong)),
+                })
+            }
+        }
+    }
+
+    fn take_stdout(&mut self, line: ReadLine) -> Option<Output> {
+        match line {
+            // A child that answers elsewhere may close it.
+            ReadLine::End => (!self.moved).then_some(Output::End),
+            ReadLine::TooLong(piece) => {
+                let begins = !std::mem::replace(&mut self.in_long_line, true);
+                let answers = begins && !self.has_moved() && is_for_worker(&piece);
+                Some(if answers { Output::Wrong(too_long()) } else { Output::Log(piece) })
+            }
+            ReadLine::Line(line) => {
+                let ends_long_line = std::mem::take(&mut self.in_long_line);
+                if ends_long_line || self.has_moved() {
+                    return Some(Output::Log(line));
+                }
+                Some(match parse(&line) {
+                    Ok(Some(message)) => Output::Message(message),
+                    Ok(None) => Output::Log(line),
+                    Err(wrong) => Output::Wrong(bad_output(&wrong)),
+                })
+            }
+        }
+    }
+
+    /// Whether the child answers elsewhere. What it wrote there before this line counts, although the runtime may not have
+    /// noticed it yet.
+    fn has_moved(&mut self) -> bool {
+        if !self.moved
+            && let Some(own) = &mut self.own
+        {
+            own.read_written();
+            self.moved = !own.is_empty();
+        }
+        self.moved
+    }
+
+    /// What was written to standard output before an answer that came elsewhere.
+    pub(super) fn log_before_answer(&mut self) -> Vec<Bytes> {
+        let mut lines = Vec::new();
+        if self.moved {
+            self.stdout.read_written();
+            while let Some(ReadLine::Line(line) | ReadLine::TooLong(line)) = self.stdout.buffered() {
+                lines.push(line);
+            }
+        }
+        lines
+    }
+}
+
+fn too_long() -> Failure {
+    let max = RESULT_BYTES_MAX;
+    let text = format!("a line of more than {CHILD_LINE_BYTES_MAX} bytes; at most {max} of a result are kept");
+    Failure::fatal("result_too_large", text)
+}
+
+fn bad_output(wrong: &str) -> Failure {
+    Failure::new("bad_output", format!("{wrong}; an answer is one line of JSON with ok or error"))
+}
