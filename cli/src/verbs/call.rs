@@ -10,7 +10,7 @@ use bytes::Bytes;
 use millpond::bus::call::pipe::{PipeError, PipeReceiver, PipeSender};
 use millpond::call::{CALL_TIMEOUT_DEFAULT, Code};
 use millpond::client::{CallError, Client};
-use millpond::config::{ConnectArgs, setting_duration};
+use millpond::config::ConnectArgs;
 use millpond::limits::PIPE_MESSAGE_BYTES_MAX;
 use millpond::outcome::Failure;
 use millpond::visible::visible_json;

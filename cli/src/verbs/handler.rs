@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use data_encoding::BASE64;
 use millpond::config::{ConnectArgs, duration};
 use millpond::signature::Distrust;
+use millpond::visible::visible_json;
 use millpond_api::dead_letters::DeadLetterDetails;
 use millpond_api::tasks::TaskIdQuery;
 use millpond_worker::{Trial, TrialEnd, try_handler};
@@ -19,6 +20,7 @@ use super::{arguments, dead, failure};
 use crate::api::Api;
 use crate::cluster_env::ClusterEnv;
 use crate::exit;
+use crate::output::output;
 
 /// Timeout of a task, where neither it nor its kind has one.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
@@ -74,22 +76,25 @@ pub(crate) async fn run(command: HandlerCommand, env: &ClusterEnv) -> anyhow::Re
     match (args, task) {
         (Some(args), _) => trial.payload = arguments::bytes(arguments::read(&args)?),
         (None, Some(id)) => fetched = take_dead_letter(&mut trial, TaskIdQuery { id, queue }, env, &connect).await?,
-        (None, None) => bail!("name the arguments, or a dead letter (--task)"),
+        (None, None) => return Err(exit::usage("name the arguments, or a dead letter (--task)")),
     }
+    // A file that was named and cannot be read was typed wrongly.
+    arguments::open(&trial.handlers).await?;
     let TrialEnd { reply, took, start, rss_bytes_max } = try_handler(trial).await?;
     drop(fetched);
-    eprintln!(
+    note!(
         "took {took:.3?}, after {start:.3?} until it was ready; {}.{} MiB at the most",
         rss_bytes_max >> 20,
         ((rss_bytes_max & 0xf_ffff) * 10) >> 20
     );
     match reply {
         Ok(value) => {
-            writeln!(std::io::stdout().lock(), "{}", value.get())?;
+            writeln!(output(), "{}", visible_json(value.get()))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(failed) => {
-            failure::print_failure(&mut std::io::stderr().lock(), &failed)?;
+            // A standard error that is gone changes no exit code.
+            let _ = failure::print_failure(&mut std::io::stderr().lock(), &failed);
             Ok(exit::TASK_FAILED.into())
         }
     }

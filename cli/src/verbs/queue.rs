@@ -87,6 +87,7 @@ pub enum QueueCommand {
     /// Remove a queue that has no tasks, schedules, limit, pause or workers. A worker that serves it later makes it anew.
     Rm {
         /// Name of the queue.
+        #[arg(value_parser = task_args::queue)]
         queue: String,
         /// Print a JSON object.
         #[arg(long)]

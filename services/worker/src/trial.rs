@@ -92,7 +92,7 @@ pub async fn try_handler(trial: Trial) -> anyhow::Result<TrialEnd> {
     let trouble = children.trouble();
     supervisor.close().await;
     let reply = match ends.into_iter().next() {
-        Some(CallEnd::Done(value)) => Ok(value),
+        Some(CallEnd::Done(value) | CallEnd::Bytes(value)) => Ok(value),
         Some(CallEnd::Failed(failure)) => Err(failure),
         Some(CallEnd::NotRun) | None => bail!("the task has not run: {}", trouble.unwrap_or_default()),
     };

@@ -104,7 +104,7 @@ impl ClusterProcess {
             let rotated = std::fs::copy(log, log.with_extension("log.1"));
             let emptied = rotated.and_then(|_| OpenOptions::new().write(true).open(log)?.set_len(0));
             if let Err(error) = emptied {
-                eprintln!("millpond: cannot put {} aside: {error}", log.display());
+                note!("millpond: cannot put {} aside: {error}", log.display());
             }
         }
     }

@@ -72,24 +72,25 @@ where
     }
 }
 
-/// Writes a line so that no text within it can stand for a line of its own, or change how a terminal shows it: what follows a
-/// line end is marked, and control characters and those that turn the direction of writing are escaped.
-fn write_line(to: &mut Writer<'_>, line: &str, colours: bool) -> fmt::Result {
-    for c in line.chars() {
-        match c {
-            '\n' => to.write_str(CONTINUED)?,
-            '\t' => to.write_char(c)?,
-            // The format's own: within texts `tracing` has escaped it.
-            '\u{1b}' if colours => to.write_char(c)?,
-            c if c.is_control() || is_bidirectional(c) => write!(to, "{}", c.escape_default())?,
-            c => to.write_char(c)?,
+/// Writes a text so that nothing within it can stand for a line of its own, or change how a terminal shows it: what follows a
+/// line end is marked, and what others wrote is seen for what it is. With colours, ESC may begin a colour and nothing else.
+fn write_line(to: &mut Writer<'_>, text: &str, colours: bool) -> fmt::Result {
+    for (number, line) in text.split('\n').enumerate() {
+        if number > 0 {
+            to.write_str(CONTINUED)?;
+        }
+        for (number, part) in line.split('\x1b').enumerate() {
+            if number > 0 {
+                let colour = part
+                    .strip_prefix('[')
+                    .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';'));
+                let is_colour = colours && colour.is_some_and(|rest| rest.starts_with('m'));
+                to.write_str(if is_colour { "\x1b" } else { "\\u{1b}" })?;
+            }
+            to.write_str(&visible(part))?;
         }
     }
     to.write_char('\n')
-}
-
-fn is_bidirectional(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn object(service: &str, instance: &str, event: &Event<'_>) -> Map<String, Value> {

@@ -381,7 +381,9 @@ mod tests {
         ];
         crate::storm::storm("lines", &corpus, |input| {
             match parse(input) {
-                Ok(Some(ChildMessage::Reply(Ok(value)))) => assert!(serde_json::from_str::<&RawValue>(value.get()).is_ok()),
+                Ok(Some(ChildMessage::Reply(Ok(value)))) => {
+                    assert!(serde_json::from_str::<&RawValue>(value.get()).is_ok())
+                }
                 Ok(Some(ChildMessage::Progress(progress, _))) => assert!(progress.is_none_or(f64::is_finite)),
                 Ok(_) => {}
                 Err(wrong) => assert!(wrong.len() < QUOTED_BYTES_MAX * 12 + 500, "{}", wrong.len()),
