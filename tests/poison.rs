@@ -260,7 +260,7 @@ async fn calls_go_on_after_one_that_cannot_be_read() {
     }
     client.publish(b"call.default.square", LONE_CR, b"1");
     kept_alive(&cluster, &mut worker, "w1", async || {
-        let call = cluster.command(&["call", "square", "12"]).output().unwrap();
+        let call = cluster.command(&["call", "square", "12", "--timeout", "2s"]).output().unwrap();
         call.status.success() && String::from_utf8_lossy(&call.stdout).trim() == "144"
     })
     .await;
@@ -342,7 +342,7 @@ async fn a_record_that_cannot_be_read_keeps_no_collector_from_reading() {
     }
     // Workers follow the records of workers: one of these has ended it, too.
     kept_alive(&cluster, &mut worker, "w1", async || {
-        cluster.command(&["call", "square", "12"]).output().unwrap().status.success()
+        cluster.command(&["call", "square", "12", "--timeout", "2s"]).output().unwrap().status.success()
     })
     .await;
     runs(&cluster).await;

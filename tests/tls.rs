@@ -133,7 +133,8 @@ async fn a_cluster_with_certificates_on_both_sides() {
         ("MILLPOND_TLS_HTTP_KEY", authority.file("http.key")),
     ];
     let _collector = secured.service("collector", "collector", &https);
-    let _worker = secured.service("worker", "worker", &[("MILLPOND_WORKER_NAME", "w1".to_owned())]);
+    let named = [("MILLPOND_WORKER_NAME", "w1".to_owned()), ("MILLPOND_WORKER_BUILT_IN", "square".to_owned())];
+    let _worker = secured.service("worker", "worker", &named);
 
     let submit = secured.command(&["submit", "square", "12", "--wait"], authority, true);
     let done = Secured::run(submit).await;
