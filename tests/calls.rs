@@ -104,6 +104,9 @@ async fn calls_are_answered_or_refused_with_a_code_and_stored_nowhere() {
         ("square", &[], "{nope", "400", "bad_arguments", "do not fit"),
         ("square", &[("Millpond-Timeout", "soon")], "1", "400", "bad_call", "Millpond-Timeout"),
         ("square", &[("Millpond-Timeout", "2h")], "1", "400", "bad_call", "1h"),
+        ("square", &[("millpond-timeout", "PT2H")], "1", "400", "bad_call", "1h"),
+        ("square", &[("Millpond-Timeouts", "1s")], "1", "400", "bad_call", "the nearest is Millpond-Timeout"),
+        ("square", &[("Millpond-Expires", "2100-01-31T12:00:00Z")], "1", "400", "bad_call", "a call has"),
         (
             "square",
             &[("Millpond-Pipe", "a"), ("Millpond-Pipe-Capacity", "1")],

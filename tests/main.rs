@@ -47,6 +47,7 @@ mod operate;
 mod otlp_sink;
 mod payloads;
 mod pipes;
+mod plain_publish;
 mod poison;
 mod postgres;
 mod problems;

@@ -228,7 +228,7 @@ async fn what_does_not_fit_is_told_as_json() {
     const TASK: &str = "/v1/tasks/default/square";
     const JOB: &str = "/v1/jobs/default/square";
     const NDJSON: (&str, &str) = ("Content-Type", "application/x-ndjson");
-    let cases: [Case; 23] = [
+    let cases: [Case; 33] = [
         (TASK, "", &[], "twelve", 400, "one JSON value"),
         (TASK, "", &[], "", 400, "one JSON value"),
         (TASK, "", &[NDJSON], "1\n2\n", 415, "/v1/jobs"),
@@ -246,6 +246,16 @@ async fn what_does_not_fit_is_told_as_json() {
         (TASK, "", &[("Millpond-Attempts-Max", "101")], "1", 400, "1 to 100"),
         (TASK, "", &[("Millpond-Expires", "tomorrow")], "1", 400, "RFC 3339"),
         (TASK, "", &[("Millpond-Delay", "584554531y")], "1", 400, "Millpond-Delay"),
+        (TASK, "", &[("Millpond-Expires", "2030-01-01T00:00:00")], "1", 400, "no time zone"),
+        (TASK, "", &[("Millpond-Typo", "x")], "1", 400, "header millpond-typo is not known"),
+        (TASK, "", &[("Millpond-Expire", "2030-01-01T00:00:00Z")], "1", 400, "the nearest is Millpond-Expires"),
+        (TASK, "", &[("Millpond-Retry", "3")], "1", 400, "is not known"),
+        (TASK, "", &[("Millpond-Index", "3")], "1", 400, "Millpond-Index means nothing here"),
+        (TASK, "", &[("Millpond-Attempt", "3")], "1", 400, "Millpond-Attempts-Max"),
+        (TASK, "", &[("Nats-Msg-Id", "mine")], "1", 400, "Idempotency-Key"),
+        (TASK, "", &[("Millpond-Timeout", "1s"), ("millpond-timeout", "PT1M")], "1", 400, "given twice"),
+        (TASK, "", &[("Idempotency-Key", "a"), ("idempotency-key", "b")], "1", 400, "given twice"),
+        (JOB, "", &[NDJSON, ("Millpond-Atempts-Max", "1")], "1", 400, "the nearest is Millpond-Attempts-Max"),
         (JOB, "", &[("Content-Type", "application/json")], "[1]", 415, "ndjson"),
         (JOB, "?batch=0", &[NDJSON], "1", 400, "batch"),
         (JOB, "?wait=yes", &[NDJSON], "1", 400, "query"),

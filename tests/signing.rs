@@ -136,6 +136,11 @@ async fn what_is_not_signed_or_was_altered_is_refused_and_stands_in_nobodys_way(
         ("Millpond-Reply-To", "reply.evil"),
         ("Millpond-Expires", "2020-01-01T00:00:00Z"),
         ("Millpond-Batch", "nonsense"),
+        // In another spelling, and what nobody knows.
+        ("millpond-expires", "2100-01-01T00:00:00Z"),
+        ("MILLPOND-INDEX", "7"),
+        ("Millpond-Unheard-Of", "x"),
+        ("Idempotency-Key", "x"),
     ]
     .into_iter()
     .enumerate()

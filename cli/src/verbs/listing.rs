@@ -1,6 +1,7 @@
 //! Lists of the collector: what their filters mean, and the rows as a table for a person or as JSON, one object per line.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use millpond::wire::bounds::{parse_any_duration, parse_time};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -54,10 +55,11 @@ pub(super) fn one_of<T: Copy + Send + Sync + 'static>(
 /// # Errors
 /// When the text is not a time.
 pub(super) fn time_ms(typed: &str) -> Result<i64, String> {
-    let ago = humantime::parse_duration(typed).ok().and_then(|ago| i64::try_from(ago.as_millis()).ok());
+    let ago = parse_any_duration(typed).ok().and_then(|ago| i64::try_from(ago.as_millis()).ok());
     let at = typed.parse().ok().or_else(|| ago.map(|ago| millpond::now_ms().saturating_sub(ago)));
-    let at = at.or_else(|| Some(typed.parse::<jiff::Timestamp>().ok()?.as_millisecond()));
-    at.ok_or_else(|| "type 2026-01-31T12:00:00Z, Unix time in milliseconds, or an age such as 2h".to_owned())
+    at.map_or_else(|| parse_time(typed), Ok).map_err(|wrong| {
+        format!("{wrong}; type 2026-01-31T12:00:00Z, Unix time in milliseconds, or an age such as 2h or PT2H")
+    })
 }
 
 #[cfg(test)]
@@ -70,6 +72,8 @@ mod tests {
         assert_eq!(time_ms("1577836800000"), Ok(1_577_836_800_000));
         let late = millpond::now_ms() - 3_600_000 - time_ms("1h").unwrap();
         assert!((0..60_000).contains(&late), "{late}");
-        assert!(time_ms("noon").is_err());
+        let late = millpond::now_ms() - 3_600_000 - time_ms("PT1H").unwrap();
+        assert!((0..60_000).contains(&late), "{late}");
+        assert!(time_ms("noon").is_err() && time_ms("2020-01-01T01:00:00").unwrap_err().contains("no time zone"));
     }
 }

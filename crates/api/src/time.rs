@@ -1,5 +1,6 @@
 //! Times as callers give them.
 
+use millpond::wire::bounds::parse_time;
 use serde::{Deserialize, Deserializer, de};
 
 const SHAPE: &str = "a time must be RFC 3339, such as 2030-01-31T12:00:00Z, or Unix time in milliseconds";
@@ -17,8 +18,8 @@ pub(crate) fn time_ms<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>,
         None => Ok(None),
         Some(Given::Ms(ms)) => Ok(Some(ms)),
         Some(Given::Text(text)) => {
-            let ms = text.parse().ok().or_else(|| Some(text.parse::<jiff::Timestamp>().ok()?.as_millisecond()));
-            ms.map(Some).ok_or_else(|| de::Error::custom(format!("{SHAPE}, not {text:?}")))
+            let given = text.parse().or_else(|_| parse_time(&text));
+            given.map(Some).map_err(|wrong| de::Error::custom(format!("{SHAPE}, not {text:?}: {wrong}")))
         }
     }
 }

@@ -29,9 +29,9 @@ pub fn setting_duration(text: &str) -> Result<humantime::Duration, String> {
 /// # Errors
 /// A text that says what is wrong.
 pub fn kept_for(text: &str) -> Result<humantime::Duration, String> {
-    let age: humantime::Duration = text.parse().map_err(|e| format!("{e}; write an age such as 7d or 1y"))?;
-    let fits = *age <= KEPT_FOR_MAX;
-    fits.then_some(age)
+    let age = bounds::parse_any_duration(text).map_err(|e| format!("{e}; write an age such as 7d, 1y or P7D"))?;
+    let fits = age <= KEPT_FOR_MAX;
+    fits.then_some(age.into())
         .ok_or_else(|| format!("{text} is longer than ten years; write an age of at most 10y, such as 7d"))
 }
 

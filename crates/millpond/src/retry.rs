@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 pub use crate::limits::ATTEMPTS_MAX_MAX;
+use crate::wire::bounds::parse_any_duration;
 
 /// The longest delay that a queue may set.
 pub const RETRY_DELAY_MAX_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -100,7 +101,7 @@ pub fn parse_jitter(text: &str) -> Result<f64, RetryPolicyError> {
 }
 
 fn parse_delay(text: &str) -> Result<Duration, RetryPolicyError> {
-    let delay = humantime::parse_duration(text).ok().filter(|delay| *delay <= RETRY_DELAY_MAX_MAX);
+    let delay = parse_any_duration(text).ok().filter(|delay| *delay <= RETRY_DELAY_MAX_MAX);
     delay.ok_or_else(|| RetryPolicyError::Delay { text: text.to_owned() })
 }
 

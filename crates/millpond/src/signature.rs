@@ -9,6 +9,7 @@ use data_encoding::HEXLOWER;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
+use crate::wire::header_names::is_read;
 use crate::wire::headers::{HEADER_ID, HEADER_MSG_ID, HEADER_SCHEDULE_TARGET, HEADER_SIGNATURE, Headers};
 
 /// Keys of a cluster at once: the new one, and older ones with which tasks that still wait were signed.
@@ -174,7 +175,7 @@ fn digest(mut mac: Hmac<Sha256>, subject: &str, headers: &Headers, payload: &[u8
     }
     let mut signed: Vec<(&str, String)> = headers
         .iter()
-        .filter(|(name, _)| name.starts_with("Millpond-") && name != HEADER_SIGNATURE)
+        .filter(|(name, _)| is_read(name) && name != HEADER_SIGNATURE)
         .map(|(name, value)| (name.as_str(), as_it_arrives(value)))
         .collect();
     // The sort is stable: of two headers with one name the first counts.
@@ -250,6 +251,10 @@ mod tests {
             ("Millpond-Timeout", None),
             ("Millpond-Index", Some("0")),
             ("Millpond-Id", Some("a1")),
+            ("Millpond-Unheard-Of", Some("x")),
+            ("millpond-unheard-of", Some("x")),
+            ("Idempotency-Key", Some("x")),
+            ("nats-msg-id", Some("x")),
             (HEADER_SIGNATURE, Some("v1:00000000:00")),
             (HEADER_SIGNATURE, Some("what")),
         ] {

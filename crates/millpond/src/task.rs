@@ -15,6 +15,7 @@ use crate::retry::{ATTEMPTS_MAX_MAX, parse_attempts_max};
 use crate::signature::Distrust;
 use crate::wire::bounds::{self, COUNT_MAX, TIME_MS_MAX};
 use crate::wire::decode::decode;
+use crate::wire::header_names::{self, Way};
 use crate::wire::headers::{
     HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_DEAD, HEADER_EXPIRES,
     HEADER_FAILURES, HEADER_ID, HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED,
@@ -162,6 +163,9 @@ impl Task {
             task.original_id = default_id();
             task.refuse("bad_header", message);
         }
+        if let Err(wrong) = header_names::check(headers, Way::Nats) {
+            task.refuse("bad_header", wrong.to_string());
+        }
         task.bound_forwarded();
         task.parse_values(&get);
         task.parse_own_values(&own);
@@ -210,15 +214,15 @@ impl Task {
         if let Some(text) = get(HEADER_TIMEOUT) {
             match bounds::parse_duration(text) {
                 Ok(timeout) if !timeout.is_zero() => self.timeout = Some(timeout),
-                _ => self.bad_header(HEADER_TIMEOUT, text, "a duration such as 30s or 5m, a year at the most"),
+                _ => self.bad_header(HEADER_TIMEOUT, text, "a duration such as 30s, 5m or PT30S, a year at the most"),
             }
         }
         if let Some(text) = get(HEADER_EXPIRES) {
             match bounds::parse_expiry(text) {
                 Ok(at) => self.expires_ms = at,
-                Err(_) => {
-                    let wanted = "an RFC 3339 time from the year 1677 to 2262, such as 2026-01-31T12:00:00Z";
-                    self.bad_header(HEADER_EXPIRES, text, wanted);
+                Err(wrong) => {
+                    let wrong = cut(wrong, HEADER_SHOWN_BYTES_MAX);
+                    self.refuse("bad_header", format!("header {HEADER_EXPIRES}: {wrong}"));
                 }
             }
         }
@@ -454,7 +458,7 @@ pub fn is_reply_subject(subject: &str) -> bool {
 
 pub(crate) fn is_forwarded(name: &str) -> bool {
     // Nobody but who writes a dead letter says what it is: a task cannot bring evidence.
-    (name.starts_with("Millpond-") && !REPUBLISHED.contains(&name) && name != HEADER_DEAD)
+    (header_names::is_ours(name) && !REPUBLISHED.contains(&name) && name != HEADER_DEAD)
         || name == HEADER_TRACEPARENT
         || name == HEADER_TRACESTATE
 }

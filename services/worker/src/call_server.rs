@@ -14,6 +14,7 @@ use millpond::config::duration;
 use millpond::limits::TASK_BYTES_MAX;
 use millpond::outcome::Failure;
 use millpond::telemetry::{Scope, TaskFields, TraceContext};
+use millpond::wire::header_names::{self, Way};
 use millpond::wire::headers::{HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_TIMEOUT, HEADER_TRACEPARENT};
 use millpond::wire::subject::check_token;
 use tokio::task::JoinSet;
@@ -185,6 +186,7 @@ fn admit(context: &WorkerContext, called: &IncomingCall) -> Result<AdmittedCall,
         let text = format!("arguments of {bytes} bytes are too long for a call, at most {TASK_BYTES_MAX}");
         return Err(CallRefusal::bad(text));
     }
+    header_names::check(&called.headers, Way::Call).map_err(|wrong| CallRefusal::bad(wrong.to_string()))?;
     let timeout = match called.header(HEADER_TIMEOUT) {
         None => CALL_TIMEOUT_DEFAULT,
         Some(text) => duration(text).map_err(|e| CallRefusal::bad(format!("header {HEADER_TIMEOUT}: {e}")))?,

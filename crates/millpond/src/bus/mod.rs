@@ -29,6 +29,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::config::ConnectSettings;
 use crate::limits::{PUBLISH_WINDOW, SERVER_PAYLOAD_BYTES_MAX};
 use crate::signature::Signer;
+use crate::wire::header_names;
 use crate::wire::headers::Headers;
 use crate::wire::number::WireMismatch;
 
@@ -358,19 +359,40 @@ fn to_nats(headers: &Headers) -> async_nats::HeaderMap {
     map
 }
 
-/// The client's headers as ours.
+/// The client's headers as ours: each of ours by its canonical name, and what is said twice in the same words once.
 fn from_nats(map: Option<&async_nats::HeaderMap>) -> Headers {
     let Some(map) = map else { return Vec::new() };
-    map.iter()
-        .flat_map(|(name, values)| {
-            values.iter().map(move |v| (AsRef::<str>::as_ref(name).to_owned(), v.as_str().to_owned()))
-        })
-        .collect()
+    let mut headers = Headers::with_capacity(map.len());
+    let mut perhaps_repeated = false;
+    for (name, values) in map.iter() {
+        let given: &str = name.as_ref();
+        let name = header_names::canonical(given);
+        perhaps_repeated |= values.len() > 1 || name != given;
+        headers.extend(values.iter().map(|value| (name.to_owned(), value.as_str().to_owned())));
+    }
+    if perhaps_repeated {
+        header_names::drop_repeated(&mut headers);
+    }
+    headers
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_have_their_canonical_names_and_stand_once() {
+        let mut map = async_nats::HeaderMap::new();
+        for (name, value) in
+            [("millpond-timeout", "1s"), ("Millpond-Timeout", "1s"), ("nats-msg-id", "a"), ("User", "u")]
+        {
+            map.append(name, value);
+        }
+        let mut headers = from_nats(Some(&map));
+        headers.sort();
+        let read: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(read, [("Millpond-Timeout", "1s"), ("User", "u"), ("nats-msg-id", "a")]);
+    }
 
     #[test]
     fn versions() {

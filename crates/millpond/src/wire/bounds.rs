@@ -79,16 +79,32 @@ pub fn load(what: &str, number: f64) -> Result<(), String> {
     fits.then_some(()).ok_or_else(|| format!("{what} is {number}, which cannot be"))
 }
 
-/// Parses a duration as a person or a header says it: `30s`, `5m`, `1h30m`; [`DURATION_MAX`] at the most.
+/// Parses a duration as a person or a header says it: `30s`, `5m`, `1h30m`, or in ISO 8601 `PT30S`; [`DURATION_MAX`] at the most.
 ///
 /// # Errors
 /// A text that says what is wrong.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
+    match parse_any_duration(text) {
         Ok(duration) if duration <= DURATION_MAX => Ok(duration),
         Ok(_) => Err(format!("{text} is longer than a year; write a duration of at most 1y, such as 30s or 5m")),
-        Err(error) => Err(format!("{error}; write a duration such as 30s or 5m")),
+        Err(error) => Err(format!("{error}; write a duration such as 30s, 5m or PT30S")),
     }
+}
+
+/// Parses a duration of any length, for settings with bounds of their own.
+///
+/// # Errors
+/// A text that says what is wrong.
+pub fn parse_any_duration(text: &str) -> Result<Duration, String> {
+    if !text.starts_with(['P', 'p']) {
+        return humantime::parse_duration(text).map_err(|error| error.to_string());
+    }
+    let span: jiff::Span = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+    if span.get_years() != 0 || span.get_months() != 0 {
+        return Err(format!("{text} has years or months, which are of no fixed length"));
+    }
+    let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|error| error.to_string())?;
+    Duration::try_from(duration).map_err(|_| format!("{text} is negative"))
 }
 
 /// Parses a time in RFC 3339, as Unix milliseconds. The server could compute with it.
@@ -97,7 +113,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// A text that says what is wrong.
 pub fn parse_time(text: &str) -> Result<i64, String> {
     let at: jiff::Timestamp = text.parse().map_err(|error| {
-        format!("{error}; write an RFC 3339 time from the year 1677 to 2262, such as 2030-01-31T12:00:00Z")
+        let reason = match text.parse::<jiff::civil::DateTime>() {
+            Ok(_) => format!("{text} has no time zone: end it with Z, or with an offset such as +01:00"),
+            Err(_) => format!("{error}"),
+        };
+        format!("{reason}; write an RFC 3339 time from the year 1677 to 2262, such as 2030-01-31T12:00:00Z")
     })?;
     let ms = at.as_millisecond();
     time("it", ms).map_err(|_| format!("{text} is beyond what the server computes with, the years 1677 to 2262"))?;
@@ -131,6 +151,14 @@ mod tests {
     fn durations_of_more_than_a_year_are_refused() {
         assert_eq!(parse_duration("1y"), Ok(DURATION_MAX));
         assert_eq!(parse_duration("5m"), Ok(Duration::from_secs(300)));
+        for (text, ms) in
+            [("PT30S", 30_000), ("pt1m", 60_000), ("PT0.25S", 250), ("P1DT2H", 93_600_000), ("P1W", 604_800_000)]
+        {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["-PT1S", "PT-1S", "P1Y", "P1M", "PT8767H", "P", "PT", "PT1", "P999999999W"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
         for text in [
             "300y",
             "2y",
@@ -148,7 +176,20 @@ mod tests {
     #[test]
     fn dates_that_the_server_cannot_compute_with_are_refused_and_some_mean_never() {
         assert_eq!(parse_time("2262-04-11T23:47:16Z"), Ok(9_223_372_036_000));
-        assert_eq!(parse_time("1970-01-01T00:00:01Z"), Ok(1000));
+        for text in [
+            "1970-01-01T00:00:01Z",
+            "1970-01-01T00:00:01.000000Z",
+            "1970-01-01T01:00:01+01:00",
+            "1970-01-01T01:00:01.0004+01:00",
+            "1970-01-01t00:00:01z",
+        ] {
+            assert_eq!(parse_time(text), Ok(1000), "{text}");
+        }
+        for text in ["2030-01-01T00:00:00", "2030-01-01T00:00:00.123456", "2030-01-01 00:00:00"] {
+            let refused = parse_time(text).unwrap_err();
+            assert!(refused.contains("has no time zone") && parse_expiry(text) == Err(refused.clone()), "{refused}");
+        }
+        assert!(parse_time("2026-01-31 12:00:00 +0000 UTC m=+0.1").is_err());
         for text in [
             "2262-04-12T00:00:00Z",
             "1600-01-01T00:00:00Z",

@@ -2,6 +2,7 @@
 //! at no header that is not its own, so a publisher may store any bytes. The client (async-nats 0.51) resets its connection at
 //! most of what is refused here, and its connection task ends in a panic at a carriage return inside a value.
 
+use super::header_names::canonical;
 use super::headers::Headers;
 
 /// Why a message cannot be read by the NATS client.
@@ -74,7 +75,7 @@ pub fn parse(subject: &str, block: &[u8]) -> Result<Headers, UnreadableMessage> 
         if value.contains('\r') {
             return Err(UnreadableMessage::CarriageReturn { line });
         }
-        headers.push((name.to_owned(), value));
+        headers.push((canonical(name).to_owned(), value));
     }
     Ok(headers)
 }

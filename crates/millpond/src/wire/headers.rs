@@ -1,6 +1,6 @@
 //! Every header name, one home for all. docs/protocol.md says who may set which, and what a value looks like.
 
-/// Header names and values, in order; names are case-sensitive, as in NATS.
+/// Header names and values, in order. The names of ours are canonical (`header_names`), those of others are as they came.
 pub type Headers = Vec<(String, String)>;
 
 /// The publisher's id of a message; the server dedupes by it for a while.
@@ -49,6 +49,13 @@ pub const HEADER_SCHEDULE_BY: &str = "Millpond-Schedule-By";
 pub const HEADER_SCHEDULE_PAUSED: &str = "Millpond-Schedule-Paused";
 /// The time zone of a paused schedule.
 pub const HEADER_SCHEDULE_PAUSED_ZONE: &str = "Millpond-Schedule-Paused-Zone";
+
+/// The id of a task, or the name of a job; of requests over HTTP only.
+pub const HEADER_IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+/// How long a task waits at the server before it may start; of requests over HTTP only.
+pub const HEADER_DELAY: &str = "Millpond-Delay";
+/// The unique key of a task; of requests over HTTP only.
+pub const HEADER_UNIQUE: &str = "Millpond-Unique";
 
 /// Number of this attempt, from 1; honoured only in DUE.
 pub const HEADER_ATTEMPT: &str = "Millpond-Attempt";

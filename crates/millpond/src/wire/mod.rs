@@ -4,6 +4,7 @@
 pub mod bounds;
 pub mod decode;
 pub mod header_block;
+pub mod header_names;
 pub mod headers;
 pub mod number;
 pub mod server_errors;

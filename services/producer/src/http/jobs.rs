@@ -14,6 +14,7 @@ use millpond::chain::ChainStep;
 use millpond::client::{BatchSize, IfJobExists, MapItem, MapRun, MapSpec};
 use millpond::job::{JobRecord, JobState};
 use millpond::limits::BATCH_ITEMS_MAX;
+use millpond::wire::headers::HEADER_IDEMPOTENCY_KEY;
 use millpond_api::error::ErrorBody;
 use millpond_api::jobs::JobStatus;
 use millpond_api::publish::{FinalStatus, JobProgress, JobPublished, JobSummary, JobTaskEnded, PublishJobQuery};
@@ -23,7 +24,6 @@ use millpond_service::server::CHUNK_BYTES;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::task_headers::HEADER_KEY;
 use super::tasks::ending;
 use super::{App, busy, map_error, task_headers, unavailable};
 use crate::ndjson;
@@ -48,7 +48,7 @@ const TYPES_TAKEN_TOO: [&str; 3] = ["application/x-www-form-urlencoded", "applic
         ("kind" = String, Path, description = "Which handler runs it", example = "square", pattern = "^[A-Za-z0-9_-]{1,64}$"),
         PublishJobQuery,
         ("Idempotency-Key" = inline(Option<String>), Header, nullable = false, description = "Names the job instead of `job`: the same request again goes on where it ended", example = "order-7", pattern = "^[A-Za-z0-9_-]{1,64}$"),
-        ("Millpond-Timeout" = inline(Option<String>), Header, nullable = false, description = "Timeout of one attempt", example = "30s", pattern = "^[1-9][0-9]{0,3}(ms|s|m|h)$"),
+        ("Millpond-Timeout" = inline(Option<String>), Header, nullable = false, description = "Timeout of one attempt", example = "30s", pattern = "^([1-9][0-9]{0,3}(ms|s|m|h)|PT[1-9][0-9]{0,3}S)$"),
         ("Millpond-Attempts-Max" = inline(Option<u32>), Header, nullable = false, description = "Attempts before a task is a dead letter", example = 3, minimum = 1, maximum = 100),
     ),
     request_body(content = String, content_type = "application/x-ndjson", description = "A task's arguments a line", example = json!("1\n2\n3\n")),
@@ -106,7 +106,7 @@ fn check_type(headers: &HeaderMap) -> Result<(), ErrorAnswer> {
 /// A key names the job: a repeated request goes on where the one before ended.
 fn check_key(key: &str, query: &PublishJobQuery) -> Result<(), ErrorAnswer> {
     if query.job.is_some() {
-        return Err(ErrorAnswer::bad_request(format!("give either ?job= or an {HEADER_KEY}: the key names the job")));
+        return Err(ErrorAnswer::bad_request(format!("give either ?job= or an {HEADER_IDEMPOTENCY_KEY}: the key names the job")));
     }
     check_name("Idempotency-Key of a job (it names it)", key)
 }

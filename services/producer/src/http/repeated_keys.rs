@@ -6,10 +6,9 @@ use std::sync::{Mutex, PoisonError};
 
 use lru::LruCache;
 use millpond::client::{NewTask, Submitted};
+use millpond::wire::headers::HEADER_IDEMPOTENCY_KEY;
 use millpond_service::error_answer::ErrorAnswer;
 use sha2::{Digest, Sha256};
-
-use super::task_headers::HEADER_KEY;
 
 /// Keys that are remembered; older ones are forgotten.
 const KEYS_MAX: usize = 65_536;
@@ -35,7 +34,7 @@ impl RepeatedKeys {
         }
         match known.get(&name) {
             Some(before) if *before != digest => Err(ErrorAnswer::conflict(format!(
-                "{HEADER_KEY} {:?} stands for another task of queue {}, with another kind or body: nothing was stored; \
+                "{HEADER_IDEMPOTENCY_KEY} {:?} stands for another task of queue {}, with another kind or body: nothing was stored; \
                  choose another key",
                 stored.id, task.queue
             ))),

@@ -9,17 +9,12 @@ use millpond::config::duration;
 use millpond::retry::parse_attempts_max;
 use millpond::task::{check_task_id, is_reply_subject};
 use millpond::wire::bounds::parse_expiry;
+use millpond::wire::header_names::{self, Way};
 use millpond::wire::headers::{
-    HEADER_ATTEMPTS_MAX, HEADER_CONTINUATION, HEADER_EXPIRES, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT,
+    HEADER_ATTEMPTS_MAX, HEADER_CONTINUATION, HEADER_DELAY, HEADER_EXPIRES, HEADER_IDEMPOTENCY_KEY, HEADER_REPLY_TO,
+    HEADER_TIMEOUT, HEADER_TRACEPARENT, HEADER_UNIQUE,
 };
 use millpond_service::error_answer::ErrorAnswer;
-
-/// The unique key of the task.
-const HEADER_UNIQUE: &str = "Millpond-Unique";
-/// The id of the task, or the name of the job; makes a repeated request harmless.
-pub(super) const HEADER_KEY: &str = "Idempotency-Key";
-/// How long a task waits at the server before it may start.
-const HEADER_DELAY: &str = "Millpond-Delay";
 
 /// A header as text.
 fn text<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, ErrorAnswer> {
@@ -32,6 +27,18 @@ fn time(headers: &HeaderMap, name: &str) -> Result<Option<Duration>, ErrorAnswer
     given.map_err(|wrong| ErrorAnswer::bad_request(format!("{name}: {wrong}")))
 }
 
+/// Refuses a header that looks like ours and means nothing here, and one that says two things.
+fn check_names(headers: &HeaderMap) -> Result<(), ErrorAnswer> {
+    let texts: Vec<(&str, String)> = headers
+        .iter()
+        .map(|(name, value)| {
+            (header_names::canonical(name.as_str()), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        })
+        .collect();
+    let given: Vec<(&str, &str)> = texts.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    header_names::check(&given, Way::Http).map_err(|wrong| ErrorAnswer::bad_request(wrong.to_string()))
+}
+
 /// The task that the headers describe; its payload is not there yet.
 pub(super) fn task(
     queue: String,
@@ -39,9 +46,10 @@ pub(super) fn task(
     job: Option<String>,
     headers: &HeaderMap,
 ) -> Result<NewTask, ErrorAnswer> {
-    let id = text(headers, HEADER_KEY)?;
+    check_names(headers)?;
+    let id = text(headers, HEADER_IDEMPOTENCY_KEY)?;
     if let Some(Err(wrong)) = id.map(check_task_id) {
-        return Err(ErrorAnswer::bad_request(format!("{HEADER_KEY}: {wrong}")));
+        return Err(ErrorAnswer::bad_request(format!("{HEADER_IDEMPOTENCY_KEY}: {wrong}")));
     }
     let timeout = time(headers, HEADER_TIMEOUT)?;
     if timeout.is_some_and(|timeout| timeout.is_zero()) {
