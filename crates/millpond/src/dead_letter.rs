@@ -20,6 +20,11 @@ use crate::wire::subject::key;
 const REPLACED: [&str; 6] =
     [HEADER_ATTEMPTS_MAX, HEADER_EXPIRES, HEADER_INDEX, HEADER_BATCH, HEADER_DEAD, HEADER_SIGNATURE];
 
+/// Reason of a task whose queue has a name that is not allowed.
+pub const REASON_BAD_QUEUE: &str = "bad_queue";
+/// Reason of what waited for a time that would never come, or where nobody would find it.
+pub const REASON_BAD_SCHEDULE: &str = "bad_schedule";
+
 /// The dead letter of another queue that a task was made from.
 ///
 /// ```
@@ -63,6 +68,11 @@ pub enum ReplayError {
     /// Its headers could not be read: what it was meant to be is not known.
     #[error("its headers cannot be read: publish the task again, or throw this away")]
     HeadersUnreadable,
+    /// It was taken out of a place where no worker looks.
+    #[error(
+        "no worker has looked at it, nor at its signature: publish the task again where it belongs, or throw this away"
+    )]
+    NeverLookedAt,
 }
 
 /// Why and when a task was dead-lettered, and its attempts before.
@@ -217,6 +227,9 @@ impl Evidence {
         if headers.iter().any(|(name, _)| name == HEADER_RAW_HEADERS) {
             return Err(ReplayError::HeadersUnreadable);
         }
+        if [REASON_BAD_QUEUE, REASON_BAD_SCHEDULE].contains(&self.reason.as_str()) {
+            return Err(ReplayError::NeverLookedAt);
+        }
         if Distrust::is_reason(&self.reason) { Err(ReplayError::SignatureRefused) } else { Ok(()) }
     }
 
@@ -286,6 +299,8 @@ mod tests {
         let raw: Headers = vec![(HEADER_RAW_HEADERS.to_owned(), "TkFUUw==".to_owned())];
         assert_eq!(evidence.replay_headers("q", &raw), Err(ReplayError::HeadersUnreadable));
         assert_eq!(evidence.moved_headers("q", "q2", &raw), Err(ReplayError::HeadersUnreadable));
+        let misaddressed = Evidence { reason: REASON_BAD_QUEUE.into(), ..evidence.clone() };
+        assert_eq!(misaddressed.moved_headers("q", "q2", &had), Err(ReplayError::NeverLookedAt));
         let worn = Evidence { attempt: ATTEMPTS_MAX_MAX, ..evidence };
         assert!(worn.replay_headers("q", &had).unwrap_err().to_string().contains("attempts"));
     }

@@ -1,10 +1,11 @@
 //! Has what the NATS client cannot read taken out of the queues: when a worker was connected again, and when something was given
-//! out again. What is found becomes a dead letter.
+//! out again; and what would never end where it lies. What is found becomes a dead letter.
 
 use std::time::Duration;
 
 use millpond::bus::Bus;
 use millpond::bus::error::BusError;
+use millpond::bus::operate::misaddressed::MisaddressedSearch;
 use millpond::bus::operate::poison::{PoisonError, PoisonSearch, Reconnects};
 use tokio::task::JoinSet;
 
@@ -38,8 +39,9 @@ async fn follow(bus: Bus, mut search: PoisonSearch, mut reconnects: Reconnects) 
     // A loss of the own connection may have come from what this collector reads.
     let (mut connection, mut of_all, mut lost, mut failing) = (bus.connection(), true, false, false);
     connection.mark_unchanged();
+    let mut misaddressed = MisaddressedSearch::default();
     loop {
-        match look(&bus, &mut search, of_all, lost).await {
+        match look(&bus, (&mut search, &mut misaddressed), of_all, lost).await {
             Ok(0) => (of_all, lost, failing) = (false, false, false),
             // There may be more behind them.
             Ok(found) => {
@@ -68,9 +70,16 @@ async fn follow(bus: Bus, mut search: PoisonSearch, mut reconnects: Reconnects) 
     }
 }
 
-async fn look(bus: &Bus, search: &mut PoisonSearch, of_all: bool, lost: bool) -> Result<usize, PoisonError> {
+async fn look(
+    bus: &Bus,
+    (search, misaddressed): (&mut PoisonSearch, &mut MisaddressedSearch),
+    of_all: bool,
+    lost: bool,
+) -> Result<usize, PoisonError> {
     let swept = if lost { search.sweep(bus).await? } else { 0 };
-    Ok(swept + search.search(bus, &bus.standing().await?, of_all).await?)
+    let queues = bus.standing().await?;
+    let found = search.search(bus, &queues, of_all).await?;
+    Ok(swept + found + misaddressed.search(bus, &queues).await?)
 }
 
 fn count(found: usize) {

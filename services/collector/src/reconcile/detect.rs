@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use millpond::bus::operate::queues::QueueState;
 use millpond::bus::read::outcomes::OutcomeReaderState;
 use millpond::job::JobRecord;
+use millpond::wire::subject::check_token;
 use millpond::worker_record::{WorkerRecord, built_in_hint};
 use millpond_api::overview::ProblemKind;
 use millpond_api::workers::WorkerState;
@@ -88,6 +89,10 @@ pub(super) fn counted(count: u64, what: &str) -> String {
 
 fn no_worker(queue: &QueueState, seen: &Snapshot) -> Option<Condition> {
     let name = &queue.queue;
+    if check_token("queue", name).is_err() {
+        // No worker can serve it; what lies there is about to be dead-lettered.
+        return None;
+    }
     let nobody = seen.serving(name, LIVE).next().is_none();
     let left = queue.held > 0 && seen.serving(name, PRESENT).next().is_none();
     if !nobody || (queue.waiting == 0 && !left) {

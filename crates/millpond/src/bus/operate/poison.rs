@@ -18,7 +18,7 @@ use crate::dead_letter::Evidence;
 use crate::outcome::Failure;
 use crate::task::{Arrival, Origin, Task};
 use crate::wire::header_block::UnreadableMessage;
-use crate::wire::headers::{HEADER_DEAD, HEADER_MSG_ID, HEADER_RAW_HEADERS};
+use crate::wire::headers::{HEADER_DEAD, HEADER_MSG_ID, HEADER_RAW_HEADERS, Headers};
 use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject::{EVENTS_RECONNECTED, SCHEDULES};
 
@@ -116,7 +116,7 @@ impl PoisonSearch {
                 let Some(message) = bus.next_raw_message(stream, *looked_at + 1, filter).await? else { break };
                 if let Err(why) = message.headers() {
                     if stream == STREAM_DUE {
-                        dead_letter(bus, Origin::Due, &message, why).await?;
+                        unreadable(bus, Origin::Due, &message, why).await?;
                         bus.remove_message(stream, message.seq).await?;
                     } else {
                         tracing::warn!(stream, key = message.subject, %why, "a record that cannot be read is removed");
@@ -157,7 +157,7 @@ impl PoisonSearch {
                 }
             }
             if let Err(why) = message.headers() {
-                dead_letter(bus, origin, &message, why).await?;
+                unreadable(bus, origin, &message, why).await?;
                 bus.remove_message(stream, message.seq).await?;
                 (found, ahead) = (found + 1, 0);
             }
@@ -167,8 +167,9 @@ impl PoisonSearch {
     }
 }
 
-/// Keeps a message as a dead letter. Nothing of its headers is believed: it gets an id of its own, as what is not signed does.
-async fn dead_letter(
+/// Keeps a message that cannot be read as a dead letter. Nothing of its headers is believed: it gets an id of its own, as what is
+/// not signed does.
+async fn unreadable(
     bus: &Bus,
     origin: Origin,
     message: &RawMessage,
@@ -178,9 +179,27 @@ async fn dead_letter(
     let epoch = stream_state(bus, stream).await?.epoch;
     let arrival = Arrival { origin, epoch: &epoch, seq: message.seq, stored_ms: message.stored_ms };
     let task = Task::parse(&message.subject, &Vec::new(), Bytes::new(), arrival);
-    let (queue, id) = (&task.subject.queue, task.id());
-    let text = format!("the message cannot be read: {why}");
-    tracing::warn!(stream, seq = message.seq, task_id = id, reason = text, "it becomes a dead letter and is removed");
+    let raw = message.header_block.get(..RAW_HEADERS_BYTES_MAX).unwrap_or(&message.header_block);
+    let raw = vec![(HEADER_RAW_HEADERS.to_owned(), BASE64.encode(raw))];
+    dead_letter(bus, &task, message, ("bad_header", format!("the message cannot be read: {why}")), raw).await
+}
+
+/// Stores the dead letter of a message that no worker can settle, as `task`, for a reason and its text. It belongs to no job.
+pub(super) async fn dead_letter(
+    bus: &Bus,
+    task: &Task,
+    message: &RawMessage,
+    (reason, text): (&'static str, String),
+    more: Headers,
+) -> Result<(), PoisonError> {
+    let (queue, id) = (&task.subject.queue, task.original_id.clone());
+    tracing::warn!(
+        subject = message.subject,
+        seq = message.seq,
+        task_id = id,
+        reason = text,
+        "it becomes a dead letter and is removed"
+    );
     let evidence = Evidence {
         v: 1,
         original_id: None,
@@ -188,9 +207,9 @@ async fn dead_letter(
         job: None,
         unique: None,
         index: None,
-        attempt: task.attempt,
-        reason: "bad_header".to_owned(),
-        failure: Failure::fatal("bad_header", text),
+        attempt: 1,
+        reason: reason.to_owned(),
+        failure: Failure::fatal(reason, text),
         failures: Vec::new(),
         worker: "collector".to_owned(),
         published_ms: message.stored_ms,
@@ -200,12 +219,11 @@ async fn dead_letter(
         span: None,
         id: id.clone(),
     };
-    let raw = message.header_block.get(..RAW_HEADERS_BYTES_MAX).unwrap_or(&message.header_block);
-    let headers = vec![
-        (HEADER_MSG_ID.to_owned(), format!("{queue}/{id}/d{}", task.attempt)),
-        (HEADER_DEAD.to_owned(), serde_json::to_string(&evidence).unwrap_or_default()),
-        (HEADER_RAW_HEADERS.to_owned(), BASE64.encode(raw)),
-    ];
+    let mut headers = task.forwarded.clone();
+    headers.extend(more);
+    // Each message has its own: of two with one id, both are kept aside.
+    headers.push((HEADER_MSG_ID.to_owned(), format!("{queue}/{id}/d1/{}", message.seq)));
+    headers.push((HEADER_DEAD.to_owned(), serde_json::to_string(&evidence).unwrap_or_default()));
     let deadline = RetryDeadline::Within(STORE_WITHIN);
     bus.store(&task.subject.dead(), &headers, message.payload.clone(), deadline).await?;
     Ok(())

@@ -32,6 +32,8 @@ const MEANING = {
   bad_header: "a header of it cannot be read",
   bad_batch: "it is not an array of as many values as its header says",
   bad_subject: "its subject cannot be read",
+  bad_queue: "its queue has a name that is not allowed",
+  bad_schedule: "it waited for a time that would never come, or where nobody would find it",
   undecodable: "its arguments cannot be read",
   unsigned: "it has no signature",
   bad_signature: "it was altered, moved, or signed with another key",

@@ -18,6 +18,8 @@ const REASONS = [
   "bad_header",
   "bad_batch",
   "bad_subject",
+  "bad_queue",
+  "bad_schedule",
   "undecodable",
   "unsigned",
   "bad_signature",
