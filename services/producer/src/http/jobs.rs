@@ -106,7 +106,9 @@ fn check_type(headers: &HeaderMap) -> Result<(), ErrorAnswer> {
 /// A key names the job: a repeated request goes on where the one before ended.
 fn check_key(key: &str, query: &PublishJobQuery) -> Result<(), ErrorAnswer> {
     if query.job.is_some() {
-        return Err(ErrorAnswer::bad_request(format!("give either ?job= or an {HEADER_IDEMPOTENCY_KEY}: the key names the job")));
+        return Err(ErrorAnswer::bad_request(format!(
+            "give either ?job= or an {HEADER_IDEMPOTENCY_KEY}: the key names the job"
+        )));
     }
     check_name("Idempotency-Key of a job (it names it)", key)
 }
