@@ -196,23 +196,21 @@ async fn of_a_large_job_nothing_runs_a_second_after_its_cancellation() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_for_a_job_hears_that_it_is_cancelled() {
     let cluster = Cluster::start().await;
-    let mut command = cluster.command(&["map", "square", "--range", "0..30", "--job", "waited"]);
-    let map = tokio::task::spawn_blocking(move || command.output().unwrap());
-    let mut command = cluster.command(&["submit", "square", "3", "--wait"]);
-    let lone = tokio::task::spawn_blocking(move || command.output().unwrap());
+    let map = cluster.started(&["map", "square", "--range", "0..30", "--job", "waited"]);
+    let lone = cluster.started(&["submit", "square", "3", "--wait"]);
     let bus = cluster.nats.bus(Role::Setup).await;
     until("stored tasks", PATIENCE, async || {
         (stream_state(&bus, STREAM_TASKS).await.unwrap().messages >= 2).then_some(())
     })
     .await;
     cluster.api.post::<Value>("/api/v1/jobs/waited/cancel", &json!({})).await.unwrap();
-    let map = map.await.unwrap();
+    let map = map.wait_with_output().await.unwrap();
     let said = String::from_utf8_lossy(&map.stderr);
     assert_eq!(map.status.code(), Some(1), "{said}");
     assert!(said.contains("which was cancelled"), "{said}");
     assert!(String::from_utf8_lossy(&map.stdout).lines().all(str::is_empty), "a cancelled item has no result");
     let _worker = cluster.worker("w1", &[], None);
-    assert_eq!(lone.await.unwrap().stdout, b"9\n");
+    assert_eq!(lone.wait_with_output().await.unwrap().stdout, b"9\n");
     is_empty(&cluster).await;
 }
 

@@ -2,7 +2,9 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
+use futures_util::StreamExt;
 use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::stream_state;
@@ -11,6 +13,7 @@ use millpond::client::{BatchSize, MapSpec, NewTask, NoResult};
 use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use serde_json::{Value, json};
 
+use crate::calls::raw;
 use crate::harness::{Cluster, PATIENCE, Process, task, text, until};
 
 fn steps(list: &str) -> Vec<ChainStep> {
@@ -129,7 +132,7 @@ async fn a_step_that_dies_ends_the_chain_and_a_replay_goes_on() {
     // Only the last step is told, or the one that ended it.
     let mut ids = Vec::new();
     for _ in 0..2 {
-        let message = futures_util::StreamExt::next(&mut told).await.unwrap();
+        let message = told.next().await.unwrap();
         let end: Value = serde_json::from_slice(&message.payload).unwrap();
         ids.push((end["id"].as_str().unwrap().to_owned(), end["status"].as_str().unwrap().to_owned()));
     }
@@ -307,4 +310,43 @@ async fn large_results_of_a_batch_go_on_to_the_next_step() {
             (&serde_json::json!("done"), &serde_json::json!(text.len()))
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_continuation_that_is_refused_for_good_is_requested_once_and_shown() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let (_producer, _) = cluster.producer().await;
+    let password = cluster.nats.secrets.passwords["worker"].clone();
+    let options = async_nats::ConnectOptions::with_user_and_password("worker".into(), password);
+    let listener = options.connect(format!("127.0.0.1:{}", cluster.nats.port)).await.unwrap();
+    let mut requests = listener.subscribe("ctl.continuation").await.unwrap();
+    listener.flush().await.unwrap();
+    // Our programs refuse such a name where it is said; a record may be written by any program.
+    let now_ms = millpond::now_ms();
+    let record = json!({ "job": "bad", "queue": "default", "kind": "square", "epoch": 1, "state": "closed", "total": 0,
+        "continuation": { "queue": "default", "kind": "a b" }, "published": 0, "results_after": 0, "producer": "p",
+        "created_ms": now_ms, "heartbeat_ms": now_ms });
+    let bucket = async_nats::jetstream::new(raw(&cluster).await).get_key_value("millpond_jobs").await.unwrap();
+    bucket.put("bad", record.to_string().into()).await.unwrap();
+    let problem = until("the problem", PATIENCE, async || {
+        let problems = cluster.get("/api/v1/problems", &[]).await?;
+        problems["rows"].as_array()?.iter().find(|row| row["kind"] == "continuation" && row["what"] == "bad").cloned()
+    })
+    .await;
+    assert!(problem["sentence"].as_str().unwrap().contains("a b"), "{problem}");
+    let shown = cluster.get("/api/v1/jobs/bad", &[]).await.unwrap();
+    assert!(shown["continuation_refused"].as_str().unwrap().contains("kind"), "{shown}");
+    let shown = cli(&cluster, &["job", "show", "bad"]).await;
+    let printed = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(printed.contains("refused for good"), "{printed}");
+    // Others go on, and nobody asks for this one again: not now, and not when the collector is started again.
+    publish(&cluster, job("good", "square", "echo"), &["1"]).await;
+    assert_eq!(cluster.ended("good.1/then").await["status"], "done");
+    let mut asked = Vec::new();
+    while let Ok(Some(request)) = tokio::time::timeout(Duration::from_secs(3), requests.next()).await {
+        let request: Value = serde_json::from_slice(&request.payload).unwrap();
+        asked.push(request["job"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(asked, ["bad", "good"]);
 }

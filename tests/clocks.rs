@@ -139,3 +139,27 @@ async fn a_collector_whose_clock_is_an_hour_off_shows_workers_as_they_are() {
         assert!((now_ms - ended_ms).abs() < 60_000, "{done}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_service_whose_clock_is_an_hour_off_is_shown() {
+    let (cluster, skew) = (Cluster::start().await, Skew::make());
+    let found = async || {
+        let problems = cluster.get("/api/v1/problems", &[]).await?;
+        let of_it = |row: &&Value| row["kind"] == "clock" && text(row, "what").starts_with("producer ");
+        problems["rows"].as_array().map(|rows| rows.iter().find(of_it).cloned())
+    };
+    for by in OFF {
+        let (producer, _) = cluster.producer_with(&skew.env(by)).await;
+        let row = until("the problem", PATIENCE, async || found().await?).await;
+        let way = if by.starts_with('-') { "behind" } else { "ahead of" };
+        assert!(text(&row, "sentence").contains(way) && text(&row, "sentence").contains("3600 s"), "{row}");
+        let doctor = cluster.command(&["doctor"]).output().unwrap();
+        let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+        let warned =
+            said.lines().any(|line| line.starts_with("warn") && line.contains("producer") && line.contains(way));
+        assert!(warned, "{said}");
+        drop(producer);
+        // Nobody tells of it any more.
+        until("that it is no longer shown", PATIENCE * 2, async || found().await?.is_none().then_some(())).await;
+    }
+}

@@ -8,7 +8,7 @@ use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, NatsServer, PATIENCE, task, text, until};
+use crate::harness::{Cluster, NatsServer, PATIENCE, Process, task, text, until};
 
 /// How long it may take until what was deleted is there again, or named.
 const NAMED_WITHIN: Duration = Duration::from_secs(10);
@@ -26,6 +26,23 @@ async fn api(setup: &Client, subject: &str) -> Value {
 async fn delete(setup: &Client, what: &str) {
     let answer = api(setup, what).await;
     assert_eq!(answer["success"], true, "{answer}");
+}
+
+/// Deletes the consumers of the queue `default`.
+async fn delete_consumers(setup: &Client) {
+    for stream in ["TASKS", "DUE"] {
+        delete(setup, &format!("CONSUMER.DELETE.{stream}.q-default")).await;
+    }
+}
+
+/// A cluster whose worker has run the task `before`, and a client in the role of setup.
+async fn cluster_with_a_task_done() -> (Cluster, Process, Client) {
+    let cluster = Cluster::start().await;
+    let worker = cluster.worker("w1", &[], None);
+    submit(&cluster, "before", task("square", "3")).await;
+    assert_eq!(cluster.ended("before").await["result"], 9);
+    let setup = as_setup(&cluster.nats).await;
+    (cluster, worker, setup)
 }
 
 async fn submit(cluster: &Cluster, id: &str, task: NewTask) {
@@ -67,9 +84,7 @@ async fn a_consumer_that_is_made_again_gives_nothing_to_two_workers() {
     let _second = cluster.worker("w2", &["--handlers", handlers], None);
     cluster.worker_is("w2", |w| w["state"] == "live").await;
     let setup = as_setup(&cluster.nats).await;
-    for stream in ["TASKS", "DUE"] {
-        delete(&setup, &format!("CONSUMER.DELETE.{stream}.q-default")).await;
-    }
+    delete_consumers(&setup).await;
     for stream in ["TASKS", "DUE"] {
         consumer(&setup, stream, "q-default").await;
     }
@@ -103,9 +118,7 @@ async fn a_pause_outlives_its_consumer() {
     cluster.worker_is("w1", |w| w["state"] == "live").await;
     let setup = as_setup(&cluster.nats).await;
     cluster.api.post::<Value>("/api/v1/queues/default/pause", &json!({})).await.unwrap();
-    for stream in ["TASKS", "DUE"] {
-        delete(&setup, &format!("CONSUMER.DELETE.{stream}.q-default")).await;
-    }
+    delete_consumers(&setup).await;
     submit(&cluster, "behind", task("square", "12")).await;
     for stream in ["TASKS", "DUE"] {
         assert_eq!(consumer(&setup, stream, "q-default").await["paused"], true);
@@ -113,20 +126,14 @@ async fn a_pause_outlives_its_consumer() {
     cluster.api.post::<Value>("/api/v1/queues/default/resume", &json!({})).await.unwrap();
     assert_eq!(cluster.ended("behind").await["result"], 144);
     // A pause that has ended does not come back.
-    for stream in ["TASKS", "DUE"] {
-        delete(&setup, &format!("CONSUMER.DELETE.{stream}.q-default")).await;
-    }
+    delete_consumers(&setup).await;
     submit(&cluster, "later", task("square", "5")).await;
     assert_eq!(cluster.ended("later").await["result"], 25);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_collector_makes_its_consumers_again() {
-    let cluster = Cluster::start().await;
-    let _worker = cluster.worker("w1", &[], None);
-    submit(&cluster, "before", task("square", "3")).await;
-    assert_eq!(cluster.ended("before").await["result"], 9);
-    let setup = as_setup(&cluster.nats).await;
+    let (cluster, _worker, setup) = cluster_with_a_task_done().await;
     for stream in ["RESULTS", "DEAD"] {
         delete(&setup, &format!("CONSUMER.DELETE.{stream}.collector")).await;
     }
@@ -164,11 +171,7 @@ async fn is_named(cluster: &Cluster, what: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_and_buckets_that_are_gone_are_named_until_setup_makes_them() {
-    let cluster = Cluster::start().await;
-    let _worker = cluster.worker("w1", &[], None);
-    submit(&cluster, "before", task("square", "3")).await;
-    assert_eq!(cluster.ended("before").await["result"], 9);
-    let setup = as_setup(&cluster.nats).await;
+    let (cluster, _worker, setup) = cluster_with_a_task_done().await;
     for (stream, what) in [
         ("KV_millpond_starts", "millpond_starts"),
         ("OBJ_millpond_payloads", "millpond_payloads"),

@@ -269,11 +269,17 @@ impl Cluster {
 
     /// Starts a producer service; its process and address, once it answers.
     pub async fn producer(&self) -> (Process, String) {
+        self.producer_with(&[]).await
+    }
+
+    /// The same, with more in its environment.
+    pub async fn producer_with(&self, more: &[(&str, &str)]) -> (Process, String) {
         let url = format!("http://127.0.0.1:{}", free_port());
         let mut command = Command::new(MILLPOND);
         command.args(["--state", "none", "producer", "run", "--listen", url.trim_start_matches("http://")]);
         command.env("MILLPOND_PRODUCER_NATS_URL", self.nats.url("producer"));
         command.env("MILLPOND_TOKEN", &self.nats.secrets.token);
+        command.envs(more.iter().copied());
         let process = Process::start(command.stdout(Stdio::null()).stderr(log(self.dir.path(), "producer")));
         is_ready(&url).await;
         (process, url)
@@ -287,6 +293,13 @@ impl Cluster {
         command.env("MILLPOND_COLLECTOR_URL", self.collector_url());
         command.env("MILLPOND_TOKEN", &self.nats.secrets.token);
         command
+    }
+
+    /// A command that runs beside the test, and ends with it at the latest: also where an expectation fails.
+    pub fn started(&self, arguments: &[&str]) -> tokio::process::Child {
+        let mut command = tokio::process::Command::from(self.command(arguments));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.spawn().unwrap()
     }
 
     pub fn collector_url(&self) -> String {

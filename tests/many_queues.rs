@@ -143,3 +143,38 @@ async fn unknown_kinds_cost_who_makes_them_up_and_not_the_worker() {
     let id = submit(&cluster, "default", "square").await;
     assert_eq!(cluster.ended(&id).await["result"], 16);
 }
+
+/// A collector that is started again every few seconds, less than a queue is kept for.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unused_queue_is_removed_by_a_collector_that_is_started_again_and_again() {
+    let mut cluster = Cluster::start().await;
+    let worker = cluster.worker("w1", &["--queues", "gone"], None);
+    until("queue", PATIENCE, async || queues(&cluster).await.contains(&"gone".to_owned()).then_some(())).await;
+    leaves(&cluster, worker).await;
+    let started = Instant::now();
+    while cluster.nats.consumers("TASKS").await > 0 {
+        assert!(started.elapsed() < Duration::from_secs(60), "{}", cluster.log("collector"));
+        cluster.restart_collector_with(&[("MILLPOND_COLLECTOR_QUEUE_KEEP", "10s")]);
+        tokio::time::sleep(Duration::from_secs(6)).await;
+    }
+    assert!(
+        started.elapsed() >= Duration::from_secs(10),
+        "it was kept for as long as was said: {:?}",
+        started.elapsed()
+    );
+}
+
+/// Each program that watches a bucket is a consumer of its stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_may_have_more_watchers_than_a_server_allows_by_default() {
+    let cluster = Cluster::start().await;
+    let password = cluster.nats.secrets.passwords["setup"].clone();
+    let options = async_nats::ConnectOptions::with_user_and_password("setup".into(), password);
+    let options = options.custom_inbox_prefix("_INBOX_setup");
+    let setup = options.connect(format!("127.0.0.1:{}", cluster.nats.port)).await.unwrap();
+    let bucket = async_nats::jetstream::new(setup).get_key_value("millpond_queues").await.unwrap();
+    let before = cluster.nats.consumers("KV_millpond_queues").await;
+    let watches = stream::iter(0..QUEUES).map(async |_| bucket.watch("x").await.unwrap());
+    let watches: Vec<_> = watches.buffer_unordered(32).collect().await;
+    assert_eq!(cluster.nats.consumers("KV_millpond_queues").await, before + watches.len() as u64);
+}

@@ -378,3 +378,68 @@ async fn what_waits_is_read_around_it() {
     let why = cluster.command(&["why", "behind"]).output().unwrap();
     assert_eq!(why.status.code(), Some(13), "{why:?} {}", cluster.log("collector"));
 }
+
+/// No request can name such a key: only a wildcard fits it, and what else fits stays as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_no_text_is_removed_and_the_other_records_stay() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    runs(&cluster).await;
+    let mapped = cluster.command(&["map", "square", "--range", "0..3", "--job", "before"]).output().unwrap();
+    assert!(mapped.status.success(), "{mapped:?}");
+    cluster.api.post::<Value>("/api/v1/queues/bounded/set", &json!({ "max_waiting": 7 })).await.unwrap();
+    let setup = cluster.nats.bus(Role::Setup).await;
+    let jobs_before = setup.last_raw_message("KV_millpond_jobs", "$KV.millpond_jobs.before").await.unwrap().unwrap();
+    for (role, subject, stream) in [
+        ("client", &b"$KV.millpond_jobs.\xff\xfe"[..], "KV_millpond_jobs"),
+        ("worker", b"$KV.millpond_workers.a\xff", "KV_millpond_workers"),
+        ("worker", b"$KV.millpond_queues.\xff.consumer", "KV_millpond_queues"),
+    ] {
+        RawPublisher::connect(&cluster.nats, role).publish(subject, b"", b"{}");
+        let started = Instant::now();
+        loop {
+            let mut at = 0;
+            let mut is_left = false;
+            while let Some(message) = setup.next_raw_message(stream, at + 1, ">").await.unwrap() {
+                at = message.seq;
+                is_left |= message.subject.contains(char::REPLACEMENT_CHARACTER);
+            }
+            if !is_left {
+                break;
+            }
+            assert!(started.elapsed() < IN_THE_WAY_MAX, "{stream}: {}", cluster.log("collector"));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    let jobs_after = setup.last_raw_message("KV_millpond_jobs", "$KV.millpond_jobs.before").await.unwrap().unwrap();
+    assert!(jobs_after.seq > jobs_before.seq, "it lies behind what was removed");
+    assert_eq!(jobs_after.payload, jobs_before.payload);
+    let limits = setup.last_raw_message("KV_millpond_queues", "$KV.millpond_queues.bounded").await.unwrap().unwrap();
+    assert_eq!(&limits.payload[..], br#"{"max_waiting":7}"#);
+    cluster.worker_is("w1", |w| w["state"] == "live").await;
+    assert!(runs(&cluster).await < Duration::from_secs(5), "{}", cluster.log("collector"));
+    let mapped = cluster.command(&["map", "square", "--range", "0..3", "--job", "after"]).output().unwrap();
+    assert!(mapped.status.success(), "{mapped:?}");
+}
+
+/// Nothing would ever wake it: the task that keeps the connection is gone, and nobody connects again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verb_whose_connection_has_died_ends() {
+    for arguments in [&["submit", "square", "3", "--wait"][..], &["map", "square", "--range", "0..3", "--job", "waits"]]
+    {
+        let cluster = Cluster::start().await;
+        let verb = cluster.started(arguments);
+        let setup = cluster.nats.bus(Role::Setup).await;
+        let task =
+            until("a stored task", PATIENCE, async || setup.next_raw_message("TASKS", 1, ">").await.unwrap()).await;
+        let job = task.subject.split(".j-").nth(1).unwrap_or("-");
+        let subject = format!("results.{job}.default.square");
+        RawPublisher::connect(&cluster.nats, "worker").publish(subject.as_bytes(), LONE_CR, b"{}");
+        let ended = tokio::time::timeout(Duration::from_secs(10), verb.wait_with_output()).await;
+        let ended = ended.unwrap_or_else(|_| panic!("{arguments:?} ends")).unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(69), "{arguments:?}: {said}");
+        let told = ["the connection to NATS has died", "the connection is closed"];
+        assert!(told.iter().any(|told| said.contains(told)), "{arguments:?}: {said}");
+    }
+}

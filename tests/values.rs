@@ -10,6 +10,7 @@ use millpond::client::NewTask;
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::calls::raw;
 use crate::harness::{Cluster, Process, task, text, until};
 
 /// Values that programs change when they parse and print them, or that some parsers refuse.
@@ -175,6 +176,14 @@ async fn what_is_no_json_is_refused_with_its_place_or_carried_as_bytes() {
             (task["result_is_bytes"].as_bool().unwrap_or(false), &task["result"]["base64"]),
             (marked, &json!("Y2Fm6Qo="))
         );
+        // A call says the same, to a person, to a program, and to a NATS client.
+        assert_eq!(said(&cluster, &["call", kind, "1"], "").await, shown);
+        let line = said(&cluster, &["call", kind, "1", "--json"], "").await;
+        let mark = if marked { r#","result_is_bytes":true"# } else { "" };
+        assert_eq!(line, format!(r#"{{"result":{shown}{mark},"status":"done"}}"#));
+        let answer = raw(&cluster).await.request(format!("call.default.{kind}"), "1".into()).await.unwrap();
+        let header = answer.headers.and_then(|headers| headers.get("Millpond-Bytes").map(ToString::to_string));
+        assert_eq!((header.as_deref(), &answer.payload[..]), (marked.then_some("true"), shown.as_bytes()));
     }
     // The next step of a chain gets the bytes themselves.
     let id = said(&cluster, &["submit", "latin", "1", "--id", "chain", "--continuation", "once"], "").await;

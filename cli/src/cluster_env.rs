@@ -6,8 +6,10 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
+use millpond::bus::{Bus, ConnectionFailure, Role};
 use millpond::client::Client;
 use millpond::config::{ConnectArgs, ConnectSettings, SigningArgs};
+use tokio::sync::watch;
 
 use crate::private_file;
 
@@ -46,11 +48,28 @@ impl fmt::Display for NoClusterError {
 
 impl Error for NoClusterError {}
 
+/// The connection of a verb has died, and with it all that it could hear.
+#[derive(Debug)]
+pub(crate) struct ConnectionDiedError;
+
+impl fmt::Display for ConnectionDiedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "the connection to NATS has died (a message that the client cannot read, most likely); what was sent is kept, \
+             run the command again",
+        )
+    }
+}
+
+impl Error for ConnectionDiedError {}
+
 /// The settings of a cluster.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ClusterEnv {
     dir: PathBuf,
     from_file: BTreeMap<String, String>,
+    /// The connection of the verb, once it has one.
+    connected: watch::Sender<Option<Bus>>,
 }
 
 impl ClusterEnv {
@@ -59,7 +78,7 @@ impl ClusterEnv {
     pub fn load(dir: &Path) -> Self {
         let text = fs::read_to_string(dir.join("env")).unwrap_or_default();
         let from_file = text.lines().filter_map(parse_line).collect();
-        Self { dir: dir.to_owned(), from_file }
+        Self { dir: dir.to_owned(), from_file, connected: watch::Sender::new(None) }
     }
 
     /// A setting; none when it is not set.
@@ -107,7 +126,34 @@ impl ClusterEnv {
     /// # Errors
     /// When NATS cannot be reached.
     pub async fn client(&self, name: &str, access: ConnectSettings) -> anyhow::Result<Client> {
-        Ok(Client::connect(&self.need(CLIENT_NATS_URL)?, name, access).await?)
+        let bus = Bus::connect(&self.need(CLIENT_NATS_URL)?, Role::Client, name, access).await?;
+        self.connected.send_replace(Some(bus.clone()));
+        Ok(Client::over(bus))
+    }
+
+    /// Returns when the verb cannot go on with its connection; never while it has none.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn connection_failed(&self) -> anyhow::Error {
+        let mut connected = self.connected.subscribe();
+        loop {
+            let bus = connected.borrow_and_update().clone();
+            let failed = async {
+                match &bus {
+                    Some(bus) => bus.failed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                failure = failed => return match failure {
+                    ConnectionFailure::Died => ConnectionDiedError.into(),
+                    mismatch @ ConnectionFailure::Wire(_) => mismatch.into(),
+                },
+                // The sender lives as long as this.
+                _ = connected.changed() => {}
+            }
+        }
     }
 
     /// A client for a verb that publishes tasks, and signs them where there are keys.

@@ -16,7 +16,7 @@ use millpond::task::TaskIdError;
 use millpond::wire::subject::SubjectError;
 
 use crate::api::ApiError;
-use crate::cluster_env::NoClusterError;
+use crate::cluster_env::{ConnectionDiedError, NoClusterError};
 use crate::output::StandardOutputError;
 
 /// A task or call failed, a job did not end well, or a verb could not do what it was asked for.
@@ -100,10 +100,10 @@ fn of_cause(cause: &(dyn Error + 'static)) -> Option<u8> {
         return Some(USAGE);
     }
     // A service that could not start, or cannot go on: as the services' own programs end.
-    if cause.is::<NameError>() || cause.is::<ConnectionFailure>() {
+    if matches!(cause.downcast_ref(), Some(NameError::Taken { .. })) || cause.is::<ConnectionFailure>() {
         return Some(TASK_FAILED);
     }
-    if cause.is::<NoClusterError>() || cause.is::<ConnectError>() {
+    if cause.is::<NoClusterError>() || cause.is::<ConnectError>() || cause.is::<ConnectionDiedError>() {
         return Some(UNREACHABLE);
     }
     let http = |error: &reqwest::Error| match () {
@@ -115,6 +115,7 @@ fn of_cause(cause: &(dyn Error + 'static)) -> Option<u8> {
         .or_else(|| cause.downcast_ref().and_then(of_map))
         .or_else(|| cause.downcast_ref().and_then(of_publish))
         .or_else(|| cause.downcast_ref().and_then(of_bus))
+        .or_else(|| cause.downcast_ref().and_then(of_name))
         .or_else(|| cause.downcast_ref().and_then(of_schedule))
         .or_else(|| cause.downcast_ref().and_then(of_shared))
         .or_else(|| cause.downcast_ref().and_then(of_call))
@@ -157,6 +158,13 @@ fn of_publish(error: &PublishError) -> Option<u8> {
 
 fn of_bus(error: &BusError) -> Option<u8> {
     matches!(error, BusError::NoAnswer { .. }).then_some(UNREACHABLE)
+}
+
+fn of_name(error: &NameError) -> Option<u8> {
+    match error {
+        NameError::Taken { .. } => None,
+        NameError::Bus(error) => of_bus(error),
+    }
 }
 
 fn of_schedule(error: &ScheduleChangeError) -> Option<u8> {

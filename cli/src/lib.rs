@@ -160,41 +160,50 @@ async fn end_without(parent: i32) {
     std::process::exit(exit::INTERRUPTED.into());
 }
 
+/// Runs the verb, until its end or that of its connection.
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let env = ClusterEnv::load(&cli.state);
+    tokio::select! {
+        biased;
+        result = run_verb(cli, &env) => result,
+        failure = env.connection_failed() => Err(failure),
+    }
+}
+
+async fn run_verb(cli: Cli, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up(args) => up::run(args, &cli.state).await,
-        Command::Submit(args) => submit::run(args, &env).await,
-        Command::Map(args) => map::run(args, &env).await,
-        Command::Xargs(args) => xargs::run(args, &env).await,
-        Command::Call(args) => call::run(args, &env).await,
-        Command::Job(command) => job::run(command, &env).await,
-        Command::Task(command) => task::run(command, &env).await,
-        Command::Dead(command) => dead::run(command, &env).await,
-        Command::Handler(command) => handler::run(command, &env).await,
-        Command::Queue(command) => queue::run(command, &env).await,
-        Command::Schedule(args) => schedule::run(args, &env).await,
-        Command::Why(args) => why::run(args, &env).await,
-        Command::Top(args) => top::run(args, &env).await,
-        Command::Shared(args) => shared::run(args, &env).await,
-        Command::Doctor(args) => doctor::run(args, &env).await,
-        Command::Bench(args) => bench::run(args, &env).await,
+        Command::Submit(args) => submit::run(args, env).await,
+        Command::Map(args) => map::run(args, env).await,
+        Command::Xargs(args) => xargs::run(args, env).await,
+        Command::Call(args) => call::run(args, env).await,
+        Command::Job(command) => job::run(command, env).await,
+        Command::Task(command) => task::run(command, env).await,
+        Command::Dead(command) => dead::run(command, env).await,
+        Command::Handler(command) => handler::run(command, env).await,
+        Command::Queue(command) => queue::run(command, env).await,
+        Command::Schedule(args) => schedule::run(args, env).await,
+        Command::Why(args) => why::run(args, env).await,
+        Command::Top(args) => top::run(args, env).await,
+        Command::Shared(args) => shared::run(args, env).await,
+        Command::Doctor(args) => doctor::run(args, env).await,
+        Command::Bench(args) => bench::run(args, env).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "millpond", &mut script);
             output::output().write_all(&script)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Worker(command) => worker::run(command, &env).await,
+        Command::Worker(command) => worker::run(command, env).await,
         Command::Producer(command) => match *command {
-            ServiceCommand::Run(args) => args.run(&env).await,
+            ServiceCommand::Run(args) => args.run(env).await,
         },
         Command::Collector(command) => match *command {
-            ServiceCommand::Run(args) => args.run(&env).await,
+            ServiceCommand::Run(args) => args.run(env).await,
         },
-        Command::Setup(args) => setup::run(args, &env).await,
+        Command::Setup(args) => setup::run(args, env).await,
         Command::Secrets(args) => secrets::run(&args),
-        Command::Env(args) => env::run(&args, &env),
+        Command::Env(args) => env::run(&args, env),
         Command::RunWithParent(args) => run_with_parent::run(args).await,
     }
 }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use millpond::bus::call::pipe::{PipeError, PipeReceiver, PipeSender};
 use millpond::call::{CALL_TIMEOUT_DEFAULT, Code};
-use millpond::client::{CallError, Client};
+use millpond::client::{CallError, Client, TaskResult};
 use millpond::config::ConnectArgs;
 use millpond::limits::PIPE_MESSAGE_BYTES_MAX;
 use millpond::outcome::Failure;
@@ -88,14 +88,17 @@ fn payload(args: &CallArgs) -> anyhow::Result<Bytes> {
     Ok(arguments::bytes(value))
 }
 
-fn print(answer: &RawValue, json: bool) -> anyhow::Result<ExitCode> {
+fn print(answer: &TaskResult, json: bool) -> anyhow::Result<ExitCode> {
     #[derive(Serialize)]
     struct Answered<'a> {
         result: &'a RawValue,
+        /// The handler wrote bytes that are no JSON.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        result_is_bytes: bool,
         status: &'static str,
     }
     if json {
-        json_line(&Answered { result: answer, status: "done" })?;
+        json_line(&Answered { result: answer, result_is_bytes: answer.is_bytes, status: "done" })?;
     } else {
         writeln!(output(), "{}", visible_json(answer.get()))?;
     }

@@ -9,6 +9,7 @@ use millpond::bus::read::inspect::{self, StreamFacts};
 use millpond::bus::{Bus, Role};
 use millpond::config::{ConnectArgs, ConnectSettings};
 use millpond_api::error::ErrorBody;
+use millpond_api::overview::{Problem, ProblemKind};
 use millpond_api::workers::WorkerState;
 use serde_json::json;
 
@@ -197,13 +198,10 @@ async fn collector(findings: &mut Findings, env: &ClusterEnv) {
         }
         Err(error) => findings.fail("collector", error.to_string(), "start it again"),
     }
-    for worker in workers.iter().filter(|worker| worker.state != WorkerState::Lost) {
-        let off = Duration::from_millis(worker.record.clock_ahead_ms.unsigned_abs());
-        if off > CLOCK_OFF_WARN {
-            let way = if worker.record.clock_ahead_ms > 0 { "ahead of" } else { "behind" };
-            let seen = format!("worker {}: {off:?} {way} the server's", worker.record.name);
-            findings.warn("clock", seen, "synchronise the clocks (NTP): where they differ the server's counts");
-        }
+    // Clocks of workers, producer services and collectors.
+    let problems = api.all::<Problem>("/api/v1/problems", &()).await.unwrap_or_default();
+    for problem in problems.into_iter().filter(|problem| problem.kind == ProblemKind::Clock && !problem.mended) {
+        findings.warn("clock", problem.sentence, "");
     }
     let live = workers.iter().filter(|worker| worker.state == WorkerState::Live);
     let live: Vec<&str> = live.map(|worker| worker.record.name.as_str()).collect();

@@ -83,6 +83,10 @@ pub struct JobRow {
     pub epoch: Option<u32>,
     /// The task that its end starts.
     pub continuation: Option<JobContinuation>,
+    /// Why that task is refused for good; only where one job is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub continuation_refused: Option<String>,
 }
 
 /// How a task of a job ended.

@@ -83,6 +83,8 @@ named! {
         BrokenKind = "broken_kind",
         /// The producer of a job is gone before the end of its input.
         StalledJob = "stalled_job",
+        /// The task that the end of a job starts is refused for good.
+        Continuation = "continuation",
         /// A task should run again, and nothing of it waits or runs.
         LostTask = "lost_task",
         /// A worker's record was not renewed.

@@ -1,8 +1,13 @@
 //! Calls: their bounds, and the codes of their failures. `bus/call` answers calls and carries pipes, `client` makes both. No I/O, no
 //! clock.
 
-use crate::outcome::{Failure, cut};
 use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+use crate::outcome::{Failure, cut};
+use crate::payload::{json_to_bytes, without_mark};
+use crate::wire::decode::{DecodeError, decode};
 
 /// Longest timeout of a call; deploy/nats/roles.conf lets a worker answer for a little longer.
 pub const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
@@ -63,6 +68,26 @@ impl Code {
     }
 }
 
+/// The failure that an error answer or the end of a pipe carries, cut to the bounds of every failure: another program wrote it.
+///
+/// # Errors
+/// [`DecodeError`].
+pub fn read_failure(payload: &[u8]) -> Result<Failure, DecodeError> {
+    decode::<Failure>(payload).map(Failure::bounded)
+}
+
+/// The result that an answer carries; `is_bytes`: it is marked as bytes that are no JSON.
+///
+/// # Errors
+/// A text that says what is wrong.
+pub fn read_result(payload: &[u8], is_bytes: bool) -> Result<Box<RawValue>, String> {
+    let value: Box<RawValue> = decode(without_mark(payload)).map_err(|e| format!("the result is not JSON: {e}"))?;
+    if is_bytes && json_to_bytes(&value).is_none() {
+        return Err(r#"the result is marked as bytes, and is not {"base64":"…"}"#.to_owned());
+    }
+    Ok(value)
+}
+
 /// A failure in one line.
 #[must_use]
 pub fn error_line(failure: &Failure) -> String {
@@ -86,6 +111,25 @@ mod tests {
     fn no_failure_of_a_handler_means_that_it_has_not_run() {
         for kind in ["draining", "no_slot", "503", "error"] {
             assert!(!Code::of_failure(&Failure::new(kind, "")).has_not_run(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn what_an_answer_carries_is_checked_and_cut() {
+        let long = format!(r#"{{"type":"{0}","message":"{0}","traceback":"{0}"}}"#, "x".repeat(20_000));
+        assert!(serde_json::to_string(&read_failure(long.as_bytes()).unwrap()).unwrap().len() < 12_000);
+        for bad in
+            ["", "{}", "null", r#"{"type":"e","message":"m","child":{"name":"c","rss_bytes":18446744073709551615}}"#]
+        {
+            assert!(read_failure(bad.as_bytes()).is_err(), "{bad}");
+        }
+        let shown = r#"{"base64":"6Q=="}"#;
+        for is_bytes in [true, false] {
+            assert_eq!(read_result(shown.as_bytes(), is_bytes).unwrap().get(), shown);
+        }
+        assert_eq!(read_result("\u{feff}1.0".as_bytes(), false).unwrap().get(), "1.0");
+        for (bad, is_bytes) in [("1", true), (r#"{"base64":"?"}"#, true), ("1 2", false), ("", false)] {
+            assert!(read_result(bad.as_bytes(), is_bytes).is_err(), "{bad}");
         }
     }
 

@@ -138,6 +138,7 @@ impl Bounded for Evidence {
         self.items.map_or(Ok(()), |items| items.check())?;
         self.index.map_or(Ok(()), |index| bounds::count("index", index))?;
         bounds::attempt(self.attempt)?;
+        self.failure.check()?;
         self.failures.check()?;
         bounds::time("published_ms", self.published_ms)?;
         self.started_ms.map_or(Ok(()), |ms| bounds::time("started_ms", ms))?;

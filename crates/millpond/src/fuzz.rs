@@ -9,6 +9,7 @@ use crate::bus::operate::control::{ControlReply, JobEnded, Replay};
 use crate::bus::operate::queues::PurgeRecord;
 use crate::bus::publish::queue_limits::QueueSettings;
 use crate::bus::read::outcomes::{OutcomeBody, read_dead, read_results};
+use crate::call::{error_line, read_failure, read_result};
 use crate::client::HistoryRequest;
 use crate::job::JobRecord;
 use crate::outcome::{Items, json_bytes};
@@ -17,7 +18,9 @@ use crate::schedule::Schedule;
 use crate::storm::storm;
 use crate::task::{Arrival, Origin, Task};
 use crate::telemetry::TraceContext;
-use crate::wire::bounds::{DURATION_MAX, TIME_MS_MAX, parse_duration, parse_expiry, parse_time};
+use crate::wire::bounds::{
+    COUNT_MAX, DURATION_MAX, TIME_MS_MAX, parse_count, parse_duration, parse_expiry, parse_time,
+};
 use crate::wire::decode::decode;
 use crate::wire::headers::{HEADER_DEAD, Headers};
 use crate::wire::subject::{TaskSubject, parse_dead, parse_results};
@@ -144,6 +147,7 @@ fn fuzz_requests() {
         r#"{"job":"j1","epoch":1,"from":7}"#,
         r#"{"ok":{"id":"a"}}"#,
         r#"{"error":"no"}"#,
+        r#"{"refused":"no"}"#,
     ];
     storm("requests", &corpus, |input| {
         if let Ok(replay) = decode::<Replay>(input) {
@@ -156,6 +160,30 @@ fn fuzz_requests() {
             let _ = i64::try_from(request.from).unwrap() + 1000;
         }
         let _ = decode::<ControlReply>(input);
+    });
+}
+
+#[test]
+fn fuzz_calls() {
+    let corpus = [
+        r#"{"type":"error","message":"no","traceback":"at\nb","retry":false,"child":{"name":"w/k-1","exit_code":1,"signal":9,"oom":true,"rss_bytes":536870912,"log":["loading"]}}"#,
+        r#"{"base64":"6Q=="}"#,
+        r#"{"a":1.0,"a":1e400,"b":[20000000000000000000,"\ud800"]}"#,
+        "9007199254740992",
+    ];
+    storm("calls", &corpus, |input| {
+        if let Ok(failure) = read_failure(input) {
+            let bytes = serde_json::to_vec(&failure).unwrap().len();
+            assert!(bytes < 24 * 1024 && !error_line(&failure).contains('\n'), "{bytes}");
+            assert!(failure.child.is_none_or(|child| child.rss_bytes <= COUNT_MAX));
+        }
+        if let Ok(value) = read_result(input, false) {
+            assert!(text(input).contains(value.get()));
+        }
+        if let Ok(value) = read_result(input, true) {
+            assert!(json_to_bytes(&value).is_some());
+        }
+        assert!(parse_count(&text(input)).is_none_or(|count| count <= COUNT_MAX));
     });
 }
 

@@ -37,6 +37,13 @@ mod storm;
 pub use clock::now_ms;
 use rand::RngExt;
 
+/// The name of this machine, for people who look for a program.
+#[must_use]
+pub fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "localhost".to_owned() } else { name.trim().to_owned() }
+}
+
 /// 16 random characters of `[a-z2-7]`: a nonce, an epoch, a job name. 80 bits.
 #[must_use]
 pub fn random_token() -> String {

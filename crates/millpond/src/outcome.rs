@@ -250,6 +250,12 @@ impl Failure {
     }
 }
 
+impl Bounded for Failure {
+    fn check(&self) -> Result<(), String> {
+        self.child.as_ref().map_or(Ok(()), |child| bounds::count("rss_bytes", child.rss_bytes))
+    }
+}
+
 /// A failed attempt, as retries, outcomes and dead letters carry it on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -270,7 +276,8 @@ impl Bounded for FailedAttempt {
     fn check(&self) -> Result<(), String> {
         bounds::attempt(self.attempt)?;
         bounds::time("started_ms", self.started_ms)?;
-        bounds::time("ended_ms", self.ended_ms)
+        bounds::time("ended_ms", self.ended_ms)?;
+        self.failure.check()
     }
 }
 
@@ -461,7 +468,8 @@ impl Bounded for Outcome {
         in_order("refs", first..end, self.refs.iter().map(|stored| stored.item))?;
         in_order("bytes", first..end, self.bytes.iter().copied())?;
         self.refs.iter().try_for_each(|stored| stored.at.check())?;
-        self.not_done.iter().filter_map(|not_done| not_done.due_ms).try_for_each(|ms| bounds::time("due_ms", ms))
+        self.not_done.iter().filter_map(|not_done| not_done.due_ms).try_for_each(|ms| bounds::time("due_ms", ms))?;
+        self.not_done.iter().filter_map(|not_done| not_done.failure.as_ref()).try_for_each(Bounded::check)
     }
 }
 

@@ -2,6 +2,7 @@
 //! Not here: publishing tasks. RESULTS, DEAD -> `collect` -> `store`; `http` -> `store`.
 
 mod caught_up;
+mod clocks;
 mod collect;
 mod commit_span;
 mod config;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Config, Settings};
 pub use store::StoreAt;
 
+use clocks::Clocks;
 use collect::Collector;
 use open_jobs::OpenJobs;
 use overview::OverviewPoller;
@@ -54,7 +56,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let bus = Bus::connect(&settings.nats_url, Role::Collector, "collector", settings.access).await?;
     let (workers, jobs, problems) = (Workers::default(), OpenJobs::default(), Problems::default());
     let mut background = JoinSet::new();
-    poison::start(&bus, &mut background).await?;
+    let polls = poison::start(&bus, &mut background).await?;
+    let clocks = Clocks::start(&bus, &mut background).await?;
     background.spawn(workers.clone().follow(bus.clone()));
     background.spawn(store.clone().follow());
     background.spawn(store.clone().enforce_retention(settings.retention));
@@ -69,9 +72,9 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         background.spawn(collector.clone().purge_stream());
         collecting.spawn(collector.collect(shutdown.clone()));
     }
-    background.spawn(reconcile::watch(workers.clone(), jobs, health.clone(), problems.clone()));
-    background.spawn(reconcile::run(reconcile::Context::new(&bus, &store, &workers, &problems)));
-    let queues = Queues::start(&bus, &workers, settings.queue_keep, &mut background);
+    background.spawn(reconcile::watch((workers.clone(), jobs, clocks), health.clone(), problems.clone()));
+    background.spawn(reconcile::run(reconcile::Context::new(&bus, &store, &workers, &problems, polls)));
+    let queues = Queues::start(&bus, &store, &workers, settings.queue_keep, &mut background);
     let overview = OverviewPoller::new(&bus, &store, &workers, &queues, &problems, &health);
     background.spawn(overview.clone().run());
     tracing::info!(
@@ -114,12 +117,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     // What was pulled by now is stored and acknowledged.
     while collecting.join_next().await.is_some() {}
     server.close().await;
-    background.shutdown().await;
-    close(bus, store).await;
+    close(background, bus, store).await;
     result
 }
 
-async fn close(bus: Bus, store: Store) {
+async fn close(mut background: JoinSet<()>, bus: Bus, store: Store) {
+    background.shutdown().await;
     bus.close().await;
     store.close().await;
     tracing::info!("collector stopped");

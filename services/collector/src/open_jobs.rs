@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use millpond::bus::Bus;
-use millpond::bus::read::buckets::{BucketWatch, decode};
+use millpond::bus::read::buckets::BucketWatch;
 use millpond::job::{JobRecord, JobState};
 use millpond::wire::streams::BUCKET_JOBS;
 
@@ -47,7 +47,7 @@ pub(crate) async fn follow(bus: Bus, store: Store, open: OpenJobs) {
         let mut next = Some(watch.next().await);
         let mut records = Vec::new();
         while let Some(change) = next.take() {
-            let record = change.value.as_deref().and_then(decode::<JobRecord>);
+            let record = change.record::<JobRecord>();
             open.set(change.key, record.as_ref());
             records.extend(record.map(|record| (record, change.stored_ms)));
             if records.len() < RECORDS_MAX {

@@ -1,7 +1,7 @@
 //! The queues: how much waits in them, since when, and how many workers serve them. One poll of the bus serves all callers
 //! that wait for it. A queue is removed when an operator asks for it, or when nobody has used it for long.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use millpond_api::workers::WorkerState;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
+use crate::store::{Store, StoreError};
 use crate::workers::Workers;
 
 /// How often it is checked which queues nobody uses, at the most.
@@ -95,11 +96,21 @@ impl QueueStatus {
         reasons
     }
 
+    /// Whether it has nothing, and nobody waits for what comes.
+    fn is_unused(&self, now_ms: i64) -> bool {
+        self.workers == 0 && self.is_empty() && passed_ms(now_ms, self.state.used_ms) >= PULLED_JUST_NOW_MS
+    }
+
     /// Whether it has nothing that its consumers are needed for.
     fn is_empty(&self) -> bool {
         let QueueState { waiting, held, scheduled, paused, .. } = self.state;
         waiting + held + scheduled == 0 && !paused
     }
+}
+
+/// How long ago that was, in milliseconds; 0 for what lies ahead.
+fn passed_ms(now_ms: i64, at_ms: i64) -> u128 {
+    u128::try_from(now_ms.saturating_sub(at_ms)).unwrap_or(0)
 }
 
 /// The queues, and when the poll that found them began.
@@ -115,9 +126,15 @@ pub(crate) struct Queues {
 
 impl Queues {
     /// Removes queues that nobody has used for `keep`, in `background`.
-    pub(crate) fn start(bus: &Bus, workers: &Workers, keep: Duration, background: &mut JoinSet<()>) -> Self {
+    pub(crate) fn start(
+        bus: &Bus,
+        store: &Store,
+        workers: &Workers,
+        keep: Duration,
+        background: &mut JoinSet<()>,
+    ) -> Self {
         let queues = Self { bus: bus.clone(), workers: workers.clone(), polled: Arc::default() };
-        background.spawn(queues.clone().remove_unused(keep));
+        background.spawn(queues.clone().remove_unused(store.clone(), keep));
         queues
     }
 
@@ -158,32 +175,44 @@ impl Queues {
         Ok(self.bus.remove_queue(queue).await?)
     }
 
-    /// Removes queues that have had nothing and that nobody has used for `keep`, for ever. What was before the start of this
-    /// program is known from the server alone, which does not know of a worker that waited in vain: so none is removed
-    /// earlier than `keep` after the start.
-    async fn remove_unused(self, keep: Duration) {
-        let mut used: HashMap<String, Instant> = HashMap::new();
+    /// Removes queues that have had nothing and that nobody has used for `keep`, for ever. The server does not know of a worker
+    /// that waited in vain, so what was seen is kept in the store: it counts on when this program is started again.
+    async fn remove_unused(self, store: Store, keep: Duration) {
         loop {
             tokio::time::sleep(CHECK_UNUSED_EVERY.min(keep / 4)).await;
             let Ok(statuses) = self.statuses().await else { continue };
-            let now_ms = millpond::now_ms();
-            used.retain(|queue, _| statuses.binary_search_by(|s| s.state.queue.cmp(queue)).is_ok());
-            for status in statuses.iter().filter(|status| status.state.consumers > 0) {
-                let QueueState { queue, used_ms, .. } = &status.state;
-                let at = used.entry(queue.clone()).or_insert_with(Instant::now);
-                let server_ms = u128::try_from(now_ms.saturating_sub(*used_ms)).unwrap_or(0);
-                if status.workers > 0 || !status.is_empty() || server_ms < PULLED_JUST_NOW_MS {
-                    *at = Instant::now();
-                }
-                if at.elapsed() < keep || server_ms < keep.as_millis() {
-                    continue;
-                }
-                match self.bus.remove_queue_consumers(queue).await {
-                    Ok(()) => tracing::info!(queue, unused_for = ?keep, "the consumers of an unused queue are removed"),
-                    Err(error) => tracing::debug!(queue, %error, "an unused queue is not removed, will try again"),
-                }
+            if let Err(error) = self.remove_unused_once(&store, keep, &statuses).await {
+                tracing::debug!(%error, "it is not known which queues are not used, will try again");
             }
         }
+    }
+
+    async fn remove_unused_once(
+        &self,
+        store: &Store,
+        keep: Duration,
+        statuses: &[QueueStatus],
+    ) -> Result<(), StoreError> {
+        let (noted, now_ms) = (store.unused_queues().await?, millpond::now_ms());
+        let (mut found, mut unused, mut expired) = (HashSet::new(), Vec::new(), Vec::new());
+        for status in statuses.iter().filter(|status| status.state.consumers > 0 && status.is_unused(now_ms)) {
+            let QueueState { queue, used_ms, .. } = &status.state;
+            found.insert(queue.as_str());
+            match noted.get(queue) {
+                None => unused.push(queue.as_str()),
+                Some(since_ms) if passed_ms(now_ms, *since_ms.max(used_ms)) >= keep.as_millis() => expired.push(queue),
+                Some(_) => {}
+            }
+        }
+        let used = noted.keys().map(String::as_str).filter(|queue| !found.contains(queue));
+        store.note_unused_queues(&unused, &used.collect::<Vec<_>>(), now_ms).await?;
+        for queue in expired {
+            match self.bus.remove_queue_consumers(queue).await {
+                Ok(()) => tracing::info!(queue, unused_for = ?keep, "the consumers of an unused queue are removed"),
+                Err(error) => tracing::debug!(queue, %error, "an unused queue is not removed, will try again"),
+            }
+        }
+        Ok(())
     }
 
     async fn poll(&self) -> Result<Vec<QueueStatus>, BusError> {

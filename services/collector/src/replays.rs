@@ -236,7 +236,7 @@ impl Replays {
         let asking = steps.into_iter().map(|step| async move {
             let answer = match self.bus.request(CTL_REPLAY, &step.request, REPLAY_WITHIN).await {
                 Ok(ControlReply::Ok(_)) => ReplayAnswer::Stored,
-                Ok(ControlReply::Error(text)) => ReplayAnswer::Failed(text),
+                Ok(ControlReply::Error(text) | ControlReply::Refused(text)) => ReplayAnswer::Failed(text),
                 Err(fault @ ControlError::Nobody(_)) => {
                     ReplayAnswer::NoProducer(format!("{fault}; is a producer running (`millpond producer run`)?"))
                 }

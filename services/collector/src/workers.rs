@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use millpond::bus::Bus;
-use millpond::bus::read::buckets::{BucketWatch, decode};
+use millpond::bus::read::buckets::BucketWatch;
 use millpond::wire::streams::BUCKET_WORKERS;
 use millpond::worker_record::{WORKER_HEARTBEAT_EVERY, WorkerRecord};
 use millpond_api::workers::{WorkerRow, WorkerSample, WorkerState};
@@ -59,7 +59,7 @@ impl Workers {
         let mut watch = BucketWatch::new(&bus, BUCKET_WORKERS);
         loop {
             let change = watch.next().await;
-            let record = change.value.as_deref().and_then(decode::<WorkerRecord>);
+            let record = change.record::<WorkerRecord>();
             self.set(change.key, record);
         }
     }

@@ -8,7 +8,7 @@ use millpond::bus::Bus;
 use millpond::bus::error::BusError;
 use millpond::bus::operate::control::{CTL_CONTINUATION, ControlReply, ControlRequests, JobEnded};
 use millpond::bus::publish::RetryDeadline;
-use millpond::client::{Client, NewTask};
+use millpond::client::{Client, NewTask, SubmitError};
 use millpond::wire::decode::decode;
 use serde_json::json;
 use serde_json::value::to_raw_value;
@@ -31,15 +31,15 @@ pub(crate) async fn serve(client: Client, mut requests: ControlRequests) {
             Ok(id) => {
                 to_raw_value(&json!({ "id": id })).map_or_else(|e| ControlReply::Error(e.to_string()), ControlReply::Ok)
             }
-            Err(error) => ControlReply::Error(error),
+            Err(reply) => reply,
         };
         request.answer(&answer).await;
     }
 }
 
-/// Publishes the task; its id.
-async fn publish(client: &Client, request: &[u8]) -> Result<String, String> {
-    let ended: JobEnded = decode(request).map_err(|e| format!("not the end of a job: {e}"))?;
+/// Publishes the task; its id, or the reply that it is not stored. What no request of the same text can change is refused for good.
+async fn publish(client: &Client, request: &[u8]) -> Result<String, ControlReply> {
+    let ended: JobEnded = decode(request).map_err(|e| ControlReply::Refused(format!("not the end of a job: {e}")))?;
     let task = NewTask {
         payload: Bytes::from(ended.arguments()),
         id: Some(ended.id()),
@@ -49,6 +49,10 @@ async fn publish(client: &Client, request: &[u8]) -> Result<String, String> {
     };
     // A full stream is waited for no longer than this: the collector requests the continuation again.
     let stored = tokio::time::timeout(STORE_WITHIN, client.submit(&task, RetryDeadline::Within(STORE_WITHIN))).await;
-    let stored = stored.map_err(|_| "no room for more tasks now".to_owned())?;
-    Ok(stored.map_err(|e| e.to_string())?.id)
+    let stored = stored.map_err(|_| ControlReply::Error("no room for more tasks now".to_owned()))?;
+    let reply = |error: SubmitError| {
+        let (is_permanent, text) = (error.is_permanent(), error.to_string());
+        if is_permanent { ControlReply::Refused(text) } else { ControlReply::Error(text) }
+    };
+    Ok(stored.map_err(reply)?.id)
 }

@@ -30,6 +30,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let bus = bus.with_signer(settings.signer.clone());
     let client = Client::over(bus.clone());
     let mut background = JoinSet::new();
+    background.spawn(bus.clone().tell_clock("producer"));
     background.spawn(replay::serve(bus.clone(), replay::listen(&bus).await?));
     background.spawn(continuation::serve(client, continuation::listen(&bus).await?));
     tracing::info!(

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use millpond::bus::Bus;
-use millpond::bus::read::buckets::{BucketWatch, decode};
+use millpond::bus::read::buckets::BucketWatch;
 use millpond::wire::streams::BUCKET_WORKERS;
 use millpond::worker_record::{UNKNOWN_KINDS_LISTED_MAX, WorkerRecord};
 
@@ -95,7 +95,7 @@ impl AnnouncedKinds {
         let mut watch = BucketWatch::new(&bus, BUCKET_WORKERS);
         loop {
             let change = watch.next().await;
-            let Some(record) = change.value.as_deref().and_then(decode::<WorkerRecord>) else { continue };
+            let Some(record) = change.record::<WorkerRecord>() else { continue };
             if record.is_lost(millpond::now_ms()) {
                 continue;
             }

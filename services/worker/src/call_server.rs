@@ -14,9 +14,11 @@ use millpond::config::duration;
 use millpond::limits::TASK_BYTES_MAX;
 use millpond::outcome::Failure;
 use millpond::telemetry::{Scope, TaskFields, TraceContext};
+use millpond::wire::bounds::parse_count;
 use millpond::wire::header_names::{self, Way};
 use millpond::wire::headers::{HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_TIMEOUT, HEADER_TRACEPARENT};
 use millpond::wire::subject::check_token;
+use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -82,6 +84,13 @@ enum CallHandler {
 struct CallTime {
     timeout: Duration,
     deadline: Instant,
+}
+
+/// What a call is answered with.
+struct CallResult {
+    value: Box<RawValue>,
+    /// The handler wrote bytes that are no JSON.
+    is_bytes: bool,
 }
 
 /// A call that may run.
@@ -226,8 +235,7 @@ fn handler_for(context: &WorkerContext, called: &IncomingCall) -> Result<CallHan
 
 fn pipe_request(called: &IncomingCall, id: &str) -> Result<PipeRequest, CallRefusal> {
     check_token("pipe", id).map_err(|e| CallRefusal::bad(format!("header {HEADER_PIPE}: {e}")))?;
-    let capacity =
-        called.header(HEADER_PIPE_CAPACITY).and_then(|text| text.parse().ok()).filter(|capacity| *capacity > 0);
+    let capacity = called.header(HEADER_PIPE_CAPACITY).and_then(parse_count).filter(|capacity| *capacity > 0);
     let Some(capacity) = capacity else {
         let text = format!("header {HEADER_PIPE_CAPACITY}: for how many messages there is room, from 1");
         return Err(CallRefusal::bad(text));
@@ -235,17 +243,18 @@ fn pipe_request(called: &IncomingCall, id: &str) -> Result<PipeRequest, CallRefu
     Ok(PipeRequest { id: id.to_owned(), capacity })
 }
 
-async fn answer(called: IncomingCall, result: Result<Bytes, CallRefusal>) {
+async fn answer(called: IncomingCall, result: Result<CallResult, CallRefusal>) {
     match result {
         // An answer is one message: an answer that is not stored cannot be fetched from the store of payloads.
-        Ok(result) if result.len() > TASK_BYTES_MAX => {
-            let bytes = result.len();
+        Ok(result) if result.value.get().len() > TASK_BYTES_MAX => {
+            let bytes = result.value.get().len();
             let text = format!("the answer has {bytes} bytes, at most {TASK_BYTES_MAX} fit; submit a task instead");
             refuse(called, CallRefusal(Code::Failed, Failure::fatal("result_too_large", text))).await;
         }
         Ok(result) => {
             count(called.kind(), None);
-            called.answer(result).await;
+            let value = Bytes::from(String::from(Box::<str>::from(result.value)));
+            called.answer(value, result.is_bytes).await;
         }
         Err(refusal) => refuse(called, refusal).await,
     }
@@ -298,7 +307,7 @@ async fn run(
     handler: &Handler,
     call: Call,
     time: CallTime,
-) -> Result<Bytes, CallRefusal> {
+) -> Result<CallResult, CallRefusal> {
     let slot = slot(context, kind, time).await?;
     let ready = prepared(context, kind, time, handler.ready()).await?;
     let started = Instant::now();
@@ -309,7 +318,8 @@ async fn run(
     let ends = execute(ready, vec![call], Arc::new(WorkCursor::new(1)), timeouts, &context.stop).await;
     slot.note(started.elapsed());
     match ends.into_iter().next() {
-        Some(CallEnd::Done(value) | CallEnd::Bytes(value)) => Ok(Bytes::from(String::from(Box::<str>::from(value)))),
+        Some(CallEnd::Done(value)) => Ok(CallResult { value, is_bytes: false }),
+        Some(CallEnd::Bytes(value)) => Ok(CallResult { value, is_bytes: true }),
         Some(CallEnd::Failed(failure)) => Err(CallRefusal(Code::of_failure(&failure), failure)),
         Some(CallEnd::NotRun) | None if !context.stop.is_cancelled() => Err(CallRefusal::no_child(context, kind)),
         Some(CallEnd::NotRun) | None => {

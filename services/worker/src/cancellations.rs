@@ -10,7 +10,7 @@ use millpond::bus::consume::lease::Lease;
 use millpond::bus::error::BusError;
 use millpond::bus::operate::cancel::Tombstone;
 use millpond::bus::operate::queues::PurgeRecord;
-use millpond::bus::read::buckets::{BucketChange, BucketWatch, decode};
+use millpond::bus::read::buckets::{BucketChange, BucketWatch};
 use millpond::job::epoch_of;
 use millpond::wire::streams::{BUCKET_CANCELS, BUCKET_PURGES};
 use tokio::sync::watch;
@@ -86,7 +86,7 @@ impl Cancellations {
         if bucket == BUCKET_CANCELS {
             known.note_tombstone(change);
         } else {
-            match change.value.as_deref().and_then(decode::<PurgeRecord>) {
+            match change.record::<PurgeRecord>() {
                 // The purge spares what runs; or what it removed has been gone for long.
                 Some(purge) if !purge.running || is_over(&purge, change.stored_ms) => {}
                 Some(purge) => drop(known.purges.insert(change.key, (purge, change.stored_ms))),
@@ -111,7 +111,7 @@ impl Cancellations {
 
 impl KnownCancellations {
     fn note_tombstone(&mut self, change: BucketChange) {
-        match change.value.as_deref().and_then(decode::<Tombstone>) {
+        match change.record::<Tombstone>() {
             Some(tombstone) => {
                 self.add(&tombstone, change.stored_ms);
                 self.tombstones.insert(change.key, tombstone);

@@ -298,13 +298,6 @@ impl Service for Config {
     }
 }
 
-/// The host's name, for people who look for a worker.
-#[must_use]
-pub fn host() -> String {
-    let name = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok());
-    name.unwrap_or_else(|| "localhost".to_owned())
-}
-
 /// A place for large files: the usual folder for temporary files may be memory.
 fn default_spool() -> PathBuf {
     let large = PathBuf::from("/var/tmp");
@@ -312,7 +305,10 @@ fn default_spool() -> PathBuf {
 }
 
 fn default_name() -> String {
-    let host: String =
-        host().chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }).take(48).collect();
+    let host: String = millpond::host()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' })
+        .take(48)
+        .collect();
     format!("{host}-{}", std::process::id())
 }

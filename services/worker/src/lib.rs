@@ -189,8 +189,8 @@ impl Worker {
         let bus = bus.with_signer(settings.signer.clone());
         await_setup(&bus, settings.access.timeout).await?;
         let nonce = millpond::random_token();
-        let me = NameHolder { nonce: nonce.clone(), host: config::host(), pid: std::process::id(), again: false };
-        let name = bus.claim_name(&settings.name, me).await?.inspect_err(warn_of_name)?;
+        let me = NameHolder { nonce: nonce.clone(), host: millpond::host(), pid: std::process::id(), again: false };
+        let name = bus.claim_name(&settings.name, me).await.inspect_err(warn_of_name)?;
         let mut background = JoinSet::new();
         let leases = Leases::start(&bus, &settings.name, &nonce, &mut background).await?;
         let puller = Puller::start(&bus, &leases, &settings.queues).await?;

@@ -135,5 +135,7 @@ fn print(job: &JobRow) -> std::io::Result<()> {
         ("created", time(job.created_ms)),
     ];
     let mut out = output();
-    fields.iter().try_for_each(|(name, value)| writeln!(out, "{name:<10} {}", visible(value)))
+    fields.iter().try_for_each(|(name, value)| writeln!(out, "{name:<10} {}", visible(value)))?;
+    let Some(reason) = &job.continuation_refused else { return Ok(()) };
+    writeln!(out, "its continuation is refused for good: {}", visible(reason))
 }

@@ -9,7 +9,7 @@ pub mod error;
 pub mod operate;
 pub mod publish;
 pub mod read;
-mod server_clock;
+pub mod server_clock;
 pub mod shared_state;
 pub mod topology;
 mod wire_check;
@@ -18,7 +18,7 @@ pub use access::without_password;
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -153,6 +153,8 @@ pub struct Bus {
     connection: watch::Receiver<Connection>,
     signer: Option<Signer>,
     dropped: Arc<AtomicU64>,
+    /// It is being closed on purpose: then its end is no failure.
+    closing: Arc<AtomicBool>,
     wire: Arc<WireCheck>,
     /// A permit for each consumer on RESULTS that reads a large job.
     readers: Arc<Semaphore>,
@@ -225,7 +227,8 @@ impl Bus {
         let wire = Arc::new(WireCheck::start((&client, &js), role, connection.clone()).await?);
         let (readers, catch_ups) = (Semaphore::new(READERS_MAX), Semaphore::new(CATCH_UPS_MAX));
         let (readers, catch_ups) = (Arc::new(readers), Arc::new(catch_ups));
-        Ok(Self { client, js, connection, signer: None, dropped, wire, readers, catch_ups })
+        let closing = Arc::default();
+        Ok(Self { client, js, connection, signer: None, dropped, closing, wire, readers, catch_ups })
     }
 
     /// The same connection; with keys, each task that is stored over it is signed, and each that is taken verified.
@@ -259,7 +262,7 @@ impl Bus {
     }
 
     /// Returns when this program must end because of its connection: the streams turn out to be of another wire number after a
-    /// reconnect, or the connection has died and will not come back.
+    /// reconnect, or the connection has died and will not come back. Never once it is closed.
     ///
     /// # Cancel safety
     /// Safe.
@@ -268,7 +271,12 @@ impl Bus {
         let died = async { while connection.changed().await.is_ok() {} };
         tokio::select! {
             mismatch = self.wire.wait() => mismatch.into(),
-            () = died => ConnectionFailure::Died,
+            () = died => {
+                if self.closing.load(Ordering::Relaxed) {
+                    std::future::pending::<()>().await;
+                }
+                ConnectionFailure::Died
+            }
         }
     }
 
@@ -292,6 +300,7 @@ impl Bus {
 
     /// Sends what is buffered and closes the connection.
     pub async fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
         self.flush().await;
         let _ = tokio::time::timeout(Duration::from_secs(1), self.client.drain()).await;
     }

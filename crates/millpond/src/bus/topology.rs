@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::{kv, stream};
+use async_nats::jetstream::stream;
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
@@ -25,8 +25,8 @@ pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
 /// Tasks that all workers of a queue may hold together (`max_ack_pending`).
 const ACK_PENDING_MAX: i64 = 100_000;
-/// Consumers that TASKS, DUE and RESULTS may have: a server from 2.15 on allows a stream 1000 where nothing is said, and each
-/// queue has one on TASKS and on DUE.
+/// Consumers that a stream or a bucket may have: a server from 2.15 on allows 1000 where nothing is said, each queue has one on
+/// TASKS and on DUE, and each program that watches a bucket has one there.
 const CONSUMERS_MAX: i32 = 100_000;
 /// How long the server waits for the collector's acks before it delivers again; longer than any commit.
 const COLLECT_ACK_WAIT: Duration = Duration::from_secs(10);
@@ -90,12 +90,9 @@ pub async fn setup(bus: &Bus, limits: &StreamLimits) -> Result<(), BusError> {
     for config in others {
         make_stream(bus, config).await?;
     }
-    for config in buckets(limits) {
-        let name = config.bucket.clone();
-        bus.js.create_or_update_key_value(config).await.map_err(|e| BusError::new(&name, &e))?;
+    for config in buckets(limits).into_iter().chain([payloads(limits)]) {
+        put_stream(bus, config).await?;
     }
-    let payloads = bus.js.create_or_update_stream(payloads(limits)).await;
-    payloads.map_err(|e| BusError::new(BUCKET_PAYLOADS, &e))?;
     for stream in [STREAM_RESULTS, STREAM_DEAD] {
         let config = pull::Config { num_replicas: limits.replicas, ..collector_durable(stream) };
         bus.js.create_consumer_on_stream(config, stream).await.map_err(|e| BusError::new(stream, &e))?;
@@ -141,7 +138,7 @@ pub async fn missing_streams(bus: &Bus) -> Result<Vec<String>, BusError> {
     }
     let limits = StreamLimits::default();
     let wanted = streams(&limits).map(|stream| stream.name).into_iter();
-    let wanted = wanted.chain(buckets(&limits).map(|bucket| format!("KV_{}", bucket.bucket)));
+    let wanted = wanted.chain(buckets(&limits).map(|bucket| bucket.name));
     Ok(wanted.chain([payloads(&limits).name]).filter(|name| !there.contains(name)).collect())
 }
 
@@ -170,16 +167,21 @@ async fn refuse_other_numbers(bus: &Bus) -> Result<(), BusError> {
 
 async fn make_stream(bus: &Bus, mut config: stream::Config) -> Result<(), BusError> {
     let name = config.name.clone();
-    if !version_at_least(&bus.client.server_info().version, 2, 15) {
-        // An older server has no limit where nothing is said, and refuses to change one.
-        config.max_consumers = -1;
-    }
     let before = bus.js.get_stream(&name).await.ok();
     let epoch = before.and_then(|stream| stream.cached_info().config.metadata.get(METADATA_EPOCH).cloned());
     let epoch = epoch.unwrap_or_else(crate::random_token);
     config.metadata.insert(METADATA_EPOCH.to_owned(), epoch);
     if name == STREAM_TASKS {
         config.metadata.insert(METADATA_WIRE_NUMBER.to_owned(), WIRE_NUMBER.to_string());
+    }
+    put_stream(bus, config).await
+}
+
+async fn put_stream(bus: &Bus, mut config: stream::Config) -> Result<(), BusError> {
+    let name = config.name.clone();
+    if !version_at_least(&bus.client.server_info().version, 2, 15) {
+        // An older server has no limit where nothing is said, and refuses to change one.
+        config.max_consumers = -1;
     }
     bus.js.create_or_update_stream(config).await.map_err(|e| BusError::new(&name, &e))?;
     Ok(())
@@ -257,19 +259,29 @@ fn payloads(limits: &StreamLimits) -> stream::Config {
         duplicate_window: DUPLICATE_WINDOW,
         allow_rollup: true,
         allow_direct: true,
+        max_consumers: CONSUMERS_MAX,
         ..Default::default()
     }
 }
 
-fn buckets(limits: &StreamLimits) -> [kv::Config; 8] {
-    let bucket = |name: &str, max_age: Duration| kv::Config {
-        bucket: name.to_owned(),
-        history: 1,
-        max_age,
+/// The streams of the buckets, as every client of key-value buckets makes them. The client's own way to make one has no limit of
+/// consumers, and each program that watches a bucket is one.
+fn buckets(limits: &StreamLimits) -> [stream::Config; 8] {
+    let bucket = |name: &str, max_age: Duration| stream::Config {
+        name: format!("KV_{name}"),
+        subjects: vec![format!("$KV.{name}.>")],
         storage: stream::StorageType::File,
         num_replicas: limits.replicas,
+        discard: stream::DiscardPolicy::New,
+        max_messages_per_subject: 1,
+        max_age,
+        allow_rollup: true,
+        allow_direct: true,
+        deny_delete: true,
         // Removed keys leave a marker that goes by itself.
-        limit_markers: Some(LEASE_SETTLED_KEEP),
+        allow_message_ttl: true,
+        subject_delete_marker_ttl: Some(LEASE_SETTLED_KEEP),
+        max_consumers: CONSUMERS_MAX,
         ..Default::default()
     };
     const DAY: Duration = Duration::from_secs(24 * 3600);

@@ -4,10 +4,9 @@ use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use super::Client;
+use super::{Client, TaskResult};
 use crate::bus::call::pipe;
 use crate::bus::call::pipe::Pipe;
 use crate::bus::call::service::{CallOutcome, CallReply};
@@ -17,6 +16,7 @@ use crate::call::Code;
 use crate::limits::TASK_BYTES_MAX;
 use crate::outcome::Failure;
 use crate::telemetry::{FIELD_KIND, FIELD_QUEUE, Span, SpanKind, TraceContext, record};
+use crate::wire::bounds::parse_count;
 use crate::wire::headers::{HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers};
 use crate::wire::subject;
 use crate::wire::subject::SubjectError;
@@ -107,13 +107,14 @@ impl Client {
         kind: &str,
         args: impl Into<Bytes>,
         timeout: Duration,
-    ) -> Result<Box<RawValue>, CallError> {
+    ) -> Result<TaskResult, CallError> {
         let answer = self.checked_call(queue, kind, args.into(), timeout, &[]).await?;
         let broken = |reason: String| CallError::Broken { kind: kind.to_owned(), reason };
         if answer.header(HEADER_PIPE).is_some() {
             return Err(broken("a pipe was opened that was not requested".to_owned()));
         }
-        serde_json::from_slice(&answer.payload).map_err(|e| broken(format!("the result is not JSON: {e}")))
+        let (value, is_bytes) = answer.result().map_err(broken)?;
+        Ok(TaskResult { value, is_bytes })
     }
 
     /// Opens a pipe to a handler that takes one: the counterpart of Python's `multiprocessing.Pipe()`.
@@ -145,7 +146,7 @@ impl Client {
         // The subscription comes first: the worker may send at once.
         let frames = pipe::listen(&self.bus, subject::pipe_out(&id)).await?;
         let answer = self.checked_call(queue, kind, args.into(), timeout, &pipe::request_headers(&id)).await?;
-        let capacity = answer.header(HEADER_PIPE_CAPACITY).and_then(|capacity| capacity.parse().ok());
+        let capacity = answer.header(HEADER_PIPE_CAPACITY).and_then(parse_count);
         let Some(capacity) = capacity.filter(|_| answer.header(HEADER_PIPE) == Some(&id)) else {
             let reason = "it was answered like a plain call; is its worker older?".to_owned();
             return Err(CallError::Broken { kind: kind.to_owned(), reason });

@@ -82,6 +82,20 @@ impl SubmitError {
             _ => false,
         }
     }
+
+    /// Whether the same call is refused whenever it is made. What is neither passing nor permanent ends when somebody mends it.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Publish(error) => error.is_permanent(),
+            Self::Subject(_)
+            | Self::TaskId(_)
+            | Self::UniqueKeyNotAlone
+            | Self::StartTimeOutOfRange { .. }
+            | Self::StartsAfterPayload { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// Why a job could not be begun, or did not come to its end.

@@ -15,6 +15,7 @@ use crate::bus::operate::control::{CTL_RESULTS, ControlReply};
 use crate::outcome::Failure;
 use crate::payload::PayloadRef;
 use crate::wire::bounds::{self, Bounded};
+use crate::wire::decode::decode;
 
 /// How long a collector may take to answer.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -104,6 +105,17 @@ pub(super) struct HistoryRow {
     stored: Option<PayloadRef>,
 }
 
+impl Bounded for HistoryPage<HistoryRow> {
+    fn check(&self) -> Result<(), String> {
+        self.next.map_or(Ok(()), |next| bounds::count("next", next))?;
+        self.rows.iter().try_for_each(|row| {
+            row.index.map_or(Ok(()), |index| bounds::count("index", index))?;
+            row.failure.as_ref().map_or(Ok(()), Bounded::check)?;
+            row.stored.as_ref().map_or(Ok(()), PayloadRef::check)
+        })
+    }
+}
+
 /// Reads a field that is there; `null` is a value too.
 fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(from).map(Some)
@@ -174,8 +186,8 @@ impl CatchUp {
 async fn fetch_page(bus: Bus, request: HistoryRequest) -> Result<HistoryPage<HistoryRow>, MapError> {
     let failed = |reason: String| MapError::HistoryUnavailable { job: request.job.clone(), reason };
     match bus.request(CTL_RESULTS, &request, HISTORY_TIMEOUT).await.map_err(|e| failed(e.to_string()))? {
-        ControlReply::Error(reason) => Err(failed(reason)),
-        ControlReply::Ok(page) => serde_json::from_str(page.get()).map_err(|e| failed(e.to_string())),
+        ControlReply::Error(reason) | ControlReply::Refused(reason) => Err(failed(reason)),
+        ControlReply::Ok(page) => decode(page.get().as_bytes()).map_err(|e| failed(e.to_string())),
     }
 }
 
@@ -193,7 +205,7 @@ impl Client {
         loop {
             match self.bus.request(CTL_RESULTS, &request, HISTORY_TIMEOUT).await {
                 Ok(ControlReply::Ok(page)) => {
-                    let page = serde_json::from_str::<HistoryPage<HistoryRow>>(page.get());
+                    let page = decode::<HistoryPage<HistoryRow>>(page.get().as_bytes());
                     let rows = page.map(|page| page.rows).unwrap_or_default();
                     let counts = |row: &HistoryRow| repeated || row.status != "dead";
                     if let Some(end) = rows.into_iter().filter(counts).find_map(HistoryRow::item_end) {
@@ -201,7 +213,9 @@ impl Client {
                     }
                 }
                 // Without a collector, RESULTS alone tells the end.
-                Ok(ControlReply::Error(reason)) => tracing::debug!(reason, "a collector cannot tell the end of a task"),
+                Ok(ControlReply::Error(reason) | ControlReply::Refused(reason)) => {
+                    tracing::debug!(reason, "a collector cannot tell the end of a task")
+                }
                 Err(error) => tracing::debug!(%error, "no collector tells the end of a task"),
             }
             tokio::time::sleep(delay).await;

@@ -216,8 +216,7 @@ fn resource(service: &'static str, instance: String) -> Resource {
         KeyValue::new("service.instance.id", instance),
         KeyValue::new("process.pid", i64::from(std::process::id())),
     ];
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    ours.extend(host.map(|name| KeyValue::new("host.name", name.trim().to_owned())));
+    ours.push(KeyValue::new("host.name", crate::host()));
     for (variable_name, attribute) in [
         ("POD_NAME", "k8s.pod.name"),
         ("POD_UID", "k8s.pod.uid"),

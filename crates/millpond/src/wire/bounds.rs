@@ -52,6 +52,12 @@ pub fn count(what: &str, count: u64) -> Result<(), String> {
     (count <= COUNT_MAX).then_some(()).ok_or_else(|| format!("{what} is {count}, at most {COUNT_MAX} is read"))
 }
 
+/// Reads a count as a header says it; none when it is no number, or larger than [`COUNT_MAX`].
+#[must_use]
+pub fn parse_count(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|count| *count <= COUNT_MAX)
+}
+
 /// Checks the number of an attempt; 0 stands for none.
 ///
 /// # Errors

@@ -80,6 +80,8 @@ pub const HEADER_TRACESTATE: &str = "tracestate";
 
 /// Name of the worker that answers: a call, or an ownership query.
 pub const HEADER_WORKER: &str = "Millpond-Worker";
+/// On the answer of a call, `true`: the result is bytes that are no JSON, and the payload is `{"base64":"…"}`.
+pub const HEADER_BYTES: &str = "Millpond-Bytes";
 /// What went wrong with a call, in one line (NATS micro services, ADR-32).
 pub const HEADER_CALL_ERROR: &str = "Nats-Service-Error";
 /// The same as a number: see `call::Code`.

@@ -48,6 +48,8 @@ pub fn check_token(what: &'static str, token: &str) -> Result<(), SubjectError> 
     if ok { Ok(()) } else { Err(SubjectError::Token { what, token: token.to_owned() }) }
 }
 
+/// Where a program without a record tells that its clock is off.
+pub const EVENTS_CLOCK: &str = "events.clock";
 /// Below it a worker tells, under its name, that it was connected again.
 pub const EVENTS_RECONNECTED: &str = "events.reconnected";
 

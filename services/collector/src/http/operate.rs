@@ -129,7 +129,7 @@ pub(super) async fn drain(
     check_name("worker", &worker)?;
     match app.bus.request(&drain_subject(&worker), &json!({}), ANSWER_WITHIN).await {
         Ok(ControlReply::Ok(_)) => Ok(Json(WorkerDraining { worker, draining: true })),
-        Ok(ControlReply::Error(text)) => Err(ErrorAnswer::bad_gateway(text)),
+        Ok(ControlReply::Error(text) | ControlReply::Refused(text)) => Err(ErrorAnswer::bad_gateway(text)),
         Err(ControlError::Nobody(_)) => {
             Err(ErrorAnswer::not_found(format!("no worker of the name {worker} is connected")))
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use millpond::bus::operate::queues::QueueState;
 use millpond::bus::read::outcomes::OutcomeReaderState;
+use millpond::bus::server_clock::ClockOff;
 use millpond::job::JobRecord;
 use millpond::wire::subject::check_token;
 use millpond::worker_record::{WorkerRecord, built_in_hint};
@@ -262,18 +263,26 @@ pub(super) fn missing_consumers(
     })
 }
 
-/// Machines whose clocks are off: those of live workers, and the collector's own.
-pub(super) fn clocks(workers: &[(WorkerRecord, WorkerState)], own_ahead_ms: i64) -> impl Iterator<Item = Finding> {
+/// Machines whose clocks are off: those of live workers, of programs that tell it, and the collector's own.
+pub(super) fn clocks(
+    workers: &[(WorkerRecord, WorkerState)],
+    told: &[ClockOff],
+    own_ahead_ms: i64,
+) -> impl Iterator<Item = Finding> {
     let live = workers.iter().filter(|(_, state)| *state != WorkerState::Lost);
     let of_workers =
-        live.map(|(worker, _)| (format!("worker {}", worker.name), worker.name.as_str(), worker.clock_ahead_ms));
-    let all = of_workers.chain([("the collector".to_owned(), "collector", own_ahead_ms)]);
+        live.map(|(worker, _)| (format!("worker {}", worker.name), worker.name.clone(), worker.clock_ahead_ms));
+    let of_others = told.iter().map(|ClockOff { program, host, pid, clock_ahead_ms }| {
+        (format!("{program} (process {pid} on {host})"), format!("{program} {host} {pid}"), *clock_ahead_ms)
+    });
+    let all = of_workers.chain(of_others);
+    let all = all.chain([("the collector".to_owned(), "collector".to_owned(), own_ahead_ms)]);
     all.filter(|(_, _, ahead_ms)| ahead_ms.abs() > CLOCK_OFF_MAX_MS).map(|(who, what, ahead_ms)| {
         let (off, way) = (ahead_ms.abs() / 1000, if ahead_ms > 0 { "ahead of" } else { "behind" });
         let sentence = format!(
             "the clock of {who} is {off} s {way} the server's; the server's counts; synchronise the clocks (NTP)"
         );
-        Finding { kind: ProblemKind::Clock, what: what.to_owned(), sentence, since_ms: millpond::now_ms() }
+        Finding { kind: ProblemKind::Clock, what, sentence, since_ms: millpond::now_ms() }
     })
 }
 

@@ -20,6 +20,7 @@ use millpond_api::overview::ProblemKind;
 pub(crate) use problems::Problems;
 pub(crate) use snapshot::Context;
 
+use crate::clocks::Clocks;
 use crate::collect::Health;
 use crate::open_jobs::OpenJobs;
 use crate::workers::Workers;
@@ -29,24 +30,28 @@ use problems::Finding;
 use purge_orphans::PurgeOrphans;
 use snapshot::{PollError, Snapshot};
 
-use crate::store::UnreadableMessages;
+use crate::store::{RefusedContinuation, UnreadableMessages};
 
 /// How often what is in memory is checked: workers, jobs, the collectors.
 const CHECK_MEMORY_EVERY: Duration = Duration::from_secs(1);
-/// How long a message that cannot be read is a problem, in milliseconds.
-const UNREADABLE_SHOWN_MS: i64 = 24 * 3600 * 1000;
+/// How long a message that cannot be read, or a continuation that is refused, is a problem, in milliseconds.
+const SHOWN_FOR_MS: i64 = 24 * 3600 * 1000;
 /// How often bus and store are compared.
 const COMPARE_EVERY: Duration = Duration::from_secs(3);
 
 /// Checks what is in memory, for ever.
-pub(crate) async fn watch(workers: Workers, jobs: OpenJobs, health: Vec<Arc<Health>>, problems: Problems) {
+pub(crate) async fn watch(
+    (workers, jobs, clocks): (Workers, OpenJobs, Clocks),
+    health: Vec<Arc<Health>>,
+    problems: Problems,
+) {
     let mut tick = tokio::time::interval(CHECK_MEMORY_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         let mut found = detect::lost_workers(&workers.records());
         found.extend(detect::stalled_jobs(&jobs.stalled()));
-        found.extend(detect::clocks(&workers.records(), millpond::clock::local_ahead_ms()));
+        found.extend(detect::clocks(&workers.records(), &clocks.off(), millpond::clock::local_ahead_ms()));
         if health.iter().any(|health| health.store_fails()) {
             let sentence =
                 "the store cannot be written, nothing that ends is acknowledged; the collector's log has the reason";
@@ -94,7 +99,7 @@ pub(crate) async fn run(context: Context) {
 
 /// Messages that nobody could read, stored within the last day.
 async fn unreadable(context: &Context, now_ms: i64) -> Result<Vec<Finding>, PollError> {
-    let kept = context.store.unreadable_since(now_ms.saturating_sub(UNREADABLE_SHOWN_MS)).await?;
+    let kept = context.store.unreadable_since(now_ms.saturating_sub(SHOWN_FOR_MS)).await?;
     let finding = |UnreadableMessages { stream, count, reason, since_ms }: UnreadableMessages| {
         let messages = if count == 1 { "1 message".to_owned() } else { format!("{count} messages") };
         let sentence = format!(
@@ -103,6 +108,18 @@ async fn unreadable(context: &Context, now_ms: i64) -> Result<Vec<Finding>, Poll
         Finding { kind: ProblemKind::Unreadable, what: stream, sentence, since_ms }
     };
     Ok(kept.into_iter().map(finding).collect())
+}
+
+/// Continuations of jobs that were refused for good within the last day.
+async fn refused_continuations(context: &Context, now_ms: i64) -> Result<Vec<Finding>, PollError> {
+    let refused = context.store.refused_continuations(now_ms.saturating_sub(SHOWN_FOR_MS)).await?;
+    let finding = |RefusedContinuation { job, queue, kind, reason, at_ms }: RefusedContinuation| {
+        let sentence = format!(
+            "job {job} has ended, and the task that its end starts ({queue}.{kind}) is refused for good: {reason}; nothing asks for it again: publish it by hand (`millpond submit`), and correct the continuation where the job is made"
+        );
+        Finding { kind: ProblemKind::Continuation, what: job, sentence, since_ms: at_ms }
+    };
+    Ok(refused.into_iter().map(finding).collect())
 }
 
 impl Reconciler {
@@ -129,6 +146,8 @@ impl Reconciler {
             self.purge_orphans.purged(&self.purges);
         }
         context.problems.replace(&[ProblemKind::Unreadable], unreadable(context, seen.now_ms).await?);
+        let refused = refused_continuations(context, seen.now_ms).await?;
+        context.problems.replace(&[ProblemKind::Continuation], refused);
         self.lost_tasks.poll(context, &seen, &self.purges).await?;
         context.problems.replace(&[ProblemKind::LostTask], self.lost_tasks.found());
         self.purge_orphans.poll(context, &seen, &self.purges).await

@@ -1,5 +1,7 @@
 //! What one poll has seen of the bus, and what the reconciler works with.
 
+use std::sync::Arc;
+
 use millpond::bus::Bus;
 use millpond::bus::error::BusError;
 use millpond::bus::operate::queues::QueueState;
@@ -9,6 +11,7 @@ use millpond::worker_record::WorkerRecord;
 use millpond_api::workers::WorkerState;
 
 use super::problems::Problems;
+use crate::poison::QueuePolls;
 use crate::store::{Store, StoreError};
 use crate::workers::Workers;
 
@@ -23,11 +26,13 @@ pub(crate) struct Context {
     pub(crate) store: Store,
     pub(crate) workers: Workers,
     pub(crate) problems: Problems,
+    /// Where others get the queues of each poll.
+    polls: QueuePolls,
 }
 
 impl Context {
-    pub(crate) fn new(bus: &Bus, store: &Store, workers: &Workers, problems: &Problems) -> Self {
-        Self { bus: bus.clone(), store: store.clone(), workers: workers.clone(), problems: problems.clone() }
+    pub(crate) fn new(bus: &Bus, store: &Store, workers: &Workers, problems: &Problems, polls: QueuePolls) -> Self {
+        Self { bus: bus.clone(), store: store.clone(), workers: workers.clone(), problems: problems.clone(), polls }
     }
 }
 
@@ -62,6 +67,7 @@ impl Snapshot {
             durables.push((ended.stream(), OutcomeReader::new(context.bus.clone(), ended).state().await?));
         }
         let queues = context.bus.standing().await?;
+        context.polls.send_replace(Arc::new(queues.clone()));
         Ok(Self { now_ms: millpond::now_ms(), durables, queues, workers: context.workers.records() })
     }
 

@@ -23,6 +23,31 @@ pub(super) async fn store_continuation(transaction: &mut dyn Transaction, record
     Ok(true)
 }
 
+/// Refused continuations that are listed at the most.
+const REFUSED_LISTED_MAX: i64 = 100;
+
+/// Why there is nothing more to do for a continuation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ContinuationEnd {
+    /// The server has stored its task.
+    Stored,
+    /// Its job was cancelled.
+    Cancelled,
+    /// It is refused whenever it is requested, for this reason.
+    Refused(String),
+}
+
+/// A continuation that was refused for good.
+#[derive(Debug, Clone)]
+pub(crate) struct RefusedContinuation {
+    pub(crate) job: String,
+    pub(crate) queue: String,
+    pub(crate) kind: String,
+    pub(crate) reason: String,
+    /// When, Unix time in milliseconds.
+    pub(crate) at_ms: i64,
+}
+
 /// Wakes the publisher of continuations when there may be something to publish.
 #[derive(Default)]
 pub(super) struct ContinuationSignal {
@@ -72,12 +97,47 @@ impl Store {
         self.continuations.changed.notified().await;
     }
 
-    /// There is nothing more to do for this job: its continuation is `stored`, or never will be.
-    pub(crate) async fn continuation_settled(&self, job: &str, epoch: u32, stored: bool) -> Result<()> {
+    /// There is nothing more to do for this job: its continuation is stored, or never will be.
+    pub(crate) async fn continuation_settled(&self, job: &str, epoch: u32, end: &ContinuationEnd) -> Result<()> {
+        let refused = match end {
+            ContinuationEnd::Refused(reason) => Some(reason.as_str()),
+            ContinuationEnd::Stored | ContinuationEnd::Cancelled => None,
+        };
         let mut transaction = self.db.begin().await?;
-        let settled = Sql::new("UPDATE job_continuations SET settled_ms = ?, stored = ? WHERE job = ? AND epoch = ?");
-        transaction.run(settled.bind(millpond::now_ms()).bind(stored).bind(job).bind(epoch)).await?;
-        transaction.commit().await
+        let settled = Sql::new(
+            "UPDATE job_continuations SET settled_ms = ?, stored = ?, refused = ? WHERE job = ? AND epoch = ?",
+        );
+        let settled = settled.bind(millpond::now_ms()).bind(*end == ContinuationEnd::Stored).bind(refused);
+        transaction.run(settled.bind(job).bind(epoch)).await?;
+        transaction.commit().await?;
+        self.versions.jobs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Why the continuation of a job was refused for good; none when it was not.
+    pub(super) async fn continuation_refused(&self, job: &str, epoch: u32) -> Result<Option<String>> {
+        let refused = Sql::new("SELECT refused FROM job_continuations WHERE job = ? AND epoch = ?");
+        let rows = self.db.read(refused.bind(job).bind(epoch)).await?;
+        rows.first().map_or(Ok(None), |row| row.get("refused"))
+    }
+
+    /// Continuations that were refused for good since then, the newest first, a bounded number.
+    pub(crate) async fn refused_continuations(&self, since_ms: i64) -> Result<Vec<RefusedContinuation>> {
+        let refused = Sql::new(
+            "SELECT job, queue, kind, refused, settled_ms FROM job_continuations
+             WHERE refused IS NOT NULL AND settled_ms >= ? ORDER BY settled_ms DESC LIMIT ?",
+        );
+        let rows = self.db.read(refused.bind(since_ms).bind(REFUSED_LISTED_MAX)).await?;
+        let read = |row: &Row| {
+            Ok(RefusedContinuation {
+                job: row.get("job")?,
+                queue: row.get("queue")?,
+                kind: row.get("kind")?,
+                reason: row.get("refused")?,
+                at_ms: row.get("settled_ms")?,
+            })
+        };
+        rows.iter().map(read).collect()
     }
 }
 

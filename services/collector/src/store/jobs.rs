@@ -35,7 +35,13 @@ impl Store {
     pub(crate) async fn job(&self, job: &str) -> Result<Option<JobRow>> {
         let job = self.newest_epoch(job).await?;
         let found = self.db.read(Sql::new(format!("{COLUMNS} WHERE job_counts.job = ?")).bind(job)).await?;
-        found.first().map(|row| self.job_row(row)).transpose()
+        let Some(row) = found.first() else { return Ok(None) };
+        let mut row = self.job_row(row)?;
+        if let (Some(epoch), true) = (row.epoch, row.continuation.is_some()) {
+            let name = row.job.split('@').next().unwrap_or(&row.job);
+            row.continuation_refused = self.continuation_refused(name, epoch).await?;
+        }
+        Ok(Some(row))
     }
 
     fn job_row(&self, row: &Row) -> Result<JobRow> {
@@ -56,6 +62,7 @@ impl Store {
             heartbeat_ms: None,
             epoch: None,
             continuation: None,
+            continuation_refused: None,
         };
         let total = record.as_ref().and_then(|record| record.total);
         let is_cancelled = self.cancelled.contains(&job.job)

@@ -28,6 +28,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod unended;
+mod unused_queues;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -43,6 +44,7 @@ use error::{Result, saturated, to_json};
 use job_names::job_key;
 use sql::{Database, Sql, Transaction};
 
+pub(crate) use continuations::{ContinuationEnd, RefusedContinuation};
 pub(crate) use error::StoreError;
 pub(crate) use job_results::ResultCursor;
 pub(crate) use list::{ListCursor, Page};

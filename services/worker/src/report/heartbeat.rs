@@ -14,7 +14,7 @@ use millpond::wire::number::WIRE_NUMBER;
 use millpond::wire::subject::worker_event;
 use millpond::worker_record::{WORKER_HEARTBEAT_EVERY, WorkerRecord};
 
-use crate::config::{Settings, host};
+use crate::config::Settings;
 use crate::context::WorkerContext;
 use crate::supervisor::{ProcessUsage, usage};
 
@@ -47,7 +47,7 @@ impl Heartbeat {
             name: settings.name.clone(),
             nonce: nonce.to_owned(),
             wire: WIRE_NUMBER,
-            host: host(),
+            host: millpond::host(),
             pid: std::process::id(),
             queues: settings.queues.clone(),
             kinds: context.handlers.keys().cloned().collect(),

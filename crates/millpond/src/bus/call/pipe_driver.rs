@@ -16,8 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::pipe_state::{Outgoing, PeerEnd, PipeState};
 use crate::bus::Bus;
+use crate::call::read_failure;
 use crate::limits::{PIPE_LOST_AFTER, PIPE_WINDOW};
 use crate::outcome::Failure;
+use crate::wire::bounds::parse_count;
 use crate::wire::headers::{
     HEADER_PIPE_CAPACITY, HEADER_PIPE_END, HEADER_PIPE_GOT, HEADER_PIPE_SEQ, PIPE_END_FAILED, PIPE_END_GONE,
     PIPE_END_OK,
@@ -145,7 +147,7 @@ impl PipeDriver {
     async fn receive(&mut self, frame: &Message) -> Next {
         self.heard_at = Instant::now();
         let header = |name: &str| frame.headers.as_ref().and_then(|h| h.get(name)).map(async_nats::HeaderValue::as_str);
-        let number = |name: &str| header(name).and_then(|text| text.parse::<u64>().ok());
+        let number = |name: &str| header(name).and_then(parse_count);
         if let Some(got) = number(HEADER_PIPE_GOT) {
             while self.kept.front().is_some_and(|kept| kept.seq <= got) {
                 self.kept.pop_front();
@@ -165,7 +167,7 @@ impl PipeDriver {
         if let Some(end) = header(HEADER_PIPE_END) {
             self.got = seq;
             let how = match end {
-                PIPE_END_FAILED => PeerEnd::Failed(serde_json::from_slice(&frame.payload).unwrap_or_else(|e| {
+                PIPE_END_FAILED => PeerEnd::Failed(read_failure(&frame.payload).unwrap_or_else(|e| {
                     Failure::new("error", format!("the other side failed, and its reason cannot be read ({e})"))
                 })),
                 _ => PeerEnd::Done,

@@ -13,21 +13,24 @@ use bytes::Bytes;
 use futures_util::stream::SelectAll;
 use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::bus::error::BusError;
 use crate::bus::topology::stream_state;
 use crate::bus::{Bus, from_nats, to_nats};
-use crate::call::{Code, error_line};
+use crate::call::{Code, error_line, read_failure, read_result};
 use crate::limits::PIPE_WINDOW;
 use crate::outcome::Failure;
 use crate::wire::headers::{
-    HEADER_CALL_ERROR, HEADER_CALL_ERROR_CODE, HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_WORKER, Headers,
+    HEADER_BYTES, HEADER_CALL_ERROR, HEADER_CALL_ERROR_CODE, HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_WORKER, Headers,
 };
 use crate::wire::streams::STREAM_TASKS;
 use crate::wire::subject;
 
 /// The service's name; and of the workers of this group one hears each call.
 const SERVICE: &str = "millpond";
+/// The value of [`HEADER_BYTES`].
+const BYTES_TRUE: &str = "true";
 /// How long the server may take to confirm that the subscriptions have ended.
 const LAST_WITHIN: Duration = Duration::from_secs(1);
 /// The number of messages after which a subscription ends, for a subscription that is to end now: nats-server does not
@@ -321,9 +324,13 @@ impl IncomingCall {
         }
     }
 
-    /// Answers it with its result.
-    pub async fn answer(self, result: Bytes) {
-        self.send(self.own_headers(), result).await;
+    /// Answers it with its result; `is_bytes`: it is bytes that are no JSON, `{"base64":"…"}`.
+    pub async fn answer(self, result: Bytes, is_bytes: bool) {
+        let mut headers = self.own_headers();
+        if is_bytes {
+            headers.insert(HEADER_BYTES, BYTES_TRUE);
+        }
+        self.send(headers, result).await;
         self.note(None);
     }
 
@@ -373,7 +380,7 @@ pub(crate) enum CallOutcome {
 pub(crate) struct CallReply {
     headers: Headers,
     /// The result, or the failure.
-    pub(crate) payload: Bytes,
+    payload: Bytes,
 }
 
 impl CallReply {
@@ -385,7 +392,13 @@ impl CallReply {
     pub(crate) fn error(&self) -> Option<(Code, Failure)> {
         let code = Code::of(self.header(HEADER_CALL_ERROR_CODE)?);
         let line = || Failure::new("error", self.header(HEADER_CALL_ERROR).unwrap_or("no reason given"));
-        Some((code, serde_json::from_slice(&self.payload).unwrap_or_else(|_| line())))
+        Some((code, read_failure(&self.payload).unwrap_or_else(|_| line())))
+    }
+
+    /// The result, and whether it is bytes that are no JSON.
+    pub(crate) fn result(&self) -> Result<(Box<RawValue>, bool), String> {
+        let is_bytes = self.header(HEADER_BYTES) == Some(BYTES_TRUE);
+        Ok((read_result(&self.payload, is_bytes)?, is_bytes))
     }
 }
 

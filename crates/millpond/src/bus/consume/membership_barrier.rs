@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::bus::Bus;
-use crate::bus::read::buckets::{BucketChange, BucketWatch, decode};
+use crate::bus::read::buckets::{BucketChange, BucketWatch};
 use crate::wire::streams::BUCKET_WORKERS;
 use crate::worker_record::WORKER_LOST_AFTER;
 use crate::worker_record::WorkerRecord;
@@ -121,7 +121,7 @@ fn alive_at(records: &[BucketChange], own: &str, gap_ms: i64) -> HashMap<String,
     let began_ms = records.iter().map(|r| r.stored_ms).filter(|ms| *ms <= gap_ms).max().unwrap_or(gap_ms);
     let mut alive = HashMap::new();
     for change in records.iter().filter(|r| r.key != own && began_ms - r.stored_ms <= lost_after) {
-        if let Some(record) = change.value.as_deref().and_then(decode::<WorkerRecord>) {
+        if let Some(record) = change.record::<WorkerRecord>() {
             alive.insert(change.key.clone(), Awaited { queues: record.queues, stored_ms: change.stored_ms });
         }
     }

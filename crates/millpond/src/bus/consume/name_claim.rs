@@ -45,7 +45,7 @@ pub struct NameHolder {
 impl Bounded for NameHolder {}
 
 /// Why a name is not this worker's.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum NameError {
     /// Another live worker has it.
     #[error("the name {worker} is taken by a live worker (process {} on {}); give this one another (--name)", .holder.pid, .holder.host)]
@@ -55,11 +55,16 @@ pub enum NameError {
         /// Who has it.
         holder: NameHolder,
     },
+    /// The connection is closed.
+    #[error(transparent)]
+    Bus(#[from] BusError),
 }
 
 /// A name that is this worker's, for as long as this lives.
 pub struct NameClaim {
-    lost: watch::Receiver<Option<NameError>>,
+    worker: String,
+    /// Who has it now.
+    lost: watch::Receiver<Option<NameHolder>>,
     _answers: JoinSet<()>,
 }
 
@@ -72,7 +77,7 @@ impl NameClaim {
         let mut lost = self.lost.clone();
         let found = lost.wait_for(Option::is_some).await.map(|found| found.clone());
         match found {
-            Ok(Some(error)) => error,
+            Ok(Some(holder)) => NameError::Taken { worker: self.worker.clone(), holder },
             // The connection is closed for good: this program is about to end.
             _ => std::future::pending().await,
         }
@@ -82,7 +87,6 @@ impl NameClaim {
 struct Claim {
     bus: Bus,
     subject: String,
-    worker: String,
     me: NameHolder,
     /// The name is mine: it was asked for, and nobody answered.
     is_settled: AtomicBool,
@@ -92,27 +96,21 @@ impl Bus {
     /// Claims a worker's name.
     ///
     /// # Errors
-    /// [`NameError::Taken`] in the inner result when a live worker has it; [`BusError`] when the connection is closed.
-    pub async fn claim_name(&self, worker: &str, me: NameHolder) -> Result<Result<NameClaim, NameError>, BusError> {
+    /// [`NameError`].
+    pub async fn claim_name(&self, worker: &str, me: NameHolder) -> Result<NameClaim, NameError> {
         let subject = lease_name(worker);
         // Who asks listens first, so that of two that start at once each hears of the other.
         let questions = self.client.subscribe(subject.clone()).await.map_err(|e| BusError::new(&subject, &e))?;
-        let claim = Arc::new(Claim {
-            bus: self.clone(),
-            subject,
-            worker: worker.to_owned(),
-            me,
-            is_settled: AtomicBool::new(false),
-        });
+        let claim = Arc::new(Claim { bus: self.clone(), subject, me, is_settled: AtomicBool::new(false) });
         let (sender, lost) = watch::channel(None);
         let mut answers = JoinSet::new();
         answers.spawn(answer(claim.clone(), questions, sender));
         self.flush().await;
         if let Some(holder) = claim.ask(false).await {
-            return Ok(Err(NameError::Taken { worker: worker.to_owned(), holder }));
+            return Err(NameError::Taken { worker: worker.to_owned(), holder });
         }
         claim.is_settled.store(true, Ordering::SeqCst);
-        Ok(Ok(NameClaim { lost, _answers: answers }))
+        Ok(NameClaim { worker: worker.to_owned(), lost, _answers: answers })
     }
 }
 
@@ -133,7 +131,7 @@ impl Claim {
 }
 
 /// Answers for the name, until it is lost.
-async fn answer(claim: Arc<Claim>, mut questions: async_nats::Subscriber, lost: watch::Sender<Option<NameError>>) {
+async fn answer(claim: Arc<Claim>, mut questions: async_nats::Subscriber, lost: watch::Sender<Option<NameHolder>>) {
     while let Some(question) = questions.next().await {
         let (Ok(asker), Some(reply)) = (decode::<NameHolder>(&question.payload), question.reply) else { continue };
         if asker.nonce == claim.me.nonce || !claim.is_mine(&asker) {
@@ -147,7 +145,7 @@ async fn answer(claim: Arc<Claim>, mut questions: async_nats::Subscriber, lost: 
         // The answer may have come too late: this process was stopped, say, and the asker has the name now.
         tokio::time::sleep(LOOK_BACK_AFTER).await;
         if let Some(holder) = claim.ask(true).await {
-            lost.send_replace(Some(NameError::Taken { worker: claim.worker.clone(), holder }));
+            lost.send_replace(Some(holder));
             return;
         }
     }

@@ -14,10 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::bus::Bus;
 use crate::bus::error::BusError;
-use crate::bus::read::buckets::{BucketChange, BucketWatch, decode, encode, open};
+use crate::bus::read::buckets::{BucketChange, BucketWatch, encode, open};
 use crate::limits::LEASE_SETTLED_KEEP;
 use crate::task::Origin;
 use crate::wire::bounds::{self, Bounded};
+use crate::wire::decode::decode;
 use crate::wire::streams::BUCKET_QUEUES;
 
 /// How far the streams had come when the consumers of a queue were made again; 0 when they were made once.
@@ -102,7 +103,7 @@ impl Bus {
     pub(in crate::bus) async fn pause_record(&self, queue: &str) -> Result<Option<PauseRecord>, BusError> {
         let store = open(self, BUCKET_QUEUES).await?;
         let found = store.get(pause_key(queue)).await.map_err(|e| BusError::new(BUCKET_QUEUES, &e))?;
-        Ok(found.and_then(|value| decode(&value)))
+        Ok(found.and_then(|value| decode(&value).ok()))
     }
 
     /// Writes or removes the pause of a queue.
@@ -137,7 +138,7 @@ impl ConsumerRecords {
     }
 
     pub(super) fn learn(&self, change: &BucketChange) {
-        let record = change.value.as_deref().and_then(decode::<ConsumerRecord>);
+        let record = change.record::<ConsumerRecord>();
         let (Some((queue, "consumer")), Some(record)) = (change.key.split_once('.'), record) else { return };
         self.known.write().unwrap_or_else(PoisonError::into_inner).insert(queue.to_owned(), record);
         self.tasks_max.fetch_max(record.tasks, Ordering::SeqCst);

@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::bus::Bus;
 use crate::bus::error::BusError;
-use crate::bus::read::buckets::{decode, encode, open};
+use crate::bus::read::buckets::{encode, open};
 use crate::bus::topology::stream_state;
 use crate::wire::bounds::{self, Bounded};
+use crate::wire::decode::decode;
 use crate::wire::streams::{BUCKET_SERVERS, STREAM_DUE, STREAM_TASKS};
 
 /// What each stream had stored when a server process was first seen: messages up to there may have been delivered
@@ -37,7 +38,7 @@ impl Bus {
         let store = open(self, BUCKET_SERVERS).await?;
         let id = self.server_id();
         let stored = store.get(&id).await.map_err(|e| BusError::new(BUCKET_SERVERS, &e))?;
-        if let Some(record) = stored.and_then(|v| decode(&v)) {
+        if let Some(record) = stored.and_then(|v| decode(&v).ok()) {
             return Ok(record);
         }
         let servers = format!("KV_{BUCKET_SERVERS}");
@@ -50,7 +51,7 @@ impl Bus {
         // Whoever was first saw less stored: that record is the better one.
         if store.create(&id, encode(&record)).await.is_err() {
             let stored = store.get(&id).await.map_err(|e| BusError::new(BUCKET_SERVERS, &e))?;
-            return Ok(stored.and_then(|v| decode(&v)).unwrap_or(record));
+            return Ok(stored.and_then(|v| decode(&v).ok()).unwrap_or(record));
         }
         Ok(record)
     }

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::bus::Bus;
 use crate::bus::error::BusError;
-use crate::bus::read::buckets::{decode, encode, open};
+use crate::bus::read::buckets::{encode, open};
 use crate::limits::LEASE_SETTLED_KEEP;
 use crate::wire::bounds::{self, Bounded};
+use crate::wire::decode::decode;
 use crate::wire::streams::BUCKET_STARTS;
 
 /// One start of a redelivered message that has not ended yet.
@@ -46,7 +47,7 @@ impl StartRecords {
     async fn read(&self, key: &str) -> Result<(u64, Vec<StartEntry>), BusError> {
         let entry = self.store.entry(key).await.map_err(|e| BusError::new(BUCKET_STARTS, &e))?;
         Ok(entry.map_or((0, Vec::new()), |e| {
-            let entries = if e.operation == kv::Operation::Put { decode(&e.value) } else { None };
+            let entries = if e.operation == kv::Operation::Put { decode(&e.value).ok() } else { None };
             (e.revision, entries.unwrap_or_default())
         }))
     }

@@ -119,8 +119,10 @@ impl JobEnded {
 pub enum ControlReply {
     /// It is done, and stored.
     Ok(Box<RawValue>),
-    /// It is not, for this reason.
+    /// It is not, for this reason; the same request may succeed later.
     Error(String),
+    /// It never will be, for this reason: the same request is answered so again.
+    Refused(String),
 }
 
 impl Bounded for ControlReply {}

@@ -18,7 +18,7 @@ use crate::dead_letter::Evidence;
 use crate::outcome::Failure;
 use crate::task::{Arrival, Origin, Task};
 use crate::wire::header_block::UnreadableMessage;
-use crate::wire::headers::{HEADER_DEAD, HEADER_MSG_ID, HEADER_RAW_HEADERS, Headers};
+use crate::wire::headers::{HEADER_DEAD, HEADER_EXPECTED_SEQUENCE, HEADER_MSG_ID, HEADER_RAW_HEADERS, Headers};
 use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject::{EVENTS_RECONNECTED, SCHEDULES};
 
@@ -56,7 +56,11 @@ pub struct PoisonSearch {
 /// What a collector follows or lists, and clients or workers write: one message that cannot be read would cost it its connection
 /// whenever it reads the place.
 const FOLLOWED: [(&str, &str); 4] =
-    [("KV_millpond_jobs", ">"), ("KV_millpond_workers", ">"), ("KV_millpond_queues", ">"), (STREAM_DUE, SCHEDULES)];
+    [("KV_millpond_jobs", ">"), (WORKER_RECORDS, ">"), ("KV_millpond_queues", ">"), (STREAM_DUE, SCHEDULES)];
+/// The records of workers among them.
+const WORKER_RECORDS: &str = "KV_millpond_workers";
+/// A record with one of these headers says that its key was removed.
+const REMOVED_MARKERS: [&str; 2] = ["KV-Operation", "Nats-Marker-Reason"];
 
 /// Reconnects of workers, as they happen: one of them may have been given a message that it cannot read.
 pub struct Reconnects(async_nats::Subscriber);
@@ -120,7 +124,7 @@ impl PoisonSearch {
                         bus.remove_message(stream, message.seq).await?;
                     } else {
                         tracing::warn!(stream, key = message.subject, %why, "a record that cannot be read is removed");
-                        bus.purge_subject(stream, &message).await?;
+                        remove_record(bus, stream, &message).await?;
                     }
                     found += 1;
                 }
@@ -165,6 +169,40 @@ impl PoisonSearch {
         }
         Ok(found)
     }
+}
+
+/// Removes a record that cannot be read. A key that is no text has no name: only a wildcard fits it, and with it a purge removes all
+/// that fits and was written before. So those are written once more, and lie behind it.
+async fn remove_record(bus: &Bus, stream: &str, message: &RawMessage) -> Result<(), PoisonError> {
+    let token =
+        |token: &str| if token.contains(char::REPLACEMENT_CHARACTER) { "*".to_owned() } else { token.to_owned() };
+    let filter = message.subject.split('.').map(token).collect::<Vec<_>>().join(".");
+    // A live worker writes its record every 2 s.
+    if filter != message.subject && stream != WORKER_RECORDS {
+        write_again(bus, stream, &filter, message.seq).await?;
+    }
+    Ok(bus.purge_up_to(stream, &filter, message.seq).await?)
+}
+
+/// Writes the records of these keys once more that were written before a sequence. One that changes meanwhile lies behind it.
+async fn write_again(bus: &Bus, stream: &str, filter: &str, before: u64) -> Result<(), PoisonError> {
+    let mut from = 1;
+    while let Some(record) = bus.next_raw_message(stream, from, filter).await?.filter(|record| record.seq < before) {
+        from = record.seq + 1;
+        let Ok(mut headers) = record.headers() else { continue };
+        // A key that was removed.
+        if headers.iter().any(|(name, _)| REMOVED_MARKERS.contains(&name.as_str())) {
+            continue;
+        }
+        // The conditions under which it was written.
+        headers.retain(|(name, _)| !name.starts_with("Nats-Expected-") && name != HEADER_MSG_ID);
+        headers.push((HEADER_EXPECTED_SEQUENCE.to_owned(), record.seq.to_string()));
+        match bus.store(&record.subject, &headers, record.payload, RetryDeadline::Within(STORE_WITHIN)).await {
+            Ok(_) | Err(PublishError::NotLast { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Keeps a message that cannot be read as a dead letter. Nothing of its headers is believed: it gets an id of its own, as what is

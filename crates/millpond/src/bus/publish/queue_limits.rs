@@ -14,6 +14,7 @@ use crate::bus::error::BusError;
 use crate::bus::operate::queues::QueueState;
 use crate::bus::read::buckets;
 use crate::wire::bounds::{self, Bounded};
+use crate::wire::decode::decode;
 use crate::wire::streams::{BUCKET_QUEUES, STREAM_TASKS};
 
 /// How long the server may take to answer.
@@ -67,7 +68,7 @@ impl Bus {
         let subject = format!("$JS.API.DIRECT.GET.KV_{BUCKET_QUEUES}.$KV.{BUCKET_QUEUES}.{queue}");
         match tokio::time::timeout(ANSWER_WITHIN, self.client.request(subject, Bytes::new())).await {
             // No such key has a status and no payload.
-            Ok(Ok(found)) => Some(buckets::decode(&found.payload).unwrap_or_default()),
+            Ok(Ok(found)) => Some(decode(&found.payload).unwrap_or_default()),
             Ok(Err(error)) => (error.kind() == RequestErrorKind::NoResponders).then(QueueSettings::default),
             Err(_) => None,
         }

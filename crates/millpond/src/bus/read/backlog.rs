@@ -10,10 +10,10 @@ use crate::bus::consume::ownership;
 use crate::bus::consume::ownership::OwnershipQuery;
 use crate::bus::error::BusError;
 use crate::bus::operate::queues::{PurgeRecord, QueueState};
-use crate::bus::read::buckets;
 use crate::bus::topology::stream_state;
 use crate::bus::{Bus, from_nats};
 use crate::task::{Arrival, Origin, Task};
+use crate::wire::decode::decode;
 use crate::wire::streams::{BUCKET_PURGES, STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject;
 
@@ -187,7 +187,7 @@ impl Bus {
         for subject in open {
             let answer = self.client.request(format!("$JS.API.DIRECT.GET.{stream}.{subject}"), Bytes::new()).await;
             let message = answer.map_err(|e| BusError::new(BUCKET_PURGES, &e))?;
-            match buckets::decode::<PurgeRecord>(&message.payload) {
+            match decode::<PurgeRecord>(&message.payload).ok() {
                 Some(purge) if purge.count.is_none() => drop(purges.open.insert(subject)),
                 Some(purge) => {
                     purges.add(purge);

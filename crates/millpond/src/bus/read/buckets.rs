@@ -12,6 +12,7 @@ use crate::bus::error::BusError;
 use crate::bus::read::unix_ms;
 use crate::limits::LEASE_SETTLED_KEEP;
 use crate::wire::bounds::Bounded;
+use crate::wire::decode::decode;
 use crate::wire::streams::BUCKET_WORKERS;
 use crate::worker_record::WORKER_LOST_AFTER;
 use crate::worker_record::{WorkerRecord, wire_number_unwritten};
@@ -25,6 +26,14 @@ pub struct BucketChange {
     pub value: Option<Bytes>,
     /// When the server stored it, Unix time in milliseconds.
     pub stored_ms: i64,
+}
+
+impl BucketChange {
+    /// The record that it brings; none when the key was removed, or the record is of another form (a newer version's, say).
+    #[must_use]
+    pub fn record<T: DeserializeOwned + Bounded>(&self) -> Option<T> {
+        decode(self.value.as_deref()?).ok()
+    }
 }
 
 /// All keys of a bucket, then their changes, for ever. After a fault it starts again with all keys.
@@ -110,12 +119,6 @@ pub(in crate::bus) async fn open(bus: &Bus, bucket: &str) -> Result<kv::Store, B
 
 pub(in crate::bus) fn encode<T: Serialize>(value: &T) -> Bytes {
     Bytes::from(serde_json::to_vec(value).unwrap_or_default())
-}
-
-/// Reads a record; none when it is of another form (a newer version's, say).
-#[must_use]
-pub fn decode<T: DeserializeOwned + Bounded>(value: &[u8]) -> Option<T> {
-    crate::wire::decode::decode(value).ok()
 }
 
 /// Workers whose record was renewed lately, and the wire number of each. For `setup`.

@@ -16,8 +16,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::bus::read::outcomes::{OutcomeBody, READ_AGAIN_AFTER, read_results};
+use crate::bus::read::pull_outcomes;
 use crate::bus::topology::stream_state;
-use crate::limits::{COLLECT_BATCH_MAX, COLLECT_BYTES_MAX};
 use crate::outcome::ResultBatch;
 use crate::wire::streams::STREAM_RESULTS;
 use crate::wire::subject::{TaskSubject, results_of_job};
@@ -203,15 +203,7 @@ async fn make_consumer(bus: &Bus, filter: &str, next_seq: u64) -> Result<(String
     let created = bus.js.create_consumer_on_stream(config, STREAM_RESULTS).await;
     let consumer: PullConsumer = created.map_err(|e| BusError::new(&what, &e))?;
     let backlog = consumer.cached_info().num_pending;
-    let stream = consumer
-        .stream()
-        .max_messages_per_batch(COLLECT_BATCH_MAX)
-        .max_bytes_per_batch(COLLECT_BYTES_MAX)
-        .expires(Duration::from_secs(10))
-        .heartbeat(Duration::from_secs(2))
-        .messages()
-        .await;
-    Ok((name, backlog, stream.map_err(|e| BusError::new(&what, &e))?))
+    Ok((name, backlog, pull_outcomes(&consumer, &what).await?))
 }
 
 /// The outcomes of one job as they come, each at least once: a client that waits dedupes by index or id. Heard by a plain
@@ -367,8 +359,9 @@ impl LiveResults {
                     Ok(OutcomeBody::Dead(..)) => {}
                     Err(error) => tracing::warn!(%error, subject = %message.subject, "a result batch cannot be read"),
                 },
-                changed = self.connection.changed() => {
-                    if changed.is_ok() && self.connection.borrow_and_update().up {
+                // Once the connection has died nothing changes any more: who waits here must let others notice that.
+                Ok(()) = self.connection.changed() => {
+                    if self.connection.borrow_and_update().up {
                         self.look(true);
                     }
                 }

@@ -6,10 +6,11 @@ use bytes::Bytes;
 
 use crate::bus::Bus;
 use crate::bus::error::BusError;
-use crate::bus::read::buckets::{decode, encode, open};
+use crate::bus::read::buckets::{encode, open};
 use crate::bus::read::unix_ms;
 use crate::job::JobRecord;
 use crate::task::{Arrival, Origin, Task};
+use crate::wire::decode::decode;
 use crate::wire::streams::{BUCKET_JOBS, STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject::TaskSubject;
 
@@ -52,7 +53,7 @@ impl Bus {
         let entry = store.entry(job).await.map_err(|e| BusError::new(BUCKET_JOBS, &e))?;
         let entry = entry.filter(|e| e.operation == kv::Operation::Put);
         Ok(entry.and_then(|e| {
-            Some(JobEntry { record: decode(&e.value)?, revision: e.revision, stored_ms: unix_ms(e.created) })
+            Some(JobEntry { record: decode(&e.value).ok()?, revision: e.revision, stored_ms: unix_ms(e.created) })
         }))
     }
 

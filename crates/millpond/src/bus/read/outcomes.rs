@@ -9,7 +9,7 @@ use futures_util::{FutureExt, StreamExt};
 
 use crate::bus::error::BusError;
 use crate::bus::read::raw::RawMessage;
-use crate::bus::read::unix_ms;
+use crate::bus::read::{pull_outcomes, unix_ms};
 use crate::bus::topology::make_collector_durable;
 use crate::bus::{Bus, from_nats};
 use crate::dead_letter::Evidence;
@@ -241,16 +241,7 @@ async fn start_pull(bus: &Bus, from: OutcomeStream) -> Result<pull::Stream, BusE
         }
         found => found,
     };
-    let consumer = found?;
-    let stream = consumer
-        .stream()
-        .max_messages_per_batch(COLLECT_BATCH_MAX)
-        .max_bytes_per_batch(COLLECT_BYTES_MAX)
-        .expires(Duration::from_secs(10))
-        .heartbeat(Duration::from_secs(2))
-        .messages()
-        .await;
-    stream.map_err(|e| BusError::new(from.stream(), &e))
+    pull_outcomes(&found?, from.stream()).await
 }
 
 fn read(from: OutcomeStream, message: jetstream::Message) -> Option<(OutcomeMessage, Receipt)> {

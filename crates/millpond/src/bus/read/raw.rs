@@ -128,13 +128,13 @@ impl Bus {
         }
     }
 
-    /// Removes the messages of one subject up to this one: a bucket lets nobody remove a single message.
+    /// Removes the messages on subjects that fit the filter up to this sequence: a bucket lets nobody remove a single message.
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer, or refuses it.
-    pub async fn purge_subject(&self, stream: &str, message: &RawMessage) -> Result<(), BusError> {
-        let what = format!("the removal of {} from {stream}", message.subject);
-        let request = json!({ "filter": message.subject, "seq": message.seq + 1 });
+    pub async fn purge_up_to(&self, stream: &str, filter: &str, seq: u64) -> Result<(), BusError> {
+        let what = format!("the removal of {filter} from {stream}");
+        let request = json!({ "filter": filter, "seq": seq + 1 });
         match self.ask(&format!("$JS.API.STREAM.PURGE.{stream}"), &request, &what).await?.error {
             Some(error) => Err(BusError::refused(&what, error.description)),
             None => Ok(()),

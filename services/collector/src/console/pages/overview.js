@@ -25,6 +25,7 @@ const PLACES = {
   stuck_consumer: ["#/queues", "Queues"],
   broken_kind: ["#/workers", "Workers"],
   stalled_job: ["#/jobs?state=stalled", "Stalled jobs"],
+  continuation: ["#/jobs", "Jobs"],
   lost_task: ["#/tasks", "Tasks"],
   worker_lost: ["#/workers", "Workers"],
   clock: ["#/workers", "Workers"],
