@@ -1,11 +1,13 @@
 //! Accidents of those who write handlers: each costs its own task at the most, ends within its time, and says what it was.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{Cluster, Process, task, text, until};
 
@@ -389,8 +391,6 @@ async fn built_in_kinds_are_off_unless_they_are_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fetch_goes_neither_to_this_machine_nor_on_for_ever() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut server = tokio::task::JoinSet::new();
@@ -476,6 +476,16 @@ impl<'a> Supervised<'a> {
             self.worker = self.cluster.worker(&format!("w{}", self.started), &[], None);
         }
     }
+
+    /// The task once it is dead, while its workers are started again.
+    async fn until_dead(&mut self, id: &str, limit: Duration) -> Value {
+        until("the end of the task", limit, async || {
+            self.again();
+            let task = self.cluster.get("/api/v1/task", &[("id", id.to_owned())]).await?;
+            (task["status"] == "dead").then_some(task)
+        })
+        .await
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -490,12 +500,7 @@ async fn neighbours_of_a_task_that_kills_its_worker_live() {
         neighbours.push(submit("sleep", "1").await);
     }
     let killer = submit("fail", r#"{"how": "exit"}"#).await;
-    let dead = until("the end of the killer", Duration::from_secs(180), async || {
-        supervised.again();
-        let task = cluster.get("/api/v1/task", &[("id", killer.clone())]).await?;
-        (task["status"] == "dead").then_some(task)
-    })
-    .await;
+    let dead = supervised.until_dead(&killer, Duration::from_secs(180)).await;
     assert_eq!(dead["dead"]["reason"], "kills_workers", "{dead}");
     assert!(supervised.started <= 5, "four deaths at the most: {}", supervised.started);
     for id in neighbours {
@@ -505,16 +510,37 @@ async fn neighbours_of_a_task_that_kills_its_worker_live() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_item_that_kills_its_worker_takes_no_item_of_its_batch_with_it() {
+    let cluster = Cluster::start().await;
+    let mut supervised = Supervised::start(&cluster);
+    let mut items = vec![json!({"how": "never"}); 16];
+    items[11] = json!({"how": "exit"});
+    let batch = NewTask {
+        id: Some("b".into()),
+        job: Some("j".into()),
+        index: Some(0),
+        batch: Some(16),
+        ..task("fail", &Value::from(items).to_string())
+    };
+    cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
+    let dead = supervised.until_dead("b/11", Duration::from_secs(120)).await;
+    assert_eq!((&dead["dead"]["reason"], &dead["attempt"]), (&json!("kills_workers"), &json!(1)), "{dead}");
+    assert!(supervised.started <= 5, "four deaths at the most: {}", supervised.started);
+    let ends = cluster.job_ends("j", 16, Duration::from_secs(60)).await;
+    for (n, end) in ends.iter().enumerate() {
+        // The handler answers with the number of the attempt.
+        let expected = if n == 11 { (json!("dead"), Value::Null) } else { (json!("done"), json!(1)) };
+        assert_eq!((&end["status"], &end["result"]), (&expected.0, &expected.1), "{n}: {end}");
+    }
+    assert_eq!(supervised.worker.ended(), None, "nothing is left that kills");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_task_of_one_attempt_is_not_started_again_when_its_worker_died() {
     let cluster = Cluster::start().await;
     let mut supervised = Supervised::start(&cluster);
     let id = submit(&cluster, "fail", r#"{"how": "exit"}"#).await;
-    let dead = until("the end of the task", Duration::from_secs(60), async || {
-        supervised.again();
-        let task = cluster.get("/api/v1/task", &[("id", id.clone())]).await?;
-        (task["status"] == "dead").then_some(task)
-    })
-    .await;
+    let dead = supervised.until_dead(&id, Duration::from_secs(60)).await;
     assert_eq!((&dead["dead"]["reason"], supervised.started), (&json!("worker_lost"), 2), "{dead}");
 }
 
@@ -559,4 +585,304 @@ for line in sys.stdin:
     assert!(said.contains(&format!("looking at {id}")) && said.contains("no good in attempt 1"), "{said}");
     let waiting = cluster.get("/api/v1/dead", &[]).await.unwrap();
     assert_eq!(waiting["rows"].as_array().map(Vec::len), Some(1), "its letter waits as before: {waiting}");
+}
+
+const AS_ANOTHER: &str = r#"
+import json, os, sys, time
+out = os.fdopen(int(os.environ["MILLPOND_FD_OUT"]), "w")
+def refused(what):
+    try:
+        return str(what())
+    except PermissionError:
+        return "refused"
+for line in sys.stdin:
+    task = json.loads(line)
+    if task.get("shutdown"):
+        break
+    args = task.get("args")
+    if args == "hang":
+        time.sleep(600)
+    if args == "fat":
+        held = bytearray(b"x" * (120 << 20))
+        time.sleep(60)
+    if "file" in task:
+        answer = len(open(task["file"]).read())
+    else:
+        open("/dev/stderr", "w").write("by its name\n")
+        answer = {
+            "ids": [os.getuid(), os.geteuid(), os.getgid()], "groups": sorted(os.getgroups()), "pid": os.getpid(),
+            "guard": [line.split() for line in open(f"/proc/{os.getppid()}/status") if line.startswith("Uid:")][0],
+            "env": [os.environ.get(name) for name in ["HOME", "USER", "LOGNAME", "MILLPOND_GUARD_USER"]],
+            "signal": refused(lambda: os.kill(args, 0)), "environ": refused(lambda: open(f"/proc/{args}/environ").read()),
+        }
+    print(json.dumps({"ok": answer}), file=out, flush=True)
+"#;
+
+/// Whether a test that needs root can run.
+fn is_root() -> bool {
+    let root = nix::unistd::Uid::effective().is_root();
+    if !root {
+        println!("skipped: only root may start processes as another user");
+    }
+    root
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_may_run_as_another_user() {
+    if !is_root() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let handlers = "[other]\ncommand = ['python3', 'other.py']\nuser = 'nobody'\nslots = 1\nmemory = '80MiB'
+        [once]\ncommand = ['id', '-un']\nmode = 'once'\nuser = 65534
+        [square]\nisolate = true\nuser = 'nobody'";
+    let folder = Folder::new(handlers, &[("other.py", AS_ANOTHER)]);
+    std::fs::set_permissions(folder.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut worker = folder.worker(&cluster, "w1");
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    let (uid, gid) = (nobody.uid.as_raw(), nobody.gid.as_raw());
+    let seen = run(&cluster, "other", &worker.pid().to_string()).await["result"].clone();
+    assert_eq!((&seen["ids"], &seen["groups"]), (&json!([uid, uid, gid]), &json!([gid])), "{seen}");
+    assert_eq!(
+        seen["guard"],
+        json!(["Uid:", uid.to_string(), uid.to_string(), uid.to_string(), uid.to_string()]),
+        "{seen}"
+    );
+    assert_eq!(seen["env"], json!([nobody.dir.to_str(), "nobody", "nobody", null]), "{seen}");
+    assert_eq!((&seen["signal"], &seen["environ"]), (&json!("refused"), &json!("refused")), "{seen}");
+    assert!(cluster.log("w1").contains("by its name"), "its pipes are its own: {}", cluster.log("w1"));
+    assert_eq!(run(&cluster, "once", "1").await["result"], "nobody");
+    assert_eq!(run(&cluster, "square", "12").await["result"], 144);
+    // Large arguments are a file that it may read; its memory is read by its guard.
+    let large = format!("\"{}\"", "y".repeat(9 << 20));
+    let id = submit_file(&cluster, "other", &large).await;
+    assert_eq!(cluster.ended(&id).await["result"], large.len());
+    let ended = run(&cluster, "other", r#""fat""#).await;
+    let oom = failed(&ended, "oom");
+    assert!(oom["child"]["rss_bytes"].as_u64().is_some_and(|bytes| bytes > 80 << 20), "what the limit saw: {oom}");
+    // It ends with its worker, however that ends.
+    let hangs = submit(&cluster, "other", r#""hang""#).await;
+    let record = cluster.worker_is("w1", |w| w["running"] == 1).await;
+    let child = |child: &&Value| child["task"] == hangs.as_str();
+    let guard = record["children"].as_array().unwrap().iter().find(child).unwrap()["pid"].as_u64().unwrap();
+    worker.kill9();
+    let gone = async || (!std::path::Path::new(&format!("/proc/{guard}")).exists()).then_some(());
+    until("the end of the guard", Duration::from_secs(10), gone).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_may_not_start_another_user_says_so_and_ends() {
+    use std::os::unix::process::CommandExt;
+
+    let cluster = Cluster::start().await;
+    let folder = Folder::new("[a]\ncommand = ['true']\nuser = 'no-such-user'\n", &[]);
+    let path = folder.dir.path().join("handlers.toml");
+    let start = async |uid: Option<u32>| {
+        let mut command = cluster.command(&["worker", "run", "--name", "w1", "--handlers", path.to_str().unwrap()]);
+        command.env("MILLPOND_WORKER_NATS_URL", cluster.nats.url("worker")).current_dir("/");
+        uid.map(|uid| command.uid(uid).gid(uid));
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = start(None).await;
+    assert!(said.contains("handler [a]: `user`: there is no user no-such-user on this machine"), "{said}");
+    if !is_root() {
+        return;
+    }
+    std::fs::set_permissions(folder.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(&path, "[a]\ncommand = ['true']\nuser = 'root'\n").unwrap();
+    let said = start(None).await;
+    assert!(said.contains("root is the user of the worker itself"), "{said}");
+    let said = start(Some(65534)).await;
+    assert!(said.contains("the worker may not start processes as root, because it runs as user 65534"), "{said}");
+}
+
+/// Submits the arguments as a file; the id of the task.
+async fn submit_file(cluster: &Cluster, kind: &str, arguments: &str) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), arguments).unwrap();
+    let path = file.path().to_str().unwrap();
+    let mut command = cluster.command(&["submit", kind, "--attempts-max", "1", "--file", path]);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_arguments_reach_isolated_handlers_and_trials() {
+    let cluster = Cluster::start().await;
+    let script =
+        "import json, sys\nfor line in sys.stdin:\n    task = json.loads(line)\n    if task.get('shutdown'): break
+    n = len(open(task['file']).read()) if 'file' in task else task['args'] * 2
+    print(json.dumps({'error': f'{n} in attempt {task[\"attempt\"]}', 'retry': False}))\n";
+    let handlers = "[square]\nisolate = true\n[measure]\ncommand = ['python3', 'measure.py']\n";
+    let folder = Folder::new(handlers, &[("measure.py", script)]);
+    let _worker = folder.worker(&cluster, "w1");
+    // Blanks make a number large.
+    let large = |number: &str| format!("{}{number}", " ".repeat(9 << 20));
+    assert_eq!(cluster.ended(&submit_file(&cluster, "square", &large("12")).await).await["result"], 144);
+    // As large as a file for a handler, and small enough for a line although it lies elsewhere.
+    for (arguments, said) in
+        [(large("7"), format!("{} in attempt 1", (9 << 20) + 1)), ("21".to_owned(), "42 in attempt 1".to_owned())]
+    {
+        let stored = cluster.client.put_payload(&mut arguments.as_bytes(), RetryDeadline::Unlimited).await.unwrap();
+        let task = NewTask { stored: Some(stored), attempts_max: Some(1), ..task("measure", "") };
+        let id = cluster.client.submit(&task, RetryDeadline::Unlimited).await.unwrap().id;
+        let ended = cluster.ended(&id).await;
+        assert_eq!(ended["dead"]["failure"]["message"], said.as_str(), "{ended}");
+        let (code, _, tried) = try_task(&cluster, &folder, "measure", &["--task", &id], "", &[]).await;
+        assert!(code == Some(1) && tried.contains(&said), "{tried}");
+    }
+}
+
+/// `handler try` in a folder, with what is typed: its exit code, its standard output, its standard error.
+async fn try_task(
+    cluster: &Cluster,
+    folder: &Folder,
+    kind: &str,
+    more: &[&str],
+    typed: &str,
+    env: &[(&str, &str)],
+) -> (Option<i32>, String, String) {
+    let handlers = folder.dir.path().join("handlers.toml");
+    let mut command = cluster.command(&["handler", "try", "--handlers", handlers.to_str().unwrap(), kind]);
+    command.args(more).envs(env.iter().copied());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let typed = typed.to_owned();
+    let output = tokio::task::spawn_blocking(move || {
+        let mut child = command.spawn().unwrap();
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), typed.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    });
+    let output = output.await.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_is_debugged_at_the_terminal() {
+    let cluster = Cluster::start().await;
+    let script = r#"
+import json, os, sys
+out = os.fdopen(int(os.environ["MILLPOND_FD_OUT"]), "w") if "fd" in sys.argv else sys.stdout
+if "fd" in sys.argv:
+    print('{"ready": true}', file=out, flush=True)
+for line in sys.stdin:
+    task = json.loads(line)
+    if task.get("shutdown"):
+        break
+    breakpoint()
+    print(json.dumps({"ok": task["args"]}), file=out, flush=True)
+"#;
+    let handlers = "[plain]\ncommand = ['python3', 'bug.py']\ntimeout = '1s'\n[own]\ncommand = ['python3', 'bug.py', 'fd']\ntimeout = '1s'\n";
+    let folder = Folder::new(handlers, &[("bug.py", script)]);
+    for kind in ["plain", "own"] {
+        let typed = "import time; time.sleep(1.5)\np task['args'] + 37\ntask['args'] = 6\nc\n";
+        let (code, answer, said) = try_task(&cluster, &folder, kind, &["--debug", "5"], typed, &[]).await;
+        assert_eq!((code, answer.as_str()), (Some(0), "6\n"), "{kind}: {said}");
+        assert!(said.contains("(Pdb) ") && said.contains("42\n"), "{kind}: {said}");
+        // A person answers a question once it is there to be read.
+        let path = folder.dir.path().join("handlers.toml");
+        let command = cluster.command(&["handler", "try", "--handlers", path.to_str().unwrap(), kind, "--debug", "5"]);
+        let mut command = tokio::process::Command::from(command);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let (mut keyboard, mut screen, mut shown) =
+            (child.stdin.take().unwrap(), child.stderr.take().unwrap(), Vec::new());
+        for typed in ["p 40 + 2\n", "c\n"] {
+            while !shown.ends_with(b"(Pdb) ") {
+                let read = tokio::time::timeout(Duration::from_secs(20), screen.read_buf(&mut shown)).await;
+                let shown = String::from_utf8_lossy(&shown);
+                assert!(read.is_ok_and(|read| read.unwrap() > 0), "{kind}: no question: {shown}");
+            }
+            shown.push(b'\n');
+            keyboard.write_all(typed.as_bytes()).await.unwrap();
+        }
+        let ended = child.wait_with_output().await.unwrap();
+        assert_eq!((ended.status.code(), ended.stdout.as_slice()), (Some(0), &b"5\n"[..]), "{kind}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_tried_where_its_signature_fits() {
+    const KEY: &str = "key-0123456789abcdef0123456789abcdef";
+    let cluster = Cluster::start().await;
+    let script =
+        "import json, sys\nfor line in sys.stdin:\n    task = json.loads(line)\n    if task.get('shutdown'): break
+    print(json.dumps({'error': f'{task[\"args\"]} of {task[\"traceparent\"]}', 'retry': False}))\n";
+    let folder = Folder::new("[fails]\ncommand = ['python3', 'fails.py']\n", &[("fails.py", script)]);
+    let _worker = folder.worker_with(&cluster, "w1", &[("MILLPOND_SIGNING_KEY", KEY)]);
+    let signer = millpond::signature::Signer::new(KEY).unwrap();
+    let client = cluster.client.clone().with_signer(Some(signer));
+    let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let alone = NewTask { id: Some("alone".into()), traceparent: Some(traceparent.into()), ..task("fails", "[1, 2]") };
+    client.submit(&alone, RetryDeadline::Unlimited).await.unwrap();
+    let batch = NewTask {
+        id: Some("b".into()),
+        job: Some("j".into()),
+        index: Some(0),
+        batch: Some(2),
+        ..task("fails", "[3, 4]")
+    };
+    client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
+    cluster
+        .client
+        .submit(&NewTask { id: Some("unsigned".into()), ..task("fails", "5") }, RetryDeadline::Unlimited)
+        .await
+        .unwrap();
+    for id in ["alone", "b/1"] {
+        assert_eq!(cluster.ended(id).await["status"], "dead");
+    }
+    let tried = async |id: &str, key: &str| {
+        try_task(&cluster, &folder, "fails", &["--task", id], "", &[("MILLPOND_SIGNING_KEY", key)]).await
+    };
+    for (id, arguments) in [("alone", "[1, 2]"), ("b/1", "4")] {
+        let (code, _, said) = tried(id, KEY).await;
+        assert!(code == Some(1) && said.contains(&format!("{arguments} of ")), "{id}: {said}");
+        let (_, _, said) = tried(id, "another-0123456789abcdef0123456789").await;
+        assert!(said.contains("it is not run") && !said.contains(&format!("{arguments} of ")), "{id}: {said}");
+    }
+    let (_, _, said) = tried("alone", KEY).await;
+    assert!(said.contains("0af7651916cd43dd8448eb211c80319c"), "with its trace: {said}");
+    let refused = until("the refusal", Duration::from_secs(20), async || {
+        let dead = cluster.get("/api/v1/dead", &[("reason", "unsigned".into())]).await?;
+        dead["rows"].as_array()?.first().cloned()
+    })
+    .await;
+    for key in [KEY, ""] {
+        let (_, _, said) = tried(&text(&refused, "id"), key).await;
+        assert!(said.contains("it is not run"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_of_xargs_get_the_variables_that_are_named() {
+    let cluster = Cluster::start().await;
+    let set = [("AWS_REGION", "eu-1"), ("GITHUB_TOKEN", "secret")];
+    let _worker = cluster.worker_with("w1", &["--allow-xargs", "env", "--xargs-env-pass", "AWS_*"], &set);
+    let ended = run(&cluster, "xargs", r#"{"argv": ["env"]}"#).await;
+    let env = text(&ended["result"], "stdout");
+    assert!(env.contains("AWS_REGION=eu-1\n") && !env.contains("secret"), "{env}");
+    let wrong = cluster.worker_with("w2", &["--allow-xargs", "env", "--xargs-env-pass", "A*B"], &[]);
+    assert!(!{ wrong }.end(Duration::from_secs(20)).await.success());
+    assert!(cluster.log("w2").contains("--xargs-env-pass: \"A*B\" is not the name"), "{}", cluster.log("w2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_says_that_a_child_is_silent() {
+    let cluster = Cluster::start().await;
+    let handlers = "[silent]\ncommand = ['sh', '-c', 'read task; sleep 60']\n[talks]\ncommand = ['sh', '-c', 'read task; echo here >&2; sleep 60']\n";
+    let folder = Folder::new(handlers, &[]);
+    let _worker = folder.worker(&cluster, "w1");
+    let (silent, talks) = (submit(&cluster, "silent", "1").await, submit(&cluster, "talks", "1").await);
+    let why = async |id: &str| cluster.get("/api/v1/why", &[("id", id.to_owned())]).await;
+    let said = until("what is said of a silent child", Duration::from_secs(40), async || {
+        let sentence = text(&why(&silent).await?, "sentence");
+        sentence.contains("has written nothing since").then_some(sentence)
+    })
+    .await;
+    assert!(said.contains("w1/silent-1") && said.contains("flush"), "{said}");
+    let sentence = text(&why(&talks).await.unwrap(), "sentence");
+    assert!(sentence.contains("it runs on w1") && !sentence.contains("written nothing"), "{sentence}");
 }

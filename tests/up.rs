@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -123,6 +123,56 @@ async fn a_service_that_dies_is_started_again() {
     assert_eq!(text(&output(submit).await.stdout), "25\n");
     cluster.signal(Signal::SIGTERM);
     assert!(cluster.end(Duration::from_secs(30)).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_dies_again_and_again_is_soon_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = up(dir.path(), &[]);
+    let mut cluster = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    let env = dir.path().join("env");
+    until("env file", PATIENCE, async || env.exists().then_some(())).await;
+    let worker = || {
+        let is_worker = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.windows(10).any(|part| part == b"worker\0run")
+        };
+        processes_of(dir.path()).into_iter().find(is_worker)
+    };
+    // From the fifth death on the delay is the longest.
+    for n in 1..=7 {
+        let pid = until("the worker", Duration::from_secs(4), async || worker()).await;
+        let killed = Instant::now();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        until("its successor", Duration::from_secs(4), async || worker().filter(|next| *next != pid)).await;
+        assert!(killed.elapsed() < Duration::from_secs(4), "death {n}: {:?}", killed.elapsed());
+    }
+    cluster.signal(Signal::SIGTERM);
+    assert!(cluster.end(Duration::from_secs(30)).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_log_is_put_aside_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = up(dir.path(), &[]);
+    let mut cluster = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    let env = dir.path().join("env");
+    until("env file", PATIENCE, async || env.exists().then_some(())).await;
+    let log = dir.path().join("log/w1.log");
+    let begins = text(&std::fs::read(&log).unwrap());
+    assert!(begins.contains("worker ready"), "{begins}");
+    // A hole stands for all that a talkative handler has written.
+    std::fs::OpenOptions::new().write(true).open(&log).unwrap().set_len(65 << 20).unwrap();
+    let aside = dir.path().join("log/w1.log.1");
+    let is_small = || std::fs::metadata(&log).is_ok_and(|known| known.len() < 1 << 20);
+    until("the log put aside", PATIENCE, async || (aside.exists() && is_small()).then_some(())).await;
+    let aside = std::fs::read(&aside).unwrap();
+    assert!(aside.len() == 65 << 20 && aside.starts_with(begins.as_bytes()), "all of it is kept");
+    drop(aside);
+    cluster.signal(Signal::SIGTERM);
+    assert!(cluster.end(Duration::from_secs(30)).await.success());
+    let goes_on = text(&std::fs::read(&log).unwrap());
+    assert!(goes_on.contains("worker drained") && !goes_on.contains('\0'), "{goes_on}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,9 @@ pub const PUBLISH_WINDOW: usize = 1000;
 
 /// How long the server waits for an ack or a renewal before it delivers a task to another worker.
 pub const LEASE_ACK_WAIT: Duration = Duration::from_secs(3);
+/// Recorded starts of a task without an end before it is taken for a killer: with the first start, which is not recorded, as many
+/// workers and one more have died with it.
+pub const STARTS_MAX: usize = 3;
 /// How long an unanswered ack is sent again, and an ownership query answered `settled`.
 pub const LEASE_SETTLED_KEEP: Duration = Duration::from_secs(60);
 /// Tasks held ahead of the slots, at the most.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::chain;
 use crate::chain::ChainStep;
-use crate::limits::{BATCH_ITEMS_MAX, TASK_ID_BYTES_MAX};
+use crate::limits::{BATCH_ITEMS_MAX, STARTS_MAX, TASK_ID_BYTES_MAX};
 use crate::outcome::{FailedAttempt, Items, cut, id_of};
 use crate::payload::PayloadRef;
 use crate::retry::{ATTEMPTS_MAX_MAX, parse_attempts_max};
@@ -20,18 +20,19 @@ use crate::wire::headers::{
     HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_DEAD, HEADER_EXPIRES,
     HEADER_FAILURES, HEADER_ID, HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED,
     HEADER_RAW_HEADERS, HEADER_REF, HEADER_REPLY_TO, HEADER_SCHEDULE, HEADER_SCHEDULE_TARGET, HEADER_SIGNATURE,
-    HEADER_TIMEOUT, HEADER_TRACEPARENT, HEADER_TRACESTATE, Headers,
+    HEADER_STARTS, HEADER_TIMEOUT, HEADER_TRACEPARENT, HEADER_TRACESTATE, Headers,
 };
 use crate::wire::subject::{SubjectError, TaskSubject};
 
 /// Headers that only millpond itself may set, and only in DUE.
-const REPUBLISHED: [&str; 8] = [
+const REPUBLISHED: [&str; 9] = [
     HEADER_ATTEMPT,
     HEADER_ID,
     HEADER_ORIGINAL_ID,
     HEADER_ITEMS,
     HEADER_FAILURES,
     HEADER_PUBLISHED,
+    HEADER_STARTS,
     // Of dead letters only: a publisher must not write the evidence of its task.
     HEADER_DEAD,
     HEADER_RAW_HEADERS,
@@ -111,6 +112,8 @@ pub struct Task {
     pub published_ms: i64,
     /// The attempts before this one, oldest first.
     pub failures: Vec<FailedAttempt>,
+    /// How often the batch that it was taken out of was started without an end: as often its worker has died with it, and once more.
+    pub starts_before: usize,
     /// Whether it was published again by millpond.
     pub republished: bool,
     /// The arguments: one value, or a JSON array of `items.len` values.
@@ -151,6 +154,7 @@ impl Task {
             continuation: Vec::new(),
             published_ms: arrival.stored_ms,
             failures: Vec::new(),
+            starts_before: 0,
             republished: own(HEADER_ID).is_some(),
             payload,
             payload_ref: None,
@@ -260,6 +264,12 @@ impl Task {
                 _ => self.bad_header(HEADER_PUBLISHED, text, "Unix milliseconds"),
             }
         }
+        if let Some(text) = own(HEADER_STARTS) {
+            match text.parse() {
+                Ok(n) if n <= STARTS_MAX => self.starts_before = n,
+                _ => self.bad_header(HEADER_STARTS, text, &format!("a number from 0 to {STARTS_MAX}")),
+            }
+        }
         if let Some(text) = own(HEADER_FAILURES) {
             match decode(text.as_bytes()) {
                 Ok(failures) if text.len() <= FAILURES_BYTES_MAX => self.failures = failures,
@@ -303,7 +313,7 @@ impl Task {
         self.subject = TaskSubject { job: None, unique: None, ..self.subject.clone() };
         self.original_id = format!("{}-{}", arrival.epoch, arrival.seq);
         self.published_ms = arrival.stored_ms;
-        (self.attempt, self.failures, self.republished) = (1, Vec::new(), false);
+        (self.attempt, self.failures, self.starts_before, self.republished) = (1, Vec::new(), 0, false);
         (self.items, self.index, self.reply_to) = (None, None, None);
         // This replaces any other defect: a dead letter with another reason may be run again.
         self.defect = Some(Defect { reason: distrust.reason(), message });

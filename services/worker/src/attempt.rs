@@ -114,8 +114,8 @@ pub(crate) enum Disposition {
     DeadLetter(&'static str, String),
     /// The task was cancelled, or these items of it were.
     Cancel(CancelledPart),
-    /// A batch has killed its workers: its halves are tried apart.
-    Split(Items),
+    /// A batch is suspected of having killed its workers, with so many recorded starts: its items are tried one by one.
+    Split(usize),
     /// The task is settled already, or a later attempt of it waits.
     Acknowledge,
     /// Another worker holds the task and lives.

@@ -54,7 +54,7 @@ use handlers::{Handler, Handlers, PipeHandler};
 use report::heartbeat::Heartbeat;
 use report::http;
 use run_loop::{RunLoop, drain_requests};
-use supervisor::{ChildProgram, ChildSpec, Children};
+use supervisor::{ChildProgram, ChildSpec, ChildUser, Children};
 
 /// A worker with handlers.
 ///
@@ -265,6 +265,9 @@ fn child_kinds(
         specs.insert(spec.kind.clone(), spec);
     }
     let kinds = specs.into_values().map(|spec| {
+        if let Some(Err(refused)) = spec.user.as_ref().map(ChildUser::check_allowed) {
+            anyhow::bail!("handler [{}]: {refused}", spec.kind);
+        }
         // Whoever isolates a built-in kind has named it.
         if matches!(spec.program, ChildProgram::Own { .. })
             && !handlers.contains_key(&spec.kind)
@@ -325,4 +328,35 @@ fn log_start(settings: &Settings, context: &WorkerContext) {
 /// When NATS cannot be reached at the start, or setup has not run.
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
     Worker::new(settings).run(shutdown).await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, FromArgMatches};
+
+    use super::*;
+
+    #[test]
+    fn isolated_handlers_get_the_variables_that_their_program_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("handlers.toml");
+        std::fs::write(&path, "[square]\nisolate = true\nenv_pass = [\"OWN_*\"]\n").unwrap();
+        let typed = ["worker", "--nats-url", "nats://worker:x@127.0.0.1:1", "--built-in", "square", "--handlers"];
+        let typed = typed.into_iter().map(Into::into).chain([path.into_os_string()]);
+        let matches = Config::augment_args(clap::Command::new("worker")).get_matches_from(typed);
+        let worker = Worker::new(Config::from_arg_matches(&matches).unwrap().check().unwrap());
+        let children = |worker: Worker| {
+            let Worker { settings, mut handlers, isolated, env_pass } = worker;
+            child_kinds(&settings, &mut handlers, isolated, &env_pass)
+        };
+        let isolated = worker.isolate("square").env_pass(["APP_*", "MODE"]);
+        let wrong = Worker {
+            env_pass: vec!["A*B".to_owned()],
+            isolated: vec!["square".to_owned()],
+            ..Worker::new(isolated.settings.clone())
+        };
+        let kinds = children(isolated).unwrap();
+        assert_eq!(kinds[0].spec.table.env_pass, ["OWN_*", "APP_*", "MODE"]);
+        assert!(format!("{:#}", children(wrong).err().unwrap()).contains("env_pass: \"A*B\""));
+    }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use millpond::telemetry::TraceContext;
 use tokio_util::sync::CancellationToken;
 
 use crate::call::{Call, Reply};
@@ -14,10 +15,13 @@ use crate::call_end::CallEnd;
 use crate::handlers::Handler;
 use crate::run::execute::execute;
 use crate::run::work_cursor::WorkCursor;
-use crate::supervisor::{Children, Supervisor, read_handlers_toml};
+use crate::supervisor::{ChildUser, Children, Supervisor, Timeouts, read_handlers_toml};
 
 /// How often the memory of the child is read.
 const MEMORY_EVERY: Duration = Duration::from_millis(20);
+
+/// The timeout of a task whose handler is debugged: a person thinks.
+const DEBUG_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A task to try.
 pub struct Trial {
@@ -33,6 +37,10 @@ pub struct Trial {
     pub payload: Bytes,
     /// A file with the arguments.
     pub file: Option<PathBuf>,
+    /// Its trace, as it was published.
+    pub trace: Option<TraceContext>,
+    /// The terminal stays attached to the child, which has all the time it needs.
+    pub debug: bool,
     /// The task's own timeout.
     pub timeout: Option<Duration>,
     /// The timeout of a task whose kind has none.
@@ -56,7 +64,7 @@ pub struct TrialEnd {
 /// # Errors
 /// When the file has no such kind, or its handler cannot start: then the task has not run.
 pub async fn try_handler(trial: Trial) -> anyhow::Result<TrialEnd> {
-    let Trial { handlers, kind, id, attempt, payload, file, timeout, timeout_default } = trial;
+    let Trial { handlers, kind, id, attempt, payload, file, trace, debug, timeout, timeout_default } = trial;
     let mut specs = read_handlers_toml(&handlers)?;
     let known = specs.keys().cloned().collect::<Vec<_>>().join(", ");
     let mut spec =
@@ -66,10 +74,24 @@ pub async fn try_handler(trial: Trial) -> anyhow::Result<TrialEnd> {
     }
     // One child is enough for one task.
     spec.table.slots = Some(1);
+    spec.attached = debug;
+    if debug {
+        spec.table.start_within = spec.table.start_within.map(|_| DEBUG_TIMEOUT);
+    }
+    if let Some(Err(refused)) = spec.user.as_ref().map(ChildUser::check_allowed) {
+        tracing::warn!("{refused}. Here it runs as you");
+        spec.user = None;
+    }
     let children = Children::new(spec, "try");
     let supervisor = Supervisor::start(vec![children.clone()]);
     let handler = Handler::Child(children.clone());
-    let timeouts = handler.timeouts(timeout, timeout_default);
+    let timeouts = match debug {
+        true => Timeouts { soft: None, hard: DEBUG_TIMEOUT },
+        false => handler.timeouts(timeout, timeout_default),
+    };
+    if let Some(file) = &file {
+        handler.give(file).context("the file of its arguments cannot be given to the user of its kind")?;
+    }
     let mut watching = tokio::task::JoinSet::new();
     watching.spawn(supervisor.clone().watch());
     let waiting = Instant::now();
@@ -78,7 +100,7 @@ pub async fn try_handler(trial: Trial) -> anyhow::Result<TrialEnd> {
         bail!("the handler of kind {kind} cannot start: {}", children.trouble().unwrap_or_default());
     };
     let (start, started) = (waiting.elapsed(), Instant::now());
-    let call = Call { id, attempt, payload, file, trace: None, stop: CancellationToken::new() };
+    let call = Call { id, attempt, payload, file, trace, stop: CancellationToken::new() };
     let (stop, cursor) = (CancellationToken::new(), Arc::new(WorkCursor::new(1)));
     let mut running = std::pin::pin!(execute(ready, vec![call], cursor, timeouts, &stop));
     let mut rss_bytes_max = 0;

@@ -13,10 +13,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
-/// How long a dead process waits to be started again.
+/// How long a dead process waits to be started again. The longest delay is less than the time after which what a dead worker held
+/// is given out again, so that a task that kills its workers keeps none of its neighbours waiting. A program that cannot start is
+/// tried again that often too, which costs a few hundredths of a core.
 const RESTART: RetryPolicy = RetryPolicy {
     delay: Duration::from_millis(200),
-    delay_max: Duration::from_secs(10),
+    delay_max: Duration::from_secs(2),
     jitter: 0.0,
     ..RetryPolicy::DEFAULT
 };

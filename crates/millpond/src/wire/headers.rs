@@ -67,6 +67,8 @@ pub const HEADER_ORIGINAL_ID: &str = "Millpond-Original-Id";
 pub const HEADER_ITEMS: &str = "Millpond-Items";
 /// The attempts so far, JSON; honoured only in DUE.
 pub const HEADER_FAILURES: &str = "Millpond-Failures";
+/// How often the batch that an item was taken out of was started without an end; honoured only in DUE.
+pub const HEADER_STARTS: &str = "Millpond-Starts";
 /// When the original message was stored, Unix time in milliseconds; honoured only in DUE.
 pub const HEADER_PUBLISHED: &str = "Millpond-Published";
 /// The header block of a message whose headers cannot be read, base64, its first 16 KiB; on DEAD only.

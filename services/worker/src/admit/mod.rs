@@ -10,6 +10,7 @@ use millpond::bus::consume::lease::{Admission, Lease, Suspicion};
 use millpond::bus::consume::start_records::StartEntry;
 use millpond::bus::error::BusError;
 use millpond::failpoint;
+use millpond::limits::STARTS_MAX;
 use millpond::worker_record::built_in_hint;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -128,6 +129,10 @@ async fn ask_others(context: &WorkerContext, admitted: Admitted) -> Result<Admit
     }
     let turn = match lease.suspicion() {
         None => None,
+        Some(suspicion) if is_batch(&lease, arguments.as_ref().ok()) => {
+            let disposition = split(suspicion.deaths);
+            return Err(TurnedAway { lease, arguments: arguments.ok(), disposition });
+        }
         Some(suspicion) => match suspects_turn(context, &lease.task.subject.kind, suspicion).await {
             Some(turn) => Some(turn),
             None => {
@@ -190,13 +195,23 @@ pub(crate) fn judge(
     }
 }
 
-/// For a task that seems to kill its workers: a batch is split, to isolate the item at fault; else it is dead-lettered.
+/// Whether it has several items, which can be taken apart.
+fn is_batch(lease: &Lease, arguments: Option<&Arguments>) -> bool {
+    lease.task.items_len() > 1 && arguments.is_some()
+}
+
+/// Each item of a batch with so many starts may still be started once.
+fn split(starts: usize) -> Disposition {
+    Disposition::Split(starts.min(STARTS_MAX - 1))
+}
+
+/// For a task that seems to kill its workers.
 fn killer(lease: &Lease, arguments: Option<&Arguments>, starts: &[StartEntry]) -> Disposition {
-    if let Some(items) = lease.task.items.filter(|items| items.len > 1 && arguments.is_some()) {
-        return Disposition::Split(items);
+    if is_batch(lease, arguments) {
+        return split(starts.len());
     }
     let workers: Vec<&str> = starts.iter().map(|start| start.worker.as_str()).collect();
-    let (count, workers) = (starts.len(), workers.join(", "));
+    let (count, workers) = (lease.task.starts_before + starts.len(), workers.join(", "));
     let message = format!(
         "it was started again {count} times, and each time its worker died or was cut off (workers: {workers})"
     );

@@ -7,6 +7,8 @@ mod primes;
 mod simple;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +72,15 @@ impl Handler {
     /// Whether its arguments must be in a file where they are not JSON that fits a line.
     pub(crate) fn takes_lines(&self) -> bool {
         matches!(self, Self::Child(children) if children.takes_lines())
+    }
+
+    /// Gives a file to the user that the kind runs as, where it is not the worker's.
+    ///
+    /// # Errors
+    /// When the system refuses it.
+    pub(crate) fn give(&self, file: &Path) -> io::Result<()> {
+        let Self::Child(children) = self else { return Ok(()) };
+        children.spec.user.as_ref().map_or(Ok(()), |user| user.give(file))
     }
 
     /// Waits for a child where the kind runs in children.

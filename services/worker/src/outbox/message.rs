@@ -109,24 +109,11 @@ pub(crate) fn part(task: &Task, items: Items, arguments: &[Bytes], reason: &str)
     OutboxMessage::again(task, Some(items), task.attempt, &task.failures, payload, reason)
 }
 
-/// These items in two messages, or in one where there is only one item; delivered after `delay`, where there is one.
-pub(crate) fn halves(
-    task: &Task,
-    items: Items,
-    arguments: &[Bytes],
-    reason: &str,
-    delay: Option<Duration>,
-) -> Vec<OutboxMessage> {
+/// These items in two messages, or in one where there is only one item.
+pub(crate) fn halves(task: &Task, items: Items, arguments: &[Bytes], reason: &str) -> Vec<OutboxMessage> {
     let half = items.len.div_ceil(2);
     let halves = [(items.from, half), (items.from + half, items.len - half)];
-    let message = |(from, len)| {
-        let items = Items { of: items.of, from, len };
-        let mut message = part(task, items, arguments, reason);
-        if let Some(delay) = delay {
-            message.delay(task, &id_of(&task.original_id, Some(items)), delay);
-        }
-        message
-    };
+    let message = |(from, len)| part(task, Items { of: items.of, from, len }, arguments, reason);
     halves.into_iter().filter(|(_, len)| *len > 0).map(message).collect()
 }
 

@@ -17,6 +17,7 @@ use millpond::outcome::{FailedAttempt, Failure, Items, NotDone, NotDoneState, Ou
 use millpond::retry::{RetryOverrides, RetryPolicy};
 use millpond::task::Task;
 use millpond::telemetry::TraceContext;
+use millpond::wire::headers::HEADER_STARTS;
 use serde_json::value::RawValue;
 
 use crate::attempt::AttemptTime;
@@ -26,7 +27,7 @@ use crate::report::stats::Tally;
 
 use continuations::continuations;
 use large_results::{is_large, store_large_results};
-use message::{OutboxMessage, halves, part, publish_all, publish_smaller};
+use message::{OutboxMessage, part, publish_all, publish_smaller};
 
 /// All that one message leads to.
 pub(crate) struct Outbox<'a> {
@@ -237,11 +238,18 @@ impl<'a> Outbox<'a> {
         self.republish_not_run(arguments);
     }
 
-    /// Publishes all items again later, as two halves.
-    pub(crate) fn split(&mut self, items: Items, arguments: &[Bytes], delay: Duration) {
+    /// Publishes all items again later, each by itself; `starts` of their batch were recorded and had no end.
+    pub(crate) fn split(&mut self, arguments: &[Bytes], starts: usize, delay: Duration) {
+        let Some(Items { of, from, len }) = self.task.items else { return };
         let reason = format!("s{}", self.task.attempt);
-        self.messages.extend(halves(self.task, items, arguments, &reason, Some(delay)));
-        (items.from..items.from + items.len).for_each(|item| self.left_to_others(item));
+        for item in from..from.saturating_add(len) {
+            let one = Items { of, from: item, len: 1 };
+            let mut message = part(self.task, one, arguments, &reason);
+            message.headers.push((HEADER_STARTS.to_owned(), starts.to_string()));
+            message.delay(self.task, &id_of(&self.task.original_id, Some(one)), delay);
+            self.messages.push(message);
+            self.left_to_others(item);
+        }
     }
 
     /// Publishes again what was not run, as the same attempt, with one message for each group of adjacent items.

@@ -122,6 +122,12 @@ async fn fetch(
     };
     match fetched {
         Ok(fetched) => {
+            if let Some(file) = fetched.file()
+                && let Err(error) = handler.give(file)
+            {
+                let message = format!("the file of its arguments cannot be given to the user of its kind: {error}");
+                return Err(Disposition::DeadLetter("error", message));
+            }
             failpoint::hit("prepare.fetched");
             Ok(fetched)
         }

@@ -41,7 +41,7 @@ impl PayloadFiles {
         Self { base, folder: Mutex::default(), next: AtomicU64::new(0) }
     }
 
-    /// A new file, open for writing; nobody but this user may read it.
+    /// A new file, open for writing; nobody but this user may read it, until it is given to another.
     pub(crate) async fn create(&self) -> io::Result<(tokio::fs::File, PayloadFile)> {
         let path = self.folder()?.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         let file = tokio::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).await?;
@@ -63,7 +63,8 @@ impl PayloadFolder {
     fn make(base: &Path) -> io::Result<Self> {
         let nonce = millpond::random_token();
         let (young, path) = (base.join(format!(".{PREFIX}{nonce}")), base.join(format!("{PREFIX}{nonce}")));
-        DirBuilder::new().mode(0o700).create(&young)?;
+        // A file may be given to another user, whose child then finds its way there.
+        DirBuilder::new().mode(0o711).create(&young)?;
         let lock = File::options().write(true).create_new(true).mode(0o600).open(young.join(LOCK))?;
         lock.lock()?;
         std::fs::rename(&young, &path)?;

@@ -54,7 +54,7 @@ impl Remainder<'_> {
         let rest = Items { of: self.items.of, from: self.items.from + started, len };
         let task = &self.lease.task;
         let reason = format!("h{}-{}", task.attempt, self.started_ms);
-        let halves = halves(task, rest, self.arguments.as_slice(), &reason, None);
+        let halves = halves(task, rest, self.arguments.as_slice(), &reason);
         let refused = match publish_all(&self.context.bus, halves).await {
             Ok(refused) => refused.into_iter().next().map(|(_, error)| error),
             Err(error) => Some(error),

@@ -10,7 +10,7 @@ use crate::outbox::Outbox;
 
 use super::{acknowledge, publish};
 
-/// When the halves of a batch that kills workers may start.
+/// When the items of a batch that kills workers may start.
 const SPLIT_DELAY: Duration = Duration::from_secs(1);
 
 /// Ends the lease of a task that does not run.
@@ -29,11 +29,11 @@ pub(crate) async fn turn_away(context: &WorkerContext, turned_away: TurnedAway) 
             let covers = |item| cancelled.covers(item);
             settle_unrun(context, lease, |outbox| outbox.cancel(covers, arguments.unwrap_or_default())).await;
         }
-        // The halves wait for their time at the server: this message is acknowledged before a half can kill this worker too,
-        // and a second split replaces the halves of the first instead of publishing more and more.
-        Disposition::Split(items) => {
-            settle_unrun(context, lease, |outbox| outbox.split(items, arguments.unwrap_or_default(), SPLIT_DELAY))
-                .await;
+        // The items wait for their time at the server: this message is acknowledged before one can kill this worker too,
+        // and a second split replaces the items of the first instead of publishing more and more.
+        Disposition::Split(starts) => {
+            let arguments = arguments.unwrap_or_default();
+            settle_unrun(context, lease, |outbox| outbox.split(arguments, starts, SPLIT_DELAY)).await;
         }
     }
 }

@@ -18,6 +18,8 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use super::child_environment;
 use super::child_logs;
 use super::child_status::ChildStatus;
+use super::child_user::ChildUser;
+use super::guard_report::GuardReport;
 use super::handlers_toml::{ChildMode, ChildProgram, ChildSpec};
 use super::line_reader::ReadLine;
 use super::log_reader::LogReader;
@@ -32,6 +34,10 @@ pub(crate) const ENV_BUILT_IN: &str = "MILLPOND_CHILD_BUILT_IN";
 pub(crate) const ENV_FD_OUT: &str = "MILLPOND_FD_OUT";
 /// In the environment of a guard: the file that is to be the child's [`ENV_FD_OUT`].
 pub(crate) const ENV_GUARD_OUT: &str = "MILLPOND_GUARD_OUT";
+/// In the environment of a guard: the file that it reports to.
+pub(crate) const ENV_GUARD_REPORT: &str = "MILLPOND_GUARD_REPORT";
+/// In the environment of a guard: the user that it becomes.
+pub(crate) const ENV_GUARD_USER: &str = "MILLPOND_GUARD_USER";
 /// The name under which this program is a guard: `argv[0]`. `ps` shows it with the child's name.
 pub(crate) const GUARD_NAME: &str = "millpond-guard";
 /// The signal that has a guard end everything below it.
@@ -85,16 +91,26 @@ fn command_line(spec: &ChildSpec, name: &str, argv: Option<&[String]>) -> Vec<Os
     let command: Vec<OsString> = match &spec.program {
         ChildProgram::Command(words) => words.iter().map(OsString::from).collect(),
         ChildProgram::Xargs { .. } => argv.unwrap_or_default().iter().map(OsString::from).collect(),
-        ChildProgram::Own { built_in: true } => vec![own_program(), name.into()],
+        ChildProgram::Own { built_in: true } => vec![own_program(spec), name.into()],
         ChildProgram::Own { built_in: false } => {
-            std::iter::once(own_program()).chain(std::env::args_os().skip(1)).collect()
+            std::iter::once(own_program(spec)).chain(std::env::args_os().skip(1)).collect()
         }
     };
     spec.table.wrap.iter().map(OsString::from).chain(command).collect()
 }
 
+/// The path of this program for a child. Another user may not look into the worker: its guard, which is this program too, finds
+/// itself, and other programs before the command find the file.
+fn own_program(spec: &ChildSpec) -> OsString {
+    match &spec.user {
+        None => this_program(),
+        Some(_) if spec.table.wrap.is_empty() => "/proc/self/exe".into(),
+        Some(_) => std::env::current_exe().map_or_else(|_| this_program(), Into::into),
+    }
+}
+
 /// The path of this program, which is good for any program that opens it, also when the file was replaced meanwhile.
-fn own_program() -> OsString {
+fn this_program() -> OsString {
     if cfg!(target_os = "linux") {
         return format!("/proc/{}/exe", std::process::id()).into();
     }
@@ -103,7 +119,7 @@ fn own_program() -> OsString {
 
 #[cfg(target_os = "linux")]
 fn guarded(name: &str, line: Vec<OsString>) -> Command {
-    let mut command = Command::new(own_program());
+    let mut command = Command::new(this_program());
     command.arg0(GUARD_NAME).arg(name).args(line);
     command
 }
@@ -169,23 +185,34 @@ impl ChildProcess {
         if let ChildProgram::Own { built_in } = spec.program {
             command.env(ENV_BUILT_IN, if built_in { "1" } else { "0" });
         }
+        command.envs(spec.user.iter().flat_map(ChildUser::environment));
         command.envs(&spec.table.env).envs(env.iter().map(|(name, value)| (*name, value)));
+        if let Some(user) = &spec.user {
+            command.env(ENV_GUARD_USER, user.ids().to_text());
+        }
+        let report = GuardReport::open().filter(|_| cfg!(target_os = "linux")).map(|(report, path)| {
+            command.env(ENV_GUARD_REPORT, path);
+            report
+        });
         if let Some(directory) = &spec.table.directory {
             command.current_dir(directory);
         }
         let (fd_out, fd_out_writer) =
             if spec.table.mode == ChildMode::Stream { fd_out(&mut command) } else { (None, None) };
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if !spec.attached {
+            command.process_group(0);
+        }
         let mut child = command.spawn().map_err(|error| match error.kind() {
             ErrorKind::InvalidInput | ErrorKind::ArgumentListTooLong => StartError::DoesNotFit(error),
             _ => StartError::CannotStart(error.to_string()),
         })?;
-        status.started(child.id());
+        status.started(child.id(), report);
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let stderr =
             child.stderr.take().ok_or_else(|| StartError::CannotStart("it has no standard error".to_owned()))?;
         let stderr = LogReader::new(stderr);
-        let handle = ProcessHandle { group: child.id(), child };
+        let handle = ProcessHandle { group: child.id().filter(|_| !spec.attached), child };
         let oom_kills_before = oom_kills();
         Ok(Self { handle, stdin, stdout, stderr, status, fd_out, _fd_out: fd_out_writer, oom_kills_before })
     }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use millpond::outcome::{
@@ -13,6 +13,7 @@ use millpond::outcome::{
 use millpond::telemetry::TraceContext;
 use millpond::worker_record::{ChildRecord, ChildState};
 
+use super::guard_report::{ANSWER_WITHIN, GuardReport};
 use super::process_tree::ProcessUsage;
 use crate::call::Call;
 
@@ -67,10 +68,10 @@ pub(crate) struct ChildStatus {
     pub(crate) worker: String,
     pub(crate) kind: String,
     started_ms: i64,
-    started: Instant,
     /// How many children of this name were started before.
     restarts: u32,
     observed: Mutex<Observed>,
+    report: OnceLock<GuardReport>,
 }
 
 /// The part of the status that changes.
@@ -104,9 +105,9 @@ impl ChildStatus {
             worker: worker.to_owned(),
             kind: kind.to_owned(),
             started_ms: millpond::now_ms(),
-            started: Instant::now(),
             restarts,
             observed: Mutex::new(Observed { done, ..Observed::default() }),
+            report: OnceLock::new(),
         }
     }
 
@@ -114,8 +115,12 @@ impl ChildStatus {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn started(&self, pid: Option<u32>) {
+    /// Notes its process, and where the guard of it reports.
+    pub(super) fn started(&self, pid: Option<u32>, report: Option<GuardReport>) {
         self.observed().pid = pid;
+        if let Some(report) = report {
+            let _ = self.report.set(report);
+        }
     }
 
     pub(crate) fn pid(&self) -> Option<u32> {
@@ -220,9 +225,19 @@ impl ChildStatus {
         self.observed().usage.rss_bytes = rss_bytes;
     }
 
-    /// When its exact memory may be read.
-    pub(crate) fn exact_memory_due(&self) -> Instant {
-        self.observed().exact_memory_due.unwrap_or(self.started)
+    /// Whether its exact memory may be read now: that was long enough ago, and is not under way.
+    pub(crate) fn exact_memory_begins(&self) -> bool {
+        let (mut observed, now) = (self.observed(), Instant::now());
+        let begins = observed.exact_memory_due.is_none_or(|due| due <= now);
+        if begins {
+            observed.exact_memory_due = Some(now + ANSWER_WITHIN * 2);
+        }
+        begins
+    }
+
+    /// What it and all below it need for themselves, in bytes, as its guard reads it; none when the guard does not answer.
+    pub(crate) async fn exact_memory(&self) -> Option<u64> {
+        self.report.get()?.memory(self.pid()?).await
     }
 
     /// Its exact memory was read; it is not read again for so long.
@@ -276,10 +291,17 @@ impl ChildStatus {
             exit_code: exit.and_then(|e| e.code()),
             signal: exit.and_then(|e| e.signal()),
             oom,
-            // A sample that is taken while the child is killed would say 0: what the limit saw counts.
-            rss_bytes: observed.over_memory.unwrap_or(observed.usage.rss_bytes),
+            rss_bytes: self.memory_seen(&observed, exit.is_some() && oom),
             log: observed.log.iter().cloned().collect(),
         })
+    }
+
+    /// What the limit saw, else what was read last. Where the kernel has killed it, or it ended before it was read, the most that one
+    /// of its processes had.
+    fn memory_seen(&self, observed: &Observed, killed_by_kernel: bool) -> u64 {
+        let read = observed.usage.rss_bytes;
+        let peak = || self.report.get().map_or(0, GuardReport::peak);
+        observed.over_memory.unwrap_or_else(|| if killed_by_kernel || read == 0 { read.max(peak()) } else { read })
     }
 
     pub(crate) fn record(&self) -> ChildRecord {

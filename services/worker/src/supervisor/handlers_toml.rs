@@ -12,6 +12,7 @@ use millpond::wire::subject::check_token;
 use serde::{Deserialize, Deserializer};
 
 use super::child_environment::check_pattern;
+use super::child_user::{ChildUser, UserName};
 use super::once::xargs;
 use super::stop_times::GRACE_DEFAULT;
 
@@ -57,6 +58,10 @@ pub(crate) enum ChildProgram {
 pub(crate) struct ChildSpec {
     pub(crate) kind: String,
     pub(crate) program: ChildProgram,
+    /// The user that its processes run as; none: that of the worker.
+    pub(crate) user: Option<ChildUser>,
+    /// A person sits before its child: what is typed goes to the child, and what the child prints is shown as it comes.
+    pub(crate) attached: bool,
     pub(crate) table: HandlerTable,
 }
 
@@ -104,6 +109,8 @@ pub(crate) struct HandlerTable {
     /// What the output of a process of one use is; without it what it looks like.
     pub(crate) result: Option<ResultForm>,
     pub(crate) directory: Option<PathBuf>,
+    /// The user that its processes run as.
+    user: Option<UserName>,
 }
 
 fn some_duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
@@ -118,14 +125,18 @@ impl ChildSpec {
     /// A kind whose handler is in this program, with no limits of its own.
     pub(crate) fn own(kind: &str) -> Self {
         let program = ChildProgram::Own { built_in: false };
-        Self { kind: kind.to_owned(), program, table: HandlerTable::default() }
+        Self::of(kind, program, None, HandlerTable::default())
     }
 
     /// The kind that runs the commands that its tasks name.
     pub(crate) fn xargs(allowed: &[String], env_pass: &[String]) -> Self {
         let program = ChildProgram::Xargs { allowed: allowed.to_vec() };
         let table = HandlerTable { mode: ChildMode::Once, env_pass: env_pass.to_vec(), ..HandlerTable::default() };
-        Self { kind: xargs::KIND.to_owned(), program, table }
+        Self::of(xargs::KIND, program, None, table)
+    }
+
+    fn of(kind: &str, program: ChildProgram, user: Option<ChildUser>, table: HandlerTable) -> Self {
+        Self { kind: kind.to_owned(), program, user, attached: false, table }
     }
 }
 
@@ -203,7 +214,8 @@ impl HandlerTable {
             bail!("`directory` {} is not a folder", directory.display());
         }
         self.directory = Some(directory);
-        Ok(ChildSpec { kind: kind.to_owned(), program, table: self })
+        let user = self.user.as_ref().map(ChildUser::find).transpose()?;
+        Ok(ChildSpec::of(kind, program, user, self))
     }
 
     fn program(&mut self) -> anyhow::Result<ChildProgram> {
@@ -305,5 +317,6 @@ mod tests {
         check("[a]\ncommand = [\"x\"]\nmode = \"once\"\nresult = \"png\"", "unknown variant");
         check("[a]\ncommand = [\"x\"]\nenv_pass = [\"A*B\"]", "`env_pass`: \"A*B\" is not");
         check("[a]\ncommand = \"x\"", "sequence");
+        check("[a]\ncommand = [\"x\"]\nuser = \"no-such-user\"", "no user no-such-user");
     }
 }

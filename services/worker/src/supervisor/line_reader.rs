@@ -67,6 +67,11 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
         self.buffer.is_empty()
     }
 
+    /// What is in the buffer, when no line ends in it.
+    pub(crate) fn unfinished(&self) -> &[u8] {
+        if self.searched == self.buffer.len() { &self.buffer } else { &[] }
+    }
+
     /// A line that is in the buffer already.
     pub(crate) fn buffered(&mut self) -> Option<ReadLine> {
         let end = self.buffer.get(self.searched..)?.iter().position(|b| *b == b'\n');

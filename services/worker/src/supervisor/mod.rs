@@ -5,7 +5,9 @@ mod child_environment;
 mod child_logs;
 pub(crate) mod child_process;
 mod child_status;
+mod child_user;
 mod children;
+mod guard_report;
 mod handlers_toml;
 pub(crate) mod line_protocol;
 mod line_reader;
@@ -24,8 +26,10 @@ use std::time::{Duration, Instant};
 use millpond::worker_record::{CHILDREN_LISTED_MAX, ChildRecord};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
+use tokio::task::JoinSet;
 
 pub(crate) use child_environment::check_pattern as check_env_pattern;
+pub(crate) use child_user::ChildUser;
 pub(crate) use children::{ChildTicket, ChildUnavailable, Children};
 pub(crate) use handlers_toml::{ChildProgram, ChildSpec, read as read_handlers_toml};
 pub(crate) use process_tree::{ProcessUsage, usage};
@@ -61,15 +65,20 @@ impl Supervisor {
         let mut tick = tokio::time::interval(if limited { MEMORY_SAMPLE_EVERY } else { SAMPLE_EVERY });
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut sampled = Instant::now();
+        // At most one for each child.
+        let mut measuring = JoinSet::new();
         loop {
             tick.tick().await;
+            while measuring.try_join_next().is_some() {}
             let sample_all = sampled.elapsed() + MEMORY_SAMPLE_EVERY / 2 >= SAMPLE_EVERY;
             if sample_all {
                 sampled = Instant::now();
             }
             for children in &*self.kinds {
                 for status in children.statuses() {
-                    sample(&status, children.spec.table.memory, sample_all).await;
+                    if let Some(max) = sample(&status, children.spec.table.memory, sample_all) {
+                        measuring.spawn(measure(status, max));
+                    }
                 }
             }
         }
@@ -98,27 +107,31 @@ impl Supervisor {
     }
 }
 
-/// Reads what one child uses, if it is due, and ends the child when it is above its limit.
-async fn sample(status: &ChildStatus, memory_max: Option<u64>, sample_all: bool) {
+/// Reads what one child uses, if it is due. Returns its limit when its exact memory must be read.
+fn sample(status: &ChildStatus, memory_max: Option<u64>, sample_all: bool) -> Option<u64> {
     let memory_max = memory_max.filter(|_| status.is_busy() && status.over_memory().is_none());
-    let Some(pid) = status.pid().filter(|_| sample_all || memory_max.is_some()) else { return };
+    let pid = status.pid().filter(|_| sample_all || memory_max.is_some())?;
     let pids = process_tree::descendants(pid);
     let used = usage(&pids);
+    if used.processes == 0 {
+        // It has just ended: what was seen before is its evidence.
+        return None;
+    }
     if sample_all {
         status.sampled(used);
     } else {
         status.memory_sampled(used.rss_bytes);
     }
     // The kernel walks over all pages to tell what processes share: a cheap bound comes first.
-    let Some(max) = memory_max.filter(|max| process_tree::resident_and_swapped(&pids) > *max) else { return };
-    let (due, started) = (status.exact_memory_due(), Instant::now());
-    if started < due {
-        return;
-    }
-    let Ok(own) = tokio::task::spawn_blocking(move || process_tree::own_memory(&pids)).await else { return };
-    if own <= max {
-        return status.exact_memory_read(started.elapsed() * EXACT_MEMORY_SHARE);
-    }
+    memory_max.filter(|max| process_tree::resident_and_swapped(&pids) > *max && status.exact_memory_begins())
+}
+
+/// Reads the exact memory of a child, and ends the child when it is above its limit.
+async fn measure(status: Arc<ChildStatus>, max: u64) {
+    let started = Instant::now();
+    let own = status.exact_memory().await;
+    status.exact_memory_read(started.elapsed() * EXACT_MEMORY_SHARE);
+    let (Some(own), Some(pid)) = (own.filter(|own| *own > max), status.pid()) else { return };
     status.went_over_memory(own);
     // The actor of the child sees its end, and blames the task.
     let signal = if cfg!(target_os = "linux") { child_process::END_ALL } else { nix::sys::signal::Signal::SIGKILL };

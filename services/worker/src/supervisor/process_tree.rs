@@ -105,11 +105,6 @@ pub(crate) fn usage(_: &[u32]) -> ProcessUsage {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn own_memory(_: &[u32]) -> u64 {
-    0
-}
-
-#[cfg(not(target_os = "linux"))]
 pub(crate) fn resident_and_swapped(_: &[u32]) -> u64 {
     0
 }

@@ -16,7 +16,7 @@ use super::start_records::StartEntry;
 use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::failpoint;
-use crate::limits::LEASE_SETTLED_KEEP;
+use crate::limits::{LEASE_SETTLED_KEEP, STARTS_MAX};
 use crate::outcome::Items;
 use crate::task::{Origin, Task};
 use crate::wire::headers::HEADER_ATTEMPT;
@@ -24,8 +24,6 @@ use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
 
 /// How long a confirmed ack waits for the server's answer before the renewal sends it again.
 const ACK_ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// Starts that ended in a death before a task is taken for a killer: the next delivery dead-letters (or splits) it.
-const STARTS_MAX: usize = 3;
 
 /// Everything that one worker process holds. Cheap to clone.
 #[derive(Clone)]
@@ -87,9 +85,12 @@ pub struct Suspicion {
 }
 
 impl Suspicion {
-    fn of(deaths: usize, last: &StartEntry) -> Self {
-        let number = last.by.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).unwrap_or(0);
-        Self { deaths, last_ms: last.at_ms, number }
+    /// Of a task with these starts, and those before of the batch that it was taken out of; none where there were none.
+    fn of(starts_before: usize, starts: &[StartEntry]) -> Option<Self> {
+        let deaths = starts_before + starts.len();
+        let last = starts.last();
+        let number = last.and_then(|last| last.by.rsplit_once('-')?.1.parse().ok()).unwrap_or(0);
+        (deaths > 0).then(|| Self { deaths, last_ms: last.map_or(0, |last| last.at_ms), number })
     }
 }
 
@@ -257,15 +258,19 @@ impl Lease {
         }
         self.is_orphan = true;
         let before = self.table.starts.entries(&self.start_key()).await?;
-        Ok(match before.last() {
-            Some(_) if self.runs_once() => Admission::WorkerLost(before),
-            Some(_) if before.len() >= STARTS_MAX => Admission::StartsExhausted(before),
-            Some(last) => {
-                self.suspicion = Some(Suspicion::of(before.len(), last));
-                Admission::Start
-            }
-            None => Admission::Start,
-        })
+        if !before.is_empty() && self.runs_once() {
+            return Ok(Admission::WorkerLost(before));
+        }
+        if before.len() >= self.starts_max() {
+            return Ok(Admission::StartsExhausted(before));
+        }
+        self.suspicion = Suspicion::of(self.task.starts_before, &before);
+        Ok(Admission::Start)
+    }
+
+    /// How many starts of this message may be recorded: those of the batch that it was taken out of count, too.
+    fn starts_max(&self) -> usize {
+        STARTS_MAX.saturating_sub(self.task.starts_before)
     }
 
     /// How suspicious it is of killing its workers; none before two have died with it.
@@ -285,19 +290,16 @@ impl Lease {
         self.is_orphan || self.runs_once()
     }
 
-    /// Counts the start, right before the handler gets the task, of a message about which others were asked, or that may be
-    /// started once only; any other costs nothing here. What the handler needed until then took its time: a worker that died meanwhile has not run the task.
+    /// Counts the start, right before the handler gets the task, where it must be ([`Lease::must_record_start`]). Until then the
+    /// handler became ready: a worker that died meanwhile has not run the task.
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer; abandon the lease then.
     pub async fn record_start(&mut self) -> Result<Admission, BusError> {
-        if !self.must_record_start() {
-            return Ok(Admission::Start);
-        }
         let entry =
             StartEntry { by: self.started_by(), worker: self.table.worker().to_owned(), at_ms: crate::now_ms() };
-        let before = self.table.starts.add(&self.start_key(), &entry, STARTS_MAX).await?;
-        if before.len() >= STARTS_MAX {
+        let before = self.table.starts.add(&self.start_key(), &entry, self.starts_max()).await?;
+        if before.len() >= self.starts_max() {
             return Ok(Admission::StartsExhausted(before));
         }
         self.wrote_start = true;

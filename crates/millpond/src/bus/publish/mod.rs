@@ -156,9 +156,9 @@ impl Bus {
         }
     }
 
-    /// The headers with their signature, where there is a key and it is a task.
+    /// The headers with their signature, where there is a key and it is a task, or a dead letter.
     pub(in crate::bus) fn signed(&self, subject: &str, headers: &Headers, payload: &[u8]) -> async_nats::HeaderMap {
-        match self.signer.as_ref().filter(|_| is_task(subject)) {
+        match self.signer.as_ref().filter(|_| is_signed(subject)) {
             Some(signer) => {
                 let mut signed = headers.clone();
                 signer.sign(subject, &mut signed, payload);
@@ -222,9 +222,10 @@ impl StoreFailure {
     }
 }
 
-/// Whether a message on this subject is run: all of these are signed, also retries and schedules.
-fn is_task(subject: &str) -> bool {
-    ["tasks.", "sched.", "due."].iter().any(|prefix| subject.starts_with(prefix))
+/// Whether a message on this subject is run: all of these are signed, also retries and schedules. So is a dead letter, whose task
+/// may be tried by hand (`handler try --task`).
+fn is_signed(subject: &str) -> bool {
+    ["tasks.", "sched.", "due.", "dead."].iter().any(|prefix| subject.starts_with(prefix))
 }
 
 /// Waits until the connection was lost and is back.

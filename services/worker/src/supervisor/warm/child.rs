@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::Stdin;
 use tokio::sync::mpsc;
 use tokio::time::{Instant as Clock, sleep_until};
 
@@ -30,6 +31,8 @@ pub(super) struct WarmChild {
     pub(super) process: ChildProcess,
     pub(super) output: ChildOutput,
     pub(super) spec: Arc<ChildSpec>,
+    /// Where what a person types comes from, when one sits before the child.
+    pub(super) keyboard: Option<Stdin>,
     /// Mean time between two answers, in nanoseconds; 0 before the first answer. A slower answer counts at once, faster
     /// ones count by and by.
     pub(super) mean_answer_ns: u64,
@@ -53,11 +56,13 @@ pub(super) struct WarmChild {
 impl WarmChild {
     /// `None` when the process has no standard output to read.
     pub(super) fn new(mut process: ChildProcess, spec: Arc<ChildSpec>) -> Option<Self> {
-        let output = ChildOutput::of(&mut process)?;
+        let output = ChildOutput::of(&mut process, spec.attached)?;
+        let keyboard = spec.attached.then(tokio::io::stdin);
         Some(Self {
             process,
             output,
             spec,
+            keyboard,
             mean_answer_ns: 0,
             answers: 0,
             answers_since_log: 0,

@@ -1,5 +1,10 @@
 //! What a warm child writes beside standard error: answers and log lines. They share standard output until the child writes
-//! to the file descriptor that it was given for its answers; from then on all of its standard output is log.
+//! to the file descriptor that it was given for its answers; from then on all of its standard output is log. For a child that a
+//! person sits before (`handler try --debug`) there is no log: what it prints is shown as it comes.
+
+use std::future::pending;
+use std::io::Write;
+use std::time::Duration;
 
 use bytes::Bytes;
 use millpond::limits::RESULT_BYTES_MAX;
@@ -10,6 +15,9 @@ use tokio::process::ChildStdout;
 use crate::supervisor::child_process::{ChildProcess, ENV_FD_OUT};
 use crate::supervisor::line_protocol::{CHILD_LINE_BYTES_MAX, ChildMessage, is_for_worker, parse, quoted};
 use crate::supervisor::line_reader::{LineReader, ReadLine};
+
+/// After what time a line without an end is shown to a person: it is a question.
+const QUESTION_AFTER: Duration = Duration::from_millis(50);
 
 /// What a child wrote.
 pub(super) enum Output {
@@ -39,14 +47,18 @@ pub(super) struct ChildOutput {
     moved: bool,
     /// What comes from standard output is the rest of a line that was too long.
     in_long_line: bool,
+    /// A person sits before the child.
+    attached: bool,
+    /// Bytes of a line without an end that were shown.
+    shown: usize,
 }
 
 impl ChildOutput {
     /// `None` when the process has no standard output to read.
-    pub(super) fn of(process: &mut ChildProcess) -> Option<Self> {
+    pub(super) fn of(process: &mut ChildProcess, attached: bool) -> Option<Self> {
         let stdout = LineReader::new(process.stdout.take()?, CHILD_LINE_BYTES_MAX);
         let own = process.fd_out.take().map(|own| LineReader::new(own, CHILD_LINE_BYTES_MAX));
-        Some(Self { stdout, own, moved: false, in_long_line: false })
+        Some(Self { stdout, own, moved: false, in_long_line: false, attached, shown: 0 })
     }
 
     /// Whether nothing more comes.
@@ -63,19 +75,60 @@ impl ChildOutput {
             if let Some(output) = self.written() {
                 return output;
             }
-            let stdout_ended = self.stdout.has_ended();
-            let read = match &mut self.own {
-                Some(own) => tokio::select! {
-                    biased;
-                    line = own.next() => (line, Source::Own),
-                    line = self.stdout.next(), if !stdout_ended => (line, Source::Stdout),
-                },
-                None => (self.stdout.next().await, Source::Stdout),
+            let (stdout_ended, attached) = (self.stdout.has_ended(), self.attached);
+            let own = async {
+                match &mut self.own {
+                    Some(own) => own.next().await,
+                    None => pending().await,
+                }
+            };
+            let read = tokio::select! {
+                biased;
+                line = own => Some((line, Source::Own)),
+                line = self.stdout.next(), if !stdout_ended => Some((line, Source::Stdout)),
+                () = tokio::time::sleep(QUESTION_AFTER), if attached => None,
+            };
+            let Some(read) = read else {
+                self.show_question();
+                continue;
             };
             if let Some(output) = self.take(read) {
                 return output;
             }
         }
+    }
+
+    /// What is to be shown of a line without an end: not what may become an answer.
+    fn question(&self) -> Option<&[u8]> {
+        let line = self.stdout.unfinished();
+        line.get(self.shown..).filter(|rest| !rest.is_empty() && !line.starts_with(b"{"))
+    }
+
+    fn show_question(&mut self) {
+        let shown = self.question().map_or(0, |question| {
+            show(question);
+            question.len()
+        });
+        self.shown += shown;
+    }
+
+    /// Takes a line of a child that a person sits before, and shows what is no answer. An answer may follow a question on its line,
+    /// because what is typed does not go through the child's output.
+    fn take_attached(&mut self, line: &Bytes) -> Option<Output> {
+        let shown = std::mem::take(&mut self.shown);
+        let at_brace = |at: &usize| line.get(*at) == Some(&b'{');
+        let answers = if self.has_moved() { 0 } else { line.len() };
+        let answer = (0..answers).filter(at_brace).find_map(|at| match parse(&line.slice(at..)) {
+            Ok(Some(message)) => Some((at, Output::Message(message))),
+            Err(wrong) if at == 0 => Some((at, Output::Wrong(bad_output(&wrong)))),
+            Ok(None) | Err(_) => None,
+        });
+        let text_ends = answer.as_ref().map_or(line.len(), |(at, _)| *at);
+        show(line.get(shown..text_ends).unwrap_or_default());
+        if shown > 0 || text_ends > 0 || answer.is_none() {
+            show(b"\n");
+        }
+        answer.map(|(_, output)| output)
     }
 
     /// What the child has written until now, without waiting.
@@ -146,6 +199,9 @@ impl ChildOutput {
             }
             ReadLine::Line(line) => {
                 let ends_long_line = std::mem::take(&mut self.in_long_line);
+                if self.attached && !ends_long_line {
+                    return self.take_attached(&line);
+                }
                 if ends_long_line || self.has_moved() {
                     return Some(Output::Log(line));
                 }
@@ -176,11 +232,21 @@ impl ChildOutput {
         if self.moved {
             self.stdout.read_written();
             while let Some(ReadLine::Line(line) | ReadLine::TooLong(line)) = self.stdout.buffered() {
-                lines.push(line);
+                if self.attached {
+                    self.take_attached(&line);
+                } else {
+                    lines.push(line);
+                }
             }
         }
         lines
     }
+}
+
+/// Shows a person what the child prints. A terminal that is gone changes nothing.
+fn show(text: &[u8]) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = stderr.write_all(text).and_then(|()| stderr.flush());
 }
 
 fn too_long() -> Failure {

@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use millpond::outcome::Failure;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant as Clock, sleep_until, timeout};
 
 use super::assignment::{Assignment, AssignmentReport};
@@ -26,6 +26,8 @@ const AHEAD: Duration = Duration::from_millis(2);
 const AHEAD_TASKS_MAX: u32 = 256;
 /// Bytes that wait to be written to a child at the most, beyond one line.
 const AHEAD_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that are taken at once of what a person types.
+const TYPED_BYTES: usize = 4096;
 /// Answers without a log line after which tasks are written ahead.
 const QUIET_ANSWERS: u32 = 16;
 
@@ -48,6 +50,8 @@ enum RunEvent {
     Written(std::io::Result<usize>),
     Ended(ExitStatus),
     Log(ReadLine),
+    /// A person has typed this; nothing, when the keyboard is gone.
+    Typed(Vec<u8>),
 }
 
 /// A call that was claimed and has no end yet.
@@ -122,6 +126,8 @@ impl<'a> AssignmentRun<'a> {
             match self.next_event().await {
                 RunEvent::Log(line) => self.child.log(line),
                 RunEvent::Output(output) => self.output(output),
+                RunEvent::Typed(typed) if typed.is_empty() => self.child.keyboard = None,
+                RunEvent::Typed(typed) => self.outgoing.extend(typed),
                 RunEvent::Written(Ok(bytes)) => {
                     self.written += bytes;
                     self.child.given += bytes as u64;
@@ -225,7 +231,7 @@ impl<'a> AssignmentRun<'a> {
             return RunEvent::StepDue;
         }
         let unwritten = self.outgoing.get(self.written..).unwrap_or_default();
-        let WarmChild { process: ChildProcess { handle, stderr, stdin, .. }, output, .. } = &mut *self.child;
+        let WarmChild { process: ChildProcess { handle, stderr, stdin, .. }, output, keyboard, .. } = &mut *self.child;
         let log_ended = stderr.has_ended();
         let stdin = stdin.as_mut().filter(|_| !unwritten.is_empty());
         let writing = async {
@@ -233,6 +239,12 @@ impl<'a> AssignmentRun<'a> {
                 Some(stdin) => stdin.write(unwritten).await,
                 None => pending().await,
             }
+        };
+        let typing = async {
+            let Some(keyboard) = keyboard else { return pending().await };
+            let mut typed = Vec::with_capacity(TYPED_BYTES);
+            let _ = keyboard.read_buf(&mut typed).await;
+            typed
         };
         tokio::select! {
             biased;
@@ -242,6 +254,7 @@ impl<'a> AssignmentRun<'a> {
             written = writing => RunEvent::Written(written),
             exit = handle.wait() => RunEvent::Ended(exit),
             line = stderr.next(), if !log_ended => RunEvent::Log(line),
+            typed = typing => RunEvent::Typed(typed),
         }
     }
 
