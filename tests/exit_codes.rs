@@ -26,7 +26,7 @@ fn run(arguments: &[&str], reachable: bool) -> Output {
 }
 
 /// A verb with the words of its subcommand, as the help lists them.
-fn verbs(of: &[&str]) -> BTreeSet<String> {
+pub fn verbs(of: &[&str]) -> BTreeSet<String> {
     let help = run(&[of, &["--help"]].concat(), false);
     let text = String::from_utf8(help.stdout).unwrap();
     let Some((_, commands)) = text.split_once("Commands:\n") else { return BTreeSet::from([of.join(" ")]) };
@@ -179,7 +179,7 @@ const WRONG: &[(&str, &[&str])] = &[
 ];
 
 /// What each verb that reaches for a cluster is given that is right.
-const RIGHT: &[(&str, &[&str])] = &[
+pub const RIGHT: &[(&str, &[&str])] = &[
     ("submit", &["square 1", "square 1 --wait"]),
     ("map", &["square --range 0..3", "square --range 0..3 --no-wait"]),
     ("xargs", &["echo ::: 1"]),

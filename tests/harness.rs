@@ -116,16 +116,17 @@ pub struct NatsServer {
 impl NatsServer {
     pub fn start() -> Self {
         let (dir, port, secrets) = (tempfile::tempdir().unwrap(), free_port(), Credentials::generate());
-        let process = Self::spawn(dir.path(), port, &secrets);
+        let process = Self::spawn(dir.path(), port, &secrets, &[]);
         Self { process, dir, port, secrets }
     }
 
-    fn spawn(dir: &Path, port: u16, secrets: &Credentials) -> Process {
+    fn spawn(dir: &Path, port: u16, secrets: &Credentials, more: &[(&str, &Path)]) -> Process {
         let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats/millpond.conf");
         let log = File::options().create(true).append(true).open(dir.join("nats.log")).unwrap();
         let mut command = Command::new(nats_server::find(None).unwrap());
         command.arg("-c").arg(conf).arg("-sd").arg(dir.join("data")).args(["-a", "127.0.0.1", "-p", &port.to_string()]);
-        Process::start(command.envs(secrets.server_environment()).stdout(Stdio::null()).stderr(log))
+        command.envs(secrets.server_environment()).envs(more.iter().copied());
+        Process::start(command.stdout(Stdio::null()).stderr(log))
     }
 
     pub fn url(&self, role: &str) -> String {
@@ -138,8 +139,13 @@ impl NatsServer {
 
     /// Starts it again on the same port and data.
     pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// The same, with more in its environment.
+    pub fn restart_with(&mut self, more: &[(&str, &Path)]) {
         self.process.kill9();
-        self.process = Self::spawn(self.dir.path(), self.port, &self.secrets);
+        self.process = Self::spawn(self.dir.path(), self.port, &self.secrets, more);
     }
 
     /// The server's answer to a request in the role of `setup`.
@@ -278,8 +284,7 @@ impl Cluster {
         let mut command = Command::new(MILLPOND);
         command.args(["--state", "none", "producer", "run", "--listen", url.trim_start_matches("http://")]);
         command.env("MILLPOND_PRODUCER_NATS_URL", self.nats.url("producer"));
-        command.env("MILLPOND_TOKEN", &self.nats.secrets.token);
-        command.envs(more.iter().copied());
+        command.env("MILLPOND_TOKEN", &self.nats.secrets.token).envs(more.iter().copied());
         let process = Process::start(command.stdout(Stdio::null()).stderr(log(self.dir.path(), "producer")));
         is_ready(&url).await;
         (process, url)

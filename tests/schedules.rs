@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::process::Output;
 
+use millpond::bus::Role;
+use millpond::bus::publish::RetryDeadline;
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, until};
@@ -157,6 +159,141 @@ async fn what_cannot_be_a_schedule_is_refused_before_anything_is_stored() {
         (&listed["rows"][0]["name"], &listed["rows"][0]["schedule"]),
         (&json!("morning"), &json!("0 0 9 * * 1-5"))
     );
+}
+
+/// A problem about a schedule.
+async fn problem(cluster: &Cluster, name: &str) -> Option<String> {
+    let problems = cluster.get("/api/v1/problems", &[]).await?;
+    let mut rows = problems["rows"].as_array()?.iter();
+    let row = rows.find(|row| row["kind"] == "schedule" && row["what"] == name)?;
+    Some(row["sentence"].as_str().unwrap().to_owned())
+}
+
+type Headers = &'static [(&'static str, &'static str)];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_listed_with_the_reason_and_hides_nothing() {
+    let cluster = Cluster::start().await;
+    told(&cluster, &["add", "good", "echo", "1", "--every", "1h"]).await;
+    let bus = cluster.nats.bus(Role::Client).await;
+    let records: [(&str, Headers, &str); 5] = [
+        (
+            "once",
+            &[
+                ("Nats-Schedule", "@at 2200-01-01T00:00:00Z"),
+                ("Nats-Schedule-Target", "due.q.k"),
+                ("Millpond-Schedule", "once"),
+            ],
+            "happens once",
+        ),
+        (
+            "nameless",
+            &[("Nats-Schedule", "@every 1h"), ("Nats-Schedule-Target", "due.q.k")],
+            "no header Millpond-Schedule",
+        ),
+        (
+            "twin",
+            &[("Nats-Schedule", "@every 1h"), ("Nats-Schedule-Target", "due.q.k"), ("Millpond-Schedule", "good")],
+            "calls itself \"good\"",
+        ),
+        (
+            "elsewhere",
+            &[
+                ("Nats-Schedule", "@every 1h"),
+                ("Nats-Schedule-Target", "sched.q.k"),
+                ("Millpond-Schedule", "elsewhere"),
+            ],
+            "is not due.<queue>",
+        ),
+        (
+            "newer",
+            &[
+                ("Nats-Schedule", "@at 2200-01-01T00:00:00Z"),
+                ("Millpond-Schedule-Paused", "@sunset"),
+                ("Nats-Schedule-Target", "due.q.k"),
+                ("Millpond-Schedule", "newer"),
+            ],
+            "1 fields",
+        ),
+    ];
+    for (place, headers, _) in records {
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let within = RetryDeadline::Within(PATIENCE);
+        bus.store(&format!("sched.-.{place}"), &headers, "1".into(), within).await.unwrap();
+    }
+    let listed = cli(&cluster, &["ls"]).await;
+    assert!(listed.status.success(), "{}", said(&listed));
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let rows = cluster.get("/api/v1/schedules", &[]).await.unwrap()["rows"].clone();
+    let row = |name: &str| rows.as_array().unwrap().iter().find(|row| row["name"] == name).cloned().unwrap();
+    assert!(row("good")["defect"].is_null() && row("good")["next_ms"].is_i64(), "{rows}");
+    for (place, _, why) in records {
+        let line = listed.lines().find(|line| line.starts_with(place)).unwrap_or_else(|| panic!("{place}: {listed}"));
+        assert!(line.contains(why), "{line}");
+        assert!(row(place)["defect"].as_str().unwrap().contains(why), "{}", row(place));
+        let found = until("problem of a schedule", PATIENCE, async || problem(&cluster, place).await).await;
+        assert!(found.contains(why), "{found}");
+        let resumed = cli(&cluster, &["resume", place]).await;
+        assert!(!resumed.status.success() && said(&resumed).contains(why), "{}", said(&resumed));
+    }
+    assert_eq!(problem(&cluster, "good").await, None);
+    for (place, ..) in records {
+        assert_eq!(told(&cluster, &["rm", place]).await[0]["removed"], true);
+    }
+    assert_eq!(told(&cluster, &["ls"]).await.len(), 1);
+    until("end of the problems", PATIENCE, async || problem(&cluster, "twin").await.is_none().then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_the_data_of_a_zone_is_said_and_what_it_dropped_too() {
+    let mut cluster = Cluster::start().await;
+    // A zone that only those know who are given this folder.
+    let zones = tempfile::tempdir().unwrap();
+    std::fs::create_dir(zones.path().join("Mars")).unwrap();
+    std::fs::copy("/usr/share/zoneinfo/Europe/Berlin", zones.path().join("Mars/Base")).unwrap();
+    let run = async |arguments: &[&str]| {
+        let mut command = cluster.command(arguments);
+        command.env("TZDIR", zones.path());
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    };
+    let add = ["schedule", "add", "dust", "echo", "1", "--cron", "* * * * * *", "--tz", "Mars/Base"];
+    let refused = run(&add).await;
+    assert_eq!(refused.status.code(), Some(70), "{}", said(&refused));
+    assert!(said(&refused).contains("nats-server does not know time zone Mars/Base"), "{}", said(&refused));
+    // Here it is known, and then the server is moved to where it is not.
+    let known = [("ZONEINFO", zones.path())];
+    cluster.nats.restart_with(&known);
+    let run = async |arguments: &[&str]| {
+        let mut command = cluster.command(arguments);
+        command.env("TZDIR", zones.path());
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    };
+    until("added schedule", PATIENCE, async || run(&add).await.status.success().then_some(())).await;
+    assert_eq!(problem(&cluster, "dust").await, None);
+    cluster.nats.restart();
+    let found = until("problem", PATIENCE, async || problem(&cluster, "dust").await).await;
+    assert!(found.contains("nats-server does not know time zone Mars/Base"), "{found}");
+    for arguments in [&["schedule", "ls"][..], &["doctor"]] {
+        let mut command = cluster.command(arguments);
+        command.env("TZDIR", zones.path());
+        let shown = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert!(shown.contains("nats-server does not know time zone Mars/Base"), "{arguments:?}: {shown}");
+    }
+    let resumed = cli(&cluster, &["pause", "dust"]).await;
+    assert!(resumed.status.success(), "{}", said(&resumed));
+    let resumed = cli(&cluster, &["resume", "dust"]).await;
+    assert!(!resumed.status.success() && said(&resumed).contains("does not know"), "{}", said(&resumed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_of_a_queue_that_nobody_serves_is_a_problem_once_it_has_fired() {
+    let cluster = Cluster::start().await;
+    told(&cluster, &["add", "lonely", "echo", "1", "--every", "1s", "--queue", "nowhere"]).await;
+    until("problem of the queue", PATIENCE, async || {
+        let problems = cluster.get("/api/v1/problems", &[]).await?;
+        problems["rows"].as_array()?.iter().find(|row| row["kind"] == "no_worker" && row["what"] == "nowhere").cloned()
+    })
+    .await;
 }
 
 fn jiff_ms(ms: i64) -> jiff::civil::DateTime {

@@ -172,7 +172,9 @@ fn of_schedule(error: &ScheduleChangeError) -> Option<u8> {
         ScheduleChangeError::Subject(_) | ScheduleChangeError::Invalid(_) => Some(USAGE),
         ScheduleChangeError::Publish(error) => of_publish(error),
         ScheduleChangeError::Topology(error) => of_bus(error),
-        ScheduleChangeError::NotFound { .. } => None,
+        ScheduleChangeError::NotFound { .. }
+        | ScheduleChangeError::Unreadable { .. }
+        | ScheduleChangeError::Refused(_) => None,
     }
 }
 

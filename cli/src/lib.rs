@@ -126,7 +126,10 @@ pub fn main() -> ExitCode {
         Some("millpond-collector") => return program::main::<millpond_collector::Config>(),
         _ => {}
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(told) => return tell(&told),
+    };
     // The process chooses its cryptography for HTTPS once.
     let _ = rustls::crypto::ring::default_provider().install_default();
     start(cli).unwrap_or_else(|error| {
@@ -135,6 +138,19 @@ pub fn main() -> ExitCode {
         }
         exit::of(&error).into()
     })
+}
+
+/// Prints what is wrong with the command line, or the help that was wanted.
+fn tell(told: &clap::Error) -> ExitCode {
+    match told.print() {
+        // A standard error that is full or gone does not change the exit code.
+        _ if told.use_stderr() => exit::USAGE.into(),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            note!("millpond: standard output: {error}");
+            exit::ERROR.into()
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -236,5 +252,77 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// The sources of all that gives advice.
+    fn sources(below: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(below).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                sources(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+
+    /// A command as advice has it, with something in the place of what stands for something.
+    fn words(command: &str) -> Vec<String> {
+        let mut filled = String::new();
+        let mut depth = 0;
+        for c in command.chars() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 1 => {
+                    depth = 0;
+                    filled.push_str("x1");
+                }
+                '}' => depth -= 1,
+                _ if depth > 0 => {}
+                _ => filled.push(c),
+            }
+        }
+        let filled = filled.replace("run x1", "run --allow-xargs x1");
+        let of = |word: &str| match word {
+            "N" => "1".to_owned(),
+            word => word.to_owned(),
+        };
+        let words = filled.split_whitespace().filter(|word| !word.contains(['…', '[', ']'])).map(of);
+        words.collect()
+    }
+
+    #[test]
+    fn advice_names_commands_that_there_are() {
+        use clap::error::ErrorKind;
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut files = Vec::new();
+        for below in ["cli/src", "services", "crates"] {
+            sources(&root.join(below), &mut files);
+        }
+        let mut tried = 0;
+        let mut wrong = Vec::new();
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap();
+            for (start, _) in text.match_indices("`millpond ") {
+                let Some(command) = text[start + 1..].split('`').next() else { continue };
+                if command.contains(['\n', '|', '"']) {
+                    continue;
+                }
+                tried += 1;
+                let Err(error) = Cli::try_parse_from(words(command)) else { continue };
+                let is_begun = matches!(
+                    error.kind(),
+                    ErrorKind::MissingRequiredArgument
+                        | ErrorKind::DisplayHelp
+                        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+                        | ErrorKind::MissingSubcommand
+                );
+                if !is_begun {
+                    wrong.push(format!("{}: `{command}`: {error}", file.display()));
+                }
+            }
+        }
+        assert!(tried > 40, "only {tried} commands are found");
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 }

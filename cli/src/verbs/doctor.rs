@@ -5,11 +5,13 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use millpond::bus::error::BusError;
 use millpond::bus::read::inspect::{self, StreamFacts};
 use millpond::bus::{Bus, Role};
 use millpond::config::{ConnectArgs, ConnectSettings};
 use millpond_api::error::ErrorBody;
 use millpond_api::overview::{Problem, ProblemKind};
+use millpond_api::schedules::ScheduleRow;
 use millpond_api::workers::WorkerState;
 use serde_json::json;
 
@@ -137,6 +139,7 @@ async fn nats(findings: &mut Findings, env: &ClusterEnv, access: ConnectSettings
     for stream in inspect::streams(&bus).await {
         check_stream(findings, &stream);
     }
+    schedules(findings, &bus).await;
     if facts.may_create_streams {
         let advice = "give each role its own user (deploy/nats/roles.conf): this one can remove everything";
         findings.warn("permissions", "the client may create streams", advice);
@@ -172,6 +175,31 @@ fn check_stream(findings: &mut Findings, stream: &StreamFacts) {
     } else {
         let advice = "publishers will wait: add workers (TASKS), check the collector (RESULTS, DEAD), or raise the limit with `millpond setup`";
         findings.warn(&about, seen, advice);
+    }
+}
+
+/// Whether the server fires all schedules.
+async fn schedules(findings: &mut Findings, bus: &Bus) {
+    let found = async {
+        let records = bus.schedules().await?;
+        let refusals = bus.schedule_refusals(&records).await?;
+        Ok::<_, BusError>((records, refusals))
+    };
+    let advice = "`millpond schedule ls` has all of them";
+    let (records, refusals) = match found.await {
+        Ok(found) => found,
+        // That streams are missing is said already.
+        Err(BusError::Missing { .. }) => return,
+        Err(error) => return findings.warn("schedules", error.to_string(), "try again"),
+    };
+    let rows = records.iter().map(|record| ScheduleRow::new(record, &refusals, millpond::now_ms()));
+    let wrong: Vec<(String, String)> = rows.filter_map(|row| Some((row.name, row.defect?))).collect();
+    match wrong.first() {
+        None => findings.ok("schedules", format!("{}, all of them fire unless they are paused", records.len())),
+        Some((name, defect)) => {
+            let seen = format!("{} of {} are not in order; {name}: {defect}", wrong.len(), records.len());
+            findings.warn("schedules", seen, advice);
+        }
     }
 }
 
@@ -213,7 +241,12 @@ async fn collector(findings: &mut Findings, env: &ClusterEnv) {
     let Ok(metrics) = reqwest::get(format!("{url}/metrics")).await else { return };
     let metrics = metrics.text().await.unwrap_or_default();
     let gauges = metrics.lines().filter(|line| line.starts_with("millpond_messages_behind"));
-    let behind: f64 = gauges.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
+    let gauges: Vec<f64> = gauges.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+    if gauges.is_empty() {
+        findings.ok("lag", "the collector has not measured it yet".to_owned());
+        return;
+    }
+    let behind: f64 = gauges.iter().sum();
     let seen = format!("the collector is {behind} messages behind");
     if behind <= BEHIND_WARN {
         findings.ok("lag", seen);

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use millpond::bus::publish::RetryDeadline;
+use millpond::bus::publish::schedules::Refusals;
 use millpond::client::{Client, cron_in};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
-use millpond::schedule::{Schedule, When};
+use millpond::schedule::{Schedule, ScheduleRecord, When};
 use millpond_api::schedules::ScheduleRow;
 use serde_json::json;
 
@@ -135,13 +136,16 @@ async fn add(client: &Client, schedule: &Schedule, json: bool) -> anyhow::Result
     client.add_schedule(schedule, RETRY_DEADLINE).await?;
     // The stored schedule has its time from the server.
     let stored = client.schedule(&schedule.name).await?;
-    print(stored.as_ref().unwrap_or(schedule), json)
+    print(stored.as_ref().and_then(ScheduleRecord::schedule).unwrap_or(schedule), json)
 }
 
 async fn act(client: &Client, command: ScheduleCommand, json: bool) -> anyhow::Result<()> {
     match command {
         ScheduleCommand::Add(_) => Ok(()),
-        ScheduleCommand::Ls => list(&client.schedules().await?, json),
+        ScheduleCommand::Ls => {
+            let (schedules, refusals) = client.schedules().await?;
+            list(&schedules, &refusals, json)
+        }
         ScheduleCommand::Pause { name } => print(&client.pause_schedule(&name, true, RETRY_DEADLINE).await?, json),
         ScheduleCommand::Resume { name } => print(&client.pause_schedule(&name, false, RETRY_DEADLINE).await?, json),
         ScheduleCommand::Rm { name } => {
@@ -155,12 +159,9 @@ async fn act(client: &Client, command: ScheduleCommand, json: bool) -> anyhow::R
     }
 }
 
-fn row(schedule: &Schedule) -> ScheduleRow {
-    ScheduleRow::new(schedule, millpond::now_ms())
-}
-
+/// Prints a schedule that the server has taken.
 fn print(schedule: &Schedule, json: bool) -> anyhow::Result<()> {
-    let row = row(schedule);
+    let row = ScheduleRow::readable(schedule, None, millpond::now_ms());
     if json {
         return json_line(&row);
     }
@@ -181,9 +182,10 @@ fn bytes_shown(base64: Option<&str>) -> String {
     base64.map_or_else(String::new, |base64| short(&format!("{{\"base64\":\"{base64}\"}}"), ARGS_CHARS_MAX))
 }
 
-fn list(schedules: &[Schedule], json: bool) -> anyhow::Result<()> {
+fn list(schedules: &[ScheduleRecord], refusals: &Refusals, json: bool) -> anyhow::Result<()> {
+    let now_ms = millpond::now_ms();
     let mut table = Table::new(&["NAME", "QUEUE", "KIND", "ARGS", "SCHEDULE", "ZONE", "NEXT", "BY", "NOTE"]);
-    for row in schedules.iter().map(row) {
+    for row in schedules.iter().map(|record| ScheduleRow::new(record, refusals, now_ms)) {
         if json {
             json_line(&row)?;
             continue;
@@ -191,7 +193,8 @@ fn list(schedules: &[Schedule], json: bool) -> anyhow::Result<()> {
         let args = row.args.as_deref().map(|args| args.get()).or(row.args_text.as_deref());
         let args = args.map_or_else(|| bytes_shown(row.args_base64.as_deref()), |args| short(args, ARGS_CHARS_MAX));
         let next = if row.paused { "paused".to_owned() } else { time(row.next_ms) };
-        let (zone, remarks) = (row.zone.unwrap_or_default(), row.remarks.join("; "));
+        let notes: Vec<String> = row.defect.into_iter().chain(row.remarks).collect();
+        let (zone, remarks) = (row.zone.unwrap_or_default(), notes.join("; "));
         table.row(vec![row.name, row.queue, row.kind, args, row.schedule, zone, next, row.by, remarks]);
     }
     if !json {

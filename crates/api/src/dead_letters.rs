@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
+use crate::ids::task_id;
 use crate::raw::{halves, present};
 use crate::time::time_ms;
 
@@ -65,6 +66,8 @@ pub struct DeadLetterId {
     /// The queue that its task died in.
     pub queue: String,
     /// The id of its task.
+    #[schema(pattern = "^[!-~]([ -~]{0,254}[!-~])?$")]
+    #[serde(deserialize_with = "task_id")]
     pub id: String,
     /// The attempt that was the last, from 1; 0 when it never ran.
     pub attempt: u32,

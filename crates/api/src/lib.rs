@@ -18,6 +18,7 @@ pub mod session;
 pub mod tasks;
 pub mod workers;
 
+mod ids;
 mod named;
 pub mod raw;
 mod time;

@@ -97,6 +97,8 @@ named! {
         Missing = "missing",
         /// The clock of a machine differs from the server's.
         Clock = "clock",
+        /// A schedule does not fire, or cannot be read.
+        Schedule = "schedule",
     }
 }
 
@@ -105,7 +107,7 @@ named! {
 pub struct Problem {
     /// What it is about.
     pub kind: ProblemKind,
-    /// The name of a queue, a worker, a job, a stream or a bucket.
+    /// The name of a queue, a worker, a job, a schedule, a stream or a bucket.
     pub what: String,
     /// What is wrong, and what to do.
     pub sentence: String,

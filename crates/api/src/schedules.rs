@@ -1,8 +1,10 @@
 //! Schedules: rows of the list.
 
 use data_encoding::BASE64;
+use millpond::bus::publish::schedules::Refusals;
 use millpond::client::zone_of;
-use millpond::schedule::Schedule;
+use millpond::schedule::{Refusal, Schedule, ScheduleRecord, UnreadableSchedule};
+use millpond::wire::subject::TaskSubject;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -14,9 +16,9 @@ use crate::raw::{present, shown};
 pub struct ScheduleRow {
     /// The name of the schedule.
     pub name: String,
-    /// The queue of its tasks.
+    /// The queue of its tasks; empty where it cannot be read.
     pub queue: String,
-    /// The kind of its tasks.
+    /// The kind of its tasks; empty where it cannot be read.
     pub kind: String,
     /// The arguments of its tasks, any JSON value; null also where they are in another field.
     #[serde(default, deserialize_with = "present")]
@@ -38,6 +40,9 @@ pub struct ScheduleRow {
     pub paused: bool,
     /// When it fires next, Unix time in milliseconds.
     pub next_ms: Option<i64>,
+    /// Why it does not fire, or why this version cannot read it; null: it can, and it fires.
+    #[serde(default)]
+    pub defect: Option<String>,
     /// What to know of when it fires: a step that is not what it looks like, what the next changes of the clocks skip or repeat, a
     /// time zone that is not known here.
     #[serde(default)]
@@ -53,21 +58,28 @@ pub struct ScheduleRow {
 }
 
 impl ScheduleRow {
-    /// The row of a schedule at this time, Unix time in milliseconds.
+    /// The row of what lies under the name of a schedule, at this time, Unix time in milliseconds.
     #[must_use]
-    pub fn new(schedule: &Schedule, now_ms: i64) -> Self {
+    pub fn new(record: &ScheduleRecord, refusals: &Refusals, now_ms: i64) -> Self {
+        match record {
+            ScheduleRecord::Readable(schedule) => Self::readable(schedule, refusals.of(&schedule.when), now_ms),
+            ScheduleRecord::Unreadable(record) => Self::unreadable(record),
+        }
+    }
+
+    /// The row of a schedule, and why the server does not fire it.
+    #[must_use]
+    pub fn readable(schedule: &Schedule, refusal: Option<&Refusal>, now_ms: i64) -> Self {
         let zone = zone_of(&schedule.when);
         let remarks = match &zone {
             Ok(zone) => schedule.remarks(now_ms, zone),
-            Err(unknown) => {
-                vec![format!("{unknown}: it is not known here when it fires, nor whether nats-server knows it")]
-            }
+            Err(unknown) => vec![format!("{unknown}: when it fires is not known here")],
         };
         let zone = zone.ok();
-        let json = serde_json::from_slice::<&RawValue>(&schedule.payload).ok();
-        let (args, args_text) = json.map(shown).unwrap_or_default();
-        let args_base64 = json.is_none().then(|| BASE64.encode(&schedule.payload));
+        let next_ms = zone.filter(|_| refusal.is_none()).and_then(|zone| schedule.next_ms(now_ms, &zone));
+        let (args, args_text, args_base64) = arguments(&schedule.payload);
         Self {
+            defect: refusal.map(ToString::to_string),
             remarks,
             name: schedule.name.clone(),
             queue: schedule.queue.clone(),
@@ -78,11 +90,43 @@ impl ScheduleRow {
             schedule: schedule.when.text(),
             zone: schedule.when.zone().map(str::to_owned),
             paused: schedule.paused,
-            next_ms: zone.and_then(|zone| schedule.next_ms(now_ms, &zone)),
+            next_ms,
             timeout_ms: schedule.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
             attempts_max: schedule.attempts_max,
             by: schedule.by.clone(),
             since_ms: schedule.since_ms,
         }
     }
+
+    fn unreadable(record: &UnreadableSchedule) -> Self {
+        let (args, args_text, args_base64) = arguments(&record.payload);
+        let target = TaskSubject::parse(&record.target).ok();
+        let (queue, kind) = target.map(|target| (target.queue, target.kind)).unwrap_or_default();
+        let UnreadableSchedule { name, why, .. } = record;
+        Self {
+            defect: Some(format!("it cannot be read, and may fire: {why}; `millpond schedule rm {name}` removes it")),
+            remarks: Vec::new(),
+            name: name.clone(),
+            queue,
+            kind,
+            args,
+            args_text,
+            args_base64,
+            schedule: record.when.clone(),
+            zone: record.zone.clone(),
+            paused: false,
+            next_ms: None,
+            timeout_ms: None,
+            attempts_max: None,
+            by: record.by.clone(),
+            since_ms: record.since_ms,
+        }
+    }
+}
+
+/// Arguments as JSON, as text where JSON parsers differ about it, or in base64 where they are no JSON.
+fn arguments(payload: &[u8]) -> (Option<Box<RawValue>>, Option<String>, Option<String>) {
+    let json = serde_json::from_slice::<&RawValue>(payload).ok();
+    let (args, args_text) = json.map(shown).unwrap_or_default();
+    (args, args_text, json.is_none().then(|| BASE64.encode(payload)))
 }

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::dead_letters::{DeadLetterDetails, DeadLetterId};
+use crate::ids::task_id;
 use crate::named::named;
 use crate::raw::{halves, present};
 use crate::time::time_ms;
@@ -114,7 +115,8 @@ pub struct TaskQuery {
 #[serde(deny_unknown_fields)]
 pub struct TaskIdQuery {
     /// Its id; `<id>/<i>` for an item of a batch.
-    #[param(example = "order-7")]
+    #[param(example = "order-7", pattern = "^[!-~]([ -~]{0,254}[!-~])?$")]
+    #[serde(deserialize_with = "task_id")]
     pub id: String,
     /// Its queue, where several have this id.
     #[param(example = "default", nullable = false)]
@@ -280,6 +282,8 @@ pub struct Explanation {
 #[serde(deny_unknown_fields)]
 pub struct CancelTask {
     /// Its id; `<id>/<i>` for an item of a batch.
+    #[schema(pattern = "^[!-~]([ -~]{0,254}[!-~])?$")]
+    #[serde(deserialize_with = "task_id")]
     pub id: String,
     /// Its queue, where several have this id, or where it is not published yet.
     #[serde(skip_serializing_if = "Option::is_none")]

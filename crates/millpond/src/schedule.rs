@@ -34,8 +34,52 @@ pub enum ScheduleError {
     #[error("a schedule may fire every second at the most and every year at the least, in whole milliseconds; {} is not such a time", humantime::format_duration(*.0))]
     Every(Duration),
     /// No such time zone.
-    #[error("time zone {0:?} is not known; write one such as Europe/Berlin or UTC")]
+    #[error(
+        "time zone {0:?} is not known on this machine; write one such as Europe/Berlin or UTC, or install tzdata here if there is one of that name"
+    )]
     Zone(String),
+}
+
+/// Why a message under the name of a schedule cannot be read as one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// A header that every schedule has.
+    #[error("its message has no header {0}")]
+    Missing(&'static str),
+    /// A target that is no queue and kind.
+    #[error("its target {0:?} is not due.<queue>.<kind>")]
+    Target(String),
+    /// The name in the message is another one than that of its subject.
+    #[error("its message calls itself {0:?}")]
+    OtherName(String),
+    /// Bad cron.
+    #[error(transparent)]
+    Cron(#[from] CronError),
+    /// An interval that cannot be.
+    #[error("{0:?} is not an interval")]
+    Interval(String),
+    /// Something that happens once.
+    #[error("{0:?} happens once and does not recur")]
+    Once(String),
+}
+
+/// Why nats-server does not fire a schedule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It does not know the time zone.
+    #[error(
+        "nats-server does not know time zone {zone}, so this does not fire: install tzdata where nats-server runs, start it again, and add the schedule anew; or write the cron in UTC"
+    )]
+    Zone {
+        /// The zone.
+        zone: String,
+    },
+    /// It does not take the expression.
+    #[error("nats-server does not take {text:?}, so this does not fire: add the schedule anew in another way")]
+    Pattern {
+        /// The expression.
+        text: String,
+    },
 }
 
 /// When it fires.
@@ -76,15 +120,17 @@ impl When {
         }
     }
 
-    fn parse(text: &str, zone: Option<&str>) -> Option<Self> {
-        match text.strip_prefix("@every ") {
+    fn parse(text: &str, zone: Option<&str>) -> Result<Self, RecordError> {
+        if let Some(interval) = text.strip_prefix("@every ") {
+            let wrong = || RecordError::Interval(text.to_owned());
             // What the server has taken fires, however seldom: it is listed.
-            Some(interval) => {
-                let interval = humantime::parse_duration(interval).ok()?;
-                i64::try_from(interval.as_nanos()).ok().map(|_| Self::Every(interval))
-            }
-            None => Some(Self::Cron(Cron::parse(text).ok()?, zone.map(str::to_owned))),
+            let interval = humantime::parse_duration(interval).map_err(|_| wrong())?;
+            return i64::try_from(interval.as_nanos()).map(|_| Self::Every(interval)).map_err(|_| wrong());
         }
+        if text.starts_with("@at ") {
+            return Err(RecordError::Once(text.to_owned()));
+        }
+        Ok(Self::Cron(Cron::parse(text)?, zone.map(str::to_owned)))
     }
 }
 
@@ -142,18 +188,22 @@ impl Schedule {
         headers
     }
 
-    /// Parses its message; none when that is no schedule of ours.
-    #[must_use]
-    pub fn parse(headers: &Headers, payload: Bytes, since_ms: i64) -> Option<Self> {
-        let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-        let target = TaskSubject::parse(get(HEADER_SCHEDULE_TARGET)?).ok()?;
+    /// Parses its message.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn parse(headers: &Headers, payload: Bytes, since_ms: i64) -> Result<Self, RecordError> {
+        let get = |name: &str| header(headers, name);
+        let of_all = |name: &'static str| get(name).ok_or(RecordError::Missing(name));
+        let target = of_all(HEADER_SCHEDULE_TARGET)?;
+        let target = TaskSubject::parse(target).map_err(|_| RecordError::Target(target.to_owned()))?;
         let paused = get(HEADER_SCHEDULE_PAUSED);
         let when = match paused {
             Some(text) => When::parse(text, get(HEADER_SCHEDULE_PAUSED_ZONE))?,
-            None => When::parse(get(HEADER_SCHEDULE)?, get(HEADER_SCHEDULE_ZONE))?,
+            None => When::parse(of_all(HEADER_SCHEDULE)?, get(HEADER_SCHEDULE_ZONE))?,
         };
-        Some(Self {
-            name: get(HEADER_SCHEDULE_NAME)?.to_owned(),
+        Ok(Self {
+            name: of_all(HEADER_SCHEDULE_NAME)?.to_owned(),
             queue: target.queue,
             kind: target.kind,
             payload,
@@ -197,6 +247,90 @@ impl Schedule {
     }
 }
 
+/// What lies under the name of a schedule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScheduleRecord {
+    /// A schedule.
+    Readable(Schedule),
+    /// A message that is none, as far as this version knows.
+    Unreadable(UnreadableSchedule),
+}
+
+/// A message under the name of a schedule that this version cannot read. The server may fire it all the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnreadableSchedule {
+    /// The name in its subject.
+    pub name: String,
+    /// Why it cannot be read.
+    pub why: RecordError,
+    /// When it fires, as the message has it.
+    pub when: String,
+    /// Its time zone, as the message has it.
+    pub zone: Option<String>,
+    /// Its target, as the message has it.
+    pub target: String,
+    /// Its payload.
+    pub payload: Bytes,
+    /// Who made it, as the message has it.
+    pub by: String,
+    /// When it was stored, Unix time in milliseconds.
+    pub since_ms: i64,
+}
+
+impl ScheduleRecord {
+    /// Reads the message that lies under a name.
+    #[must_use]
+    pub fn read(name: &str, headers: &Headers, payload: Bytes, since_ms: i64) -> Self {
+        let why = match Schedule::parse(headers, payload.clone(), since_ms) {
+            Ok(schedule) if schedule.name == name => return Self::Readable(schedule),
+            Ok(schedule) => RecordError::OtherName(schedule.name),
+            Err(why) => why,
+        };
+        let get = |name: &str| header(headers, name).map(str::to_owned);
+        Self::Unreadable(UnreadableSchedule {
+            name: name.to_owned(),
+            why,
+            when: get(HEADER_SCHEDULE_PAUSED).or_else(|| get(HEADER_SCHEDULE)).unwrap_or_default(),
+            zone: get(HEADER_SCHEDULE_PAUSED_ZONE).or_else(|| get(HEADER_SCHEDULE_ZONE)),
+            target: get(HEADER_SCHEDULE_TARGET).unwrap_or_default(),
+            payload,
+            by: get(HEADER_SCHEDULE_BY).unwrap_or_default(),
+            since_ms,
+        })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Readable(schedule) => &schedule.name,
+            Self::Unreadable(record) => &record.name,
+        }
+    }
+
+    /// The queue that it publishes to; none when that cannot be read either.
+    #[must_use]
+    pub fn queue(&self) -> Option<String> {
+        match self {
+            Self::Readable(schedule) => Some(schedule.queue.clone()),
+            Self::Unreadable(record) => TaskSubject::parse(&record.target).ok().map(|target| target.queue),
+        }
+    }
+
+    /// The schedule; none when it cannot be read.
+    #[must_use]
+    pub fn schedule(&self) -> Option<&Schedule> {
+        match self {
+            Self::Readable(schedule) => Some(schedule),
+            Self::Unreadable(_) => None,
+        }
+    }
+}
+
+fn header<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
+    headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,7 +360,7 @@ mod tests {
             for paused in [false, true] {
                 let schedule = schedule(when.clone(), paused);
                 let headers = schedule.headers();
-                assert_eq!(Schedule::parse(&headers, schedule.payload.clone(), 7), Some(schedule));
+                assert_eq!(Schedule::parse(&headers, schedule.payload.clone(), 7), Ok(schedule));
             }
         }
     }
@@ -243,6 +377,35 @@ mod tests {
         }
         let listed = Schedule::parse(&headers, Bytes::new(), i64::MAX).unwrap();
         assert_eq!((listed.timeout, listed.attempts_max, listed.next_ms(0, &TimeZone::UTC)), (None, None, None));
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_why_under_the_name_of_its_subject() {
+        let good = schedule(When::every(Duration::from_secs(60)).unwrap(), false).headers();
+        let check = |name: &str, value: Option<&str>, expected: RecordError| {
+            let mut headers = good.clone();
+            headers.retain(|(n, _)| n != name);
+            headers.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+            let ScheduleRecord::Unreadable(record) = ScheduleRecord::read("nightly", &headers, Bytes::new(), 7) else {
+                panic!("{headers:?}")
+            };
+            assert_eq!((record.name.as_str(), record.why), ("nightly", expected));
+        };
+        check(HEADER_SCHEDULE_TARGET, None, RecordError::Missing(HEADER_SCHEDULE_TARGET));
+        check(HEADER_SCHEDULE_TARGET, Some("due.q"), RecordError::Target("due.q".into()));
+        check(HEADER_SCHEDULE_NAME, None, RecordError::Missing(HEADER_SCHEDULE_NAME));
+        check(HEADER_SCHEDULE_NAME, Some("other"), RecordError::OtherName("other".into()));
+        check(HEADER_SCHEDULE, None, RecordError::Missing(HEADER_SCHEDULE));
+        check(HEADER_SCHEDULE, Some("@every 1 moon"), RecordError::Interval("@every 1 moon".into()));
+        check(HEADER_SCHEDULE, Some(NEVER), RecordError::Once(NEVER.into()));
+        // Of a version that knows more than this one, and of one that was paused by it.
+        for name in [HEADER_SCHEDULE, HEADER_SCHEDULE_PAUSED] {
+            let never = "0 0 0 30 2 *";
+            check(name, Some(never), RecordError::Cron(CronError::Never { text: never.into() }));
+            let newer = "@sunset";
+            check(name, Some(newer), RecordError::Cron(CronError::Fields { text: newer.into(), count: 1 }));
+        }
+        assert_eq!(ScheduleRecord::read("nightly", &good, Bytes::new(), 7).schedule().unwrap().name, "nightly");
     }
 
     #[test]

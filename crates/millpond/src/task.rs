@@ -458,6 +458,15 @@ pub fn check_task_id(id: &str) -> Result<(), TaskIdError> {
     if fits { Ok(()) } else { Err(TaskIdError { id: id.chars().take(80).collect() }) }
 }
 
+/// Checks the id of a task, or of an item of a batch (`<id>/<i>`).
+///
+/// # Errors
+/// [`TaskIdError`].
+pub fn check_id(id: &str) -> Result<(), TaskIdError> {
+    let item = id.rsplit_once('/').filter(|(_, item)| item.bytes().all(|b| b.is_ascii_digit()) && item.len() <= 10);
+    check_task_id(item.map_or(id, |(batch, _)| batch)).map_err(|_| TaskIdError { id: id.chars().take(80).collect() })
+}
+
 /// Whether this subject may be notified of a task's end: `reply.` and tokens of visible characters.
 #[must_use]
 pub fn is_reply_subject(subject: &str) -> bool {
@@ -500,10 +509,10 @@ mod tests {
     #[test]
     fn ids_that_a_header_changes_are_refused() {
         for bad in ["", " lead", "trail ", "tab\t", "a\nb", "a\rb", "a\0b", "\u{a0}x", &"x".repeat(257)] {
-            assert!(check_task_id(bad).is_err(), "{bad:?}");
+            assert!(check_task_id(bad).is_err() && check_id(bad).is_err(), "{bad:?}");
         }
         for good in ["x", "a b", "j.1/0", "\u{e9}\u{1b}", &"x".repeat(256)] {
-            assert_eq!(check_task_id(good), Ok(()), "{good:?}");
+            assert_eq!((check_task_id(good), check_id(&format!("{good}/4095"))), (Ok(()), Ok(())), "{good:?}");
         }
     }
 

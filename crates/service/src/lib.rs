@@ -1,5 +1,5 @@
 //! What the services have in common: the program (`program`), its settings (`settings`), how its HTTP is reached (`listen`,
-//! `certificate`) and served (`server`, `connections`, `upload`), requests and errors (`request`, `error_answer`), the token of
+//! `certificate`) and served (`server`, `connections`, `upload`, `taken_stream`), requests and errors (`request`, `error_answer`), the token of
 //! its API (`token`), health and metrics (`status_routes`). Not here: what a service does.
 
 mod certificate;
@@ -12,5 +12,6 @@ pub mod reserved_port;
 pub mod server;
 pub mod settings;
 pub mod status_routes;
+mod taken_stream;
 pub mod token;
 mod upload;

@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use rustls::ServerConfig;
 use tokio_rustls::TlsAcceptor;
 
-use millpond::config::{FileError, both, set};
+use millpond::config::{FileError, both, duration, set};
 use millpond_api::error::ErrorBody;
 
 use crate::certificate::{CERT, Certificate};
@@ -37,6 +37,10 @@ pub struct HttpArgs {
     /// How many of them may come from one address. Raise it where a proxy brings more.
     #[arg(long, env = "MILLPOND_HTTP_CONNECTIONS_PER_ADDRESS_MAX", default_value_t = 2048, value_parser = connections)]
     pub http_connections_per_address_max: u32,
+    /// How long a caller may bring nothing of a body that is waited for (the answer is 408 then), or take nothing of an answer (its
+    /// connection is closed then).
+    #[arg(long, env = "MILLPOND_HTTP_STALLED_AFTER", default_value = "60s", value_parser = duration)]
+    pub http_stalled_after: Duration,
 }
 
 fn connections(text: &str) -> Result<u32, String> {
@@ -48,6 +52,7 @@ fn connections(text: &str) -> Result<u32, String> {
 pub struct HttpSettings {
     tls: Option<(Arc<Certificate>, Arc<ServerConfig>)>,
     limits: ConnectionLimits,
+    stalled_after: Duration,
 }
 
 impl HttpSettings {
@@ -59,6 +64,10 @@ impl HttpSettings {
 
     pub(crate) fn limits(&self) -> ConnectionLimits {
         self.limits
+    }
+
+    pub(crate) fn stalled_after(&self) -> Duration {
+        self.stalled_after
     }
 
     pub(crate) fn certificate(&self) -> Option<Arc<Certificate>> {
@@ -85,7 +94,8 @@ impl HttpArgs {
         let files = usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);
         let all = files.min(self.http_connections_max as usize);
         let per_address = all.min(self.http_connections_per_address_max as usize);
-        Ok(HttpSettings { tls, limits: ConnectionLimits { all, per_address } })
+        let limits = ConnectionLimits { all, per_address };
+        Ok(HttpSettings { tls, limits, stalled_after: self.http_stalled_after })
     }
 
     /// Requests `/readyz` of the service that listens at `listen` on this machine, with these settings. Its certificate is

@@ -7,6 +7,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use millpond::payload::without_mark;
+use millpond::visible::without_type_names;
 use millpond::wire::subject::check_token;
 use millpond_api::list::PageQuery;
 use serde::Deserialize;
@@ -103,13 +104,6 @@ impl<S: Send + Sync, B: DeserializeOwned> FromRequest<S> for JsonBody<B> {
     }
 }
 
-/// An error of a parser, which tells what it expected by the name of our type, in words of JSON.
-fn without_type_names(error: &str) -> String {
-    let Some((before, behind)) = error.split_once("expected struct ") else { return error.to_owned() };
-    let end = behind.find(|c: char| !c.is_alphanumeric()).unwrap_or(behind.len());
-    format!("{before}expected an object{}", behind.get(end..).unwrap_or_default())
-}
-
 /// The media type of the body in small letters, without its parameters; none when the request names none.
 #[must_use]
 pub fn media_type(headers: &HeaderMap) -> Option<String> {
@@ -131,13 +125,6 @@ mod tests {
     use millpond_api::tasks::TaskQuery;
 
     use super::*;
-
-    #[test]
-    fn errors_have_no_names_of_our_types() {
-        let told = without_type_names("invalid type: integer `1`, expected struct PauseQueue at line 1 column 1");
-        assert_eq!(told, "invalid type: integer `1`, expected an object at line 1 column 1");
-        assert_eq!(without_type_names("missing field `token`"), "missing field `token`");
-    }
 
     #[test]
     fn filters_and_pages_are_told_apart_and_mistakes_are_reported() {

@@ -1,5 +1,6 @@
 //! The HTTP server of a service, from the bound address to its end: HTTP/1.1 by hyper, one task for each connection, with bounds
-//! on their number (`connections`), on the time of a handshake and of a request's head, and on bodies (`upload`).
+//! on their number (`connections`), on the time of a handshake and of a request's head, on bodies (`upload`), and on callers who
+//! take nothing of an answer (`taken_stream`).
 
 use std::convert::Infallible;
 use std::io;
@@ -13,14 +14,14 @@ use anyhow::{Context, anyhow};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::ConnectInfo;
-use axum::middleware::from_fn;
+use axum::middleware::from_fn_with_state;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::either::Either;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::connections::{Connection, Connections, RequestUnderWay};
 use crate::listen::{HttpSettings, Peer};
+use crate::taken_stream::TakenStream;
 use crate::upload;
 
 /// Bytes of rows or lines that are written to a caller at once.
@@ -66,7 +68,8 @@ impl Bound {
     /// Serves until `shutdown`.
     #[must_use]
     pub fn serve(self, router: Router, shutdown: CancellationToken) -> Server {
-        let router = router.layer(from_fn(upload::handled));
+        let stalled_after = upload::StalledAfter(self.settings.stalled_after());
+        let router = router.layer(from_fn_with_state(stalled_after, upload::handled));
         let mut serving = JoinSet::new();
         if let Some(certificate) = self.settings.certificate() {
             let ends = shutdown.clone();
@@ -109,7 +112,7 @@ impl Server {
 /// Takes connections until `shutdown`, then waits for their end.
 async fn accept(listener: TcpListener, settings: HttpSettings, router: Router, shutdown: CancellationToken) {
     let connections = Connections::new(settings.limits());
-    let tls = settings.acceptor();
+    let (tls, stalled_after) = (settings.acceptor(), settings.stalled_after());
     let mut open = JoinSet::new();
     let mut logged: Option<Instant> = None;
     loop {
@@ -122,6 +125,9 @@ async fn accept(listener: TcpListener, settings: HttpSettings, router: Router, s
         match accepted {
             Ok((stream, peer)) => match connections.admit(peer.ip()) {
                 Some(connection) => {
+                    // Answers are small and somebody waits for them.
+                    let _ = stream.set_nodelay(true);
+                    let stream = TakenStream::new(stream, stalled_after);
                     open.spawn(serve(stream, peer, tls.clone(), router.clone(), connection, shutdown.clone()));
                 }
                 None => {
@@ -156,15 +162,13 @@ fn is_of_caller(error: &io::Error) -> bool {
 
 /// Serves one connection until its end.
 async fn serve(
-    stream: TcpStream,
+    stream: TakenStream,
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
     router: Router,
     connection: Connection,
     shutdown: CancellationToken,
 ) {
-    // Answers are small and somebody waits for them.
-    let _ = stream.set_nodelay(true);
     let Some(tls) = tls else { return answer(stream, peer, router, &Arc::new(connection), &shutdown).await };
     let shaken = tokio::select! {
         shaken = tokio::time::timeout(HEAD_WITHIN, tls.accept(stream)) => shaken,

@@ -9,47 +9,53 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, EXPECT};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use humantime::format_duration;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use crate::error_answer::ErrorAnswer;
 
-/// How long a body may bring nothing while it is waited for.
-const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// Bytes of the body of a refused request that are read to their end.
 const DRAINED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// How long that may take.
 const DRAINED_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a body may bring nothing while it is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StalledAfter(pub(crate) Duration);
 
 /// The body of a request. Handler and [`handled`] share it, because what the handler leaves unread is read here.
 #[derive(Clone)]
 struct Upload(Arc<Shared>);
 
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<Reading>,
     /// Somebody has begun to read it: a client that waits for that sends it now.
     begun: AtomicBool,
     stalled: AtomicBool,
+    /// How long it may bring nothing while it is waited for.
+    stalled_after: Duration,
 }
 
-struct State {
+struct Reading {
     body: Body,
     /// Runs while the body is waited for.
     stalls: Option<Pin<Box<Sleep>>>,
 }
 
 impl Upload {
-    fn new(body: Body) -> Self {
-        let state = Mutex::new(State { body, stalls: None });
-        Self(Arc::new(Shared { state, begun: AtomicBool::new(false), stalled: AtomicBool::new(false) }))
+    fn new(body: Body, stalled_after: Duration) -> Self {
+        let state = Mutex::new(Reading { body, stalls: None });
+        let (begun, stalled) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self(Arc::new(Shared { state, begun, stalled, stalled_after }))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Reading> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -60,10 +66,10 @@ impl Upload {
             state.stalls = None;
             return Poll::Ready(frame);
         }
-        let stalls = state.stalls.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED_AFTER)));
+        let stalls = state.stalls.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.0.stalled_after)));
         ready!(stalls.as_mut().poll(cx));
         self.0.stalled.store(true, Ordering::Relaxed);
-        let text = format!("it brought nothing for {} s", STALLED_AFTER.as_secs());
+        let text = format!("it brought nothing for {}", format_duration(self.0.stalled_after));
         Poll::Ready(Some(Err(axum::Error::new(std::io::Error::new(std::io::ErrorKind::TimedOut, text)))))
     }
 
@@ -99,16 +105,20 @@ impl HttpBody for Upload {
 }
 
 /// Answers a request whose body is looked after as this file says.
-pub(crate) async fn handled(request: Request, next: Next) -> Response {
+pub(crate) async fn handled(
+    State(StalledAfter(stalled_after)): State<StalledAfter>,
+    request: Request,
+    next: Next,
+) -> Response {
     let (parts, body) = request.into_parts();
-    let upload = Upload::new(body);
+    let upload = Upload::new(body, stalled_after);
     let waits = parts.headers.get(EXPECT).is_some();
     let mut answer = match encoding(&parts.headers) {
         Some(encoding) => not_understood(&encoding),
         None => next.run(Request::from_parts(parts, Body::new(upload.clone()))).await,
     };
     if upload.0.stalled.load(Ordering::Relaxed) && answer.status().is_client_error() {
-        let text = format!("the body brought nothing for {} s", STALLED_AFTER.as_secs());
+        let text = format!("the body brought nothing for {}", format_duration(stalled_after));
         return ErrorAnswer::new(StatusCode::REQUEST_TIMEOUT, text).into_response();
     }
     let refused = answer.status().is_client_error() || answer.status().is_server_error();

@@ -53,9 +53,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let metrics = millpond::telemetry::Metrics::start();
     let (store, by_tls) = (Store::open(&settings.store).await?, settings.http.is_tls());
     let bound = Bound::new(settings.listen, settings.http).await?;
-    let bus = Bus::connect(&settings.nats_url, Role::Collector, "collector", settings.access).await?;
+    let connecting = Bus::connect(&settings.nats_url, Role::Collector, "collector", settings.access);
+    let Some(bus) = shutdown.run_until_cancelled(connecting).await.transpose()? else { return Ok(()) };
     let (workers, jobs, problems) = (Workers::default(), OpenJobs::default(), Problems::default());
-    let mut background = JoinSet::new();
+    let (mut background, mut collecting) = (JoinSet::new(), JoinSet::new());
     let polls = poison::start(&bus, &mut background).await?;
     let clocks = Clocks::start(&bus, &mut background).await?;
     background.spawn(workers.clone().follow(bus.clone()));
@@ -64,7 +65,6 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     background.spawn(open_jobs::follow(bus.clone(), store.clone(), jobs.clone()));
     background.spawn(resume_results::serve(store.clone(), resume_results::listen(&bus).await?));
     background.spawn(continuations::follow(bus.clone(), store.clone()));
-    let mut collecting = JoinSet::new();
     let collectors = [OutcomeStream::Results, OutcomeStream::Dead]
         .map(|stream| Collector::new(&bus, &store, stream, settings.results_keep));
     let health: Vec<_> = collectors.iter().map(Collector::health).collect();

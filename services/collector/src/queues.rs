@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use millpond::bus::Bus;
 use millpond::bus::error::BusError;
 use millpond::bus::operate::queues::QueueState;
-use millpond::schedule::Schedule;
+use millpond::schedule::ScheduleRecord;
 use millpond_api::queues::QueueRow;
 use millpond_api::workers::WorkerState;
 use tokio::sync::Mutex;
@@ -71,7 +71,7 @@ pub(crate) enum RemoveError {
 
 impl QueueStatus {
     /// What keeps the queue from being removed.
-    fn reasons(&self, schedules: &[Schedule]) -> Vec<String> {
+    fn reasons(&self, schedules: &[ScheduleRecord]) -> Vec<String> {
         let QueueState { queue, waiting, held, scheduled, paused, max_waiting, .. } = &self.state;
         let mut reasons = Vec::new();
         let mut add = |count: u64, what: &str| {
@@ -83,7 +83,8 @@ impl QueueStatus {
         add(*held, "messages are held by workers");
         add(*scheduled, "messages wait for their time (`millpond queue purge` removes them)");
         add(self.workers, "live workers serve it");
-        let named: Vec<&str> = schedules.iter().filter(|s| s.queue == *queue).map(|s| s.name.as_str()).collect();
+        let of_it = schedules.iter().filter(|schedule| schedule.queue().as_ref() == Some(queue));
+        let named: Vec<&str> = of_it.map(ScheduleRecord::name).collect();
         if !named.is_empty() {
             reasons.push(format!("schedules publish to it: {} (`millpond schedule rm`)", named.join(", ")));
         }
@@ -163,7 +164,7 @@ impl Queues {
         let found = self.statuses().await?.into_iter().find(|status| status.state.queue == queue);
         let reasons = match found {
             Some(status) => status.reasons(&schedules),
-            None if schedules.iter().any(|schedule| schedule.queue == queue) => {
+            None if schedules.iter().any(|schedule| schedule.queue().as_deref() == Some(queue)) => {
                 let state = QueueState { queue: queue.to_owned(), ..QueueState::default() };
                 QueueStatus { state, oldest_ms: None, workers: 0 }.reasons(&schedules)
             }

@@ -26,7 +26,8 @@ pub use config::{Config, Settings};
 pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = Metrics::start();
     let bound = Bound::new(settings.listen, settings.http).await?;
-    let bus = Bus::connect(&settings.nats_url, Role::Producer, "producer", settings.access).await?;
+    let connecting = Bus::connect(&settings.nats_url, Role::Producer, "producer", settings.access);
+    let Some(bus) = shutdown.run_until_cancelled(connecting).await.transpose()? else { return Ok(()) };
     let bus = bus.with_signer(settings.signer.clone());
     let client = Client::over(bus.clone());
     let mut background = JoinSet::new();

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use millpond::outcome::Failure;
 use millpond::payload::without_mark;
 use millpond::telemetry::TraceContext;
+use millpond::visible::without_type_names;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -62,15 +63,19 @@ impl Call {
         // A byte order mark at the start belongs to no value.
         let marked = reader.fill_buf().is_ok_and(|start| without_mark(start).len() < start.len());
         reader.consume(if marked { MARK_BYTES } else { 0 });
-        serde_json::from_reader(reader)
-            .map_err(|error| Failure::fatal("bad_arguments", format!("arguments of {size} bytes do not fit: {error}")))
+        serde_json::from_reader(reader).map_err(|error: serde_json::Error| {
+            let why = error.to_string();
+            let text = format!("arguments of {size} bytes do not fit: {}", without_type_names(&why));
+            Failure::fatal("bad_arguments", text)
+        })
     }
 
     /// The arguments in the payload, decoded from JSON and borrowing from it.
     pub(crate) fn borrowed_args<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Failure> {
         serde_json::from_slice(without_mark(&self.payload)).map_err(|error| {
             let start: String = String::from_utf8_lossy(self.payload.get(..80).unwrap_or(&self.payload)).into();
-            Failure::fatal("bad_arguments", format!("arguments {start:?} do not fit: {error}"))
+            let why = error.to_string();
+            Failure::fatal("bad_arguments", format!("arguments {start:?} do not fit: {}", without_type_names(&why)))
         })
     }
 

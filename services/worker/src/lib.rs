@@ -185,9 +185,11 @@ impl Worker {
             // Before anything counts.
             let _ = Metrics::start();
         }
-        let bus = Bus::connect(&settings.nats_url, Role::Worker, &settings.name, settings.access.clone()).await?;
+        let connecting = Bus::connect(&settings.nats_url, Role::Worker, &settings.name, settings.access.clone());
+        let Some(bus) = shutdown.run_until_cancelled(connecting).await.transpose()? else { return Ok(()) };
         let bus = bus.with_signer(settings.signer.clone());
-        await_setup(&bus, settings.access.timeout).await?;
+        let set_up = shutdown.run_until_cancelled(await_setup(&bus, settings.access.timeout)).await;
+        let Some(()) = set_up.transpose()? else { return Ok(()) };
         let nonce = millpond::random_token();
         let me = NameHolder { nonce: nonce.clone(), host: millpond::host(), pid: std::process::id(), again: false };
         let name = bus.claim_name(&settings.name, me).await.inspect_err(warn_of_name)?;

@@ -7,6 +7,7 @@ use millpond::client::{Client, TaskResult};
 use millpond::payload::PayloadRef;
 use millpond_api::jobs::JobResult;
 use millpond_api::list::PAGE_ROWS_MAX;
+use millpond_api::tasks::TaskStatus;
 
 use crate::api::Api;
 use crate::cluster_env::{self, ClusterEnv};
@@ -40,7 +41,7 @@ impl<'a> StoredResults<'a> {
     }
 }
 
-/// Prints the results of a job in the order of its tasks, one per line. A stored result that cannot be fetched is reported
+/// Prints the results of a job in the order of its tasks, one per line, which is empty for a task without one. A stored result that cannot be fetched is reported
 /// on standard error.
 ///
 /// # Errors
@@ -60,9 +61,11 @@ pub(super) async fn print(api: &Api, job: &str, json: bool, env: &ClusterEnv) ->
         }
         let line = match (json, &row.result) {
             (true, _) => serde_json::to_string(&row)?,
+            // An item without a result is an empty line, as for `map`: null is a result.
+            (false, _) if row.status != TaskStatus::Done => String::new(),
             (false, Some(value)) => value.get().to_owned(),
-            // As text where some parsers would not read it; null where there is none.
-            (false, None) => row.result_text.clone().unwrap_or_else(|| "null".to_owned()),
+            // As text where some parsers would not read it.
+            (false, None) => row.result_text.clone().unwrap_or_default(),
         };
         Ok(writeln!(out, "{}", one_line(&line))?)
     })

@@ -130,7 +130,7 @@ fn print(task: &TaskDetails) -> anyhow::Result<()> {
         ("index", optional(row.index)),
         ("items", optional(row.items)),
         ("result", one_line(result.unwrap_or_default()).into_owned()),
-        ("then", row.continuation.clone().unwrap_or_default()),
+        ("continuation", row.continuation.clone().unwrap_or_default()),
         ("trace", row.trace.clone().unwrap_or_default()),
     ];
     let mut out = output();

@@ -7,7 +7,7 @@ use crate::bus::error::BusError;
 use crate::bus::publish::PublishError;
 use crate::bus::publish::payloads::PutError;
 use crate::limits::PAYLOAD_RETENTION;
-use crate::schedule::ScheduleError;
+use crate::schedule::{RecordError, Refusal, ScheduleError};
 use crate::task::TaskIdError;
 use crate::wire::subject::SubjectError;
 
@@ -203,6 +203,17 @@ pub enum ScheduleChangeError {
         /// The name.
         name: String,
     },
+    /// What lies under the name cannot be read.
+    #[error("schedule {name} cannot be read: {why}; `millpond schedule rm {name}` removes it")]
+    Unreadable {
+        /// The name.
+        name: String,
+        /// Why.
+        why: RecordError,
+    },
+    /// The server would store it, and never fire it.
+    #[error(transparent)]
+    Refused(Refusal),
     /// The server did not store the change.
     #[error(transparent)]
     Publish(#[from] PublishError),

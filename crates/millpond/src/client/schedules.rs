@@ -6,8 +6,8 @@ use jiff::tz::TimeZone;
 use super::Client;
 use super::errors::ScheduleChangeError;
 use crate::bus::publish::RetryDeadline;
-use crate::bus::publish::schedules::was_changed;
-use crate::schedule::{Schedule, ScheduleError, When};
+use crate::bus::publish::schedules::{Refusals, was_changed};
+use crate::schedule::{Schedule, ScheduleError, ScheduleRecord, When};
 use crate::wire::subject::check_token;
 
 /// How often a pause is tried again when another client changes the schedule meanwhile.
@@ -22,6 +22,9 @@ impl Client {
     pub async fn add_schedule(&self, schedule: &Schedule, deadline: RetryDeadline) -> Result<(), ScheduleChangeError> {
         schedule.check()?;
         zone_of(&schedule.when)?;
+        if let Some(refusal) = self.bus.schedule_refusal(&schedule.when).await? {
+            return Err(ScheduleChangeError::Refused(refusal));
+        }
         Ok(self.bus.put_schedule(schedule, None, deadline).await?)
     }
 
@@ -29,17 +32,19 @@ impl Client {
     ///
     /// # Errors
     /// [`ScheduleChangeError`].
-    pub async fn schedule(&self, name: &str) -> Result<Option<Schedule>, ScheduleChangeError> {
+    pub async fn schedule(&self, name: &str) -> Result<Option<ScheduleRecord>, ScheduleChangeError> {
         check_token("schedule", name)?;
-        Ok(self.bus.schedule(name).await?.map(|kept| kept.schedule))
+        Ok(self.bus.schedule(name).await?.map(|kept| kept.record))
     }
 
-    /// All schedules, by name.
+    /// All schedules, by name, and what the server does not fire of them.
     ///
     /// # Errors
     /// [`ScheduleChangeError`].
-    pub async fn schedules(&self) -> Result<Vec<Schedule>, ScheduleChangeError> {
-        Ok(self.bus.schedules().await?)
+    pub async fn schedules(&self) -> Result<(Vec<ScheduleRecord>, Refusals), ScheduleChangeError> {
+        let records = self.bus.schedules().await?;
+        let refusals = self.bus.schedule_refusals(&records).await?;
+        Ok((records, refusals))
     }
 
     /// Pauses a schedule, or resumes it, and returns it. A schedule that is in this state already is left alone.
@@ -60,10 +65,19 @@ impl Client {
                 .schedule(name)
                 .await?
                 .ok_or_else(|| ScheduleChangeError::NotFound { name: name.to_owned() })?;
-            if kept.schedule.paused == paused {
-                return Ok(kept.schedule);
+            let schedule = match kept.record {
+                ScheduleRecord::Readable(schedule) => schedule,
+                ScheduleRecord::Unreadable(record) => {
+                    return Err(ScheduleChangeError::Unreadable { name: record.name, why: record.why });
+                }
+            };
+            if schedule.paused == paused {
+                return Ok(schedule);
             }
-            let changed = Schedule { paused, ..kept.schedule };
+            if !paused && let Some(refusal) = self.bus.schedule_refusal(&schedule.when).await? {
+                return Err(ScheduleChangeError::Refused(refusal));
+            }
+            let changed = Schedule { paused, ..schedule };
             match self.bus.put_schedule(&changed, Some(kept.seq), deadline).await {
                 // The schedule is read again: the change may be our own write, sent twice.
                 Err(error) if was_changed(&error) && tries < TRIES_MAX => tries += 1,

@@ -35,6 +35,8 @@ pub enum SubjectError {
 pub const SCHEDULES: &str = "sched.-.*";
 /// Where the last removal of a schedule is kept; no schedule has this name.
 pub const SCHEDULES_REMOVED: &str = "sched.-.-";
+/// Where the server is requested to look at a schedule that has no target: it answers what is wrong with it, and stores nothing.
+pub const SCHEDULE_PROBE: &str = "sched.-.-.probe";
 
 /// Checks one token: a queue, a kind, a job or a key.
 ///

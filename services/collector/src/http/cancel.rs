@@ -55,10 +55,6 @@ pub(super) async fn task(
     PathAndQuery((), NoQuery {}): PathAndQuery<(), NoQuery>,
     JsonBody(CancelTask { id: given, queue }): JsonBody<CancelTask>,
 ) -> Result<Json<TaskCancelled>, ErrorAnswer> {
-    // Postgres takes no NUL character in a text.
-    if given.contains('\0') {
-        return Err(ErrorAnswer::bad_request("no id has a NUL character"));
-    }
     let stored = app.store.task(&given, queue.as_deref()).await.map_err(|fault| store_error(&fault))?;
     if stored.len() > 1 {
         let queues: Vec<&str> = stored.iter().map(|task| task.row.queue.as_str()).collect();

@@ -14,7 +14,7 @@ use millpond_api::error::ErrorBody;
 use millpond_api::queues::QueueRow;
 use millpond_api::schedules::ScheduleRow;
 use millpond_service::error_answer::ErrorAnswer;
-use millpond_service::request::{NoQuery, Paged, PathAndQuery, cursor};
+use millpond_service::request::{NoQuery, Paged, PathAndQuery, check_name, cursor};
 
 use super::{App, store_error};
 use crate::store::{ListCursor, Page, ResultCursor, StoreError};
@@ -86,7 +86,7 @@ pub(super) async fn jobs(State(app): AppState, Paged((), query, at): Paged<(), J
 }
 
 /// Show a job.
-#[utoipa::path(get, path = "/jobs/{job}", tag = "read", params(("job" = String, Path, description = "Its name", example = "report-7")), responses(
+#[utoipa::path(get, path = "/jobs/{job}", tag = "read", params(("job" = String, Path, description = "Its name", example = "report-7", pattern = "^[A-Za-z0-9_-]{1,64}$")), responses(
     (status = 200, description = "The job", body = JobRow,
         example = json!({"job": "report-7", "state": "finished", "queue": "default", "kind": "square", "total": 100, "published": 100, "done": 100, "retrying": 0, "dead": 0, "cancelled": 0, "purged": 0, "created_ms": 1_800_000_000_000_i64, "heartbeat_ms": 1_800_000_002_000_i64, "epoch": 1, "continuation": null})),
     (status = 404, description = "There is none", body = ErrorBody, example = json!({"error": "no such job is stored (yet)"}))))]
@@ -94,6 +94,7 @@ pub(super) async fn job(
     State(app): AppState,
     PathAndQuery(job, NoQuery {}): PathAndQuery<String, NoQuery>,
 ) -> Answer<JobRow> {
+    check_name("job", &job)?;
     app.caught_up().await;
     let mut found = app.store.job(&job).await;
     if let Ok(stored) = &found
@@ -112,13 +113,14 @@ pub(super) async fn job(
 }
 
 /// List how the tasks of a job ended, by their index; what has not ended is left out.
-#[utoipa::path(get, path = "/jobs/{job}/results", tag = "read", params(("job" = String, Path, description = "Its name", example = "report-7"), PageQuery),
+#[utoipa::path(get, path = "/jobs/{job}/results", tag = "read", params(("job" = String, Path, description = "Its name", example = "report-7", pattern = "^[A-Za-z0-9_-]{1,64}$"), PageQuery),
     responses((status = 200, description = "A page; empty when there is no such job", body = List<JobResult>,
         example = json!({"rows": [{"index": 0, "id": "report-7.1/0", "queue": "default", "status": "done", "result": 0}], "next": "0.17.0"}))))]
 pub(super) async fn job_results(
     State(app): AppState,
     Paged(job, NoQuery {}, at): Paged<String, NoQuery>,
 ) -> Answer<List<JobResult>> {
+    check_name("job", &job)?;
     let after = cursor(at.after.as_deref(), ResultCursor::parse)?;
     first_page_caught_up(&app, &at).await;
     let found = app.store.job_results(&job, 0, at.limit, after).await;
@@ -176,12 +178,13 @@ pub(super) async fn queues(
 
 /// List schedules by name, as the server keeps them. Only clients change them.
 #[utoipa::path(get, path = "/schedules", tag = "read", responses((status = 200, description = "All of them", body = List<ScheduleRow>,
-    example = json!({"rows": [{"name": "report", "queue": "default", "kind": "square", "args": 12, "schedule": "@every 10s", "zone": null, "paused": false, "next_ms": 1_800_000_010_000_i64, "remarks": [], "timeout_ms": null, "attempts_max": null, "by": "client", "since_ms": 1_800_000_000_000_i64}], "next": null}))))]
+    example = json!({"rows": [{"name": "report", "queue": "default", "kind": "square", "args": 12, "schedule": "@every 10s", "zone": null, "paused": false, "next_ms": 1_800_000_010_000_i64, "defect": null, "remarks": [], "timeout_ms": null, "attempts_max": null, "by": "client", "since_ms": 1_800_000_000_000_i64}], "next": null}))))]
 pub(super) async fn schedules(
     State(app): AppState,
     PathAndQuery((), NoQuery {}): PathAndQuery<(), NoQuery>,
 ) -> Answer<List<ScheduleRow>> {
     let now_ms = millpond::now_ms();
     let schedules = app.bus.schedules().await.map_err(ErrorAnswer::bad_gateway)?;
-    Ok(Json(List::whole(schedules.iter().map(|schedule| ScheduleRow::new(schedule, now_ms)).collect())))
+    let refusals = app.bus.schedule_refusals(&schedules).await.map_err(ErrorAnswer::bad_gateway)?;
+    Ok(Json(List::whole(schedules.iter().map(|record| ScheduleRow::new(record, &refusals, now_ms)).collect())))
 }

@@ -1,12 +1,13 @@
 //! Compares bus and store every few seconds, mends what is safe to mend, and shows the rest as problems. `snapshot` is what
 //! one poll has seen, `detect` finds what is wrong in it, `lost_tasks` looks for tasks that are nowhere, `purge_orphans` for
-//! jobs that a purge keeps from ending, `problems` keeps what is shown. Nothing is mended that only one poll has seen, nor
+//! jobs that a purge keeps from ending, `schedules` for those that do not fire, `problems` keeps what is shown. Nothing is mended that only one poll has seen, nor
 //! when a poll has not seen the whole bus.
 
 mod detect;
 mod lost_tasks;
 mod problems;
 mod purge_orphans;
+mod schedules;
 mod snapshot;
 
 use std::collections::BTreeSet;
@@ -28,6 +29,7 @@ use detect::{Detector, OF_A_SNAPSHOT};
 use lost_tasks::LostTasks;
 use problems::Finding;
 use purge_orphans::PurgeOrphans;
+use schedules::Schedules;
 use snapshot::{PollError, Snapshot};
 
 use crate::store::{RefusedContinuation, UnreadableMessages};
@@ -71,6 +73,7 @@ struct Reconciler {
     purges: Purges,
     lost_tasks: LostTasks,
     purge_orphans: PurgeOrphans,
+    schedules: Schedules,
     /// Queues without their consumers, as the last poll saw.
     missing_consumers: BTreeSet<String>,
 }
@@ -148,6 +151,9 @@ impl Reconciler {
         context.problems.replace(&[ProblemKind::Unreadable], unreadable(context, seen.now_ms).await?);
         let refused = refused_continuations(context, seen.now_ms).await?;
         context.problems.replace(&[ProblemKind::Continuation], refused);
+        if let Some(found) = self.schedules.poll(context, seen.now_ms).await? {
+            context.problems.replace(&[ProblemKind::Schedule], found);
+        }
         self.lost_tasks.poll(context, &seen, &self.purges).await?;
         context.problems.replace(&[ProblemKind::LostTask], self.lost_tasks.found());
         self.purge_orphans.poll(context, &seen, &self.purges).await

@@ -1,6 +1,10 @@
 //! Schedules in DUE, one message for each name: the server keeps one per subject, so that to write is to replace.
 //! To read them, a role needs the direct get of `sched.-.*` and nothing else.
 
+use std::collections::BTreeMap;
+
+use async_nats::jetstream;
+use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::DirectGetErrorKind;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -8,19 +12,42 @@ use futures_util::StreamExt;
 use crate::bus::error::BusError;
 use crate::bus::publish::{PublishError, RetryDeadline};
 use crate::bus::read::unix_ms;
-use crate::bus::{Bus, from_nats};
-use crate::schedule::Schedule;
-use crate::wire::headers::HEADER_EXPECTED_SEQUENCE;
+use crate::bus::{Bus, from_nats, to_nats};
+use crate::schedule::{Refusal, Schedule, ScheduleRecord, When};
+use crate::wire::headers::{HEADER_EXPECTED_SEQUENCE, HEADER_SCHEDULE, HEADER_SCHEDULE_ZONE, Headers};
 use crate::wire::streams::STREAM_DUE;
 use crate::wire::subject;
+
+/// How many schedules the server is requested to look at, or to give, at a time.
+const REQUESTS_MAX: usize = 16;
+/// What nats-server answers to an expression, to a time zone, and to a target that it does not take. It looks at the target last.
+const PATTERN_INVALID: u64 = 10189;
+const TARGET_INVALID: u64 = 10190;
+const ZONE_INVALID: u64 = 10223;
 
 /// A schedule, and where its message lies.
 #[derive(Debug)]
 pub struct StoredSchedule {
     /// Sequence of its message in DUE.
     pub seq: u64,
-    /// The schedule.
-    pub schedule: Schedule,
+    /// What lies there.
+    pub record: ScheduleRecord,
+}
+
+/// What the server does not fire, of the schedules that it was requested to look at.
+#[derive(Debug, Default)]
+pub struct Refusals(BTreeMap<(String, Option<String>), Refusal>);
+
+impl Refusals {
+    /// Why the server does not fire a schedule; none when it does.
+    #[must_use]
+    pub fn of(&self, when: &When) -> Option<&Refusal> {
+        self.0.get(&key(when))
+    }
+}
+
+fn key(when: &When) -> (String, Option<String>) {
+    (when.text(), when.zone().map(str::to_owned))
 }
 
 impl Bus {
@@ -70,30 +97,72 @@ impl Bus {
             Err(error) => return Err(failed(&error)),
         };
         let since_ms = unix_ms(message.time);
-        let schedule = Schedule::parse(&from_nats(Some(&message.headers)), message.payload, since_ms);
-        Ok(schedule.map(|schedule| StoredSchedule { seq: message.sequence, schedule }))
+        let record = ScheduleRecord::read(name, &from_nats(Some(&message.headers)), message.payload, since_ms);
+        Ok(Some(StoredSchedule { seq: message.sequence, record }))
     }
 
-    /// All schedules, by name.
+    /// All schedules, by name, and what lies in their places and cannot be read.
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
-    pub async fn schedules(&self) -> Result<Vec<Schedule>, BusError> {
+    pub async fn schedules(&self) -> Result<Vec<ScheduleRecord>, BusError> {
         let failed = |e: &(dyn std::error::Error + 'static)| BusError::new("a list of the schedules", e);
         let due = self.js.get_stream(STREAM_DUE).await.map_err(|e| failed(&e))?;
         let mut subjects = due.info_with_subjects(subject::SCHEDULES).await.map_err(|e| failed(&e))?;
         let mut names = Vec::new();
         while let Some(subject) = subjects.next().await {
             let (subject, _) = subject.map_err(|e| failed(&e))?;
-            names.extend(subject.rsplit('.').next().map(str::to_owned));
+            // The place of the removed is none.
+            names.extend(subject.rsplit('.').next().filter(|name| *name != "-").map(str::to_owned));
         }
         names.sort();
         let mut schedules = Vec::new();
-        for name in names {
-            // One may be gone by now, and the place of the removed is none.
-            schedules.extend(self.schedule(&name).await?.map(|kept| kept.schedule));
+        let reads: Vec<_> = names.iter().map(|name| self.schedule(name)).collect();
+        let mut reads = futures_util::stream::iter(reads).buffered(REQUESTS_MAX);
+        while let Some(kept) = reads.next().await {
+            // One may be gone by now.
+            schedules.extend(kept?.map(|kept| kept.record));
         }
         Ok(schedules)
+    }
+
+    /// What the server would not fire of these, paused ones included: it may have been moved to a machine or an image without the
+    /// data of a time zone, and then drops a schedule when its time has come, without a word.
+    ///
+    /// # Errors
+    /// [`BusError`] when the server does not answer.
+    pub async fn schedule_refusals(&self, records: &[ScheduleRecord]) -> Result<Refusals, BusError> {
+        let all = records.iter().filter_map(ScheduleRecord::schedule);
+        let distinct: BTreeMap<_, &When> = all.map(|schedule| (key(&schedule.when), &schedule.when)).collect();
+        let looks: Vec<_> = distinct.values().map(|when| self.schedule_refusal(when)).collect();
+        let answers: Vec<_> = futures_util::stream::iter(looks).buffered(REQUESTS_MAX).collect().await;
+        let mut refusals = Refusals::default();
+        for (key, answer) in distinct.into_keys().zip(answers) {
+            refusals.0.extend(answer?.map(|refusal| (key, refusal)));
+        }
+        Ok(refusals)
+    }
+
+    /// Why the server would not fire this; none when it would. Nothing is stored: without a target it never is.
+    ///
+    /// # Errors
+    /// [`BusError`] when the server does not answer.
+    pub async fn schedule_refusal(&self, when: &When) -> Result<Option<Refusal>, BusError> {
+        let zone = when.zone().map(|zone| (HEADER_SCHEDULE_ZONE.to_owned(), zone.to_owned()));
+        let headers: Headers = [(HEADER_SCHEDULE.to_owned(), when.text())].into_iter().chain(zone).collect();
+        let message = PublishMessage::build().headers(to_nats(&headers));
+        let answer = match self.js.send_publish(subject::SCHEDULE_PROBE, message).await {
+            Ok(ack) => ack.into_future().await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = answer else { return Ok(None) };
+        let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<jetstream::Error>());
+        match source.map(|error| error.error_code().0) {
+            Some(TARGET_INVALID) => Ok(None),
+            Some(ZONE_INVALID) => Ok(Some(Refusal::Zone { zone: when.zone().unwrap_or_default().to_owned() })),
+            Some(PATTERN_INVALID) => Ok(Some(Refusal::Pattern { text: when.text() })),
+            _ => Err(BusError::new("a look at a schedule", &error)),
+        }
     }
 }
 

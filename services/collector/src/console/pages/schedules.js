@@ -49,7 +49,11 @@ function columns(open, toggle) {
     { label: "Next", cell: (row) => (row.paused ? h("span.muted", {}, "not while it is paused") : when(row.next_ms)) },
     {
       label: "When",
-      cell: (row) => [mono(row.schedule), (row.remarks ?? []).map((remark) => h("div.muted", {}, remark))],
+      cell: (row) => [
+        mono(row.schedule),
+        row.defect ? h("div", {}, row.defect) : null,
+        (row.remarks ?? []).map((remark) => h("div.muted", {}, remark)),
+      ],
     },
     {
       label: "Zone",
