@@ -28,13 +28,13 @@ pub struct Api {
 
 /// An answer of the collector that is no success.
 #[derive(Debug)]
-pub struct ApiError {
+pub struct CollectorError {
     /// Its status.
     pub status: StatusCode,
     text: String,
 }
 
-impl fmt::Display for ApiError {
+impl fmt::Display for CollectorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.status {
             StatusCode::NOT_FOUND => f.write_str(&self.text),
@@ -43,7 +43,7 @@ impl fmt::Display for ApiError {
     }
 }
 
-impl std::error::Error for ApiError {}
+impl std::error::Error for CollectorError {}
 
 /// A request that says nothing more than its path: `{}`.
 #[derive(Serialize)]
@@ -183,7 +183,7 @@ async fn succeeded(response: Response) -> anyhow::Result<Response> {
     let body = response.bytes().await.map_err(|error| error.without_url())?;
     let text = serde_json::from_slice::<ErrorBody>(&body)
         .map_or_else(|_| "an answer that is not a collector's; is the address right?".to_owned(), |body| body.error);
-    Err(ApiError { status, text }.into())
+    Err(CollectorError { status, text }.into())
 }
 
 /// HTTPS that trusts the authorities of a file, and no others.

@@ -15,7 +15,7 @@ use millpond::schedule::ScheduleError;
 use millpond::task::TaskIdError;
 use millpond::wire::subject::SubjectError;
 
-use crate::api::ApiError;
+use crate::api::CollectorError;
 use crate::cluster_env::{ConnectionDiedError, NoClusterError};
 use crate::output::StandardOutputError;
 
@@ -207,7 +207,7 @@ fn of_get(error: &GetError) -> Option<u8> {
 }
 
 /// What the collector refuses because it does not fit was typed wrongly.
-fn of_api(error: &ApiError) -> Option<u8> {
+fn of_api(error: &CollectorError) -> Option<u8> {
     match error.status.as_u16() {
         400 | 413 | 414 | 415 | 422 => Some(USAGE),
         502..=504 => Some(UNREACHABLE),

@@ -72,12 +72,12 @@ pub(super) fn bytes(value: Box<RawValue>) -> Bytes {
 }
 
 /// The source of arguments of any size: a file, or standard input for `-`.
-pub(super) struct Source {
+pub(super) struct ArgumentSource {
     from: Box<dyn AsyncRead + Unpin + Send>,
     name: String,
 }
 
-impl Source {
+impl ArgumentSource {
     /// Opens it.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ pub struct MapArgs {
     input: Option<PathBuf>,
     /// Run over whole numbers instead of a file: 1..10 is without the 10, 1..=10 with it.
     #[arg(long, value_parser = range, allow_hyphen_values = true)]
-    range: Option<NumberRange>,
+    range: Option<RangeArg>,
     /// How many tasks go into one message: a number, or `auto` for as many as take about 50 ms together.
     #[arg(long, default_value = "auto", value_parser = batch)]
     batch: BatchSize,
@@ -73,7 +73,7 @@ pub struct MapArgs {
 
 /// Whole numbers from `from` up to `to`, which is not included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct NumberRange {
+struct RangeArg {
     from: i64,
     to: i64,
 }
@@ -86,14 +86,14 @@ fn batch(text: &str) -> Result<BatchSize, String> {
     }
 }
 
-fn range(text: &str) -> Result<NumberRange, String> {
+fn range(text: &str) -> Result<RangeArg, String> {
     let wrong = || format!("{text:?} is not a range such as 1..10 or 1..=10");
     let (from, to) = text.split_once("..").ok_or_else(wrong)?;
     let (to, included) = to.strip_prefix('=').map_or((to, 0), |to| (to, 1));
     let from: i64 = from.trim().parse().map_err(|_| wrong())?;
     let to: i64 = to.trim().parse().map_err(|_| wrong())?;
     let to = to.checked_add(included).ok_or_else(wrong)?;
-    if to < from { Err(format!("range {text} goes backwards")) } else { Ok(NumberRange { from, to }) }
+    if to < from { Err(format!("range {text} goes backwards")) } else { Ok(RangeArg { from, to }) }
 }
 
 /// Runs the kind over the input.
@@ -230,7 +230,7 @@ fn how_to_go_on(job: &str) -> String {
 type MapInput = BoxStream<'static, Result<Bytes, String>>;
 
 async fn open(args: &MapArgs) -> anyhow::Result<(MapInput, Option<u64>)> {
-    if let Some(NumberRange { from, to }) = args.range {
+    if let Some(RangeArg { from, to }) = args.range {
         let total = u64::try_from(i128::from(to) - i128::from(from)).ok();
         return Ok((stream::iter((from..to).map(|n| Ok(Bytes::from(n.to_string())))).boxed(), total));
     }

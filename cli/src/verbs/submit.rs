@@ -14,7 +14,7 @@ use millpond::visible::visible_json;
 use millpond::wire::bounds::parse_time;
 use serde_json::json;
 
-use super::arguments::Source;
+use super::arguments::ArgumentSource;
 use super::interrupt::Interrupt;
 use super::task_args::RunnerArgs;
 use super::task_end::{EndedTask, describe};
@@ -140,7 +140,7 @@ pub async fn run(args: SubmitArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode>
     let mut task = args.task()?;
     // What was typed is checked before the server is reached.
     let source = match &args.file {
-        Some(path) => Some(Source::open(path).await?),
+        Some(path) => Some(ArgumentSource::open(path).await?),
         None => None,
     };
     let client = env.publisher("submit", args.connect.check()?, &args.signing).await?;

@@ -183,10 +183,10 @@ fn read_secret(path: &Path, name: &'static str) -> Result<Secret, FileError> {
     }
 }
 
-type Named<'a> = (&'static str, &'a Option<PathBuf>);
+type NamedFile<'a> = (&'static str, &'a Option<PathBuf>);
 
 /// A certificate's file and its key's: both, or neither; both can be read.
-pub fn both(cert: Named<'_>, key: Named<'_>) -> Result<Option<(PathBuf, PathBuf)>, FileError> {
+pub fn both(cert: NamedFile<'_>, key: NamedFile<'_>) -> Result<Option<(PathBuf, PathBuf)>, FileError> {
     match (set(cert.1), set(key.1)) {
         (None, None) => Ok(None),
         (Some(_), None) => Err(FileError::Alone { given: cert.0, missing: key.0 }),

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use jiff::tz::TimeZone;
 
 use crate::bus::operate::cancel::Tombstone;
-use crate::bus::operate::control::{ControlReply, JobEnded, Replay};
+use crate::bus::operate::control::{ControlReply, JobEnded, ReplayRequest};
 use crate::bus::operate::queues::PurgeRecord;
 use crate::bus::publish::queue_limits::QueueSettings;
 use crate::bus::read::outcomes::{OutcomeBody, read_dead, read_results};
@@ -150,7 +150,7 @@ fn fuzz_requests() {
         r#"{"refused":"no"}"#,
     ];
     storm("requests", &corpus, |input| {
-        if let Ok(replay) = decode::<Replay>(input) {
+        if let Ok(replay) = decode::<ReplayRequest>(input) {
             let _ = replay.evidence.replay_headers(&replay.queue, &replay.headers);
         }
         if let Ok(ended) = decode::<JobEnded>(input) {

@@ -31,7 +31,7 @@ pub(crate) struct Certificate {
 }
 
 /// What the files hold.
-type Files = (Vec<u8>, Vec<u8>);
+type CertificateFiles = (Vec<u8>, Vec<u8>);
 
 impl Certificate {
     /// Reads the files; the certificate, and what serves HTTPS with it.
@@ -74,7 +74,7 @@ impl Certificate {
         }
     }
 
-    async fn look(&self) -> Result<Files, String> {
+    async fn look(&self) -> Result<CertificateFiles, String> {
         let (cert, key) = (self.cert.clone(), self.key.clone());
         let read = tokio::task::spawn_blocking(move || read(&cert, &key)).await;
         read.unwrap_or_else(|error| Err(error.to_string()))
@@ -87,13 +87,13 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-fn read(cert: &PathBuf, key: &PathBuf) -> Result<Files, String> {
+fn read(cert: &PathBuf, key: &PathBuf) -> Result<CertificateFiles, String> {
     let read = |path: &PathBuf| fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()));
     Ok((read(cert)?, read(key)?))
 }
 
 /// The certificate in these files, when it fits the key.
-fn certified((cert, key): &Files, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
+fn certified((cert, key): &CertificateFiles, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
     let chain =
         CertificateDer::pem_slice_iter(cert).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
     if chain.is_empty() {

@@ -38,7 +38,7 @@ struct Entry {
 }
 
 /// An open connection. It is counted until this is dropped.
-pub(crate) struct Connection {
+pub(crate) struct HttpConnection {
     id: u64,
     all: Connections,
     evicted: CancellationToken,
@@ -60,7 +60,7 @@ impl Connections {
     }
 
     /// Counts a new connection; none when there is no room, because all that could be closed for it are busy.
-    pub(crate) fn admit(&self, address: IpAddr) -> Option<Connection> {
+    pub(crate) fn admit(&self, address: IpAddr) -> Option<HttpConnection> {
         let mut open = self.open();
         let of_address = open.by_address.get(&address).copied().unwrap_or(0);
         if of_address >= open.limits.per_address {
@@ -74,7 +74,7 @@ impl Connections {
         let entry = Entry { address, requests: 0, silent_since: Instant::now(), evicted: evicted.clone() };
         open.by_id.insert(id, entry);
         *open.by_address.entry(address).or_default() += 1;
-        Some(Connection { id, all: self.clone(), evicted })
+        Some(HttpConnection { id, all: self.clone(), evicted })
     }
 }
 
@@ -99,7 +99,7 @@ impl Open {
     }
 }
 
-impl Connection {
+impl HttpConnection {
     /// A request has come.
     pub(crate) fn request(&self) -> RequestUnderWay {
         if let Some(entry) = self.all.open().by_id.get_mut(&self.id) {
@@ -114,7 +114,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for HttpConnection {
     fn drop(&mut self) {
         self.all.open().remove(self.id);
     }

@@ -27,7 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
-use crate::connections::{Connection, Connections, RequestUnderWay};
+use crate::connections::{Connections, HttpConnection, RequestUnderWay};
 use crate::listen::{HttpSettings, Peer};
 use crate::taken_stream::TakenStream;
 use crate::upload;
@@ -166,7 +166,7 @@ async fn serve(
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
     router: Router,
-    connection: Connection,
+    connection: HttpConnection,
     shutdown: CancellationToken,
 ) {
     let Some(tls) = tls else { return answer(stream, peer, router, &Arc::new(connection), &shutdown).await };
@@ -187,7 +187,7 @@ async fn answer(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
     router: Router,
-    connection: &Arc<Connection>,
+    connection: &Arc<HttpConnection>,
     shutdown: &CancellationToken,
 ) {
     let router = TowerToHyperService::new(router);

@@ -115,14 +115,14 @@ fn passed_ms(now_ms: i64, at_ms: i64) -> u128 {
 }
 
 /// The queues, and when the poll that found them began.
-type Polled = (Instant, Vec<QueueStatus>);
+type QueuesPolled = (Instant, Vec<QueueStatus>);
 
 /// Polls the queues. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Queues {
     bus: Bus,
     workers: Workers,
-    polled: Arc<Mutex<Option<Polled>>>,
+    polled: Arc<Mutex<Option<QueuesPolled>>>,
 }
 
 impl Queues {

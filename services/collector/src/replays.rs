@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use millpond::bus::Bus;
-use millpond::bus::operate::control::{CTL_REPLAY, ControlError, ControlReply, Replay};
+use millpond::bus::operate::control::{CTL_REPLAY, ControlError, ControlReply, ReplayRequest};
 use millpond::bus::read::outcomes::{OutcomeReader, OutcomeStream};
 use millpond::dead_letter::moved_id;
 use millpond::failpoint;
@@ -65,7 +65,7 @@ struct ReplayStep {
     /// Its place in the request.
     place: usize,
     planned: PlannedReplay,
-    request: Replay,
+    request: ReplayRequest,
 }
 
 /// What a producer answered to the request for a replay.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use data_encoding::BASE64;
 use millpond::bus::Bus;
 use millpond::bus::error::BusError;
-use millpond::bus::operate::control::{CTL_REPLAY, ControlReply, ControlRequests, Replay};
+use millpond::bus::operate::control::{CTL_REPLAY, ControlReply, ControlRequests, ReplayRequest};
 use millpond::bus::publish::RetryDeadline;
 use millpond::dead_letter::moved_id;
 use millpond::limits::CLAIM_CHECK_BYTES;
@@ -44,7 +44,7 @@ pub(crate) async fn serve(bus: Bus, mut requests: ControlRequests) {
 
 /// Publishes the task; the id under which it runs.
 async fn replay(bus: &Bus, request: &[u8]) -> Result<String, String> {
-    let request: Replay = decode(request).map_err(|e| format!("not a dead letter: {e}"))?;
+    let request: ReplayRequest = decode(request).map_err(|e| format!("not a dead letter: {e}"))?;
     let evidence = &request.evidence;
     let (subject, mut headers, id) = match &request.to_queue {
         // Another task of its unique key is refused while this one waits or runs.

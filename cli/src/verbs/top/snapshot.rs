@@ -20,7 +20,7 @@ const POLL_WITHIN: Duration = Duration::from_secs(5);
 const JOBS_MAX: u32 = 10;
 
 /// The cluster at one moment.
-pub(super) struct Snapshot {
+pub(super) struct ClusterSnapshot {
     /// Workers by name.
     pub(super) workers: Vec<WorkerRow>,
     /// Queues by name.
@@ -36,21 +36,21 @@ pub(super) struct Snapshot {
 ///
 /// # Errors
 /// When the collector does not answer.
-pub(super) async fn poll(api: &Api) -> anyhow::Result<Snapshot> {
+pub(super) async fn poll(api: &Api) -> anyhow::Result<ClusterSnapshot> {
     let (workers, queues, jobs, problems) = tokio::try_join!(
         page(api, "/api/v1/workers", &()),
         page(api, "/api/v1/queues", &()),
         page(api, "/api/v1/jobs", &[("limit", JOBS_MAX)]),
         page(api, "/api/v1/problems", &())
     )?;
-    Ok(Snapshot { workers, queues, jobs, problems, at_ms: millpond::now_ms() })
+    Ok(ClusterSnapshot { workers, queues, jobs, problems, at_ms: millpond::now_ms() })
 }
 
 /// Polls after `wait`, and not for long.
 ///
 /// # Errors
 /// As [`poll`], and when the collector takes too long.
-pub(super) async fn poll_after(api: &Api, wait: Duration) -> anyhow::Result<Snapshot> {
+pub(super) async fn poll_after(api: &Api, wait: Duration) -> anyhow::Result<ClusterSnapshot> {
     tokio::time::sleep(wait).await;
     match tokio::time::timeout(POLL_WITHIN, poll(api)).await {
         Ok(polled) => polled,
@@ -138,7 +138,7 @@ pub(super) struct DashboardRow<'a> {
 /// The last snapshot, and what earlier ones are needed for.
 #[derive(Default)]
 pub(super) struct Dashboard {
-    snapshot: Option<Snapshot>,
+    snapshot: Option<ClusterSnapshot>,
     counters: BTreeMap<String, WorkerCounters>,
     /// Since when the collector does not answer, and its last error.
     away: Option<(Instant, String)>,
@@ -146,7 +146,7 @@ pub(super) struct Dashboard {
 
 impl Dashboard {
     /// Takes the outcome of a poll.
-    pub(super) fn add(&mut self, polled: anyhow::Result<Snapshot>) {
+    pub(super) fn add(&mut self, polled: anyhow::Result<ClusterSnapshot>) {
         match polled {
             Err(error) => {
                 let since = self.away.take().map_or_else(Instant::now, |(since, _)| since);
@@ -167,7 +167,7 @@ impl Dashboard {
     }
 
     /// The last snapshot.
-    pub(super) fn snapshot(&self) -> Option<&Snapshot> {
+    pub(super) fn snapshot(&self) -> Option<&ClusterSnapshot> {
         self.snapshot.as_ref()
     }
 
@@ -225,12 +225,12 @@ pub(super) mod tests {
     use super::super::super::worker::list::tests::worker;
     use super::*;
 
-    pub(in crate::verbs::top) fn snapshot(workers: Vec<WorkerRow>, queues: Value, jobs: Value) -> Snapshot {
+    pub(in crate::verbs::top) fn snapshot(workers: Vec<WorkerRow>, queues: Value, jobs: Value) -> ClusterSnapshot {
         let (queues, jobs) = (serde_json::from_value(queues).unwrap(), serde_json::from_value(jobs).unwrap());
-        Snapshot { workers, queues, jobs, problems: Vec::new(), at_ms: 0 }
+        ClusterSnapshot { workers, queues, jobs, problems: Vec::new(), at_ms: 0 }
     }
 
-    fn counted(heartbeat_ms: i64, done: u64, nonce: &str) -> Snapshot {
+    fn counted(heartbeat_ms: i64, done: u64, nonce: &str) -> ClusterSnapshot {
         let fields = json!({ "nonce": nonce, "heartbeat_ms": heartbeat_ms, "done": done });
         snapshot(vec![worker(fields)], json!([]), json!([]))
     }
@@ -238,7 +238,7 @@ pub(super) mod tests {
     #[test]
     fn rates_follow_the_workers_heartbeats() {
         let mut dashboard = Dashboard::default();
-        let mut check = |snapshot: Snapshot, expected: Option<f64>| {
+        let mut check = |snapshot: ClusterSnapshot, expected: Option<f64>| {
             dashboard.add(Ok(snapshot));
             assert_eq!(dashboard.totals().done_rate, expected);
         };

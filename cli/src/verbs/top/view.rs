@@ -3,7 +3,7 @@
 use millpond_api::jobs::JobRow;
 
 use super::super::{queue, worker};
-use super::snapshot::{Dashboard, Snapshot};
+use super::snapshot::{ClusterSnapshot, Dashboard};
 use crate::output::Table;
 
 /// Cells of a progress bar.
@@ -52,7 +52,7 @@ pub(super) fn queues(dashboard: &Dashboard) -> Vec<String> {
 
 /// The workers as a table, each followed by its child processes.
 pub(super) fn workers(dashboard: &Dashboard) -> Vec<String> {
-    worker::list::table(dashboard.snapshot().map_or(&[], |Snapshot { workers, .. }| workers)).lines()
+    worker::list::table(dashboard.snapshot().map_or(&[], |ClusterSnapshot { workers, .. }| workers)).lines()
 }
 
 /// The newest jobs as a table.

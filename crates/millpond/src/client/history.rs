@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::errors::MapError;
-use super::payloads::ItemEnd;
+use super::payloads::KnownEnd;
 use super::{Client, NoResult, TaskResult};
 use crate::bus::Bus;
 use crate::bus::operate::control::{CTL_RESULTS, ControlReply};
@@ -123,14 +123,14 @@ fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Box<RawValue>>, 
 
 impl HistoryRow {
     /// The index and the end; none for a task that has not ended.
-    pub(super) fn end(self) -> Option<(u64, ItemEnd)> {
+    pub(super) fn end(self) -> Option<(u64, KnownEnd)> {
         Some((self.index?, self.item_end()?))
     }
 
-    fn item_end(self) -> Option<ItemEnd> {
+    fn item_end(self) -> Option<KnownEnd> {
         let raw = |text: String| RawValue::from_string(text).ok();
         if let Some(at) = self.stored.filter(|_| self.status == "done") {
-            return Some(ItemEnd::Stored(at));
+            return Some(KnownEnd::Stored(at));
         }
         let end = match self.status.as_str() {
             "done" => match self.result.or_else(|| raw(self.result_text?)) {
@@ -141,7 +141,7 @@ impl HistoryRow {
             "cancelled" => Err(NoResult::Cancelled),
             _ => return None,
         };
-        Some(ItemEnd::Inline(end))
+        Some(KnownEnd::Inline(end))
     }
 }
 
@@ -195,7 +195,7 @@ impl Client {
     /// The end of a task as a collector has it; returns once there is one. RESULTS does not tell it when the task was published
     /// before (`repeated`): then it may have ended long ago, or under another job. A dead letter of a task that was published anew
     /// is of its earlier run, and not waited for.
-    pub(super) async fn stored_end(&self, queue: &str, id: &str, repeated: bool) -> ItemEnd {
+    pub(super) async fn stored_end(&self, queue: &str, id: &str, repeated: bool) -> KnownEnd {
         let request = ResultsRequest::OfTask { queue: queue.to_owned(), id: id.to_owned() };
         let (mut delay, delay_max) =
             if repeated { (REPEATED_POLL_MIN, REPEATED_POLL_MAX) } else { (FIRST_POLL_AFTER, FIRST_POLL_MAX) };

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use super::errors::MapError;
 use super::history::{CatchUp, HistoryRow};
 use super::map_publisher::MapPublisher;
-use super::payloads::{ItemEnd, final_ends};
+use super::payloads::{KnownEnd, final_ends};
 use super::result_window::ResultWindow;
 use super::spec::MapItem;
 use super::{Client, NoResult};
@@ -166,10 +166,10 @@ impl MapRun {
         }
         let floor = self.window.floor();
         if self.cancelled && floor < self.publisher.next_index() && self.window.waits_for_floor() {
-            self.note_end(floor, ItemEnd::Inline(Err(NoResult::Cancelled)));
+            self.note_end(floor, KnownEnd::Inline(Err(NoResult::Cancelled)));
         }
         match self.window.take()? {
-            (index, ItemEnd::Inline(end)) => Some(MapItem { index, end }),
+            (index, KnownEnd::Inline(end)) => Some(MapItem { index, end }),
             (index, stored) => {
                 let client = self.client.clone();
                 self.fetching = Some(Box::pin(async move { MapItem { index, end: client.fetch(stored).await } }));
@@ -253,7 +253,7 @@ impl MapRun {
     }
 
     /// Notes the end of an item; a second end of the same item changes nothing.
-    fn note_end(&mut self, index: u64, end: ItemEnd) {
+    fn note_end(&mut self, index: u64, end: KnownEnd) {
         // Not read from the input yet: its end counts only if it was stored before the job was resumed.
         if index >= self.publisher.next_index() && !self.publisher.note_already_stored(index) {
             return;

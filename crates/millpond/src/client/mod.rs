@@ -35,7 +35,7 @@ pub use history::{HistoryPage, HistoryRequest, ResultsRequest};
 pub use map::MapRun;
 pub use publish_all::{PublishAllError, PublishedJob};
 pub use schedules::{cron_in, zone_of};
-pub use session::Session;
+pub use session::TaskSession;
 pub use spec::{IfJobExists, MapItem, MapSpec};
 pub use submit::{NewTask, Submitted};
 pub use wait::Waiter;

@@ -20,14 +20,14 @@ const FETCH_RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// How an item ended, as RESULTS or a collector has it.
 #[derive(Debug)]
-pub(super) enum ItemEnd {
+pub(super) enum KnownEnd {
     /// With everything there is.
     Inline(TaskEnd),
     /// With a result that lies in the store.
     Stored(PayloadRef),
 }
 
-impl ItemEnd {
+impl KnownEnd {
     pub(super) fn of(result: ItemResult<'_>) -> Self {
         match result {
             ItemResult::Inline(value) => Self::Inline(Ok(TaskResult { value: value.to_owned(), is_bytes: false })),
@@ -46,9 +46,9 @@ impl ItemEnd {
 }
 
 /// The end of an item; none while a later attempt waits.
-pub(super) fn final_end(end: Result<ItemResult<'_>, &NotDone>) -> Option<ItemEnd> {
+pub(super) fn final_end(end: Result<ItemResult<'_>, &NotDone>) -> Option<KnownEnd> {
     let not_done = match end {
-        Ok(result) => return Some(ItemEnd::of(result)),
+        Ok(result) => return Some(KnownEnd::of(result)),
         Err(not_done) => not_done,
     };
     let no_result = match not_done.end {
@@ -59,11 +59,11 @@ pub(super) fn final_end(end: Result<ItemResult<'_>, &NotDone>) -> Option<ItemEnd
         NotDoneState::Cancelled => NoResult::Cancelled,
         NotDoneState::Retry | NotDoneState::Remainder => return None,
     };
-    Some(ItemEnd::Inline(Err(no_result)))
+    Some(KnownEnd::Inline(Err(no_result)))
 }
 
 /// Each item of an outcome that ended for good: its index in the job, and its end.
-pub(super) fn final_ends(outcome: &Outcome) -> impl Iterator<Item = (u64, ItemEnd)> {
+pub(super) fn final_ends(outcome: &Outcome) -> impl Iterator<Item = (u64, KnownEnd)> {
     let first = outcome.first_item();
     outcome.ends().filter_map(move |(item, end)| {
         let index = outcome.index? + u64::from(item - first);
@@ -118,10 +118,10 @@ impl Client {
     }
 
     /// The end with its result, fetched where it lies in the store. Waits for a server that does not answer.
-    pub(super) async fn fetch(&self, end: ItemEnd) -> TaskEnd {
+    pub(super) async fn fetch(&self, end: KnownEnd) -> TaskEnd {
         let at = match end {
-            ItemEnd::Inline(end) => return end,
-            ItemEnd::Stored(at) => at,
+            KnownEnd::Inline(end) => return end,
+            KnownEnd::Stored(at) => at,
         };
         loop {
             match self.get_result(&at).await {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::payloads::ItemEnd;
+use super::payloads::KnownEnd;
 
 /// Ends that were not handed out yet; and, without order, the indexes of those that were, above the floor.
 #[derive(Default)]
@@ -12,9 +12,9 @@ pub(super) struct ResultWindow {
     /// All items below this index were handed out, or are in `unordered`.
     floor: u64,
     /// Items at or above the floor that ended: the end itself when ordered, else none.
-    ended: BTreeMap<u64, Option<ItemEnd>>,
+    ended: BTreeMap<u64, Option<KnownEnd>>,
     /// Without order: the ends to hand out.
-    unordered: Vec<(u64, ItemEnd)>,
+    unordered: Vec<(u64, KnownEnd)>,
     held_bytes: usize,
 }
 
@@ -39,7 +39,7 @@ impl ResultWindow {
     }
 
     /// Adds the end of an item; a second end of the same item changes nothing.
-    pub(super) fn add(&mut self, index: u64, end: ItemEnd) {
+    pub(super) fn add(&mut self, index: u64, end: KnownEnd) {
         if index < self.floor || self.ended.contains_key(&index) {
             return;
         }
@@ -56,7 +56,7 @@ impl ResultWindow {
     }
 
     /// Takes the next end to hand out.
-    pub(super) fn take(&mut self) -> Option<(u64, ItemEnd)> {
+    pub(super) fn take(&mut self) -> Option<(u64, KnownEnd)> {
         if !self.ordered {
             return self.unordered.pop();
         }

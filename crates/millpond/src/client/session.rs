@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::errors::SubmitError;
-use super::payloads::{ItemEnd, final_end};
+use super::payloads::{KnownEnd, final_end};
 use super::{Client, NewTask, NoResult, Submitted, TaskEnd};
 use crate::bus::error::BusError;
 use crate::bus::publish::RetryDeadline;
@@ -13,12 +13,12 @@ use crate::bus::read::job_results::LiveResults;
 const UNCLAIMED_MAX: usize = 1000;
 
 /// Submits tasks one at a time and waits for each. Make it once, use it often.
-pub struct Session {
+pub struct TaskSession {
     client: Client,
     job: String,
     results: LiveResults,
     /// Ends that arrived while another task was awaited, or whose wait was dropped, by queue and id.
-    unclaimed: HashMap<(String, String), ItemEnd>,
+    unclaimed: HashMap<(String, String), KnownEnd>,
     /// Queue and id of awaited tasks that were published before this session published them.
     repeated: HashSet<(String, String)>,
 }
@@ -28,15 +28,15 @@ impl Client {
     ///
     /// # Errors
     /// [`BusError`] when results cannot be read.
-    pub async fn session(&self, job: Option<String>) -> Result<Session, BusError> {
+    pub async fn session(&self, job: Option<String>) -> Result<TaskSession, BusError> {
         let job = job.unwrap_or_else(|| format!("s-{}", crate::random_token()));
         // The reader comes first: an end that is published before it listens would be missed.
         let results = LiveResults::start(&self.bus, &job).await?;
-        Ok(Session { client: self.clone(), job, results, unclaimed: HashMap::new(), repeated: HashSet::new() })
+        Ok(TaskSession { client: self.clone(), job, results, unclaimed: HashMap::new(), repeated: HashSet::new() })
     }
 }
 
-impl Session {
+impl TaskSession {
     /// Publishes a task and waits for its end, however long that takes. `on_stored` is called once the server has the task.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl Session {
         &self.job
     }
 
-    /// Publishes a task of this session; [`Session::end`] waits for its end.
+    /// Publishes a task of this session; [`TaskSession::end`] waits for its end.
     ///
     /// # Errors
     /// [`SubmitError`] when it cannot be published.
@@ -94,14 +94,14 @@ impl Session {
         Box::pin(client.fetch(end)).await
     }
 
-    async fn heard(&mut self, awaited: &(String, String)) -> ItemEnd {
+    async fn heard(&mut self, awaited: &(String, String)) -> KnownEnd {
         loop {
             if let Some(end) = self.unclaimed.remove(awaited) {
                 return end;
             }
             let (subject, batch) = self.results.next().await;
             if batch.cancelled.as_ref().is_some_and(|c| c.covers(&awaited.1)) {
-                return ItemEnd::Inline(Err(NoResult::Cancelled));
+                return KnownEnd::Inline(Err(NoResult::Cancelled));
             }
             if self.unclaimed.len() > UNCLAIMED_MAX {
                 self.unclaimed.clear();

@@ -3,7 +3,7 @@
 //! task was published before, a collector does.
 
 use super::errors::SubmitError;
-use super::payloads::{ItemEnd, final_end};
+use super::payloads::{KnownEnd, final_end};
 use super::{Client, NewTask, NoResult, Submitted, TaskEnd};
 use crate::bus::publish::RetryDeadline;
 use crate::bus::read::job_results::LiveResults;
@@ -93,11 +93,11 @@ async fn end_of(client: &Client, results: &mut LiveResults, (queue, id): (&str, 
     client.fetch(end).await
 }
 
-async fn heard(results: &mut LiveResults, queue: &str, id: &str) -> ItemEnd {
+async fn heard(results: &mut LiveResults, queue: &str, id: &str) -> KnownEnd {
     loop {
         let (subject, batch) = results.next().await;
         if batch.cancelled.as_ref().is_some_and(|c| subject.job.as_ref() == Some(&c.job) && c.covers(id)) {
-            return ItemEnd::Inline(Err(NoResult::Cancelled));
+            return KnownEnd::Inline(Err(NoResult::Cancelled));
         }
         let of_task = batch.outcomes.iter().filter(|outcome| subject.queue == queue && outcome.id == id);
         if let Some(end) = of_task.flat_map(|outcome| outcome.ends()).find_map(|(_, end)| final_end(end)) {

@@ -36,7 +36,7 @@ const HEADERS: [(HeaderName, &str); 6] = [
 
 #[derive(RustEmbed)]
 #[folder = "src/console/"]
-struct Files;
+struct ConsoleFiles;
 
 /// The console's routes. Two redirects lead there; relative ones, so that it may lie below a path of a proxy.
 pub(super) fn router() -> Router<Arc<App>> {
@@ -49,7 +49,7 @@ pub(super) fn router() -> Router<Arc<App>> {
 }
 
 fn file(path: &str, headers: &HeaderMap) -> Response {
-    let (Some(file), Some(kind)) = (Files::get(path), kind(path)) else {
+    let (Some(file), Some(kind)) = (ConsoleFiles::get(path), kind(path)) else {
         return ErrorAnswer::not_found("no such file of the console").into_response();
     };
     let tag = tag(&file);
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn every_file_has_a_type_and_a_version() {
         let mut seen = 0;
-        for path in Files::iter() {
+        for path in ConsoleFiles::iter() {
             assert!(kind(&path).is_some(), "{path} is of no known type");
             let answer = file(&path, &HeaderMap::new());
             assert_eq!(answer.status(), StatusCode::OK, "{path}");
@@ -106,7 +106,7 @@ mod tests {
             assert_eq!(file(&path, &again).status(), StatusCode::NOT_MODIFIED, "{path}");
             seen += 1;
         }
-        assert!(seen > 0 && Files::get(INDEX).is_some());
+        assert!(seen > 0 && ConsoleFiles::get(INDEX).is_some());
         for path in ["none.html", "../lib.rs", "/etc/passwd", ""] {
             assert_eq!(file(path, &HeaderMap::new()).status(), StatusCode::NOT_FOUND, "{path}");
         }

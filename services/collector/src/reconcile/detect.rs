@@ -11,8 +11,8 @@ use millpond::worker_record::{WorkerRecord, built_in_hint};
 use millpond_api::overview::ProblemKind;
 use millpond_api::workers::WorkerState;
 
-use super::problems::Finding;
-use super::snapshot::Snapshot;
+use super::problems::FoundProblem;
+use super::snapshot::BusSnapshot;
 
 /// How long messages must wait without a worker, in milliseconds: a worker may just be starting.
 const NO_WORKER_AFTER_MS: i64 = 2_000;
@@ -53,7 +53,7 @@ struct Condition {
 
 impl Detector {
     /// What is wrong by now.
-    pub(super) fn found(&mut self, seen: &Snapshot) -> Vec<Finding> {
+    pub(super) fn found(&mut self, seen: &BusSnapshot) -> Vec<FoundProblem> {
         let mut conditions = Vec::new();
         for queue in &seen.queues {
             conditions.extend(no_worker(queue, seen));
@@ -72,7 +72,7 @@ impl Detector {
             let since_ms = before.map_or(seen.now_ms, |(_, since_ms)| *since_ms);
             since.insert(key, (still, since_ms));
             if seen.now_ms - since_ms >= after_ms {
-                found.push(Finding { kind, what, sentence, since_ms });
+                found.push(FoundProblem { kind, what, sentence, since_ms });
             }
         }
         self.since = since;
@@ -88,7 +88,7 @@ pub(super) fn counted(count: u64, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
-fn no_worker(queue: &QueueState, seen: &Snapshot) -> Option<Condition> {
+fn no_worker(queue: &QueueState, seen: &BusSnapshot) -> Option<Condition> {
     let name = &queue.queue;
     if check_token("queue", name).is_err() {
         // No worker can serve it; what lies there is about to be dead-lettered.
@@ -113,7 +113,7 @@ fn no_worker(queue: &QueueState, seen: &Snapshot) -> Option<Condition> {
 }
 
 /// Kinds of tasks that workers got lately, and that no worker of their queue knows.
-fn unknown_kinds(seen: &Snapshot) -> impl Iterator<Item = Condition> {
+fn unknown_kinds(seen: &BusSnapshot) -> impl Iterator<Item = Condition> {
     let mut unknown: BTreeMap<&str, ()> = BTreeMap::new();
     for (worker, _) in seen.workers.iter().filter(|(_, state)| *state == WorkerState::Live) {
         unknown.extend(worker.unknown_kinds.iter().map(|name| (name.as_str(), ())));
@@ -134,7 +134,7 @@ fn unknown_kinds(seen: &Snapshot) -> impl Iterator<Item = Condition> {
 }
 
 /// Kinds whose handlers cannot start, on some worker at least.
-fn broken_kinds(seen: &Snapshot) -> impl Iterator<Item = Condition> {
+fn broken_kinds(seen: &BusSnapshot) -> impl Iterator<Item = Condition> {
     let mut broken: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
     for (worker, _) in seen.workers.iter().filter(|(_, state)| *state == WorkerState::Live) {
         let troubles = worker.troubles.iter();
@@ -159,7 +159,7 @@ fn paused(queue: &QueueState) -> Option<Condition> {
 
 /// Messages that were handed out, and that no worker that is there holds, while nothing else is handed out: a message that a
 /// worker releases, because it does not know its kind, say, is handed out again at once.
-fn orphaned(queue: &QueueState, seen: &Snapshot) -> Option<Condition> {
+fn orphaned(queue: &QueueState, seen: &BusSnapshot) -> Option<Condition> {
     let name = &queue.queue;
     let there = seen.serving(name, PRESENT).count();
     // All that a worker of several queues holds counts here: rather no problem than a wrong one.
@@ -187,7 +187,7 @@ fn deliveries(queue: &QueueState) -> u64 {
 }
 
 /// Messages that wait while live workers have free slots, and nothing is handed out.
-fn stuck(queue: &QueueState, seen: &Snapshot) -> Option<Condition> {
+fn stuck(queue: &QueueState, seen: &BusSnapshot) -> Option<Condition> {
     let name = &queue.queue;
     // Only the worker knows which slots a kind takes. With fewer tasks running than it has slots of the scarcer sort, one of
     // each sort is free.
@@ -222,7 +222,7 @@ fn behind(stream: &str, state: OutcomeReaderState) -> Option<Condition> {
 }
 
 /// Workers whose heartbeat has stopped.
-pub(super) fn lost_workers(workers: &[(WorkerRecord, WorkerState)]) -> Vec<Finding> {
+pub(super) fn lost_workers(workers: &[(WorkerRecord, WorkerState)]) -> Vec<FoundProblem> {
     let lost = workers.iter().filter(|(_, state)| *state == WorkerState::Lost);
     lost.map(|(worker, _)| {
         let WorkerRecord { name, host, pid, heartbeat_ms, .. } = worker;
@@ -230,20 +230,20 @@ pub(super) fn lost_workers(workers: &[(WorkerRecord, WorkerState)]) -> Vec<Findi
         let sentence = format!(
             "worker {name} (process {pid} on {host}) went without a word; {held} that it held go to others; start it again if it is missed"
         );
-        Finding { kind: ProblemKind::WorkerLost, what: name.clone(), sentence, since_ms: *heartbeat_ms }
+        FoundProblem { kind: ProblemKind::WorkerLost, what: name.clone(), sentence, since_ms: *heartbeat_ms }
     })
     .collect()
 }
 
 /// Streams and buckets that are not there.
-pub(super) fn missing_streams(names: &[String]) -> impl Iterator<Item = Finding> {
+pub(super) fn missing_streams(names: &[String]) -> impl Iterator<Item = FoundProblem> {
     names.iter().map(|name| {
         let bucket = name.strip_prefix("KV_").or_else(|| name.strip_prefix("OBJ_"));
         let (what, sort) = bucket.map_or((name.as_str(), "stream"), |bucket| (bucket, "bucket"));
         let sentence = format!(
             "{sort} {what} is not there, somebody has deleted it; `millpond setup` makes it again, what it held is lost"
         );
-        Finding { kind: ProblemKind::Missing, what: what.to_owned(), sentence, since_ms: millpond::now_ms() }
+        FoundProblem { kind: ProblemKind::Missing, what: what.to_owned(), sentence, since_ms: millpond::now_ms() }
     })
 }
 
@@ -251,7 +251,7 @@ pub(super) fn missing_streams(names: &[String]) -> impl Iterator<Item = Finding>
 pub(super) fn missing_consumers(
     queues: &[QueueState],
     workers: &[(WorkerRecord, WorkerState)],
-) -> impl Iterator<Item = Finding> {
+) -> impl Iterator<Item = FoundProblem> {
     let live = workers.iter().filter(|(_, state)| *state == WorkerState::Live);
     let served: BTreeSet<&String> = live.flat_map(|(worker, _)| &worker.queues).collect();
     let has_both = |name: &str| queues.iter().any(|queue| queue.queue == name && queue.consumers == 2);
@@ -259,7 +259,7 @@ pub(super) fn missing_consumers(
         let sentence = format!(
             "a consumer of queue {name} is not there, somebody has deleted it; a worker of the queue makes it again as soon as it has a free slot"
         );
-        Finding { kind: ProblemKind::Missing, what: name.clone(), sentence, since_ms: millpond::now_ms() }
+        FoundProblem { kind: ProblemKind::Missing, what: name.clone(), sentence, since_ms: millpond::now_ms() }
     })
 }
 
@@ -268,7 +268,7 @@ pub(super) fn clocks(
     workers: &[(WorkerRecord, WorkerState)],
     told: &[ClockOff],
     own_ahead_ms: i64,
-) -> impl Iterator<Item = Finding> {
+) -> impl Iterator<Item = FoundProblem> {
     let live = workers.iter().filter(|(_, state)| *state != WorkerState::Lost);
     let of_workers =
         live.map(|(worker, _)| (format!("worker {}", worker.name), worker.name.clone(), worker.clock_ahead_ms));
@@ -282,19 +282,19 @@ pub(super) fn clocks(
         let sentence = format!(
             "the clock of {who} is {off} s {way} the server's; the server's counts; synchronise the clocks (NTP)"
         );
-        Finding { kind: ProblemKind::Clock, what, sentence, since_ms: millpond::now_ms() }
+        FoundProblem { kind: ProblemKind::Clock, what, sentence, since_ms: millpond::now_ms() }
     })
 }
 
 /// Jobs whose producers are gone before the end of their input.
-pub(super) fn stalled_jobs(jobs: &[JobRecord]) -> Vec<Finding> {
+pub(super) fn stalled_jobs(jobs: &[JobRecord]) -> Vec<FoundProblem> {
     let found = jobs.iter().map(|record| {
         let JobRecord { job, kind, published, .. } = record;
         let sentence = format!(
             "the producer of job {job} is gone; its record, which lags behind what is stored, was last written after {}; `millpond map {kind} … --job {job}` with the same input goes on, `millpond job cancel {job}` ends it",
             counted(*published, "task")
         );
-        Finding { kind: ProblemKind::StalledJob, what: job.clone(), sentence, since_ms: record.heartbeat_ms }
+        FoundProblem { kind: ProblemKind::StalledJob, what: job.clone(), sentence, since_ms: record.heartbeat_ms }
     });
     found.collect()
 }

@@ -23,8 +23,8 @@ fn queue(waiting: u64, held: u64, deliveries: u64) -> QueueState {
     }
 }
 
-fn seen(now_ms: i64, queues: &[QueueState], workers: &[(WorkerRecord, WorkerState)]) -> Snapshot {
-    Snapshot { now_ms, durables: Vec::new(), queues: queues.to_vec(), workers: workers.to_vec() }
+fn seen(now_ms: i64, queues: &[QueueState], workers: &[(WorkerRecord, WorkerState)]) -> BusSnapshot {
+    BusSnapshot { now_ms, durables: Vec::new(), queues: queues.to_vec(), workers: workers.to_vec() }
 }
 
 /// What is found at these times, the same being seen each time.
@@ -108,7 +108,7 @@ fn a_collector_that_stands_still() {
     let mut detector = Detector::default();
     let mut at = |now_ms: i64, ack_floor: u64, pending: u64| {
         let durables = [("RESULTS", OutcomeReaderState { ack_floor, pending, ack_pending: 0 })];
-        detector.found(&Snapshot { durables: durables.to_vec(), ..seen(now_ms, &[], &[]) }).len()
+        detector.found(&BusSnapshot { durables: durables.to_vec(), ..seen(now_ms, &[], &[]) }).len()
     };
     assert_eq!((at(0, 5, 1), at(BEHIND_AFTER_MS, 5, 9)), (0, 1));
     assert_eq!(

@@ -9,8 +9,8 @@ use millpond::bus::read::backlog::{Purges, READ_MAX};
 use millpond_api::overview::ProblemKind;
 
 use super::detect::counted;
-use super::problems::Finding;
-use super::snapshot::{Context, PollError, SEEN_AGAIN_AFTER_MS, Snapshot, StreamPositions};
+use super::problems::FoundProblem;
+use super::snapshot::{BusSnapshot, Context, PollError, SEEN_AGAIN_AFTER_MS, StreamPositions};
 use crate::store::UnendedTask;
 
 /// Rows of one poll.
@@ -66,7 +66,7 @@ impl LostTasks {
     }
 
     /// The lost tasks, by queue.
-    pub(super) fn found(&self) -> Vec<Finding> {
+    pub(super) fn found(&self) -> Vec<FoundProblem> {
         let mut queues: BTreeMap<&str, (u64, &Suspect)> = BTreeMap::new();
         for suspect in self.suspects.values().filter(|suspect| suspect.is_lost) {
             let (count, first) = queues.entry(&suspect.task.queue).or_insert((0, suspect));
@@ -80,13 +80,18 @@ impl LostTasks {
             let sentence = format!(
                 "{tasks} of queue {queue} should run again, and nothing of them waits or runs, {id} for one; look at nats-server's log for lost data, and publish them again"
             );
-            Finding { kind: ProblemKind::LostTask, what: queue.to_owned(), sentence, since_ms: first.since_ms }
+            FoundProblem { kind: ProblemKind::LostTask, what: queue.to_owned(), sentence, since_ms: first.since_ms }
         });
         found.collect()
     }
 
     /// Checks some rows.
-    pub(super) async fn poll(&mut self, context: &Context, seen: &Snapshot, purges: &Purges) -> Result<(), PollError> {
+    pub(super) async fn poll(
+        &mut self,
+        context: &Context,
+        seen: &BusSnapshot,
+        purges: &Purges,
+    ) -> Result<(), PollError> {
         if seen.now_ms < self.rest_until_ms {
             return Ok(());
         }
@@ -132,7 +137,7 @@ impl LostTasks {
     async fn check_queue(
         &mut self,
         context: &Context,
-        seen: &Snapshot,
+        seen: &BusSnapshot,
         purges: &Purges,
         queue: &str,
         tasks: Vec<UnendedTask>,
@@ -177,7 +182,7 @@ impl LostTasks {
 
     /// Remembers that a task is nowhere. True when it was nowhere some time ago too, all that had ended by then is stored,
     /// and nothing was reported of the task since.
-    fn is_missing_twice(&mut self, task: &UnendedTask, seen: &Snapshot, positions: StreamPositions) -> bool {
+    fn is_missing_twice(&mut self, task: &UnendedTask, seen: &BusSnapshot, positions: StreamPositions) -> bool {
         let walk = self.walk;
         let key = (task.queue.clone(), task.id.clone());
         match self.suspects.get_mut(&key) {

@@ -27,10 +27,10 @@ use crate::open_jobs::OpenJobs;
 use crate::workers::Workers;
 use detect::{Detector, OF_A_SNAPSHOT};
 use lost_tasks::LostTasks;
-use problems::Finding;
+use problems::FoundProblem;
 use purge_orphans::PurgeOrphans;
 use schedules::Schedules;
-use snapshot::{PollError, Snapshot};
+use snapshot::{BusSnapshot, PollError};
 
 use crate::store::{RefusedContinuation, UnreadableMessages};
 
@@ -59,7 +59,7 @@ pub(crate) async fn watch(
                 "the store cannot be written, nothing that ends is acknowledged; the collector's log has the reason";
             let since_ms = millpond::now_ms();
             let (what, sentence) = ("store".to_owned(), sentence.to_owned());
-            found.push(Finding { kind: ProblemKind::Store, what, sentence, since_ms });
+            found.push(FoundProblem { kind: ProblemKind::Store, what, sentence, since_ms });
         }
         let kinds = [ProblemKind::WorkerLost, ProblemKind::StalledJob, ProblemKind::Store, ProblemKind::Clock];
         problems.replace(&kinds, found);
@@ -101,34 +101,34 @@ pub(crate) async fn run(context: Context) {
 }
 
 /// Messages that nobody could read, stored within the last day.
-async fn unreadable(context: &Context, now_ms: i64) -> Result<Vec<Finding>, PollError> {
+async fn unreadable(context: &Context, now_ms: i64) -> Result<Vec<FoundProblem>, PollError> {
     let kept = context.store.unreadable_since(now_ms.saturating_sub(SHOWN_FOR_MS)).await?;
     let finding = |UnreadableMessages { stream, count, reason, since_ms }: UnreadableMessages| {
         let messages = if count == 1 { "1 message".to_owned() } else { format!("{count} messages") };
         let sentence = format!(
             "{messages} of {stream} could not be read within the last day and are kept as they came, in the table `unreadable` of the store; the newest: {reason}. Look for what publishes there: a program of another version, or one that is none of millpond's"
         );
-        Finding { kind: ProblemKind::Unreadable, what: stream, sentence, since_ms }
+        FoundProblem { kind: ProblemKind::Unreadable, what: stream, sentence, since_ms }
     };
     Ok(kept.into_iter().map(finding).collect())
 }
 
 /// Continuations of jobs that were refused for good within the last day.
-async fn refused_continuations(context: &Context, now_ms: i64) -> Result<Vec<Finding>, PollError> {
+async fn refused_continuations(context: &Context, now_ms: i64) -> Result<Vec<FoundProblem>, PollError> {
     let refused = context.store.refused_continuations(now_ms.saturating_sub(SHOWN_FOR_MS)).await?;
     let finding = |RefusedContinuation { job, queue, kind, reason, at_ms }: RefusedContinuation| {
         let sentence = format!(
             "job {job} has ended, and the task that its end starts ({queue}.{kind}) is refused for good: {reason}; nothing asks for it again: publish it by hand (`millpond submit`), and correct the continuation where the job is made"
         );
-        Finding { kind: ProblemKind::Continuation, what: job, sentence, since_ms: at_ms }
+        FoundProblem { kind: ProblemKind::Continuation, what: job, sentence, since_ms: at_ms }
     };
     Ok(refused.into_iter().map(finding).collect())
 }
 
 impl Reconciler {
     /// Queues whose consumers somebody has deleted, and whose workers have had time to make them again.
-    fn missing_consumers(&mut self, seen: &Snapshot) -> Vec<Finding> {
-        let missing: Vec<Finding> = detect::missing_consumers(&seen.queues, &seen.workers).collect();
+    fn missing_consumers(&mut self, seen: &BusSnapshot) -> Vec<FoundProblem> {
+        let missing: Vec<FoundProblem> = detect::missing_consumers(&seen.queues, &seen.workers).collect();
         let names = missing.iter().map(|one| one.what.clone()).collect();
         let before = std::mem::replace(&mut self.missing_consumers, names);
         missing.into_iter().filter(|one| before.contains(&one.what)).collect()
@@ -141,7 +141,7 @@ impl Reconciler {
             context.problems.replace(&[ProblemKind::Missing], detect::missing_streams(&missing).collect());
             return Ok(());
         }
-        let seen = Snapshot::take(context).await?;
+        let seen = BusSnapshot::take(context).await?;
         context.problems.replace(&[ProblemKind::Missing], self.missing_consumers(&seen));
         context.problems.replace(&OF_A_SNAPSHOT, self.detector.found(&seen));
         if context.bus.read_purges(&mut self.purges).await? {

@@ -12,7 +12,7 @@ const MENDED_SHOWN_MS: i64 = 600_000;
 
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Finding {
+pub(super) struct FoundProblem {
     pub(super) kind: ProblemKind,
     /// The name of a queue, a worker or a job.
     pub(super) what: String,
@@ -24,7 +24,7 @@ pub(super) struct Finding {
 
 /// A finding that is shown.
 struct ShownFinding {
-    found: Finding,
+    found: FoundProblem,
     /// When it was mended: how long it stays listed, Unix time in milliseconds.
     mended_until_ms: Option<i64>,
 }
@@ -58,14 +58,14 @@ impl Problems {
     }
 
     /// Replaces what was known of these kinds by what was found now.
-    pub(super) fn replace(&self, kinds: &[ProblemKind], found: Vec<Finding>) {
+    pub(super) fn replace(&self, kinds: &[ProblemKind], found: Vec<FoundProblem>) {
         let now = millpond::now_ms();
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
-        let mut found: BTreeMap<(ProblemKind, String), Finding> =
+        let mut found: BTreeMap<(ProblemKind, String), FoundProblem> =
             found.into_iter().map(|one| ((one.kind, one.what.clone()), one)).collect();
         shown.retain(|key, before| match (found.remove(key), before.mended_until_ms) {
             (Some(again), None) => {
-                before.found = Finding { since_ms: before.found.since_ms.min(again.since_ms), ..again };
+                before.found = FoundProblem { since_ms: before.found.since_ms.min(again.since_ms), ..again };
                 true
             }
             // A problem that comes again after it was mended is a new one.
@@ -76,7 +76,7 @@ impl Problems {
             }
             (None, Some(until_ms)) => now < until_ms,
             (None, None) if kinds.contains(&key.0) => {
-                let Finding { kind, what, .. } = &before.found;
+                let FoundProblem { kind, what, .. } = &before.found;
                 tracing::info!(problem = kind.name(), what, "a problem is gone");
                 false
             }
@@ -96,13 +96,13 @@ impl Problems {
     pub(super) fn mended(&self, kind: ProblemKind, what: &str, sentence: String) {
         let now = millpond::now_ms();
         tracing::info!(problem = kind.name(), what, sentence, "mended");
-        let found = Finding { kind, what: what.to_owned(), sentence, since_ms: now };
+        let found = FoundProblem { kind, what: what.to_owned(), sentence, since_ms: now };
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
         shown.insert((kind, what.to_owned()), ShownFinding { found, mended_until_ms: Some(now + MENDED_SHOWN_MS) });
     }
 }
 
-fn appeared(found: &Finding) {
+fn appeared(found: &FoundProblem) {
     tracing::warn!(problem = found.kind.name(), what = found.what, sentence = found.sentence, "a problem");
 }
 
@@ -110,8 +110,8 @@ fn appeared(found: &Finding) {
 mod tests {
     use super::*;
 
-    fn found(kind: ProblemKind, what: &str, since_ms: i64) -> Finding {
-        Finding { kind, what: what.into(), sentence: format!("since {since_ms}"), since_ms }
+    fn found(kind: ProblemKind, what: &str, since_ms: i64) -> FoundProblem {
+        FoundProblem { kind, what: what.into(), sentence: format!("since {since_ms}"), since_ms }
     }
 
     fn whats(problems: &Problems) -> Vec<(String, i64, bool)> {

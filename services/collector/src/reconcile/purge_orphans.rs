@@ -10,8 +10,8 @@ use millpond_api::overview::ProblemKind;
 use millpond_api::workers::WorkerState;
 
 use super::detect::counted;
-use super::snapshot::{Context, PollError, SEEN_AGAIN_AFTER_MS, Snapshot, StreamPositions};
-use crate::store::JobProgress;
+use super::snapshot::{BusSnapshot, Context, PollError, SEEN_AGAIN_AFTER_MS, StreamPositions};
+use crate::store::OpenJob;
 
 /// Jobs that are read from the store at once.
 const PAGE_JOBS: u32 = 200;
@@ -54,7 +54,12 @@ impl PurgeOrphans {
     }
 
     /// Checks some jobs.
-    pub(super) async fn poll(&mut self, context: &Context, seen: &Snapshot, purges: &Purges) -> Result<(), PollError> {
+    pub(super) async fn poll(
+        &mut self,
+        context: &Context,
+        seen: &BusSnapshot,
+        purges: &Purges,
+    ) -> Result<(), PollError> {
         self.note_idle(seen);
         self.read(context).await?;
         let due = self.watched.iter().filter(|(_, watched)| watched.check_at_ms <= seen.now_ms);
@@ -75,7 +80,7 @@ impl PurgeOrphans {
         Ok(())
     }
 
-    fn note_idle(&mut self, seen: &Snapshot) {
+    fn note_idle(&mut self, seen: &BusSnapshot) {
         self.idle.retain(|nonce, _| seen.workers.iter().any(|(worker, _)| worker.nonce == *nonce));
         for (worker, _) in seen.workers.iter().filter(|(worker, _)| worker.held == 0 && worker.running == 0) {
             self.idle.insert(worker.nonce.clone(), worker.heartbeat_ms);
@@ -84,7 +89,7 @@ impl PurgeOrphans {
 
     /// Whether tasks that a purge let run may still run: on a worker that was there then and has had work ever since. All
     /// other tasks their workers end by themselves.
-    fn may_run(&self, seen: &Snapshot, purge: &PurgeRecord) -> bool {
+    fn may_run(&self, seen: &BusSnapshot, purge: &PurgeRecord) -> bool {
         !purge.running
             && seen.serving(&purge.queue, &[WorkerState::Live, WorkerState::Draining]).any(|worker| {
                 let idle_ms = self.idle.get(&worker.nonce).copied().unwrap_or(0);
@@ -99,7 +104,7 @@ impl PurgeOrphans {
         let Some((purge, after)) = self.to_read.front() else { return Ok(()) };
         let (jobs, next) = context.store.jobs_before(&purge.queue, purge.at_ms, *after, PAGE_JOBS).await?;
         let kind = purge.kind.clone();
-        let is_orphan = |job: &JobProgress| job.may_miss() && kind.as_ref().is_none_or(|kind| *kind == job.record.kind);
+        let is_orphan = |job: &OpenJob| job.may_miss() && kind.as_ref().is_none_or(|kind| *kind == job.record.kind);
         for job in jobs.into_iter().filter(is_orphan) {
             self.watched.entry(job.key).or_default();
         }
@@ -114,9 +119,9 @@ impl PurgeOrphans {
     async fn check_job(
         &mut self,
         context: &Context,
-        seen: &Snapshot,
+        seen: &BusSnapshot,
         purges: &Purges,
-        job: &JobProgress,
+        job: &OpenJob,
     ) -> Result<Option<i64>, PollError> {
         let before = self.watched.entry(job.key.clone()).or_default().nothing_left.take();
         let (record, queue) = (&job.record, &job.record.queue);

@@ -7,7 +7,7 @@ use millpond::schedule::{Schedule, ScheduleRecord};
 use millpond_api::overview::ProblemKind;
 use millpond_api::schedules::ScheduleRow;
 
-use super::problems::Finding;
+use super::problems::FoundProblem;
 use super::snapshot::{Context, PollError};
 
 /// How often the server is requested to look at its schedules, in milliseconds.
@@ -24,7 +24,11 @@ pub(super) struct Schedules {
 
 impl Schedules {
     /// What is wrong with schedules; none when it is too early for another look.
-    pub(super) async fn poll(&mut self, context: &Context, now_ms: i64) -> Result<Option<Vec<Finding>>, PollError> {
+    pub(super) async fn poll(
+        &mut self,
+        context: &Context,
+        now_ms: i64,
+    ) -> Result<Option<Vec<FoundProblem>>, PollError> {
         if now_ms - self.looked_ms < LOOK_EVERY_MS {
             return Ok(None);
         }
@@ -34,7 +38,7 @@ impl Schedules {
         Ok(Some(self.found(&records, &refusals, now_ms)))
     }
 
-    fn found(&mut self, records: &[ScheduleRecord], refusals: &Refusals, now_ms: i64) -> Vec<Finding> {
+    fn found(&mut self, records: &[ScheduleRecord], refusals: &Refusals, now_ms: i64) -> Vec<FoundProblem> {
         let mut dropped = BTreeMap::new();
         let mut found = Vec::new();
         for record in records {
@@ -56,7 +60,7 @@ impl Schedules {
                 None if active && row.next_ms.is_none() && row.remarks.is_empty() => never(record.schedule(), &name),
                 None => continue,
             };
-            found.push(Finding { kind: ProblemKind::Schedule, what: name, sentence, since_ms: now_ms });
+            found.push(FoundProblem { kind: ProblemKind::Schedule, what: name, sentence, since_ms: now_ms });
         }
         self.dropped = dropped;
         found

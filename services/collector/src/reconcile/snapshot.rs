@@ -37,7 +37,7 @@ impl Context {
 }
 
 /// What one poll has seen of the bus. The durables were read first: what the store says now is at least as new.
-pub(super) struct Snapshot {
+pub(super) struct BusSnapshot {
     pub(super) now_ms: i64,
     /// The collector's durables, by their streams.
     pub(super) durables: Vec<(&'static str, OutcomeReaderState)>,
@@ -60,7 +60,7 @@ pub(super) enum PollError {
     Store(#[from] StoreError),
 }
 
-impl Snapshot {
+impl BusSnapshot {
     pub(super) async fn take(context: &Context) -> Result<Self, PollError> {
         let mut durables = Vec::new();
         for ended in [OutcomeStream::Results, OutcomeStream::Dead] {
@@ -105,7 +105,7 @@ impl StreamPositions {
     }
 
     /// Whether all that had ended by then is stored.
-    pub(super) fn are_stored(self, seen: &Snapshot) -> bool {
+    pub(super) fn are_stored(self, seen: &BusSnapshot) -> bool {
         let stored = |(position, (_, state)): (u64, &(&str, OutcomeReaderState))| {
             state.ack_floor >= position || state.pending + state.ack_pending == 0
         };

@@ -52,7 +52,7 @@ pub(crate) use merge::UnreadableMessages;
 pub(crate) use replays::PlannedReplay;
 pub(crate) use retention::Retention;
 pub(crate) use series::{EndedPerStep, QueueSample, STEP_MS};
-pub(crate) use unended::{JobProgress, PURGED, UnendedTask};
+pub(crate) use unended::{OpenJob, PURGED, UnendedTask};
 
 /// Stands for the worker of a task that never ran.
 const NO_WORKER: &str = "-";

@@ -2,7 +2,7 @@
 //! once the bus has the next attempt, so that a death in between runs nothing twice. Completed replays are the history of
 //! their task.
 
-use millpond::bus::operate::control::Replay as ReplayRequest;
+use millpond::bus::operate::control::ReplayRequest;
 use millpond_api::dead_letters::DeadLetterId;
 use millpond_api::tasks::{Replay, TaskStatus};
 

@@ -57,7 +57,7 @@ impl UnendedTask {
 
 /// A job that has a record, and how far it is.
 #[derive(Debug, Clone)]
-pub(crate) struct JobProgress {
+pub(crate) struct OpenJob {
     pub(crate) n: i64,
     /// Its name in the store.
     pub(crate) key: String,
@@ -68,7 +68,7 @@ pub(crate) struct JobProgress {
     pub(crate) retrying: u64,
 }
 
-impl JobProgress {
+impl OpenJob {
     fn of(row: &Row) -> Result<Self> {
         let purged = row.get("purged")?;
         Ok(Self {
@@ -127,20 +127,20 @@ impl Store {
         at_ms: i64,
         after: i64,
         limit: u32,
-    ) -> Result<(Vec<JobProgress>, Option<i64>)> {
+    ) -> Result<(Vec<OpenJob>, Option<i64>)> {
         let jobs = Sql::new(
             "SELECT job_counts.n, job_counts.job, record, done, dead, cancelled, purged, retrying
              FROM job_counts JOIN jobs ON jobs.job = job_counts.job
              WHERE queue = ? AND jobs.created_ms <= ? AND job_counts.n > ? ORDER BY job_counts.n LIMIT ?",
         );
         let rows = self.db.read(jobs.bind(queue).bind(at_ms).bind(after).bind(limit)).await?;
-        let jobs: Vec<JobProgress> = rows.iter().map(JobProgress::of).collect::<Result<_>>()?;
+        let jobs: Vec<OpenJob> = rows.iter().map(OpenJob::of).collect::<Result<_>>()?;
         let next = jobs.last().map(|job| job.n).filter(|_| rows.len() == limit as usize);
         Ok((jobs, next))
     }
 
     /// How far one of them is; none when it is gone, or cancelled.
-    pub(crate) async fn job_progress(&self, key: &str) -> Result<Option<JobProgress>> {
+    pub(crate) async fn job_progress(&self, key: &str) -> Result<Option<OpenJob>> {
         if self.cancelled.contains(key) {
             return Ok(None);
         }
@@ -148,7 +148,7 @@ impl Store {
             "SELECT job_counts.n, job_counts.job, record, done, dead, cancelled, purged, retrying
              FROM job_counts JOIN jobs ON jobs.job = job_counts.job WHERE job_counts.job = ?",
         );
-        let found = self.db.read(job.bind(key)).await?.first().map(JobProgress::of).transpose()?;
+        let found = self.db.read(job.bind(key)).await?.first().map(OpenJob::of).transpose()?;
         Ok(found.filter(|job| job.record.state != JobState::Cancelled))
     }
 

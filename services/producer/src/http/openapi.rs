@@ -14,15 +14,15 @@ static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_json().unwrap
 #[openapi(
     info(title = "millpond producer", description = "Tasks over HTTP, for programs that do not speak NATS. \
         Accepted means stored. The collector knows what became of a task."),
-    modifiers(&Token),
+    modifiers(&TokenScheme),
     tags((name = "publish", description = "Tasks and jobs"), (name = "service", description = "Health, metrics, this document"))
 )]
 struct Frame;
 
 /// The token of the API.
-struct Token;
+struct TokenScheme;
 
-impl Modify for Token {
+impl Modify for TokenScheme {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let mut scheme = Http::new(HttpAuthScheme::Bearer);
         scheme.description = Some("The token of MILLPOND_TOKEN.".to_owned());

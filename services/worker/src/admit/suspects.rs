@@ -18,11 +18,11 @@ const LEAST_FIRST_FOR: Duration = Duration::from_secs(2);
 /// The suspects of a worker. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Suspects {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<SuspectQueue>>,
 }
 
 #[derive(Default)]
-struct State {
+struct SuspectQueue {
     /// Since when there are suspects.
     since: Option<Instant>,
     waiting: Vec<Waiting>,
@@ -40,7 +40,7 @@ pub(crate) struct SuspectTurn {
     suspects: Suspects,
 }
 
-impl State {
+impl SuspectQueue {
     /// Takes out the one that is next. A task of a kind of which another one has killed more workers is as suspicious as that.
     fn take_next(&mut self) -> Option<Waiting> {
         let least = self.since.is_some_and(|since| since.elapsed() < LEAST_FIRST_FOR);
@@ -55,7 +55,7 @@ impl State {
 }
 
 impl Suspects {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SuspectQueue> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

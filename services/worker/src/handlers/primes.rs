@@ -29,14 +29,14 @@ pub(super) fn is_prime(call: &Call) -> Reply {
 
 /// A range of numbers, both ends included: `[1, 100]` or `{"from": 1, "to": 100}`.
 #[derive(Deserialize)]
-struct NumberRange {
+struct PrimeRange {
     from: u64,
     to: u64,
 }
 
 /// `[1, 100]` -> `25`.
 pub(super) fn count_primes(call: &Call) -> Reply {
-    let NumberRange { from, to } = call.args()?;
+    let PrimeRange { from, to } = call.args()?;
     let mut count = 0u64;
     for n in from..=to {
         if n.is_multiple_of(4096) && call.stop.is_cancelled() {

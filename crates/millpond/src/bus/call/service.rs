@@ -121,13 +121,13 @@ struct Info<'a> {
 }
 
 #[derive(Serialize)]
-struct Stats<'a> {
+struct MicroStats<'a> {
     started: &'a str,
     endpoints: Vec<EndpointStats<'a>>,
 }
 
 /// The service as it describes itself.
-struct Service {
+struct MicroService {
     worker: Arc<str>,
     id: String,
     started: String,
@@ -135,7 +135,7 @@ struct Service {
     endpoints: BTreeMap<String, Arc<Endpoint>>,
 }
 
-impl Service {
+impl MicroService {
     fn answer(&self, verb: &str) -> Option<Vec<u8>> {
         let endpoints = || self.endpoints.values().map(AsRef::as_ref);
         let text = match verb {
@@ -151,7 +151,8 @@ impl Service {
                 serde_json::to_vec(&self.described("io.nats.micro.v1.info_response", info))
             }
             "STATS" => {
-                let stats = Stats { started: &self.started, endpoints: endpoints().map(Endpoint::stats).collect() };
+                let stats =
+                    MicroStats { started: &self.started, endpoints: endpoints().map(Endpoint::stats).collect() };
                 serde_json::to_vec(&self.described("io.nats.micro.v1.stats_response", stats))
             }
             _ => return None,
@@ -168,7 +169,7 @@ impl Service {
 /// The calls of a worker's queues and kinds, as they come; and the answers to `nats micro ls|info|stats`.
 pub struct CallReceiver {
     bus: Bus,
-    service: Service,
+    service: MicroService,
     messages: SelectAll<Subscriber>,
 }
 
@@ -196,7 +197,7 @@ impl Bus {
         queues: &[String],
         kinds: &[&str],
     ) -> Result<CallReceiver, BusError> {
-        let service = Service {
+        let service = MicroService {
             worker: worker.into(),
             id: crate::random_token(),
             started: jiff::Timestamp::now().to_string(),

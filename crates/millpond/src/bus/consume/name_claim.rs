@@ -84,7 +84,7 @@ impl NameClaim {
     }
 }
 
-struct Claim {
+struct ClaimedName {
     bus: Bus,
     subject: String,
     me: NameHolder,
@@ -101,7 +101,7 @@ impl Bus {
         let subject = lease_name(worker);
         // Who asks listens first, so that of two that start at once each hears of the other.
         let questions = self.client.subscribe(subject.clone()).await.map_err(|e| BusError::new(&subject, &e))?;
-        let claim = Arc::new(Claim { bus: self.clone(), subject, me, is_settled: AtomicBool::new(false) });
+        let claim = Arc::new(ClaimedName { bus: self.clone(), subject, me, is_settled: AtomicBool::new(false) });
         let (sender, lost) = watch::channel(None);
         let mut answers = JoinSet::new();
         answers.spawn(answer(claim.clone(), questions, sender));
@@ -114,7 +114,7 @@ impl Bus {
     }
 }
 
-impl Claim {
+impl ClaimedName {
     /// Who holds the name; none when nobody answers.
     async fn ask(&self, again: bool) -> Option<NameHolder> {
         let question = NameHolder { again, ..self.me.clone() };
@@ -131,7 +131,11 @@ impl Claim {
 }
 
 /// Answers for the name, until it is lost.
-async fn answer(claim: Arc<Claim>, mut questions: async_nats::Subscriber, lost: watch::Sender<Option<NameHolder>>) {
+async fn answer(
+    claim: Arc<ClaimedName>,
+    mut questions: async_nats::Subscriber,
+    lost: watch::Sender<Option<NameHolder>>,
+) {
     while let Some(question) = questions.next().await {
         let (Ok(asker), Some(reply)) = (decode::<NameHolder>(&question.payload), question.reply) else { continue };
         if asker.nonce == claim.me.nonce || !claim.is_mine(&asker) {

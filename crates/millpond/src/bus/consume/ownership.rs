@@ -56,17 +56,17 @@ impl Bounded for OwnershipReply {}
 /// The subjects that this worker listens on, one per original id.
 #[derive(Default)]
 pub(super) struct OwnershipListeners {
-    inner: Mutex<Inner>,
+    inner: Mutex<Listening>,
 }
 
 #[derive(Default)]
-struct Inner {
+struct Listening {
     by_subject: HashMap<String, AbortHandle>,
     tasks: JoinSet<()>,
 }
 
 impl OwnershipListeners {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, Listening> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

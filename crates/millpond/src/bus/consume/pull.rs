@@ -40,7 +40,7 @@ pub struct Puller {
     bus: Bus,
     leases: Leases,
     /// DUE of each queue, then TASKS of each, both in the order of the queues.
-    sources: Vec<Source>,
+    sources: Vec<QueueConsumer>,
     /// The place of each queue in their order.
     places: HashMap<String, usize>,
     /// With several queues: how much is requested from each.
@@ -60,7 +60,7 @@ pub struct Puller {
     remaking: JoinSet<()>,
 }
 
-struct Source {
+struct QueueConsumer {
     queue: String,
     origin: Origin,
     /// When the last task came from it.
@@ -100,7 +100,7 @@ impl Puller {
             tokio::time::sleep(PULL_WATCHDOG).await;
         }
         let (inbox, messages) = listen(bus).await?;
-        let source = |origin, queue: &String| Source {
+        let source = |origin, queue: &String| QueueConsumer {
             queue: queue.clone(),
             origin,
             heard: None,

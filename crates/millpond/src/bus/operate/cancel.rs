@@ -78,7 +78,7 @@ pub enum CancelError {
 
 /// A job that is cancelled.
 #[derive(Debug, Clone, Serialize)]
-pub struct JobCancelled {
+pub struct JobCancellation {
     /// Its name.
     pub job: String,
     /// The epochs up to this one.
@@ -124,7 +124,7 @@ impl Bus {
     ///
     /// # Errors
     /// [`CancelError`]; try again.
-    pub async fn cancel_job(&self, job: &str, subject: &TaskSubject, by: &str) -> Result<JobCancelled, CancelError> {
+    pub async fn cancel_job(&self, job: &str, subject: &TaskSubject, by: &str) -> Result<JobCancellation, CancelError> {
         // First of all: what is stored later belongs to the next epoch, or is ended when a worker admits it.
         let tasks_up_to = stream_state(self, STREAM_TASKS).await?.last_seq;
         let due_up_to = stream_state(self, STREAM_DUE).await?.last_seq;
@@ -144,7 +144,7 @@ impl Bus {
         let mut removed = self.purge_tasks(&format!("tasks.*.*.j-{job}"), tasks_up_to).await?;
         removed += self.purge_due(&format!("sched.*.*.{job}.*"), due_up_to).await?;
         removed += self.purge_due(&format!("due.*.*.j-{job}"), due_up_to).await?;
-        Ok(JobCancelled { job: job.to_owned(), epoch, removed })
+        Ok(JobCancellation { job: job.to_owned(), epoch, removed })
     }
 
     /// Notifies the producer, which reads the record with each heartbeat.

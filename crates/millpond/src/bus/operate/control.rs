@@ -31,7 +31,7 @@ pub fn drain_subject(worker: &str) -> String {
 
 /// A dead letter whose task is to run again.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Replay {
+pub struct ReplayRequest {
     /// The queue that it died in.
     pub queue: String,
     /// Its kind.
@@ -50,7 +50,7 @@ pub struct Replay {
     pub arguments: Option<Box<RawValue>>,
 }
 
-impl Bounded for Replay {
+impl Bounded for ReplayRequest {
     fn check(&self) -> Result<(), String> {
         self.evidence.check()
     }

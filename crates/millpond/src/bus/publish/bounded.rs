@@ -38,13 +38,13 @@ struct Queue {
     /// When its limit was read, and the limit.
     limit: Mutex<Option<(Instant, Option<u64>)>>,
     reading: AsyncMutex<()>,
-    claim: AsyncMutex<Claim>,
+    claim: AsyncMutex<CapacityClaim>,
 }
 
 /// The claim on which admission rests: of the messages up to `last`, at most `at_most` are there, now and ever after.
 /// (Sequences are not used twice, so those up to `last` only become fewer.)
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Claim {
+struct CapacityClaim {
     last: u64,
     at_most: u64,
     /// The connection's count of losses: another server process may have lost what was not on disk, and use
@@ -52,7 +52,7 @@ struct Claim {
     connection_changes: u64,
 }
 
-impl Claim {
+impl CapacityClaim {
     /// The newest message of the queue is `newest`: there cannot be more new ones than sequences.
     fn learn(&mut self, newest: u64) {
         self.at_most = match newest {
@@ -212,7 +212,7 @@ impl Queue {
         PublishError::QueueFull { queue: self.name.clone(), max_waiting }
     }
 
-    async fn turn(&self, deadline: RetryDeadline) -> Result<MutexGuard<'_, Claim>, PublishError> {
+    async fn turn(&self, deadline: RetryDeadline) -> Result<MutexGuard<'_, CapacityClaim>, PublishError> {
         match deadline {
             RetryDeadline::Unlimited => Ok(self.claim.lock().await),
             RetryDeadline::Within(limit) => {
@@ -224,10 +224,16 @@ impl Queue {
 
 impl Submission<'_> {
     /// Tries until it is stored, or the queue is full.
-    async fn try_store(&mut self, bus: &Bus, queue: &str, claim: &mut Claim, max: u64) -> Result<Stored, StoreFailure> {
+    async fn try_store(
+        &mut self,
+        bus: &Bus,
+        queue: &str,
+        claim: &mut CapacityClaim,
+        max: u64,
+    ) -> Result<Stored, StoreFailure> {
         let connection_changes = bus.connection.borrow().changes;
         if connection_changes != claim.connection_changes {
-            *claim = Claim { connection_changes, ..Claim::default() };
+            *claim = CapacityClaim { connection_changes, ..CapacityClaim::default() };
         }
         loop {
             if claim.at_most >= max {
@@ -286,12 +292,12 @@ mod tests {
 
     /// What the server does: sequences are not used twice, and a publish passes when the newest is the expected one.
     #[derive(Default)]
-    struct Server {
+    struct ModelServer {
         used: u64,
         there: Vec<u64>,
     }
 
-    impl Server {
+    impl ModelServer {
         fn newest(&self) -> u64 {
             self.there.last().copied().unwrap_or(0)
         }
@@ -310,8 +316,8 @@ mod tests {
             max in 1_u64..5,
             steps in proptest::collection::vec((0_usize..6, 0_usize..8), 1..400),
         ) {
-            let mut server = Server::default();
-            let mut admission = [const { Claim { last: 0, at_most: 0, connection_changes: 0 } }; 3];
+            let mut server = ModelServer::default();
+            let mut admission = [const { CapacityClaim { last: 0, at_most: 0, connection_changes: 0 } }; 3];
             for (who, what) in steps {
                 match (admission.get_mut(who), what) {
                     // A publisher looks, or publishes.
@@ -333,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_claim_is_about_the_past() {
-        let mut claim = Claim::default();
+        let mut claim = CapacityClaim::default();
         claim.learn(5);
         assert_eq!((claim.last, claim.at_most), (5, 5), "no more than there are sequences");
         claim.at_most = 2;

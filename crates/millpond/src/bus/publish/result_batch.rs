@@ -25,19 +25,19 @@ const RESULT_BATCH_OUTCOMES_MAX: usize = 512;
 /// Publishes outcomes. Cheap to clone.
 #[derive(Clone)]
 pub struct ResultBatcher {
-    inner: Arc<Inner>,
+    inner: Arc<BatcherShared>,
 }
 
-struct Inner {
+struct BatcherShared {
     bus: Bus,
     worker: String,
     nonce: String,
     batches: AtomicU64,
-    state: Mutex<State>,
+    state: Mutex<OutcomeQueues>,
 }
 
 #[derive(Default)]
-struct State {
+struct OutcomeQueues {
     /// Per subject with a batch under way: what waits for the next one.
     waiting: HashMap<String, VecDeque<WaitingOutcome>>,
     drivers: JoinSet<()>,
@@ -52,12 +52,12 @@ impl ResultBatcher {
     /// The result batches of one worker process.
     #[must_use]
     pub fn new(bus: &Bus, worker: &str, nonce: &str) -> Self {
-        let inner = Inner {
+        let inner = BatcherShared {
             bus: bus.clone(),
             worker: worker.to_owned(),
             nonce: nonce.to_owned(),
             batches: AtomicU64::new(0),
-            state: Mutex::new(State::default()),
+            state: Mutex::new(OutcomeQueues::default()),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -94,7 +94,7 @@ impl ResultBatcher {
 
 /// A batch that a caller sends itself. When it is sent, or the caller gives up, what came meanwhile is sent.
 struct UnderWay<'a> {
-    inner: &'a Arc<Inner>,
+    inner: &'a Arc<BatcherShared>,
     subject: &'a str,
 }
 
@@ -110,8 +110,8 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl BatcherShared {
+    fn state(&self) -> MutexGuard<'_, OutcomeQueues> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -154,7 +154,7 @@ impl Inner {
     }
 }
 
-async fn drive(inner: Arc<Inner>, subject: String) {
+async fn drive(inner: Arc<BatcherShared>, subject: String) {
     loop {
         // More than one waits: there is load, and what ends in the next moment saves a message of its own. A lone outcome
         // does not wait.

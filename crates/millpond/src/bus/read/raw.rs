@@ -46,10 +46,10 @@ impl RawMessage {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct StreamApiAnswer {
     message: Option<StoredMessage>,
     success: Option<bool>,
-    error: Option<ApiError>,
+    error: Option<StreamApiError>,
 }
 
 #[derive(Deserialize)]
@@ -64,7 +64,7 @@ struct StoredMessage {
 }
 
 #[derive(Deserialize)]
-struct ApiError {
+struct StreamApiError {
     err_code: u64,
     description: String,
 }
@@ -145,7 +145,7 @@ impl Bus {
         Ok(self.raw_message(stream, &json!({ "seq": seq })).await?.is_some())
     }
 
-    async fn ask(&self, subject: &str, request: &Value, what: &str) -> Result<Answer, BusError> {
+    async fn ask(&self, subject: &str, request: &Value, what: &str) -> Result<StreamApiAnswer, BusError> {
         let request = Bytes::from(request.to_string());
         let mut connection = self.connection.clone();
         for _ in 0..TRIES {
@@ -163,7 +163,7 @@ impl Bus {
     }
 }
 
-fn read_answer(what: &str, answer: &[u8]) -> Result<Answer, BusError> {
+fn read_answer(what: &str, answer: &[u8]) -> Result<StreamApiAnswer, BusError> {
     // Base64 makes it longer than any message: the bound of `wire/decode.rs` does not fit. The server has written it.
     serde_json::from_slice(answer).map_err(|e| BusError::new(what, &e))
 }

@@ -33,7 +33,7 @@ pub(super) enum Output {
 
 /// Where a line was read.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum LineOrigin {
     Stdout,
     Own,
 }
@@ -84,8 +84,8 @@ impl ChildOutput {
             };
             let read = tokio::select! {
                 biased;
-                line = own => Some((line, Source::Own)),
-                line = self.stdout.next(), if !stdout_ended => Some((line, Source::Stdout)),
+                line = own => Some((line, LineOrigin::Own)),
+                line = self.stdout.next(), if !stdout_ended => Some((line, LineOrigin::Stdout)),
                 () = tokio::time::sleep(QUESTION_AFTER), if attached => None,
             };
             let Some(read) = read else {
@@ -134,7 +134,7 @@ impl ChildOutput {
     /// What the child has written until now, without waiting.
     pub(super) fn written(&mut self) -> Option<Output> {
         let line = self.own.as_mut().and_then(LineReader::buffered)?;
-        self.take((line, Source::Own))
+        self.take((line, LineOrigin::Own))
     }
 
     /// The next of what a child that has ended had written.
@@ -153,17 +153,17 @@ impl ChildOutput {
             if line == ReadLine::End {
                 return Output::End;
             }
-            if let Some(output) = self.take((line, Source::Stdout)) {
+            if let Some(output) = self.take((line, LineOrigin::Stdout)) {
                 return output;
             }
         }
     }
 
     /// What a line says; none where it says nothing.
-    fn take(&mut self, (line, source): (ReadLine, Source)) -> Option<Output> {
+    fn take(&mut self, (line, source): (ReadLine, LineOrigin)) -> Option<Output> {
         match source {
-            Source::Own => self.take_own(line),
-            Source::Stdout => self.take_stdout(line),
+            LineOrigin::Own => self.take_own(line),
+            LineOrigin::Stdout => self.take_stdout(line),
         }
     }
 
