@@ -1,6 +1,7 @@
 //! Storms of mutated input for decoders: each begins with what is right, and makes it wrong in many ways at once. A
 //! target panics where a decoder is wrong; proptest shrinks the input and prints it. The unit tests of several crates include this.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use proptest::collection::vec;
@@ -139,23 +140,25 @@ impl Mutation {
 pub(crate) fn storm(name: &str, corpus: &[&str], target: impl Fn(&[u8])) {
     corpus.iter().for_each(|input| target(input.as_bytes()));
     let seconds = std::env::var(SECONDS).ok().and_then(|text| text.parse().ok()).unwrap_or(SECONDS_DEFAULT);
-    let (began, mut count) = (Instant::now(), corpus.len() as u64);
+    let began = Instant::now();
+    let count = Cell::new(corpus.len() as u64);
     let config = Config { cases: CASES, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
-    let mut runner = TestRunner::new(config);
     let inputs = (any::<Index>(), vec(Mutation::any(), 1..7)).prop_map(|(seed, mutations)| {
         let mut input = corpus[seed.index(corpus.len())].as_bytes().to_vec();
         mutations.iter().for_each(|mutation| mutation.apply(&mut input));
         input
     });
     while began.elapsed() < Duration::from_secs(seconds) {
-        let ran = runner.run(&inputs, |input| {
+        // A new one each time: a runner counts its successes, and runs nothing more once it has had them.
+        let ran = TestRunner::new(config.clone()).run(&inputs, |input| {
             target(&input);
+            count.set(count.get() + 1);
             Ok(())
         });
         if let Err(wrong) = ran {
             panic!("{name}: {wrong}");
         }
-        count += u64::from(CASES);
     }
+    let count = count.get();
     println!("{name}: {count} inputs in {seconds} s");
 }
