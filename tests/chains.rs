@@ -81,7 +81,7 @@ async fn three_steps_over_two_queues_and_a_wait_for_the_last() {
     let job = cluster.get("/api/v1/jobs/j", &[]).await.unwrap();
     assert_eq!((&job["done"], &job["dead"]), (&json!(1), &json!(0)));
     let shown = cli(&cluster, &["task", "show", "c"]).await;
-    assert!(String::from_utf8_lossy(&shown.stdout).contains("then       other.square"));
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("continuation other.square"));
     let waits = cli(
         &cluster,
         &["submit", "square", "2", "--continuation", "other.square", "--continuation", "echo", "--wait", "--json"],
