@@ -61,7 +61,7 @@ fn check(cases: &[(&str, &[&str])], code: i32, reachable: bool) -> Vec<String> {
 
 /// What each verb is given that is wrong: JSON, kind, queue, cron, zone, duration, ids, names, files.
 const WRONG: &[(&str, &[&str])] = &[
-    ("up", &["--ports some", "--drain-time soon", "--workers x"]),
+    ("up", &["--ports some", "--drain-time soon", "--workers x", "--queues a.b", "--queues a,^,_b"]),
     (
         "submit",
         &[
@@ -171,7 +171,7 @@ const WRONG: &[(&str, &[&str])] = &[
     ("worker ls", &["--some"]),
     ("worker drain", &["a.b", "", "w --timeout 1s"]),
     ("worker run", &["--slots x", "--drain-time soon"]),
-    ("producer run", &["--listen x", "--tls-http-cert none --tls-http-key none"]),
+    ("producer run", &["--listen x", "--http-stalled-after 0s", "--tls-http-cert none --tls-http-key none"]),
     ("collector run", &["--listen x", "--keep soon"]),
     ("setup", &["--tasks-bytes-max x"]),
     ("secrets", &[""]),

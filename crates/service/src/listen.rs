@@ -39,8 +39,13 @@ pub struct HttpArgs {
     pub http_connections_per_address_max: u32,
     /// How long a caller may bring nothing of a body that is waited for (the answer is 408 then), or take nothing of an answer (its
     /// connection is closed then).
-    #[arg(long, env = "MILLPOND_HTTP_STALLED_AFTER", default_value = "60s", value_parser = duration)]
+    #[arg(long, env = "MILLPOND_HTTP_STALLED_AFTER", default_value = "60s", value_parser = stalled_after)]
     pub http_stalled_after: Duration,
+}
+
+fn stalled_after(text: &str) -> Result<Duration, String> {
+    let least = Duration::from_secs(1);
+    duration(text).and_then(|time| if time < least { Err(format!("{text} is less than 1s")) } else { Ok(time) })
 }
 
 fn connections(text: &str) -> Result<u32, String> {

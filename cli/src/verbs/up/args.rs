@@ -8,6 +8,7 @@ use clap::Args;
 use millpond::config::duration;
 
 use super::ports::PortsChoice;
+use crate::verbs::task_args::queue;
 
 /// `up`.
 #[derive(Args, Debug)]
@@ -31,8 +32,8 @@ pub struct UpArgs {
     #[arg(long)]
     pub(super) fetch_local: bool,
     /// Queues that the workers serve, separated by commas, the first one preferred (`worker run --help`).
-    #[arg(long, default_value = "default")]
-    pub(super) queues: String,
+    #[arg(long, default_value = "default", value_delimiter = ',', value_parser = queue)]
+    pub(super) queues: Vec<String>,
     /// Which ports to listen on: `fixed` is 4222 for NATS, 7610 and 7611 for HTTP; `auto` takes free ones.
     #[arg(long, value_enum, default_value_t = PortsChoice::Fixed)]
     pub(super) ports: PortsChoice,

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::worker::list::list;
 use super::args::UpArgs;
 use super::ports::Ports;
-use super::process::{ClusterProcess, ProcessSpec};
+use super::process::{ClusterProcess, ProcessSpec, log_tail};
 use crate::api::Api;
 use crate::cluster_env::{COLLECTOR_NATS_URL, PRODUCER_NATS_URL, TOKEN, VIEWER_TOKEN, WORKER_NATS_URL};
 use crate::credentials::Credentials;
@@ -72,7 +72,7 @@ impl LocalCluster {
             bus = Bus::connect(&setup_url, Role::Setup, "up", READY_WITHIN) => bus,
             () = shutdown.cancelled() => bail!("stopped before nats-server was ready"),
         };
-        let bus = bus.with_context(|| log_tail(dir, "nats-server"))?;
+        let bus = bus.with_context(|| log_tail(&dir.join("log").join("nats-server.log"), 0))?;
         setup(&bus, &StreamLimits::default()).await?;
         bus.close().await;
         let (collector, producer, workers) = (start.collector()?, start.producer()?, start.workers()?);
@@ -94,7 +94,7 @@ impl LocalCluster {
         loop {
             for process in self.processes() {
                 if let Some(status) = process.ended()? {
-                    bail!("{} ended at its start ({status}): {}", process.name(), log_tail(dir, process.name()));
+                    bail!("{} ended at its start ({status}): {}", process.name(), process.log_tail());
                 }
             }
             if answers(&collector).await && answers(&producer).await && self.workers_live(&api).await {
@@ -211,7 +211,7 @@ impl Start<'_> {
             let drain_time = humantime::format_duration(args.drain_time).to_string();
             let mut flags: Vec<(&str, OsString)> = vec![
                 ("--name", name.into()),
-                ("--queues", args.queues.clone().into()),
+                ("--queues", args.queues.join(",").into()),
                 ("--listen", on_loopback(0)),
                 ("--drain-time", drain_time.into()),
             ];
@@ -284,13 +284,4 @@ async fn all_stored(url: &str) -> anyhow::Result<()> {
 
 async fn answers(url: &str) -> bool {
     reqwest::get(format!("{url}/readyz")).await.is_ok_and(|r| r.status().is_success())
-}
-
-/// The last lines of a process's log, for an error message.
-fn log_tail(dir: &Path, name: &str) -> String {
-    let path = dir.join("log").join(format!("{name}.log"));
-    let text = std::fs::read_to_string(&path).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    let tail = lines.iter().rev().take(3).rev().copied().collect::<Vec<_>>().join(" | ");
-    format!("{tail} (log: {})", path.display())
 }

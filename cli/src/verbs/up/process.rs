@@ -57,6 +57,8 @@ impl ProcessSpec {
 pub(super) struct ClusterProcess {
     spec: ProcessSpec,
     child: Child,
+    /// Bytes of its log that were there before its first start.
+    log_before: u64,
     started: Instant,
     /// How often it has died since it was last stable.
     deaths: u32,
@@ -66,12 +68,18 @@ pub(super) struct ClusterProcess {
 
 impl ClusterProcess {
     pub(super) fn start(spec: ProcessSpec) -> anyhow::Result<Self> {
+        let log_before = std::fs::metadata(&spec.log).map_or(0, |known| known.len());
         let child = spec.spawn()?;
-        Ok(Self { spec, child, started: Instant::now(), deaths: 0, died: None })
+        Ok(Self { spec, child, log_before, started: Instant::now(), deaths: 0, died: None })
     }
 
     pub(super) fn name(&self) -> &str {
         &self.spec.name
+    }
+
+    /// The last lines that it has logged, for an error message.
+    pub(super) fn log_tail(&self) -> String {
+        log_tail(&self.spec.log, self.log_before)
     }
 
     /// How it ended; none while it runs.
@@ -125,4 +133,14 @@ impl ClusterProcess {
             let _ = self.child.kill().await;
         }
     }
+}
+
+/// The last lines of a log behind its first `before` bytes, for an error message.
+pub(super) fn log_tail(path: &Path, before: u64) -> String {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = text.get(usize::try_from(before).unwrap_or(0)..).unwrap_or_default();
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines.iter().rev().take(3).rev().copied().collect::<Vec<_>>().join(" | ");
+    format!("{tail} (log: {})", path.display())
 }
