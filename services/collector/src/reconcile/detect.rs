@@ -278,7 +278,7 @@ pub(super) fn clocks(
     let all = of_workers.chain(of_others);
     let all = all.chain([("the collector".to_owned(), "collector".to_owned(), own_ahead_ms)]);
     all.filter(|(_, _, ahead_ms)| ahead_ms.abs() > CLOCK_OFF_MAX_MS).map(|(who, what, ahead_ms)| {
-        let (off, way) = (ahead_ms.abs() / 1000, if ahead_ms > 0 { "ahead of" } else { "behind" });
+        let (off, way) = ((ahead_ms.abs() + 500) / 1000, if ahead_ms > 0 { "ahead of" } else { "behind" });
         let sentence = format!(
             "the clock of {who} is {off} s {way} the server's; the server's counts; synchronise the clocks (NTP)"
         );
