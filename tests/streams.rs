@@ -110,6 +110,8 @@ async fn ctrl_c_and_any_standard_output_suit_every_verb() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &["--allow-xargs", "echo"], None);
     cluster.worker_is("w1", |worker| worker["draining"] == false).await;
+    // A list has a row, whatever others remove beside it.
+    assert!(cluster.command(&["shared", "set", "stays", "1"]).status().unwrap().success());
     let command = |line: &[String]| {
         let words: Vec<&str> = line.iter().map(String::as_str).collect();
         cluster.command(&words)

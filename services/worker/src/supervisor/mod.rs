@@ -129,7 +129,11 @@ fn sample(status: &ChildStatus, memory_max: Option<u64>, sample_all: bool) -> Op
 /// Reads the exact memory of a child, and ends the child when it is above its limit.
 async fn measure(status: Arc<ChildStatus>, max: u64) {
     let started = Instant::now();
-    let own = status.exact_memory().await;
+    let mut own = status.exact_memory().await;
+    if own.is_some_and(|own| own > max) {
+        // Processes are read one after the other: pages that a fork shared in between were counted twice.
+        own = status.exact_memory().await.min(own);
+    }
     status.exact_memory_read(started.elapsed() * EXACT_MEMORY_SHARE);
     let (Some(own), Some(pid)) = (own.filter(|own| *own > max), status.pid()) else { return };
     status.went_over_memory(own);
