@@ -61,12 +61,12 @@ fn heed_ctrl_c() {
 }
 
 /// Runs a command; with `interrupt`, Ctrl-C comes after that long, to it and to all that it has started.
-async fn run(command: Command, stdout: Stdio, interrupt: Option<Duration>, within: Duration) -> Result<Ended, String> {
+async fn run(command: Command, interrupt: Option<Duration>, within: Duration) -> Result<Ended, String> {
+    heed_ctrl_c();
     let stderr = tempfile::NamedTempFile::new().unwrap();
     let said = || String::from_utf8_lossy(&std::fs::read(stderr.path()).unwrap()).into_owned();
     let mut command = tokio::process::Command::from(command);
-    command.stdin(Stdio::null()).stdout(stdout).stderr(stderr.reopen().unwrap()).process_group(0);
-    let mut child = command.spawn().unwrap();
+    let mut child = command.stdin(Stdio::null()).stderr(stderr.reopen().unwrap()).process_group(0).spawn().unwrap();
     let group = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
     let started = Instant::now();
     if let Some(after) = interrupt
@@ -101,7 +101,6 @@ fn is_interrupted(status: ExitStatus) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_ends_every_verb_that_waits_for_a_cluster_that_does_not_answer() {
-    heed_ctrl_c();
     // Connections come about, and nothing is ever said.
     let (nats, http) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
     let (nats, http) = (&nats.local_addr().unwrap(), &http.local_addr().unwrap());
@@ -109,14 +108,14 @@ async fn ctrl_c_ends_every_verb_that_waits_for_a_cluster_that_does_not_answer() 
         for after in [0, 30, 400] {
             let dir = tempfile::tempdir().unwrap();
             let mut command = Command::new(MILLPOND);
-            command.arg("--state").arg(dir.path()).args(line).current_dir(dir.path());
+            command.arg("--state").arg(dir.path()).args(line).current_dir(dir.path()).stdout(Stdio::null());
             for name in ["", "WORKER_", "PRODUCER_", "COLLECTOR_", "SETUP_"] {
                 command.env(format!("MILLPOND_{name}NATS_URL"), format!("nats://client:x@{nats}"));
             }
             command.env("MILLPOND_COLLECTOR_URL", format!("http://{http}")).env("MILLPOND_TOKEN", "a token for tests");
             command.env("MILLPOND_PRODUCER_LISTEN", "127.0.0.1:0").env("MILLPOND_COLLECTOR_LISTEN", "127.0.0.1:0");
             command.env("MILLPOND_WORKER_LISTEN", "127.0.0.1:0").env("MILLPOND_CONNECT_TIMEOUT", "60s");
-            let ended = run(command, Stdio::null(), Some(Duration::from_millis(after)), ENDS_WITHIN).await?;
+            let ended = run(command, Some(Duration::from_millis(after)), ENDS_WITHIN).await?;
             let Ended { status, said, .. } = &ended;
             if said.contains("panicked") || !(is_interrupted(*status) || is_service(line)) {
                 return Err(format!("after {after} ms: {status}, {said}"));
@@ -130,7 +129,6 @@ async fn ctrl_c_ends_every_verb_that_waits_for_a_cluster_that_does_not_answer() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_and_any_standard_output_suit_every_verb() {
-    heed_ctrl_c();
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &["--allow-xargs", "echo"], None);
     cluster.worker_is("w1", |worker| worker["draining"] == false).await;
@@ -153,7 +151,9 @@ async fn ctrl_c_and_any_standard_output_suit_every_verb() {
     let lines: Vec<Vec<String>> = lines.into_iter().chain(extra).collect();
     let wrong = faults(lines, async |line| {
         let with_stdout = async |stdout: Stdio| {
-            let ended = run(command(line), stdout, None, RUNS_WITHIN).await?;
+            let mut command = command(line);
+            command.stdout(stdout);
+            let ended = run(command, None, RUNS_WITHIN).await?;
             if ended.said.contains("panicked") || ended.status.signal().is_some() {
                 return Err(format!("{}: {}", ended.status, ended.said));
             }
@@ -175,8 +175,9 @@ async fn ctrl_c_and_any_standard_output_suit_every_verb() {
         }
         // Ctrl-C in the middle and near the end: it ends as it would have, or because of that.
         for share in [0.3, 0.6, 0.9] {
-            let after = as_usual.took.mul_f64(share);
-            let ended = run(command(line), Stdio::null(), Some(after), ENDS_WITHIN).await?;
+            let mut command = command(line);
+            command.stdout(Stdio::null());
+            let ended = run(command, Some(as_usual.took.mul_f64(share)), ENDS_WITHIN).await?;
             let as_before = [code, Some(0), Some(1)].contains(&ended.status.code());
             if ended.said.contains("panicked") || !(as_before || is_interrupted(ended.status)) {
                 return Err(format!("Ctrl-C at {share}: {}, {}", ended.status, ended.said));
