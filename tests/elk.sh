@@ -135,10 +135,10 @@ stories() {
 retried=$(trace retried) dead=$(trace dead) chained=$(trace chained) batched=$(trace batched.1/0+3)
 stories
 python3 tests/elk/panels.py "$ELASTICSEARCH_URL"
-# As docs/observability.md has it: 7 spans, 2 exceptions, 6 lines; and the kind that fails.
+# As docs/observability.md has it: 7 spans, 2 exceptions, 6 lines of the child, 2 of the worker; and the kind that fails.
 found=$(curl -sf "$ELASTICSEARCH_URL/traces-*,logs-*/_search?size=1000&sort=@timestamp&q=trace_id:$retried" |
     python3 -c 'import json, sys; print(len(json.load(sys.stdin)["hits"]["hits"]))')
-[ "$found" = 15 ] || fail "the story of the retried task by curl: expected 15, got $found"
+[ "$found" = 17 ] || fail "the story of the retried task by curl: expected 17, got $found"
 curl -sf -H 'Content-Type: application/json' "$ELASTICSEARCH_URL/traces-*/_search?size=0&q=status.code:Error" -d '
   {"aggs": {"kind": {"terms": {"field": "attributes.kind"}, "aggs": {"ns": {"max": {"field": "duration"}}}}}}' |
     grep -q '"key":"story","doc_count":3' || fail "the kinds that fail by curl"

@@ -336,10 +336,15 @@ for line in sys.stdin:
     assert_eq!(run(&cluster, "logs", "1").await["result"], 1);
     let log = cluster.log("w1");
     assert!(log.contains("\n    | 2026-01-01T00:00:00Z ERROR forged ") && !log.contains(['\u{1b}', '\r']), "{log}");
-    let mut lines = log.lines().skip_while(|line| !line.contains("Traceback (most recent call last):"));
-    assert!(lines.next().unwrap().contains("INFO"), "{log}");
+    let mut lines = log.lines().skip_while(|line| !line.contains("exception.type=KeyError"));
+    assert!(lines.next().unwrap().contains("ERROR KeyError: 'missing' "), "{log}");
     let rest: Vec<&str> = lines.take_while(|line| line.starts_with("    | ")).collect();
-    assert!(rest.len() >= 3 && rest.last().unwrap().starts_with("    | KeyError: 'missing'"), "{log}");
+    assert!(
+        rest[0].starts_with("    | Traceback (most recent call last):")
+            && rest.len() >= 3
+            && rest.last().unwrap().starts_with("    | KeyError: 'missing'"),
+        "{log}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

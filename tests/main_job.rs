@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::{MapSpec, NewTask};
-use serde_json::json;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, task, text, until};
 
@@ -111,7 +112,7 @@ async fn a_bare_tcp_client_publishes_a_whole_task() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &[], None);
     let password = cluster.nats.secrets.passwords["client"].clone();
-    let ack: serde_json::Value =
+    let ack: Value =
         serde_json::from_str(&publish_bare(("127.0.0.1", cluster.nats.port), "client", &password)).unwrap();
     assert_eq!(ack["stream"], "TASKS");
     let tasks = until("row of the task", PATIENCE, async || {
@@ -122,7 +123,7 @@ async fn a_bare_tcp_client_publishes_a_whole_task() {
     let id = text(&tasks["rows"][0], "id");
     assert!(id.ends_with(&format!("-{}", ack["seq"])), "id {id} is made of the stream's epoch and the sequence");
     let shown = cluster.command(&["task", "show", &id, "--json"]).output().unwrap();
-    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!((&shown["result"], &shown["status"]), (&json!(144), &json!("done")));
     let attempt = &shown["attempts"][0];
     assert_eq!((&attempt["attempt"], &attempt["worker"]), (&json!(1), &json!("w1")));
@@ -152,11 +153,47 @@ async fn failed_attempts_are_retried_and_then_buried_with_evidence() {
     assert_eq!(dead["dead"]["payload"]["message"], "boom");
     let fatal = cluster.ended(&fatal).await;
     assert_eq!((&fatal["attempt"], &fatal["dead"]["reason"]), (&json!(1), &json!("fatal")));
+    // Whoever reads the worker's log finds each failed attempt and each dead letter there.
+    let log = cluster.log("w1");
+    let found = |words: &[&str]| log.lines().filter(|line| words.iter().all(|word| line.contains(word))).count();
+    for (id, retries, dead) in [(&heals, 2, 0), (&panics, 2, 1), (&fatal["id"].as_str().unwrap().to_owned(), 0, 1)] {
+        let named = ["kind=fail", "queue=default", "exception.type=", "trace_id=", &format!("task_id={id} ")];
+        assert_eq!(found(&[&named[..], &["WARN", "tried again"]].concat()), retries, "{id}: {log}");
+        assert_eq!(found(&[&named[..], &["ERROR", "dead letter"]].concat()), dead, "{id}: {log}");
+    }
+    assert_eq!(found(&["ERROR", "reason=\"exhausted\"", "boom", "attempt=3"]), 1, "{log}");
     let listed = cluster.command(&["dead", "ls", "--json"]).output().unwrap();
     assert_eq!(listed.stdout.lines().count(), 2);
     let refused = cluster.command(&["submit", "square", "abc"]).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("not JSON") && said.contains("quotes"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_that_always_fails_does_not_flood_the_log_and_is_counted() {
+    let cluster = Cluster::start().await;
+    let mut worker = cluster.worker("w1", &["--log-json", "--retry-delay", "10ms"], None);
+    let job = NewTask { job: Some("night".into()), ..task("fail", "\"no\"") };
+    let within = RetryDeadline::Within(PATIENCE);
+    let ids = futures_util::future::join_all((0..150).map(|_| cluster.client.submit(&job, within))).await;
+    for id in ids {
+        assert_eq!(cluster.ended(&id.unwrap().id).await["status"], "dead");
+    }
+    worker.signal(Signal::SIGTERM);
+    assert!(worker.end(PATIENCE).await.success());
+    let lines: Vec<Value> = cluster.log("w1").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said = |message: &str| lines.iter().filter(|line| line["message"] == message).cloned().collect::<Vec<_>>();
+    let (retried, dead) = (said("an attempt failed; the task is tried again"), said("a task is a dead letter"));
+    let left_out: u64 = said("more attempts failed than have a line").iter().filter_map(|l| l["more"].as_u64()).sum();
+    assert_eq!((retried.len() + dead.len()) as u64 + left_out, 3 * 150, "each attempt has a line or is counted");
+    assert!(left_out > 300, "{left_out} have no line");
+    let first = &retried[0];
+    assert_eq!(
+        (&first["log.level"], &first["kind"], &first["queue"]),
+        (&json!("warn"), &json!("fail"), &json!("default"))
+    );
+    assert!(first["error.type"].is_string() && first["error.message"].is_string() && first["trace.id"].is_string());
+    assert!(first["job"] == "night" && first["attempt"] == 1 && first["task_id"].is_string(), "{first}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

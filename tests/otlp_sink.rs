@@ -48,6 +48,8 @@ pub struct SeenSpan {
 #[derive(Debug, Clone)]
 pub struct SeenLog {
     pub message: String,
+    /// The name of its event.
+    pub event: String,
     pub level: String,
     pub trace: String,
     pub span: String,
@@ -135,6 +137,7 @@ async fn take_logs(State(seen): State<Arc<Seen>>, body: Bytes) {
         for record in of.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
             seen.logs.lock().unwrap().push(SeenLog {
                 message: record.body.map(text).unwrap_or_default(),
+                event: record.event_name,
                 level: record.severity_text,
                 trace: hex(&record.trace_id),
                 span: hex(&record.span_id),

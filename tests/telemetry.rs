@@ -36,13 +36,18 @@ async fn command(cluster: &Cluster, sink: &Sink, arguments: &[&str]) {
 /// What was exported of one trace.
 struct Story {
     spans: Vec<SeenSpan>,
+    /// Of children.
     lines: Vec<SeenLog>,
+    /// Of the worker: failed attempts and dead letters.
+    failures: Vec<SeenLog>,
 }
 
 impl Story {
     fn of(sink: &Sink, trace: &str) -> Self {
         let spans = sink.spans().into_iter().filter(|span| span.trace == trace).collect();
-        Self { spans, lines: sink.logs().into_iter().filter(|line| line.trace == trace).collect() }
+        let logs = sink.logs().into_iter().filter(|line| line.trace == trace);
+        let (lines, failures) = logs.partition(|line| line.event == "millpond.child.line");
+        Self { spans, lines, failures }
     }
 
     /// Its spans of one operation.
@@ -137,6 +142,9 @@ async fn a_task_is_one_story() {
         retried.named("process").iter().map(|span| (span.fields["attempt"].as_str(), span.failed)).collect();
     attempts.sort_unstable();
     assert_eq!(attempts, [("1", true), ("2", true), ("3", false)]);
+    let failures: Vec<_> = retried.failures.iter().map(|line| (line.event.as_str(), line.level.as_str())).collect();
+    assert_eq!(failures, [("millpond.attempt.failed", "WARN"); 2]);
+    assert_eq!(retried.failures[0].fields["exception.message"], "not yet");
     let publish = retried.named("publish")[0];
     assert_eq!(publish.parent, "", "a trace begins with its publish");
     for span in retried.named("wait").into_iter().chain(retried.named("process")) {
@@ -152,6 +160,11 @@ async fn a_task_is_one_story() {
         (attempt.fields["error.type"].as_str(), attempt.events.as_slice()),
         ("ValueError", &["exception".to_owned()][..])
     );
+
+    let [letter] = dead.failures.as_slice() else { panic!("{:?}", dead.failures) };
+    assert_eq!((letter.event.as_str(), letter.level.as_str()), ("millpond.task.dead_letter", "ERROR"));
+    assert_eq!((letter.fields["task_id"].as_str(), letter.fields["reason"].as_str()), ("dead", "fatal"));
+    assert_eq!((&letter.span, letter.fields["exception.type"].as_str()), (&attempt.span, "ValueError"));
 
     let chained = story(&cluster, &sink, "chained", [1, 2, 2, 4]).await;
     let step = chained.named("process").into_iter().find(|span| span.fields["task_id"] == "chained/then").unwrap();
@@ -184,6 +197,77 @@ async fn a_task_is_one_story() {
     }
     let attempts = sink.spans().into_iter().filter(|span| span.name.starts_with("process ")).count();
     assert_eq!(attempts, 10, "3 of the retried, 1 dead, 2 of the chain, delayed, claimed, batch, bare");
+}
+
+const LOGGING: &str = r#"
+import json, sys
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+for line in sys.stdin:
+    stack = 'Traceback (most recent call last):\n  File "pay.py", line 7, in pay\nValueError: no such account'
+    say(json.dumps({"level": "error", "event": "paying failed", "user": 7, "cart": {"items": [1]}, "exception": stack}))
+    say("WARNING:root:disk is nearly full")
+    say("\x1b[31mred\x1b[0m")
+    say("Traceback (most recent call last):\n  File \"x.py\", line 1\nKeyError: 'a'")
+    print(json.dumps({"ok": 1}), flush=True)
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_handler_logs_keeps_its_level_fields_and_exceptions_and_a_cancelled_attempt_says_so() {
+    let (sink, cluster, dir) = (Sink::start(Mode::Takes).await, Cluster::start().await, tempfile::tempdir().unwrap());
+    std::fs::write(dir.path().join("logging.py"), LOGGING).unwrap();
+    let path = dir.path().join("handlers.toml");
+    std::fs::write(&path, "[logs]\ncommand = [\"python3\", \"logging.py\"]\n").unwrap();
+    let flags = ["--handlers", path.to_str().unwrap(), "--log-json"];
+    let mut worker = cluster.worker_with("w1", &flags, &sink.environment());
+    let within = RetryDeadline::Within(PATIENCE);
+    let logged = cluster.client.submit(&task("logs", "1"), within).await.unwrap().id;
+    assert_eq!(cluster.ended(&logged).await["status"], "done");
+    let hangs = cluster.client.submit(&task("fail", r#"{"how": "hang"}"#), within).await.unwrap().id;
+    until("its start", PATIENCE, async || {
+        let why = cluster.command(&["why", &hangs]).output().unwrap();
+        String::from_utf8_lossy(&why.stdout).contains("w1").then_some(())
+    })
+    .await;
+    command(&cluster, &sink, &["task", "cancel", &hangs]).await;
+    assert_eq!(cluster.ended(&hangs).await["status"], "cancelled");
+    worker.signal(Signal::SIGTERM);
+    assert!(worker.end(PATIENCE).await.success());
+
+    let attempt = |id: &str| {
+        let of = |span: &SeenSpan| span.name.starts_with("process ") && span.fields["task_id"] == id;
+        sink.spans().into_iter().find(of).unwrap()
+    };
+    let cancelled = attempt(&hangs);
+    assert!(cancelled.failed && cancelled.events.is_empty(), "no exception: {cancelled:?}");
+    assert_eq!(cancelled.fields["error.type"], "cancelled");
+    let lines: Vec<_> = sink.logs().into_iter().filter(|line| line.trace == attempt(&logged).trace).collect();
+    let said: Vec<_> = lines.iter().map(|line| (line.level.as_str(), line.message.as_str())).collect();
+    let expected = [
+        ("ERROR", "paying failed"),
+        ("WARN", "WARNING:root:disk is nearly full"),
+        ("INFO", "red"),
+        ("ERROR", "KeyError: 'a'"),
+    ];
+    assert_eq!(said, expected);
+    for line in &lines {
+        assert_eq!((line.event.as_str(), line.fields["task_id"].as_str()), ("millpond.child.line", logged.as_str()));
+    }
+    assert!(lines[0].fields["fields"].contains("user") && lines[0].fields["fields"].contains("cart"), "{:?}", lines[0]);
+    assert_eq!(
+        (&lines[0].fields["exception.type"], &lines[3].fields["exception.type"]),
+        (&"ValueError".into(), &"KeyError".into())
+    );
+    assert!(lines[0].fields["exception.stacktrace"].contains("pay.py"), "{:?}", lines[0]);
+    // The same on standard error.
+    let log: Vec<Value> = cluster.log("w1").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let line = log.iter().find(|line| line["message"] == "paying failed").unwrap();
+    assert_eq!((&line["fields"]["user"], &line["fields"]["cart"]["items"]), (&7.into(), &vec![1].into()));
+    assert_eq!((&line["error.type"], &line["event.action"]), (&"ValueError".into(), &"millpond.child.line".into()));
+    assert!(line["error.stack_trace"].as_str().unwrap().contains("pay.py"), "{line}");
+    assert!(log.iter().all(|line| line["event.action"].as_str().is_none_or(|name| name.starts_with("millpond."))));
 }
 
 /// Each attempt is referred to by the span of one commit of RESULTS.

@@ -132,7 +132,7 @@ search(
     "millpond: one task, spans and lines in order",
     ALL,
     "",
-    ["name", "body.text", "event_name", "attributes.exception.message", "attributes.attempt", "duration", "status.code", "trace_id"],
+    ["name", "severity_text", "body.text", "attributes.exception.message", "attributes.attempt", "duration", "status.code", "trace_id"],
     "asc",
 )
 

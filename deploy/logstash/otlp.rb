@@ -4,6 +4,9 @@
 
 KINDS = %w[Unspecified Internal Server Client Producer Consumer].freeze
 STATUSES = %w[Unset Ok Error].freeze
+# Which task a span is of.
+OF_TASK = %w[task_id kind queue job attempt].freeze
+SEVERITY_ERROR = 17
 
 def register(params)
   @namespace = params["namespace"]
@@ -55,11 +58,17 @@ def span_document(about, span)
   )
 end
 
-# An event of a span is a line of its own among the logs, as the Collector's exporter has it.
+# An event of a span is a line of its own among the logs, as the Collector's exporter has it; with the task that the span is of,
+# and an exception with a message and a severity, as each other line has them.
 def event_document(about, span, event)
   line = document(about, "logs", event["timeUnixNano"].to_i, event.merge(span.slice("traceId", "spanId")))
-  line["attributes"] = line["attributes"].merge("event.name" => event["name"])
-  line.merge("event_name" => event["name"])
+  of_task = attributes(span["attributes"]).slice(*OF_TASK)
+  line["attributes"] = of_task.merge(line["attributes"], "event.name" => event["name"])
+  line = line.merge("event_name" => event["name"])
+  return line unless event["name"] == "exception"
+
+  said = line["attributes"].values_at("exception.type", "exception.message").compact.join(": ")
+  line.merge("severity_text" => "ERROR", "severity_number" => SEVERITY_ERROR, "body" => { "text" => said })
 end
 
 def record_document(about, record)

@@ -1,4 +1,5 @@
-"""Of one trace in Elasticsearch: so many publishes, waits, attempts, exceptions and lines of children, and no more.
+"""Of one trace in Elasticsearch: so many publishes, waits, attempts, exceptions and lines of children, and no more; and a line of
+the worker for each exception.
 
     check.py ELASTICSEARCH TRACE TASK PUBLISHES WAITS ATTEMPTS EXCEPTIONS LINES
 """
@@ -27,22 +28,24 @@ def story(url, trace):
     spans = search(url, "traces-*.otel-*", "trace_id", trace)
     lines = search(url, "logs-*.otel-*", "trace_id", trace)
     events = [line for line in lines if "event.name" in line["attributes"]]
-    return spans, events, [line for line in lines if line not in events]
+    failures = [line for line in lines if line["event_name"] in ("millpond.attempt.failed", "millpond.task.dead_letter")]
+    return spans, events, [line for line in lines if line not in events and line not in failures], failures
 
 
-def counts(spans, events, lines):
+def counts(spans, events, lines, failures):
     operations = [span["name"].split(" ")[0] for span in spans]
-    return [operations.count(name) for name in ("publish", "wait", "process")] + [len(events), len(lines)]
+    return [operations.count(name) for name in ("publish", "wait", "process")] + [len(events), len(lines), len(failures)]
 
 
 def main():
     url, trace, task = sys.argv[1:4]
     expected = [int(number) for number in sys.argv[4:]]
+    expected.append(expected[3])
     until = time.monotonic() + WAITS_FOR_S
     while counts(*story(url, trace)) != expected and time.monotonic() < until:
         time.sleep(0.3)
     time.sleep(QUIET_S)
-    spans, events, lines = found = story(url, trace)
+    spans, events, lines, failures = found = story(url, trace)
     if counts(*found) != expected:
         sys.exit(f"{task}: expected {expected}, got {counts(*found)}: {json.dumps(found, indent=1)[:3000]}")
     assert len(spans) == sum(expected[:3]), "no other spans"
@@ -58,20 +61,25 @@ def main():
         attempt = attempts[line["span_id"]]
         assert line["attributes"]["attempt"] == attempt["attributes"]["attempt"], line
         assert line["body"]["text"].startswith("line ") and line["attributes"]["child"], line
-        assert line["severity_text"] == "WARN", line
+        assert line["severity_text"] == "WARN" and line["event_name"] == "millpond.child.line", line
     for event in events:
         assert event["event_name"] == "exception" and attempts[event["span_id"]]["status"]["code"] == "Error", event
+        assert event["severity_text"] == "ERROR" and event["body"]["text"], event
+    for line in events + failures:
+        about = line["attributes"]
+        assert about["kind"] == "story" and about["queue"] == "default" and about["exception.type"] and about["task_id"], line
     # As people search: by the name of APM, by task, by service, without prefixes.
     for streams, field, value, count in [
-        ("logs-*", "trace.id", trace, len(events) + len(lines)),
+        ("logs-*", "trace.id", trace, len(events) + len(lines) + len(failures)),
+        ("logs-*", "log.level", "ERROR", None),
         ("traces-*", "trace.id", trace, len(spans)),
     ]:
         got = len(search(url, streams, field, value))
-        assert got == count, f"{streams} by {field}: {got}"
+        assert got == count if count is not None else not failures or got > 0, f"{streams} by {field}: {got}"
     assert any(hit["trace_id"] == trace for hit in search(url, "traces-*", "task_id", task)), "by task_id"
     workers = search(url, "traces-*", "service.name", "millpond-worker")
     assert {hit["resource"]["attributes"]["service.name"] for hit in workers} == {"millpond-worker"}, "by service.name"
-    print(f"{task}: publishes, waits, attempts, exceptions, lines: {counts(*found)}")
+    print(f"{task}: publishes, waits, attempts, exceptions, lines, lines of failures: {counts(*found)}")
 
 
 main()

@@ -19,7 +19,7 @@ attempt = ids.merge(
   "attributes" => [text("task_id", "order-7"), { "key" => "attempt", "value" => { "intValue" => "2" } }],
   "links" => [{ "traceId" => ids["traceId"], "spanId" => "00f067aa0ba902b7" }],
   "status" => { "code" => 2, "message" => "no" },
-  "events" => [{ "timeUnixNano" => "1795476816947146000", "name" => "exception", "attributes" => [text("exception.type", "ValueError")] }],
+  "events" => [{ "timeUnixNano" => "1795476816947146000", "name" => "exception", "attributes" => [text("exception.type", "ValueError"), text("exception.message", "no")] }],
 )
 first = ids.merge("spanId" => "00f067aa0ba902b7", "parentSpanId" => "", "name" => "publish tasks.default.story", "kind" => 4,
                   "startTimeUnixNano" => "1795476816000000001", "endTimeUnixNano" => "1795476817000000001", "status" => {})
@@ -37,8 +37,10 @@ check "span", {
   "resource" => { "attributes" => { "service.name" => "millpond-worker", "service.instance.id" => "w1", "deployment.environment.name" => "test" } },
   "data_stream" => { "type" => "traces", "dataset" => "millpond.otel", "namespace" => "default" },
 }, span
-check "event of a span", ["logs", "exception", { "exception.type" => "ValueError", "event.name" => "exception" }, ids["spanId"]],
-      [exception["data_stream"]["type"], exception["event_name"], exception["attributes"], exception["span_id"]]
+check "event of a span", ["logs", "exception", ids["spanId"], "ERROR", 17, { "text" => "ValueError: no" }],
+      [exception["data_stream"]["type"], *exception.values_at("event_name", "span_id", "severity_text", "severity_number", "body")]
+check "the task of an event", { "exception.type" => "ValueError", "exception.message" => "no", "event.name" => "exception",
+                                "task_id" => "order-7", "attempt" => 2 }, exception["attributes"]
 check "the first of a trace", [false, "Unset", []], [publish.key?("parent_span_id"), publish["status"]["code"], publish["links"]]
 check "of another resource", { "deployment.environment.name" => "test" }, other["resource"]["attributes"]
 

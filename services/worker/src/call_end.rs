@@ -48,6 +48,11 @@ impl CallEnd {
         Self::Failed(Failure::fatal("result_too_large", text))
     }
 
+    /// Whether the handler answered with a result.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self, Self::Done(_) | Self::Bytes(_))
+    }
+
     /// Whether its result goes to the store of payloads, with a reference in its place.
     pub(crate) fn is_large(&self) -> bool {
         matches!(self, Self::Done(value) | Self::Bytes(value) if value.get().len() > CLAIM_CHECK_BYTES)

@@ -18,6 +18,7 @@ use crate::config::Settings;
 use crate::handlers::Handlers;
 use crate::prepare::payload_files::PayloadFiles;
 use crate::prepare::payloads::PayloadFetcher;
+use crate::report::failure_log::FailureLog;
 use crate::report::stats::Stats;
 use crate::run_loop::pools::SlotPools;
 use crate::settle::retry_policies::RetryPolicies;
@@ -45,6 +46,8 @@ pub(crate) struct WorkerContext {
     /// Cancelled when the drain's time is over.
     pub(crate) stop: CancellationToken,
     pub(crate) stats: Stats,
+    /// Says in the log what failed.
+    pub(crate) failures: FailureLog,
     /// The slots of running tasks.
     pub(crate) pools: SlotPools,
     /// Fetches arguments that are not in the message.
@@ -84,11 +87,12 @@ impl WorkerContext {
         };
         let supervisor = Supervisor::start(children);
         background.spawn(supervisor.clone().watch());
-        Ok(Arc::new(Self {
+        let context = Arc::new(Self {
             bus: bus.clone(),
             batcher: ResultBatcher::new(bus, &settings.name, nonce),
             worker: settings.name.clone(),
             stats: Stats::new(handlers.keys()),
+            failures: FailureLog::new(handlers.keys()),
             handlers,
             kinds,
             cancellations,
@@ -104,6 +108,9 @@ impl WorkerContext {
             called: AtomicBool::new(false),
             pools,
             supervisor,
-        }))
+        });
+        let of_failures = context.clone();
+        background.spawn(async move { of_failures.failures.count_anew_for_ever().await });
+        Ok(context)
     }
 }

@@ -236,6 +236,7 @@ impl Worker {
         background.shutdown().await;
         heartbeat.leave().await;
         bus.close().await;
+        context.failures.count_anew();
         tracing::info!("worker drained");
         Ok(())
     }

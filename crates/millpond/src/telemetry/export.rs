@@ -20,8 +20,10 @@ use opentelemetry_sdk::logs::{
     BatchConfigBuilder as LogsConfig, BatchLogProcessor, LogBatch, LogExporter as _, LogProcessor, SdkLogRecord,
 };
 use opentelemetry_sdk::trace::{Span as SdkSpan, SpanData, SpanExporter as _, SpanProcessor};
+use serde_json::{Map, Value};
 
 use super::export_counts::{LOGS, TELEMETRY_QUEUE_MAX, TRACES};
+use super::lines::NAMED_AFTER_PLACE;
 use super::otlp::{self, Envelope};
 use super::scope::{FieldValue, fields};
 use super::span::Span;
@@ -30,6 +32,9 @@ use super::span::Span;
 const EXPORT_BATCH_MAX: usize = 1024;
 /// How long a span or a log record waits for others before it is exported.
 const EXPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// The event name of a line that has none of its own.
+const EVENT_NAME_OF_LINES: &str = "millpond.log";
 
 const _: () = assert!(EXPORT_BATCH_MAX * 2 <= TELEMETRY_QUEUE_MAX);
 
@@ -227,6 +232,26 @@ impl SpanProcessor for QueuedSpans {
     }
 }
 
+fn any_object(object: &Map<String, Value>) -> AnyValue {
+    let entries = object.iter().map(|(name, value)| (Key::new(name.clone()), any(value)));
+    AnyValue::Map(Box::new(entries.collect()))
+}
+
+fn any(value: &Value) -> AnyValue {
+    match value {
+        Value::Bool(value) => AnyValue::Boolean(*value),
+        Value::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(number), _) => AnyValue::Int(number),
+            (None, Some(number)) => AnyValue::Double(number),
+            (None, None) => AnyValue::from(number.to_string()),
+        },
+        Value::String(text) => AnyValue::from(text.clone()),
+        Value::Array(values) => AnyValue::ListAny(Box::new(values.iter().map(any).collect())),
+        Value::Object(object) => any_object(object),
+        Value::Null => AnyValue::from("null"),
+    }
+}
+
 /// The queue of log records; each gets the fields of the task that its thread works on.
 #[derive(Debug)]
 pub(super) struct QueuedLogs(BatchLogProcessor);
@@ -250,11 +275,16 @@ impl LogProcessor for QueuedLogs {
         if !LOGS.lets_in() {
             return;
         }
+        // Lines without a name of their own are named by `tracing` after their place in the source.
+        if record.event_name().is_some_and(|name| name.starts_with(NAMED_AFTER_PLACE)) {
+            record.set_event_name(EVENT_NAME_OF_LINES);
+        }
         let mut of_task: Vec<(&'static str, AnyValue)> = Vec::new();
         fields(|name, value| {
             let value = match value {
-                FieldValue::Text(text) => AnyValue::from(text.to_owned()),
+                FieldValue::Text(text) | FieldValue::Lines(text) => AnyValue::from(text.to_owned()),
                 FieldValue::Number(number) => AnyValue::from(i64::from(number)),
+                FieldValue::Object(object) => any_object(object),
             };
             of_task.push((name, value));
         });

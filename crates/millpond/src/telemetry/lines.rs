@@ -10,12 +10,15 @@ use tracing_subscriber::fmt::format::{Compact, Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, time::FormatTime, time::SystemTime};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::fields::{FIELD_SPAN_ID, FIELD_TRACE_ID};
+use super::fields::{FIELD_EXCEPTION_MESSAGE, FIELD_EXCEPTION_TYPE, FIELD_SPAN_ID, FIELD_STACKTRACE, FIELD_TRACE_ID};
 use super::scope::{FieldValue, fields, ids};
 use crate::visible::{visible, visible_json};
 
 /// Version of the schema.
 const ECS_VERSION: &str = "9.2.0";
+
+/// How the name of an event begins that was given none: its place in the source follows.
+pub(super) const NAMED_AFTER_PLACE: &str = "event ";
 
 /// What stands between two lines of one text.
 const CONTINUED: &str = "\n    | ";
@@ -47,18 +50,30 @@ where
                 format.format_event(context, Writer::new(&mut line), event)?;
                 line.truncate(line.trim_end_matches('\n').len());
                 let own = event.metadata().fields();
-                let mut result = Ok(());
+                let (mut result, mut below) = (Ok(()), String::new());
                 fields(|name, value| {
                     if own.field(name).is_none() && result.is_ok() {
                         result = match value {
                             FieldValue::Text(text) => write!(line, " {name}={text}"),
                             FieldValue::Number(number) => write!(line, " {name}={number}"),
+                            FieldValue::Object(object) => {
+                                object.iter().try_for_each(|(name, value)| write!(line, " {name}={value}"))
+                            }
+                            // At the end, below the line.
+                            FieldValue::Lines(text) => {
+                                below = text.to_owned();
+                                Ok(())
+                            }
                         };
                     }
                 });
                 result?;
                 if let Some((trace, _)) = ids() {
                     write!(line, " {FIELD_TRACE_ID}={trace}")?;
+                }
+                if !below.is_empty() {
+                    line.push('\n');
+                    line.push_str(&below);
                 }
                 write_line(&mut to, &line, *colours)
             }
@@ -106,19 +121,36 @@ fn object(service: &str, instance: &str, event: &Event<'_>) -> Map<String, Value
     put("service.name", service.into());
     put("service.node.name", instance.into());
     put("log.logger", event.metadata().target().into());
+    let name = event.metadata().name();
+    if !name.starts_with(NAMED_AFTER_PLACE) {
+        put("event.action", name.into());
+    }
     if let Some((trace, span)) = ids() {
         put("trace.id", trace.into());
         put("span.id", span.into());
     }
     fields(|name, value| {
         let value = match value {
-            FieldValue::Text(text) => text.into(),
+            FieldValue::Text(text) | FieldValue::Lines(text) => text.into(),
             FieldValue::Number(number) => number.into(),
+            FieldValue::Object(object) => Value::Object(object.clone()),
         };
-        put(name, value);
+        put(ecs_name(name), value);
     });
     event.record(&mut EventFields(&mut object));
     object
+}
+
+/// The name of a field in the Elastic Common Schema.
+fn ecs_name(field: &str) -> &str {
+    match field {
+        "error" | FIELD_EXCEPTION_MESSAGE => "error.message",
+        FIELD_EXCEPTION_TYPE => "error.type",
+        FIELD_STACKTRACE => "error.stack_trace",
+        FIELD_TRACE_ID => "trace.id",
+        FIELD_SPAN_ID => "span.id",
+        name => name,
+    }
 }
 
 /// Puts the fields of an event into an object.
@@ -126,13 +158,7 @@ struct EventFields<'a>(&'a mut Map<String, Value>);
 
 impl EventFields<'_> {
     fn put(&mut self, field: &tracing::field::Field, value: Value) {
-        let name = match field.name() {
-            "error" => "error.message",
-            FIELD_TRACE_ID => "trace.id",
-            FIELD_SPAN_ID => "span.id",
-            name => name,
-        };
-        self.0.insert(name.to_owned(), value);
+        self.0.insert(ecs_name(field.name()).to_owned(), value);
     }
 }
 

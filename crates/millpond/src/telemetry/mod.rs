@@ -41,7 +41,7 @@ pub use export::record;
 pub use export_counts::TELEMETRY_QUEUE_MAX;
 pub use fields::{FIELD_ATTEMPT, FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID};
 pub use metrics::{Metrics, gauge, took};
-pub use scope::{Scope, TaskFields};
+pub use scope::{LineFields, Scope, TaskFields};
 pub use span::{SPAN_LINKS_MAX, Span, SpanKind, time_of};
 pub use trace::TraceContext;
 

@@ -3,7 +3,11 @@
 use opentelemetry::trace::{FutureExt, TraceContextExt};
 use opentelemetry::{Context, ContextGuard};
 
-use super::fields::{FIELD_ATTEMPT, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID};
+use serde_json::{Map, Value};
+
+use super::fields::{
+    FIELD_ATTEMPT, FIELD_EXCEPTION_TYPE, FIELD_KIND, FIELD_OWN, FIELD_QUEUE, FIELD_STACKTRACE, FIELD_TASK_ID,
+};
 use super::trace::TraceContext;
 
 /// The fields that log lines about a task get.
@@ -17,6 +21,17 @@ pub struct TaskFields {
     pub kind: Option<String>,
     /// The attempt, from 1.
     pub attempt: u32,
+}
+
+/// What a log line says beside its message, as whoever wrote it had it.
+#[derive(Debug, Clone, Default)]
+pub struct LineFields {
+    /// Fields of its own.
+    pub fields: Map<String, Value>,
+    /// The type of the exception that it tells of.
+    pub exception_type: Option<String>,
+    /// Where that exception was raised.
+    pub stacktrace: Option<String>,
 }
 
 /// A task that a thread or a future works on: log lines get its fields and its trace, on standard error and exported, and
@@ -33,6 +48,12 @@ impl Scope {
             Some(trace) => context.with_remote_span_context(trace.context(true)),
             None => context,
         })
+    }
+
+    /// The same scope, for one line with fields of its own.
+    #[must_use]
+    pub fn with_line(&self, line: LineFields) -> Self {
+        Self(self.0.with_value(line))
     }
 
     /// The scope that this thread is in.
@@ -53,7 +74,7 @@ impl Scope {
     }
 }
 
-/// Calls `each` with every field of the task that this thread works on now.
+/// Calls `each` with every field of the task that this thread works on now, and of the line that it writes.
 pub(super) fn fields(mut each: impl FnMut(&'static str, FieldValue<'_>)) {
     Context::map_current(|context| {
         if let Some(task) = context.get::<TaskFields>() {
@@ -61,6 +82,13 @@ pub(super) fn fields(mut each: impl FnMut(&'static str, FieldValue<'_>)) {
             task.queue.iter().for_each(|queue| each(FIELD_QUEUE, FieldValue::Text(queue)));
             task.kind.iter().for_each(|kind| each(FIELD_KIND, FieldValue::Text(kind)));
             each(FIELD_ATTEMPT, FieldValue::Number(task.attempt));
+        }
+        if let Some(line) = context.get::<LineFields>() {
+            if !line.fields.is_empty() {
+                each(FIELD_OWN, FieldValue::Object(&line.fields));
+            }
+            line.exception_type.iter().for_each(|name| each(FIELD_EXCEPTION_TYPE, FieldValue::Text(name)));
+            line.stacktrace.iter().for_each(|text| each(FIELD_STACKTRACE, FieldValue::Lines(text)));
         }
     });
 }
@@ -75,6 +103,9 @@ pub(super) fn ids() -> Option<(String, String)> {
 pub(super) enum FieldValue<'a> {
     Text(&'a str),
     Number(u32),
+    /// A text of several lines.
+    Lines(&'a str),
+    Object(&'a Map<String, Value>),
 }
 
 #[cfg(test)]

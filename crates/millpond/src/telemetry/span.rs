@@ -98,7 +98,7 @@ impl Span {
     /// Sets the status to failed, and adds the reason as an attribute and as an event.
     pub fn failed(&mut self, failure: &Failure) {
         self.attribute("error.type", &failure.kind);
-        let (mut event, mut status) = (Vec::new(), Vec::new());
+        let mut event = Vec::new();
         fixed64(field::EVENT_TIME, nanoseconds(self.ended), &mut event);
         bytes(field::EVENT_NAME, b"exception", &mut event);
         let mut about = |name, text: &String| attribute(field::EVENT_ATTRIBUTES, name, text.into(), &mut event);
@@ -108,8 +108,19 @@ impl Span {
             about("exception.stacktrace", traceback);
         }
         bytes(field::EVENTS, &event, &mut self.wire);
-        bytes(field::STATUS_MESSAGE, failure.message.as_bytes(), &mut status);
-        number(field::STATUS_CODE, u64::try_from(StatusCode::Error as i32).unwrap_or(0), &mut status);
+        self.status(StatusCode::Error, &failure.message);
+    }
+
+    /// Sets the status to failed because the task was cancelled, without an exception: nothing is wrong with it.
+    pub fn cancelled(&mut self) {
+        self.attribute("error.type", "cancelled");
+        self.status(StatusCode::Error, "the task was cancelled");
+    }
+
+    fn status(&mut self, code: StatusCode, message: &str) {
+        let mut status = Vec::new();
+        bytes(field::STATUS_MESSAGE, message.as_bytes(), &mut status);
+        number(field::STATUS_CODE, u64::try_from(code as i32).unwrap_or(0), &mut status);
         bytes(field::STATUS, &status, &mut self.wire);
     }
 

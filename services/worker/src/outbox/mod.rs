@@ -22,6 +22,7 @@ use serde_json::value::RawValue;
 
 use crate::attempt::AttemptTime;
 use crate::context::WorkerContext;
+use crate::report::failure_log::{Consequence, FailedItem};
 use crate::report::spans;
 use crate::report::stats::Tally;
 
@@ -38,6 +39,8 @@ pub(crate) struct Outbox<'a> {
     started_ms: Option<i64>,
     messages: Vec<OutboxMessage>,
     outcome: Outcome,
+    /// For the log.
+    failed: Vec<FailedItem>,
     /// Items that are published again, because they were not run.
     not_run: Vec<u32>,
     /// The same attempt of the same id is published again.
@@ -85,6 +88,7 @@ impl<'a> Outbox<'a> {
             started_ms: Some(time.started_ms),
             messages: Vec::new(),
             outcome,
+            failed: Vec::new(),
             not_run: Vec::new(),
             same_again: false,
             continues: false,
@@ -169,8 +173,10 @@ impl<'a> Outbox<'a> {
             failure: failure.carried(),
         });
         let mut message = OutboxMessage::again(task, items, attempt, &failures, payload, &format!("r{attempt}"));
-        let due_ms = message.delay(task, &id_of(&task.original_id, items), delay);
+        let id = id_of(&task.original_id, items);
+        let due_ms = message.delay(task, &id, delay);
         self.messages.push(message);
+        self.failed.push(FailedItem { id, failure: failure.clone(), consequence: Consequence::Retry(delay) });
         self.without_result(item, NotDoneState::Retry, Some(failure), Some(due_ms));
     }
 
@@ -185,6 +191,8 @@ impl<'a> Outbox<'a> {
     ) {
         let task = self.task;
         let id = id_of(&task.original_id, items);
+        let consequence = Consequence::DeadLetter(reason.to_owned());
+        self.failed.push(FailedItem { id: id.clone(), failure: failure.clone(), consequence });
         let evidence = Evidence {
             v: 1,
             original_id: (id != task.original_id).then(|| task.original_id.clone()),
@@ -312,6 +320,7 @@ impl<'a> Outbox<'a> {
                 stored => stored?,
             }
         }
+        context.failures.write(self.task, self.trace, std::mem::take(&mut self.failed));
         Ok(published)
     }
 

@@ -1,5 +1,7 @@
-//! What this worker says of itself: its record, its counts, its metrics and health over HTTP, and the spans of its tasks.
+//! What this worker says of itself: its record, its counts, its metrics and health over HTTP, the spans of its
+//! tasks, and the lines of those that failed.
 
+pub(crate) mod failure_log;
 pub(crate) mod heartbeat;
 pub(crate) mod http;
 pub(crate) mod spans;

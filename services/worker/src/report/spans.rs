@@ -1,7 +1,7 @@
 //! The trace of an attempt: its place, the scope of what is logged meanwhile, and its spans: how long its message waited,
 //! and how it ran. Whatever is published again keeps the trace.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use millpond::bus::consume::lease::Lease;
 use millpond::outcome::Failure;
@@ -12,6 +12,9 @@ use millpond::telemetry::{
 };
 
 use crate::call_end::CallEnd;
+
+/// From the start of a millisecond to its end.
+const END_OF_MILLISECOND: Duration = Duration::from_micros(999);
 
 /// The places of an attempt's spans.
 #[derive(Clone, Copy)]
@@ -65,13 +68,15 @@ impl AttemptSpans {
     /// Records the wait of an attempt that starts.
     pub(crate) fn started(&self, lease: &Lease, at: SystemTime) {
         if self.wait.is_recorded() {
-            let (place, since) = ((self.wait, self.parent), Self::waited_since(lease));
+            // These times are cut to milliseconds: the end of one keeps the wait behind what came before it.
+            let since = (Self::waited_since(lease) + END_OF_MILLISECOND).min(at);
+            let place = (self.wait, self.parent);
             record(span(("wait", None), SpanKind::Internal, &lease.task, place, since).ended(at));
         }
     }
 
-    /// Records an attempt that ran, with how its items ended.
-    pub(crate) fn ran(&self, task: &Task, started: SystemTime, ends: &[CallEnd]) {
+    /// Records an attempt that ran, with how its items ended; `cancelled` when it was stopped because nobody wants it any more.
+    pub(crate) fn ran(&self, task: &Task, started: SystemTime, ends: &[CallEnd], cancelled: bool) {
         if !self.attempt.is_recorded() {
             return;
         }
@@ -94,7 +99,9 @@ impl AttemptSpans {
             span.message_count(task.items_len() as usize);
             span.attribute("failed", i64::try_from(failures.len()).unwrap_or(i64::MAX));
         }
-        if let Some(first) = failures.first() {
+        if cancelled {
+            span.cancelled();
+        } else if let Some(first) = failures.first() {
             span.failed(first);
         }
         record(span);

@@ -67,7 +67,8 @@ pub(crate) async fn run(context: &WorkerContext, prepared: Prepared) -> Finished
         }
     };
     slot.note(busy);
-    spans.ran(&lease.task, started_at, &ends);
+    let is_cancelled = ends.iter().any(|end| !end.is_done()) && context.cancellations.of(&lease).is_some();
+    spans.ran(&lease.task, started_at, &ends, is_cancelled);
     // The slot is freed here, unless a result is large.
     let slot = ends.iter().any(CallEnd::is_large).then_some(slot);
     let time = AttemptTime { started_ms, ended_ms: millpond::now_ms(), busy };

@@ -88,7 +88,8 @@ impl LogReader {
     fn join(&mut self, line: ReadLine) -> Option<ReadLine> {
         let ReadLine::Line(text) = &line else { return self.behind_group(line) };
         if self.group.is_empty() {
-            if !BEGINNINGS.iter().any(|word| contains(text, word)) {
+            // A line of JSON is whole, whatever it tells of.
+            if text.starts_with(b"{") || !BEGINNINGS.iter().any(|word| contains(text, word)) {
                 return Some(line);
             }
             self.until = Clock::now() + NEXT_LINE_WITHIN;

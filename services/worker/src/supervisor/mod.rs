@@ -11,6 +11,7 @@ mod guard_report;
 mod handlers_toml;
 pub(crate) mod line_protocol;
 mod line_reader;
+mod log_line;
 mod log_reader;
 pub(crate) mod once;
 mod process_tree;
