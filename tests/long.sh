@@ -2,12 +2,12 @@
 # What takes too long for .ci/run, one after the other; run by hand, before what it tries is said to work. A part that this
 # machine has not the means for is named, and not passed over in silence.
 #
-#   tests/long.sh [PART…]     parts: release store elk kubernetes; default: all of them
+#   tests/long.sh [PART…]     parts: release store outages elk kubernetes; default: all of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tests/steps.sh
 parts=("$@")
-((${#parts[@]})) || parts=(release store elk kubernetes)
+((${#parts[@]})) || parts=(release store outages elk kubernetes)
 
 # The images as they are released, instead of those that CI builds fast.
 release() {
@@ -16,6 +16,11 @@ release() {
 }
 # Lists of a store with a million tasks: a measurement, which prints its figures.
 store() { cargo test --release --locked -p millpond-collector speed -- --ignored --nocapture; }
+# The end of a task is told although the server was away for long: to the official clients of the examples, and over HTTP.
+outages() {
+    command -v nats >/dev/null || fail "outages: there is no \`nats\`; go install github.com/nats-io/natscli/nats@v0.5.0 makes it"
+    MILLPOND_TEST_OUTAGES=1,9,40 cargo test --workspace --test it --locked -- over_an_outage --nocapture
+}
 # Traces and logs end to end: a real Collector and a real Elasticsearch, built once.
 elk() { tests/elk.sh; }
 # The chart in a real cluster, which kubectl reaches.

@@ -70,4 +70,5 @@ mod unique;
 mod up;
 mod values;
 mod verbs;
+mod waiting;
 mod wire_number;

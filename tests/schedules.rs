@@ -279,6 +279,18 @@ async fn a_server_without_the_data_of_a_zone_is_said_and_what_it_dropped_too() {
         let shown = String::from_utf8(command.output().unwrap().stdout).unwrap();
         assert!(shown.contains("nats-server does not know time zone Mars/Base"), "{arguments:?}: {shown}");
     }
+    // Another collector, and a server that knows the zone again: it takes nothing up by itself, and the advice says so.
+    cluster.restart_collector(None);
+    cluster.nats.restart_with(&known);
+    until("problem of what was dropped", PATIENCE, async || {
+        problem(&cluster, "dust").await.filter(|sentence| sentence.contains("was dropped by nats-server"))
+    })
+    .await;
+    cluster.nats.restart();
+    until("problem", PATIENCE, async || {
+        problem(&cluster, "dust").await.filter(|sentence| sentence.contains("does not know time zone"))
+    })
+    .await;
     let resumed = cli(&cluster, &["pause", "dust"]).await;
     assert!(resumed.status.success(), "{}", said(&resumed));
     let resumed = cli(&cluster, &["resume", "dust"]).await;

@@ -14,7 +14,8 @@ use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit_codes::RIGHT;
-use crate::harness::{Cluster, MILLPOND, until};
+use crate::harness::{Cluster, MILLPOND, PATIENCE, until};
+use crate::up::processes_of;
 
 /// How soon a verb ends at Ctrl-C.
 const ENDS_WITHIN: Duration = Duration::from_secs(4);
@@ -95,6 +96,14 @@ async fn faults(lines: Vec<Vec<String>>, check: impl AsyncFn(&[String]) -> Resul
     ended.into_iter().filter_map(Result::err).collect()
 }
 
+/// The same command without a standard output, as the shell's `>&-` starts it.
+fn without_stdout(command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"exec "$0" "$@" >&-"#]).arg(command.get_program()).args(command.get_args());
+    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell
+}
+
 fn is_interrupted(status: ExitStatus) -> bool {
     status.code() == Some(INTERRUPTED) || status.signal() == Some(Signal::SIGINT as i32)
 }
@@ -132,12 +141,12 @@ async fn ctrl_c_and_any_standard_output_suit_every_verb() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &["--allow-xargs", "echo"], None);
     cluster.worker_is("w1", |worker| worker["draining"] == false).await;
-    // A list has a row, whatever others remove beside it.
-    assert!(cluster.command(&["shared", "set", "stays", "1"]).status().unwrap().success());
     let command = |line: &[String]| {
         let words: Vec<&str> = line.iter().map(String::as_str).collect();
         cluster.command(&words)
     };
+    // `shared ls` has something to print, whatever the others set and remove meanwhile.
+    assert!(cluster.command(&["shared", "set", "stays", "1"]).stdout(Stdio::null()).status().unwrap().success());
     // They go on until somebody ends them, or end the worker that the others need, or need a handler of its own.
     let apart = |line: &Vec<String>| {
         let line = line.join(" ");
@@ -173,6 +182,11 @@ async fn ctrl_c_and_any_standard_output_suit_every_verb() {
         if dead.said.contains("roken pipe") || ![code, Some(0), Some(1)].contains(&dead.status.code()) {
             return Err(format!("nobody reads: {} instead of {code:?}, {}", dead.status, dead.said));
         }
+        // A standard output that is closed takes everything.
+        let closed = run(without_stdout(&command(line)), None, RUNS_WITHIN).await?;
+        if closed.said.contains("panicked") || ![code, Some(0), Some(1)].contains(&closed.status.code()) {
+            return Err(format!("standard output is closed: {} instead of {code:?}, {}", closed.status, closed.said));
+        }
         // Ctrl-C in the middle and near the end: it ends as it would have, or because of that.
         for share in [0.3, 0.6, 0.9] {
             let mut command = command(line);
@@ -187,4 +201,89 @@ async fn ctrl_c_and_any_standard_output_suit_every_verb() {
     })
     .await;
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_ends_what_goes_on_until_then() {
+    let cluster = Cluster::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let handlers = dir.path().join("handlers.toml");
+    let sleep = "command = [\"sleep\", \"61234\"]\nmode = \"once\"";
+    std::fs::write(&handlers, format!("[long]\n{sleep}\n[talk]\n{sleep}\npipe = true\n")).unwrap();
+    let handlers = handlers.to_str().unwrap();
+    let _worker = cluster.worker("w1", &["--handlers", handlers], None);
+    let mut drained = cluster.worker("w2", &["--queues", "other", "--drain-time", "10m"], None);
+    for worker in ["w1", "w2"] {
+        cluster.worker_is(worker, |worker| worker["draining"] == false).await;
+    }
+    let submitted = cluster.command(&["submit", "sleep", "600", "--queue", "other"]).status().unwrap();
+    assert!(submitted.success());
+    cluster.worker_is("w2", |worker| worker["running"] == 1).await;
+    for (line, after) in [
+        ("shared watch", 500),
+        ("call talk --pipe", 700),
+        ("worker drain w2 --wait --timeout 5m", 700),
+        ("job wait j", 500),
+        (format!("handler try long 1 --handlers {handlers}").as_str(), 900),
+        (format!("handler try long 1 --handlers {handlers} --debug").as_str(), 900),
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let mut command = cluster.command(&words);
+        command.stdout(Stdio::null());
+        let ended = run(command, Some(Duration::from_millis(after)), ENDS_WITHIN).await.unwrap();
+        let Ended { status, said, took } = &ended;
+        assert!(took.as_millis() >= u128::from(after), "{line} ended by itself: {status}, {said}");
+        assert!(is_interrupted(*status) || status.success(), "{line}: {status}, {said}");
+        assert!(!said.contains("panicked"), "{line}: {said}");
+    }
+    // Who waited for it is gone; the drain goes on.
+    cluster.worker_is("w2", |worker| worker["draining"] == true).await;
+    assert!(drained.ended().is_none());
+    until("end of what was tried and talked to", PATIENCE, async || {
+        let sleeps = |entry: std::fs::DirEntry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let mut all = std::fs::read_dir("/proc").unwrap().flatten().map(sleeps);
+        (!all.any(|line| line == b"sleep\x0061234\x00")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_ends_clusters_with_all_that_is_theirs() {
+    for (line, after) in [
+        ("up --ports auto", 0),
+        ("up --ports auto", 300),
+        ("up --ports auto", 1000),
+        ("up --ports auto", 5000),
+        ("up --ports auto -- map sleep --range 60..62", 5000),
+        ("up --ports auto -- job wait j", 5000),
+        ("bench --rounds 1 --tasks 100", 0),
+        ("bench --rounds 1 --tasks 100", 500),
+        ("bench --rounds 1 --tasks 100", 5000),
+        ("secrets made", 0),
+        ("secrets made", 5),
+        ("secrets made", 15),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let temporary = dir.path().join("tmp");
+        std::fs::create_dir(&temporary).unwrap();
+        let mut command = Command::new(MILLPOND);
+        command.arg("--state").arg(dir.path().join("state")).args(line.split(' ')).current_dir(dir.path());
+        command.env("TMPDIR", &temporary).stdout(Stdio::null());
+        let ended = run(command, Some(Duration::from_millis(after)), RUNS_WITHIN).await;
+        let Ended { status, said, .. } = ended.unwrap_or_else(|why| panic!("{line} after {after} ms: {why}"));
+        let is_right = is_interrupted(status) || [Some(0), Some(FULL)].contains(&status.code());
+        assert!(is_right && !said.contains("panicked"), "{line} after {after} ms: {status}, {said}");
+        until(&format!("end of all of {line}"), PATIENCE, async || processes_of(dir.path()).is_empty().then_some(()))
+            .await;
+        // Before `bench` listens for the signal, nobody removes what it has made.
+        let made = std::fs::read_dir(&temporary)
+            .unwrap()
+            .flatten()
+            .filter(|entry| after > 0 && entry.file_name().to_string_lossy().starts_with(".tmp"));
+        assert_eq!(made.count(), 0, "{line} after {after} ms leaves no folder");
+        if line.starts_with("secrets") {
+            let again = Command::new(MILLPOND).args(["secrets", "made"]).current_dir(dir.path()).output().unwrap();
+            assert!(again.status.success(), "{line} after {after} ms: {again:?}");
+        }
+    }
 }

@@ -78,7 +78,7 @@ fn scopeguard(child: std::process::Child) -> impl Drop {
 }
 
 /// All processes whose command line or environment names the folder.
-fn processes_of(dir: &Path) -> Vec<i32> {
+pub fn processes_of(dir: &Path) -> Vec<i32> {
     let wanted = dir.to_str().unwrap().as_bytes();
     let names = |path: &Path| {
         let holds = |file: &str| {
@@ -99,10 +99,73 @@ async fn leaves_no_orphan_when_it_is_killed() {
     let mut cluster = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
     let env = dir.path().join("env");
     until("env file", PATIENCE, async || env.exists().then_some(())).await;
-    // up, guard, nats-server, producer, collector, two workers.
-    assert_eq!(processes_of(dir.path()).len(), 7);
+    // up, nats-server, producer, collector, two workers.
+    assert_eq!(processes_of(dir.path()).len(), 6);
     cluster.kill9();
     until("end of everything", PATIENCE, async || processes_of(dir.path()).is_empty().then_some(())).await;
+}
+
+/// Those of them that are a nats-server.
+fn servers_of(dir: &Path) -> Vec<i32> {
+    let is_server = |pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("nats-server"))
+    };
+    processes_of(dir).into_iter().filter(is_server).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_killed_there_is_one_server_and_none_stays_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = up(dir.path(), &[]);
+    let mut cluster = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    let env = dir.path().join("env");
+    until("env file", PATIENCE, async || env.exists().then_some(())).await;
+    let (root, processes) = (i32::try_from(cluster.pid()).unwrap(), processes_of(dir.path()));
+    assert_eq!((processes.len(), servers_of(dir.path()).len()), (5, 1));
+    for killed in processes.iter().filter(|pid| **pid != root) {
+        let line = text(&std::fs::read(format!("/proc/{killed}/cmdline")).unwrap());
+        kill(Pid::from_raw(*killed), Signal::SIGKILL).unwrap();
+        until(&format!("successor of {line}"), PATIENCE, async || {
+            let now = processes_of(dir.path());
+            assert!(servers_of(dir.path()).len() <= 1, "after the end of {line}");
+            (now.len() == processes.len() && !now.contains(killed)).then_some(())
+        })
+        .await;
+        let mut submit = Command::new(MILLPOND);
+        submit.arg("--state").arg(dir.path()).args(["submit", "square", "5", "--wait"]);
+        let submitted = output(submit).await;
+        assert_eq!(text(&submitted.stdout), "25\n", "after the end of {line}: {}", text(&submitted.stderr));
+    }
+    // All that could end it, at once.
+    let servers = servers_of(dir.path());
+    for pid in processes_of(dir.path()).into_iter().filter(|pid| !servers.contains(pid)) {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    }
+    cluster.kill9();
+    until("end of everything", Duration::from_secs(5), async || processes_of(dir.path()).is_empty().then_some(()))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_another_server_has_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = dir.path().join("nats/lock");
+    std::fs::create_dir_all(dir.path().join("nats")).unwrap();
+    let mut command = Command::new(MILLPOND);
+    command.args(["run-with-parent", "--lock"]).arg(&lock).args(["--", "sleep", "100"]);
+    let mut other = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    let is_sleep =
+        || std::fs::read_to_string(format!("/proc/{}/comm", other.pid())).is_ok_and(|name| name == "sleep\n");
+    until("another user of the folder", PATIENCE, async || is_sleep().then_some(())).await;
+    let started = Instant::now();
+    let refused = output(up(dir.path(), &["--", "worker", "ls"])).await;
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success() && said.contains(&format!("process {} uses", other.pid())), "{said}");
+    assert!(started.elapsed() < Duration::from_secs(20), "it does not wait for a server that never comes");
+    until("end of everything else", PATIENCE, async || processes_of(dir.path()).is_empty().then_some(())).await;
+    other.kill9();
+    let free = output(up(dir.path(), &["--", "submit", "square", "7", "--wait"])).await;
+    assert_eq!(text(&free.stdout), "49\n", "{}", text(&free.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -109,7 +109,7 @@ enum Command {
     Secrets(secrets::SecretsArgs),
     /// Print the settings of the cluster, secrets included, as lines for a shell or for another machine's .millpond/env.
     Env(env::EnvArgs),
-    /// Run a program that is stopped when standard input ends.
+    /// Become a program that is killed when the parent is gone.
     #[command(hide = true)]
     RunWithParent(run_with_parent::RunWithParentArgs),
 }
@@ -220,7 +220,7 @@ async fn run_verb(cli: Cli, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
         Command::Setup(args) => setup::run(args, env).await,
         Command::Secrets(args) => secrets::run(&args),
         Command::Env(args) => env::run(&args, env),
-        Command::RunWithParent(args) => run_with_parent::run(args).await,
+        Command::RunWithParent(args) => match run_with_parent::run(args, cli.parent).await? {},
     }
 }
 

@@ -24,7 +24,7 @@ named! {
         Finished = "finished",
         /// It was cancelled.
         Cancelled = "cancelled",
-        /// Tasks without a record of their job: nobody closes it.
+        /// Tasks without a record of their job: it was made by publishing to subjects that name it.
         Session = "session",
     }
 }
@@ -87,6 +87,10 @@ pub struct JobRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub continuation_refused: Option<String>,
+    /// Whether all that was published of a session has ended, so that nothing of it waits or runs; only where one job is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub ended: Option<bool>,
 }
 
 /// How a task of a job ended.

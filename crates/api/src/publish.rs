@@ -33,7 +33,7 @@ pub struct TaskPublished {
     pub queue: String,
     /// Which handler runs it.
     pub kind: String,
-    /// The job that it belongs to; with `wait`, one of its own.
+    /// The job that it belongs to; with `wait`, one of its own. Where the server had the id already, the job that was asked for.
     pub job: Option<String>,
     /// True when the server had this id already: nothing was published.
     pub duplicate: bool,
@@ -166,7 +166,7 @@ pub struct JobPublished {
     pub duplicate: bool,
 }
 
-/// How far the publishing of a job is, by its record.
+/// How far the publishing of a job is, by its record; of a session, by its tasks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobProgress {
     /// Its name.
@@ -175,16 +175,19 @@ pub struct JobProgress {
     pub queue: String,
     /// The kind of its tasks.
     pub kind: String,
-    /// `open`, `stalled`, `closed` or `cancelled`: the producer does not know what has ended.
+    /// `open`, `stalled`, `closed` or `cancelled`: the producer does not know what has ended. `session`: it has no record, and a
+    /// collector knows it by its tasks.
     pub state: JobStatus,
-    /// Tasks that the server has stored, without a gap from the first.
+    /// Tasks that the server has stored, without a gap from the first; of a session those that have ended an attempt.
     pub published: u64,
     /// How many tasks it has; null until its producer has come to the end.
     pub total: Option<u64>,
     /// When it was made, Unix time in milliseconds.
     pub created_ms: i64,
-    /// When its producer last renewed its record, Unix time in milliseconds.
-    pub heartbeat_ms: i64,
+    /// When its producer last renewed its record, Unix time in milliseconds; not for a session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub heartbeat_ms: Option<i64>,
 }
 
 #[cfg(test)]

@@ -13,14 +13,15 @@ const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(5);
 /// How often the collectors' consumers are polled meanwhile.
 const POLL_EVERY: Duration = Duration::from_millis(10);
 
-/// Waits until all that the streams hold now is stored.
-pub(crate) async fn caught_up(bus: &Bus) {
+/// Waits until all that the streams hold now is stored; false when that is not known.
+pub(crate) async fn caught_up(bus: &Bus) -> bool {
     let both = async { tokio::try_join!(is_stored(bus, OutcomeStream::Results), is_stored(bus, OutcomeStream::Dead)) };
     match tokio::time::timeout(CAUGHT_UP_WITHIN, both).await {
-        Ok(Ok(_)) => {}
+        Ok(Ok(_)) => return true,
         Ok(Err(error)) => tracing::debug!(%error, "it is not known how far the store is; answering with what it has"),
         Err(_) => tracing::debug!("the store is behind the streams; answering with what it has"),
     }
+    false
 }
 
 async fn is_stored(bus: &Bus, from: OutcomeStream) -> Result<(), BusError> {

@@ -8,6 +8,7 @@ mod commit_span;
 mod config;
 mod continuations;
 mod http;
+mod known_job;
 mod open_jobs;
 mod overview;
 mod poison;
@@ -63,7 +64,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     background.spawn(store.clone().follow());
     background.spawn(store.clone().enforce_retention(settings.retention));
     background.spawn(open_jobs::follow(bus.clone(), store.clone(), jobs.clone()));
-    background.spawn(resume_results::serve(store.clone(), resume_results::listen(&bus).await?));
+    background.spawn(resume_results::serve(bus.clone(), store.clone(), resume_results::listen(&bus).await?));
     background.spawn(continuations::follow(bus.clone(), store.clone()));
     let collectors = [OutcomeStream::Results, OutcomeStream::Dead]
         .map(|stream| Collector::new(&bus, &store, stream, settings.results_keep));

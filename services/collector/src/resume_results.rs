@@ -1,5 +1,5 @@
 //! Results that the store has, for clients: of a job that is resumed, in pages that fit a message, and of one task that is
-//! awaited by its id. Requested on `ctl.request.results`.
+//! awaited by its id; and how a job stands. Requested on `ctl.request.results`.
 
 use anyhow::Context;
 use millpond::bus::Bus;
@@ -12,6 +12,7 @@ use millpond_api::list::PAGE_ROWS_MAX;
 use millpond_api::tasks::TaskDetails;
 use serde_json::value::{RawValue, to_raw_value};
 
+use crate::known_job::known_job;
 use crate::store::{ResultCursor, Store};
 
 /// Results in one answer to a client that resumes a job, in bytes, at the most; one result is always sent.
@@ -26,9 +27,9 @@ pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, BusError> {
 }
 
 /// Answers for ever.
-pub(crate) async fn serve(store: Store, mut requests: ControlRequests) {
+pub(crate) async fn serve(bus: Bus, store: Store, mut requests: ControlRequests) {
     while let Some(request) = requests.next().await {
-        let answer = match page(&store, &request.payload).await {
+        let answer = match page(&bus, &store, &request.payload).await {
             Ok(page) => ControlReply::Ok(page),
             Err(error) => ControlReply::Error(format!("{error:#}")),
         };
@@ -36,13 +37,14 @@ pub(crate) async fn serve(store: Store, mut requests: ControlRequests) {
     }
 }
 
-async fn page(store: &Store, request: &[u8]) -> anyhow::Result<Box<RawValue>> {
+async fn page(bus: &Bus, store: &Store, request: &[u8]) -> anyhow::Result<Box<RawValue>> {
     match decode(request).context("not a request for results")? {
         ResultsRequest::OfJob(request) => page_of_job(store, &request).await,
         ResultsRequest::OfTask { queue, id } => {
             let rows = store.task(&id, Some(&queue)).await?.into_iter().map(end_of).collect();
             Ok(to_raw_value(&HistoryPage { rows, next: None })?)
         }
+        ResultsRequest::Job { job } => Ok(to_raw_value(&known_job(bus, store, &job).await?)?),
     }
 }
 

@@ -44,6 +44,8 @@ impl BenchArgs {
     pub(super) fn cluster(&self, dir: &Path) -> anyhow::Result<Command> {
         let program = std::env::current_exe().context("this program cannot be found again")?;
         let mut command = Command::new(program);
+        // Killed, this process can tell the cluster nothing: it looks for its parent itself.
+        command.args(["--parent", &std::process::id().to_string()]);
         command.arg("--state").arg(dir).args(["up", "--ports", "auto", "--bench-account"]);
         command.args(self.slots.map(|slots| format!("--slots={slots}"))).env_remove("NATS_URL");
         Ok(command)

@@ -15,6 +15,8 @@ use std::time::Duration;
 use anyhow::Context;
 use millpond::client::{BatchSize, Client};
 use millpond::config::SigningArgs;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::cluster_env::{ClusterEnv, access};
 use crate::exit;
@@ -55,8 +57,19 @@ async fn outside(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     for (flag, given) in [("--json", args.json), ("--isolate", args.isolate)] {
         command.args(given.then_some(flag));
     }
-    let status = command.stdin(Stdio::null()).status().await.context("cannot start the cluster")?;
-    Ok(exit::of_process(status, exit::ERROR))
+    let stop = millpond::shutdown::on_signal()?;
+    let mut cluster = command.stdin(Stdio::null()).spawn().context("cannot start the cluster")?;
+    let status = tokio::select! {
+        status = cluster.wait() => status?,
+        () = stop.cancelled() => {
+            // Ctrl-C has reached the cluster too, another signal has not. Its folder is removed when it has ended.
+            if let Some(pid) = cluster.id().and_then(|id| i32::try_from(id).ok()) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            }
+            cluster.wait().await?
+        }
+    };
+    Ok(exit::of_process(status, exit::INTERRUPTED))
 }
 
 /// Measures on the cluster that this command runs in.

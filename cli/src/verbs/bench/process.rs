@@ -41,9 +41,7 @@ mod linux {
         let all: Vec<(Process, Stat)> = procfs::process::all_processes()?
             .filter_map(|process| process.ok().and_then(|process| process.stat().ok().map(|stat| (process, stat))))
             .collect();
-        let parents: BTreeMap<i32, i32> = all.iter().map(|(_, stat)| (stat.pid, stat.ppid)).collect();
-        let is_below_up = |stat: &Stat| stat.ppid == up || parents.get(&stat.ppid) == Some(&up);
-        let cluster = all.iter().filter(|(_, stat)| stat.pid == up || is_below_up(stat));
+        let cluster = all.iter().filter(|(_, stat)| stat.pid == up || stat.ppid == up);
         Ok(cluster.filter_map(|(process, stat)| Some((name(process, up)?, used(stat)?))).collect())
     }
 
@@ -53,7 +51,7 @@ mod linux {
         Some(Used { cpu_s, rss: stat.rss * page_size() })
     }
 
-    /// The name of a process: its program, or the service that `millpond` runs. None for what only watches another one.
+    /// The name of a process: its program, or the service that `millpond` runs.
     fn name(process: &Process, up: i32) -> Option<String> {
         if process.pid == getpid().as_raw() {
             return Some("bench".to_owned());
@@ -63,11 +61,9 @@ mod linux {
         }
         let words = process.cmdline().ok()?;
         let program = Path::new(words.first()?).file_name()?.to_str()?;
-        let service =
-            words.iter().find(|word| ["collector", "producer", "worker", "run-with-parent"].contains(&word.as_str()));
-        match (program, service.map(String::as_str)) {
-            ("millpond", Some("run-with-parent")) => None,
-            ("millpond", Some(service)) => Some(service.to_owned()),
+        let service = words.iter().find(|word| ["collector", "producer", "worker"].contains(&word.as_str()));
+        match (program, service) {
+            ("millpond", Some(service)) => Some(service.clone()),
             // A cached program has its version in its name.
             (program, _) if program.starts_with(NATS_SERVER) => Some(NATS_SERVER.to_owned()),
             (program, _) => Some(program.to_owned()),

@@ -104,12 +104,21 @@ impl AwaitedJob {
             self.changed = Instant::now();
         }
         let unchanged = self.changed.elapsed() >= UNCHANGED_MAX;
-        let JobRow { job: name, done, dead, cancelled, purged, .. } = &now;
+        let JobRow { job: name, done, retrying, dead, cancelled, purged, .. } = &now;
         let outcome = match now.state {
-            JobStatus::Finished if dead + cancelled + purged == 0 => Some(WaitOutcome::Succeeded),
-            JobStatus::Finished => {
+            // Nobody says that more comes: a session has ended when nothing of it waits or runs.
+            JobStatus::Session if now.ended != Some(true) => None,
+            JobStatus::Finished | JobStatus::Session if retrying + dead + cancelled + purged == 0 => {
+                Some(WaitOutcome::Succeeded)
+            }
+            JobStatus::Finished | JobStatus::Session => {
                 let purged = if *purged > 0 { format!(", {purged} removed by a purge") } else { String::new() };
-                note!("millpond: job {name}: {dead} dead, {cancelled} cancelled{purged}");
+                let lost = if *retrying > 0 {
+                    format!(", {retrying} removed before their next attempt")
+                } else {
+                    String::new()
+                };
+                note!("millpond: job {name}: {dead} dead, {cancelled} cancelled{purged}{lost}");
                 Some(WaitOutcome::Failed)
             }
             JobStatus::Cancelled => {
@@ -118,13 +127,6 @@ impl AwaitedJob {
             }
             JobStatus::Stalled if unchanged => {
                 print_stalled(&now);
-                Some(WaitOutcome::Stalled)
-            }
-            JobStatus::Session if unchanged => {
-                note!(
-                    "millpond: no producer closes job {name}: tasks name it, but their number is not known; {done} are \
-                     done, {dead} dead and {cancelled} cancelled, and nothing of it changes"
-                );
                 Some(WaitOutcome::Stalled)
             }
             _ => None,

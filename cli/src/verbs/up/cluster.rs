@@ -63,7 +63,7 @@ impl LocalCluster {
         let ports = Ports::choose(args.ports, args.nats_url.is_none())?;
         std::fs::create_dir_all(dir.join("log"))?;
         let start = Start { args, dir, ports: &ports, credentials: &credentials };
-        let nats = match args.nats_url {
+        let mut nats = match args.nats_url {
             Some(_) => None,
             None => Some(start.nats_server().await?),
         };
@@ -71,6 +71,7 @@ impl LocalCluster {
         let bus = tokio::select! {
             bus = Bus::connect(&setup_url, Role::Setup, "up", READY_WITHIN) => bus,
             () = shutdown.cancelled() => bail!("stopped before nats-server was ready"),
+            why = ended(&mut nats) => bail!("nats-server ended at its start: {why}"),
         };
         let bus = bus.with_context(|| log_tail(&dir.join("log").join("nats-server.log"), 0))?;
         setup(&bus, &StreamLimits::default()).await?;
@@ -231,7 +232,7 @@ impl Start<'_> {
         (1..=args.workers).map(start).collect()
     }
 
-    /// Starts nats-server below `run-with-parent`, so that it never outlives `up`.
+    /// Starts nats-server by `run-with-parent`, so that it never outlives `up`, and no other one is on its folder.
     async fn nats_server(&self) -> anyhow::Result<ClusterProcess> {
         note!("millpond: starting a cluster on this machine");
         let named = self.args.nats_server.clone();
@@ -244,11 +245,21 @@ impl Start<'_> {
                 _ => std::fs::write(folder.join(name), text)?,
             }
         }
-        let mut arguments: Vec<OsString> = vec!["run-with-parent".into(), "--".into(), program.into()];
+        let (parent, lock) = (std::process::id().to_string(), folder.join("lock"));
+        let mut arguments: Vec<OsString> = vec!["--parent".into(), parent.into(), "run-with-parent".into()];
+        arguments.extend(["--lock".into(), lock.into(), "--".into(), program.into()]);
         arguments.extend(["-c".into(), folder.join("millpond.conf").into(), "-sd".into(), folder.join("data").into()]);
         arguments.extend(["-a".into(), "127.0.0.1".into(), "-p".into(), self.ports.nats.to_string().into()]);
         let env = self.credentials.server_environment().collect();
         ClusterProcess::start(ProcessSpec::new(self.dir, "nats-server", arguments, env))
+    }
+}
+
+/// What the own server last said, once it has ended by itself.
+async fn ended(nats: &mut Option<ClusterProcess>) -> String {
+    match nats {
+        Some(nats) => nats.died().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use millpond::retry::RetryPolicy;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -43,6 +43,10 @@ impl ProcessSpec {
     }
 
     fn spawn(&self) -> anyhow::Result<Child> {
+        // The kernel ends nats-server with the thread that has started it (`run-with-parent`).
+        if std::thread::current().name() != Some("main") {
+            bail!("{} must be started by the main thread, which lives as long as this process", self.name);
+        }
         let log = OpenOptions::new().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
         let program = std::env::current_exe().context("this program cannot be found again")?;
@@ -80,6 +84,13 @@ impl ClusterProcess {
     /// The last lines that it has logged, for an error message.
     pub(super) fn log_tail(&self) -> String {
         log_tail(&self.spec.log, self.log_before)
+    }
+
+    /// The last lines that it has logged, once it has ended.
+    pub(super) async fn died(&mut self) -> String {
+        // Without a status there is no process either.
+        let _ = self.child.wait().await;
+        self.log_tail()
     }
 
     /// How it ended; none while it runs.

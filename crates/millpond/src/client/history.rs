@@ -37,6 +37,8 @@ const FIRST_POLL_MAX: Duration = Duration::from_secs(60);
 /// let request: ResultsRequest = serde_json::from_str(text).unwrap();
 /// assert!(matches!(request, ResultsRequest::OfTask { .. }));
 /// assert_eq!(serde_json::to_string(&request).unwrap(), text);
+/// assert!(matches!(serde_json::from_str(r#"{"job":"j1"}"#), Ok(ResultsRequest::Job { .. })));
+/// assert!(matches!(serde_json::from_str(r#"{"job":"j1","epoch":1,"from":0}"#), Ok(ResultsRequest::OfJob(_))));
 /// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -49,6 +51,11 @@ pub enum ResultsRequest {
         queue: String,
         /// Its id.
         id: String,
+    },
+    /// How a job stands, with a record or without one: its row, or null where nobody knows it.
+    Job {
+        /// Its name.
+        job: String,
     },
 }
 
@@ -67,7 +74,7 @@ impl Bounded for ResultsRequest {
     fn check(&self) -> Result<(), String> {
         match self {
             Self::OfJob(request) => request.check(),
-            Self::OfTask { .. } => Ok(()),
+            Self::OfTask { .. } | Self::Job { .. } => Ok(()),
         }
     }
 }

@@ -14,6 +14,7 @@ use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::{JsonBody, NoQuery, PathAndQuery, check_name};
 
 use super::{App, store_error};
+use crate::known_job::known_job;
 
 type AppState = State<Arc<App>>;
 
@@ -30,7 +31,7 @@ pub(super) async fn job(
     PathAndQuery(job, NoQuery {}): PathAndQuery<String, NoQuery>,
 ) -> Result<Json<JobCancelled>, ErrorAnswer> {
     check_name("job", &job)?;
-    let stored = app.store.job(&job).await.map_err(|fault| store_error(&fault))?;
+    let stored = known_job(&app.bus, &app.store, &job).await.map_err(|fault| store_error(&fault))?;
     let record = app.bus.job(&job).await.map_err(ErrorAnswer::bad_gateway)?;
     if stored.as_ref().is_some_and(|stored| stored.state == JobStatus::Finished) {
         return Err(ErrorAnswer::conflict(format!("job {job} has ended: it is finished")));

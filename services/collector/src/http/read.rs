@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use millpond_api::dead_letters::{DeadLetterDetails, DeadLetterQuery, DeadLetterRow};
-use millpond_api::jobs::{JobQuery, JobResult, JobRow, JobStatus};
+use millpond_api::jobs::{JobQuery, JobResult, JobRow};
 use millpond_api::list::{List, PageQuery};
 use millpond_api::tasks::{TaskDetails, TaskIdQuery, TaskQuery, TaskRow};
 use millpond_api::workers::WorkerRow;
@@ -17,6 +17,7 @@ use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::{NoQuery, Paged, PathAndQuery, check_name, cursor};
 
 use super::{App, store_error};
+use crate::known_job::known_job;
 use crate::store::{ListCursor, Page, ResultCursor, StoreError};
 
 type AppState = State<Arc<App>>;
@@ -96,19 +97,7 @@ pub(super) async fn job(
 ) -> Answer<JobRow> {
     check_name("job", &job)?;
     app.caught_up().await;
-    let mut found = app.store.job(&job).await;
-    if let Ok(stored) = &found
-        && !stored.as_ref().is_some_and(|job| matches!(job.state, JobStatus::Finished | JobStatus::Cancelled))
-        && app.bus.is_connected()
-        && let Ok(Some(entry)) = app.bus.job(&job).await
-        && stored.as_ref().and_then(|job| job.heartbeat_ms) != Some(entry.record.heartbeat_ms)
-    {
-        // It was written a moment ago, and is still on its way here.
-        found = match app.store.put_job(&entry.record, entry.stored_ms).await {
-            Ok(()) => app.store.job(&job).await,
-            Err(fault) => Err(fault),
-        };
-    }
+    let found = known_job(&app.bus, &app.store, &job).await;
     one(found.map(|found| found.into_iter().collect()), "job", |job| &job.queue)
 }
 

@@ -133,7 +133,7 @@ impl PurgeOrphans {
         if job.retrying > 0 || seen.may_come_back(queue) || self.may_run(seen, purge) {
             return Ok(Some(SEEN_AGAIN_AFTER_MS));
         }
-        if context.bus.job_lies(&record.job).await? {
+        if context.bus.first_of_job(&record.job).await?.is_some() {
             return Ok(Some(LATER_MS));
         }
         match before {

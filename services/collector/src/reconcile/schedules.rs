@@ -17,10 +17,11 @@ const LOOK_EVERY_MS: i64 = 9_000;
 #[derive(Default)]
 pub(super) struct Schedules {
     looked_ms: i64,
-    /// Schedules that the server would not fire, and when they were stored: it takes none of them up again by itself, whatever
-    /// it is given later.
-    dropped: BTreeMap<String, i64>,
 }
+
+/// Schedules that the server would not fire, and when they were stored: it takes none of them up again by itself, whatever it is
+/// given later.
+type Dropped = BTreeMap<String, i64>;
 
 impl Schedules {
     /// What is wrong with schedules; none when it is too early for another look.
@@ -35,36 +36,45 @@ impl Schedules {
         let records = context.bus.schedules().await?;
         let refusals = context.bus.schedule_refusals(&records).await?;
         self.looked_ms = now_ms;
-        Ok(Some(self.found(&records, &refusals, now_ms)))
-    }
-
-    fn found(&mut self, records: &[ScheduleRecord], refusals: &Refusals, now_ms: i64) -> Vec<FoundProblem> {
-        let mut dropped = BTreeMap::new();
-        let mut found = Vec::new();
-        for record in records {
-            let row = ScheduleRow::new(record, refusals, now_ms);
-            let (name, since_ms) = (row.name, row.since_ms);
-            let before = self.dropped.get(&name) == Some(&since_ms);
-            let active = record.schedule().is_some_and(|schedule| !schedule.paused);
-            let sentence = match row.defect {
-                Some(defect) => {
-                    if active {
-                        dropped.insert(name.clone(), since_ms);
-                    }
-                    format!("schedule {name}: {defect}")
-                }
-                None if active && before => {
-                    dropped.insert(name.clone(), since_ms);
-                    taken_up_again(&name)
-                }
-                None if active && row.next_ms.is_none() && row.remarks.is_empty() => never(record.schedule(), &name),
-                None => continue,
-            };
-            found.push(FoundProblem { kind: ProblemKind::Schedule, what: name, sentence, since_ms: now_ms });
+        let before = context.store.dropped_schedules().await?;
+        let (found, dropped) = found(&records, &refusals, &before, now_ms);
+        if dropped != before {
+            context.store.note_dropped_schedules(&dropped).await?;
         }
-        self.dropped = dropped;
-        found
+        Ok(Some(found))
     }
+}
+
+/// What is wrong with schedules, and which of them are dropped now.
+fn found(
+    records: &[ScheduleRecord],
+    refusals: &Refusals,
+    before: &Dropped,
+    now_ms: i64,
+) -> (Vec<FoundProblem>, Dropped) {
+    let (mut found, mut dropped) = (Vec::new(), Dropped::new());
+    for record in records {
+        let row = ScheduleRow::new(record, refusals, now_ms);
+        let (name, since_ms) = (row.name, row.since_ms);
+        let was_dropped = before.get(&name) == Some(&since_ms);
+        let active = record.schedule().is_some_and(|schedule| !schedule.paused);
+        let sentence = match row.defect {
+            Some(defect) => {
+                if active {
+                    dropped.insert(name.clone(), since_ms);
+                }
+                format!("schedule {name}: {defect}")
+            }
+            None if active && was_dropped => {
+                dropped.insert(name.clone(), since_ms);
+                taken_up_again(&name)
+            }
+            None if active && row.next_ms.is_none() && row.remarks.is_empty() => never(record.schedule(), &name),
+            None => continue,
+        };
+        found.push(FoundProblem { kind: ProblemKind::Schedule, what: name, sentence, since_ms: now_ms });
+    }
+    (found, dropped)
 }
 
 fn taken_up_again(name: &str) -> String {

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use millpond::job::epoch_of;
 use millpond::outcome::CancelledJob;
+use millpond::wire::subject::TaskSubject;
 use millpond_api::tasks::TaskStatus;
 
 use super::Store;
@@ -77,7 +78,19 @@ impl CancelledJobs {
 }
 
 /// Stores the record, and cancels the tasks of the job that are known and have no result.
-pub(super) async fn cancel_job(transaction: &mut dyn Transaction, cancelled: &CancelledJob) -> Result<()> {
+pub(super) async fn cancel_job(
+    transaction: &mut dyn Transaction,
+    cancelled: &CancelledJob,
+    subject: &TaskSubject,
+) -> Result<()> {
+    if cancelled.epoch == 0 {
+        // It has no record, and perhaps no task that has ended an attempt: this is all that is known of it.
+        let listed = Sql::new(
+            "INSERT INTO job_counts (job, queue, kind, created_ms) VALUES (?, ?, ?, ?) ON CONFLICT (job) DO NOTHING",
+        );
+        let listed = listed.bind(&cancelled.job).bind(&subject.queue).bind(&subject.kind).bind(cancelled.at_ms);
+        transaction.run(listed).await?;
+    }
     let put = Sql::new(
         "INSERT INTO job_cancels (job, epoch, by, at_ms, n)
          VALUES (?, ?, ?, ?, (SELECT CASE WHEN coalesce(max(n), 0) < ? THEN ? ELSE max(n) + 1 END FROM job_cancels))

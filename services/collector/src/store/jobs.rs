@@ -63,6 +63,7 @@ impl Store {
             epoch: None,
             continuation: None,
             continuation_refused: None,
+            ended: None,
         };
         let total = record.as_ref().and_then(|record| record.total);
         let is_cancelled = self.cancelled.contains(&job.job)

@@ -80,7 +80,7 @@ async fn merge_pack<'a>(
     }
     if let Some(cancelled) = &pack.cancelled {
         rows.flush(transaction).await?;
-        cancel_job(transaction, cancelled).await?;
+        cancel_job(transaction, cancelled, subject).await?;
         rows.cancelled_now.push(cancelled.clone());
     }
     Ok(())

@@ -6,6 +6,7 @@ mod batch;
 mod cancelled_jobs;
 mod continuations;
 mod dead_letters;
+mod dropped_schedules;
 mod error;
 mod items;
 mod job_names;

@@ -3,6 +3,7 @@
 //! take a cut connection for the end: the last line is a summary, or an error.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -10,18 +11,21 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
+use millpond::bus::operate::control::{CTL_RESULTS, ControlReply};
 use millpond::chain::ChainStep;
-use millpond::client::{BatchSize, IfJobExists, MapItem, MapRun, MapSpec};
+use millpond::client::{BatchSize, IfJobExists, MapItem, MapRun, MapSpec, ResultsRequest};
 use millpond::job::{JobRecord, JobState};
 use millpond::limits::BATCH_ITEMS_MAX;
+use millpond::wire::bounds::Bounded;
+use millpond::wire::decode::decode;
 use millpond::wire::headers::HEADER_IDEMPOTENCY_KEY;
 use millpond_api::error::ErrorBody;
-use millpond_api::jobs::JobStatus;
+use millpond_api::jobs::{JobRow, JobStatus};
 use millpond_api::publish::{FinalStatus, JobProgress, JobPublished, JobSummary, JobTaskEnded, PublishJobQuery};
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::{NoQuery, PathAndQuery, check_name, media_type};
 use millpond_service::server::CHUNK_BYTES;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::tasks::ending;
@@ -31,6 +35,9 @@ use crate::ndjson;
 /// Jobs whose lines are read, or whose results are written, at once; each may hold 8 MiB of
 /// arguments and 16 MiB of results.
 pub(super) const JOBS_MAX: usize = 64;
+
+/// How long a collector may take to tell of a job.
+const COLLECTOR_WITHIN: Duration = Duration::from_secs(10);
 
 /// Media types that curl and others send for a body where the caller names none.
 const TYPES_TAKEN_TOO: [&str; 3] = ["application/x-www-form-urlencoded", "application/octet-stream", "text/plain"];
@@ -254,12 +261,37 @@ fn progress(record: JobRecord) -> JobProgress {
         JobState::Open => JobStatus::Open,
     };
     let JobRecord { job, queue, kind, published, total, created_ms, heartbeat_ms, .. } = record;
-    JobProgress { job, queue, kind, state, published, total, created_ms, heartbeat_ms }
+    JobProgress { job, queue, kind, state, published, total, created_ms, heartbeat_ms: Some(heartbeat_ms) }
+}
+
+/// The row of a job, as a collector answers it; null where nobody knows the job.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct KnownJob(Option<JobRow>);
+
+impl Bounded for KnownJob {}
+
+/// A job without a record: a collector knows it by its tasks.
+async fn session(app: &App, job: &str) -> Result<JobProgress, ErrorAnswer> {
+    let unknown =
+        |why: String| unavailable(format!("job {job} has no record, and no collector tells of its tasks: {why}"));
+    let request = ResultsRequest::Job { job: job.to_owned() };
+    let row = match app.bus.request(CTL_RESULTS, &request, COLLECTOR_WITHIN).await {
+        Ok(ControlReply::Ok(row)) => {
+            decode::<KnownJob>(row.get().as_bytes()).map_err(|wrong| unknown(wrong.to_string()))?
+        }
+        Ok(ControlReply::Error(why) | ControlReply::Refused(why)) => return Err(unknown(why)),
+        Err(error) => return Err(unknown(error.to_string())),
+    };
+    let row = row.0.ok_or_else(|| ErrorAnswer::not_found(format!("there is no job {job}")))?;
+    let JobRow { job, queue, kind, state, total, created_ms, heartbeat_ms, .. } = row;
+    let published = row.published.unwrap_or(row.done + row.retrying + row.dead + row.cancelled + row.purged);
+    Ok(JobProgress { job, queue, kind, state, published, total, created_ms, heartbeat_ms })
 }
 
 /// How far the publishing of a job has come.
 ///
-/// The collector knows what became of its tasks.
+/// The collector knows what became of its tasks. A job that was made by publishing to subjects that name it is a `session`.
 #[utoipa::path(get, path = "/v1/jobs/{job}", tag = "publish", security(("bearer" = [])),
     params(("job" = String, Path, description = "Its name", example = "report-7", pattern = "^[A-Za-z0-9_-]{1,64}$")),
     responses(
@@ -267,7 +299,7 @@ fn progress(record: JobRecord) -> JobProgress {
         (status = 400, description = "The path has no name of a job", body = ErrorBody, example = json!({"error": "job \"a.b\" must be 1 to 64 characters of A-Z a-z 0-9 _ - and not a lone '-'"})),
         (status = 401, description = "No token, or another", body = ErrorBody, example = json!({"error": "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)"})),
         (status = 404, description = "There is no such job", body = ErrorBody, example = json!({"error": "there is no job report-7"})),
-        (status = 503, description = "NATS does not answer", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "nats refused millpond_jobs: timed out"})),
+        (status = 503, description = "NATS does not answer, or no collector where the job has no record", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "nats refused millpond_jobs: timed out"})),
     ))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
@@ -276,7 +308,7 @@ pub(super) async fn show(
     check_name("job", &job)?;
     match app.bus.job(&job).await {
         Ok(Some(entry)) => Ok(Json(progress(entry.record))),
-        Ok(None) => Err(ErrorAnswer::not_found(format!("there is no job {job}"))),
+        Ok(None) => session(&app, &job).await.map(Json),
         Err(fault) => Err(unavailable(fault.to_string())),
     }
 }

@@ -149,6 +149,8 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
     if task.unique.is_some() || !task.continuation.is_empty() {
         return wait_for_last(app, task, wait).await;
     }
+    // What was stored before need not have the job that it would get here.
+    let named = task.job.clone();
     // A key always gets the same job, so that a caller who repeats the request after a broken connection gets what came
     // meanwhile.
     if let (None, Some(id)) = (&task.job, &task.id) {
@@ -160,6 +162,9 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
     task.job = Some(session.job().to_owned());
     let storing = session.submit(&task, RetryDeadline::Within(STORE_WITHIN));
     let stored = counted(app, &task, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
+    if stored.duplicate {
+        task.job = named;
+    }
     tokio::select! {
         end = session.end(&task.queue, &stored.id) => {
             Ok(Json(TaskEnded { id: stored.id, ending: ending(end) }).into_response())
@@ -171,9 +176,13 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
 
 /// The same for a task with a unique key, and for a chain: the end of its last step, or of the one that ended it.
 async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, ErrorAnswer> {
+    let named = task.job.clone();
     let waiter = app.client.waiter(&mut task).await.map_err(|fault| submit_error(&fault))?;
     let storing = app.client.submit(&task, RetryDeadline::Within(STORE_WITHIN));
     let stored = counted(app, &task, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
+    if stored.duplicate {
+        task.job = named;
+    }
     tokio::select! {
         (id, end) = waiter.end(&stored) => Ok(Json(TaskEnded { id, ending: ending(end) }).into_response()),
         () = tokio::time::sleep(wait) => Ok(accepted(&task, stored)),

@@ -10,6 +10,7 @@ use crate::bus::consume::ownership;
 use crate::bus::consume::ownership::OwnershipQuery;
 use crate::bus::error::BusError;
 use crate::bus::operate::queues::{PurgeRecord, QueueState};
+use crate::bus::read::raw::RawMessage;
 use crate::bus::topology::stream_state;
 use crate::bus::{Bus, from_nats};
 use crate::task::{Arrival, Origin, Task};
@@ -128,23 +129,25 @@ impl Bus {
         Ok(Some(lying))
     }
 
-    /// Whether anything of a job lies in TASKS or DUE.
+    /// The first message of a job that lies in TASKS or DUE: waiting, held, or for its time. First TASKS, then DUE: a task that
+    /// leaves one while it is read was stored in the other before. None means that all of it has ended.
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
-    pub async fn job_lies(&self, job: &str) -> Result<bool, BusError> {
+    pub async fn first_of_job(&self, job: &str) -> Result<Option<RawMessage>, BusError> {
         let waits = format!("sched.*.*.{job}.*");
         for (stream, filter) in [
             (STREAM_TASKS, &format!("tasks.*.*.j-{job}")),
             (STREAM_DUE, &waits),
             (STREAM_DUE, &format!("due.*.*.j-{job}")),
+            // What failed meanwhile has gone back there.
             (STREAM_DUE, &waits),
         ] {
-            if self.subjects(stream, filter, 0).await?.state.subjects.is_some_and(|subjects| !subjects.is_empty()) {
-                return Ok(true);
+            if let Some(message) = self.next_raw_message(stream, 1, filter).await? {
+                return Ok(Some(message));
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Whether a worker replies that it holds the task, or an item of this original message.
