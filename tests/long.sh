@@ -2,12 +2,12 @@
 # What takes too long for .ci/run, one after the other; run by hand, before what it tries is said to work. A part that this
 # machine has not the means for is named, and not passed over in silence.
 #
-#   tests/long.sh [PART…]     parts: release store outages elk kubernetes; default: all of them
+#   tests/long.sh [PART…]     parts: release store outages elk kubernetes clients; default: all of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tests/steps.sh
 parts=("$@")
-((${#parts[@]})) || parts=(release store outages elk kubernetes)
+((${#parts[@]})) || parts=(release store outages elk kubernetes clients)
 
 # The images as they are released, instead of those that CI builds fast.
 release() {
@@ -28,6 +28,8 @@ kubernetes() {
     kubectl version >/dev/null 2>&1 || fail "kubernetes: kubectl reaches no cluster"
     tests/kubernetes.sh
 }
+# The official libraries that CI leaves out: Java, and the `nats` program.
+clients() { CI=1 MILLPOND_TEST_CLIENTS="java shell" cargo test --workspace --test it --locked -- clients::; }
 
 for part in "${parts[@]}"; do
     "$part"

@@ -22,6 +22,7 @@ mod cancel;
 mod chains;
 mod children;
 mod circles;
+mod clients;
 mod clocks;
 mod collector_http;
 mod console;

@@ -376,3 +376,178 @@ async fn a_restart_of_the_server_costs_an_upload_nothing() {
     let again = put().await.unwrap_err().to_string();
     assert!(again.contains("another one is the newest"), "{again}");
 }
+
+/// The status of an answer, some of its headers, and its body.
+struct Download {
+    status: u16,
+    headers: reqwest::header::HeaderMap,
+    body: Result<Vec<u8>, reqwest::Error>,
+}
+
+impl Download {
+    /// A header as text; nothing when it is not there.
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    async fn of(request: reqwest::RequestBuilder) -> Self {
+        let answer = request.send().await.unwrap();
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        Self { status, headers, body: answer.bytes().await.map(|body| body.to_vec()) }
+    }
+}
+
+/// `GET` of the result of a task, with these headers.
+async fn result_of(cluster: &Cluster, id: &str, headers: &[(&str, &str)]) -> Download {
+    let url = format!("{}/api/v1/task/result", cluster.collector_url());
+    let request = reqwest::Client::new().get(url).query(&[("id", id)]).bearer_auth(&cluster.nats.secrets.viewer_token);
+    Download::of(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value))).await
+}
+
+fn digest_of(bytes: &[u8]) -> String {
+    format!("sha-256=:{}:", data_encoding::BASE64.encode(&Sha256::digest(bytes)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn payloads_are_put_and_results_got_over_http_without_a_library() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let (_producer, url) = cluster.producer().await;
+    let value = large(5000 * KIB).into_bytes();
+    let put = |body: Vec<u8>| {
+        let request = reqwest::Client::new().put(format!("{url}/v1/payloads")).body(body);
+        request.bearer_auth(&cluster.nats.secrets.token)
+    };
+    let stored = Download::of(put(value.clone()).header("Repr-Digest", digest_of(&value))).await;
+    let answer: Value = serde_json::from_slice(&stored.body.as_ref().unwrap()[..]).unwrap();
+    assert_eq!((stored.status, &answer["ref"]["size"]), (201, &json!(value.len())), "{answer}");
+    assert_eq!(answer["ref"]["sha256"], sha256(&value));
+    assert_eq!(serde_json::from_str::<Value>(stored.header("millpond-ref")).unwrap(), answer["ref"]);
+    assert_eq!(stored.header("etag"), format!("\"{}\"", sha256(&value)));
+    assert_eq!(stored.header("repr-digest"), digest_of(&value));
+    // The two headers of the answer make a task, for whoever may publish and nothing else.
+    let headers = [
+        ("Nats-Msg-Id", "by-reference"),
+        ("Millpond-Ref", stored.header("millpond-ref")),
+        ("Millpond-Expires", answer["expires"].as_str().unwrap()),
+    ];
+    let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let publisher = cluster.nats.bus(Role::Publisher).await;
+    publisher.store("tasks.default.echo", &headers, "".into(), RetryDeadline::Unlimited).await.unwrap();
+    cluster.ended("by-reference").await;
+
+    let whole = result_of(&cluster, "by-reference", &[]).await;
+    assert_eq!((whole.status, whole.header("content-length")), (200, value.len().to_string().as_str()));
+    assert!(whole.body.as_ref().unwrap() == &value, "what was put comes back");
+    assert_eq!(
+        (whole.header("etag"), whole.header("repr-digest")),
+        (stored.header("etag"), stored.header("repr-digest"))
+    );
+    assert_eq!(whole.header("accept-ranges"), "bytes");
+    let size = value.len();
+    let chunk = 128 * KIB;
+    for (range, part) in [
+        ("bytes=0-0".to_owned(), 0..1),
+        (format!("bytes={}-{}", chunk - 10, chunk + 9), chunk - 10..chunk + 10),
+        (format!("bytes={}-{}", chunk, 3 * chunk - 1), chunk..3 * chunk),
+        (format!("bytes={}-", size - 7), size - 7..size),
+        ("bytes=-70000".to_owned(), size - 70_000..size),
+        ("bytes=1-99999999999".to_owned(), 1..size),
+    ] {
+        let got = result_of(&cluster, "by-reference", &[("Range", &range)]).await;
+        assert_eq!(got.status, 206, "{range}");
+        let wanted = format!("bytes {}-{}/{size}", part.start, part.end - 1);
+        assert_eq!((got.header("content-range"), got.header("etag")), (wanted.as_str(), whole.header("etag")));
+        assert!(got.body.unwrap() == value[part], "{range}");
+    }
+    // A download that broke off goes on where it was, as long as it is the same.
+    let etag = whole.header("etag");
+    for (if_range, status) in [(etag, 206), ("\"other\"", 200)] {
+        let headers = [("Range", "bytes=10-"), ("If-Range", if_range)];
+        assert_eq!(result_of(&cluster, "by-reference", &headers).await.status, status);
+    }
+    for (name, said, status) in [
+        ("If-None-Match", etag, 304),
+        ("If-None-Match", "\"other\"", 200),
+        ("If-Match", "\"other\"", 412),
+        ("Range", "bytes=0-1,5-6", 200),
+        ("Range", &format!("bytes={size}-"), 416),
+    ] {
+        let got = result_of(&cluster, "by-reference", &[(name, said)]).await;
+        assert_eq!(got.status, status, "{name}: {said}");
+        assert!(status != 304 || got.body.unwrap().is_empty() && got.headers["etag"] == etag);
+        assert!(status != 416 || got.headers["content-range"] == format!("bytes */{size}"));
+    }
+
+    // What fits a message, as it was written: JSON in each spelling, and bytes.
+    for (id, arguments) in [("one", "1.0"), ("null", "null"), ("lone", r#""\ud800""#)] {
+        submit(&cluster, &NewTask { id: Some(id.into()), ..task("echo", arguments) }).await;
+        cluster.ended(id).await;
+        let got = result_of(&cluster, id, &[]).await;
+        assert_eq!((got.status, got.header("content-type")), (200, "application/json"));
+        assert_eq!(got.header("repr-digest"), digest_of(arguments.as_bytes()));
+        assert_eq!(got.body.unwrap(), arguments.as_bytes());
+        let part = result_of(&cluster, id, &[("Range", "bytes=1-1")]).await;
+        assert_eq!((part.status, part.header("content-type")), (206, "application/octet-stream"));
+        assert_eq!(part.body.unwrap(), &arguments.as_bytes()[1..2]);
+    }
+    // No result, and none yet.
+    let dead = NewTask { id: Some("dies".into()), attempts_max: Some(1), ..task("fail", r#""no""#) };
+    submit(&cluster, &dead).await;
+    cluster.ended("dies").await;
+    for (id, words) in [("dies", "it is dead"), ("never", "no such task")] {
+        let got = result_of(&cluster, id, &[]).await;
+        let said = String::from_utf8(got.body.unwrap()).unwrap();
+        assert!(got.status == 404 && said.contains(words), "{said}");
+    }
+    // Gone, and cut short on the way: nobody takes a part for the whole.
+    let row = cluster.ended("by-reference").await;
+    let object = text(&row["ref"], "object");
+    purge(&cluster, chunks(&object)).await;
+    let cut = result_of(&cluster, "by-reference", &[]).await;
+    assert!(cut.status == 200 && cut.body.is_err(), "{:?}", cut.body.map(|body| body.len()));
+    purge(&cluster, meta(&object)).await;
+    let gone = result_of(&cluster, "by-reference", &[]).await;
+    assert!(gone.status == 410 && String::from_utf8_lossy(&gone.body.unwrap()).contains("is not in the bucket"));
+    // Other bytes than the checksum says, a part, a form.
+    let other = Download::of(put(b"12".to_vec()).header("Repr-Digest", digest_of(b"13"))).await;
+    assert!(other.status == 400 && String::from_utf8_lossy(&other.body.unwrap()).contains("instead of"));
+    assert_eq!(Download::of(put(b"12".to_vec()).header("Content-Range", "bytes 0-1/4")).await.status, 400);
+}
+
+/// The most memory that a process has had, in KiB.
+fn peak(process: &Process) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_payload_is_whole_in_the_memory_of_a_service() {
+    let cluster = Cluster::start().await;
+    let handlers = Handlers::new("");
+    let _worker = handlers.worker(&cluster, "w1", None);
+    let (producer, url) = cluster.producer().await;
+    let put = async |bytes: Vec<u8>| {
+        let request = reqwest::Client::new().put(format!("{url}/v1/payloads")).body(bytes);
+        Download::of(request.bearer_auth(&cluster.nats.secrets.token)).await
+    };
+    assert_eq!(put(binary(KIB)).await.status, 201);
+    let before = peak(&producer);
+    assert_eq!(put(binary(96 * KIB * KIB)).await.status, 201);
+    let grown = peak(&producer) - before;
+    assert!(grown < 24 * KIB, "{grown} KiB for a payload of 96 MiB");
+    // As large as a result may be.
+    let value = large(31 * KIB * KIB);
+    submit(&cluster, &NewTask { id: Some("large".into()), ..task("echo", &value) }).await;
+    submit(&cluster, &NewTask { id: Some("small".into()), ..task("echo", "1") }).await;
+    for id in ["large", "small"] {
+        cluster.ended(id).await;
+    }
+    assert_eq!(result_of(&cluster, "small", &[]).await.status, 200);
+    let before = peak(&cluster.collector);
+    let whole = result_of(&cluster, "large", &[]).await;
+    assert!(whole.body.unwrap() == value.as_bytes());
+    let grown = peak(&cluster.collector) - before;
+    assert!(grown < 24 * KIB, "{grown} KiB for a result of 31 MiB");
+}

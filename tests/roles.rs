@@ -11,6 +11,9 @@ use tokio::sync::mpsc;
 
 use crate::harness::{Cluster, NatsServer};
 
+/// The roles that listen on the default inbox, as every library does by itself.
+const DEFAULT_INBOX: [&str; 3] = ["publisher", "client", "producer"];
+
 /// A connection as a role, and what the server refuses it.
 struct Intruder {
     client: Client,
@@ -20,7 +23,7 @@ struct Intruder {
 impl Intruder {
     async fn connect(nats: &NatsServer, role: &str) -> Self {
         let (sender, refused) = mpsc::channel(64);
-        let inbox = if role == "client" { "_INBOX".to_owned() } else { format!("_INBOX_{role}") };
+        let inbox = if DEFAULT_INBOX.contains(&role) { "_INBOX".to_owned() } else { format!("_INBOX_{role}") };
         let client = ConnectOptions::new()
             .user_and_password(role.into(), nats.secrets.passwords[role].clone())
             .custom_inbox_prefix(inbox)
@@ -114,7 +117,76 @@ async fn publisher_only_publishes_tasks() {
         "pipe.x.in",
         "$SRV.PING",
     ];
-    check("publisher", &publish, &["_INBOX.>", "results.>", "tasks.>", "pipe.*.out", ">"]).await;
+    check("publisher", &publish, &["results.>", "tasks.>", "pipe.*.out", ">"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_hears_the_answers_to_itself_and_no_others() {
+    let nats = NatsServer::start();
+    let _started = nats.bus(millpond::bus::Role::Setup).await;
+    let setup = nats.bus(millpond::bus::Role::Setup).await;
+    millpond::bus::topology::setup(&setup, &millpond::bus::topology::StreamLimits::default()).await.unwrap();
+    let publisher = Intruder::connect(&nats, "publisher").await;
+    let mut heard = publisher.client.subscribe("_INBOX.>").await.unwrap();
+    publisher.client.flush().await.unwrap();
+    // The answers to others come first; were they heard, they would be heard first.
+    for role in ["client", "producer"] {
+        let other = Intruder::connect(&nats, role).await;
+        let answer = other.asks("$JS.API.STREAM.INFO.TASKS", json!({})).await;
+        assert_eq!(answer["config"]["name"], "TASKS", "{answer}");
+        assert_eq!(other.asks("tasks.default.square", json!(12)).await["stream"], "TASKS");
+    }
+    let answer = publisher.asks("tasks.default.square", json!(12)).await;
+    assert_eq!(answer, json!({ "stream": "TASKS", "seq": 3 }));
+    let first = tokio::time::timeout(Duration::from_secs(5), heard.next()).await.unwrap().unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&first.payload).unwrap(), answer);
+    // What no stream takes is told to it too: to one whose only listener is that of its requests.
+    let other = Intruder::connect(&nats, "publisher").await;
+    let nobody = other.client.request("tasks.default", "12".into()).await.unwrap_err();
+    assert_eq!(nobody.kind(), async_nats::RequestErrorKind::NoResponders);
+}
+
+/// Libraries ask for consumers without a name in the subject, which no permission can tell from such a request for another's.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_changes_the_consumer_of_the_collector() {
+    let cluster = Cluster::start().await;
+    let setup = Intruder::connect(&cluster.nats, "setup").await;
+    for role in ["client", "producer"] {
+        let intruder = Intruder::connect(&cluster.nats, role).await;
+        let attempts = [
+            ("CREATE.RESULTS", json!({ "name": "collector" })),
+            ("CREATE.RESULTS", json!({ "name": "collector", "durable_name": "collector" })),
+            ("CREATE.RESULTS", json!({ "durable_name": "collector" })),
+            ("CREATE.RESULTS.other", json!({ "durable_name": "collector" })),
+            ("CREATE.RESULTS.other.results.x.>", json!({ "name": "other", "durable_name": "collector" })),
+            ("DURABLE.CREATE.RESULTS.other", json!({ "name": "collector", "durable_name": "collector" })),
+        ];
+        for policy in [json!("all"), json!("new"), json!("by_start_time")] {
+            for (subject, named) in &attempts {
+                let mut config = named.clone();
+                config["ack_policy"] = json!("explicit");
+                config["filter_subject"] = json!("results.x.>");
+                config["deliver_policy"] = policy.clone();
+                if policy == "by_start_time" {
+                    config["opt_start_time"] = json!("1970-01-01T00:00:00Z");
+                }
+                let request = json!({ "stream_name": "RESULTS", "config": config });
+                let answer = intruder.asks(&format!("$JS.API.CONSUMER.{subject}"), request.clone()).await;
+                assert!(answer["error"].is_object(), "{role} {subject} {request}: {answer}");
+            }
+        }
+        // A name of its own, in the body as in the subject.
+        let own = json!({ "stream_name": "RESULTS", "config": { "name": role, "ack_policy": "explicit" } });
+        let answer = intruder.asks("$JS.API.CONSUMER.CREATE.RESULTS", own).await;
+        assert_eq!((&answer["error"], &answer["name"]), (&Value::Null, &json!(role)), "{answer}");
+    }
+    let config = || async { setup.asks("$JS.API.CONSUMER.INFO.RESULTS.collector", json!({})).await["config"].clone() };
+    let before = config().await;
+    assert_eq!((&before["filter_subject"], &before["deliver_policy"]), (&json!("results.>"), &json!("by_start_time")));
+    // `setup` may be run again: it does not know the start either, and keeps it.
+    let bus = cluster.nats.bus(millpond::bus::Role::Setup).await;
+    millpond::bus::topology::setup(&bus, &millpond::bus::topology::StreamLimits::default()).await.unwrap();
+    assert_eq!(config().await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,6 +209,18 @@ async fn client_takes_no_tasks_and_purges_nothing() {
         "$KV.millpond_queues.x",
         "$JS.API.STREAM.PURGE.DUE",
         "$JS.API.STREAM.PURGE.OBJ_millpond_payloads",
+        "$JS.API.STREAM.PURGE.KV_millpond_shared",
+        "$JS.API.STREAM.LIST",
+        "$JS.API.CONSUMER.NAMES.RESULTS",
+        "$JS.API.CONSUMER.LIST.RESULTS",
+        "$JS.API.CONSUMER.CREATE.RESULTS.collector",
+        "$JS.API.CONSUMER.CREATE.RESULTS.collector.results.x.>",
+        "$JS.API.CONSUMER.DURABLE.CREATE.RESULTS.collector",
+        "$JS.API.CONSUMER.INFO.RESULTS.collector",
+        "$JS.ACK.RESULTS.collector.1.1.1.1.1",
+        "$JS.API.CONSUMER.CREATE.KV_millpond_workers",
+        "$JS.API.CONSUMER.CREATE.KV_millpond_cancels.x.>",
+        "$JS.API.STREAM.MSG.GET.KV_millpond_workers",
         "pipe.x.out",
     ];
     check("client", &publish, &["tasks.>", "dead.>", "lease.owner.>", "$KV.>", "call.>", "pipe.*.in", "$SRV.>", ">"])
@@ -154,9 +238,15 @@ async fn producer_takes_no_tasks_and_reads_no_letters() {
         "$KV.millpond_queues.x",
         "$JS.API.CONSUMER.CREATE.OBJ_millpond_payloads",
         "$JS.API.STREAM.PURGE.OBJ_millpond_payloads",
+        "$JS.API.CONSUMER.LIST.RESULTS",
+        "$JS.API.CONSUMER.CREATE.RESULTS.collector.results.x.>",
+        "$JS.API.CONSUMER.DURABLE.CREATE.RESULTS.collector",
+        "$JS.API.CONSUMER.INFO.RESULTS.collector",
+        "$JS.ACK.RESULTS.collector.1.1.1.1.1",
+        "$KV.millpond_shared.x",
         "pipe.x.out",
     ];
-    check("producer", &publish, &["_INBOX.>", "tasks.>", "dead.>", "call.>", "pipe.*.out", ">"]).await;
+    check("producer", &publish, &["tasks.>", "dead.>", "call.>", "pipe.*.out", ">"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,7 +313,7 @@ async fn collector_publishes_no_tasks() {
         "$JS.API.CONSUMER.DELETE.RESULTS.collector",
         "$KV.millpond_workers.w1",
         "$O.millpond_payloads.C.x",
-        "$JS.API.DIRECT.GET.OBJ_millpond_payloads",
+        "$JS.API.CONSUMER.CREATE.OBJ_millpond_payloads",
     ];
     check("collector", &publish, &["_INBOX.>", "tasks.>", ">"]).await;
 }

@@ -38,8 +38,8 @@ fn is_there(program: &str) -> bool {
     found.is_ok_and(|status| status.success())
 }
 
-fn example(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/clients").join(name)
+fn program(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients").join(name)
 }
 
 /// How long the server is away, in seconds: `tests/long.sh` says more than CI has time for.
@@ -151,7 +151,7 @@ async fn the_official_client_of_python_is_told_over_an_outage() {
         eprintln!("skipped: {NATS_PY} cannot be installed on this machine");
         return;
     };
-    over_outages(python, Some(&example("python/wait.py")), true).await;
+    over_outages(python, Some(&program("outage.py")), true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,7 +160,7 @@ async fn the_shell_is_told_over_an_outage() {
         eprintln!("skipped: this machine has no `nats` or no `jq`");
         return;
     }
-    over_outages(&example("shell/wait.sh"), None, false).await;
+    over_outages(&program("outage.sh"), None, false).await;
 }
 
 /// Publishes over HTTP; the status and the answer.

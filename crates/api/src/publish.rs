@@ -1,6 +1,7 @@
 //! What the producer is asked and answers: tasks and jobs that are published over HTTP.
 
 use millpond::outcome::Failure;
+use millpond::payload::PayloadRef;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
@@ -124,6 +125,16 @@ pub struct JobSummary {
     pub dead: u64,
     /// Tasks that were cancelled.
     pub cancelled: u64,
+}
+
+/// A large payload that is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PayloadStored {
+    /// What a task that is published over NATS has in its header `Millpond-Ref`.
+    #[serde(rename = "ref")]
+    pub at: PayloadRef,
+    /// A task that needs it must have started by then: what is to stand in its `Millpond-Expires`, RFC 3339.
+    pub expires: String,
 }
 
 /// How a job is published.

@@ -1,66 +1,47 @@
-"""Publishes a task and prints its end, over any outage of the server: it is told on Millpond-Reply-To, and asked for by its id.
-
-    pip install nats-py
-    eval "$(millpond env)"
-    python3 wait.py default square 12 order-7
-"""
-
 import asyncio
 import json
 import os
 import sys
-import uuid
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
-import nats
-from nats.errors import Error
-
-ASK_EVERY = 0.5  # seconds
-ENDS = ("done", "dead", "cancelled")
+from connect import connect
 
 
-async def main(queue, kind, arguments, task_id):
-    end = asyncio.get_running_loop().create_future()
+def asked(id):
+    """The end as the collector has it; none while there is none, or while the collector does not answer."""
+    query = urlencode({"id": id, "queue": "default"})
+    url = f"{os.environ['MILLPOND_COLLECTOR_URL']}/api/v1/task?{query}"
+    request = Request(url, headers={"Authorization": f"Bearer {os.environ['MILLPOND_TOKEN']}"})
+    try:
+        with urlopen(request, timeout=10) as answer:
+            task = json.load(answer)
+    except (URLError, TimeoutError):
+        return None
+    return task if task["status"] in ("done", "dead", "cancelled") else None
 
-    def note(told):
-        if told["status"] in ENDS and not end.done():
-            end.set_result(told)
 
-    async def on_end(message):
-        note(json.loads(message.data))
-
-    async def on_reconnect():
-        print("connected again", file=sys.stderr, flush=True)
-
-    async def on_error(error):
-        print(f"NATS: {error!r}", file=sys.stderr, flush=True)
-
-    client = await nats.connect(
-        os.environ["MILLPOND_NATS_URL"], max_reconnect_attempts=-1, reconnected_cb=on_reconnect, error_cb=on_error
-    )
-    # Before the publish: an end that comes earlier is not heard.
-    reply_to = f"reply.{uuid.uuid4().hex}"
-    await client.subscribe(reply_to, cb=on_end)
-    headers = {"Nats-Msg-Id": task_id, "Millpond-Reply-To": reply_to}
+async def main(id):
+    nc = await connect()
+    told = await nc.subscribe(f"reply.{id}")
+    headers = {"Nats-Msg-Id": id, "Millpond-Reply-To": f"reply.{id}"}
     while True:
         try:
-            ack = await client.jetstream().publish(f"tasks.{queue}.{kind}", arguments.encode(), headers=headers)
+            ack = await nc.jetstream().publish("tasks.default.sleep", sys.argv[2].encode(), headers=headers)
             break
-        except (Error, OSError) as error:
-            # It may be stored all the same: published again with the same id, it is a duplicate.
-            print(f"not acknowledged: {error!r}", file=sys.stderr, flush=True)
-            await asyncio.sleep(ASK_EVERY)
-    print("stored before" if ack.duplicate else "stored", file=sys.stderr, flush=True)
-    question = json.dumps({"queue": queue, "id": task_id}).encode()
-    while not end.done():
+        except Exception as error:  # An outage: the same again, with the same id.
+            print("again:", error, file=sys.stderr)
+            await asyncio.sleep(0.5)
+    # A duplicate may have ended long ago: then nobody tells it again.
+    end = await asyncio.to_thread(asked, id) if ack.duplicate else None
+    while end is None:
         try:
-            answer = json.loads((await client.request("ctl.request.results", question, timeout=1)).data)
-            for row in answer.get("ok", {}).get("rows", []):
-                note(row)
-        except (Error, OSError):
-            pass  # There is no connection, or no collector has one yet.
-        await asyncio.wait([end], timeout=ASK_EVERY)
-    print(json.dumps({name: end.result().get(name) for name in ("id", "status", "result", "failure")}), flush=True)
-    await client.close()
+            end = json.loads((await told.next_msg(timeout=2)).data)
+        except asyncio.TimeoutError:
+            end = await asyncio.to_thread(asked, id)
+    print(end["status"])
+    await nc.close()
 
 
-asyncio.run(main(*sys.argv[1:]))
+asyncio.run(main(sys.argv[1]))

@@ -82,7 +82,7 @@ impl Role {
         !matches!(self, Self::Setup | Self::Publisher)
     }
 
-    /// Only the client's inbox is the default one, so that a plain `nats req` works as client.
+    /// Programs of this crate listen on inboxes of their role, but for the client, whose inbox is the default one.
     fn inbox(self) -> String {
         match self {
             Self::Client => "_INBOX".to_owned(),

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream;
 use futures_util::StreamExt;
+use rand::RngExt;
 use tokio::time::Instant;
 
 use super::consume::queue_records::ConsumerRecord;
@@ -94,17 +95,31 @@ pub async fn setup(bus: &Bus, limits: &StreamLimits) -> Result<(), BusError> {
         put_stream(bus, config).await?;
     }
     for stream in [STREAM_RESULTS, STREAM_DEAD] {
-        let config = pull::Config { num_replicas: limits.replicas, ..collector_durable(stream) };
+        let before = bus.js.get_consumer_from_stream::<pull::Config, _, _>(DURABLE_COLLECTOR, stream).await;
+        // The server never changes where a consumer starts.
+        let start = before.map_or_else(|_| secret_start(), |consumer| consumer.cached_info().config.deliver_policy);
+        let config = pull::Config { num_replicas: limits.replicas, ..collector_durable(stream, start) };
         bus.js.create_consumer_on_stream(config, stream).await.map_err(|e| BusError::new(stream, &e))?;
     }
     // Last, because it carries the wire number: a program that reads the number finds everything else in place.
     make_stream(bus, tasks).await
 }
 
-fn collector_durable(stream: &str) -> pull::Config {
+/// A start before all messages that nobody can guess. A client may ask for a consumer on RESULTS without a name in the subject, as
+/// libraries do for their ordered ones, and the server takes a name in the body of that request for a change of the consumer that
+/// has it. It refuses another start, so nobody changes the collector's.
+fn secret_start() -> DeliverPolicy {
+    /// Some 250 years.
+    const NANOSECONDS: std::ops::Range<u64> = 1..8_000_000_000_000_000_000;
+    let before = Duration::from_nanos(rand::rng().random_range(NANOSECONDS));
+    let start = SystemTime::UNIX_EPOCH.checked_sub(before).unwrap_or(SystemTime::UNIX_EPOCH);
+    DeliverPolicy::ByStartTime { start_time: start.into() }
+}
+
+fn collector_durable(stream: &str, start: DeliverPolicy) -> pull::Config {
     pull::Config {
         durable_name: Some(DURABLE_COLLECTOR.to_owned()),
-        deliver_policy: DeliverPolicy::All,
+        deliver_policy: start,
         ack_policy: AckPolicy::Explicit,
         ack_wait: COLLECT_ACK_WAIT,
         max_ack_pending: ACK_PENDING_MAX,
@@ -120,7 +135,7 @@ fn collector_durable(stream: &str) -> pull::Config {
 /// [`BusError`].
 pub(in crate::bus) async fn make_collector_durable(bus: &Bus, stream: &str) -> Result<(), BusError> {
     let what = format!("the collector's consumer on {stream}");
-    match bus.js.create_consumer_strict_on_stream(collector_durable(stream), stream).await {
+    match bus.js.create_consumer_strict_on_stream(collector_durable(stream, secret_start()), stream).await {
         Err(error) if !is_there(&error) => Err(BusError::new(&what, &error)),
         _ => Ok(()),
     }

@@ -27,7 +27,7 @@ pub(crate) const EXPORTS_MAX: usize = 16;
 /// The media type of newline-delimited JSON.
 const NDJSON: &str = "application/x-ndjson";
 /// When a caller who was refused may come again, in seconds.
-const RETRY_AFTER_S: u64 = 5;
+pub(super) const RETRY_AFTER_S: u64 = 5;
 
 type AppState = State<Arc<App>>;
 

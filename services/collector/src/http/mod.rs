@@ -14,6 +14,7 @@ mod monitor;
 mod openapi;
 mod operate;
 mod read;
+mod result;
 mod session;
 
 use std::fmt::Display;
@@ -119,6 +120,7 @@ fn authorized() -> Routes {
         .routes(routes!(session::show))
         .routes(routes!(read::tasks))
         .routes(routes!(read::task))
+        .routes(routes!(result::show))
         .routes(routes!(read::jobs))
         .routes(routes!(read::job))
         .routes(routes!(read::job_results))

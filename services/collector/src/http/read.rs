@@ -41,7 +41,7 @@ fn listed<T>(found: Result<(Vec<T>, Option<ListCursor>), StoreError>) -> Answer<
     Ok(Json(List { rows, next: next.map(|n| n.to_string()) }))
 }
 
-fn one<T>(found: Result<Vec<T>, StoreError>, what: &str, queue: impl Fn(&T) -> &str) -> Answer<T> {
+pub(super) fn one<T>(found: Result<Vec<T>, StoreError>, what: &str, queue: impl Fn(&T) -> &str) -> Answer<T> {
     let mut found = found.map_err(|fault| store_error(&fault))?;
     match found.pop() {
         None => Err(ErrorAnswer::not_found(format!("no such {what} is stored (yet)"))),

@@ -1,9 +1,11 @@
-//! The HTTP API: who may publish, and what is served. `tasks` publishes one task, `jobs` many; `task_headers` reads the
+//! The HTTP API: who may publish, and what is served. `tasks` publishes one task, `jobs` many, `payloads` stores what
+//! is too large for a message; `task_headers` reads the
 //! headers that describe a task; `openapi` is the document, which lists what [`router`] serves because both come from the
 //! same routes. Health, metrics and the document need no token.
 
 mod jobs;
 mod openapi;
+mod payloads;
 mod repeated_keys;
 mod task_headers;
 mod tasks;
@@ -84,7 +86,11 @@ fn open() -> OpenApiRouter<Arc<App>> {
 
 /// The routes that need the token.
 fn with_token() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(tasks::publish)).routes(routes!(jobs::publish)).routes(routes!(jobs::show))
+    OpenApiRouter::new()
+        .routes(routes!(tasks::publish))
+        .routes(routes!(jobs::publish))
+        .routes(routes!(jobs::show))
+        .routes(routes!(payloads::put))
 }
 
 /// Everything that is served.

@@ -74,6 +74,7 @@ mod tests {
             "get /v1/jobs/{job}",
             "post /v1/jobs/{queue}/{kind}",
             "post /v1/tasks/{queue}/{kind}",
+            "put /v1/payloads",
         ];
         routes.sort();
         assert_eq!(routes, wanted);

@@ -26,7 +26,7 @@ pub(super) const WAITERS_MAX: usize = 1000;
 /// How long such a request may wait.
 const WAIT_MAX: Duration = Duration::from_secs(600);
 /// How long a publish may wait for capacity or for the server before the caller is sent away to come again.
-const STORE_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const STORE_WITHIN: Duration = Duration::from_secs(10);
 /// The same from outside: the client reports a full queue itself, in time, but waits for a full stream without an end.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(11);
 

@@ -58,6 +58,6 @@ pub(super) async fn arguments(
     }
 }
 
-fn unreadable(wrong: &std::io::Error) -> ErrorAnswer {
+pub(super) fn unreadable(wrong: &std::io::Error) -> ErrorAnswer {
     ErrorAnswer::bad_request(format!("the body could not be read to its end: {wrong}"))
 }

@@ -2,6 +2,7 @@
 //! object, chunk after chunk, so that it needs no more memory than one; each get is checked by size and SHA-256.
 //! Nothing is ever deleted here: the bucket's age limit does it.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::object_store::{ObjectInfo, ObjectOptions};
@@ -119,6 +120,86 @@ fn chunk_subject(nuid: &str) -> String {
     format!("$O.{BUCKET_PAYLOADS}.C.{nuid}")
 }
 
+/// An object that is being read: chunk after chunk, of which a page is in memory.
+pub struct PayloadReader {
+    bus: Bus,
+    at: PayloadRef,
+    /// Of its chunks.
+    subject: String,
+    /// What was read so far.
+    hash: Sha256,
+    size: u64,
+    /// Chunks that the server has given, and the sequence from which it is asked for more.
+    page: VecDeque<(u64, Bytes)>,
+    next: u64,
+}
+
+impl PayloadReader {
+    /// The next chunk; none at the end. The last one comes only when all of them together are what was stored, so that what lacks
+    /// it is not taken for the whole.
+    ///
+    /// # Errors
+    /// [`GetError`]; nothing comes after it.
+    ///
+    /// # Cancel safety
+    /// Safe: what was given out by then is not given out again.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, GetError> {
+        if self.size >= self.at.size {
+            // Of nothing, there is no last chunk.
+            return if self.at.size == 0 { self.check_whole().map(|()| None) } else { Ok(None) };
+        }
+        if self.page.is_empty() {
+            self.page = self.next_page().await?;
+        }
+        let Some((seq, chunk)) = self.page.pop_front() else { return Ok(None) };
+        (self.next, self.size) = (seq + 1, self.size + chunk.len() as u64);
+        self.hash.update(&chunk);
+        if self.size > self.at.size || self.size == self.at.size && !self.page.is_empty() {
+            return Err(self.damaged(format!("has more than its {} bytes", self.at.size)));
+        }
+        if self.size == self.at.size {
+            self.check_whole()?;
+        }
+        Ok(Some(chunk))
+    }
+
+    /// Some more chunks, one at the least.
+    async fn next_page(&self) -> Result<VecDeque<(u64, Bytes)>, GetError> {
+        let (heard, mut reads) = (Instant::now(), 0);
+        loop {
+            let page = match self.bus.page_of_chunks(&self.subject, self.next).await {
+                Ok(page) => page,
+                Err(reason) => {
+                    let chunk = self.bus.next_raw_message(PAYLOADS_STREAM, self.next, &self.subject).await;
+                    check_readable(&self.at.object, chunk.ok().flatten())?;
+                    self.bus.wait_for_answer(&self.at.object, heard, reason).await?;
+                    continue;
+                }
+            };
+            if !page.is_empty() {
+                return Ok(page.into());
+            }
+            reads += 1;
+            if reads >= READS_MAX {
+                return Err(self.damaged(format!("has only {} of its {} bytes", self.size, self.at.size)));
+            }
+            tokio::time::sleep(READ_AGAIN_AFTER).await;
+        }
+    }
+
+    fn check_whole(&self) -> Result<(), GetError> {
+        let found = HEXLOWER.encode(&self.hash.clone().finalize());
+        if found == self.at.sha256 {
+            return Ok(());
+        }
+        Err(self.damaged(format!("has SHA-256 {found} instead of {}", self.at.sha256)))
+    }
+
+    fn damaged(&self, reason: String) -> GetError {
+        GetError::Damaged { object: self.at.object.clone(), reason }
+    }
+}
+
 impl Bus {
     /// Puts what a reader gives into the store, as a new object. Returns once the server has all of it.
     ///
@@ -204,49 +285,31 @@ impl Bus {
         at: &PayloadRef,
         into: &mut (impl AsyncWrite + Unpin + ?Sized),
     ) -> Result<(), GetError> {
-        let object = &at.object;
-        let damaged = |reason: String| GetError::Damaged { object: object.clone(), reason };
-        let info = self.description(object).await?;
-        if info.size as u64 != at.size {
-            return Err(damaged(format!("has {} bytes instead of {}", info.size, at.size)));
+        let mut reader = self.read_payload(at).await?;
+        while let Some(chunk) = reader.chunk().await? {
+            into.write_all(&chunk).await?;
+        }
+        Ok(into.flush().await?)
+    }
+
+    /// Begins to read an object that was stored as `at` says.
+    ///
+    /// # Errors
+    /// [`GetError`]: it is not there, has another size, or the server does not answer.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn read_payload(&self, at: &PayloadRef) -> Result<PayloadReader, GetError> {
+        let info = self.description(&at.object).await?;
+        let (bus, at, subject) = (self.clone(), at.clone(), chunk_subject(&info.nuid));
+        let reader = PayloadReader { bus, at, subject, hash: Sha256::new(), size: 0, page: VecDeque::new(), next: 1 };
+        if info.size as u64 != reader.at.size {
+            return Err(reader.damaged(format!("has {} bytes instead of {}", info.size, reader.at.size)));
         }
         if check_token("object", &info.nuid).is_err() {
-            return Err(damaged("has a description that cannot be read".to_owned()));
+            return Err(reader.damaged("has a description that cannot be read".to_owned()));
         }
-        let (mut hash, mut size, mut next, mut reads) = (Sha256::new(), 0, 1, 0);
-        let subject = chunk_subject(&info.nuid);
-        let mut heard = Instant::now();
-        while size < at.size {
-            let page = match self.page_of_chunks(&subject, next).await {
-                Ok(page) => page,
-                Err(reason) => {
-                    let chunk = self.next_raw_message(PAYLOADS_STREAM, next, &subject).await;
-                    check_readable(object, chunk.ok().flatten())?;
-                    self.wait_for_answer(object, heard, reason).await?;
-                    continue;
-                }
-            };
-            heard = Instant::now();
-            if page.is_empty() {
-                reads += 1;
-                if reads >= READS_MAX {
-                    return Err(damaged(format!("has only {size} of its {} bytes", at.size)));
-                }
-                tokio::time::sleep(READ_AGAIN_AFTER).await;
-            }
-            for (seq, chunk) in page {
-                size += chunk.len() as u64;
-                if size > at.size {
-                    return Err(damaged(format!("has more than its {} bytes", at.size)));
-                }
-                hash.update(&chunk);
-                into.write_all(&chunk).await?;
-                next = seq + 1;
-            }
-        }
-        into.flush().await?;
-        let found = HEXLOWER.encode(&hash.finalize());
-        if found == at.sha256 { Ok(()) } else { Err(damaged(format!("has SHA-256 {found} instead of {}", at.sha256))) }
+        Ok(reader)
     }
 
     /// The same, into memory; `bytes_max` is what the caller takes.

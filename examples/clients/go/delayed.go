@@ -1,0 +1,37 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nuid"
+)
+
+func delayed(ctx context.Context, _ []string) {
+	nc, js := connect()
+	defer nc.Close()
+	reply := "reply." + nuid.Next()
+	told, err := nc.SubscribeSync(reply)
+	check(err)
+	at := time.Now().Add(2 * time.Second)
+	task := nats.NewMsg("sched.default.square.-." + nuid.Next())
+	task.Data = []byte("12")
+	task.Header.Set("Nats-Schedule", "@at "+at.Format(time.RFC3339Nano))
+	task.Header.Set("Nats-Schedule-Target", "due.default.square")
+	task.Header.Set("Millpond-Reply-To", reply)
+	_, err = js.PublishMsg(ctx, task)
+	check(err)
+	message, err := told.NextMsg(time.Minute)
+	check(err)
+	var end struct{ Result json.RawMessage }
+	check(json.Unmarshal(message.Data, &end))
+	fmt.Println(string(end.Result))
+	if time.Now().Before(at) {
+		fmt.Println("too early")
+	} else {
+		fmt.Println("not before its time")
+	}
+}

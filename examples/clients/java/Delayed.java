@@ -1,0 +1,21 @@
+import io.nats.client.impl.Headers;
+import java.time.Duration;
+import java.time.Instant;
+import java.util.UUID;
+
+class Delayed {
+    public static void main(String[] args) throws Exception {
+        try (var nc = Clients.connect()) {
+            String reply = "reply." + UUID.randomUUID();
+            var told = nc.subscribe(reply);
+            Instant at = Instant.now().plusSeconds(2);
+            Headers headers = new Headers()
+                .put("Nats-Schedule", "@at " + at)
+                .put("Nats-Schedule-Target", "due.default.square")
+                .put("Millpond-Reply-To", reply);
+            nc.jetStream().publish("sched.default.square.-." + UUID.randomUUID(), headers, "12".getBytes());
+            System.out.println(Clients.field("result", told.nextMessage(Duration.ofMinutes(1)).getData()));
+            System.out.println(Instant.now().isBefore(at) ? "too early" : "not before its time");
+        }
+    }
+}
