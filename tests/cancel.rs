@@ -90,7 +90,12 @@ for line in sys.stdin:
 async fn a_cancelled_task_ends_at_the_door() {
     let cluster = Cluster::start().await;
     let operator = cluster.nats.bus(Role::Collector).await;
-    let tombstone = Tombstone::Task { queue: "default".into(), id: "cancelled".into(), by: "test".into() };
+    let tombstone = Tombstone::Task {
+        queue: "default".into(),
+        kind: Some("square".into()),
+        id: "cancelled".into(),
+        by: "test".into(),
+    };
     operator.put_tombstone(&tombstone).await.unwrap();
     submit(&cluster, &named("cancelled", "square", "4")).await;
     let _worker = cluster.worker("w1", &[], None);

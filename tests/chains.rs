@@ -71,7 +71,7 @@ async fn three_steps_over_two_queues_and_a_wait_for_the_last() {
         ..task("square", "3")
     };
     cluster.client.submit(&chain, RetryDeadline::Unlimited).await.unwrap();
-    let last = cluster.ended("c/then/then").await;
+    let last = cluster.ended("c/default.square/then/other.square/then").await;
     assert_eq!((&last["result"], &last["queue"], &last["kind"]), (&json!(81), &json!("other"), &json!("echo")));
     assert_eq!((&last["job"], &last["index"], &last["continuation"]), (&json!(null), &json!(null), &json!(null)));
     let first = cluster.ended("c").await;
@@ -88,7 +88,7 @@ async fn three_steps_over_two_queues_and_a_wait_for_the_last() {
     );
     let end: Value = serde_json::from_slice(&waits.await.stdout).unwrap();
     assert_eq!((&end["result"], &end["status"]), (&json!(16), &json!("done")));
-    assert!(end["id"].as_str().unwrap().ends_with("/then/then"));
+    assert!(end["id"].as_str().unwrap().ends_with("/default.square/then/other.square/then"));
     let wrong = cli(&cluster, &["submit", "square", "2", "--continuation", "a.b.c"]).await;
     assert_eq!(wrong.status.code(), Some(2), "{}", said(&wrong));
     // Over HTTP, with the end told to who asked.
@@ -96,7 +96,7 @@ async fn three_steps_over_two_queues_and_a_wait_for_the_last() {
     let post = reqwest::Client::new().post(format!("{url}/v1/tasks/default/square")).body("5");
     let post = post.bearer_auth(&cluster.nats.secrets.token).header("Millpond-Continuation", "square");
     let answer: Value = post.send().await.unwrap().json().await.unwrap();
-    assert_eq!(cluster.ended(&format!("{}/then", answer["id"].as_str().unwrap())).await["result"], 625);
+    assert_eq!(cluster.ended(&format!("{}/default.square/then", answer["id"].as_str().unwrap())).await["result"], 625);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,16 +119,16 @@ async fn a_step_that_dies_ends_the_chain_and_a_replay_goes_on() {
         ..task("echo", arguments)
     };
     cluster.client.submit(&chain("heals", r#"{"until": 2}"#), RetryDeadline::Unlimited).await.unwrap();
-    assert_eq!(cluster.ended("heals/then/then").await["result"], 2);
+    assert_eq!(cluster.ended("heals/default.echo/then/default.fail/then").await["result"], 2);
     let (submitted, end) = cluster
         .client
         .submit_and_wait(chain("dies", r#"{"how": "fatal", "until": 2}"#), RetryDeadline::Unlimited, |_| {})
         .await
         .unwrap();
-    assert!(submitted.id == "dies/then" && matches!(end, Err(NoResult::Dead(_))), "{submitted:?} {end:?}");
-    assert_eq!(cluster.ended("dies/then").await["status"], "dead");
+    assert!(submitted.id == "dies/default.echo/then" && matches!(end, Err(NoResult::Dead(_))), "{submitted:?} {end:?}");
+    assert_eq!(cluster.ended("dies/default.echo/then").await["status"], "dead");
     all_is_quiet(&cluster).await;
-    assert!(get(&cluster, "dies/then/then").await.is_none(), "a dead step ends the chain");
+    assert!(get(&cluster, "dies/default.echo/then/default.fail/then").await.is_none(), "a dead step ends the chain");
     // Only the last step is told, or the one that ended it.
     let mut ids = Vec::new();
     for _ in 0..2 {
@@ -136,10 +136,16 @@ async fn a_step_that_dies_ends_the_chain_and_a_replay_goes_on() {
         let end: Value = serde_json::from_slice(&message.payload).unwrap();
         ids.push((end["id"].as_str().unwrap().to_owned(), end["status"].as_str().unwrap().to_owned()));
     }
-    assert_eq!(ids, [("heals/then/then".into(), "done".into()), ("dies/then".into(), "dead".into())]);
-    let again = cli(&cluster, &["dead", "retry", "dies/then"]).await;
+    assert_eq!(
+        ids,
+        [
+            ("heals/default.echo/then/default.fail/then".into(), "done".into()),
+            ("dies/default.echo/then".into(), "dead".into())
+        ]
+    );
+    let again = cli(&cluster, &["dead", "retry", "dies/default.echo/then"]).await;
     assert!(again.status.success(), "{}", said(&again));
-    assert_eq!(cluster.ended("dies/then/then").await["status"], "done");
+    assert_eq!(cluster.ended("dies/default.echo/then/default.fail/then").await["status"], "done");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,16 +162,16 @@ async fn each_item_of_a_batch_that_is_done_has_its_next_step() {
     let one = NewTask { id: Some("one".into()), batch: Some(1), continuation: steps("echo"), ..task("square", "[7]") };
     cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
     cluster.client.submit(&one, RetryDeadline::Unlimited).await.unwrap();
-    assert_eq!(cluster.ended("one/then/0").await["result"], 49);
+    assert_eq!(cluster.ended("one/default.square/then/0").await["result"], 49);
     for item in [1, 2, 4, 5] {
-        let next = cluster.ended(&format!("b/then/{item}")).await;
+        let next = cluster.ended(&format!("b/default.fail/then/{item}")).await;
         assert_eq!(next["status"], "done", "{next}");
     }
     for item in [0, 3] {
         assert_eq!(cluster.ended(&format!("b/{item}")).await["status"], "dead");
     }
     all_is_quiet(&cluster).await;
-    let next = get(&cluster, "b/then").await.unwrap();
+    let next = get(&cluster, "b/default.fail/then").await.unwrap();
     assert_eq!((&next["items"], &next["done"], &next["status"]), (&json!(6), &json!(4), &json!("partial")));
 }
 
@@ -189,9 +195,9 @@ async fn a_worker_killed_around_the_next_step_doubles_nothing() {
                 ..task("square", "3")
             };
             cluster.client.submit(&chain, RetryDeadline::Unlimited).await.unwrap();
-            expected.extend(
-                [id.clone(), format!("{id}/then"), format!("{id}/then/then")].map(|id| (id, "done".to_owned())),
-            );
+            let next = format!("{id}/{queue}.square/then");
+            let last = format!("{next}/{queue}.square/then");
+            expected.extend([id, next, last].map(|id| (id, "done".to_owned())));
         }
         let batch = NewTask {
             id: Some(format!("{queue}-b")),
@@ -201,7 +207,8 @@ async fn a_worker_killed_around_the_next_step_doubles_nothing() {
             ..task("square", "[1, 2, 3, 4]")
         };
         cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
-        expected.extend([format!("{queue}-b"), format!("{queue}-b/then")].map(|id| (id, "done".to_owned())));
+        expected
+            .extend([format!("{queue}-b"), format!("{queue}-b/{queue}.square/then")].map(|id| (id, "done".to_owned())));
         let arguments = ["--queues", queue.as_str(), "--slots", "1"];
         let mut victim = cluster.worker(&format!("{queue}-a"), &arguments, Some(&format!("{place}:2")));
         let killed = until(&format!("death at {place}"), PATIENCE, async || was_killed(&mut victim)).await;
@@ -303,7 +310,7 @@ async fn large_results_of_a_batch_go_on_to_the_next_step() {
         ..task("echo", &format!("[{text},{text}]"))
     };
     cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
-    for item in ["large/then/0", "large/then/1"] {
+    for item in ["large/default.echo/then/0", "large/default.echo/then/1"] {
         let ended = cluster.ended(item).await;
         assert_eq!(
             (&ended["status"], &ended["ref"]["size"]),

@@ -95,27 +95,27 @@ async fn a_dead_letter_becomes_a_task_of_another_queue_that_points_back() {
     let body = json!({ "dead_letters": [dead_letter("words", 1)], "queue": "slow", "arguments": 12 });
     let would =
         retry(&cluster, json!({ "dead_letters": [dead_letter("words", 1)], "queue": "slow", "dry_run": true })).await;
-    assert_eq!(would["rows"][0]["new_id"], "words@slow");
+    assert_eq!(would["rows"][0]["new_id"], "words@default");
     let moved = retry(&cluster, body.clone()).await;
-    assert_eq!((&moved["rows"][0]["ok"], &moved["rows"][0]["new_id"]), (&json!(true), &json!("words@slow")));
+    assert_eq!((&moved["rows"][0]["ok"], &moved["rows"][0]["new_id"]), (&json!(true), &json!("words@default")));
     // It waits no longer, stays dead, and says where it went.
     assert_eq!(retry(&cluster, body).await["rows"][0]["ok"], false);
     let old = cluster.get("/api/v1/task", &[("id", "words".into())]).await.unwrap();
     assert_eq!((&old["status"], &old["dead"], &old["job"]), (&json!("dead"), &Value::Null, &json!("j")));
     let replay = &old["replays"][0];
     let told = (&replay["reason"], &replay["attempt"], &replay["to_queue"], &replay["new_id"], &replay["arguments"]);
-    assert_eq!(told, (&json!("fatal"), &json!(1), &json!("slow"), &json!("words@slow"), &json!(true)));
+    assert_eq!(told, (&json!("fatal"), &json!(1), &json!("slow"), &json!("words@default"), &json!(true)));
     assert!(replay["at_ms"].as_i64().unwrap() >= replay["dead_lettered_ms"].as_i64().unwrap());
     let why = cluster.get("/api/v1/why", &[("id", "words".into())]).await.unwrap();
-    assert!(text(&why, "sentence").contains("words@slow"), "{why}");
+    assert!(text(&why, "sentence").contains("words@default"), "{why}");
     let _slow = cluster.worker("w2", &["--queues", "slow"], None);
-    let new = ends_as(&cluster, "words@slow", "done").await;
+    let new = ends_as(&cluster, "words@default", "done").await;
     assert_eq!(
         (&new["result"], &new["queue"], &new["job"], &new["attempt"]),
         (&json!(144), &json!("slow"), &Value::Null, &json!(1))
     );
-    assert_eq!(new["replay_of"], dead_letter("words", 1));
-    let shown = cluster.command(&["task", "show", "words@slow"]).output().unwrap();
+    assert_eq!(new["replay_of"], json!({ "queue": "default", "kind": "square", "id": "words", "attempt": 1 }));
+    let shown = cluster.command(&["task", "show", "words@default"]).output().unwrap();
     assert!(String::from_utf8_lossy(&shown.stdout).contains("words of queue default"), "{shown:?}");
 }
 

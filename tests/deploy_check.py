@@ -32,8 +32,8 @@ def attributes_of_code():
     names = set(re.findall(r'FIELD_\w+: &str = "([^"]+)"', telemetry)) - {"trace_id", "span_id"}
     for _, text in sources():
         names |= set(re.findall(r'(?:KeyValue::new|\battribute|\babout)\(\s*"([^"]+)"', text))
-        # Of the lines that children write: `info!(worker, child, kind, "{message}")`.
-        for fields in re.findall(r'info!\(([a-z_, ]+), "\{message\}"\)', text):
+        # Of the lines that children write: `info!(name: CHILD_LINE, worker, child, kind, "{message}")`.
+        for fields in re.findall(r'info!\(name: CHILD_LINE, ([a-z_, ]+), "\{message\}"\)', text):
             names |= set(fields.split(", "))
     names |= {name for name in re.findall(r'"([a-z0-9._]+)"\)', telemetry) if name.startswith("k8s.")}
     assert len(names) > 20, names
@@ -62,6 +62,8 @@ def templates():
             if short != name:
                 assert short in code | written, f"{signal}: {name} is in no constant of the code"
                 assert (field["type"] == "long") == (short in NUMBERS), f"{signal}: {name} has a wrong type"
+            elif field["type"] == "alias":
+                assert field["path"] in fields[signal], f"{signal}: {name} is an alias of no field"
             elif name not in FIELDS_OF_ELASTICSEARCH:
                 assert all(part in written for part in name.split(".")), f"{signal}: {name} is not what otlp.rb writes"
     both = {re.sub(r"^(resource\.)?attributes\.", "", name) for names in fields.values() for name in names}

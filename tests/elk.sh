@@ -123,7 +123,7 @@ run submit story '{"fatal": true}' --id dead --wait || true
 run submit story '{}' --id chained --continuation story --wait
 printf '{}\n{}\n{}\n' >"$work/input"
 run map story - --batch 3 --job batched <"$work/input"
-until_true "the step of the chain" 120 "$millpond" why chained/then
+until_true "the step of the chain" 120 "$millpond" why chained/default.story/then
 check() { python3 tests/elk/check.py "$ELASTICSEARCH_URL" "$@"; }
 # Publishes, waits, attempts; exceptions; lines of children.
 stories() {

@@ -667,9 +667,13 @@ async fn a_kind_may_run_as_another_user() {
     assert!(oom["child"]["rss_bytes"].as_u64().is_some_and(|bytes| bytes > 80 << 20), "what the limit saw: {oom}");
     // It ends with its worker, however that ends.
     let hangs = submit(&cluster, "other", r#""hang""#).await;
-    let record = cluster.worker_is("w1", |w| w["running"] == 1).await;
-    let child = |child: &&Value| child["task"] == hangs.as_str();
-    let guard = record["children"].as_array().unwrap().iter().find(child).unwrap()["pid"].as_u64().unwrap();
+    // The task runs before its child does, which is started anew.
+    let guard_of = |worker: &Value| {
+        let mut children = worker["children"].as_array()?.iter();
+        children.find(|child| child["task"] == hangs.as_str())?["pid"].as_u64()
+    };
+    let record = cluster.worker_is("w1", |worker| guard_of(worker).is_some()).await;
+    let guard = guard_of(&record).unwrap();
     worker.kill9();
     let gone = async || (!std::path::Path::new(&format!("/proc/{guard}")).exists()).then_some(());
     until("the end of the guard", Duration::from_secs(10), gone).await;

@@ -39,6 +39,7 @@ mod handlers_docs;
 mod harness;
 mod http_limits;
 mod http_mistakes;
+mod identity;
 mod main_job;
 mod many_jobs;
 mod many_queues;

@@ -106,8 +106,8 @@ async fn what_is_signed_runs_through_all_that_becomes_of_it() {
         .unwrap();
     assert_eq!(cluster.ended("words").await["status"], "dead");
     let moved = cli(&cluster, &["dead", "retry", "words", "--to-queue", "slow", "--args", "12"], "").await;
-    assert_eq!(text(&moved.stdout).trim(), "words@slow", "{}", text(&moved.stderr));
-    assert_eq!(cluster.ended("words@slow").await["result"], 144);
+    assert_eq!(text(&moved.stdout).trim(), "words@default", "{}", text(&moved.stderr));
+    assert_eq!(cluster.ended("words@default").await["result"], 144);
     assert!(!cluster.log("w1").contains(NEW), "no key is logged");
 }
 

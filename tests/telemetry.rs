@@ -167,7 +167,11 @@ async fn a_task_is_one_story() {
     assert_eq!((&letter.span, letter.fields["exception.type"].as_str()), (&attempt.span, "ValueError"));
 
     let chained = story(&cluster, &sink, "chained", [1, 2, 2, 4]).await;
-    let step = chained.named("process").into_iter().find(|span| span.fields["task_id"] == "chained/then").unwrap();
+    let step = chained
+        .named("process")
+        .into_iter()
+        .find(|span| span.fields["task_id"] == "chained/default.story/then")
+        .unwrap();
     let first = chained.named("process").into_iter().find(|span| span.fields["task_id"] == "chained").unwrap();
     assert_eq!(step.parent, first.span, "a step is below the attempt that it follows");
 
@@ -184,7 +188,7 @@ async fn a_task_is_one_story() {
     assert_eq!(items.len(), 3, "each line names its item: {items:?}");
 
     // What a handler answers with is the span that its own spans would be below.
-    let result = cluster.ended("chained/then").await;
+    let result = cluster.ended("chained/default.story/then").await;
     assert_eq!(text(&result["result"], "traceparent"), format!("00-{}-{}-01", step.trace, step.span));
     stored_once(&sink).await;
     bare_and_once(&cluster, &sink).await;
@@ -426,7 +430,7 @@ async fn a_trace_that_its_publisher_does_not_export_is_not_told() {
         submit.envs(sink.environment()).envs(sampler(publisher)).stdout(Stdio::null());
         assert!(tokio::task::spawn_blocking(move || submit.status().unwrap()).await.unwrap().success());
         let trace = trace_of(&cluster, id).await;
-        assert_eq!(trace, TraceContext::of_task("default", id).trace_id());
+        assert_eq!(trace, TraceContext::of_task("default", "fail", id).trace_id());
         worker.signal(Signal::SIGTERM);
         assert!(worker.end(PATIENCE).await.success());
         counts.push(Story::of(&sink, &trace).counts());

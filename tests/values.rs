@@ -187,7 +187,7 @@ async fn what_is_no_json_is_refused_with_its_place_or_carried_as_bytes() {
     }
     // The next step of a chain gets the bytes themselves.
     let id = said(&cluster, &["submit", "latin", "1", "--id", "chain", "--continuation", "once"], "").await;
-    let last = cluster.ended(&format!("{id}/then")).await;
+    let last = cluster.ended(&format!("{id}/default.latin/then")).await;
     assert_eq!((&last["result"]["base64"], &last["result_is_bytes"]), (&json!("Y2Fm6Qo="), &json!(true)), "{last}");
     // Arguments that are no JSON come back as they were published.
     let bus = cluster.nats.bus(Role::Client).await;

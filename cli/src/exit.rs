@@ -135,7 +135,7 @@ fn of_submit(error: &SubmitError) -> Option<u8> {
         SubmitError::Publish(error) => of_publish(error),
         SubmitError::Topology(error) => of_bus(error),
         SubmitError::Payload(error) => of_put(error),
-        SubmitError::UniqueKeyTaken { .. } => Some(TASK_FAILED),
+        SubmitError::UniqueKeyTaken { .. } | SubmitError::IdTaken { .. } => Some(TASK_FAILED),
         SubmitError::BatchInBoundedQueue { .. } => None,
     }
 }

@@ -50,7 +50,7 @@ async def main(queue, kind, arguments, task_id):
             print(f"not acknowledged: {error!r}", file=sys.stderr, flush=True)
             await asyncio.sleep(ASK_EVERY)
     print("stored before" if ack.duplicate else "stored", file=sys.stderr, flush=True)
-    question = json.dumps({"queue": queue, "id": task_id}).encode()
+    question = json.dumps({"queue": queue, "kind": kind, "id": task_id}).encode()
     while not end.done():
         try:
             answer = json.loads((await client.request("ctl.request.results", question, timeout=1)).data)

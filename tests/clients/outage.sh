@@ -11,7 +11,7 @@ export NATS_URL=$MILLPOND_NATS_URL NATS_TIMEOUT=1s
 # published again with the same id, it is a duplicate.
 until nats pub --jetstream -H "Nats-Msg-Id:$id" "tasks.$queue.$kind" "$arguments" >&2; do sleep 0.5; done
 
-question=$(jq -cn --arg queue "$queue" --arg id "$id" '$ARGS.named')
+question=$(jq -cn --arg queue "$queue" --arg kind "$kind" --arg id "$id" '$ARGS.named')
 while :; do
     # Nothing is answered without a connection, or while no collector has one.
     answer=$(nats req --raw ctl.request.results "$question" 2>/dev/null || true)

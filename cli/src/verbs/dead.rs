@@ -100,7 +100,7 @@ impl From<DeadFilterArgs> for DeadLetterQuery {
 #[derive(Args, Debug)]
 pub struct DeadSelectionArgs {
     /// Ids of the tasks. Of the filters only --queue can be combined with ids.
-    #[arg(value_parser = task_args::task_id, conflicts_with_all = ["kind", "job", "reason", "worker", "error", "since", "until"])]
+    #[arg(value_parser = task_args::task_id, conflicts_with_all = ["job", "reason", "worker", "error", "since", "until"])]
     ids: Vec<String>,
     /// Choose all dead letters that match the filters.
     #[arg(long, conflicts_with = "ids")]
@@ -186,7 +186,7 @@ async fn act(
     request: ActOnDeadLetters,
 ) -> anyhow::Result<ExitCode> {
     let DeadSelectionArgs { ids, all, filter, dry_run, rate, json } = chosen;
-    let queue = filter.queue.clone();
+    let (queue, kind) = (filter.queue.clone(), filter.kind.clone());
     let filter = DeadLetterQuery::from(filter);
     if ids.is_empty() && !all && filter == DeadLetterQuery::default() {
         return Err(exit::usage(
@@ -201,9 +201,9 @@ async fn act(
     } else {
         let mut named = Vec::with_capacity(ids.len());
         for id in ids {
-            let dead = find(api, &TaskIdQuery { id, queue: queue.clone() }).await?;
-            let DeadLetterRow { queue, id, attempt, .. } = dead.row;
-            named.push(DeadLetterId { queue, id, attempt });
+            let dead = find(api, &TaskIdQuery { id, queue: queue.clone(), kind: kind.clone() }).await?;
+            let DeadLetterRow { queue, kind, id, attempt, .. } = dead.row;
+            named.push(DeadLetterId { queue, kind: Some(kind), id, attempt });
         }
         for some in named.chunks(DEAD_LETTERS_MAX) {
             request.dead_letters = Some(some.to_vec());

@@ -55,9 +55,12 @@ pub struct TryArgs {
     /// Take the arguments, large ones too, and the number of the attempt from this dead letter.
     #[arg(long, value_name = "ID")]
     task: Option<String>,
-    /// Queue of the dead letter; needed when several queues have this id.
+    /// Queue of the dead letter; needed when tasks of several queues have this id.
     #[arg(long, requires = "task")]
     queue: Option<String>,
+    /// Kind of the dead letter; needed when tasks of several kinds have this id.
+    #[arg(long, requires = "task", value_name = "KIND")]
+    task_kind: Option<String>,
     /// The file with the handlers.
     #[arg(long, env = "MILLPOND_WORKER_HANDLERS", default_value = "handlers.toml")]
     handlers: PathBuf,
@@ -78,7 +81,8 @@ pub struct TryArgs {
 /// # Errors
 /// When the handler cannot start, or the dead letter cannot be had.
 pub(crate) async fn run(command: HandlerCommand, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
-    let HandlerCommand::Try(TryArgs { kind, args, task, queue, handlers, timeout, debug, signing, connect }) = command;
+    let HandlerCommand::Try(typed) = command;
+    let TryArgs { kind, args, task, queue, task_kind, handlers, timeout, debug, signing, connect } = typed;
     let mut trial = Trial {
         handlers,
         kind,
@@ -96,7 +100,7 @@ pub(crate) async fn run(command: HandlerCommand, env: &ClusterEnv) -> anyhow::Re
     match (args, task) {
         (Some(args), _) => trial.payload = arguments::bytes(arguments::read(&args)?),
         (None, Some(id)) => {
-            let letter = dead::find(&Api::new(env)?, &TaskIdQuery { id, queue }).await?;
+            let letter = dead::find(&Api::new(env)?, &TaskIdQuery { id, queue, kind: task_kind }).await?;
             check_trust(&letter, signing.signer()?.as_ref())?;
             fetched = take_dead_letter(&mut trial, letter, env, &connect).await?;
         }

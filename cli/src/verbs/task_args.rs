@@ -59,14 +59,17 @@ pub struct TaskIdArgs {
     /// Id of the task; `<job>.<epoch>/<index>` for a task of a job, `<id>/<i>` for an item of a batch.
     #[arg(value_parser = task_id)]
     id: String,
-    /// Queue of the task; needed when several queues have this id.
+    /// Queue of the task; needed when tasks of several queues have this id.
     #[arg(long, value_parser = queue)]
     queue: Option<String>,
+    /// Kind of the task; needed when tasks of several kinds have this id.
+    #[arg(long, value_parser = kind)]
+    kind: Option<String>,
 }
 
 impl From<TaskIdArgs> for TaskIdQuery {
-    fn from(TaskIdArgs { id, queue }: TaskIdArgs) -> Self {
-        Self { id, queue }
+    fn from(TaskIdArgs { id, queue, kind }: TaskIdArgs) -> Self {
+        Self { id, queue, kind }
     }
 }
 

@@ -65,6 +65,10 @@ pub struct DeadLetterQuery {
 pub struct DeadLetterId {
     /// The queue that its task died in.
     pub queue: String,
+    /// The kind of its task; needed where tasks of several kinds have this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub kind: Option<String>,
     /// The id of its task.
     #[schema(pattern = "^[!-~]([ -~]{0,254}[!-~])?$")]
     #[serde(deserialize_with = "task_id")]
@@ -195,6 +199,10 @@ pub struct DeadLettersActedOn {
 pub struct DeadLetterActedOn {
     /// The queue that its task died in.
     pub queue: String,
+    /// The kind of its task; none where it does not wait and the request named none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub kind: Option<String>,
     /// The id of its task.
     pub id: String,
     /// The attempt that was the last.

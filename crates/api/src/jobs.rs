@@ -102,8 +102,14 @@ pub struct JobResult {
     pub id: String,
     /// The queue of the task.
     pub queue: String,
+    /// The kind of the task.
+    pub kind: String,
     /// How it stands.
     pub status: TaskStatus,
+    /// The first 16 bytes of the SHA-256 of its arguments, in hex, where its publisher gave the id; only where one task is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub digest: Option<String>,
     /// What the handler returned, any JSON value.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Value>)]

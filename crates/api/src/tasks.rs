@@ -118,10 +118,14 @@ pub struct TaskIdQuery {
     #[param(example = "order-7", pattern = "^[!-~]([ -~]{0,254}[!-~])?$")]
     #[serde(deserialize_with = "task_id")]
     pub id: String,
-    /// Its queue, where several have this id.
+    /// Its queue, where tasks of several have this id.
     #[param(example = "default", nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<String>,
+    /// Its kind, where tasks of several have this id.
+    #[param(example = "square", nullable = false)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
 }
 
 /// A task, an item of a batch, or a batch.
@@ -129,7 +133,7 @@ pub struct TaskIdQuery {
 pub struct TaskRow {
     /// The queue that it was published to.
     pub queue: String,
-    /// Unique in its queue.
+    /// Unique in its queue and kind.
     pub id: String,
     /// Which handler runs it.
     pub kind: String,
@@ -161,6 +165,10 @@ pub struct TaskRow {
     pub trace: Option<String>,
     /// Where its result went: `<queue>.<kind>` of the next step of its chain.
     pub continuation: Option<String>,
+    /// The first 16 bytes of the SHA-256 of its arguments, in hex, where its publisher gave the id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub digest: Option<String>,
     /// What the handler returned, any JSON value; of a batch an array, with null where there is none yet.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Value>)]
@@ -271,6 +279,14 @@ pub struct Replay {
 pub struct Explanation {
     /// The id of the task.
     pub id: String,
+    /// Its queue, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub queue: Option<String>,
+    /// Its kind, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub kind: Option<String>,
     /// Where it is.
     pub state: TaskState,
     /// The reason, and what to do, for a person.
@@ -285,9 +301,12 @@ pub struct CancelTask {
     #[schema(pattern = "^[!-~]([ -~]{0,254}[!-~])?$")]
     #[serde(deserialize_with = "task_id")]
     pub id: String,
-    /// Its queue, where several have this id, or where it is not published yet.
+    /// Its queue, where tasks of several have this id, or where it is not published yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<String>,
+    /// Its kind, where tasks of several have this id. Without it all kinds are meant of a task that is not published yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
 }
 
 /// A task that is cancelled.
@@ -297,6 +316,10 @@ pub struct TaskCancelled {
     pub id: String,
     /// The queue of the task.
     pub queue: String,
+    /// The kind of the task; none: of whatever kind it will be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub kind: Option<String>,
     /// True when the task has ended already; else its worker ends it, or the worker that gets it.
     pub ended: bool,
 }

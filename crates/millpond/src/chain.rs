@@ -10,7 +10,7 @@ use crate::wire::subject::{SubjectError, TaskSubject, check_token, key};
 
 /// Steps of a chain after its first task, at the most.
 const CHAIN_STEPS_MAX: usize = 16;
-/// A step's id is that of the step before it with this at its end.
+/// A step's id ends with it, behind the id, queue and kind of the step before it.
 const SUFFIX: &str = "/then";
 
 /// One step of a chain. Without a queue it runs in the queue of the step before it.
@@ -68,10 +68,18 @@ pub fn text(steps: &[ChainStep]) -> Option<String> {
     (!steps.is_empty()).then(|| steps.join(","))
 }
 
-/// The id of the step after the one with this id. It is always the same, so that publishing the step again adds nothing.
+/// The id of the step after the task of this subject and id. It is always the same, so that publishing the step again adds
+/// nothing; and it names queue and kind, because tasks of several kinds may have one id and one next step.
+///
+/// ```
+/// let subject = millpond::wire::subject::TaskSubject::new("default", "square", None).unwrap();
+/// assert_eq!(millpond::chain::next_id(&subject, "a1"), "a1/default.square/then");
+/// ```
 #[must_use]
-pub fn next_id(id: &str) -> String {
-    if id.len() + SUFFIX.len() > TASK_ID_BYTES_MAX { format!("{}{SUFFIX}", key(id)) } else { format!("{id}{SUFFIX}") }
+pub fn next_id(subject: &TaskSubject, id: &str) -> String {
+    let before = format!("{id}/{}.{}", subject.queue, subject.kind);
+    let before = if before.len() + SUFFIX.len() > TASK_ID_BYTES_MAX { key(&before) } else { before };
+    format!("{before}{SUFFIX}")
 }
 
 /// The queue and kind of each step, when the first follows a task of `queue`.
@@ -100,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_long_id_is_hashed() {
-        let long = next_id(&"x".repeat(TASK_ID_BYTES_MAX));
-        assert!(long.len() < 64 && long == next_id(&"x".repeat(TASK_ID_BYTES_MAX)));
+        let next = |kind: &str| next_id(&TaskSubject::new("q", kind, None).unwrap(), &"x".repeat(TASK_ID_BYTES_MAX));
+        assert!(next("a").len() < 64 && next("a") == next("a") && next("a") != next("b"));
     }
 }

@@ -14,7 +14,7 @@ use crate::wire::headers::{
     HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID, HEADER_PUBLISHED, HEADER_RAW_HEADERS,
     HEADER_REPLAY_OF, HEADER_SIGNATURE, Headers,
 };
-use crate::wire::subject::key;
+use crate::wire::subject::{TaskSubject, key};
 
 /// Headers that a dead letter's task gets anew when it runs again, or does not get.
 const REPLACED: [&str; 6] =
@@ -28,7 +28,7 @@ pub const REASON_BAD_SCHEDULE: &str = "bad_schedule";
 /// The dead letter of another queue that a task was made from.
 ///
 /// ```
-/// let text = r#"{"queue":"default","id":"a1","attempt":3}"#;
+/// let text = r#"{"queue":"default","kind":"square","id":"a1","attempt":3}"#;
 /// let of: millpond::dead_letter::ReplayOf = serde_json::from_str(text).unwrap();
 /// assert_eq!(serde_json::to_string(&of).unwrap(), text);
 /// ```
@@ -36,21 +36,25 @@ pub const REASON_BAD_SCHEDULE: &str = "bad_schedule";
 pub struct ReplayOf {
     /// The queue of the dead letter.
     pub queue: String,
+    /// Its kind there; none in what was written before ids had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
     /// Its id there.
     pub id: String,
     /// Its last attempt.
     pub attempt: u32,
 }
 
-/// The id of the task that a dead letter becomes in another queue. It is always the same, so that a second request adds nothing.
+/// The id of the task that a dead letter of a queue becomes in another one. It is always the same, so that a second request adds
+/// nothing; and it names the queue that it comes from, because tasks of several queues may have one id.
 ///
 /// ```
-/// assert_eq!(millpond::dead_letter::moved_id("a1", "slow"), "a1@slow");
+/// assert_eq!(millpond::dead_letter::moved_id("a1", "default"), "a1@default");
 /// ```
 #[must_use]
-pub fn moved_id(id: &str, to_queue: &str) -> String {
-    let moved = format!("{id}@{to_queue}");
-    if moved.len() <= TASK_ID_BYTES_MAX { moved } else { format!("{}@{to_queue}", key(id)) }
+pub fn moved_id(id: &str, from_queue: &str) -> String {
+    let moved = format!("{id}@{from_queue}");
+    if moved.len() <= TASK_ID_BYTES_MAX { moved } else { format!("{}@{from_queue}", key(id)) }
 }
 
 /// Why a dead letter's task cannot run again.
@@ -158,7 +162,7 @@ impl Evidence {
     ///
     /// # Errors
     /// [`ReplayError`].
-    pub fn replay_headers(&self, queue: &str, headers: &Headers) -> Result<Headers, ReplayError> {
+    pub fn replay_headers(&self, subject: &TaskSubject, headers: &Headers) -> Result<Headers, ReplayError> {
         self.check(headers)?;
         let attempt = self.attempt.max(1) + 1;
         if attempt > ATTEMPTS_MAX_MAX {
@@ -176,7 +180,7 @@ impl Evidence {
         });
         let mut replay = carried(headers);
         let mut put = |name: &str, value: String| replay.push((name.to_owned(), value));
-        put(HEADER_MSG_ID, format!("{queue}/{}/r{attempt}", self.id));
+        put(HEADER_MSG_ID, subject.message_id(&format!("r{attempt}"), &self.id));
         put(HEADER_ID, self.id.clone());
         put(HEADER_ORIGINAL_ID, self.original_id.clone().unwrap_or_else(|| self.id.clone()));
         put(HEADER_ATTEMPT, attempt.to_string());
@@ -197,14 +201,25 @@ impl Evidence {
     ///
     /// # Errors
     /// [`ReplayError::SignatureRefused`], [`ReplayError::HeadersUnreadable`].
-    pub fn moved_headers(&self, queue: &str, to_queue: &str, headers: &Headers) -> Result<Headers, ReplayError> {
+    pub fn moved_headers(
+        &self,
+        subject: &TaskSubject,
+        to_queue: &str,
+        headers: &Headers,
+    ) -> Result<Headers, ReplayError> {
         self.check(headers)?;
-        let (mut moved, id) = (carried(headers), moved_id(&self.id, to_queue));
+        let (mut moved, id) = (carried(headers), moved_id(&self.id, &subject.queue));
+        let to = TaskSubject { queue: to_queue.to_owned(), ..subject.clone() };
         // The dead letter that this one was made from stands in its own header.
         moved.retain(|(name, _)| name != HEADER_REPLAY_OF);
-        let of = ReplayOf { queue: queue.to_owned(), id: self.id.clone(), attempt: self.attempt };
+        let of = ReplayOf {
+            queue: subject.queue.clone(),
+            kind: Some(subject.kind.clone()),
+            id: self.id.clone(),
+            attempt: self.attempt,
+        };
         let mut put = |name: &str, value: String| moved.push((name.to_owned(), value));
-        put(HEADER_MSG_ID, format!("{to_queue}/{id}/r1"));
+        put(HEADER_MSG_ID, to.message_id("r1", &id));
         put(HEADER_ID, id);
         put(HEADER_REPLAY_OF, serde_json::to_string(&of).unwrap_or_default());
         if let Some(first) = self.attempts_first(headers) {
@@ -276,33 +291,34 @@ mod tests {
         let evidence: Evidence = serde_json::from_str(text).unwrap();
         let had = [(HEADER_ATTEMPTS_MAX, "2"), (HEADER_EXPIRES, "2020-01-01T00:00:00Z"), ("Millpond-Timeout", "5s")];
         let had: Headers = had.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        let replay = evidence.replay_headers("q", &had).unwrap();
+        let subject = TaskSubject::new("q", "k", None).unwrap();
+        let replay = evidence.replay_headers(&subject, &had).unwrap();
         let get = |name: &str| replay.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         assert_eq!((get(HEADER_ATTEMPT), get(HEADER_ATTEMPTS_MAX)), (Some("3"), Some("4")));
         assert_eq!(
             (get(HEADER_ID), get(HEADER_ORIGINAL_ID), get(HEADER_ITEMS)),
             (Some("b/3"), Some("b"), Some("3+1/5"))
         );
-        assert_eq!((get(HEADER_MSG_ID), get(HEADER_EXPIRES)), (Some("q/b/3/r3"), None));
+        assert_eq!((get(HEADER_MSG_ID), get(HEADER_EXPIRES)), (Some("millpond:q/k/r3/b/3"), None));
         assert_eq!((get(HEADER_INDEX), get("Millpond-Timeout")), (Some("8"), Some("5s")));
         let failures: Vec<FailedAttempt> = serde_json::from_str(get(HEADER_FAILURES).unwrap()).unwrap();
         assert_eq!((failures.len(), failures[0].attempt), (1, 2));
-        let moved = evidence.moved_headers("q", "q2", &had).unwrap();
+        let moved = evidence.moved_headers(&subject, "q2", &had).unwrap();
         let get = |name: &str| moved.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-        assert_eq!((get(HEADER_ID), get(HEADER_MSG_ID)), (Some("b/3@q2"), Some("q2/b/3@q2/r1")));
+        assert_eq!((get(HEADER_ID), get(HEADER_MSG_ID)), (Some("b/3@q"), Some("millpond:q2/k/r1/b/3@q")));
         assert_eq!((get(HEADER_ATTEMPTS_MAX), get(HEADER_ATTEMPT), get(HEADER_ORIGINAL_ID)), (Some("2"), None, None));
         assert_eq!((get(HEADER_INDEX), get(HEADER_ITEMS), get("Millpond-Timeout")), (None, None, Some("5s")));
-        assert_eq!(get(HEADER_REPLAY_OF), Some(r#"{"queue":"q","id":"b/3","attempt":2}"#));
+        assert_eq!(get(HEADER_REPLAY_OF), Some(r#"{"queue":"q","kind":"k","id":"b/3","attempt":2}"#));
         let long = moved_id(&"x".repeat(TASK_ID_BYTES_MAX), "q2");
         assert!(long.ends_with("@q2") && long.len() < TASK_ID_BYTES_MAX);
         let forged = Evidence { reason: "unsigned".into(), ..evidence.clone() };
-        assert!(forged.replay_headers("q", &had).unwrap_err().to_string().contains("signature"));
+        assert!(forged.replay_headers(&subject, &had).unwrap_err().to_string().contains("signature"));
         let raw: Headers = vec![(HEADER_RAW_HEADERS.to_owned(), "TkFUUw==".to_owned())];
-        assert_eq!(evidence.replay_headers("q", &raw), Err(ReplayError::HeadersUnreadable));
-        assert_eq!(evidence.moved_headers("q", "q2", &raw), Err(ReplayError::HeadersUnreadable));
+        assert_eq!(evidence.replay_headers(&subject, &raw), Err(ReplayError::HeadersUnreadable));
+        assert_eq!(evidence.moved_headers(&subject, "q2", &raw), Err(ReplayError::HeadersUnreadable));
         let misaddressed = Evidence { reason: REASON_BAD_QUEUE.into(), ..evidence.clone() };
-        assert_eq!(misaddressed.moved_headers("q", "q2", &had), Err(ReplayError::NeverLookedAt));
+        assert_eq!(misaddressed.moved_headers(&subject, "q2", &had), Err(ReplayError::NeverLookedAt));
         let worn = Evidence { attempt: ATTEMPTS_MAX_MAX, ..evidence };
-        assert!(worn.replay_headers("q", &had).unwrap_err().to_string().contains("attempts"));
+        assert!(worn.replay_headers(&subject, &had).unwrap_err().to_string().contains("attempts"));
     }
 }

@@ -72,8 +72,9 @@ fn fuzz_evidence() {
         let had = vec![(HEADER_DEAD.to_owned(), text(input)), ("Millpond-Attempts-Max".to_owned(), "3".to_owned())];
         let Ok(OutcomeBody::Dead(_, evidence)) = read_dead("dead.q.k", &had) else { return };
         assert!(evidence.items.is_none_or(|items| items.of <= 1000 && items.from < items.of));
-        let _ = evidence.replay_headers("q", &had);
-        let _ = evidence.moved_headers("q", "q2", &had);
+        let subject = TaskSubject::new("q", "k", None).unwrap();
+        let _ = evidence.replay_headers(&subject, &had);
+        let _ = evidence.moved_headers(&subject, "q2", &had);
         let small = serde_json::to_string(&evidence.small("refused")).unwrap();
         assert!(json_bytes(&evidence.failure.clone().bounded().message) < 2100 && small.len() < input.len() * 6 + 4000);
     });
@@ -151,7 +152,8 @@ fn fuzz_requests() {
     ];
     storm("requests", &corpus, |input| {
         if let Ok(replay) = decode::<ReplayRequest>(input) {
-            let _ = replay.evidence.replay_headers(&replay.queue, &replay.headers);
+            let subject = TaskSubject::new("q", "k", None).unwrap();
+            let _ = replay.evidence.replay_headers(&subject, &replay.headers);
         }
         if let Ok(ended) = decode::<JobEnded>(input) {
             let _ = (ended.id(), ended.arguments(), ended.done + ended.dead + ended.cancelled + ended.purged);

@@ -357,6 +357,9 @@ pub struct Outcome {
     /// Place of the first covered item in its job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
+    /// The digest of its arguments ([`crate::payload::digest`]), in the first attempt of a task whose publisher gave the id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// From 1; attempts go on over replays.
     pub attempt: u32,
     /// When the original message was stored by the server, Unix time in milliseconds.
@@ -453,6 +456,7 @@ impl Bounded for Outcome {
         self.original_id.as_deref().map_or(Ok(()), |id| bounds::id("original_id", id))?;
         self.items.map_or(Ok(()), |items| items.check())?;
         self.index.map_or(Ok(()), |index| bounds::count("index", index))?;
+        self.digest.as_deref().map_or(Ok(()), |digest| bounds::id("digest", digest))?;
         bounds::attempt(self.attempt)?;
         bounds::time("published_ms", self.published_ms)?;
         bounds::time("started_ms", self.started_ms)?;

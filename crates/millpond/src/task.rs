@@ -10,6 +10,7 @@ use crate::chain;
 use crate::chain::ChainStep;
 use crate::limits::{BATCH_ITEMS_MAX, STARTS_MAX, TASK_ID_BYTES_MAX};
 use crate::outcome::{FailedAttempt, Items, cut, id_of};
+use crate::payload;
 use crate::payload::PayloadRef;
 use crate::retry::{ATTEMPTS_MAX_MAX, parse_attempts_max};
 use crate::signature::Distrust;
@@ -114,6 +115,8 @@ pub struct Task {
     pub failures: Vec<FailedAttempt>,
     /// How often the batch that it was taken out of was started without an end: as often its worker has died with it, and once more.
     pub starts_before: usize,
+    /// Whether a header says its id.
+    pub is_named: bool,
     /// Whether it was published again by millpond.
     pub republished: bool,
     /// The arguments: one value, or a JSON array of `items.len` values.
@@ -136,14 +139,15 @@ impl Task {
         let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         let own = |name: &str| get(name).filter(|_| due);
         let default_id = || format!("{}-{}", arrival.epoch, arrival.seq);
-        let original_id = own(HEADER_ORIGINAL_ID)
-            .or_else(|| own(HEADER_ID))
+        // The id of a header of ours goes before that of the message, which may say more.
+        let named = own(HEADER_ORIGINAL_ID)
+            .or_else(|| get(HEADER_ID))
             .or_else(|| get(HEADER_MSG_ID))
-            .filter(|id| !id.is_empty())
-            .map_or_else(default_id, str::to_owned);
+            .filter(|id| !id.is_empty());
         let mut task = Self {
             subject,
-            original_id,
+            is_named: named.is_some(),
+            original_id: named.map_or_else(default_id, str::to_owned),
             items: None,
             attempt: 1,
             attempts_max: None,
@@ -314,7 +318,7 @@ impl Task {
         self.original_id = format!("{}-{}", arrival.epoch, arrival.seq);
         self.published_ms = arrival.stored_ms;
         (self.attempt, self.failures, self.starts_before, self.republished) = (1, Vec::new(), 0, false);
-        (self.items, self.index, self.reply_to) = (None, None, None);
+        (self.items, self.index, self.reply_to, self.is_named) = (None, None, None, false);
         // This replaces any other defect: a dead letter with another reason may be run again.
         self.defect = Some(Defect { reason: distrust.reason(), message });
     }
@@ -335,6 +339,15 @@ impl Task {
     #[must_use]
     pub fn items_len(&self) -> u32 {
         self.items.map_or(1, |i| i.len)
+    }
+
+    /// The digest of the arguments that its publisher has given with an id, which tells whether the same id stands for the same
+    /// task. None of a batch, nor of what has a place in a job: nobody but the job's publisher gives such ids.
+    #[must_use]
+    pub fn digest(&self) -> Option<String> {
+        let is_asked_for = self.is_named && self.attempt == 1 && self.items.is_none() && self.index.is_none();
+        is_asked_for
+            .then(|| self.payload_ref.as_ref().map_or_else(|| payload::digest(&self.payload), PayloadRef::digest))
     }
 
     /// The headers under which `items` of it (all, when none) are published again as attempt `attempt`. `message_id` only makes a
@@ -380,13 +393,12 @@ impl Task {
     /// attempt whose results the step gets.
     #[must_use]
     pub fn next_headers(&self, items: Option<Items>, at_ms: i64, traceparent: String) -> Headers {
-        let original_id = chain::next_id(&self.original_id);
+        let original_id = chain::next_id(&self.subject, &self.original_id);
         let kept = self.forwarded.iter().filter(|(name, _)| INHERITED.contains(&name.as_str()));
         let mut headers: Headers = kept.cloned().collect();
         let mut put = |name: &str, value: String| headers.push((name.to_owned(), value));
         let id = id_of(&original_id, items);
-        // The id in the dedupe window carries the queue that publishes the step: no other queue's ids can collide with it.
-        put(HEADER_MSG_ID, format!("{}/{id}/t{}", self.subject.queue, self.attempt));
+        put(HEADER_MSG_ID, self.subject.message_id(&format!("t{}", self.attempt), &id));
         put(HEADER_ID, id);
         put(HEADER_ORIGINAL_ID, original_id);
         put(HEADER_ATTEMPT, "1".to_owned());
@@ -530,7 +542,7 @@ mod tests {
         let due = read("due.q.k", &republished, Origin::Due);
         assert_eq!((due.id().as_str(), due.attempt, due.is_batch(), due.republished), ("x/3", 2, false, true));
         let forged = read("tasks.q.k", &republished, Origin::Tasks);
-        assert_eq!((forged.id().as_str(), forged.attempt, forged.republished), ("e-7", 1, false));
+        assert_eq!((forged.id().as_str(), forged.attempt, forged.republished), ("x/3", 1, false), "the id alone");
         assert!(forged.forwarded.is_empty());
     }
 
@@ -654,7 +666,10 @@ mod tests {
         let next = task.next_headers(Some(Items { of: 5, from: 1, len: 2 }), 7, "00-u".into());
         let arrival = Arrival { origin: Origin::Due, ..arrival };
         let next = Task::parse("due.q.b", &next, Bytes::from_static(b"[1,2]"), arrival);
-        assert_eq!((next.id().as_str(), next.original_id.as_str(), next.items_len()), ("r/then/1+2", "r/then", 2));
+        assert_eq!(
+            (next.id().as_str(), next.original_id.as_str(), next.items_len()),
+            ("r/q.a/then/1+2", "r/q.a/then", 2)
+        );
         assert_eq!((next.index, next.attempt, next.timeout, next.attempts_max), (None, 1, None, None));
         assert_eq!(
             (next.reply_to.as_deref(), next.traceparent(), next.published_ms),
@@ -663,6 +678,6 @@ mod tests {
         assert_eq!((next.next_step().unwrap().due(), next.defect.clone()), ("due.q2.c".into(), None));
         let last =
             Task::parse("due.q2.c", &next.next_headers(None, 8, "00-v".into()), Bytes::from_static(b"1"), arrival);
-        assert_eq!((last.id().as_str(), last.next_step()), ("r/then/then", None));
+        assert_eq!((last.id().as_str(), last.next_step()), ("r/q.a/then/q.b/then", None));
     }
 }

@@ -1,6 +1,6 @@
 export NATS_URL="$MILLPOND_NATS_URL"
 token="Authorization: Bearer $MILLPOND_TOKEN"
-head -c 3000000 /dev/urandom > large
+printf '"%s"' "$(head -c 3000000 /dev/zero | tr '\0' x)" > large
 curl -fs -D head -o stored -H "$token" -H "Expect:" -T large "$MILLPOND_PRODUCER_URL/v1/payloads"
 ref=$(sed -n 's/^millpond-ref: //Ip' head | tr -d '\r')
 expires=$(sed -n 's/.*"expires":"\([^"]*\)".*/\1/p' stored)

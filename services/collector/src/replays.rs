@@ -127,7 +127,7 @@ impl Replays {
             dead_letter: id.clone(),
             reason: request.evidence.reason.clone(),
             dead_lettered_ms: request.evidence.dead_lettered_ms,
-            moved: to_queue.map(|queue| (queue.clone(), moved_id(&request.evidence.id, &queue))),
+            moved: to_queue.map(|queue| (queue, moved_id(&request.evidence.id, &id.queue))),
             new_arguments: options.arguments.is_some(),
         };
         Ok(ReplayStep { place, planned, request })
@@ -193,7 +193,7 @@ impl Replays {
             Some((queue, id)) => (queue.as_str(), id.as_str()),
             None => (before.dead_letter.queue.as_str(), step.request.evidence.id.as_str()),
         };
-        match self.bus.due_has(queue, id).await.map_err(|e| e.to_string())? {
+        match self.bus.due_has(queue, &step.request.kind, id).await.map_err(|e| e.to_string())? {
             Some(true) => return Ok(Some(before)),
             None => {
                 return Err("an earlier request for it was cut off, and more waits than can be read through to tell \
@@ -213,7 +213,7 @@ impl Replays {
                 );
             }
         }
-        if self.has_ended(&before).await? {
+        if self.has_ended(&before, &step.request.kind).await? {
             return Ok(Some(before));
         }
         if self.store.replay_request(&step.planned.dead_letter).await.map_err(|e| unreadable(&e))?.is_none() {
@@ -226,9 +226,9 @@ impl Replays {
 
     /// Whether the task that a dead letter became in another queue has ended an attempt there; a replay in its own queue would
     /// have changed the row of the dead letter itself.
-    async fn has_ended(&self, before: &PlannedReplay) -> Result<bool, String> {
+    async fn has_ended(&self, before: &PlannedReplay, kind: &str) -> Result<bool, String> {
         let Some((queue, id)) = &before.moved else { return Ok(false) };
-        let found = self.store.task(id, Some(queue)).await.map_err(|e| unreadable(&e))?;
+        let found = self.store.task(id, Some(queue), Some(kind)).await.map_err(|e| unreadable(&e))?;
         Ok(!found.is_empty())
     }
 

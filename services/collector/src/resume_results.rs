@@ -40,8 +40,8 @@ pub(crate) async fn serve(bus: Bus, store: Store, mut requests: ControlRequests)
 async fn page(bus: &Bus, store: &Store, request: &[u8]) -> anyhow::Result<Box<RawValue>> {
     match decode(request).context("not a request for results")? {
         ResultsRequest::OfJob(request) => page_of_job(store, &request).await,
-        ResultsRequest::OfTask { queue, id } => {
-            let rows = store.task(&id, Some(&queue)).await?.into_iter().map(end_of).collect();
+        ResultsRequest::OfTask { queue, kind, id } => {
+            let rows = store.task(&id, Some(&queue), Some(&kind)).await?.into_iter().map(end_of).collect();
             Ok(to_raw_value(&HistoryPage { rows, next: None })?)
         }
         ResultsRequest::Job { job } => Ok(to_raw_value(&known_job(bus, store, &job).await?)?),
@@ -56,7 +56,9 @@ fn end_of(TaskDetails { row, history }: TaskDetails) -> JobResult {
         index: row.index,
         id: row.id,
         queue: row.queue,
+        kind: row.kind,
         status: row.status,
+        digest: row.digest,
         result: row.result,
         result_text: row.result_text,
         result_is_bytes: row.result_is_bytes,

@@ -46,20 +46,20 @@ pub(crate) async fn serve(bus: Bus, mut requests: ControlRequests) {
 async fn replay(bus: &Bus, request: &[u8]) -> Result<String, String> {
     let request: ReplayRequest = decode(request).map_err(|e| format!("not a dead letter: {e}"))?;
     let evidence = &request.evidence;
+    let died = TaskSubject::new(&request.queue, &request.kind, evidence.job.clone()).map_err(|e| e.to_string())?;
     let (subject, mut headers, id) = match &request.to_queue {
         // Another task of its unique key is refused while this one waits or runs.
         None => {
-            let subject = TaskSubject::new(&request.queue, &request.kind, evidence.job.clone());
-            let subject = subject.map(|subject| TaskSubject { unique: evidence.unique.clone(), ..subject });
-            let headers = evidence.replay_headers(&request.queue, &request.headers).map_err(|e| e.to_string())?;
+            let subject = TaskSubject { unique: evidence.unique.clone(), ..died };
+            let headers = evidence.replay_headers(&subject, &request.headers).map_err(|e| e.to_string())?;
             (subject, headers, evidence.id.clone())
         }
         Some(to) => {
-            let headers = evidence.moved_headers(&request.queue, to, &request.headers).map_err(|e| e.to_string())?;
-            (TaskSubject::new(to, &request.kind, None), headers, moved_id(&evidence.id, to))
+            let headers = evidence.moved_headers(&died, to, &request.headers).map_err(|e| e.to_string())?;
+            let subject = TaskSubject::new(to, &request.kind, None).map_err(|e| e.to_string())?;
+            (subject, headers, moved_id(&evidence.id, &died.queue))
         }
     };
-    let subject = subject.map_err(|e| e.to_string())?;
     let payload = match &request.arguments {
         None => {
             BASE64.decode(request.payload.as_bytes()).map_err(|e| format!("its payload is not base64: {e}"))?.into()

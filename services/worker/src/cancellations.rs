@@ -12,6 +12,7 @@ use millpond::bus::operate::cancel::Tombstone;
 use millpond::bus::operate::queues::PurgeRecord;
 use millpond::bus::read::buckets::{BucketChange, BucketWatch};
 use millpond::job::epoch_of;
+use millpond::task::Task;
 use millpond::wire::streams::{BUCKET_CANCELS, BUCKET_PURGES};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -44,14 +45,16 @@ pub(crate) struct Cancellations {
     changed: Arc<watch::Sender<()>>,
 }
 
+/// Queue, kind (none: whatever kind) and id.
+type CancelledId = (String, Option<String>, String);
+
 #[derive(Default)]
 struct KnownCancellations {
     /// By key, so that one that runs out can be forgotten.
     tombstones: HashMap<String, Tombstone>,
-    /// Queue and id.
-    ids: HashSet<(String, String)>,
-    /// Queue and root of items that are named alone: their numbers.
-    items: HashMap<(String, String), BTreeSet<u64>>,
+    ids: HashSet<CancelledId>,
+    /// By the original id of items that are named alone: their numbers.
+    items: HashMap<CancelledId, BTreeSet<u64>>,
     /// Epoch, and when it was stored, Unix time in milliseconds.
     jobs: HashMap<String, (u32, i64)>,
     purges: HashMap<String, (PurgeRecord, i64)>,
@@ -120,13 +123,14 @@ impl KnownCancellations {
                 let Some(gone) = self.tombstones.remove(&change.key) else { return };
                 match gone {
                     Tombstone::Job { job, .. } => drop(self.jobs.remove(&job)),
-                    Tombstone::Task { queue, id, .. } => {
+                    Tombstone::Task { queue, kind, id, .. } => {
                         if let Some((original_id, item)) = item_of(&id)
-                            && let Some(items) = self.items.get_mut(&(queue.clone(), original_id.to_owned()))
+                            && let Some(items) =
+                                self.items.get_mut(&(queue.clone(), kind.clone(), original_id.to_owned()))
                         {
                             items.remove(&item);
                         }
-                        self.ids.remove(&(queue, id));
+                        self.ids.remove(&(queue, kind, id));
                     }
                 }
             }
@@ -136,11 +140,12 @@ impl KnownCancellations {
     fn add(&mut self, tombstone: &Tombstone, stored_ms: i64) {
         match tombstone {
             Tombstone::Job { job, epoch, .. } => drop(self.jobs.insert(job.clone(), (*epoch, stored_ms))),
-            Tombstone::Task { queue, id, .. } => {
+            Tombstone::Task { queue, kind, id, .. } => {
                 if let Some((original_id, item)) = item_of(id) {
-                    self.items.entry((queue.clone(), original_id.to_owned())).or_default().insert(item);
+                    let original_id = (queue.clone(), kind.clone(), original_id.to_owned());
+                    self.items.entry(original_id).or_default().insert(item);
                 }
-                self.ids.insert((queue.clone(), id.clone()));
+                self.ids.insert((queue.clone(), kind.clone(), id.clone()));
             }
         }
     }
@@ -150,7 +155,7 @@ impl KnownCancellations {
             return None;
         }
         let task = &lease.task;
-        let named = |id: String| self.ids.contains(&(task.subject.queue.clone(), id));
+        let named = |id: &str| names(task, id).iter().any(|name| self.ids.contains(name));
         let job = || {
             let job = task.subject.job.as_ref()?;
             let (epoch, stored_ms) = self.jobs.get(job)?;
@@ -162,8 +167,8 @@ impl KnownCancellations {
         };
         let purged = || self.purges.values().any(|(purge, stored_ms)| covers(purge, *stored_ms, lease));
         if job() == Some(true)
-            || named(task.original_id.clone())
-            || (task.id() != task.original_id && named(task.id()))
+            || named(&task.original_id)
+            || (task.id() != task.original_id && named(&task.id()))
             || purged()
         {
             return Some(CancelledPart::Whole);
@@ -177,19 +182,27 @@ impl KnownCancellations {
     fn items_of(&self, lease: &Lease) -> Option<BTreeSet<u32>> {
         let task = &lease.task;
         let range = task.items?;
-        let of = |original_id: &str| self.items.get(&(task.subject.queue.clone(), original_id.to_owned()));
-        let (by_place, by_index) =
-            (of(&task.original_id), task.original_id.rsplit_once('/').and_then(|(job, _)| of(job)));
-        if by_place.is_none() && by_index.is_none() {
+        let of = |original_id: &str| -> Vec<&BTreeSet<u64>> {
+            names(task, original_id).iter().filter_map(|name| self.items.get(name)).collect()
+        };
+        let by_place = of(&task.original_id);
+        let by_index = task.original_id.rsplit_once('/').map(|(job, _)| of(job)).unwrap_or_default();
+        if by_place.is_empty() && by_index.is_empty() {
             return None;
         }
-        let has = |items: Option<&BTreeSet<u64>>, number: Option<u64>| {
-            items.zip(number).is_some_and(|(items, number)| items.contains(&number))
+        let has = |items: &[&BTreeSet<u64>], number: Option<u64>| {
+            number.is_some_and(|number| items.iter().any(|items| items.contains(&number)))
         };
         let items = (range.from..range.from + range.len)
-            .filter(|item| has(by_place, Some(u64::from(*item))) || has(by_index, task.index_of(*item)));
+            .filter(|item| has(&by_place, Some(u64::from(*item))) || has(&by_index, task.index_of(*item)));
         Some(items.collect()).filter(|items: &BTreeSet<u32>| !items.is_empty())
     }
+}
+
+/// The names under which a task of this id, or of this job or batch, may be cancelled.
+fn names(task: &Task, id: &str) -> [CancelledId; 2] {
+    let queue = &task.subject.queue;
+    [Some(task.subject.kind.clone()), None].map(|kind| (queue.clone(), kind, id.to_owned()))
 }
 
 /// The original id and the number, of an id that may be that of an item.

@@ -51,9 +51,13 @@ pub enum TaskCommand {
         /// Id of the task; `<id>/<i>` for an item of a batch.
         #[arg(value_parser = task_args::task_id)]
         id: String,
-        /// Queue of the task; needed when several queues have this id, or when the task is not published yet.
+        /// Queue of the task; needed when tasks of several queues have this id, or when the task is not published yet.
         #[arg(long, value_parser = task_args::queue)]
         queue: Option<String>,
+        /// Kind of the task; needed when tasks of several kinds have this id. Without it all kinds are meant of a task that is not
+        /// published yet.
+        #[arg(long, value_parser = task_args::kind)]
+        kind: Option<String>,
         /// Print a JSON object.
         #[arg(long)]
         json: bool,
@@ -78,7 +82,7 @@ pub async fn run(command: TaskCommand, env: &ClusterEnv) -> anyhow::Result<ExitC
             let task = find(&api, task).await?;
             if json { json_line(&task)? } else { print(&task)? }
         }
-        TaskCommand::Cancel { id, queue, json } => cancel(&api, CancelTask { id, queue }, json).await?,
+        TaskCommand::Cancel { id, queue, kind, json } => cancel(&api, CancelTask { id, queue, kind }, json).await?,
         TaskCommand::Result { task } => print_result(&find(&api, task).await?.row, env).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -35,6 +35,20 @@ pub enum SubmitError {
         /// The key.
         key: String,
     },
+    /// The id stands for another task of this queue and kind, with other arguments; nothing was stored.
+    #[error(
+        "id {id:?} stands for another task of kind {kind} in queue {queue}, with other arguments: {holder}; choose another id"
+    )]
+    IdTaken {
+        /// The queue.
+        queue: String,
+        /// The kind.
+        kind: String,
+        /// The id.
+        id: String,
+        /// How that task stands.
+        holder: String,
+    },
     /// A unique key on a batch or on a task of a job.
     #[error("a task with a unique key is alone: it cannot be a batch or belong to a job")]
     UniqueKeyNotAlone,
@@ -90,6 +104,7 @@ impl SubmitError {
             Self::Publish(error) => error.is_permanent(),
             Self::Subject(_)
             | Self::TaskId(_)
+            | Self::IdTaken { .. }
             | Self::UniqueKeyNotAlone
             | Self::StartTimeOutOfRange { .. }
             | Self::StartsAfterPayload { .. } => true,

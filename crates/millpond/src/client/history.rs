@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::errors::MapError;
 use super::payloads::KnownEnd;
-use super::{Client, NoResult, TaskResult};
+use super::{Client, NewTask, NoResult, TaskResult};
 use crate::bus::Bus;
 use crate::bus::operate::control::{CTL_RESULTS, ControlReply};
 use crate::outcome::Failure;
@@ -19,6 +19,8 @@ use crate::wire::decode::decode;
 
 /// How long a collector may take to answer.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a collector may take to tell what an id stands for; without an answer the publish goes on.
+const STORED_TASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The first delay between two requests for the end of a task that was published before; it doubles.
 const REPEATED_POLL_MIN: Duration = Duration::from_millis(100);
 /// The longest such delay.
@@ -33,7 +35,7 @@ const FIRST_POLL_MAX: Duration = Duration::from_secs(60);
 /// ```
 /// use millpond::client::ResultsRequest;
 ///
-/// let text = r#"{"queue":"default","id":"order-7"}"#;
+/// let text = r#"{"queue":"default","kind":"square","id":"order-7"}"#;
 /// let request: ResultsRequest = serde_json::from_str(text).unwrap();
 /// assert!(matches!(request, ResultsRequest::OfTask { .. }));
 /// assert_eq!(serde_json::to_string(&request).unwrap(), text);
@@ -49,6 +51,8 @@ pub enum ResultsRequest {
     OfTask {
         /// Its queue.
         queue: String,
+        /// Its kind.
+        kind: String,
         /// Its id.
         id: String,
     },
@@ -98,7 +102,9 @@ pub struct HistoryPage<R> {
 #[derive(Debug, Deserialize)]
 pub(super) struct HistoryRow {
     index: Option<u64>,
-    status: String,
+    pub(super) status: String,
+    #[serde(default)]
+    pub(super) digest: Option<String>,
     #[serde(default, deserialize_with = "present")]
     result: Option<Box<RawValue>>,
     /// A result that some parsers would not read.
@@ -199,11 +205,25 @@ async fn fetch_page(bus: Bus, request: HistoryRequest) -> Result<HistoryPage<His
 }
 
 impl Client {
+    /// What a collector has stored of a task, by its queue, kind and id; `Err` where none tells it in time.
+    pub(super) async fn stored_task(&self, task: &NewTask, id: &str) -> Result<Option<HistoryRow>, String> {
+        let (queue, kind, id) = (task.queue.clone(), task.kind.clone(), id.to_owned());
+        let request = ResultsRequest::OfTask { queue, kind, id };
+        match self.bus.request(CTL_RESULTS, &request, STORED_TASK_TIMEOUT).await.map_err(|e| e.to_string())? {
+            ControlReply::Ok(page) => {
+                let page = decode::<HistoryPage<HistoryRow>>(page.get().as_bytes()).map_err(|e| e.to_string())?;
+                Ok(page.rows.into_iter().next())
+            }
+            ControlReply::Error(reason) | ControlReply::Refused(reason) => Err(reason),
+        }
+    }
+
     /// The end of a task as a collector has it; returns once there is one. RESULTS does not tell it when the task was published
     /// before (`repeated`): then it may have ended long ago, or under another job. A dead letter of a task that was published anew
     /// is of its earlier run, and not waited for.
-    pub(super) async fn stored_end(&self, queue: &str, id: &str, repeated: bool) -> KnownEnd {
-        let request = ResultsRequest::OfTask { queue: queue.to_owned(), id: id.to_owned() };
+    pub(super) async fn stored_end(&self, queue: &str, kind: &str, id: &str, repeated: bool) -> KnownEnd {
+        let (queue, kind, id) = (queue.to_owned(), kind.to_owned(), id.to_owned());
+        let request = ResultsRequest::OfTask { queue, kind, id };
         let (mut delay, delay_max) =
             if repeated { (REPEATED_POLL_MIN, REPEATED_POLL_MAX) } else { (FIRST_POLL_AFTER, FIRST_POLL_MAX) };
         if !repeated {

@@ -5,6 +5,7 @@ mod batch_sizer;
 mod call;
 mod errors;
 mod history;
+mod identity;
 mod index_ranges;
 mod job_record_writer;
 mod map;

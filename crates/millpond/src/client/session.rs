@@ -12,15 +12,18 @@ use crate::bus::read::job_results::LiveResults;
 /// Ends of abandoned waits that a session remembers.
 const UNCLAIMED_MAX: usize = 1000;
 
+/// Queue, kind and id of a task.
+type AwaitedTask = (String, String, String);
+
 /// Submits tasks one at a time and waits for each. Make it once, use it often.
 pub struct TaskSession {
     client: Client,
     job: String,
     results: LiveResults,
-    /// Ends that arrived while another task was awaited, or whose wait was dropped, by queue and id.
-    unclaimed: HashMap<(String, String), KnownEnd>,
-    /// Queue and id of awaited tasks that were published before this session published them.
-    repeated: HashSet<(String, String)>,
+    /// Ends that arrived while another task was awaited, or whose wait was dropped.
+    unclaimed: HashMap<AwaitedTask, KnownEnd>,
+    /// Awaited tasks that were published before this session published them.
+    repeated: HashSet<AwaitedTask>,
 }
 
 impl Client {
@@ -49,7 +52,7 @@ impl TaskSession {
     ) -> Result<(Submitted, TaskEnd), SubmitError> {
         let submitted = self.submit(&task, deadline).await?;
         on_stored(&submitted);
-        let end = self.end(&task.queue, &submitted.id).await;
+        let end = self.end(&task.queue, &task.kind, &submitted.id).await;
         Ok((submitted, end))
     }
 
@@ -72,7 +75,7 @@ impl TaskSession {
             if self.repeated.len() > UNCLAIMED_MAX {
                 self.repeated.clear();
             }
-            self.repeated.insert((task.queue.clone(), submitted.id.clone()));
+            self.repeated.insert((task.queue.clone(), task.kind.clone(), submitted.id.clone()));
         }
         Ok(submitted)
     }
@@ -81,26 +84,26 @@ impl TaskSession {
     ///
     /// # Cancel safety
     /// Safe: an end that arrives meanwhile is kept for the next call.
-    pub async fn end(&mut self, queue: &str, id: &str) -> TaskEnd {
-        let awaited = (queue.to_owned(), id.to_owned());
+    pub async fn end(&mut self, queue: &str, kind: &str, id: &str) -> TaskEnd {
+        let awaited = (queue.to_owned(), kind.to_owned(), id.to_owned());
         let client = self.client.clone();
         let repeated = self.repeated.contains(&awaited);
         let end = tokio::select! {
             end = self.heard(&awaited) => end,
             // Boxed: most ends are heard.
-            end = Box::pin(client.stored_end(queue, id, repeated)) => end,
+            end = Box::pin(client.stored_end(queue, kind, id, repeated)) => end,
         };
         self.repeated.remove(&awaited);
         Box::pin(client.fetch(end)).await
     }
 
-    async fn heard(&mut self, awaited: &(String, String)) -> KnownEnd {
+    async fn heard(&mut self, awaited: &AwaitedTask) -> KnownEnd {
         loop {
             if let Some(end) = self.unclaimed.remove(awaited) {
                 return end;
             }
             let (subject, batch) = self.results.next().await;
-            if batch.cancelled.as_ref().is_some_and(|c| c.covers(&awaited.1)) {
+            if batch.cancelled.as_ref().is_some_and(|c| c.covers(&awaited.2)) {
                 return KnownEnd::Inline(Err(NoResult::Cancelled));
             }
             if self.unclaimed.len() > UNCLAIMED_MAX {
@@ -108,7 +111,8 @@ impl TaskSession {
             }
             for outcome in &batch.outcomes {
                 if let Some(end) = outcome.ends().find_map(|(_, end)| final_end(end)) {
-                    self.unclaimed.insert((subject.queue.clone(), outcome.id.clone()), end);
+                    let task = (subject.queue.clone(), subject.kind.clone(), outcome.id.clone());
+                    self.unclaimed.insert(task, end);
                 }
             }
         }

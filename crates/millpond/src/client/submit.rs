@@ -9,18 +9,21 @@ use super::batch_sizer::BatchSize;
 use super::errors::SubmitError;
 use super::payloads::expires;
 use crate::bus::publish::unique::only_when_alone;
-use crate::bus::publish::{PublishError, RetryDeadline};
+use crate::bus::publish::{PublishError, RetryDeadline, Stored};
 use crate::chain::ChainStep;
 use crate::outcome::Failure;
 use crate::payload::StoredPayload;
 use crate::task::{check_task_id, schedule_headers};
 use crate::telemetry::{FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, Span, SpanKind, TraceContext, record};
 use crate::wire::headers::{
-    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_EXPIRES, HEADER_ID, HEADER_INDEX, HEADER_MSG_ID,
-    HEADER_REF, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers,
+    HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_EXPECTED_SEQUENCE, HEADER_EXPIRES, HEADER_ID,
+    HEADER_INDEX, HEADER_MSG_ID, HEADER_REF, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers,
 };
 use crate::wire::subject::{TaskSubject, check_token};
 use crate::{chain, failpoint};
+
+/// What a message is that brings a task, among those of the task.
+const NEW_TASK: &str = "task";
 
 /// A task to publish, or a batch of them.
 #[derive(Debug, Clone, Default)]
@@ -84,7 +87,7 @@ impl NewTask {
     }
 
     fn headers(&self, id: &str, trace: Option<TraceContext>, stored: Option<&StoredPayload>) -> Headers {
-        let mut headers = vec![(HEADER_MSG_ID.to_owned(), id.to_owned())];
+        let mut headers = vec![(HEADER_ID.to_owned(), id.to_owned())];
         let mut put = |name: &str, value: Option<String>| headers.extend(value.map(|v| (name.to_owned(), v)));
         put(HEADER_TRACEPARENT, trace.map(TraceContext::to_traceparent));
         put(HEADER_BATCH, self.batch.map(|n| n.to_string()));
@@ -118,7 +121,8 @@ impl Client {
     pub(super) async fn publish(&self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, SubmitError> {
         let id = task.id.clone().unwrap_or_else(crate::random_token);
         let parent = task.traceparent.as_deref().and_then(TraceContext::parse).or_else(TraceContext::current);
-        let trace = parent.map_or_else(|| TraceContext::of_publish(&task.queue, &id), |parent| Some(parent.child()));
+        let trace = parent
+            .map_or_else(|| TraceContext::of_publish(&task.queue, &task.kind, &id), |parent| Some(parent.child()));
         let started = SystemTime::now();
         let published = self.publish_as(task, id.clone(), trace, deadline).await;
         if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
@@ -145,41 +149,75 @@ impl Client {
         };
         let payload = if stored.is_some() { Bytes::new() } else { task.payload.clone() };
         let mut headers = task.headers(&id, trace, stored.as_ref());
-        // In DUE the id is in a header of ours as well: the server drops its own header on delivery.
+        // Not the id itself: the server compares nothing else, and tasks of other queues and kinds may have it, too.
+        let message_id = subject.message_id(NEW_TASK, &id);
+        headers.push((HEADER_MSG_ID.to_owned(), message_id.clone()));
         let place = match task.at_ms {
             Some(at_ms) => {
                 let schedule = schedule_headers(at_ms, crate::now_ms(), subject.due())
                     .ok_or(SubmitError::StartTimeOutOfRange { at_ms })?;
                 headers.extend(schedule);
-                headers.push((HEADER_ID.to_owned(), id.clone()));
                 subject.sched(&id)
             }
             None => subject.task(),
         };
         if task.unique.is_some() {
             if self.bus.waits_in_due(&subject).await? {
-                return self.resent_or_refused(task, &place, id).await;
+                return self.resent_or_refused(task, &place, &message_id, id).await;
             }
             headers.extend(only_when_alone(&subject, task.at_ms.is_some()));
+        } else if task.at_ms.is_some() {
+            // The server would replace whatever waits under this id: a task of before, or a retry of it.
+            headers.push((HEADER_EXPECTED_SEQUENCE.to_owned(), "0".to_owned()));
         }
-        let stored = match task.at_ms {
-            // A message can have one condition: that of a unique key goes before the limit of the queue.
-            None if task.unique.is_none() => {
-                self.admission.store(&task.queue, &place, &headers, payload, deadline).await
+        let mut stored = loop {
+            match self.store(task, &place, &headers, payload.clone(), deadline).await {
+                Err(PublishError::NotLast { .. }) if task.unique.is_none() => {
+                    if Box::pin(self.waits(task, &subject, &id)).await? {
+                        return Ok(Submitted { id, duplicate: true });
+                    }
+                }
+                Err(PublishError::NotLast { .. }) => {
+                    return self.resent_or_refused(task, &place, &message_id, id).await;
+                }
+                stored => break stored?,
             }
-            _ => self.bus.store(&place, &headers, payload, deadline).await,
-        };
-        let stored = match stored {
-            Err(PublishError::NotLast { .. }) => return self.resent_or_refused(task, &place, id).await,
-            stored => stored?,
         };
         failpoint::hit("publish.acked");
+        // Boxed: most tasks are new. What has a place in a job is published again only by the job's own publisher.
+        if stored.duplicate && task.index.is_none() && !Box::pin(self.is_held(task, &subject, &id, stored)).await? {
+            // Somebody's own id is this very text: their task is another one, and this one is not stored.
+            headers.retain(|(name, _)| name != HEADER_MSG_ID);
+            headers.push((HEADER_MSG_ID.to_owned(), subject.message_id(&crate::random_token(), &id)));
+            stored = self.store(task, &place, &headers, payload, deadline).await?;
+        }
         Ok(Submitted { id, duplicate: stored.duplicate })
     }
 
+    async fn store(
+        &self,
+        task: &NewTask,
+        place: &str,
+        headers: &Headers,
+        payload: Bytes,
+        deadline: RetryDeadline,
+    ) -> Result<Stored, PublishError> {
+        match task.at_ms {
+            // A message can have one condition: that of a unique key goes before the limit of the queue.
+            None if task.unique.is_none() => self.admission.store(&task.queue, place, headers, payload, deadline).await,
+            _ => self.bus.store(place, headers, payload, deadline).await,
+        }
+    }
+
     /// A task with the unique key waits or runs. If it is this very task, this is a resend.
-    async fn resent_or_refused(&self, task: &NewTask, place: &str, id: String) -> Result<Submitted, SubmitError> {
-        if self.bus.has_id(place, &id).await {
+    async fn resent_or_refused(
+        &self,
+        task: &NewTask,
+        place: &str,
+        message_id: &str,
+        id: String,
+    ) -> Result<Submitted, SubmitError> {
+        if self.bus.has_id(place, message_id).await {
             return Ok(Submitted { id, duplicate: true });
         }
         Err(SubmitError::UniqueKeyTaken { key: task.unique.clone().unwrap_or_default() })

@@ -57,8 +57,9 @@ impl TraceContext {
     /// The context of a task that came without one. It follows from the task's identity, so that all its deliveries and
     /// attempts are in one trace, wherever they run.
     #[must_use]
-    pub fn of_task(queue: &str, original_id: &str) -> Self {
-        let hash = Sha256::new().chain_update(queue).chain_update([0]).chain_update(original_id).finalize();
+    pub fn of_task(queue: &str, kind: &str, original_id: &str) -> Self {
+        let hash = Sha256::new().chain_update(queue).chain_update([0]).chain_update(kind).chain_update([0]);
+        let hash = hash.chain_update(original_id).finalize();
         let number = |bytes: &[u8]| bytes.iter().fold(0_u128, |n, byte| n << 8 | u128::from(*byte));
         let (trace, rest) = hash.split_at(16);
         let (trace, span) = (number(trace) | 1, number(rest));
@@ -69,8 +70,8 @@ impl TraceContext {
     /// The context of the publish of a task that begins its trace; none where that is not exported. Nothing of it needs to
     /// travel: the worker that runs the task computes the same trace, and with the same sampler the same decision.
     #[must_use]
-    pub fn of_publish(queue: &str, original_id: &str) -> Option<Self> {
-        let task = is_exported().then(|| Self::of_task(queue, original_id))?;
+    pub fn of_publish(queue: &str, kind: &str, original_id: &str) -> Option<Self> {
+        let task = is_exported().then(|| Self::of_task(queue, kind, original_id))?;
         task.sampled.then(|| task.child())
     }
 
@@ -183,9 +184,11 @@ mod tests {
 
     #[test]
     fn a_bare_task_has_the_same_trace_wherever_it_runs() {
-        let one = TraceContext::of_task("q", "a");
-        assert_eq!(one, TraceContext::of_task("q", "a"));
-        assert_ne!(one.trace_id(), TraceContext::of_task("qa", "").trace_id());
+        let one = TraceContext::of_task("q", "k", "a");
+        assert_eq!(one, TraceContext::of_task("q", "k", "a"));
+        for (queue, kind, id) in [("qk", "", "a"), ("q", "ka", ""), ("q", "other", "a"), ("other", "k", "a")] {
+            assert_ne!(one.trace_id(), TraceContext::of_task(queue, kind, id).trace_id());
+        }
     }
 
     #[test]

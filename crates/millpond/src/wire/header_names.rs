@@ -40,7 +40,7 @@ enum Scope {
 }
 
 static KNOWN: [(&str, Scope); 34] = [
-    (HEADER_ID, Scope::Own),
+    (HEADER_ID, Scope::NatsTask),
     (HEADER_ORIGINAL_ID, Scope::Own),
     (HEADER_ATTEMPT, Scope::Own),
     (HEADER_PUBLISHED, Scope::Own),

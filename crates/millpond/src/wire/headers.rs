@@ -59,7 +59,7 @@ pub const HEADER_UNIQUE: &str = "Millpond-Unique";
 
 /// Number of this attempt, from 1; honoured only in DUE.
 pub const HEADER_ATTEMPT: &str = "Millpond-Attempt";
-/// Id of what is published again; honoured only in DUE.
+/// Id of a task; it goes before that of the message (`Nats-Msg-Id`).
 pub const HEADER_ID: &str = "Millpond-Id";
 /// Id of the message first published; honoured only in DUE.
 pub const HEADER_ORIGINAL_ID: &str = "Millpond-Original-Id";
@@ -82,6 +82,8 @@ pub const HEADER_TRACESTATE: &str = "tracestate";
 
 /// Name of the worker that answers: a call, or an ownership query.
 pub const HEADER_WORKER: &str = "Millpond-Worker";
+/// On the answer of an ownership query: the kinds of the tasks that are held, with commas.
+pub const HEADER_KINDS: &str = "Millpond-Kinds";
 /// On the answer of a call, `true`: the result is bytes that are no JSON, and the payload is `{"base64":"…"}`.
 pub const HEADER_BYTES: &str = "Millpond-Bytes";
 /// What went wrong with a call, in one line (NATS micro services, ADR-32).

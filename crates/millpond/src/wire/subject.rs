@@ -195,6 +195,18 @@ impl TaskSubject {
         format!("dead.{}.{}", self.queue, self.kind)
     }
 
+    /// The `Nats-Msg-Id` of a message about the task of this id: the server compares nothing else, over a whole stream. `what` tells
+    /// the messages of a task apart, and is a token like the queue and the kind, so that no two texts can be mistaken for each other.
+    ///
+    /// ```
+    /// let subject = millpond::wire::subject::TaskSubject::new("default", "square", None).unwrap();
+    /// assert_eq!(subject.message_id("r2", "a/1"), "millpond:default/square/r2/a/1");
+    /// ```
+    #[must_use]
+    pub fn message_id(&self, what: &str, id: &str) -> String {
+        format!("millpond:{}/{}/{what}/{id}", self.queue, self.kind)
+    }
+
     fn job_token(&self) -> &str {
         self.job.as_deref().unwrap_or(NO_JOB)
     }

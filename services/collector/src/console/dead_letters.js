@@ -32,7 +32,7 @@ const VERBS = {
   },
 };
 
-const named = ({ queue, id, attempt }) => ({ queue, id, attempt });
+const named = ({ queue, kind, id, attempt }) => ({ queue, kind, id, attempt });
 
 /** Reports how it went. */
 function report(rows, verb) {
@@ -272,7 +272,7 @@ class Run {
           h(
             "ul.refusals",
             {},
-            this.errors.map((row) => h("li", { key: `${row.queue} ${row.id}` }, mono(row.id), ` ${row.error}`)),
+            this.errors.map((row) => h("li", { key: `${row.queue} ${row.kind} ${row.id}` }, mono(row.id), ` ${row.error}`)),
           ),
         ),
       running

@@ -23,7 +23,7 @@ export function route(path, params = {}) {
 export const jobRoute = (job) => `#/jobs/${encodeURIComponent(job)}`;
 export const link = (href, text, props = {}) => h("a", { href, ...props }, text);
 export const mono = (text) => (known(text) ? h("span.mono", {}, text) : "–");
-export const taskLink = (row) => link(route("/task", { id: row.id, queue: row.queue }), row.id, { class: "mono" });
+export const taskLink = (row) => link(route("/task", { id: row.id, queue: row.queue, kind: row.kind }), row.id, { class: "mono" });
 export const jobLink = (job) => (known(job) ? link(jobRoute(job), job, { class: "mono" }) : "–");
 
 /** A moment, counted along each second; its exact time on hover. */

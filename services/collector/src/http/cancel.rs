@@ -1,5 +1,6 @@
 //! What an operator cancels over HTTP: a job, a task. What waits is removed; what runs is ended by its worker.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -13,6 +14,7 @@ use millpond_api::tasks::{CancelTask, TaskCancelled, TaskRow, TaskStatus};
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::{JsonBody, NoQuery, PathAndQuery, check_name};
 
+use super::read::several;
 use super::{App, store_error};
 use crate::known_job::known_job;
 
@@ -48,47 +50,74 @@ pub(super) async fn job(
 
 /// Cancel a task: what waits for its time is removed, what runs is ended, what waits for a worker ends when one takes it.
 #[utoipa::path(post, path = "/task/cancel", tag = "act", request_body(content = CancelTask, example = json!({"id": "order-7", "queue": "default"})), responses(
-    (status = 200, description = "It is cancelled", body = TaskCancelled, example = json!({"id": "order-7", "queue": "default", "ended": false})),
+    (status = 200, description = "It is cancelled", body = TaskCancelled, example = json!({"id": "order-7", "queue": "default", "kind": "square", "ended": false})),
     (status = 404, description = "It neither waits nor runs", body = ErrorBody, example = json!({"error": "no task order-7 waits or runs; if it is still to come, name its queue"})),
-    (status = 409, description = "It has ended, or several queues have this id", body = ErrorBody, example = json!({"error": "task order-7 has ended: it is done"}))))]
+    (status = 409, description = "It has ended, or tasks of several queues or kinds have this id", body = ErrorBody, example = json!({"error": "task order-7 has ended: it is done"}))))]
 pub(super) async fn task(
     State(app): AppState,
     PathAndQuery((), NoQuery {}): PathAndQuery<(), NoQuery>,
-    JsonBody(CancelTask { id: given, queue }): JsonBody<CancelTask>,
+    JsonBody(task): JsonBody<CancelTask>,
 ) -> Result<Json<TaskCancelled>, ErrorAnswer> {
-    let stored = app.store.task(&given, queue.as_deref()).await.map_err(|fault| store_error(&fault))?;
-    if stored.len() > 1 {
-        let queues: Vec<&str> = stored.iter().map(|task| task.row.queue.as_str()).collect();
-        let text = format!("several queues have this id, name one (queue): {}", queues.join(", "));
-        return Err(ErrorAnswer::conflict(text));
-    }
-    let stored = stored.into_iter().next().map(|task| task.row);
-    check_not_ended(&given, stored.as_ref())?;
-    // An item of a job may be known by its place in its batch.
-    let id = stored.as_ref().map_or_else(|| given.clone(), |task| task.id.clone());
-    let queue = match queue.or_else(|| stored.map(|task| task.queue)) {
-        Some(queue) => queue,
-        None => {
-            let found = app.bus.find(&id, None).await.map_err(ErrorAnswer::bad_gateway)?;
-            let none = || format!("no task {given} waits or runs; if it is still to come, name its queue");
-            found.queue().ok_or_else(|| ErrorAnswer::not_found(none()))?.to_owned()
-        }
-    };
+    let CancelTask { id, queue, kind } = place(&app, task).await?;
+    let queue = queue.unwrap_or_default();
     check_name("queue", &queue)?;
-    let ended = app.bus.cancel_task(&queue, &id, OPERATOR).await.map_err(|fault| failed(&fault))?;
-    Ok(Json(TaskCancelled { id, queue, ended }))
+    if let Some(kind) = &kind {
+        check_name("kind", kind)?;
+    }
+    let cancelled = app.bus.cancel_task(&queue, kind.as_deref(), &id, OPERATOR).await;
+    let ended = cancelled.map_err(|fault| failed(&fault))?;
+    Ok(Json(TaskCancelled { id, queue, kind, ended }))
 }
 
-fn check_not_ended(id: &str, stored: Option<&TaskRow>) -> Result<(), ErrorAnswer> {
-    match stored.map(|task| task.status) {
-        Some(status @ (TaskStatus::Done | TaskStatus::Cancelled)) => {
+/// The task that is meant, by its queue and kind: of those that have its id one that has not ended. Without a kind it is still to
+/// come.
+async fn place(app: &App, task: CancelTask) -> Result<CancelTask, ErrorAnswer> {
+    let CancelTask { id, queue, kind } = &task;
+    let stored = app.store.task(id, queue.as_deref(), kind.as_deref()).await.map_err(|fault| store_error(&fault))?;
+    let (open, ended): (Vec<TaskRow>, Vec<TaskRow>) =
+        stored.into_iter().map(|task| task.row).partition(|row| check_not_ended(id, row).is_ok());
+    // An item of a job may be known by its place in its batch.
+    let named = |row: TaskRow| CancelTask { id: row.id, queue: Some(row.queue), kind: Some(row.kind) };
+    if queue.is_some() && kind.is_some() {
+        return match (open.into_iter().next(), ended.first()) {
+            (Some(row), _) => Ok(named(row)),
+            (None, Some(row)) => check_not_ended(id, row).map(|()| task),
+            (None, None) => Ok(task),
+        };
+    }
+    let found = app.bus.find(id, queue.as_deref(), kind.as_deref()).await.map_err(ErrorAnswer::bad_gateway)?;
+    let mut places: BTreeMap<(String, String), CancelTask> = BTreeMap::new();
+    for row in open {
+        places.insert((row.queue.clone(), row.kind.clone()), named(row));
+    }
+    for (queue, kind) in found.found.into_keys() {
+        // What is stored as ended may be delivered once more: it is not to be cancelled.
+        if !ended.iter().any(|row| row.queue == queue && row.kind == kind) {
+            let task = CancelTask { id: id.clone(), queue: Some(queue.clone()), kind: Some(kind.clone()) };
+            places.entry((queue, kind)).or_insert(task);
+        }
+    }
+    match (places.len(), ended.first()) {
+        (0, Some(row)) => check_not_ended(id, row).map(|()| task),
+        (0, None) if queue.is_some() => Ok(task),
+        (0, None) => {
+            Err(ErrorAnswer::not_found(format!("no task {id} waits or runs; if it is still to come, name its queue")))
+        }
+        (1, _) => Ok(places.into_values().next().unwrap_or(task)),
+        _ => Err(several(places.keys().map(|(queue, kind)| (queue.as_str(), kind.as_str())))),
+    }
+}
+
+fn check_not_ended(id: &str, stored: &TaskRow) -> Result<(), ErrorAnswer> {
+    match stored.status {
+        status @ (TaskStatus::Done | TaskStatus::Cancelled) => {
             Err(ErrorAnswer::conflict(format!("task {id} has ended: it is {status}")))
         }
-        Some(TaskStatus::Dead) => {
+        TaskStatus::Dead => {
             let text = format!("task {id} is a dead letter already; `dead purge` throws it away");
             Err(ErrorAnswer::conflict(text))
         }
-        _ => Ok(()),
+        TaskStatus::Partial | TaskStatus::Retrying => Ok(()),
     }
 }
 

@@ -17,6 +17,7 @@ use millpond_service::request::{JsonBody, NoQuery, PathAndQuery, check_name, cur
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::cancel::OPERATOR;
+use super::read::several;
 use super::{App, store_error};
 use crate::replays::{ReplayEnd, ReplayOptions};
 use crate::store::Page;
@@ -49,9 +50,9 @@ type AppState = State<Arc<App>>;
 type Answer = Result<Json<DeadLettersActedOn>, ErrorAnswer>;
 
 /// Run dead letters again, at a limited rate; one that fails does not stop the others.
-#[utoipa::path(post, path = "/dead/retry", tag = "act", request_body(content = ActOnDeadLetters, example = json!({"dead_letters": [{"queue": "default", "id": "order-7", "attempt": 3}]})),
+#[utoipa::path(post, path = "/dead/retry", tag = "act", request_body(content = ActOnDeadLetters, example = json!({"dead_letters": [{"queue": "default", "kind": "square", "id": "order-7", "attempt": 3}]})),
     responses((status = 200, description = "What became of each; go on with `next` as `after`", body = DeadLettersActedOn,
-        example = json!({"rows": [{"queue": "default", "id": "order-7", "attempt": 3, "ok": true, "error": null}], "next": null, "matched": 1}))))]
+        example = json!({"rows": [{"queue": "default", "kind": "square", "id": "order-7", "attempt": 3, "ok": true, "error": null}], "next": null, "matched": 1}))))]
 pub(super) async fn retry(
     State(app): AppState,
     PathAndQuery((), NoQuery {}): PathAndQuery<(), NoQuery>,
@@ -63,9 +64,9 @@ pub(super) async fn retry(
 }
 
 /// Throw dead letters away, at a limited rate; their tasks stay dead.
-#[utoipa::path(post, path = "/dead/purge", tag = "act", request_body(content = ActOnDeadLetters, example = json!({"dead_letters": [{"queue": "default", "id": "order-7", "attempt": 3}]})),
+#[utoipa::path(post, path = "/dead/purge", tag = "act", request_body(content = ActOnDeadLetters, example = json!({"dead_letters": [{"queue": "default", "kind": "square", "id": "order-7", "attempt": 3}]})),
     responses((status = 200, description = "What became of each; go on with `next` as `after`", body = DeadLettersActedOn,
-        example = json!({"rows": [{"queue": "default", "id": "order-7", "attempt": 3, "ok": true, "error": null}], "next": null, "matched": 1}))))]
+        example = json!({"rows": [{"queue": "default", "kind": "square", "id": "order-7", "attempt": 3, "ok": true, "error": null}], "next": null, "matched": 1}))))]
 pub(super) async fn purge(
     State(app): AppState,
     PathAndQuery((), NoQuery {}): PathAndQuery<(), NoQuery>,
@@ -134,12 +135,12 @@ async fn step(app: &App, ids: &[DeadLetterId], verb: &Verb, dry_run: bool) -> Ve
 }
 
 fn row(id: DeadLetterId, end: ReplayEnd, dry_run: bool) -> DeadLetterActedOn {
-    let DeadLetterId { queue, id, attempt } = id;
+    let DeadLetterId { queue, kind, id, attempt } = id;
     let (ok, new_id, error) = match end {
         Ok(new_id) => (true, new_id, None),
         Err(error) => (false, None, Some(error)),
     };
-    DeadLetterActedOn { queue, id, attempt, ok, dry_run, new_id, error }
+    DeadLetterActedOn { queue, kind, id, attempt, ok, dry_run, new_id, error }
 }
 
 /// Other arguments are meant for one task.
@@ -161,23 +162,37 @@ fn check_arguments(request: &ActOnDeadLetters) -> Result<(), ErrorAnswer> {
 
 async fn choose(app: &App, request: &ActOnDeadLetters) -> Result<Chosen, ErrorAnswer> {
     match (&request.dead_letters, &request.filter) {
-        (Some(ids), None) => by_id(request, ids),
+        (Some(ids), None) => by_id(app, request, ids).await,
         (None, Some(filter)) => by_filter(app, request, filter).await,
         _ => Err(ErrorAnswer::bad_request(
-            "name the dead letters ({\"dead_letters\": [{queue, id, attempt}]}) or a filter ({\"filter\": {…}})",
+            "name the dead letters ({\"dead_letters\": [{queue, kind, id, attempt}]}) or a filter ({\"filter\": {…}})",
         )),
     }
 }
 
-fn by_id(request: &ActOnDeadLetters, ids: &[DeadLetterId]) -> Result<Chosen, ErrorAnswer> {
+async fn by_id(app: &App, request: &ActOnDeadLetters, ids: &[DeadLetterId]) -> Result<Chosen, ErrorAnswer> {
     if ids.len() > DEAD_LETTERS_MAX {
         let text = format!("at most {DEAD_LETTERS_MAX} dead letters at once; send the others in another request");
         return Err(ErrorAnswer::bad_request(text));
     }
     let skip = cursor(request.after.as_deref(), |after| after.parse().ok())?.unwrap_or(0);
-    let rest = ids.iter().cloned().enumerate().skip(skip);
-    let dead_letters: Vec<_> = rest.map(|(at, id)| ((at + 1).to_string(), id)).collect();
+    let mut dead_letters = Vec::with_capacity(ids.len());
+    for (at, id) in ids.iter().enumerate().skip(skip) {
+        dead_letters.push(((at + 1).to_string(), with_kind(app, id.clone()).await?));
+    }
     Ok(Chosen { matched: (dead_letters.len() + skip) as u64, dead_letters, more: false })
+}
+
+/// The same with its kind, where it was named without one and waits.
+async fn with_kind(app: &App, mut id: DeadLetterId) -> Result<DeadLetterId, ErrorAnswer> {
+    if id.kind.is_none() {
+        let mut kinds = app.store.kinds_of_dead_letter(&id).await.map_err(|fault| store_error(&fault))?;
+        if kinds.len() > 1 {
+            return Err(several(kinds.iter().map(|kind| (id.queue.as_str(), kind.as_str()))));
+        }
+        id.kind = kinds.pop();
+    }
+    Ok(id)
 }
 
 async fn by_filter(app: &App, request: &ActOnDeadLetters, filter: &DeadLetterQuery) -> Result<Chosen, ErrorAnswer> {

@@ -1,18 +1,21 @@
 //! Why a task has no result: one sentence, from what is stored and from where the bus has the task.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use millpond::bus::read::find::TaskLocation;
+use millpond::bus::read::find::{TaskLocation, TaskLocations};
 use millpond::outcome::Failure;
-use millpond::worker_record::{WorkerRecord, built_in_hint};
+use millpond::worker_record::{ChildRecord, WorkerRecord, built_in_hint};
+use millpond_api::error::ErrorBody;
 use millpond_api::tasks::{Explanation, TaskDetails, TaskIdQuery, TaskState, TaskStatus};
 use millpond_api::workers::WorkerState;
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::PathAndQuery;
 
+use super::read::several;
 use super::{App, store_error};
 use crate::store::PURGED;
 
@@ -24,19 +27,33 @@ type Reason = (TaskState, String);
 
 /// Why a task has no result: one sentence.
 #[utoipa::path(get, path = "/why", tag = "read", params(TaskIdQuery), responses((status = 200, description = "The reason", body = Explanation,
-    example = json!({"id": "order-7", "state": "paused", "sentence": "queue default is paused; `millpond queue resume default` goes on"}))))]
+    example = json!({"id": "order-7", "queue": "default", "kind": "square", "state": "paused", "sentence": "queue default is paused; `millpond queue resume default` goes on"})),
+    (status = 409, description = "Tasks of several queues or kinds have this id", body = ErrorBody, example = json!({"error": "tasks of several queues or kinds have this id, name one with queue and kind (--queue, --kind): default.square, high.square"}))))]
 pub(super) async fn explain(
     State(app): State<Arc<App>>,
-    PathAndQuery((), TaskIdQuery { id, queue }): PathAndQuery<(), TaskIdQuery>,
+    PathAndQuery((), query): PathAndQuery<(), TaskIdQuery>,
 ) -> Result<Json<Explanation>, ErrorAnswer> {
     app.caught_up().await;
-    let stored = app.store.task(&id, queue.as_deref()).await.map_err(|fault| store_error(&fault))?;
+    let TaskIdQuery { id, queue, kind } = query;
+    let stored = app.store.task(&id, queue.as_deref(), kind.as_deref()).await.map_err(|fault| store_error(&fault))?;
+    let mut found = TaskLocations { looked_at_all: true, ..TaskLocations::default() };
+    // Another task of the id, which is not stored yet, may be meant as well.
+    let is_one = queue.is_some() && kind.is_some();
+    if !is_one || stored.iter().all(|task| ended(task).is_none()) {
+        found = app.bus.find(&id, queue.as_deref(), kind.as_deref()).await.map_err(ErrorAnswer::bad_gateway)?;
+    }
+    let places = stored.iter().map(|task| (task.row.queue.clone(), task.row.kind.clone()));
+    let places: BTreeSet<(String, String)> = places.chain(found.found.keys().cloned()).collect();
+    if places.len() > 1 {
+        return Err(several(places.iter().map(|(queue, kind)| (queue.as_str(), kind.as_str()))));
+    }
     let stored = stored.into_iter().next();
     let (state, sentence) = match stored.as_ref().and_then(ended) {
         Some(reason) => reason,
-        None => under_way(&app, &id, queue, stored.as_ref()).await?,
+        None => under_way(&app, &id, found, stored.as_ref()).await?,
     };
-    Ok(Json(Explanation { id, state, sentence }))
+    let (queue, kind) = places.into_iter().next().unzip();
+    Ok(Json(Explanation { id, queue, kind, state, sentence }))
 }
 
 fn text(failure: &Failure) -> String {
@@ -77,33 +94,32 @@ fn ended(task: &TaskDetails) -> Option<Reason> {
 async fn under_way(
     app: &App,
     id: &str,
-    queue: Option<String>,
+    locations: TaskLocations,
     stored: Option<&TaskDetails>,
 ) -> Result<Reason, ErrorAnswer> {
-    let queue = queue.or_else(|| stored.map(|task| task.row.queue.clone()));
-    let found = app.bus.find(id, queue.as_deref()).await.map_err(ErrorAnswer::bad_gateway)?;
+    let TaskLocations { found, looked_at_all } = locations;
     let last = stored.and_then(|task| task.history.attempts.last());
     let last =
         last.and_then(|last| Some(format!(" (attempt {} failed, {})", last.attempt, text(last.failure.as_ref()?))));
     let last = last.unwrap_or_default();
-    Ok(match (found, stored.map(|task| task.row.status)) {
-        (TaskLocation::Held { worker, .. }, _) => {
-            let silent = silent(app, id, &worker).unwrap_or_default();
+    Ok(match (found.into_values().next(), stored.map(|task| task.row.status)) {
+        (Some(TaskLocation::Held { kind, worker, .. }), _) => {
+            let silent = silent(app, &kind, id, &worker).unwrap_or_default();
             (TaskState::Running, format!("it runs on {worker}{silent}{last}"))
         }
-        (TaskLocation::Scheduled { attempt, at, .. }, _) => {
+        (Some(TaskLocation::Scheduled { attempt, at, .. }), _) => {
             (TaskState::Scheduled, format!("it waits until {at} for attempt {attempt}{last}"))
         }
-        (TaskLocation::Stored { queue, kind, ahead }, _) => waits(app, &queue, &kind, ahead).await?,
-        (TaskLocation::Nowhere { .. }, Some(TaskStatus::Partial)) => {
+        (Some(TaskLocation::Stored { queue, kind, ahead }), _) => waits(app, &queue, &kind, ahead).await?,
+        (None, Some(TaskStatus::Partial)) => {
             (TaskState::Running, "some items of its batch have ended, this one is under way".to_owned())
         }
-        (TaskLocation::Nowhere { .. }, Some(_)) => (TaskState::Running, format!("its next attempt is under way{last}")),
-        (TaskLocation::Nowhere { looked_at_all: true }, None) => {
+        (None, Some(_)) => (TaskState::Running, format!("its next attempt is under way{last}")),
+        (None, None) if looked_at_all => {
             let sentence = "no such task waits, runs or has ended: it was never accepted, a purge removed it, or its id is another";
             (TaskState::Unknown, sentence.to_owned())
         }
-        (TaskLocation::Nowhere { looked_at_all: false }, None) => {
+        (None, None) => {
             let sentence = "it has not ended; more waits than can be looked through, so it may wait far back";
             (TaskState::Unknown, sentence.to_owned())
         }
@@ -111,10 +127,11 @@ async fn under_way(
 }
 
 /// What is said of a task whose child has written nothing for long.
-fn silent(app: &App, id: &str, worker: &str) -> Option<String> {
+fn silent(app: &App, kind: &str, id: &str, worker: &str) -> Option<String> {
     let workers = app.workers.records();
     let (record, _) = workers.iter().find(|(record, _)| record.name == worker)?;
-    let child = record.children.iter().find(|child| child.silent && child.task.as_deref() == Some(id))?;
+    let is_of = |child: &&ChildRecord| child.silent && child.kind == kind && child.task.as_deref() == Some(id);
+    let child = record.children.iter().find(is_of)?;
     let silent_ms = child.task_ms.filter(|ms| u128::from(*ms) >= SILENT_AFTER.as_millis())?;
     let (name, seconds) = (&child.name, silent_ms / 1000);
     Some(format!(

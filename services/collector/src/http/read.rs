@@ -41,17 +41,22 @@ fn listed<T>(found: Result<(Vec<T>, Option<ListCursor>), StoreError>) -> Answer<
     Ok(Json(List { rows, next: next.map(|n| n.to_string()) }))
 }
 
-pub(super) fn one<T>(found: Result<Vec<T>, StoreError>, what: &str, queue: impl Fn(&T) -> &str) -> Answer<T> {
+pub(super) fn one<T>(found: Result<Vec<T>, StoreError>, what: &str, place: impl Fn(&T) -> (&str, &str)) -> Answer<T> {
     let mut found = found.map_err(|fault| store_error(&fault))?;
     match found.pop() {
         None => Err(ErrorAnswer::not_found(format!("no such {what} is stored (yet)"))),
         Some(only) if found.is_empty() => Ok(Json(only)),
-        Some(last) => {
-            let queues: Vec<&str> = found.iter().chain([&last]).map(queue).collect();
-            let text = format!("several queues have this id, name one with &queue=: {}", queues.join(", "));
-            Err(ErrorAnswer::conflict(text))
-        }
+        Some(last) => Err(several(found.iter().chain([&last]).map(place))),
     }
+}
+
+/// The answer where tasks of several queues or kinds, which are these, have the id that was given.
+pub(super) fn several<'a>(places: impl Iterator<Item = (&'a str, &'a str)>) -> ErrorAnswer {
+    let places: Vec<String> = places.map(|(queue, kind)| format!("{queue}.{kind}")).collect();
+    let places = places.join(", ");
+    ErrorAnswer::conflict(format!(
+        "tasks of several queues or kinds have this id, name one with queue and kind (--queue, --kind): {places}"
+    ))
 }
 
 /// List tasks and batches that have ended an attempt.
@@ -68,13 +73,14 @@ pub(super) async fn tasks(State(app): AppState, Paged((), query, at): Paged<(), 
     (status = 200, description = "The task", body = TaskDetails,
         example = json!({"queue": "default", "id": "order-7", "kind": "square", "done": 0, "status": "retrying", "attempt": 1, "worker": "w1", "published_ms": 1_800_000_000_000_i64, "stored_ms": 1_800_000_000_060_i64, "attempts": [{"attempt": 1, "worker": "w1", "started_ms": 1_800_000_000_001_i64, "ended_ms": 1_800_000_000_002_i64, "status": "failed", "child": null, "failure": {"type": "error", "message": "no", "retry": true}, "trace": null}], "dead": null, "replays": [], "replay_of": null})),
     (status = 404, description = "It has not ended an attempt, or never was", body = ErrorBody, example = json!({"error": "no such task is stored (yet)"})),
-    (status = 409, description = "Several queues have this id", body = ErrorBody, example = json!({"error": "several queues have this id, name one with &queue=: default, high"}))))]
+    (status = 409, description = "Tasks of several queues or kinds have this id", body = ErrorBody, example = json!({"error": "tasks of several queues or kinds have this id, name one with queue and kind (--queue, --kind): default.square, high.square"}))))]
 pub(super) async fn task(
     State(app): AppState,
     PathAndQuery((), query): PathAndQuery<(), TaskIdQuery>,
 ) -> Answer<TaskDetails> {
     app.caught_up().await;
-    one(app.store.task(&query.id, query.queue.as_deref()).await, "task", |task| &task.row.queue)
+    let found = app.store.task(&query.id, query.queue.as_deref(), query.kind.as_deref()).await;
+    one(found, "task", |task| (&task.row.queue, &task.row.kind))
 }
 
 /// List jobs with their progress, and sessions: jobs without a record, known from their tasks.
@@ -98,13 +104,13 @@ pub(super) async fn job(
     check_name("job", &job)?;
     app.caught_up().await;
     let found = known_job(&app.bus, &app.store, &job).await;
-    one(found.map(|found| found.into_iter().collect()), "job", |job| &job.queue)
+    one(found.map(|found| found.into_iter().collect()), "job", |job| (&job.queue, &job.kind))
 }
 
 /// List how the tasks of a job ended, by their index; what has not ended is left out.
 #[utoipa::path(get, path = "/jobs/{job}/results", tag = "read", params(("job" = String, Path, description = "Its name", example = "report-7", pattern = "^[A-Za-z0-9_-]{1,64}$"), PageQuery),
     responses((status = 200, description = "A page; empty when there is no such job", body = List<JobResult>,
-        example = json!({"rows": [{"index": 0, "id": "report-7.1/0", "queue": "default", "status": "done", "result": 0}], "next": "0.17.0"}))))]
+        example = json!({"rows": [{"index": 0, "id": "report-7.1/0", "queue": "default", "kind": "square", "status": "done", "result": 0}], "next": "0.17.0"}))))]
 pub(super) async fn job_results(
     State(app): AppState,
     Paged(job, NoQuery {}, at): Paged<String, NoQuery>,
@@ -144,13 +150,14 @@ pub(super) async fn dead(
     (status = 200, description = "The dead letter", body = DeadLetterDetails,
         example = json!({"queue": "default", "id": "order-7", "kind": "square", "job": null, "index": null, "attempt": 1, "reason": "fatal", "failure": {"type": "bad_arguments", "message": "no number", "retry": false}, "worker": "w1", "trace": null, "dead_lettered_ms": 1_800_000_000_000_i64, "failures": [], "evidence": {"v": 1}, "headers": [["Nats-Msg-Id", "order-7"]], "payload": "twelve"})),
     (status = 404, description = "None waits", body = ErrorBody, example = json!({"error": "no such dead letter is stored (yet)"})),
-    (status = 409, description = "Several queues have this id", body = ErrorBody, example = json!({"error": "several queues have this id, name one with &queue=: default, high"}))))]
+    (status = 409, description = "Tasks of several queues or kinds have this id", body = ErrorBody, example = json!({"error": "tasks of several queues or kinds have this id, name one with queue and kind (--queue, --kind): default.square, high.square"}))))]
 pub(super) async fn dead_letter(
     State(app): AppState,
     PathAndQuery((), query): PathAndQuery<(), TaskIdQuery>,
 ) -> Answer<DeadLetterDetails> {
     app.caught_up().await;
-    one(app.store.dead_letter(&query.id, query.queue.as_deref()).await, "dead letter", |letter| &letter.row.queue)
+    let found = app.store.dead_letter(&query.id, query.queue.as_deref(), query.kind.as_deref()).await;
+    one(found, "dead letter", |letter| (&letter.row.queue, &letter.row.kind))
 }
 
 /// List queues by name: those that workers have served, those where something waits for a first worker, and those with a

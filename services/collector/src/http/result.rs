@@ -42,7 +42,7 @@ const JSON: &str = "application/json";
         headers(("Content-Range" = String, description = "Which bytes of how many"), ("ETag" = String, description = "The SHA-256 of the whole in hex"), ("Repr-Digest" = String, description = "The same (RFC 9530)")), example = json!("any by")),
     (status = 304, description = "The caller has it"),
     (status = 404, description = "It has no result, or none yet", body = ErrorBody, example = json!({"error": "the task has no result: it is dead; GET /api/v1/task says why"})),
-    (status = 409, description = "Several queues have this id, or it is a batch with large results", body = ErrorBody, example = json!({"error": "several queues have this id, name one with &queue=: default, high"})),
+    (status = 409, description = "Several queues have this id, or it is a batch with large results", body = ErrorBody, example = json!({"error": "several tasks have this id, name one with &queue= and &kind=: default.square, high.square"})),
     (status = 410, description = "What was stored is gone or damaged", body = ErrorBody, example = json!({"error": "object k5x2 is not in the bucket millpond_payloads; it was deleted, or is older than 7days"})),
     (status = 412, description = "It is not what If-Match names", body = ErrorBody, example = json!({"error": "the result is another one than If-Match names"})),
     (status = 416, description = "The range has nothing of it", body = ErrorBody, headers(("Content-Range" = String, description = "How many bytes there are")), example = json!({"error": "the range has none of the 3 bytes"})),
@@ -54,8 +54,8 @@ pub(super) async fn show(
     headers: HeaderMap,
 ) -> Result<Response, ErrorAnswer> {
     app.caught_up().await;
-    let found = app.store.task(&query.id, query.queue.as_deref()).await;
-    let task = one(found, "task", |task| &task.row.queue)?.0.row;
+    let found = app.store.task(&query.id, query.queue.as_deref(), query.kind.as_deref()).await;
+    let task = one(found, "task", |task| (&task.row.queue, &task.row.kind))?.0.row;
     match &task.stored_result {
         Some(at) => stored(&app, at, &method, &headers).await,
         None => inline(&task, &method, &headers),

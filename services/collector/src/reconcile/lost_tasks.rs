@@ -49,7 +49,8 @@ pub(super) struct LostTasks {
     rest_until_ms: i64,
     /// When something was purged last, Unix time in milliseconds.
     purged_ms: i64,
-    suspects: BTreeMap<(String, String), Suspect>,
+    /// By queue, kind and id.
+    suspects: BTreeMap<(String, String, String), Suspect>,
 }
 
 /// The purge that explains why a task is nowhere: the task was published before it, and neither reported nor run again since.
@@ -106,7 +107,7 @@ impl LostTasks {
                 unexplained += 1;
             }
             let n = task.n;
-            if task.is_partial() || !context.bus.waits_for_its_time(&task.queue, &task.id).await? {
+            if task.is_partial() || !context.bus.waits_for_its_time(&task.queue, &task.kind, &task.id).await? {
                 queues.entry(task.queue.clone()).or_default().push(task);
             }
             if unexplained == UNEXPLAINED_MAX {
@@ -151,7 +152,8 @@ impl LostTasks {
         let mut removed = Vec::new();
         for task in tasks {
             let root = task.root.clone().unwrap_or_else(|| task.id.clone());
-            if lying.contains(&task.id) || lying.contains(&root) || context.bus.is_held(queue, &root, &task.id).await {
+            let lies = |id: &str| lying.contains(&(task.kind.clone(), id.to_owned()));
+            if lies(&task.id) || lies(&root) || context.bus.is_held(queue, &task.kind, &root, &task.id).await {
                 continue;
             }
             if !self.is_missing_twice(&task, seen, positions) {
@@ -161,7 +163,7 @@ impl LostTasks {
                 Some(purge) if !seen.may_come_back(queue) => removed.push((task, purge.clone())),
                 Some(_) => {}
                 None => {
-                    if let Some(suspect) = self.suspects.get_mut(&(task.queue, task.id)) {
+                    if let Some(suspect) = self.suspects.get_mut(&(task.queue, task.kind, task.id)) {
                         suspect.is_lost = true;
                     }
                 }
@@ -172,7 +174,7 @@ impl LostTasks {
         }
         let ended = context.store.end_purged(&removed).await?;
         for (task, _) in removed {
-            self.suspects.remove(&(task.queue, task.id));
+            self.suspects.remove(&(task.queue, task.kind, task.id));
         }
         let sentence =
             format!("{} of queue {queue} that a purge had removed are cancelled now", counted(ended, "task"));
@@ -184,7 +186,7 @@ impl LostTasks {
     /// and nothing was reported of the task since.
     fn is_missing_twice(&mut self, task: &UnendedTask, seen: &BusSnapshot, positions: StreamPositions) -> bool {
         let walk = self.walk;
-        let key = (task.queue.clone(), task.id.clone());
+        let key = (task.queue.clone(), task.kind.clone(), task.id.clone());
         match self.suspects.get_mut(&key) {
             Some(before) if before.task == *task => {
                 before.walk = walk;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use millpond::outcome::{ItemResult, Items};
 use millpond::payload::PayloadRef;
+use millpond::wire::subject::TaskSubject;
 use millpond_api::tasks::TaskStatus;
 use serde_json::value::RawValue;
 
@@ -74,12 +75,14 @@ fn count(bitmap: &[u8]) -> u32 {
 /// has ended, or a batch of another size (somebody published two things under one id; the first stays).
 pub(super) async fn read_batch(
     transaction: &mut dyn Transaction,
-    queue: &str,
+    subject: &TaskSubject,
     root: &str,
     of: u32,
 ) -> Result<Option<StoredBatch>> {
-    let known = Sql::new("SELECT items, bitmap, result, ref, base64, status FROM tasks WHERE queue = ? AND id = ?");
-    let mut row = transaction.rows(known.bind(queue).bind(root)).await?.pop();
+    let known = Sql::new(
+        "SELECT items, bitmap, result, ref, base64, status FROM tasks WHERE queue = ? AND kind = ? AND id = ?",
+    );
+    let mut row = transaction.rows(known.bind(&subject.queue).bind(&subject.kind).bind(root)).await?.pop();
     let mut bitmap = Vec::new();
     if let Some(found) = &row {
         match found.get::<Option<u32>>("items")? {
@@ -102,18 +105,24 @@ pub(super) async fn merge_items<'a>(
 ) -> Result<()> {
     // Items that have rows of their own are read below: rows that wait to be written must be among them.
     rows.flush(transaction).await?;
-    let (queue, root) = (received.subject.queue.as_str(), received.outcome.original_id());
+    let (subject, root) = (received.subject, received.outcome.original_id());
     // One record has cancelled all of its job: no row is made or changed any more.
     if rows.is_cancelled(received.subject.job.as_deref(), root, received.outcome.published_ms) {
         return Ok(());
     }
-    let Some(stored) = read_batch(transaction, queue, root, items.of).await? else {
-        tracing::warn!(task_id = root, queue, "an id was used for two tasks or batches; the later one changes nothing");
+    let Some(stored) = read_batch(transaction, subject, root, items.of).await? else {
+        let (queue, kind) = (&subject.queue, &subject.kind);
+        tracing::warn!(
+            task_id = root,
+            queue,
+            kind,
+            "an id was used for two tasks or batches; the later one changes nothing"
+        );
         return Ok(());
     };
     let mut batch = OpenBatch::new(&stored, items.of)?;
     // Most batches have none: then no item's id is made.
-    let apart = items_apart(transaction, queue, root).await?;
+    let apart = items_apart(transaction, subject, root).await?;
     let mut finished: Vec<(u32, String)> = Vec::new();
     for (item, end) in received.outcome.ends().filter(|(item, _)| !stored.has(*item)) {
         match end {
@@ -148,11 +157,11 @@ pub(super) async fn merge_items<'a>(
 /// The items that have a row of their own, because they did not succeed at first, with its status.
 async fn items_apart(
     transaction: &mut dyn Transaction,
-    queue: &str,
+    subject: &TaskSubject,
     root: &str,
 ) -> Result<HashMap<String, TaskStatus>> {
-    let items = Sql::new("SELECT id, status FROM tasks WHERE queue = ? AND root = ?");
-    let rows = transaction.rows(items.bind(queue).bind(root)).await?;
+    let items = Sql::new("SELECT id, status FROM tasks WHERE queue = ? AND root = ? AND kind = ?");
+    let rows = transaction.rows(items.bind(&subject.queue).bind(root).bind(&subject.kind)).await?;
     rows.iter().map(|row| Ok((row.get("id")?, row.get("status")?))).collect()
 }
 
@@ -170,7 +179,7 @@ async fn write_batch(
     let write = Sql::new(
         "INSERT INTO tasks (queue, id, kind, job, idx, items, done, bitmap, status, attempt, result, ref, base64,
             worker, published_ms, started_ms, ended_ms, stored_ms, trace, continuation) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
-         ON CONFLICT (queue, id) DO UPDATE SET
+         ON CONFLICT (id, queue, kind) DO UPDATE SET
             items = excluded.items, done = excluded.done, bitmap = excluded.bitmap, status = excluded.status,
             attempt = CASE WHEN tasks.attempt > excluded.attempt THEN tasks.attempt ELSE excluded.attempt END,
             result = excluded.result, ref = excluded.ref, base64 = excluded.base64, worker = excluded.worker,
@@ -216,14 +225,15 @@ async fn finish_items(
         let finish = Sql::new(
             "UPDATE tasks SET status = ?, done = 1, result = ?, ref = ?, base64 = ?,
                 attempt = CASE WHEN attempt > ? THEN attempt ELSE ? END, worker = ?, started_ms = ?, ended_ms = ?,
-                stored_ms = ? WHERE queue = ? AND id = ? AND status < 3",
+                stored_ms = ? WHERE queue = ? AND kind = ? AND id = ? AND status < 3",
         );
         let attempt = received.outcome.attempt;
         let finish = finish.bind(TaskStatus::Done).bind(result).bind(stored);
         let finish = finish.bind(batch.base64.contains(item).then_some(OF_ONE));
         let finish = finish.bind(attempt).bind(attempt).bind(received.worker);
         let finish = finish.bind(received.outcome.started_ms).bind(received.outcome.ended_ms).bind(received.stored_ms);
-        transaction.run(finish.bind(&received.subject.queue).bind(id)).await?;
+        let TaskSubject { queue, kind, .. } = received.subject;
+        transaction.run(finish.bind(queue).bind(kind).bind(id)).await?;
     }
     Ok(())
 }

@@ -8,16 +8,17 @@ use super::error::Result;
 use super::list::{ListCursor, Page, paged};
 use super::rows::{listed_dead_letter, whole_dead_letter};
 use super::sql::{Row, Sql, Transaction};
+use super::tasks::push_place;
 
 /// What is shown of a dead letter.
 pub(super) const DEAD_LETTER_COLUMNS: &str =
     "SELECT tasks.n, dead_letters.queue, dead_letters.id, tasks.kind, tasks.job, tasks.idx, dead_letters.attempt,
     dead_letters.reason, dead_letters.evidence, dead_letters.headers, dead_letters.payload, dead_letters.dead_lettered_ms";
 /// What names a dead letter.
-const ID_COLUMNS: &str = "SELECT tasks.n, dead_letters.queue, dead_letters.id, dead_letters.attempt";
+const ID_COLUMNS: &str = "SELECT tasks.n, dead_letters.queue, dead_letters.kind, dead_letters.id, dead_letters.attempt";
 /// Those that wait.
-pub(super) const WAITING: &str =
-    " FROM dead_letters JOIN tasks ON tasks.queue = dead_letters.queue AND tasks.id = dead_letters.id
+pub(super) const WAITING: &str = " FROM dead_letters JOIN tasks
+        ON tasks.queue = dead_letters.queue AND tasks.id = dead_letters.id AND tasks.kind = dead_letters.kind
     WHERE tasks.status = 2 AND tasks.status <> 3 AND dead_letters.purged_ms IS NULL";
 
 impl Store {
@@ -30,14 +31,27 @@ impl Store {
         paged(&self.dead_letter_rows(DEAD_LETTER_COLUMNS, query, page).await?, page.limit, listed_dead_letter)
     }
 
-    /// The dead letters with this id, with their evidence: none, one, or one of each queue that has it.
-    pub(crate) async fn dead_letter(&self, id: &str, queue: Option<&str>) -> Result<Vec<DeadLetterDetails>> {
+    /// The dead letters with this id, with their evidence: none, one, or one of each queue and kind that has it.
+    pub(crate) async fn dead_letter(
+        &self,
+        id: &str,
+        queue: Option<&str>,
+        kind: Option<&str>,
+    ) -> Result<Vec<DeadLetterDetails>> {
         let mut sql = Sql::new(format!("{DEAD_LETTER_COLUMNS}{WAITING}"));
-        sql.push(" AND dead_letters.id = ?", id);
-        if let Some(queue) = queue {
-            sql.push(" AND dead_letters.queue = ?", queue);
-        }
+        sql.push(" AND tasks.id = ?", id);
+        push_place(&mut sql, queue, kind);
+        sql.push_text(" ORDER BY tasks.queue, tasks.kind");
         self.db.read(sql).await?.iter().map(whole_dead_letter).collect()
+    }
+
+    /// The kinds of which a dead letter of this queue, id and attempt waits.
+    pub(crate) async fn kinds_of_dead_letter(&self, id: &DeadLetterId) -> Result<Vec<String>> {
+        let mut sql = Sql::new(format!("{ID_COLUMNS}{WAITING}"));
+        sql.push(" AND tasks.queue = ?", &id.queue);
+        sql.push(" AND tasks.id = ?", &id.id);
+        sql.push(" AND dead_letters.attempt = ? ORDER BY tasks.kind", id.attempt);
+        self.db.read(sql).await?.iter().map(|row| row.get("kind")).collect()
     }
 
     /// The names of dead letters that wait, the newest first, each with the cursor behind it; and whether there are more.
@@ -47,10 +61,10 @@ impl Store {
         page: Page,
     ) -> Result<(Vec<(ListCursor, DeadLetterId)>, bool)> {
         let rows = self.dead_letter_rows(ID_COLUMNS, query, page).await?;
-        let ids = rows.iter().take(page.limit as usize).map(|row| {
-            let id = DeadLetterId { queue: row.get("queue")?, id: row.get("id")?, attempt: row.get("attempt")? };
-            Ok((ListCursor { n: row.get("n")?, at_ms: None }, id))
-        });
+        let ids = rows
+            .iter()
+            .take(page.limit as usize)
+            .map(|row| Ok((ListCursor { n: row.get("n")?, at_ms: None }, dead_letter_id(row)?)));
         Ok((ids.collect::<Result<_>>()?, rows.len() > page.limit as usize))
     }
 
@@ -116,9 +130,21 @@ impl Store {
 pub(super) async fn remove_payload(transaction: &mut dyn Transaction, id: &DeadLetterId) -> Result<bool> {
     let remove = Sql::new(
         "UPDATE dead_letters SET purged_ms = ?, payload = ?, headers = '[]'
-         WHERE queue = ? AND id = ? AND attempt = ? AND purged_ms IS NULL AND EXISTS
-            (SELECT 1 FROM tasks WHERE tasks.queue = dead_letters.queue AND tasks.id = dead_letters.id AND tasks.status = ?)",
+         WHERE queue = ? AND kind = ? AND id = ? AND attempt = ? AND purged_ms IS NULL AND EXISTS
+            (SELECT 1 FROM tasks WHERE tasks.queue = dead_letters.queue AND tasks.id = dead_letters.id
+                AND tasks.kind = dead_letters.kind AND tasks.status = ?)",
     );
-    let remove = remove.bind(millpond::now_ms()).bind(Vec::new()).bind(&id.queue).bind(&id.id);
+    let remove = remove.bind(millpond::now_ms()).bind(Vec::new());
+    let remove = remove.bind(&id.queue).bind(id.kind.as_deref()).bind(&id.id);
     Ok(transaction.run(remove.bind(id.attempt).bind(TaskStatus::Dead)).await? > 0)
+}
+
+/// What names the dead letter of a row.
+pub(super) fn dead_letter_id(row: &Row) -> Result<DeadLetterId> {
+    Ok(DeadLetterId {
+        queue: row.get("queue")?,
+        kind: Some(row.get("kind")?),
+        id: row.get("id")?,
+        attempt: row.get("attempt")?,
+    })
 }

@@ -18,7 +18,7 @@ const PAGE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Stands for the index of a task that has no place in its job: those come last.
 const NO_INDEX: i64 = i64::MAX;
 
-const COLUMNS: &str = "SELECT n, queue, id, idx, items, bitmap, status, result, ref, base64,
+const COLUMNS: &str = "SELECT n, queue, kind, id, idx, items, bitmap, status, result, ref, base64,
     CAST(coalesce(octet_length(result), 0) AS BIGINT) AS bytes FROM tasks WHERE job = ? AND root IS NULL";
 
 /// Where a row stands in the order of its job: by index, then by age. Two tasks may claim one index.
@@ -172,7 +172,7 @@ impl Store {
     }
 
     async fn task_end(&self, row: &Row) -> Result<(ResultCursor, JobResult)> {
-        let mut end = job_result(row.get("idx")?, row.get("id")?, row.get("queue")?, row.get("status")?);
+        let mut end = job_result(row, row.get("idx")?, row.get("id")?, row.get("status")?)?;
         if end.status == TaskStatus::Done {
             end.stored_result = row.optional_json("ref")?;
             if let Some(result) = row.optional_json("result")? {
@@ -180,21 +180,21 @@ impl Store {
                 end.result_is_bytes = row.get::<Option<&str>>("base64")?.is_some();
             }
         } else {
-            end.failure = self.last_failure(&end.queue, &end.id).await?;
+            end.failure = self.last_failure(&end).await?;
         }
         Ok((ResultCursor::of(row, end.index, 0)?, end))
     }
 
     /// The end of each item of a batch that has ended one way or another.
     async fn batch_ends(&self, batch: &Row) -> Result<Vec<(ResultCursor, JobResult)>> {
-        let (queue, id): (&str, &str) = (batch.get("queue")?, batch.get("id")?);
+        let (queue, kind, id): (&str, &str, &str) = (batch.get("queue")?, batch.get("kind")?, batch.get("id")?);
         let first: Option<i64> = batch.get("idx")?;
         let index = |item: u32| first.map(|first| first + i64::from(item));
         let (results, bitmap): (Vec<&RawValue>, &[u8]) = (batch.json("result")?, batch.get("bitmap")?);
         let (mut stored, as_bytes) = (stored_results(batch)?, bytes_items(batch)?);
         let mut ends = Vec::new();
         for (item, result) in (0..).zip(results).filter(|(item, _)| has_bit(bitmap, *item)) {
-            let mut end = job_result(index(item), format!("{id}/{item}"), queue.to_owned(), TaskStatus::Done);
+            let mut end = job_result(batch, index(item), format!("{id}/{item}"), TaskStatus::Done)?;
             end.stored_result = stored.remove(&item);
             if end.stored_result.is_none() {
                 (end.result, end.result_text) = shown_result(result);
@@ -205,36 +205,44 @@ impl Store {
         if batch.get::<TaskStatus>("status")? == TaskStatus::Done {
             return Ok(ends);
         }
-        let others = Sql::new("SELECT id, status FROM tasks WHERE queue = ? AND root = ? AND status <> ?");
-        for other in self.db.read(others.bind(queue).bind(id).bind(TaskStatus::Done)).await? {
+        let others = Sql::new("SELECT id, status FROM tasks WHERE queue = ? AND root = ? AND kind = ? AND status <> ?");
+        for other in self.db.read(others.bind(queue).bind(id).bind(kind).bind(TaskStatus::Done)).await? {
             let item_id: String = other.get("id")?;
             let Some(item) = item_of_id(&item_id) else { continue };
-            let mut end = job_result(index(item), item_id, queue.to_owned(), other.get("status")?);
-            end.failure = self.last_failure(queue, &end.id).await?;
+            let mut end = job_result(batch, index(item), item_id, other.get("status")?)?;
+            end.failure = self.last_failure(&end).await?;
             ends.push((ResultCursor::of(batch, end.index, item)?, end));
         }
         Ok(ends)
     }
 
-    async fn last_failure(&self, queue: &str, id: &str) -> Result<Option<Failure>> {
+    async fn last_failure(&self, end: &JobResult) -> Result<Option<Failure>> {
         let failed = Sql::new(
-            "SELECT failure FROM attempts WHERE queue = ? AND id = ? AND failure IS NOT NULL ORDER BY attempt DESC LIMIT 1",
+            "SELECT failure FROM attempts WHERE queue = ? AND id = ? AND kind = ? AND failure IS NOT NULL
+             ORDER BY attempt DESC LIMIT 1",
         );
-        self.db.read(failed.bind(queue).bind(id)).await?.first().map(|row| row.json("failure")).transpose()
+        self.db
+            .read(failed.bind(&end.queue).bind(&end.id).bind(&end.kind))
+            .await?
+            .first()
+            .map(|row| row.json("failure"))
+            .transpose()
     }
 }
 
-/// An end without its result or failure.
-fn job_result(index: Option<i64>, id: String, queue: String, status: TaskStatus) -> JobResult {
-    JobResult {
+/// An end without its result or failure, of this task, or of an item of this batch.
+fn job_result(of: &Row, index: Option<i64>, id: String, status: TaskStatus) -> Result<JobResult> {
+    Ok(JobResult {
         index,
         id,
-        queue,
+        queue: of.get("queue")?,
+        kind: of.get("kind")?,
         status,
+        digest: None,
         result: None,
         result_text: None,
         result_is_bytes: false,
         stored_result: None,
         failure: None,
-    }
+    })
 }

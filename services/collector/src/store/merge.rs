@@ -2,9 +2,13 @@
 //! before or after the outcome that names it, an item before its batch. The first of result and cancellation wins; either
 //! replaces a dead letter; what comes later changes nothing.
 
+use std::borrow::Cow;
+
 use millpond::bus::read::outcomes::{OutcomeBody, OutcomeMessage, OutcomeStream};
 use millpond::dead_letter::Evidence;
 use millpond::outcome::ResultBatch;
+use millpond::payload::{PayloadRef, digest};
+use millpond::wire::headers::HEADER_REF;
 use millpond::wire::subject::TaskSubject;
 use millpond_api::tasks::TaskStatus;
 
@@ -105,19 +109,20 @@ async fn merge_dead_letter<'a>(
     let batch = evidence.original_id.as_deref().unwrap_or(&evidence.id);
     let id = item.map_or_else(|| evidence.id.clone(), |i| item_id(batch, i, i.from));
     let keep = Sql::new(
-        "INSERT INTO dead_letters (queue, id, attempt, reason, evidence, headers, payload, dead_lettered_ms)
-         VALUES (?,?,?,?,?,?,?,?)
-         ON CONFLICT (queue, id) DO UPDATE SET attempt = excluded.attempt, reason = excluded.reason,
+        "INSERT INTO dead_letters (queue, kind, id, attempt, reason, evidence, headers, payload, dead_lettered_ms)
+         VALUES (?,?,?,?,?,?,?,?,?)
+         ON CONFLICT (queue, id, kind) DO UPDATE SET attempt = excluded.attempt, reason = excluded.reason,
             evidence = excluded.evidence, headers = excluded.headers, payload = excluded.payload,
             dead_lettered_ms = excluded.dead_lettered_ms, purged_ms = NULL
          WHERE excluded.attempt > dead_letters.attempt",
     );
-    let keep = keep.bind(&subject.queue).bind(&id).bind(evidence.attempt).bind(&evidence.reason);
+    let keep = keep.bind(&subject.queue).bind(&subject.kind).bind(&id);
+    let keep = keep.bind(evidence.attempt).bind(&evidence.reason);
     let keep = keep.bind(to_json("evidence", evidence)?).bind(to_json("headers", &message.headers)?);
     transaction.run(keep.bind(message.payload.as_ref()).bind(evidence.dead_lettered_ms)).await?;
-    rows.add_failures(&subject.queue, &id, &evidence.failures)?;
+    rows.add_failures(subject, &id, &evidence.failures)?;
     if let Some(items) = item
-        && let Some(stored) = read_batch(transaction, &subject.queue, batch, items.of).await?
+        && let Some(stored) = read_batch(transaction, subject, batch, items.of).await?
         && stored.has(items.from)
     {
         return Ok(());
@@ -126,6 +131,7 @@ async fn merge_dead_letter<'a>(
         subject,
         id: id.clone(),
         index: evidence.index,
+        digest: digest_of(evidence, message).map(Cow::Owned),
         root: item.map(|_| batch),
         status: match rows.is_cancelled(evidence.job.as_deref(), &id, evidence.published_ms) {
             true => TaskStatus::Cancelled,
@@ -146,10 +152,20 @@ async fn merge_dead_letter<'a>(
     });
     rows.flush(transaction).await?;
     // Subjects of TaskStatus::Dead name no job; the evidence does.
-    let named = Sql::new("UPDATE tasks SET job = ? WHERE queue = ? AND id = ? AND job IS NULL");
+    let named = Sql::new("UPDATE tasks SET job = ? WHERE queue = ? AND kind = ? AND id = ? AND job IS NULL");
     let named = named.bind(evidence.job.as_deref().map(|job| stored_job(job, &id)));
-    transaction.run(named.bind(&subject.queue).bind(&id)).await?;
+    transaction.run(named.bind(&subject.queue).bind(&subject.kind).bind(&id)).await?;
     Ok(())
+}
+
+/// The digest of the arguments that a dead letter brings along: those of its publisher, where it has died in its first attempt.
+fn digest_of(evidence: &Evidence, message: &OutcomeMessage) -> Option<String> {
+    if evidence.items.is_some() || evidence.index.is_some() || evidence.attempt > 1 {
+        return None;
+    }
+    let reference = message.headers.iter().find(|(name, _)| name == HEADER_REF);
+    let reference = reference.and_then(|(_, at)| PayloadRef::parse(at).ok());
+    Some(reference.map_or_else(|| digest(&message.payload), |at| at.digest()))
 }
 
 /// Messages of a stream that nobody could read.

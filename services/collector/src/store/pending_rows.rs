@@ -1,6 +1,8 @@
 //! Rows of `tasks` and `attempts` that a merge gathers, so that few statements write many of them. A row that lies here is
 //! not in the database yet: code that reads one of these tables in a merge flushes first.
 
+use std::borrow::Cow;
+
 use millpond::outcome::{CancelledJob, FailedAttempt, Failure, ItemResult, NotDone, NotDoneState, Outcome};
 use millpond::wire::subject::TaskSubject;
 use millpond_api::tasks::{AttemptStatus, TaskStatus};
@@ -40,6 +42,8 @@ pub(super) struct PendingTask<'a> {
     pub(super) subject: &'a TaskSubject,
     pub(super) id: String,
     pub(super) index: Option<u64>,
+    /// The digest of the arguments that its publisher gave.
+    pub(super) digest: Option<Cow<'a, str>>,
     /// The batch that it is an item of.
     pub(super) root: Option<&'a str>,
     pub(super) status: TaskStatus,
@@ -63,7 +67,7 @@ pub(super) struct PendingTask<'a> {
 
 /// A row of `attempts`.
 struct PendingAttempt<'a> {
-    queue: &'a str,
+    subject: &'a TaskSubject,
     id: String,
     attempt: u32,
     worker: &'a str,
@@ -109,7 +113,7 @@ impl<'a> PendingRows<'a> {
         let outcome = received.outcome;
         let mut add = |id: String, status, failure: Option<&Failure>| -> Result<()> {
             self.attempts.push(PendingAttempt {
-                queue: &received.subject.queue,
+                subject: received.subject,
                 id,
                 attempt: outcome.attempt,
                 worker: received.worker,
@@ -140,14 +144,19 @@ impl<'a> PendingRows<'a> {
                 }
             }
         }
-        self.add_failures(&received.subject.queue, &outcome.id, &outcome.failures)
+        self.add_failures(received.subject, &outcome.id, &outcome.failures)
     }
 
     /// Adds attempts that failed earlier and that a later message carries along.
-    pub(super) fn add_failures(&mut self, queue: &'a str, id: &str, failures: &'a [FailedAttempt]) -> Result<()> {
+    pub(super) fn add_failures(
+        &mut self,
+        subject: &'a TaskSubject,
+        id: &str,
+        failures: &'a [FailedAttempt],
+    ) -> Result<()> {
         for failed in failures {
             self.attempts.push(PendingAttempt {
-                queue,
+                subject,
                 id: id.to_owned(),
                 attempt: failed.attempt,
                 worker: &failed.worker,
@@ -195,6 +204,7 @@ impl<'a> PendingRows<'a> {
             subject: received.subject,
             id,
             index,
+            digest: received.outcome.digest.as_deref().map(Cow::Borrowed),
             root,
             status: end.status,
             attempt: received.outcome.attempt,
@@ -273,6 +283,7 @@ fn upsert_tasks<'a>(tasks: &'a [PendingTask<'_>]) -> Insert<'a> {
         ("trace", Type::Text),
         ("continuation", Type::Text),
         ("error", Type::Text),
+        ("digest", Type::Text),
     ];
     let row = |task: &'a PendingTask<'_>| {
         vec![
@@ -296,22 +307,24 @@ fn upsert_tasks<'a>(tasks: &'a [PendingTask<'_>]) -> Insert<'a> {
             task.trace.into(),
             task.continuation.into(),
             task.error.as_deref().into(),
+            task.digest.as_deref().into(),
         ]
     };
     Insert {
         table: "tasks",
         columns: COLUMNS,
-        key: &[0, 1],
+        key: &[0, 1, 2],
         rows: tasks.iter().map(row).collect(),
         // Done and cancelled never change. Of the others the later attempt counts (a replay is one), and of one attempt the
         // dead letter.
-        on_conflict: "ON CONFLICT (queue, id) DO UPDATE SET
-            kind = excluded.kind, job = coalesce(tasks.job, excluded.job), idx = coalesce(tasks.idx, excluded.idx),
+        on_conflict: "ON CONFLICT (id, queue, kind) DO UPDATE SET
+            job = coalesce(tasks.job, excluded.job), idx = coalesce(tasks.idx, excluded.idx),
             done = excluded.done, status = excluded.status, attempt = excluded.attempt, result = excluded.result,
             ref = excluded.ref, base64 = excluded.base64,
             worker = excluded.worker, started_ms = excluded.started_ms, ended_ms = excluded.ended_ms,
             stored_ms = excluded.stored_ms, trace = coalesce(excluded.trace, tasks.trace),
-            continuation = excluded.continuation, error = coalesce(excluded.error, tasks.error)
+            continuation = excluded.continuation, error = coalesce(excluded.error, tasks.error),
+            digest = coalesce(tasks.digest, excluded.digest)
           WHERE tasks.status < 3 AND tasks.items IS NULL AND (excluded.status >= 3 OR excluded.attempt > tasks.attempt
             OR (excluded.attempt = tasks.attempt AND excluded.status > tasks.status))",
     }
@@ -321,6 +334,7 @@ fn upsert_attempts<'a>(attempts: &'a [PendingAttempt<'_>]) -> Insert<'a> {
     const COLUMNS: &[(&str, Type)] = &[
         ("queue", Type::Text),
         ("id", Type::Text),
+        ("kind", Type::Text),
         ("attempt", Type::Int),
         ("worker", Type::Text),
         ("started_ms", Type::Int),
@@ -331,8 +345,9 @@ fn upsert_attempts<'a>(attempts: &'a [PendingAttempt<'_>]) -> Insert<'a> {
     ];
     let row = |attempt: &'a PendingAttempt<'_>| {
         vec![
-            attempt.queue.into(),
+            (&attempt.subject.queue).into(),
             (&attempt.id).into(),
+            (&attempt.subject.kind).into(),
             attempt.attempt.into(),
             attempt.worker.into(),
             attempt.started_ms.into(),
@@ -345,10 +360,10 @@ fn upsert_attempts<'a>(attempts: &'a [PendingAttempt<'_>]) -> Insert<'a> {
     Insert {
         table: "attempts",
         columns: COLUMNS,
-        key: &[0, 1, 2, 3, 4],
+        key: &[0, 1, 2, 3, 4, 5],
         rows: attempts.iter().map(row).collect(),
         // An attempt that was carried along has no trace: it must not hide the trace that its own message brought.
-        on_conflict: "ON CONFLICT (queue, id, attempt, worker, started_ms) DO UPDATE SET
+        on_conflict: "ON CONFLICT (queue, id, kind, attempt, worker, started_ms) DO UPDATE SET
             trace = coalesce(attempts.trace, excluded.trace)",
     }
 }

@@ -4,10 +4,10 @@
 
 use millpond::bus::operate::control::ReplayRequest;
 use millpond_api::dead_letters::DeadLetterId;
-use millpond_api::tasks::{Replay, TaskStatus};
+use millpond_api::tasks::{Replay, TaskRow, TaskStatus};
 
 use super::Store;
-use super::dead_letters::{DEAD_LETTER_COLUMNS, WAITING, remove_payload};
+use super::dead_letters::{DEAD_LETTER_COLUMNS, WAITING, dead_letter_id, remove_payload};
 use super::error::Result;
 use super::sql::{Row, Sql, Transaction};
 
@@ -27,8 +27,9 @@ impl Store {
     /// What a producer needs to run a dead letter again; none when it does not wait (any more).
     pub(crate) async fn replay_request(&self, id: &DeadLetterId) -> Result<Option<ReplayRequest>> {
         let mut sql = Sql::new(format!("{DEAD_LETTER_COLUMNS}{WAITING}"));
-        sql.push(" AND dead_letters.queue = ?", &id.queue);
-        sql.push(" AND dead_letters.id = ?", &id.id);
+        sql.push(" AND tasks.queue = ?", &id.queue);
+        sql.push(" AND tasks.kind = ?", id.kind.as_deref());
+        sql.push(" AND tasks.id = ?", &id.id);
         sql.push(" AND dead_letters.attempt = ?", id.attempt);
         let rows = self.db.read(sql).await?;
         let Some(row) = rows.first() else { return Ok(None) };
@@ -90,10 +91,10 @@ impl Store {
     }
 
     /// The dead letters that a task has left behind because it was run again, the oldest first.
-    pub(super) async fn replays(&self, queue: &str, id: &str) -> Result<Vec<Replay>> {
+    pub(super) async fn replays(&self, task: &TaskRow) -> Result<Vec<Replay>> {
         let replays = Sql::new(
             "SELECT attempt, reason, dead_lettered_ms, by, at_ms, to_queue, new_id, changed FROM replays
-             WHERE queue = ? AND id = ? AND settled_ms IS NOT NULL ORDER BY attempt",
+             WHERE queue = ? AND kind = ? AND id = ? AND settled_ms IS NOT NULL ORDER BY attempt",
         );
         let shown = |row: &Row| {
             Ok(Replay {
@@ -107,15 +108,16 @@ impl Store {
                 new_id: row.get("new_id")?,
             })
         };
-        self.db.read(replays.bind(queue).bind(id)).await?.iter().map(shown).collect()
+        let replays = replays.bind(&task.queue).bind(&task.kind).bind(&task.id);
+        self.db.read(replays).await?.iter().map(shown).collect()
     }
 
     /// The dead letter of another queue that a task was made of.
-    pub(super) async fn replay_of(&self, queue: &str, id: &str) -> Result<Option<DeadLetterId>> {
-        let made = Sql::new("SELECT queue, id, attempt FROM replays WHERE new_id = ? AND to_queue = ?");
-        let rows = self.db.read(made.bind(id).bind(queue)).await?;
-        let Some(row) = rows.first() else { return Ok(None) };
-        Ok(Some(DeadLetterId { queue: row.get("queue")?, id: row.get("id")?, attempt: row.get("attempt")? }))
+    pub(super) async fn replay_of(&self, task: &TaskRow) -> Result<Option<DeadLetterId>> {
+        let made =
+            Sql::new("SELECT queue, kind, id, attempt FROM replays WHERE new_id = ? AND to_queue = ? AND kind = ?");
+        let rows = self.db.read(made.bind(&task.id).bind(&task.queue).bind(&task.kind)).await?;
+        rows.first().map(dead_letter_id).transpose()
     }
 }
 
@@ -123,10 +125,9 @@ impl Store {
 async fn plan_before(transaction: &mut dyn Transaction, replay: &PlannedReplay) -> Result<Option<PlannedReplay>> {
     let planned = Sql::new(
         "SELECT to_queue, new_id, changed FROM replays
-         WHERE queue = ? AND id = ? AND attempt = ? AND settled_ms IS NULL",
+         WHERE queue = ? AND kind = ? AND id = ? AND attempt = ? AND settled_ms IS NULL",
     );
-    let DeadLetterId { queue, id, attempt } = &replay.dead_letter;
-    let rows = transaction.rows(planned.bind(queue).bind(id).bind(*attempt)).await?;
+    let rows = transaction.rows(bind_name(planned, &replay.dead_letter)).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let (to_queue, new_id): (Option<String>, Option<String>) = (row.get("to_queue")?, row.get("new_id")?);
     Ok(Some(PlannedReplay { moved: to_queue.zip(new_id), new_arguments: row.get("changed")?, ..replay.clone() }))
@@ -134,11 +135,10 @@ async fn plan_before(transaction: &mut dyn Transaction, replay: &PlannedReplay) 
 
 async fn plan(transaction: &mut dyn Transaction, replay: &PlannedReplay, by: &str) -> Result<()> {
     let plan = Sql::new(
-        "INSERT INTO replays (queue, id, attempt, reason, dead_lettered_ms, by, at_ms, to_queue, new_id, changed)
-         VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (queue, id, attempt) DO NOTHING",
+        "INSERT INTO replays (queue, kind, id, attempt, reason, dead_lettered_ms, by, at_ms, to_queue, new_id, changed)
+         VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (queue, id, kind, attempt) DO NOTHING",
     );
-    let DeadLetterId { queue, id, attempt } = &replay.dead_letter;
-    let plan = plan.bind(queue).bind(id).bind(*attempt).bind(&replay.reason).bind(replay.dead_lettered_ms).bind(by);
+    let plan = bind_name(plan, &replay.dead_letter).bind(&replay.reason).bind(replay.dead_lettered_ms).bind(by);
     let plan = plan.bind(millpond::now_ms()).bind(replay.moved.as_ref().map(|(queue, _)| queue.as_str()));
     let plan = plan.bind(replay.moved.as_ref().map(|(_, id)| id.as_str())).bind(replay.new_arguments);
     transaction.run(plan).await?;
@@ -146,22 +146,31 @@ async fn plan(transaction: &mut dyn Transaction, replay: &PlannedReplay, by: &st
 }
 
 async fn drop_plan(transaction: &mut dyn Transaction, id: &DeadLetterId) -> Result<()> {
-    let gone = Sql::new("DELETE FROM replays WHERE queue = ? AND id = ? AND attempt = ? AND settled_ms IS NULL");
-    transaction.run(gone.bind(&id.queue).bind(&id.id).bind(id.attempt)).await?;
+    let gone =
+        Sql::new("DELETE FROM replays WHERE queue = ? AND kind = ? AND id = ? AND attempt = ? AND settled_ms IS NULL");
+    transaction.run(bind_name(gone, id)).await?;
     Ok(())
 }
 
 async fn complete(transaction: &mut dyn Transaction, replay: &PlannedReplay) -> Result<()> {
-    let DeadLetterId { queue, id, attempt } = &replay.dead_letter;
-    let completed = Sql::new("UPDATE replays SET settled_ms = ? WHERE queue = ? AND id = ? AND attempt = ?");
-    transaction.run(completed.bind(millpond::now_ms()).bind(queue).bind(id).bind(*attempt)).await?;
+    let completed =
+        Sql::new("UPDATE replays SET settled_ms = ? WHERE queue = ? AND kind = ? AND id = ? AND attempt = ?");
+    transaction.run(bind_name(completed.bind(millpond::now_ms()), &replay.dead_letter)).await?;
     if replay.moved.is_some() {
         remove_payload(transaction, &replay.dead_letter).await?;
         return Ok(());
     }
-    let waits =
-        Sql::new("UPDATE tasks SET status = ?, attempt = ? WHERE queue = ? AND id = ? AND status = ? AND attempt <= ?");
-    let waits = waits.bind(TaskStatus::Retrying).bind(i64::from(*attempt.max(&1)) + 1);
-    transaction.run(waits.bind(queue).bind(id).bind(TaskStatus::Dead).bind(*attempt)).await?;
+    let waits = Sql::new(
+        "UPDATE tasks SET status = ?, attempt = ?
+         WHERE queue = ? AND kind = ? AND id = ? AND attempt <= ? AND status = ?",
+    );
+    let next = i64::from(replay.dead_letter.attempt.max(1)) + 1;
+    let waits = bind_name(waits.bind(TaskStatus::Retrying).bind(next), &replay.dead_letter);
+    transaction.run(waits.bind(TaskStatus::Dead)).await?;
     Ok(())
+}
+
+/// Binds what names a dead letter: queue, kind, id and attempt.
+fn bind_name<'a>(sql: Sql<'a>, name: &'a DeadLetterId) -> Sql<'a> {
+    sql.bind(&name.queue).bind(name.kind.as_deref()).bind(&name.id).bind(name.attempt)
 }

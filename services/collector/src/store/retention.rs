@@ -59,7 +59,7 @@ impl Store {
         for (which, age) in ages {
             loop {
                 let old = format!(
-                    "SELECT n, queue, id, items FROM tasks WHERE published_ms < ? AND stored_ms < ? AND {which}
+                    "SELECT n, queue, id, kind, items FROM tasks WHERE published_ms < ? AND stored_ms < ? AND {which}
                      ORDER BY published_ms LIMIT ?"
                 );
                 let at = ago_ms(age);
@@ -92,7 +92,7 @@ impl Store {
         let too_many = u64::try_from(u128::from(span) * u128::from(excess) / u128::from(bytes)).unwrap_or(0) + 1;
         while deleted < too_many {
             let oldest =
-                Sql::new("SELECT n, queue, id, items FROM tasks WHERE status >= ? ORDER BY published_ms LIMIT ?");
+                Sql::new("SELECT n, queue, id, kind, items FROM tasks WHERE status >= ? ORDER BY published_ms LIMIT ?");
             let gone = self.delete_some(oldest.bind(TaskStatus::Done).bind(DELETED_ROWS_MAX)).await?;
             deleted += gone;
             if gone == 0 {
@@ -116,8 +116,9 @@ impl Store {
         let these = vec!["?"; numbers.len()].join(",");
         let bound = |sql: String| numbers.iter().fold(Sql::new(sql), |sql, n| sql.bind(*n));
         for table in ["attempts", "dead_letters", "replays"] {
-            let gone =
-                format!("DELETE FROM {table} WHERE (queue, id) IN (SELECT queue, id FROM tasks WHERE n IN ({these}))",);
+            let gone = format!(
+                "DELETE FROM {table} WHERE (queue, id, kind) IN (SELECT queue, id, kind FROM tasks WHERE n IN ({these}))"
+            );
             transaction.run(bound(gone)).await?;
         }
         for row in &rows {
@@ -161,13 +162,14 @@ impl Store {
 
 /// Deletes the items of a batch, and the attempts of its parts: their ids start with its own.
 async fn delete_items(transaction: &mut dyn Transaction, batch: &Row) -> Result<()> {
-    let (queue, id): (&str, &str) = (batch.get("queue")?, batch.get("id")?);
+    let (queue, kind, id): (&str, &str, &str) = (batch.get("queue")?, batch.get("kind")?, batch.get("id")?);
     // From `<id>/` to before `<id>0`.
     let (from, to) = (format!("{id}/"), format!("{id}0"));
     for table in ["attempts", "dead_letters", "replays"] {
-        let gone = Sql::new(format!("DELETE FROM {table} WHERE queue = ? AND id >= ? AND id < ?"));
-        transaction.run(gone.bind(queue).bind(&from).bind(&to)).await?;
+        let gone = Sql::new(format!("DELETE FROM {table} WHERE queue = ? AND id >= ? AND id < ? AND kind = ?"));
+        transaction.run(gone.bind(queue).bind(&from).bind(&to).bind(kind)).await?;
     }
-    transaction.run(Sql::new("DELETE FROM tasks WHERE queue = ? AND root = ?").bind(queue).bind(id)).await?;
+    let gone = Sql::new("DELETE FROM tasks WHERE queue = ? AND root = ? AND kind = ?");
+    transaction.run(gone.bind(queue).bind(id).bind(kind)).await?;
     Ok(())
 }

@@ -49,6 +49,7 @@ fn bare_task(row: &Row) -> Result<TaskRow> {
         stored_ms: row.get("stored_ms")?,
         trace: row.get("trace")?,
         continuation: row.get("continuation")?,
+        digest: row.get("digest")?,
         result: None,
         result_text: None,
         result_is_bytes: false,

@@ -14,7 +14,7 @@ use super::{NO_WORKER, Store};
 
 const COLUMNS: &str =
     "SELECT n, queue, id, kind, job, idx, root, items, done, bitmap, status, attempt, result, ref, base64, worker,
-    published_ms, started_ms, ended_ms, stored_ms, trace, continuation FROM tasks WHERE 1 = 1";
+    published_ms, started_ms, ended_ms, stored_ms, trace, continuation, digest FROM tasks WHERE 1 = 1";
 
 impl Store {
     /// Tasks, those published last first: each of their indexes is in this order, so that no list is sorted.
@@ -55,21 +55,22 @@ impl Store {
         Ok((tasks, next.map(|next| ListCursor { at_ms, ..next })))
     }
 
-    /// The tasks with this id: none, one, or one of each queue that has it. An item of a batch is found too.
-    pub(crate) async fn task(&self, id: &str, queue: Option<&str>) -> Result<Vec<TaskDetails>> {
-        let mut found = self.rows_of(id, queue).await?.iter().map(whole_task).collect::<Result<Vec<TaskRow>>>()?;
+    /// The tasks with this id: none, one, or one of each queue and kind that has it. An item of a batch is found too.
+    pub(crate) async fn task(&self, id: &str, queue: Option<&str>, kind: Option<&str>) -> Result<Vec<TaskDetails>> {
+        let mut found =
+            self.rows_of(id, queue, kind).await?.iter().map(whole_task).collect::<Result<Vec<TaskRow>>>()?;
         if found.is_empty()
             && let Some((root, item)) = id.rsplit_once('/')
             && let Ok(item) = item.parse::<u32>()
         {
-            for batch in self.rows_of(root, queue).await? {
+            for batch in self.rows_of(root, queue, kind).await? {
                 found.extend(item_of(&batch, id, item)?);
             }
         }
         if found.is_empty()
-            && let Some(item) = self.item_at_index(id, queue).await?
+            && let Some(item) = self.item_at_index(id, queue, kind).await?
         {
-            return Box::pin(self.task(&item, queue)).await;
+            return Box::pin(self.task(&item, queue, kind)).await;
         }
         if found.is_empty() {
             return Ok(self.cancelled_with_its_job(id).await?.into_iter().collect());
@@ -81,17 +82,16 @@ impl Store {
         Ok(tasks)
     }
 
-    async fn rows_of(&self, id: &str, queue: Option<&str>) -> Result<Vec<Row>> {
+    async fn rows_of(&self, id: &str, queue: Option<&str>, kind: Option<&str>) -> Result<Vec<Row>> {
         let mut sql = Sql::new(COLUMNS);
         sql.push(" AND id = ?", id);
-        if let Some(queue) = queue {
-            sql.push(" AND queue = ?", queue);
-        }
+        push_place(&mut sql, queue, kind);
+        sql.push_text(" ORDER BY queue, kind");
         self.db.read(sql).await
     }
 
     /// The id under which the store knows the item `<job>.<epoch>/<index>` of a job, where it came in a batch.
-    async fn item_at_index(&self, id: &str, queue: Option<&str>) -> Result<Option<String>> {
+    async fn item_at_index(&self, id: &str, queue: Option<&str>, kind: Option<&str>) -> Result<Option<String>> {
         let Some((root, index)) = id.rsplit_once('/') else { return Ok(None) };
         let (Some((job, _)), Ok(index)) = (root.rsplit_once('.'), index.parse::<i64>()) else { return Ok(None) };
         let mut sql = Sql::new(
@@ -103,9 +103,7 @@ impl Store {
             .bind(index)
             .bind(index.saturating_sub(i64::from(BATCH_ITEMS_MAX)))
             .bind(index);
-        if let Some(queue) = queue {
-            sql.push(" AND queue = ?", queue);
-        }
+        push_place(&mut sql, queue, kind);
         sql.push_text(" ORDER BY idx DESC LIMIT 1");
         let rows = self.db.read(sql).await?;
         let Some(row) = rows.first() else { return Ok(None) };
@@ -143,6 +141,7 @@ impl Store {
             stored_ms: found.created_ms,
             trace: None,
             continuation: None,
+            digest: None,
             result: None,
             result_text: None,
             result_is_bytes: false,
@@ -155,12 +154,11 @@ impl Store {
     }
 
     async fn history(&self, task: &TaskRow) -> Result<TaskHistory> {
-        let (queue, id) = (task.queue.as_str(), task.id.as_str());
         Ok(TaskHistory {
             attempts: self.attempts(task).await?,
-            dead: self.dead_letter(id, Some(queue)).await?.pop(),
-            replays: self.replays(queue, id).await?,
-            replay_of: self.replay_of(queue, id).await?,
+            dead: self.dead_letter(&task.id, Some(&task.queue), Some(&task.kind)).await?.pop(),
+            replays: self.replays(task).await?,
+            replay_of: self.replay_of(task).await?,
         })
     }
 
@@ -169,10 +167,10 @@ impl Store {
         let (id, batch) = (task.id.as_str(), task.original_id.as_deref().unwrap_or_default());
         let sql = Sql::new(
             "SELECT attempt, worker, started_ms, ended_ms, status, failure, trace, id FROM attempts
-             WHERE queue = ? AND id IN (?, ?) ORDER BY attempt, started_ms, CASE WHEN id = ? THEN 0 ELSE 1 END",
+             WHERE queue = ? AND id IN (?, ?) AND kind = ? ORDER BY attempt, started_ms, CASE WHEN id = ? THEN 0 ELSE 1 END",
         );
         let mut attempts: Vec<Attempt> = Vec::new();
-        for row in self.db.read(sql.bind(&task.queue).bind(id).bind(batch).bind(id)).await? {
+        for row in self.db.read(sql.bind(&task.queue).bind(id).bind(batch).bind(&task.kind).bind(id)).await? {
             let (attempt, is_of_batch) = (row.get("attempt")?, row.get::<&str>("id")? != id);
             // The item's own row of this attempt says more than that of the batch.
             if is_of_batch && attempts.iter().any(|own| own.attempt == attempt) {
@@ -199,5 +197,14 @@ impl Store {
         let rows = self.db.read(Sql::new(retrying)).await?;
         let dead = self.count_dead_letters(&Default::default()).await?;
         Ok((rows.first().map_or(Ok(0), |row| row.get("retrying"))?, dead))
+    }
+}
+
+/// Adds the queue and kind of a task, where they are given.
+pub(super) fn push_place<'a>(sql: &mut Sql<'a>, queue: Option<&'a str>, kind: Option<&'a str>) {
+    for (condition, value) in [(" AND tasks.queue = ?", queue), (" AND tasks.kind = ?", kind)] {
+        if let Some(value) = value {
+            sql.push(condition, value);
+        }
     }
 }

@@ -111,6 +111,7 @@ fn outcome(root: &str, items: Option<Items>, attempt: u32, ends: &[Result<i32, N
         id,
         items,
         index: Some(u64::from(first)),
+        digest: None,
         attempt,
         published_ms: 1,
         started_ms: i64::from(attempt),
@@ -172,7 +173,7 @@ fn value(row: &impl serde::Serialize) -> Value {
 }
 
 async fn task(store: &Store, id: &str) -> Vec<Value> {
-    store.task(id, None).await.unwrap().iter().map(value).collect()
+    store.task(id, None, None).await.unwrap().iter().map(value).collect()
 }
 
 async fn job(store: &Store) -> Value {
@@ -255,7 +256,7 @@ async fn a_later_dead_letter_replaces_an_earlier_one() {
     for order in [[2, 5], [5, 2]] {
         let (_dir, store) = store().await;
         merge(&store, &order.map(|attempt| dead("t", None, attempt))).await;
-        let letter = value(&store.dead_letter("t", None).await.unwrap()[0]);
+        let letter = value(&store.dead_letter("t", None, None).await.unwrap()[0]);
         assert_eq!((&letter["attempt"], &letter["failure"]["message"]), (&json!(5), &json!("attempt 5")));
         assert_eq!(letter["job"], "j");
     }

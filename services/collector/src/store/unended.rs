@@ -105,10 +105,12 @@ impl Store {
     ) -> Result<Vec<UnendedTask>> {
         let unended = Sql::new(
             "SELECT n, queue, id, kind, root, status, attempt, done, published_ms, stored_ms,
-                (SELECT max(at_ms) FROM replays WHERE replays.queue = tasks.queue AND replays.id = tasks.id) AS replayed_ms
+                (SELECT max(at_ms) FROM replays WHERE replays.queue = tasks.queue AND replays.id = tasks.id
+                    AND replays.kind = tasks.kind) AS replayed_ms
              FROM tasks WHERE status = ? AND status <> 3 AND n > ? AND stored_ms < ?
                 AND coalesce(items, 1) > done + (SELECT count(*) FROM tasks AS item
-                    WHERE item.queue = tasks.queue AND item.root = tasks.id AND item.status <> 3)
+                    WHERE item.queue = tasks.queue AND item.root = tasks.id AND item.kind = tasks.kind
+                        AND item.status <> 3)
              ORDER BY n LIMIT ?",
         );
         let unended = unended
@@ -182,24 +184,24 @@ async fn cancel_purged(transaction: &mut dyn Transaction, task: &UnendedTask, pu
     let now = millpond::now_ms();
     let end = Sql::new(
         "UPDATE tasks SET status = ?, ended_ms = ?, stored_ms = ?
-         WHERE queue = ? AND id = ? AND status = ? AND attempt = ? AND done = ? AND stored_ms = ?",
+         WHERE queue = ? AND kind = ? AND id = ? AND status = ? AND attempt = ? AND done = ? AND stored_ms = ?",
     );
     let end = end.bind(if task.is_partial() { TaskStatus::Partial } else { TaskStatus::Cancelled }).bind(now).bind(now);
-    let end = end.bind(&task.queue).bind(&task.id).bind(task.status).bind(task.attempt);
+    let end = end.bind(&task.queue).bind(&task.kind).bind(&task.id).bind(task.status).bind(task.attempt);
     if transaction.run(end.bind(task.done).bind(task.stored_ms)).await? == 0 {
         return Ok(0);
     }
     let ids = if task.is_partial() { cancel_items(transaction, task, now).await? } else { vec![task.id.clone()] };
     for id in &ids {
-        add_attempt(transaction, &task.queue, id, purge, now).await?;
+        add_attempt(transaction, task, id, purge, now).await?;
     }
     Ok(ids.len() as u64)
 }
 
 /// Rows for the items of a batch that have none and no result; their ids.
 async fn cancel_items(transaction: &mut dyn Transaction, batch: &UnendedTask, now: i64) -> Result<Vec<String>> {
-    let known = Sql::new("SELECT items, bitmap, job, idx FROM tasks WHERE queue = ? AND id = ?");
-    let rows = transaction.rows(known.bind(&batch.queue).bind(&batch.id)).await?;
+    let known = Sql::new("SELECT items, bitmap, job, idx FROM tasks WHERE queue = ? AND kind = ? AND id = ?");
+    let rows = transaction.rows(known.bind(&batch.queue).bind(&batch.kind).bind(&batch.id)).await?;
     let Some(row) = rows.first() else { return Ok(Vec::new()) };
     let (of, first, bitmap) = (row.get("items")?, row.get::<Option<i64>>("idx")?, row.get("bitmap")?);
     let mut ended = Vec::new();
@@ -207,7 +209,7 @@ async fn cancel_items(transaction: &mut dyn Transaction, batch: &UnendedTask, no
         let id = item_id(&batch.id, Items::whole(of), item);
         let make = Sql::new(
             "INSERT INTO tasks (queue, id, kind, job, idx, root, done, status, attempt, worker, published_ms,
-                ended_ms, stored_ms) VALUES (?,?,?,?,?,?,0,?,?,?,?,?,?) ON CONFLICT (queue, id) DO NOTHING",
+                ended_ms, stored_ms) VALUES (?,?,?,?,?,?,0,?,?,?,?,?,?) ON CONFLICT (id, queue, kind) DO NOTHING",
         );
         let make = make.bind(&batch.queue).bind(&id).bind(&batch.kind).bind(row.get::<Option<&str>>("job")?);
         let make = make.bind(first.map(|first| first + i64::from(item))).bind(&batch.id).bind(TaskStatus::Cancelled);
@@ -222,7 +224,7 @@ async fn cancel_items(transaction: &mut dyn Transaction, batch: &UnendedTask, no
 /// Adds an attempt that never ran: it says why the task was cancelled.
 async fn add_attempt(
     transaction: &mut dyn Transaction,
-    queue: &str,
+    UnendedTask { queue, kind, .. }: &UnendedTask,
     id: &str,
     purge: &PurgeRecord,
     now: i64,
@@ -230,11 +232,12 @@ async fn add_attempt(
     let at = jiff::Timestamp::from_millisecond(purge.at_ms).map(|at| at.to_string()).unwrap_or_default();
     let failure = Failure::fatal(PURGED, format!("removed by a purge of queue {queue} by {} at {at}", purge.by));
     let add = Sql::new(
-        "INSERT INTO attempts (queue, id, attempt, worker, started_ms, ended_ms, status, failure)
-         VALUES (?, ?, (SELECT coalesce(max(attempt), 0) + 1 FROM attempts WHERE queue = ? AND id = ?), ?, ?, ?,
-            'cancelled', ?) ON CONFLICT (queue, id, attempt, worker, started_ms) DO NOTHING",
+        "INSERT INTO attempts (queue, id, kind, attempt, worker, started_ms, ended_ms, status, failure)
+         VALUES (?, ?, ?, (SELECT coalesce(max(attempt), 0) + 1 FROM attempts WHERE queue = ? AND id = ? AND kind = ?),
+            ?, ?, ?, 'cancelled', ?) ON CONFLICT (queue, id, kind, attempt, worker, started_ms) DO NOTHING",
     );
-    let add = add.bind(queue).bind(id).bind(queue).bind(id).bind(NO_WORKER).bind(now).bind(now);
+    let add = add.bind(queue).bind(id).bind(kind).bind(queue).bind(id).bind(kind);
+    let add = add.bind(NO_WORKER).bind(now).bind(now);
     transaction.run(add.bind(to_json("failure", &failure)?)).await?;
     Ok(())
 }

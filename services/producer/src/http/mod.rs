@@ -6,7 +6,6 @@
 mod jobs;
 mod openapi;
 mod payloads;
-mod repeated_keys;
 mod task_headers;
 mod tasks;
 mod upload;
@@ -32,7 +31,6 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use jobs::JOBS_MAX;
-use repeated_keys::RepeatedKeys;
 use tasks::WAITERS_MAX;
 
 /// When a caller who was refused for now may come again, in seconds.
@@ -48,8 +46,6 @@ pub(crate) struct App {
     pub(crate) waiters: Semaphore,
     /// A permit for each job whose lines are being read or whose results are being written.
     pub(crate) jobs: Arc<Semaphore>,
-    /// What keys were used for lately.
-    pub(crate) keys: RepeatedKeys,
     /// Cancelled when the service is to end: requests that wait are answered.
     pub(crate) shutdown: CancellationToken,
 }
@@ -57,8 +53,8 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(bus: Bus, token: Token, metrics: Metrics, shutdown: CancellationToken) -> Self {
         let (waiters, jobs) = (Semaphore::new(WAITERS_MAX), Arc::new(Semaphore::new(JOBS_MAX)));
-        let (client, keys) = (Client::over(bus.clone()), RepeatedKeys::new());
-        Self { client, bus, token, metrics, waiters, jobs, keys, shutdown }
+        let client = Client::over(bus.clone());
+        Self { client, bus, token, metrics, waiters, jobs, shutdown }
     }
 }
 
@@ -109,7 +105,7 @@ pub(crate) fn submit_error(error: &SubmitError) -> ErrorAnswer {
         | SubmitError::BatchInBoundedQueue { .. }
         | SubmitError::StartsAfterPayload { .. }
         | SubmitError::UniqueKeyNotAlone => StatusCode::BAD_REQUEST,
-        SubmitError::UniqueKeyTaken { .. } => StatusCode::CONFLICT,
+        SubmitError::UniqueKeyTaken { .. } | SubmitError::IdTaken { .. } => StatusCode::CONFLICT,
         SubmitError::Publish(PublishError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
         SubmitError::Publish(PublishError::QueueFull { .. }) => return busy(error.to_string()),
         _ => return unavailable(error.to_string()),

@@ -51,7 +51,7 @@ pub(super) fn ending(end: TaskEnd) -> TaskEnding {
         ("queue" = String, Path, description = "The queue that it is published to", example = "default", pattern = "^[A-Za-z0-9_-]{1,64}$"),
         ("kind" = String, Path, description = "Which handler runs it", example = "square", pattern = "^[A-Za-z0-9_-]{1,64}$"),
         PublishTaskQuery,
-        ("Idempotency-Key" = inline(Option<String>), Header, nullable = false, description = "Its id: the same again within 30 s is stored once, and its end is kept once", example = "order-7", max_length = 256),
+        ("Idempotency-Key" = inline(Option<String>), Header, nullable = false, description = "Its id, unique in its queue and kind: the same again within 30 s is stored once, and its end is kept once; with another body it is refused (409)", example = "order-7", max_length = 256),
         ("Millpond-Timeout" = inline(Option<String>), Header, nullable = false, description = "Timeout of one attempt", example = "30s", pattern = "^([1-9][0-9]{0,3}(ms|s|m|h)|PT[1-9][0-9]{0,3}S)$"),
         ("Millpond-Attempts-Max" = inline(Option<u32>), Header, nullable = false, description = "Attempts before it is a dead letter", example = 3, minimum = 1, maximum = 100),
         ("Millpond-Delay" = inline(Option<String>), Header, nullable = false, description = "It waits at the server for this long", example = "1s", pattern = "^([0-9]{1,4}(ms|s|m|h)|PT[0-9]{1,4}S)$"),
@@ -71,7 +71,7 @@ pub(super) fn ending(end: TaskEnd) -> TaskEnding {
             example = json!({"id": "order-7", "queue": "default", "kind": "square", "job": null, "duplicate": false})),
         (status = 400, description = "The request does not fit", body = ErrorBody, example = json!({"error": "Millpond-Timeout: expected number at 0; write a duration such as 30s or 5m"})),
         (status = 401, description = "No token, or another", body = ErrorBody, example = json!({"error": "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)"})),
-        (status = 409, description = "Another task of its unique key waits or runs, or its Idempotency-Key stands for another task", body = ErrorBody, example = json!({"error": "a task with the unique key nightly waits or runs already"})),
+        (status = 409, description = "Another task of its unique key waits or runs, or its Idempotency-Key stands for one with other arguments in this queue and kind", body = ErrorBody, example = json!({"error": "a task with the unique key nightly waits or runs already"})),
         (status = 413, description = "It is too large", body = ErrorBody, example = json!({"error": "the body has more than 1048576 bytes; a task may not be larger"})),
         (status = 415, description = "The body is of another type", body = ErrorBody, example = json!({"error": "a task's arguments are one JSON value (application/json)"})),
         (status = 429, description = "No room now; `Retry-After` says when to come again, with the same Idempotency-Key", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "no room for more tasks now: come again, with the same Idempotency-Key"})),
@@ -88,10 +88,13 @@ pub(super) async fn publish(
     check_type(&headers)?;
     let task = upload::arguments(&app.client, task, &headers, request.into_body(), RetryDeadline::Within(STORE_WITHIN))
         .await?;
+    if let Some(key) = &task.id {
+        app.client.check_arguments(&task, key).await.map_err(|taken| submit_error(&taken))?;
+    }
     match wait {
         None => {
             let storing = app.client.submit(&task, RetryDeadline::Within(STORE_WITHIN));
-            let stored = counted(&app, &task, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
+            let stored = counted(&app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
             Ok(accepted(&task, stored))
         }
         Some(wait) => wait_for(&app, task, wait).await,
@@ -120,11 +123,11 @@ fn check_type(headers: &HeaderMap) -> Result<(), ErrorAnswer> {
 /// What came of a publish, within the time that it may take.
 type Tried = Result<Result<Submitted, SubmitError>, tokio::time::error::Elapsed>;
 
-fn counted(app: &App, task: &NewTask, tried: Tried) -> Result<Submitted, ErrorAnswer> {
+fn counted(app: &App, tried: Tried) -> Result<Submitted, ErrorAnswer> {
     let stored = if matches!(tried, Ok(Ok(_))) { "yes" } else { "no" };
     metrics::counter!("millpond_tasks_published_total", "stored" => stored).increment(1);
     match tried {
-        Ok(Ok(stored)) => app.keys.check(task, &stored).map(|()| stored),
+        Ok(Ok(stored)) => Ok(stored),
         Ok(Err(refused)) => Err(submit_error(&refused)),
         Err(_) if app.bus.is_connected() => {
             Err(busy("no room for more tasks now: come again, with the same Idempotency-Key"))
@@ -154,19 +157,19 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
     // A key always gets the same job, so that a caller who repeats the request after a broken connection gets what came
     // meanwhile.
     if let (None, Some(id)) = (&task.job, &task.id) {
-        task.job = Some(format!("s-{}", subject::key(&format!("{}/{id}", task.queue))));
+        task.job = Some(format!("s-{}", subject::key(&format!("{}/{}/{id}", task.queue, task.kind))));
     }
     subject::TaskSubject::new(&task.queue, &task.kind, task.job.clone())
         .map_err(|wrong| ErrorAnswer::bad_request(wrong.to_string()))?;
     let mut session = app.client.session(task.job.clone()).await.map_err(|fault| unavailable(fault.to_string()))?;
     task.job = Some(session.job().to_owned());
     let storing = session.submit(&task, RetryDeadline::Within(STORE_WITHIN));
-    let stored = counted(app, &task, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
+    let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
     if stored.duplicate {
         task.job = named;
     }
     tokio::select! {
-        end = session.end(&task.queue, &stored.id) => {
+        end = session.end(&task.queue, &task.kind, &stored.id) => {
             Ok(Json(TaskEnded { id: stored.id, ending: ending(end) }).into_response())
         }
         () = tokio::time::sleep(wait) => Ok(accepted(&task, stored)),
@@ -179,7 +182,7 @@ async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<R
     let named = task.job.clone();
     let waiter = app.client.waiter(&mut task).await.map_err(|fault| submit_error(&fault))?;
     let storing = app.client.submit(&task, RetryDeadline::Within(STORE_WITHIN));
-    let stored = counted(app, &task, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
+    let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
     if stored.duplicate {
         task.job = named;
     }

@@ -40,7 +40,7 @@ impl OutboxMessage {
         payload: Bytes,
         reason: &str,
     ) -> Self {
-        let message_id = format!("{}/{}/{reason}", task.subject.queue, id_of(&task.original_id, items.or(task.items)));
+        let message_id = task.subject.message_id(reason, &id_of(&task.original_id, items.or(task.items)));
         let headers = task.republish_headers(items, attempt, failures, message_id);
         Self { subject: task.subject.due(), headers, payload }
     }
@@ -48,7 +48,7 @@ impl OutboxMessage {
     /// A task, or some items of one, as a dead letter.
     pub(crate) fn dead_letter(task: &Task, evidence: &Evidence, payload: Bytes) -> Self {
         let mut headers = task.forwarded.clone();
-        let message_id = format!("{}/{}/d{}", task.subject.queue, evidence.id, task.attempt);
+        let message_id = task.subject.message_id(&format!("d{}", task.attempt), &evidence.id);
         headers.push((HEADER_MSG_ID.to_owned(), message_id));
         headers.push((HEADER_DEAD.to_owned(), serde_json::to_string(evidence).unwrap_or_default()));
         Self { subject: task.subject.dead(), headers, payload }

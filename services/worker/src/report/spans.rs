@@ -33,7 +33,7 @@ fn published_trace(task: &Task) -> Option<TraceContext> {
 
 /// Where a task belongs that was published without a trace.
 fn derived_trace(task: &Task) -> TraceContext {
-    TraceContext::of_task(&task.subject.queue, &task.original_id)
+    TraceContext::of_task(&task.subject.queue, &task.subject.kind, &task.original_id)
 }
 
 /// Where a task belongs whose attempt does not run.

@@ -28,10 +28,12 @@ pub(crate) fn log_stdout(status: &ChildStatus, line: &Bytes) {
     info!(name: CHILD_LINE, worker, child, kind, stream = "stdout", "{text}");
 }
 
-/// What a child has written, without line end and colours.
+/// What a child has written, without line end and colours; where nothing else is in it, as it is.
 fn text_of(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
-    anstream::adapter::strip_str(text.trim_end_matches('\r')).to_string()
+    let text = text.trim_end_matches('\r');
+    let stripped = anstream::adapter::strip_str(text).to_string();
+    if stripped.is_empty() { text.to_owned() } else { stripped }
 }
 
 /// Where the lines of a child belong now.
@@ -101,6 +103,7 @@ mod tests {
         log(&status, &Bytes::from_static(b"one\r"));
         log(&status, &Bytes::from_static(b""));
         log(&status, &Bytes::from_static(b"\xff \x1b[31mtwo\x1b[0m"));
-        assert_eq!(status.evidence(None, false).log, ["one", "\u{fffd} two"]);
+        log(&status, &Bytes::from_static(b"\x1b\x1b"));
+        assert_eq!(status.evidence(None, false).log, ["one", "\u{fffd} two", "\u{1b}\u{1b}"]);
     }
 }

@@ -233,6 +233,7 @@ impl Lease {
         failpoint::hit("admit.before_ask");
         let query = OwnershipQuery {
             queue: self.task.subject.queue.clone(),
+            kind: Some(self.task.subject.kind.clone()),
             original_id: self.task.original_id.clone(),
             id: self.task.id(),
             items: self.task.items,

@@ -1,7 +1,7 @@
 //! What one worker process holds, and what it must know to hold it: leases, acks without an answer, attempts that were
 //! settled lately, and the connection generation. `lease` ends leases, `renewal` extends them, `pull` adds them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -71,16 +71,20 @@ impl<T> ByOrigin<T> {
     }
 }
 
+/// Queue, kind, id and attempt.
+type SettledAttempt = (String, String, String, u32);
+
 pub(super) struct LeaseState {
     next: u64,
     pub(super) held: HashMap<u64, HeldLease>,
-    settled: LruCache<(String, String, u32), ()>,
+    settled: LruCache<SettledAttempt, ()>,
     pub(super) unanswered: Vec<UnansweredAck>,
 }
 
 /// What is known of one held message.
 pub(super) struct HeldLease {
     pub(super) queue: String,
+    kind: String,
     pub(super) original_id: String,
     pub(super) items: Option<Items>,
     pub(super) reply: String,
@@ -210,7 +214,10 @@ impl LeaseTable {
     /// Listens for ownership queries about a task. What is published after this returns reaches this worker too.
     pub(super) async fn listen(self: &Arc<Self>, queue: &str, original_id: &str) {
         let weak = Arc::downgrade(self);
-        let reply = move |query: &OwnershipQuery| Some(weak.upgrade()?.reply_to(query, None));
+        let reply = move |query: &OwnershipQuery| {
+            let table = weak.upgrade()?;
+            Some((table.reply_to(query, None), table.kinds_held(query)))
+        };
         self.listeners.listen(&self.bus, &self.worker, (queue, original_id), reply).await;
     }
 
@@ -220,6 +227,7 @@ impl LeaseTable {
         let holds = state.held.iter().any(|(number, held)| {
             Some(*number) != except
                 && held.queue == query.queue
+                && query.kind.as_ref().is_none_or(|kind| *kind == held.kind)
                 && held.original_id == query.original_id
                 && match (held.items, query.items) {
                     (Some(a), Some(b)) => a.overlaps(&b),
@@ -229,8 +237,19 @@ impl LeaseTable {
         if holds {
             return OwnershipReply::Held;
         }
-        let key = (query.queue.clone(), query.id.clone(), query.attempt);
+        // Only a person asks without a kind, and looks for what is held.
+        let Some(kind) = query.kind.clone() else { return OwnershipReply::Unknown };
+        let key = (query.queue.clone(), kind, query.id.clone(), query.attempt);
         if state.settled.contains(&key) { OwnershipReply::Settled } else { OwnershipReply::Unknown }
+    }
+
+    /// The kinds of the tasks of a query's queue and id that this worker holds, with commas.
+    fn kinds_held(&self, query: &OwnershipQuery) -> String {
+        let state = self.state();
+        let of_id = |held: &&HeldLease| held.queue == query.queue && held.original_id == query.original_id;
+        let kinds: BTreeSet<&str> = state.held.values().filter(of_id).map(|held| held.kind.as_str()).collect();
+        let is_asked = |kind: &&str| query.kind.as_ref().is_none_or(|asked| asked == kind);
+        kinds.into_iter().filter(is_asked).collect::<Vec<_>>().join(",")
     }
 
     /// Adds a message that was pulled in `generation`; the number of its lease.
@@ -240,6 +259,7 @@ impl LeaseTable {
         state.next += 1;
         let held = HeldLease {
             queue: task.subject.queue.clone(),
+            kind: task.subject.kind.clone(),
             original_id: task.original_id.clone(),
             items: task.items,
             reply,
@@ -274,6 +294,6 @@ impl LeaseTable {
     }
 }
 
-fn attempt_of(task: &Task) -> (String, String, u32) {
-    (task.subject.queue.clone(), task.id(), task.attempt)
+fn attempt_of(task: &Task) -> SettledAttempt {
+    (task.subject.queue.clone(), task.subject.kind.clone(), task.id(), task.attempt)
 }

@@ -15,7 +15,7 @@ use crate::bus::Bus;
 use crate::outcome::Items;
 use crate::wire::bounds::{self, Bounded};
 use crate::wire::decode::decode;
-use crate::wire::headers::HEADER_WORKER;
+use crate::wire::headers::{HEADER_KINDS, HEADER_WORKER};
 use crate::wire::subject;
 
 /// How long a query waits when a worker listens but does not reply.
@@ -25,6 +25,9 @@ const REPLY_WITHIN: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::bus) struct OwnershipQuery {
     pub(in crate::bus) queue: String,
+    /// None: of any kind, where a person looks for a task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::bus) kind: Option<String>,
     pub(in crate::bus) original_id: String,
     pub(in crate::bus) id: String,
     pub(in crate::bus) items: Option<Items>,
@@ -70,14 +73,14 @@ impl OwnershipListeners {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Listens for queries about a task of a queue, and replies by `reply` as `worker`. What is published after this
-    /// returns reaches this worker too.
+    /// Listens for queries about a task of a queue, and replies by `reply` as `worker`, with the kinds that it holds. What is
+    /// published after this returns reaches this worker too.
     pub(super) async fn listen(
         &self,
         bus: &Bus,
         worker: &str,
         (queue, original_id): (&str, &str),
-        reply: impl Fn(&OwnershipQuery) -> Option<OwnershipReply> + Send + 'static,
+        reply: impl Fn(&OwnershipQuery) -> Option<(OwnershipReply, String)> + Send + 'static,
     ) {
         let subject = subject::lease_who(queue, original_id);
         if self.inner().by_subject.contains_key(&subject) {
@@ -90,11 +93,12 @@ impl OwnershipListeners {
         let handle = inner.tasks.spawn(async move {
             while let Some(message) = queries.next().await {
                 let (Some(to), Ok(query)) = (message.reply, decode(&message.payload)) else { continue };
-                let Some(reply) = reply(&query) else { return };
+                let Some((reply, kinds)) = reply(&query) else { return };
                 let text = serde_json::to_vec(&reply).unwrap_or_default();
-                // The worker's name is for a person who looks for a task.
+                // The worker's name and the kinds are for a person who looks for a task.
                 let mut headers = async_nats::HeaderMap::new();
                 headers.insert(HEADER_WORKER, worker.as_str());
+                headers.insert(HEADER_KINDS, kinds.as_str());
                 let _ = client.publish_with_headers(to, headers, Bytes::from(text)).await;
             }
         });
@@ -120,37 +124,56 @@ impl OwnershipListeners {
     }
 }
 
-/// The name of the worker that holds the task, for a person who looks for it. Workers use [`query_others`].
-pub(in crate::bus) async fn find_owner(bus: &Bus, query: &OwnershipQuery) -> Option<String> {
-    let subject = subject::lease_who(&query.queue, &query.original_id);
-    let text = Bytes::from(serde_json::to_vec(query).unwrap_or_default());
-    let reply = tokio::time::timeout(REPLY_WITHIN, bus.client.request(subject, text)).await;
-    let message = reply.ok()?.ok()?;
-    let is_held = decode(&message.payload) == Ok(OwnershipReply::Held);
-    message.headers.as_ref()?.get(HEADER_WORKER).map(ToString::to_string).filter(|_| is_held)
+/// The tasks of this id that are held: kind, and the name of the worker; for a person who looks for one. Workers use
+/// [`query_others`].
+pub(in crate::bus) async fn find_owners(bus: &Bus, query: &OwnershipQuery) -> Vec<(String, String)> {
+    let mut owners = Vec::new();
+    ask(bus, query, |reply, headers| {
+        let get = |name| headers.and_then(|headers| headers.get(name)).map(ToString::to_string).unwrap_or_default();
+        let kinds = get(HEADER_KINDS);
+        let kinds = kinds.split(',').filter(|kind| reply == OwnershipReply::Held && !kind.is_empty());
+        owners.extend(kinds.map(|kind| (kind.to_owned(), get(HEADER_WORKER))));
+        query.kind.is_some() && !owners.is_empty()
+    })
+    .await;
+    owners
 }
 
 /// Asks all other workers. The caller must listen already.
 pub(super) async fn query_others(bus: &Bus, query: &OwnershipQuery) -> OwnershipReply {
+    let mut known = OwnershipReply::Unknown;
+    ask(bus, query, |reply, _| {
+        // One that holds another item of the same batch, or a task of another kind, knows nothing: others may still reply.
+        if reply != OwnershipReply::Unknown {
+            known = reply;
+        }
+        reply == OwnershipReply::Held
+    })
+    .await;
+    known
+}
+
+/// Asks all who listen, until one of their replies is enough.
+async fn ask(
+    bus: &Bus,
+    query: &OwnershipQuery,
+    mut enough: impl FnMut(OwnershipReply, Option<&async_nats::HeaderMap>) -> bool,
+) {
     let subject = subject::lease_who(&query.queue, &query.original_id);
     let inbox = bus.client.new_inbox();
-    let Ok(mut replies) = bus.client.subscribe(inbox.clone()).await else { return OwnershipReply::Unknown };
+    let Ok(mut replies) = bus.client.subscribe(inbox.clone()).await else { return };
     let text = Bytes::from(serde_json::to_vec(query).unwrap_or_default());
     if bus.client.publish_with_reply(subject, inbox, text).await.is_err() {
-        return OwnershipReply::Unknown;
+        return;
     }
     let deadline = Instant::now() + REPLY_WITHIN;
-    let mut known = OwnershipReply::Unknown;
     while let Ok(Some(message)) = tokio::time::timeout_at(deadline.into(), replies.next()).await {
         if message.status == Some(async_nats::StatusCode::NO_RESPONDERS) {
-            break;
+            return;
         }
-        match decode(&message.payload) {
-            Ok(OwnershipReply::Held) => return OwnershipReply::Held,
-            Ok(OwnershipReply::Settled) => known = OwnershipReply::Settled,
-            // This worker holds another item of the same batch: others may still reply.
-            Ok(OwnershipReply::Unknown) | Err(_) => {}
+        let Ok(reply) = decode(&message.payload) else { continue };
+        if enough(reply, message.headers.as_ref()) {
+            return;
         }
     }
-    known
 }

@@ -23,7 +23,7 @@ use crate::wire::subject::TaskSubject;
 /// How long the server may take to store that something was cancelled.
 const CANCEL_STORE_WITHIN: Duration = Duration::from_secs(5);
 
-/// The value of a tombstone: its key is `job.<job>`, or `<queue>.<key of the id>`.
+/// The value of a tombstone: its key is `job.<job>`, or `<queue>.<kind>.<key of the id>`, without the kind where it is none.
 ///
 /// ```
 /// use millpond::bus::operate::cancel::Tombstone;
@@ -47,6 +47,9 @@ pub enum Tombstone {
     Task {
         /// Its queue.
         queue: String,
+        /// Its kind; none: of whatever kind, for a task that was not there yet.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kind: Option<String>,
         /// Its id.
         id: String,
         /// Who cancelled it.
@@ -60,7 +63,8 @@ impl Tombstone {
     fn key(&self) -> String {
         match self {
             Self::Job { job, .. } => format!("job.{job}"),
-            Self::Task { queue, id, .. } => format!("{queue}.{}", subject::key(id)),
+            Self::Task { queue, kind: Some(kind), id, .. } => format!("{queue}.{kind}.{}", subject::key(id)),
+            Self::Task { queue, kind: None, id, .. } => format!("{queue}.{}", subject::key(id)),
         }
     }
 }
@@ -99,24 +103,37 @@ impl Bus {
         Ok(())
     }
 
-    /// Cancels a task. A task that waits for its time is removed and its outcome published at once: true. A task that
-    /// waits for a worker or runs is ended by its worker, which publishes the outcome: false.
+    /// Cancels a task, or, without a kind, the tasks of that id in all kinds of the queue. What waits for its time is removed and
+    /// its outcome published at once: true. A task that waits for a worker or runs is ended by its worker, which publishes the
+    /// outcome: false.
     ///
     /// # Errors
     /// [`CancelError`]; try again.
-    pub async fn cancel_task(&self, queue: &str, id: &str, by: &str) -> Result<bool, CancelError> {
-        let tombstone = Tombstone::Task { queue: queue.to_owned(), id: id.to_owned(), by: by.to_owned() };
-        self.put_tombstone(&tombstone).await?;
-        let waits = self.last_of_due(&format!("sched.{queue}.*.*.{}", subject::key(id))).await?;
-        let Some((found, subject)) = waits.and_then(|f| TaskSubject::parse_sched(&f.subject).map(|s| (f, s))) else {
-            return Ok(false);
+    pub async fn cancel_task(&self, queue: &str, kind: Option<&str>, id: &str, by: &str) -> Result<bool, CancelError> {
+        let tombstone = Tombstone::Task {
+            queue: queue.to_owned(),
+            kind: kind.map(str::to_owned),
+            id: id.to_owned(),
+            by: by.to_owned(),
         };
-        let arrival = Arrival { origin: Origin::Due, epoch: "", seq: found.seq, stored_ms: crate::now_ms() };
-        let task = Task::parse(&subject.due(), &found.headers, Bytes::new(), arrival);
-        let batch = ResultBatch { v: 1, worker: by.to_owned(), outcomes: vec![never_ran(&task)], cancelled: None };
-        self.publish_cancelled(&subject, &batch, &format!("{queue}/{id}/c{}", found.seq)).await?;
-        self.purge_due(&found.subject, found.seq).await?;
-        Ok(true)
+        self.put_tombstone(&tombstone).await?;
+        let (mut removed, kind) = (None, kind.unwrap_or("*"));
+        // One by one: each that is removed uncovers the next.
+        while let Some(found) = self.last_of_due(&format!("sched.{queue}.{kind}.*.{}", subject::key(id))).await? {
+            // A replica may lag behind the purge.
+            if removed == Some(found.seq) {
+                break;
+            }
+            let Some(subject) = TaskSubject::parse_sched(&found.subject) else { break };
+            let arrival = Arrival { origin: Origin::Due, epoch: "", seq: found.seq, stored_ms: crate::now_ms() };
+            let task = Task::parse(&subject.due(), &found.headers, Bytes::new(), arrival);
+            let batch = ResultBatch { v: 1, worker: by.to_owned(), outcomes: vec![never_ran(&task)], cancelled: None };
+            let message_id = subject.message_id(&format!("c{}", found.seq), id);
+            self.publish_cancelled(&subject, &batch, &message_id).await?;
+            self.purge_due(&found.subject, found.seq).await?;
+            removed = Some(found.seq);
+        }
+        Ok(removed.is_some())
     }
 
     /// Cancels a job: what waits is removed, workers end what they hold of it, and one record on RESULTS stands for
@@ -185,6 +202,7 @@ fn never_ran(task: &Task) -> Outcome {
         id,
         items: task.items,
         index: task.index,
+        digest: None,
         attempt: task.attempt,
         published_ms: task.published_ms,
         started_ms: now,

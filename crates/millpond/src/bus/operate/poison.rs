@@ -230,7 +230,7 @@ pub(super) async fn dead_letter(
     (reason, text): (&'static str, String),
     more: Headers,
 ) -> Result<(), PoisonError> {
-    let (queue, id) = (&task.subject.queue, task.original_id.clone());
+    let id = task.original_id.clone();
     tracing::warn!(
         subject = message.subject,
         seq = message.seq,
@@ -260,7 +260,7 @@ pub(super) async fn dead_letter(
     let mut headers = task.forwarded.clone();
     headers.extend(more);
     // Each message has its own: of two with one id, both are kept aside.
-    headers.push((HEADER_MSG_ID.to_owned(), format!("{queue}/{id}/d1/{}", message.seq)));
+    headers.push((HEADER_MSG_ID.to_owned(), task.subject.message_id(&format!("d1-{}", message.seq), &id)));
     headers.push((HEADER_DEAD.to_owned(), serde_json::to_string(&evidence).unwrap_or_default()));
     let deadline = RetryDeadline::Within(STORE_WITHIN);
     bus.store(&task.subject.dead(), &headers, message.payload.clone(), deadline).await?;

@@ -81,15 +81,18 @@ impl Bus {
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
-    pub async fn due_has(&self, queue: &str, id: &str) -> Result<Option<bool>, BusError> {
-        if self.waits_for_its_time(queue, id).await? {
+    pub async fn due_has(&self, queue: &str, kind: &str, id: &str) -> Result<Option<bool>, BusError> {
+        if self.waits_for_its_time(queue, kind, id).await? {
             return Ok(Some(true));
         }
         let mut found = false;
+        // Whatever its job or unique key.
         let due = format!("due.{queue}.>");
-        let all = self.each_lying(STREAM_DUE, "", &due, &mut 0, |task| found |= task.id() == id).await?;
+        let all = self
+            .each_lying(STREAM_DUE, "", &due, &mut 0, |task| found |= task.subject.kind == kind && task.id() == id)
+            .await?;
         // A retry of what was there a moment ago.
-        let found = found || self.waits_for_its_time(queue, id).await?;
+        let found = found || self.waits_for_its_time(queue, kind, id).await?;
         Ok(if found { Some(true) } else { all.then_some(false) })
     }
 
@@ -97,17 +100,17 @@ impl Bus {
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
-    pub async fn waits_for_its_time(&self, queue: &str, id: &str) -> Result<bool, BusError> {
-        Ok(self.last_of_due(&format!("sched.{queue}.*.*.{}", subject::key(id))).await?.is_some())
+    pub async fn waits_for_its_time(&self, queue: &str, kind: &str, id: &str) -> Result<bool, BusError> {
+        Ok(self.last_of_due(&format!("sched.{queue}.{kind}.*.{}", subject::key(id))).await?.is_some())
     }
 
-    /// The ids and original ids of all that lies in TASKS and DUE of a queue: waiting, held, or for its time. None when there is
+    /// The kinds, with ids and original ids, of all that lies in TASKS and DUE of a queue: waiting, held, or for its time. None when there is
     /// more than is read. First TASKS, then DUE: a task that leaves one while it is read was stored
     /// in the other before.
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
-    pub async fn lying(&self, queue: &str) -> Result<Option<HashSet<String>>, BusError> {
+    pub async fn lying(&self, queue: &str) -> Result<Option<HashSet<(String, String)>>, BusError> {
         let (tasks, due) = (stream_state(self, STREAM_TASKS).await?.epoch, stream_state(self, STREAM_DUE).await?.epoch);
         let (mut lying, mut seen) = (HashSet::new(), 0);
         let waits = format!("sched.{queue}.>");
@@ -119,8 +122,8 @@ impl Bus {
             (STREAM_DUE, &due, &waits),
         ] {
             let note = |task: Task| {
-                lying.insert(task.id());
-                lying.insert(task.original_id);
+                lying.insert((task.subject.kind.clone(), task.id()));
+                lying.insert((task.subject.kind, task.original_id));
             };
             if !self.each_lying(stream, epoch, filter, &mut seen, note).await? {
                 return Ok(None);
@@ -151,13 +154,17 @@ impl Bus {
     }
 
     /// Whether a worker replies that it holds the task, or an item of this original message.
-    pub async fn is_held(&self, queue: &str, original_id: &str, id: &str) -> bool {
+    pub async fn is_held(&self, queue: &str, kind: &str, original_id: &str, id: &str) -> bool {
         for original_id in [original_id, id] {
-            let (queue, original_id, id) = (queue.to_owned(), original_id.to_owned(), id.to_owned());
-            if ownership::find_owner(self, &OwnershipQuery { queue, original_id, id, items: None, attempt: 1 })
-                .await
-                .is_some()
-            {
+            let query = OwnershipQuery {
+                queue: queue.to_owned(),
+                kind: Some(kind.to_owned()),
+                original_id: original_id.to_owned(),
+                id: id.to_owned(),
+                items: None,
+                attempt: 1,
+            };
+            if !ownership::find_owners(self, &query).await.is_empty() {
                 return true;
             }
         }

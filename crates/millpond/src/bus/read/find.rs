@@ -1,6 +1,7 @@
 //! Where a task is now, for a person who looks for it: nothing of the flow of tasks depends on this. In the collector's
 //! role.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,6 +37,8 @@ pub enum TaskLocation {
     Held {
         /// Its queue.
         queue: String,
+        /// Its kind.
+        kind: String,
         /// The worker's name.
         worker: String,
     },
@@ -59,71 +62,107 @@ pub enum TaskLocation {
         /// Messages of its queue before it that are not taken yet; none when it was handed out already.
         ahead: Option<u64>,
     },
-    /// Neither held nor waiting, as far as was read.
-    Nowhere {
-        /// Whether everything that waits was read.
-        looked_at_all: bool,
-    },
 }
 
-impl TaskLocation {
-    /// Its queue, where it was found.
-    #[must_use]
-    pub fn queue(&self) -> Option<&str> {
-        match self {
-            Self::Held { queue, .. } | Self::Scheduled { queue, .. } | Self::Stored { queue, .. } => Some(queue),
-            Self::Nowhere { .. } => None,
-        }
+/// Where the tasks of an id are.
+#[derive(Debug, Default)]
+pub struct TaskLocations {
+    /// By queue and kind.
+    pub found: BTreeMap<(String, String), TaskLocation>,
+    /// Whether everything that waits was read.
+    pub looked_at_all: bool,
+}
+
+/// Which tasks are looked for.
+struct Wanted<'a> {
+    id: &'a str,
+    /// Of which message it may be an item.
+    original_id: &'a str,
+    queue: Option<&'a str>,
+    kind: Option<&'a str>,
+}
+
+impl Wanted<'_> {
+    /// Whether there is one such task at the most.
+    fn is_one(&self) -> bool {
+        self.queue.is_some() && self.kind.is_some()
+    }
+
+    fn is(&self, task: &Task) -> bool {
+        let (id, original_id, subject) = (self.id, self.original_id, &task.subject);
+        self.queue.is_none_or(|queue| queue == subject.queue)
+            && self.kind.is_none_or(|kind| kind == subject.kind)
+            && (task.original_id == id || task.original_id == original_id || covers(task, id))
     }
 }
 
-/// A message of DUE, without its payload.
-pub(in crate::bus) struct DueMessage {
-    pub(in crate::bus) seq: u64,
-    pub(in crate::bus) subject: String,
-    pub(in crate::bus) headers: Headers,
+/// A message of DUE.
+pub(crate) struct DueMessage {
+    pub(crate) seq: u64,
+    pub(crate) subject: String,
+    pub(crate) headers: Headers,
+    pub(crate) payload: Bytes,
 }
 
 impl Bus {
-    /// Looks for a task by its id: `queue` where it is known, and of which original message it is a part.
+    /// Looks for the tasks of an id: `queue` and `kind` where they are known. With both it stops at the first place.
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
-    pub async fn find(&self, id: &str, queue: Option<&str>) -> Result<TaskLocation, BusError> {
+    pub async fn find(&self, id: &str, queue: Option<&str>, kind: Option<&str>) -> Result<TaskLocations, BusError> {
         let original_id = id
             .split_once('/')
             .filter(|(_, item)| item.parse::<u32>().is_ok())
             .map_or(id, |(original_id, _)| original_id);
-        let any = queue.unwrap_or("*");
-        for key in [id, original_id] {
-            if let Some(found) = self.scheduled(&format!("sched.{any}.*.*.{}", subject::key(key))).await? {
-                return Ok(found);
+        let wanted = Wanted { id, original_id, queue, kind };
+        let mut locations = TaskLocations { looked_at_all: true, ..TaskLocations::default() };
+        self.find_scheduled(&wanted, &mut locations).await?;
+        if !wanted.is_one() || locations.found.is_empty() {
+            self.find_held(&wanted, &mut locations).await?;
+        }
+        for origin in [Origin::Due, Origin::Tasks] {
+            if !wanted.is_one() || locations.found.is_empty() {
+                self.find_stored(origin, &wanted, &mut locations).await?;
             }
         }
+        Ok(locations)
+    }
+
+    async fn find_scheduled(&self, wanted: &Wanted<'_>, locations: &mut TaskLocations) -> Result<(), BusError> {
+        let (queue, kind) = (wanted.queue.unwrap_or("*"), wanted.kind.unwrap_or("*"));
+        for id in [wanted.id, wanted.original_id] {
+            let filter = format!("sched.{queue}.{kind}.*.{}", subject::key(id));
+            let page = self.subjects(STREAM_DUE, &filter, 0).await?;
+            for subject in page.state.subjects.unwrap_or_default().into_keys() {
+                let Some(found) = self.scheduled(&subject).await? else { continue };
+                locations.note(found);
+            }
+        }
+        Ok(())
+    }
+
+    async fn find_held(&self, wanted: &Wanted<'_>, locations: &mut TaskLocations) -> Result<(), BusError> {
         let mut queues: Vec<String> = self.queues().await?.into_iter().map(|q| q.queue).collect();
-        queues.retain(|q| queue.is_none_or(|wanted| wanted == q));
-        for queue in &queues {
-            for original_id in [id, original_id] {
-                let question = OwnershipQuery {
+        queues.retain(|q| wanted.queue.is_none_or(|wanted| wanted == q));
+        for queue in queues {
+            for original_id in [wanted.id, wanted.original_id] {
+                let query = OwnershipQuery {
                     queue: queue.clone(),
+                    kind: wanted.kind.map(str::to_owned),
                     original_id: original_id.to_owned(),
-                    id: id.to_owned(),
+                    id: wanted.id.to_owned(),
                     items: None,
                     attempt: 1,
                 };
-                if let Some(worker) = ownership::find_owner(self, &question).await {
-                    return Ok(TaskLocation::Held { queue: queue.clone(), worker });
+                for (kind, worker) in ownership::find_owners(self, &query).await {
+                    locations.note(TaskLocation::Held { queue: queue.clone(), kind, worker });
+                }
+                if wanted.id == wanted.original_id {
+                    break;
                 }
             }
         }
-        let mut looked_at_all = true;
-        for origin in [Origin::Due, Origin::Tasks] {
-            match self.stored(origin, id, original_id, queue).await? {
-                TaskLocation::Nowhere { looked_at_all: all } => looked_at_all &= all,
-                found => return Ok(found),
-            }
-        }
-        Ok(TaskLocation::Nowhere { looked_at_all })
+        Ok(())
     }
 
     async fn scheduled(&self, filter: &str) -> Result<Option<TaskLocation>, BusError> {
@@ -140,39 +179,55 @@ impl Bus {
         }))
     }
 
+    /// The task that lies at a sequence of TASKS, or of DUE where it waits for its time; none when it is gone, or the server does not
+    /// tell in time.
+    pub(crate) async fn task_at(&self, origin: Origin, seq: u64) -> Option<Task> {
+        let stream = if origin == Origin::Due { STREAM_DUE } else { STREAM_TASKS };
+        let request = Bytes::from(json!({ "seq": seq }).to_string());
+        let answer = self.client.request(format!("$JS.API.DIRECT.GET.{stream}"), request);
+        let message = tokio::time::timeout(ANSWER_WITHIN, answer).await.ok()?.ok()?;
+        let headers = from_nats(message.headers.as_ref());
+        let subject = headers.iter().find(|(name, _)| name == "Nats-Subject").map(|(_, subject)| subject.as_str())?;
+        let subject = TaskSubject::parse_sched(subject).map_or_else(|| subject.to_owned(), |subject| subject.due());
+        let arrival = Arrival { origin, epoch: "", seq, stored_ms: 0 };
+        Some(Task::parse(&subject, &headers, message.payload, arrival))
+    }
+
     /// The newest message of DUE on a subject, which may have wildcards.
-    pub(in crate::bus) async fn last_of_due(&self, filter: &str) -> Result<Option<DueMessage>, BusError> {
+    pub(crate) async fn last_of_due(&self, filter: &str) -> Result<Option<DueMessage>, BusError> {
         let request = json!({ "last_by_subj": filter }).to_string();
         let answer = self.client.request(format!("$JS.API.DIRECT.GET.{STREAM_DUE}"), Bytes::from(request)).await;
         let message = answer.map_err(|e| BusError::new("the read of what waits for its time", &e))?;
         let headers = from_nats(message.headers.as_ref());
         let get = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
         let seq = get("Nats-Sequence").and_then(|s| s.parse().ok());
-        Ok(seq.zip(get("Nats-Subject")).map(|(seq, subject)| DueMessage { seq, subject, headers }))
+        let payload = message.payload;
+        Ok(seq.zip(get("Nats-Subject")).map(|(seq, subject)| DueMessage { seq, subject, headers, payload }))
     }
 
-    /// Looks through a stream; from the id's own place where it names it, and only at its job where it has one.
-    async fn stored(
+    /// Looks through a stream; from the id's own place where it names it, and first at its job where it has one.
+    async fn find_stored(
         &self,
         origin: Origin,
-        id: &str,
-        original_id: &str,
-        queue: Option<&str>,
-    ) -> Result<TaskLocation, BusError> {
+        wanted: &Wanted<'_>,
+        locations: &mut TaskLocations,
+    ) -> Result<(), BusError> {
         let (stream, prefix) = match origin {
             Origin::Due => (STREAM_DUE, "due"),
             Origin::Tasks => (STREAM_TASKS, "tasks"),
         };
         let state = stream_state(self, stream).await?;
-        let own = original_id.strip_prefix(&format!("{}-", state.epoch)).and_then(|seq| seq.parse::<u64>().ok());
-        let job = id
+        let own = wanted.original_id.strip_prefix(&format!("{}-", state.epoch)).and_then(|seq| seq.parse().ok());
+        let job = wanted
+            .id
             .rsplit_once('/')
             .and_then(|(original_id, _)| original_id.split('/').next()?.rsplit_once('.'))
             .map(|(job, _)| job);
-        let any = queue.unwrap_or("*");
+        let (queue, kind) = (wanted.queue.unwrap_or("*"), wanted.kind.unwrap_or("*"));
+        let all = format!("{prefix}.{queue}.>");
         let filters = match job.filter(|_| own.is_none()) {
-            Some(job) => vec![format!("{prefix}.{any}.*.j-{job}"), format!("{prefix}.{any}.>")],
-            None => vec![format!("{prefix}.{any}.>")],
+            Some(job) => vec![format!("{prefix}.{queue}.{kind}.j-{job}"), all],
+            None => vec![all],
         };
         for filter in filters {
             let (mut from, mut looked_at) = (own.unwrap_or(state.first_seq), 0);
@@ -183,25 +238,26 @@ impl Bus {
                 for (seq, subject, headers) in page {
                     let arrival = Arrival { origin, epoch: &state.epoch, seq, stored_ms: 0 };
                     let task = Task::parse(&subject, &headers, Bytes::new(), arrival);
-                    if task.original_id == id || task.original_id == original_id || covers(&task, id) {
-                        return match origin {
-                            Origin::Tasks => self.placed(task.subject, seq).await,
+                    if wanted.is(&task) {
+                        locations.note(match origin {
+                            Origin::Tasks => self.placed(task.subject, seq).await?,
                             Origin::Due => {
                                 let TaskSubject { queue, kind, .. } = task.subject;
-                                Ok(TaskLocation::Stored { queue, kind, ahead: None })
+                                TaskLocation::Stored { queue, kind, ahead: None }
                             }
-                        };
+                        });
+                        if wanted.is_one() {
+                            return Ok(());
+                        }
                     }
                 }
                 if own.is_some() {
                     break;
                 }
             }
-            if looked_at >= READ_MAX {
-                return Ok(TaskLocation::Nowhere { looked_at_all: false });
-            }
+            locations.looked_at_all &= looked_at < READ_MAX;
         }
-        Ok(TaskLocation::Nowhere { looked_at_all: true })
+        Ok(())
     }
 
     async fn placed(&self, subject: TaskSubject, seq: u64) -> Result<TaskLocation, BusError> {
@@ -285,6 +341,16 @@ impl Bus {
             }
         }
         Ok(page)
+    }
+}
+
+impl TaskLocations {
+    /// Keeps a place where nothing was found of its queue and kind before.
+    fn note(&mut self, place: TaskLocation) {
+        let (TaskLocation::Held { queue, kind, .. }
+        | TaskLocation::Scheduled { queue, kind, .. }
+        | TaskLocation::Stored { queue, kind, .. }) = &place;
+        self.found.entry((queue.clone(), kind.clone())).or_insert(place);
     }
 }
 

@@ -103,14 +103,14 @@ function headers(deadLetter) {
     : h("p.muted", {}, "It has none.");
 }
 
-const settled = (id, queue) =>
+const settled = (name) =>
   empty(
     "This dead letter waits no more",
     h(
       "p",
       {},
       "It was run again or thrown away. ",
-      link(route("/task", { id, queue }), "Look at its task"),
+      link(route("/task", name), "Look at its task"),
       " or ",
       link("#/dead", "at the other dead letters"),
       ".",
@@ -125,7 +125,7 @@ function refusal(deadLetter, gone) {
 
 /** The whole page of a dead letter; `gone`: it waits no more. */
 function whole(title, deadLetter, gone, ask) {
-  const { id, queue } = deadLetter;
+  const { id, queue, kind } = deadLetter;
   const refused = refusal(deadLetter, gone);
   const retried = (row) => {
     if (row?.new_id) location.hash = route("/task", { id: row.new_id }).slice(1);
@@ -146,11 +146,11 @@ function whole(title, deadLetter, gone, ask) {
   return [
     head(
       title,
-      link(route("/task", { id, queue }), "Its task", { class: "button" }),
+      link(route("/task", { id, queue, kind }), "Its task", { class: "button" }),
       act("Retry…", () => retryOne(deadLetter, retried), { class: "primary", ...(refused ? { refused } : {}) }),
       act("Purge…", () => actOn("purge", [deadLetter], ask), { class: "danger-text", ...(gone ? { refused } : {}) }),
     ),
-    gone && settled(id, queue),
+    gone && settled({ id, queue, kind }),
     h("section.panel", { key: "facts" }, about(deadLetter)),
     section("Arguments", { key: "payload" }, given ?? h("p.muted", {}, "They were thrown away.")),
     section("What happened", { key: "timeline" }, timeline(history(deadLetter), deadLettered)),
@@ -159,21 +159,21 @@ function whole(title, deadLetter, gone, ask) {
 }
 
 export function deadLetterPage(view) {
-  const [id, queue] = [view.query.get("id") ?? "", view.query.get("queue")];
+  const [id, queue, kind] = [view.query.get("id") ?? "", view.query.get("queue"), view.query.get("kind")];
   let [deadLetter, fault, gone] = [null, null, false];
   const fails = (wrong) => {
     gone = deadLetter !== null && wrong.status === 404;
     fault = wrong;
   };
   const ask = async () => {
-    const answer = await view.load(() => view.get("/dead_letter", { id, queue }, { exact: true }), fails);
+    const answer = await view.load(() => view.get("/dead_letter", { id, queue, kind }, { exact: true }), fails);
     if (answer) [deadLetter, fault, gone] = [answer, null, false];
     render();
   };
   const render = () => {
     const title = h("span", {}, "Dead letter ", mono(id));
     if (deadLetter) return view.draw(whole(title, deadLetter, gone, ask));
-    const instead = fault?.status === 404 ? settled(id, queue) : fault ? failed(fault, ask) : loading("the dead letter");
+    const instead = fault?.status === 404 ? settled({ id, queue, kind }) : fault ? failed(fault, ask) : loading("the dead letter");
     return view.draw(head(title), instead);
   };
   view.title(`Dead letter ${id}`);

@@ -37,7 +37,7 @@ const FIELDS = [
   { name: "range", label: "Dead-lettered" },
   { name: "error", label: "Text in error", hint: "in type or message", wide: true },
 ];
-const keyOf = (row) => JSON.stringify([row.queue, row.id, row.attempt]);
+const keyOf = (row) => JSON.stringify([row.queue, row.kind, row.id, row.attempt]);
 
 function columns(chosen, rows, changed) {
   const all = rows.length > 0 && rows.every((row) => chosen.has(keyOf(row)));
@@ -69,7 +69,7 @@ function columns(chosen, rows, changed) {
       rowHead: true,
       main: true,
       cls: "id",
-      cell: (row) => link(route("/dead_letter", { id: row.id, queue: row.queue }), row.id, { class: "mono" }),
+      cell: (row) => link(route("/dead_letter", { id: row.id, queue: row.queue, kind: row.kind }), row.id, { class: "mono" }),
     },
     { label: "Reason", cell: (row) => badge("dead", row.reason) },
     {

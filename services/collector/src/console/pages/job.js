@@ -64,7 +64,7 @@ function result(row) {
   });
   if (!shown)
     return known(row.result_bytes)
-      ? link(route("/task", { id: row.id, queue: row.queue }), `${num(row.result_bytes)} bytes`)
+      ? link(route("/task", { id: row.id, queue: row.queue, kind: row.kind }), `${num(row.result_bytes)} bytes`)
       : "–";
   const text = "result" in row && !row.ref ? (row.result?.text ?? "null") : null;
   if (text !== null && text.length <= INLINE_CHARS_MAX) return h("code.value", {}, text);

@@ -30,7 +30,7 @@ const NO_RESULT = { done: "It has none.", dead: "None: it failed for good.", can
 /** How often a task that has not ended is fetched. */
 const AGAIN_MS = 2000;
 
-function cancel(id, queue, done) {
+function cancel({ id, queue, kind }, done) {
   askFor({
     title: "Cancel this task",
     danger: true,
@@ -40,7 +40,7 @@ function cancel(id, queue, done) {
     ],
     ok: "Cancel the task",
     does: async () => {
-      const answer = await post("/task/cancel", queue ? { id, queue } : { id });
+      const answer = await post("/task/cancel", { id, ...(queue && { queue }), ...(kind && { kind }) });
       toast(answer?.ended ? "The task is cancelled" : "The task will not start any more");
       done();
     },
@@ -52,7 +52,7 @@ const steps = (then) => (Array.isArray(then) ? then.join(" → ") : String(then)
 function about(task) {
   const idOf = (text) =>
     known(text) && text !== task.id
-      ? link(route("/task", { id: text, queue: task.queue }), text, { class: "mono" })
+      ? link(route("/task", { id: text, queue: task.queue, kind: task.kind }), text, { class: "mono" })
       : null;
   return facts(
     ["Queue", link(route("/tasks", { queue: task.queue }), task.queue, { class: "mono" })],
@@ -82,7 +82,7 @@ function end(task) {
   if (task.status === "cancelled")
     return { sign: "is-cancelled", title: "Cancelled", at: task.ended_ms ?? task.stored_ms };
   if (task.status !== "dead") return null;
-  const deadLetter = link(route("/dead_letter", { id: task.id, queue: task.queue }), "Look at it, retry or purge it");
+  const deadLetter = link(route("/dead_letter", { id: task.id, queue: task.queue, kind: task.kind }), "Look at it, retry or purge it");
   return {
     sign: "is-failed",
     title: `Dead letter: ${task.dead?.reason ?? "its attempts are used up"}`,
@@ -125,16 +125,16 @@ function unseen(id, why) {
 }
 
 export function taskPage(view) {
-  const { id, queue } = { id: view.query.get("id") ?? "", queue: view.query.get("queue") };
+  const [id, queue, kind] = [view.query.get("id") ?? "", view.query.get("queue"), view.query.get("kind")];
   let [task, why, fault] = [null, null, null];
   const ask = async () => {
     const [found, explained] = await Promise.all([
       view.load(
-        () => view.get("/task", { id, queue }, { exact: true }),
+        () => view.get("/task", { id, queue, kind }, { exact: true }),
         (wrong) => (fault = wrong),
       ),
       view.load(
-        () => view.get("/why", { id, queue }),
+        () => view.get("/why", { id, queue, kind }),
         () => {},
       ),
     ]);
@@ -151,13 +151,13 @@ export function taskPage(view) {
         : undefined;
     const dead =
       state === "dead" &&
-      link(route("/dead_letter", { id, queue: task?.queue ?? queue }), "Retry…", { class: "button" });
+      link(route("/dead_letter", { id, queue: task?.queue ?? queue, kind: task?.kind ?? kind }), "Retry…", { class: "button" });
     const top = [
       head(
         h("span", {}, "Task ", mono(id)),
         copyButton(id, "Copy id"),
         dead,
-        act("Cancel", () => cancel(id, task?.queue ?? queue, ask), {
+        act("Cancel", () => cancel({ id, queue: task?.queue ?? queue, kind: task?.kind ?? kind }, ask), {
           class: "danger-text",
           ...(over ? { refused: over } : {}),
         }),

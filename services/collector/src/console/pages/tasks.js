@@ -51,14 +51,14 @@ const COLUMNS = [
   { label: "Took", num: true, cell: lasted },
 ];
 
-/** An id alone: that task, in whichever queue. */
+/** An id alone: that task, of whichever queue and kind. */
 function one(view, changed) {
   let found = null;
   let fault = null;
   const ask = async () => {
     found = fault = null;
     const answer = await view.load(
-      () => view.get("/task", { id: view.query.get("id"), queue: view.query.get("queue") }),
+      () => view.get("/task", { id: view.query.get("id"), queue: view.query.get("queue"), kind: view.query.get("kind") }),
       (wrong) => (fault = wrong),
     );
     found = answer;
@@ -69,7 +69,7 @@ function one(view, changed) {
     if (found)
       return [
         h("p.muted", {}, "Searched by id: the other filters do not count."),
-        table({ caption: "The task", columns: COLUMNS, rows: [found], key: (row) => `${row.queue} ${row.id}` }),
+        table({ caption: "The task", columns: COLUMNS, rows: [found], key: (row) => `${row.queue} ${row.kind} ${row.id}` }),
       ];
     if (fault?.status === 404) {
       return empty(
@@ -78,20 +78,20 @@ function one(view, changed) {
           "p",
           {},
           "It may still wait or run: ",
-          link(route("/task", { id, queue: view.query.get("queue") }), "where is it?"),
+          link(
+            route("/task", { id, queue: view.query.get("queue"), kind: view.query.get("kind") }),
+            "where is it?",
+          ),
         ),
       );
     }
     if (fault?.status === 409) {
-      const queues = fault.message.split(": ").pop().split(", ");
-      return empty(
-        "Several queues have this id",
-        h(
-          "ul",
-          {},
-          queues.map((queue) => h("li", {}, link(route("/task", { id, queue }), queue, { class: "mono" }))),
-        ),
-      );
+      const places = fault.message.split(": ").pop().split(", ");
+      const place = (text) => {
+        const [queue, kind] = text.split(".");
+        return h("li", {}, link(route("/task", { id, queue, kind }), text, { class: "mono" }));
+      };
+      return empty("Tasks of several queues or kinds have this id", h("ul", {}, places.map(place)));
     }
     return fault ? failed(fault, ask) : loading("the task");
   };
@@ -134,7 +134,7 @@ export function tasksPage(view) {
         ? single.shown()
         : list.draw(
             (rows) =>
-              table({ caption: "Tasks, newest first", columns: COLUMNS, rows, key: (row) => `${row.queue} ${row.id}` }),
+              table({ caption: "Tasks, newest first", columns: COLUMNS, rows, key: (row) => `${row.queue} ${row.kind} ${row.id}` }),
             none,
           ),
     );

@@ -51,17 +51,18 @@ async fn an_earlier_store_is_read() {
             (&json!(status), &json!(attempt), &result),
             "{id}"
         );
+        assert_eq!(store.task(id, None, row["kind"].as_str()).await.unwrap().len(), 1, "{id} has its kind");
         let ran = status != "cancelled" && !row["attempts"].as_array().unwrap().is_empty();
         assert!(ran || status == "cancelled", "{id} has its attempts: {row}");
     }
-    let digits = serde_json::to_string(&store.task("digits", None).await.unwrap()).unwrap();
+    let digits = serde_json::to_string(&store.task("digits", None, None).await.unwrap()).unwrap();
     assert!(digits.contains(r#""result":123456789012345678901234567890"#), "{digits}");
-    let large = &store.task("large", None).await.unwrap()[0].row;
+    let large = &store.task("large", None, None).await.unwrap()[0].row;
     assert_eq!(large.stored_result.as_ref().unwrap().size, 300_002);
     let retrying = task(&store, "retrying").await.remove(0);
     assert_eq!((&retrying["status"], &retrying["dead"]), (&json!("retrying"), &Value::Null));
     assert_eq!(retrying["attempts"][0]["failure"]["message"], "not yet");
-    let chain = &store.task("chain", None).await.unwrap()[0].row;
+    let chain = &store.task("chain", None, None).await.unwrap()[0].row;
     assert_eq!(chain.continuation.as_deref(), Some("default.square"));
 }
 
@@ -71,7 +72,7 @@ async fn dead_letters_and_replays_of_an_earlier_store_are_read() {
     let (waiting, _) = store.dead_letters(&DeadLetterQuery::default(), PAGE).await.unwrap();
     let waiting: Vec<&str> = waiting.iter().map(|letter| letter.id.as_str()).collect();
     assert_eq!(waiting, ["mixed.1/0+3/1", "dead"]);
-    let letter = value(&store.dead_letter("dead", None).await.unwrap()[0]);
+    let letter = value(&store.dead_letter("dead", None, None).await.unwrap()[0]);
     assert_eq!((&letter["reason"], &letter["failure"]["message"]), (&json!("fatal"), &json!("no route")));
     assert_eq!(letter["payload"], json!({ "how": "fatal", "message": "no route" }));
     assert!(letter["dead_lettered_ms"].as_i64().unwrap() > letter["evidence"]["started_ms"].as_i64().unwrap() - 1);
@@ -82,10 +83,15 @@ async fn dead_letters_and_replays_of_an_earlier_store_are_read() {
         (&moved["replays"][0]["new_id"], &moved["replays"][0]["arguments"]),
         (&json!("moved@slow"), &json!(true))
     );
-    let of = store.task("moved@slow", Some("slow")).await.unwrap().remove(0).history.replay_of.unwrap();
+    let of = store.task("moved@slow", Some("slow"), None).await.unwrap().remove(0).history.replay_of.unwrap();
     assert_eq!((of.queue.as_str(), of.id.as_str(), of.attempt), ("default", "moved", 1));
     // It can be run again by the code of now.
-    let id = millpond_api::dead_letters::DeadLetterId { queue: "default".into(), id: "dead".into(), attempt: 1 };
+    let id = millpond_api::dead_letters::DeadLetterId {
+        queue: "default".into(),
+        kind: Some("fail".into()),
+        id: "dead".into(),
+        attempt: 1,
+    };
     assert_eq!(store.replay_request(&id).await.unwrap().unwrap().evidence.reason, "fatal");
 }
 

@@ -71,7 +71,7 @@ async fn first_of_result_and_cancellation_wins() {
             (&job["state"], &job["done"], &job["cancelled"]),
             (&json!("cancelled"), &json!(done), &json!(10 - done))
         );
-        assert!(store.dead_letter("j.1/9", None).await.unwrap().is_empty());
+        assert!(store.dead_letter("j.1/9", None, None).await.unwrap().is_empty());
         // Another process on the same file knows it too, and all of it again changes nothing.
         store.close().await;
         let store = home.open().await;

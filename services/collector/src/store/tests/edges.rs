@@ -1,8 +1,10 @@
 //! What no well-behaved worker sends often, and must not hurt: results of any JSON, ids used twice, packs that lie.
 
+use millpond::bus::operate::queues::PurgeRecord;
 use millpond::outcome::StoredResult;
 use millpond::payload::PayloadRef;
 use millpond::wire::decode::decode;
+use millpond_api::dead_letters::DeadLetterId;
 
 use super::*;
 
@@ -38,8 +40,8 @@ async fn results_are_shown_as_they_came() {
         let (_dir, store) = store().await;
         let batch = Some(Items::whole(2));
         merge(&store, &[texts("t", None, &[result]), texts("b", batch, &["null", result])]).await;
-        assert!(shown(&store.task("t", None).await.unwrap()).contains(wanted), "task {at}");
-        assert!(shown(&store.task("b/1", None).await.unwrap()).contains(wanted), "item {at}");
+        assert!(shown(&store.task("t", None, None).await.unwrap()).contains(wanted), "task {at}");
+        assert!(shown(&store.task("b/1", None, None).await.unwrap()).contains(wanted), "item {at}");
         assert!(shown(&store.tasks(&TaskQuery::default(), PAGE).await.unwrap().0).contains(wanted), "list {at}");
         assert!(shown(&store.job_results("j", 0, 1000, None).await.unwrap().0).contains(wanted), "job {at}");
     }
@@ -58,10 +60,10 @@ async fn bytes_are_shown_as_base64_and_marked_and_the_same_json_is_not() {
     merge(&store, &[lone, batch, texts("json", None, &[shown_as])]).await;
     let mark = r#""result":{"base64":"6Q=="},"result_is_bytes":true"#;
     for (id, marked) in [("t", true), ("b/2", true), ("b/0", false), ("json", false)] {
-        let found = shown(&store.task(id, None).await.unwrap());
+        let found = shown(&store.task(id, None, None).await.unwrap());
         assert!(found.contains(r#""result":{"base64":"6Q=="}"#) && found.contains(mark) == marked, "{id}: {found}");
     }
-    assert!(shown(&store.task("b", None).await.unwrap()).contains(r#""bytes_items":[2]"#));
+    assert!(shown(&store.task("b", None, None).await.unwrap()).contains(r#""bytes_items":[2]"#));
     let ends = shown(&store.job_results("j", 0, 1000, None).await.unwrap().0);
     assert_eq!((ends.matches(mark).count(), ends.matches("base64").count()), (2, 4), "{ends}");
 }
@@ -79,7 +81,7 @@ async fn arguments_of_a_dead_letter_are_shown_as_they_came() {
     ] {
         let (_dir, store) = store().await;
         merge(&store, &[OutcomeMessage { payload: Bytes::from_static(payload), ..dead("t", None, 1) }]).await;
-        let found = shown(&store.dead_letter("t", None).await.unwrap());
+        let found = shown(&store.dead_letter("t", None, None).await.unwrap());
         assert!(found.contains(wanted), "{wanted}: {found}");
     }
 }
@@ -240,7 +242,7 @@ async fn large_results_are_kept_as_references() {
     for part in parts.iter().chain(&parts) {
         store.merge(OutcomeStream::Results, std::slice::from_ref(part)).await.unwrap();
     }
-    let shown = async |id: &str| serde_json::to_value(&store.task(id, None).await.unwrap()[0]).unwrap();
+    let shown = async |id: &str| serde_json::to_value(&store.task(id, None, None).await.unwrap()[0]).unwrap();
     for (id, object) in [("t", "task"), ("b/1", "one"), ("b/2", "two")] {
         let task = shown(id).await;
         assert_eq!(
@@ -255,4 +257,103 @@ async fn large_results_are_kept_as_references() {
     let (ends, _) = store.job_results("j", 0, 10, None).await.unwrap();
     let objects: Vec<Value> = ends.iter().map(|e| serde_json::to_value(e).unwrap()["ref"]["object"].take()).collect();
     assert_eq!(objects.iter().filter_map(Value::as_str).collect::<Vec<_>>(), ["task", "one", "two"]);
+}
+
+fn of_kind(mut message: OutcomeMessage, kind: &str) -> OutcomeMessage {
+    let (OutcomeBody::Results(subject, ..) | OutcomeBody::Dead(subject, _)) = message.body.as_mut().unwrap();
+    subject.kind = kind.to_owned();
+    message
+}
+
+/// The task of this id and kind in queue q.
+async fn of_id(store: &Store, id: &str, kind: &str) -> Value {
+    let found = store.task(id, Some("q"), Some(kind)).await.unwrap();
+    assert_eq!(found.len(), 1, "{id} of {kind}");
+    value(&found[0])
+}
+
+/// A task and a batch of kinds k and l, which have the same ids.
+async fn of_two_kinds() -> (Home, Store) {
+    let (home, store) = store().await;
+    let batch = [Ok(0), Err(NotDoneState::Retry), Ok(2)];
+    let messages = [
+        outcome("x", None, 1, &[Ok(1)]),
+        of_kind(outcome("x", None, 1, &[Err(NotDoneState::Retry)]), "l"),
+        of_kind(dead("x", None, 2), "l"),
+        outcome("b", Some(Items::whole(3)), 1, &batch),
+        of_kind(outcome("b", Some(Items::whole(3)), 1, &batch), "l"),
+        of_kind(outcome("b", item(3, 1), 2, &[Ok(11)]), "l"),
+        of_kind(outcome("b", None, 1, &[Ok(5)]), "m"),
+    ];
+    for message in messages.iter().chain(&messages) {
+        store.merge(OutcomeStream::Results, std::slice::from_ref(message)).await.unwrap();
+    }
+    (home, store)
+}
+
+#[tokio::test]
+async fn tasks_of_two_kinds_may_have_one_id() {
+    let (_dir, store) = of_two_kinds().await;
+    let shown = async |id: &str, kind: &str| of_id(&store, id, kind).await;
+    let (done, died) = (shown("x", "k").await, shown("x", "l").await);
+    assert_eq!(
+        (&done["result"], &done["dead"], done["attempts"].as_array().unwrap().len()),
+        (&json!(1), &Value::Null, 1)
+    );
+    assert_eq!(
+        (&died["status"], &died["dead"]["kind"], &died["attempts"][0]["status"]),
+        (&json!("dead"), &json!("l"), &json!("failed"))
+    );
+    assert_eq!(store.task("x", None, None).await.unwrap().len(), 2);
+    assert_eq!(
+        (&shown("b", "k").await["status"], &shown("b", "l").await["status"]),
+        (&json!("partial"), &json!("done"))
+    );
+    assert_eq!(
+        (&shown("b/1", "k").await["status"], &shown("b/1", "l").await["result"]),
+        (&json!("retrying"), &json!(11))
+    );
+    assert_eq!(shown("b", "m").await["result"], 5);
+}
+
+#[tokio::test]
+async fn what_is_purged_or_forgotten_of_one_kind_is_left_of_the_other() {
+    let (_dir, store) = of_two_kinds().await;
+    let shown = async |id: &str, kind: &str| of_id(&store, id, kind).await;
+    let unended = store.unended(false, 0, i64::MAX, 10).await.unwrap();
+    let purge = PurgeRecord {
+        queue: "q".into(),
+        kind: None,
+        running: true,
+        tasks_up_to: 1,
+        due_up_to: 1,
+        count: Some(1),
+        by: "o".into(),
+        at_ms: 1,
+    };
+    let removed: Vec<_> = unended.into_iter().map(|task| (task, purge.clone())).collect();
+    assert_eq!(
+        removed.iter().map(|(task, _)| (task.id.as_str(), task.kind.as_str())).collect::<Vec<_>>(),
+        [("b/1", "k")]
+    );
+    assert_eq!(store.end_purged(&removed).await.unwrap(), 1);
+    assert_eq!(
+        (&shown("b/1", "k").await["status"], &shown("b/1", "l").await["status"]),
+        (&json!("cancelled"), &json!("done"))
+    );
+    let counted = store.count_dead_letters(&DeadLetterQuery::default()).await.unwrap();
+    let letter = store.dead_letter_ids(&DeadLetterQuery::default(), PAGE).await.unwrap().0.remove(0).1;
+    let other = DeadLetterId { kind: Some("k".into()), ..letter.clone() };
+    assert_eq!((counted, store.purge_dead_letters(&[other, letter]).await.unwrap()), (1, vec![false, true]));
+    let forgotten = Retention { ended: std::time::Duration::ZERO, dead: std::time::Duration::MAX, bytes_max: None };
+    store.delete_expired(&forgotten).await.unwrap();
+    assert!(
+        store.task("x", None, Some("k")).await.unwrap().is_empty()
+            && store.task("b", None, Some("l")).await.unwrap().is_empty()
+    );
+    assert_eq!(
+        (&shown("x", "l").await["status"], &shown("b", "k").await["status"]),
+        (&json!("dead"), &json!("partial"))
+    );
+    assert_eq!(shown("x", "l").await["attempts"].as_array().unwrap().len(), 1);
 }

@@ -10,7 +10,7 @@ use crate::store::PlannedReplay;
 
 fn planned(id: &str, attempt: u32, moved: Option<(&str, &str)>) -> PlannedReplay {
     PlannedReplay {
-        dead_letter: DeadLetterId { queue: "q".into(), id: id.into(), attempt },
+        dead_letter: DeadLetterId { queue: "q".into(), kind: Some("k".into()), id: id.into(), attempt },
         reason: "exhausted".into(),
         dead_lettered_ms: 3,
         moved: moved.map(|(queue, id)| (queue.into(), id.into())),

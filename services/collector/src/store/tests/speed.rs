@@ -123,8 +123,8 @@ async fn speed() {
     let page = Page { limit: 100, after: None };
     let named = |name: &str| Some(name.to_owned());
     let none = TaskQuery::default;
-    reads("a task by its id", async || drop(store.task("j3.1/5000", None).await.unwrap())).await;
-    reads("a task that is not there", async || drop(store.task("nothing.1/5", None).await.unwrap())).await;
+    reads("a task by its id", async || drop(store.task("j3.1/5000", None, None).await.unwrap())).await;
+    reads("a task that is not there", async || drop(store.task("nothing.1/5", None, None).await.unwrap())).await;
     for (what, filter) in [
         ("tasks", none()),
         ("tasks of a kind", TaskQuery { kind: named("k3"), ..none() }),
