@@ -12,7 +12,7 @@ use millpond_api::tasks::TaskStatus;
 
 use super::Store;
 use super::error::Result;
-use super::job_names::{job_key, name_and_epoch};
+use super::job_names::{job_key, known_epochs, name_and_epoch};
 use super::sql::{Database, Row, Sql, Transaction};
 
 /// The jobs that are cancelled, by name. Cheap to clone.
@@ -100,13 +100,10 @@ pub(super) async fn cancel_job(
     let put = put.bind(&cancelled.job).bind(cancelled.epoch).bind(&cancelled.by).bind(cancelled.at_ms);
     // Numbered by the clock, so that numbers still grow when all records before are deleted.
     transaction.run(put.bind(millpond::now_ms()).bind(millpond::now_ms())).await?;
-    for epoch in 1..=cancelled.epoch.max(1) {
+    // Those that are known, because a record may name any number.
+    for job in known_epochs(transaction, &cancelled.job, cancelled.epoch.max(1)).await? {
         let end = Sql::new("UPDATE tasks SET status = ? WHERE job = ? AND status < 3 AND (? > 0 OR published_ms <= ?)");
-        let end = end
-            .bind(TaskStatus::Cancelled)
-            .bind(job_key(&cancelled.job, epoch))
-            .bind(cancelled.epoch)
-            .bind(cancelled.at_ms);
+        let end = end.bind(TaskStatus::Cancelled).bind(job).bind(cancelled.epoch).bind(cancelled.at_ms);
         transaction.run(end).await?;
     }
     Ok(())

@@ -6,7 +6,7 @@ use millpond::job::epoch_of;
 
 use super::Store;
 use super::error::Result;
-use super::sql::Sql;
+use super::sql::{Sql, Transaction};
 
 /// The store's name of the job that a task of this id belongs to.
 pub(super) fn stored_job<'a>(job: &'a str, id: &str) -> Cow<'a, str> {
@@ -24,15 +24,29 @@ pub(super) fn name_and_epoch(key: &str) -> (&str, u32) {
     named.unwrap_or((key, 1))
 }
 
+/// From `<job>@` to before `<job>A`: the names of all epochs after the first.
+fn later_epochs(job: &str) -> (String, String) {
+    (format!("{job}@"), format!("{job}A"))
+}
+
+/// The store's names of a job's epochs that are known, up to this one.
+pub(super) async fn known_epochs(transaction: &mut dyn Transaction, job: &str, last: u32) -> Result<Vec<String>> {
+    let (from, to) = later_epochs(job);
+    let all =
+        Sql::new("SELECT job FROM job_counts WHERE job = ? OR (job >= ? AND job < ?)").bind(job).bind(from).bind(to);
+    let names = transaction.rows(all).await?.iter().map(|row| row.get("job")).collect::<Result<Vec<String>>>()?;
+    Ok(names.into_iter().filter(|name| name_and_epoch(name).1 <= last).collect())
+}
+
 impl Store {
     /// The newest epoch of a job, as the store names it; a name with an epoch stands for itself.
     pub(super) async fn newest_epoch(&self, job: &str) -> Result<String> {
         if job.contains('@') {
             return Ok(job.to_owned());
         }
-        // From `<job>@` to before `<job>A`: all epochs after the first.
         let newest = Sql::new("SELECT job FROM job_counts WHERE job >= ? AND job < ? ORDER BY n DESC LIMIT 1");
-        let newest = self.db.read(newest.bind(format!("{job}@")).bind(format!("{job}A"))).await?;
+        let (from, to) = later_epochs(job);
+        let newest = self.db.read(newest.bind(from).bind(to)).await?;
         newest.first().map_or_else(|| Ok(job.to_owned()), |row| row.get("job"))
     }
 

@@ -100,6 +100,19 @@ async fn a_later_epoch_is_another_job_under_the_same_name() {
     assert_eq!(names, ["j@2", "j"]);
 }
 
+#[tokio::test]
+async fn a_record_may_name_an_epoch_far_away() {
+    let (_dir, store) = store().await;
+    let retried = |id: &str| outcome(id, None, 1, &[Err(NotDoneState::Retry)]);
+    merge(&store, &[retried("j.1/0"), retried("j.2/0"), retried("j.30/0"), of("ja", retried("ja.1/0"))]).await;
+    merge(&store, &[cancelled(u32::MAX)]).await;
+    for (id, wanted) in
+        [("j.1/0", "cancelled"), ("j.2/0", "cancelled"), ("j.30/0", "cancelled"), ("ja.1/0", "retrying")]
+    {
+        assert_eq!(status(&store, id).await, wanted, "{id}");
+    }
+}
+
 /// A message of another job than `j`.
 fn of(job: &str, mut message: OutcomeMessage) -> OutcomeMessage {
     if let Ok(OutcomeBody::Results(subject, pack, _)) = &mut message.body {
