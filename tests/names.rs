@@ -72,7 +72,11 @@ async fn a_worker_that_was_stopped_and_taken_over_ends_when_it_goes_on() {
     stopped.signal(Signal::SIGSTOP);
     let newcomer = cluster.worker("w1", &[], None);
     live(&cluster, "w1", newcomer.pid()).await;
+    // Who has the name now answers late as well: the holder looks back a second after it goes on.
+    newcomer.signal(Signal::SIGSTOP);
     stopped.signal(Signal::SIGCONT);
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    newcomer.signal(Signal::SIGCONT);
     assert_eq!(stopped.end(PATIENCE).await.code(), Some(1), "{}", cluster.log("w1"));
     let id = cluster.client.submit(&task("square", "12"), RetryDeadline::Unlimited).await.unwrap().id;
     assert_eq!(cluster.ended(&id).await["result"], 144);

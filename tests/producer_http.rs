@@ -185,7 +185,8 @@ async fn a_stream_that_ends_early_says_so_and_what_was_accepted_runs_on() {
     producer.process.signal(Signal::SIGTERM);
     let last = stopped.line().await.unwrap();
     assert_eq!((&last["stored"], &last["job"]), (&json!(1), &json!("stopped")));
-    assert!(producer.process.end(PATIENCE).await.success());
+    let ended = producer.process.end(PATIENCE).await;
+    assert!(ended.success(), "{ended}, {}", cluster.log("producer"));
     let _worker = cluster.worker("w1", &[], None);
     for (job, tasks) in [("gone", 3), ("torn", 2), ("stopped", 1)] {
         let ends = cluster.job_ends(job, tasks, PATIENCE).await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -19,8 +20,11 @@ use crate::wire::subject::lease_name;
 
 /// A holder that has not answered by then is gone.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
-/// How long after a question the holder looks whether the asker took its name over.
-const LOOK_BACK_AFTER: Duration = Duration::from_secs(1);
+/// After a question the holder looks back whether the asker took its name over: so many times, each so long after the one before. Who
+/// has it may be as slow to answer as the holder was.
+const LOOK_BACKS: u32 = 5;
+const LOOK_BACK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_BACK_WITHIN: Duration = Duration::from_secs(4);
 
 /// A worker process, as it asks for a name and answers for one.
 ///
@@ -106,7 +110,7 @@ impl Bus {
         let mut answers = JoinSet::new();
         answers.spawn(answer(claim.clone(), questions, sender));
         self.flush().await;
-        if let Some(holder) = claim.ask(false).await {
+        if let Some(holder) = claim.ask(false, ANSWER_WITHIN).await {
             return Err(NameError::Taken { worker: worker.to_owned(), holder });
         }
         claim.is_settled.store(true, Ordering::SeqCst);
@@ -116,11 +120,11 @@ impl Bus {
 
 impl ClaimedName {
     /// Who holds the name; none when nobody answers.
-    async fn ask(&self, again: bool) -> Option<NameHolder> {
+    async fn ask(&self, again: bool, within: Duration) -> Option<NameHolder> {
         let question = NameHolder { again, ..self.me.clone() };
         let question = Bytes::from(serde_json::to_vec(&question).unwrap_or_default());
         let answer = self.bus.client.request(self.subject.clone(), question);
-        let answer = tokio::time::timeout(ANSWER_WITHIN, answer).await.ok()?.ok()?;
+        let answer = tokio::time::timeout(within, answer).await.ok()?.ok()?;
         decode(&answer.payload).ok()
     }
 
@@ -136,21 +140,35 @@ async fn answer(
     mut questions: async_nats::Subscriber,
     lost: watch::Sender<Option<NameHolder>>,
 ) {
-    while let Some(question) = questions.next().await {
-        let (Ok(asker), Some(reply)) = (decode::<NameHolder>(&question.payload), question.reply) else { continue };
-        if asker.nonce == claim.me.nonce || !claim.is_mine(&asker) {
-            continue;
-        }
-        let me = Bytes::from(serde_json::to_vec(&claim.me).unwrap_or_default());
-        claim.bus.publish_core(&reply, me).await;
-        if asker.again {
-            continue;
-        }
-        // The answer may have come too late: this process was stopped, say, and the asker has the name now.
-        tokio::time::sleep(LOOK_BACK_AFTER).await;
-        if let Some(holder) = claim.ask(true).await {
-            lost.send_replace(Some(holder));
-            return;
+    let mut looks_left = 0;
+    let mut next_look = tokio::time::interval(LOOK_BACK_EVERY);
+    let mut looks = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            question = questions.next() => {
+                let Some(question) = question else { return };
+                let (Ok(asker), Some(reply)) = (decode::<NameHolder>(&question.payload), question.reply) else { continue };
+                if asker.nonce == claim.me.nonce || !claim.is_mine(&asker) {
+                    continue;
+                }
+                let me = Bytes::from(serde_json::to_vec(&claim.me).unwrap_or_default());
+                claim.bus.publish_core(&reply, me).await;
+                if !asker.again {
+                    // The answer may have come too late: this process was stopped, say, and the asker has the name now.
+                    if looks_left == 0 {
+                        next_look.reset();
+                    }
+                    looks_left = LOOK_BACKS;
+                }
+            }
+            _ = next_look.tick(), if looks_left > 0 => {
+                looks_left -= 1;
+                looks.push(claim.ask(true, LOOK_BACK_WITHIN));
+            }
+            Some(Some(holder)) = looks.next() => {
+                lost.send_replace(Some(holder));
+                return;
+            }
         }
     }
 }
