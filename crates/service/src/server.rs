@@ -80,21 +80,26 @@ impl Bound {
                 }
             });
         }
-        serving.spawn(accept(self.listener, self.settings, router, shutdown));
-        Server(serving)
+        serving.spawn(accept(self.listener, self.settings, router, shutdown.clone()));
+        Server { serving, shutdown }
     }
 }
 
 /// A server that runs. It is stopped when this is dropped.
-pub struct Server(JoinSet<()>);
+pub struct Server {
+    serving: JoinSet<()>,
+    shutdown: CancellationToken,
+}
 
 impl Server {
-    /// Waits until the server ends by itself, which it should not; for ever otherwise.
+    /// Waits until the server ends by itself, which it should not; for ever otherwise, and after the shutdown.
     ///
     /// # Cancel safety
     /// Cancel safe.
     pub async fn failed(&mut self) -> anyhow::Error {
-        match self.0.join_next().await {
+        match self.serving.join_next().await {
+            // It ends because it should: who waits for both hears of either first.
+            Some(_) if self.shutdown.is_cancelled() => std::future::pending().await,
             Some(Err(error)) => anyhow!("the HTTP server ended by itself: {error}"),
             Some(Ok(())) => anyhow!("the HTTP server ended by itself"),
             None => std::future::pending().await,
@@ -103,9 +108,9 @@ impl Server {
 
     /// Lets open requests end for a while; call it after the shutdown.
     pub async fn close(mut self) {
-        let all = async { while self.0.join_next().await.is_some() {} };
+        let all = async { while self.serving.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(CLOSE_WITHIN, all).await;
-        self.0.shutdown().await;
+        self.serving.shutdown().await;
     }
 }
 
@@ -241,5 +246,30 @@ impl HttpBody for AnswerBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listen::HttpArgs;
+
+    #[tokio::test]
+    async fn after_the_shutdown_it_has_not_failed() {
+        let settings = HttpArgs {
+            tls_http_cert: None,
+            tls_http_key: None,
+            http_connections_max: 1,
+            http_connections_per_address_max: 1,
+            http_stalled_after: Duration::from_secs(1),
+        };
+        let settings = settings.check().unwrap();
+        let shutdown = CancellationToken::new();
+        let bound = Bound::new(([127, 0, 0, 1], 0).into(), settings).await.unwrap();
+        let mut server = bound.serve(Router::new(), shutdown.clone());
+        shutdown.cancel();
+        let failed = tokio::time::timeout(Duration::from_millis(300), server.failed()).await;
+        assert!(failed.is_err(), "{failed:?}");
+        server.close().await;
     }
 }
