@@ -10,11 +10,7 @@ use millpond::bus::{Bus, Role};
 use millpond::wire::streams::STREAM_TASKS;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PATIENCE, Process, until};
-
-async fn output(mut command: Command) -> Output {
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
-}
+use crate::harness::{Cluster, PATIENCE, Process, output, until};
 
 async fn cli(cluster: &Cluster, arguments: &[&str]) -> Output {
     output(cluster.command(arguments)).await

@@ -12,7 +12,7 @@ use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use crate::harness::{MILLPOND, PATIENCE, Process, free_port, until};
 
@@ -35,6 +35,9 @@ const SWITCHES: [&str; 9] = [
     "--disable-dev-shm-usage",
 ];
 
+/// A browser is several busy processes: more of them at once are slower than one after the other.
+static AT_ONCE: Semaphore = Semaphore::const_new(2);
+
 /// One browser with one window.
 pub struct Browser {
     page: Client,
@@ -45,6 +48,7 @@ pub struct Browser {
     /// All that runs ends when nobody holds this.
     alive: Option<PipeReader>,
     driver: Process,
+    _turn: SemaphorePermit<'static>,
 }
 
 /// A program on PATH.
@@ -66,6 +70,7 @@ impl Browser {
             skipped("no Chromium on this machine (apt-get install chromium chromium-driver)");
             return None;
         };
+        let turn = AT_ONCE.acquire().await.unwrap();
         let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
         let (alive, stderr) = std::io::pipe().unwrap();
         // The guard of children: it ends all that is below it when the other end of its standard error is gone.
@@ -88,7 +93,7 @@ impl Browser {
         let wanted = wanted.as_object().unwrap().clone();
         let page = ClientBuilder::new(HttpConnector::new()).capabilities(wanted).connect(&url).await.unwrap();
         let session = format!("{url}/session/{}", page.session_id().await.unwrap().unwrap());
-        let browser = Self { page, session, http, dir, alive: Some(alive), driver };
+        let browser = Self { page, session, http, dir, alive: Some(alive), driver, _turn: turn };
         browser.looks(1280, false).await;
         Some(browser)
     }

@@ -13,7 +13,7 @@ use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Cluster, PATIENCE, Process, statuses, task, text, until};
+use crate::harness::{Cluster, PATIENCE, Process, output, statuses, task, text, until};
 
 fn named(id: &str, kind: &str, arguments: &str) -> NewTask {
     NewTask { id: Some(id.into()), ..task(kind, arguments) }
@@ -189,8 +189,8 @@ async fn of_a_large_job_nothing_runs_a_second_after_its_cancellation() {
     let waited = cluster.command(&["job", "wait", "large"]).output().unwrap();
     assert_eq!(waited.status.code(), Some(1));
     // The name can be used again; the old ends stay as they are.
-    let mut again = cluster.command(&["map", "square", "--range", "0..50", "--job", "large"]);
-    let again = tokio::task::spawn_blocking(move || again.output().unwrap()).await.unwrap();
+    let again = cluster.command(&["map", "square", "--range", "0..50", "--job", "large"]);
+    let again = output(again).await;
     let squares: String = (0..50).map(|n| format!("{}\n", n * n)).collect();
     assert_eq!(String::from_utf8_lossy(&again.stdout), squares);
     cluster.job_ends("large", 50, PATIENCE).await;

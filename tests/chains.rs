@@ -14,7 +14,7 @@ use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use serde_json::{Value, json};
 
 use crate::calls::raw;
-use crate::harness::{Cluster, PATIENCE, Process, task, text, until};
+use crate::harness::{Cluster, PATIENCE, Process, output, task, text, until};
 
 fn steps(list: &str) -> Vec<ChainStep> {
     parse(list).unwrap()
@@ -23,7 +23,7 @@ fn steps(list: &str) -> Vec<ChainStep> {
 async fn cli(cluster: &Cluster, arguments: &[&str]) -> Output {
     let mut command = cluster.command(arguments);
     command.stdin(Stdio::null());
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    output(command).await
 }
 
 fn said(output: &Output) -> String {

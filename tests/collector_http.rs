@@ -8,7 +8,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PATIENCE, task, until};
+use crate::harness::{Cluster, PATIENCE, output, task, until};
 use crate::schemathesis;
 
 /// Logins that may fail within a minute (docs/http.md).
@@ -347,10 +347,10 @@ async fn rows_have_what_the_document_says() {
     cluster.client.submit(&dying, RetryDeadline::Unlimited).await.unwrap();
     let large = NewTask { id: Some("large".into()), ..task("echo", &format!("\"{}\"", "x".repeat(300_000))) };
     cluster.client.submit(&large, RetryDeadline::Unlimited).await.unwrap();
-    let mut command = cluster.command(&["map", "square", "--range", "0..3", "--batch", "2", "--job", "m"]);
-    assert!(tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap().status.success());
-    let mut command = cluster.command(&["schedule", "add", "s", "square", "1", "--every", "1h"]);
-    assert!(tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap().status.success());
+    let command = cluster.command(&["map", "square", "--range", "0..3", "--batch", "2", "--job", "m"]);
+    assert!(output(command).await.status.success());
+    let command = cluster.command(&["schedule", "add", "s", "square", "1", "--every", "1h"]);
+    assert!(output(command).await.status.success());
     for id in ["dies", "large", "m.1/2"] {
         cluster.ended(id).await;
     }

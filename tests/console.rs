@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::browser::{Browser, LOOKS, axe};
-use crate::harness::{Cluster, PATIENCE, Process, is_ready, task, text, until};
+use crate::harness::{Cluster, PATIENCE, Process, is_ready, output, task, text, until};
 
 /// What runs when a page takes text for markup.
 const HOSTILE: &str = "<script>window.stolen=1</script>";
@@ -34,8 +34,8 @@ fn named(id: &str, kind: &str, arguments: &str) -> NewTask {
 }
 
 async fn cli(cluster: &Cluster, arguments: &[&str]) -> Output {
-    let mut command = cluster.command(arguments);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let command = cluster.command(arguments);
+    let output = output(command).await;
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     output
 }

@@ -9,11 +9,11 @@ use millpond::client::MapSpec;
 use millpond_api::jobs::{JobResult, JobRow, JobStatus};
 use millpond_api::list::PAGE_ROWS_MAX;
 
-use crate::harness::{Cluster, PATIENCE, Process, until};
+use crate::harness::{Cluster, PATIENCE, Process, output, until};
 
 async fn run(cluster: &Cluster, arguments: &[&str]) -> Output {
-    let mut command = cluster.command(arguments);
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    let command = cluster.command(arguments);
+    output(command).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,8 +8,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
-use crate::harness::{MILLPOND, PATIENCE, Process, until};
+use crate::harness::{MILLPOND, PATIENCE, Process, output, until};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
@@ -64,10 +65,6 @@ impl Example {
         self.up.signal(Signal::SIGTERM);
         assert!(self.up.end(Duration::from_secs(40)).await.success());
     }
-}
-
-async fn output(mut command: Command) -> Output {
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
 fn lines(output: &Output) -> Vec<String> {
@@ -209,8 +206,9 @@ async fn a_crawler_counts_its_successes_by_process() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_monitor_sees_what_each_child_uses() {
     let example = Example::start("07-monitor").await;
-    let mut script = example.script(&[]);
-    let running = tokio::task::spawn_blocking(move || script.output().unwrap());
+    let script = example.script(&[]);
+    let mut running = JoinSet::new();
+    running.spawn(output(script));
     let mut most: BTreeMap<String, (f64, u64)> = BTreeMap::new();
     until("samples of every child", PATIENCE, async || {
         for child in example.workers().await.iter().flat_map(|w| w["children"].as_array().unwrap()) {
@@ -218,16 +216,15 @@ async fn a_monitor_sees_what_each_child_uses() {
             *cpu = cpu.max(child["cpu_percent"].as_f64().unwrap());
             *rss = (*rss).max(child["rss_bytes"].as_u64().unwrap());
         }
-        (most.len() == 4 && most.values().all(|(cpu, rss)| *cpu > 0.0 && *rss > 20 << 20)).then_some(())
+        // They hold 20, 40, 60 and 80 MiB, and Python itself.
+        let mut sizes: Vec<u64> = most.values().map(|(_, rss)| rss >> 20).collect();
+        sizes.sort_unstable();
+        let all_hold = sizes.iter().zip([20, 40, 60, 80]).all(|(seen, held)| (held..held + 40).contains(seen));
+        (most.len() == 4 && all_hold && most.values().all(|(cpu, _)| *cpu > 0.0)).then_some(())
     })
     .await;
     assert!(most.keys().eq(&["w1/burn-1", "w1/burn-2", "w1/burn-3", "w1/burn-4"]), "{most:?}");
-    // They hold 20, 40, 60 and 80 MiB, and Python itself.
-    let mut sizes: Vec<u64> = most.values().map(|(_, rss)| rss >> 20).collect();
-    sizes.sort_unstable();
-    let held = [20, 40, 60, 80];
-    assert!(sizes.iter().zip(held).all(|(seen, held)| (held..held + 40).contains(seen)), "{most:?}");
-    let printed = lines(&running.await.unwrap());
+    let printed = lines(&running.join_next().await.unwrap().unwrap());
     for child in most.keys() {
         assert_eq!(printed.iter().filter(|line| line.starts_with(child)).count(), 4, "{printed:?}");
     }

@@ -7,7 +7,7 @@ use millpond::client::NewTask;
 use serde_json::Value;
 
 use crate::collector_http::{Caller, refused};
-use crate::harness::{Cluster, PATIENCE, task, until};
+use crate::harness::{Cluster, PATIENCE, output, task, until};
 
 /// Exports that are under way at once (docs/http.md).
 const EXPORTS_MAX: usize = 16;
@@ -21,8 +21,8 @@ async fn lists_are_filtered_and_exported_whole() {
     let before = millpond::now_ms();
     let range = format!("0..{TASKS}");
     let run = async |arguments: &[&str]| {
-        let mut command = cluster.command(arguments);
-        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+        let command = cluster.command(arguments);
+        output(command).await
     };
     assert!(run(&["map", "square", "--range", &range, "--batch", "1", "--job", "m"]).await.status.success());
     cluster.job_ends("m", TASKS as u64, PATIENCE).await;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{Cluster, Process, task, text, until};
+use crate::harness::{Cluster, Process, output, task, text, until};
 
 /// A folder with `handlers.toml` and the programs that it names.
 struct Folder {
@@ -140,6 +140,7 @@ for line in sys.stdin:
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "seconds count; `.ci/run` runs it alone"]
 async fn inputs_that_crash_do_not_stop_their_kind() {
     let cluster = Cluster::start().await;
     let table = |kind| format!("[{kind}]\ncommand = ['python3', 'crashes.py']\nmemory = '60MiB'\nslots = 1\n");
@@ -569,7 +570,7 @@ for line in sys.stdin:
     let try_with = async |more: &[&str]| {
         let mut command = cluster.command(&["handler", "try", "--handlers", handlers.to_str().unwrap(), "judge"]);
         command.args(more);
-        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let output = output(command).await;
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
@@ -690,7 +691,7 @@ async fn a_worker_that_may_not_start_another_user_says_so_and_ends() {
         let mut command = cluster.command(&["worker", "run", "--name", "w1", "--handlers", path.to_str().unwrap()]);
         command.env("MILLPOND_WORKER_NATS_URL", cluster.nats.url("worker")).current_dir("/");
         uid.map(|uid| command.uid(uid).gid(uid));
-        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let output = output(command).await;
         assert!(!output.status.success());
         String::from_utf8(output.stderr).unwrap()
     };
@@ -712,8 +713,8 @@ async fn submit_file(cluster: &Cluster, kind: &str, arguments: &str) -> String {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), arguments).unwrap();
     let path = file.path().to_str().unwrap();
-    let mut command = cluster.command(&["submit", kind, "--attempts-max", "1", "--file", path]);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let command = cluster.command(&["submit", kind, "--attempts-max", "1", "--file", path]);
+    let output = output(command).await;
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }

@@ -11,7 +11,7 @@ use millpond::chain::parse;
 use millpond::client::{NewTask, SubmitError};
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PATIENCE, task, text, until};
+use crate::harness::{Cluster, PATIENCE, output, task, text, until};
 
 const SHORT: RetryDeadline = RetryDeadline::Within(Duration::from_secs(5));
 /// A queue, a kind, arguments, and a result.
@@ -45,9 +45,8 @@ async fn ended(cluster: &Cluster, id: &str, queue: &str, kind: &str) -> Value {
 }
 
 async fn cli(cluster: &Cluster, arguments: &[&str]) -> (Option<i32>, String) {
-    let mut command = cluster.command(arguments);
-    let Output { status, stdout, stderr } =
-        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let command = cluster.command(arguments);
+    let Output { status, stdout, stderr } = output(command).await;
     (status.code(), [stdout, stderr].map(|said| String::from_utf8(said).unwrap()).concat())
 }
 

@@ -8,14 +8,14 @@ use futures_util::{StreamExt, stream};
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 
-use crate::harness::{Cluster, PATIENCE, task, until};
+use crate::harness::{Cluster, PATIENCE, output, task, until};
 
 /// More than the consumers that a server allows a stream by default.
 const QUEUES: usize = 1100;
 
 async fn cli(cluster: &Cluster, arguments: &[&str]) -> Output {
-    let mut command = cluster.command(arguments);
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    let command = cluster.command(arguments);
+    output(command).await
 }
 
 async fn submit(cluster: &Cluster, queue: &str, kind: &str) -> String {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{MILLPOND, PATIENCE, Process, until};
+use crate::harness::{MILLPOND, PATIENCE, Process, output, until};
 
 /// The files that the page names, and its commands with what they print.
 struct Page {
@@ -71,9 +71,8 @@ async fn what_the_page_shows_is_so() {
     for (line, expected) in &page.commands {
         let mut command = Command::new("sh");
         command.args(["-c", line]).current_dir(dir.path()).env("PATH", &path).env("MILLPOND_STATE", &state);
-        let running = tokio::task::spawn_blocking(move || command.output().unwrap());
+        let running = output(command);
         let output = tokio::time::timeout(PATIENCE, running).await.unwrap_or_else(|_| panic!("{line} does not end"));
-        let output = output.unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(&without_ids(&said), expected, "{line}: {}", String::from_utf8_lossy(&output.stderr));
     }

@@ -6,11 +6,11 @@ use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PATIENCE, task, until};
+use crate::harness::{Cluster, PATIENCE, output, task, until};
 
 async fn cli(cluster: &Cluster, arguments: &[&str]) -> Output {
-    let mut command = cluster.command(arguments);
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    let command = cluster.command(arguments);
+    output(command).await
 }
 
 fn lines(output: &Output) -> Vec<String> {

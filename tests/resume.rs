@@ -9,7 +9,7 @@ use futures_util::{StreamExt, stream};
 use millpond::client::{BatchSize, MapError, MapSpec};
 use serde_json::Value;
 
-use crate::harness::{Cluster, PATIENCE, Process, statuses, until};
+use crate::harness::{Cluster, PATIENCE, Process, output, statuses, until};
 
 const ITEMS: u64 = 100_000;
 
@@ -64,8 +64,8 @@ async fn another_input_under_the_same_name_is_refused() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &[], None);
     let output = async |arguments: &[&str]| {
-        let mut command = cluster.command(arguments);
-        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+        let command = cluster.command(arguments);
+        output(command).await
     };
     let first = output(&["map", "square", "--range", "0..500", "--job", "same"]).await;
     assert!(first.status.success());

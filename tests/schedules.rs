@@ -7,11 +7,11 @@ use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PATIENCE, until};
+use crate::harness::{Cluster, PATIENCE, output, until};
 
 async fn cli(cluster: &Cluster, arguments: &[&str]) -> Output {
-    let mut command = cluster.command(&[&["schedule"], arguments].concat());
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    let command = cluster.command(&[&["schedule"], arguments].concat());
+    output(command).await
 }
 
 /// What it prints as JSON, a line each.
@@ -254,7 +254,7 @@ async fn a_server_without_the_data_of_a_zone_is_said_and_what_it_dropped_too() {
     let run = async |arguments: &[&str]| {
         let mut command = cluster.command(arguments);
         command.env("TZDIR", zones.path());
-        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+        output(command).await
     };
     let add = ["schedule", "add", "dust", "echo", "1", "--cron", "* * * * * *", "--tz", "Mars/Base"];
     let refused = run(&add).await;
@@ -266,7 +266,7 @@ async fn a_server_without_the_data_of_a_zone_is_said_and_what_it_dropped_too() {
     let run = async |arguments: &[&str]| {
         let mut command = cluster.command(arguments);
         command.env("TZDIR", zones.path());
-        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+        output(command).await
     };
     until("added schedule", PATIENCE, async || run(&add).await.status.success().then_some(())).await;
     assert_eq!(problem(&cluster, "dust").await, None);

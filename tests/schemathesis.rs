@@ -39,8 +39,8 @@ pub async fn finds_nothing(document: &str, token: &str) {
     command.env("SCHEMATHESIS_HOOKS", "schemathesis_hooks").env("PYTHONDONTWRITEBYTECODE", "1");
     command.env("PYTHONPATH", Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests"));
     command.stdin(Stdio::null()).current_dir(env!("CARGO_TARGET_TMPDIR"));
-    let running = tokio::task::spawn_blocking(move || command.output().unwrap());
-    let output = tokio::time::timeout(Duration::from_secs(600), running).await.expect("it ends").unwrap();
+    let running = crate::harness::output(command);
+    let output = tokio::time::timeout(Duration::from_secs(600), running).await.expect("it ends");
     let said = String::from_utf8_lossy(&output.stdout);
     println!("{said}");
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));

@@ -9,7 +9,7 @@ use millpond::signature::Signer;
 use millpond::wire::headers::Headers;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PATIENCE, Process, free_port, statuses, task, until};
+use crate::harness::{Cluster, PATIENCE, Process, free_port, output, statuses, task, until};
 
 const NEW: &str = "new-0123456789abcdef0123456789abcdef";
 const OLD: &str = "old-0123456789abcdef0123456789abcdef";
@@ -35,7 +35,7 @@ async fn producer(cluster: &Cluster, keys: &str) -> (Process, String) {
 async fn cli(cluster: &Cluster, arguments: &[&str], keys: &str) -> std::process::Output {
     let mut command = cluster.command(arguments);
     command.env("MILLPOND_SIGNING_KEY", keys).stdin(Stdio::null());
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    output(command).await
 }
 
 fn text(bytes: &[u8]) -> String {

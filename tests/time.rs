@@ -6,7 +6,7 @@ use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, task};
+use crate::harness::{Cluster, output, task};
 
 fn ms(task: &Value, field: &str) -> i64 {
     task[field].as_i64().unwrap()
@@ -36,8 +36,8 @@ async fn a_delay_by_command_line_and_http() {
     let _worker = cluster.worker("w1", &[], None);
     let (_producer, url) = cluster.producer().await;
     let before = millpond::now_ms();
-    let mut waited = cluster.command(&["submit", "square", "5", "--delay", "1500ms", "--wait", "--json"]);
-    let waited = tokio::task::spawn_blocking(move || waited.output().unwrap()).await.unwrap();
+    let waited = cluster.command(&["submit", "square", "5", "--delay", "1500ms", "--wait", "--json"]);
+    let waited = output(waited).await;
     let end: Value = serde_json::from_slice(&waited.stdout).unwrap();
     assert_eq!(end["result"], 25);
     assert!(ms(&cluster.ended(end["id"].as_str().unwrap()).await, "started_ms") >= before + 1500);

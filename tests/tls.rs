@@ -10,7 +10,7 @@ use millpond_cli::nats_server;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 
-use crate::harness::{MILLPOND, PATIENCE, Process, free_port, until};
+use crate::harness::{MILLPOND, PATIENCE, Process, free_port, output, until};
 
 /// An authority, and what it has signed, as files.
 struct Authority {
@@ -104,8 +104,8 @@ impl Secured {
         Process::start(command.stdout(Stdio::null()).stderr(log))
     }
 
-    async fn run(mut command: Command) -> Output {
-        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    async fn run(command: Command) -> Output {
+        output(command).await
     }
 }
 

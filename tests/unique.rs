@@ -9,7 +9,7 @@ use millpond::client::{NewTask, SubmitError, Submitted};
 use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, PATIENCE, Process, task, until};
+use crate::harness::{Cluster, PATIENCE, Process, output, task, until};
 
 async fn submit(cluster: &Cluster, id: &str, kind: &str, arguments: &str) -> Result<Submitted, SubmitError> {
     let unique =
@@ -27,7 +27,7 @@ fn refused(submitted: Result<Submitted, SubmitError>) -> bool {
 async fn cli(cluster: &Cluster, arguments: &[&str]) -> Output {
     let mut command = cluster.command(arguments);
     command.stdin(Stdio::null());
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    output(command).await
 }
 
 async fn messages(cluster: &Cluster, stream: &str) -> u64 {

@@ -1,22 +1,18 @@
 //! `up`: one command runs a whole cluster, its exit code is the command's, nothing is left behind.
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{MILLPOND, PATIENCE, Process, until};
+use crate::harness::{MILLPOND, PATIENCE, Process, output, until};
 
 fn up(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(MILLPOND);
     command.arg("--state").arg(dir).args(["up", "--ports", "auto"]).args(arguments);
     command
-}
-
-async fn output(mut command: Command) -> Output {
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
