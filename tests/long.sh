@@ -19,7 +19,7 @@ store() { cargo test --release --locked -p millpond-collector speed -- --ignored
 # The end of a task is told although the server was away for long: to the official clients of the examples, and over HTTP.
 outages() {
     command -v nats >/dev/null || fail "outages: there is no \`nats\`; go install github.com/nats-io/natscli/nats@v0.5.0 makes it"
-    MILLPOND_TEST_OUTAGES=1,9,40 cargo test --workspace --test it --locked -- over_an_outage --nocapture
+    MILLPOND_TEST_OUTAGES=1,9,40 cargo test --workspace --test it --locked -- over_an_outage --nocapture --include-ignored
 }
 # Traces and logs end to end: a real Collector and a real Elasticsearch, built once.
 elk() { tests/elk.sh; }

@@ -78,6 +78,7 @@ async fn tasks_that_are_pulled_many_at_once_keep_the_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "seconds count; `.ci/run` runs it alone"]
 async fn long_tasks_that_wait_for_their_turn_are_not_starved() {
     let cluster = Cluster::start().await;
     // Longer than what was pulled may wait for a slot.

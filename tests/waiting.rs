@@ -145,6 +145,7 @@ async fn was_told_soon(cluster: &Cluster, id: &str, back: Instant, told: Instant
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "seconds count; `.ci/run` runs it alone"]
 async fn the_official_client_of_python_is_told_over_an_outage() {
     let Some(python) = tokio::task::spawn_blocking(|| PYTHON.as_ref()).await.unwrap() else {
         assert!(std::env::var_os("CI").is_none(), "CI needs {NATS_PY}: python3 with venv and pip");
@@ -155,6 +156,7 @@ async fn the_official_client_of_python_is_told_over_an_outage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "seconds count; `.ci/run` runs it alone"]
 async fn the_shell_is_told_over_an_outage() {
     if !is_there("nats") || !is_there("jq") {
         eprintln!("skipped: this machine has no `nats` or no `jq`");
@@ -171,6 +173,7 @@ async fn post(url: &str, token: &str, key: &str, body: &str) -> (u16, Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "seconds count; `.ci/run` runs it alone"]
 async fn http_is_told_over_an_outage() {
     let mut cluster = Cluster::start().await;
     let (_producer, url) = cluster.producer().await;

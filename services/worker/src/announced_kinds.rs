@@ -11,6 +11,11 @@ use millpond::worker_record::{UNKNOWN_KINDS_LISTED_MAX, WorkerRecord};
 
 /// How long an unknown kind stays in the worker's record after its last task.
 const UNKNOWN_LISTED_FOR: Duration = Duration::from_secs(10);
+/// A task of an unknown kind comes again after this long at the soonest, for a worker that knows it, and this long at the latest.
+const UNKNOWN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+const UNKNOWN_AGAIN_WITHIN: Duration = Duration::from_secs(8);
+/// In between so many come again in a second: the server delivers them before tasks that are new.
+const UNKNOWN_AGAIN_PER_SECOND: u32 = 200;
 /// Unknown kinds that are remembered, at the most: anybody may publish under any name.
 const UNKNOWN_KEPT_MAX: usize = 10_000;
 
@@ -29,6 +34,8 @@ struct KindsSeen {
     workers: HashMap<(String, String), SeenWorker>,
     /// By queue and kind.
     unknown: HashMap<(String, String), Instant>,
+    /// When the next task of an unknown kind may come again.
+    unknown_next: Instant,
 }
 
 struct SeenWorker {
@@ -40,7 +47,9 @@ struct SeenWorker {
 impl AnnouncedKinds {
     /// Kinds count as announced for `keep` after they were.
     pub(crate) fn new(keep: Duration) -> Self {
-        let seen = KindsSeen { watched_since: Instant::now(), workers: HashMap::new(), unknown: HashMap::new() };
+        let now = Instant::now();
+        let (workers, unknown) = (HashMap::new(), HashMap::new());
+        let seen = KindsSeen { watched_since: now, workers, unknown, unknown_next: now };
         Self { seen: Arc::new(Mutex::new(seen)), keep }
     }
 
@@ -57,6 +66,14 @@ impl AnnouncedKinds {
         }
         let before = seen.unknown.insert(name, Instant::now());
         before.is_none_or(|at| at.elapsed() > UNKNOWN_LISTED_FOR) && seen.unknown.len() <= UNKNOWN_KINDS_LISTED_MAX
+    }
+
+    /// After how long a task of an unknown kind comes again.
+    pub(crate) fn unknown_again_after(&self) -> Duration {
+        let (mut seen, now) = (self.seen(), Instant::now());
+        let next = seen.unknown_next.clamp(now + UNKNOWN_AGAIN_AFTER, now + UNKNOWN_AGAIN_WITHIN);
+        seen.unknown_next = next + Duration::from_secs(1) / UNKNOWN_AGAIN_PER_SECOND;
+        next - now
     }
 
     /// The kinds that were noted lately, as `<queue>.<kind>`, sorted, [`UNKNOWN_KINDS_LISTED_MAX`] at the most; and how many
@@ -118,5 +135,15 @@ mod tests {
             (names.len(), more),
             (UNKNOWN_KINDS_LISTED_MAX, (UNKNOWN_KEPT_MAX - UNKNOWN_KINDS_LISTED_MAX) as u64)
         );
+    }
+
+    #[test]
+    fn the_more_unknown_tasks_wait_the_later_each_comes_again() {
+        let kinds = AnnouncedKinds::new(Duration::from_secs(60));
+        let delays: Vec<Duration> = (0..10_000).map(|_| kinds.unknown_again_after()).collect();
+        assert_eq!(delays[0], UNKNOWN_AGAIN_AFTER);
+        let soon = |until: Duration| delays.iter().filter(|delay| **delay <= until).count();
+        assert!((190..=210).contains(&soon(Duration::from_secs(2))), "{}", soon(Duration::from_secs(2)));
+        assert_eq!(soon(UNKNOWN_AGAIN_WITHIN), delays.len());
     }
 }

@@ -23,9 +23,6 @@ use crate::run_loop::pools::Slot;
 
 use suspects::SuspectTurn;
 
-/// How long until a task is delivered again whose kind this worker does not know.
-const UNKNOWN_KIND_DELAY: Duration = Duration::from_secs(1);
-
 /// Decides whether a task runs here, and gives up its slot while other workers are asked about it.
 pub(crate) async fn admit(context: &WorkerContext, lease: Lease, slot: Slot) -> Result<Admitted, TurnedAway> {
     failpoint::hit("admit.delivered");
@@ -104,7 +101,7 @@ fn unknown_kind(context: &WorkerContext, lease: &Lease) -> Disposition {
     let after = context.unknown_kind_after;
     let waited_ms = u128::try_from(millpond::now_ms().saturating_sub(task.published_ms)).unwrap_or(0);
     if waited_ms <= after.as_millis() || !context.kinds.is_unannounced(queue, kind) {
-        return Disposition::Release(UNKNOWN_KIND_DELAY);
+        return Disposition::Release(context.kinds.unknown_again_after());
     }
     let after = humantime::format_duration(after);
     let known: Vec<&str> = context.handlers.keys().map(String::as_str).collect();
