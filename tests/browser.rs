@@ -12,9 +12,9 @@ use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
+use tokio::sync::{OnceCell, SemaphorePermit};
 
-use crate::harness::{MILLPOND, PATIENCE, Process, free_port, until};
+use crate::harness::{MILLPOND, PATIENCE, Process, busy_turn, free_port, until};
 
 /// The release of axe-core that is fetched.
 const AXE: &str = "axe-core@4.14.1";
@@ -34,9 +34,6 @@ const SWITCHES: [&str; 9] = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ];
-
-/// A browser is several busy processes: more of them at once are slower than one after the other.
-static AT_ONCE: Semaphore = Semaphore::const_new(2);
 
 /// One browser with one window.
 pub struct Browser {
@@ -70,7 +67,7 @@ impl Browser {
             skipped("no Chromium on this machine (apt-get install chromium chromium-driver)");
             return None;
         };
-        let turn = AT_ONCE.acquire().await.unwrap();
+        let turn = busy_turn().await;
         let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
         let (alive, stderr) = std::io::pipe().unwrap();
         // The guard of children: it ends all that is below it when the other end of its standard error is gone.

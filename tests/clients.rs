@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::calls::script;
-use crate::harness::{Cluster, Process, until};
+use crate::harness::{Cluster, Process, busy_turn, until};
 
 /// The table, row by row: what each library does in its ordinary ways, at the first try.
 const CELLS: [&str; 23] = [
@@ -274,6 +274,7 @@ async fn an_outage(cluster: &mut Cluster, settings: &Settings, languages: &[Lang
 #[tokio::test(flavor = "multi_thread")]
 async fn official_libraries_are_full_citizens() {
     let languages = tokio::task::spawn_blocking(Language::all).await.unwrap();
+    let _turn = busy_turn().await;
     let mut cluster = Cluster::start().await;
     let (_producer, producer_url) = cluster.producer().await;
     let settings = std::sync::Arc::new(Settings::of(&cluster, &producer_url));

@@ -21,6 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The binary under test.
 pub const MILLPOND: &str = env!("CARGO_BIN_EXE_millpond");
@@ -94,6 +95,13 @@ pub async fn until<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut() ->
         assert!(started.elapsed() < limit, "no {what} within {limit:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Waits for a turn of those tests that keep a core busy for long: browsers, thousands of requests, the official libraries. Two at
+/// once leave the others the time that they wait for.
+pub async fn busy_turn() -> SemaphorePermit<'static> {
+    static TURNS: Semaphore = Semaphore::const_new(2);
+    TURNS.acquire().await.unwrap()
 }
 
 /// Runs a command to its end, with nothing to read. It ends with the test that runs it.
