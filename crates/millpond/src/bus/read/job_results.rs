@@ -11,6 +11,7 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pu
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::bus::Bus;
@@ -49,8 +50,10 @@ struct StoredResults {
     /// When something was last read, or the consumer made.
     heard: Instant,
     consumer: Option<OpenConsumer>,
-    /// The consumer that is being made. Kept here, so that a dropped [`LiveResults::step`] leaves none behind at the server.
+    /// The permit that is waited for, and then the consumer that is being made: a dropped [`LiveResults::step`] loses neither.
+    acquiring: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
     opening: Option<BoxFuture<'static, OpenConsumer>>,
+    /// The permit of the next consumer, or a better one for the consumer that is being made.
     permit: Option<OwnedSemaphorePermit>,
     /// It goes on for a while when it has read all that was there.
     lingers: bool,
@@ -58,22 +61,42 @@ struct StoredResults {
     is_refused: Arc<AtomicBool>,
 }
 
-/// A consumer, which is removed with this.
 struct OpenConsumer {
-    client: async_nats::Client,
-    name: String,
+    place: ConsumerPlace,
     /// Messages that were there when it was made.
     backlog: u64,
     pull: pull::Stream,
-    /// One of the connection's [`READERS_MAX`] or [`CATCH_UPS_MAX`].
-    permit: OwnedSemaphorePermit,
 }
 
-impl Drop for OpenConsumer {
+/// The name of a consumer that this connection has at the server, or requests. With this the consumer is removed, and only then
+/// another one may take its permit.
+struct ConsumerPlace {
+    client: async_nats::Client,
+    name: String,
+    /// One of the connection's [`READERS_MAX`] or [`CATCH_UPS_MAX`]; none while the consumer is removed.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl ConsumerPlace {
+    fn new(client: &async_nats::Client, permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self { client: client.clone(), name: format!("r-{}", crate::random_token()), permit }
+    }
+}
+
+impl Drop for ConsumerPlace {
     fn drop(&mut self) {
         let subject = format!("$JS.API.CONSUMER.DELETE.{STREAM_RESULTS}.{}", self.name);
-        // Nobody waits for the answer. Where the request is not sent, the server removes the consumer later.
-        let _ = tokio::task::unconstrained(self.client.publish(subject, Bytes::new())).now_or_never();
+        let (client, permit) = (self.client.clone(), self.permit.take());
+        let mut removal = Box::pin(async move {
+            // Where the request does not arrive, the server removes the consumer later.
+            let _ = client.request(subject, Bytes::new()).await;
+            drop(permit);
+        });
+        // The request is on its way before this returns: the program may end here.
+        let is_done = tokio::task::unconstrained(removal.as_mut()).now_or_never().is_some();
+        if !is_done && let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(removal);
+        }
     }
 }
 
@@ -95,6 +118,7 @@ impl StoredResults {
             backlog: None,
             heard: Instant::now(),
             consumer: None,
+            acquiring: None,
             opening: None,
             permit: None,
             lingers,
@@ -107,11 +131,29 @@ impl StoredResults {
     /// # Cancel safety
     /// Safe: it goes on with the next call.
     async fn open(&mut self) {
-        let open = || {
-            let (bus, filter, next_seq) = (self.bus.clone(), self.filter.clone(), self.next_seq);
-            Box::pin(open(bus, filter, next_seq, self.permit.take(), self.is_refused.clone())) as BoxFuture<'static, _>
+        let opening = loop {
+            match (&mut self.opening, self.permit.take()) {
+                (Some(opening), permit) => {
+                    self.permit = permit;
+                    break opening;
+                }
+                (None, Some(permit)) => {
+                    let (bus, filter, is_refused) = (self.bus.clone(), self.filter.clone(), self.is_refused.clone());
+                    self.opening = Some(Box::pin(open(bus, filter, self.next_seq, permit, is_refused)));
+                }
+                (None, None) => {
+                    let catch_ups = self.bus.catch_ups.clone();
+                    // The semaphore is never closed.
+                    let acquire = || Box::pin(async { catch_ups.acquire_owned().await.ok() }) as BoxFuture<'static, _>;
+                    self.permit = self.acquiring.get_or_insert_with(acquire).await;
+                    self.acquiring = None;
+                }
+            }
         };
-        let consumer = self.opening.get_or_insert_with(open).await;
+        let mut consumer = opening.await;
+        if let Some(permit) = self.permit.take() {
+            consumer.place.permit = Some(permit);
+        }
         (self.opening, self.backlog, self.heard) = (None, Some(consumer.backlog), Instant::now());
         self.is_refused.store(false, Ordering::Relaxed);
         self.consumer = Some(consumer);
@@ -150,50 +192,42 @@ impl StoredResults {
     }
 }
 
-/// Makes a consumer, however long that takes: a limit of the server is waited for, and so is a permit.
+/// Makes a consumer, however long that takes: a limit of the server is waited for.
 async fn open(
     bus: Bus,
     filter: String,
     next_seq: u64,
-    mut permit: Option<OwnedSemaphorePermit>,
+    permit: OwnedSemaphorePermit,
     is_refused: Arc<AtomicBool>,
 ) -> OpenConsumer {
+    let mut permit = Some(permit);
     let mut refused: u32 = 0;
     loop {
-        if permit.is_none() {
-            // The semaphore is never closed.
-            permit = bus.catch_ups.clone().acquire_owned().await.ok();
-        }
-        let made = make_consumer(&bus, &filter, next_seq).await;
-        match (made, permit.take()) {
-            (Ok((name, backlog, pull)), Some(permit)) => {
-                return OpenConsumer { client: bus.client.clone(), name, backlog, pull, permit };
+        // A new name each time: an earlier try may have made its consumer, and that one may have delivered messages.
+        let mut place = ConsumerPlace::new(&bus.client, permit.take());
+        match make_consumer(&bus, &place.name, &filter, next_seq).await {
+            Ok((backlog, pull)) => return OpenConsumer { place, backlog, pull },
+            Err(error) if !error.is_passing() && !is_refused.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(%error, "results are read as soon as nats-server allows one more reader; waiting");
             }
-            (Err(error), given) => {
-                permit = given;
-                if !error.is_passing() && !is_refused.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "results are read as soon as nats-server allows one more reader; waiting");
-                } else {
-                    tracing::debug!(%error, "cannot read results yet, will try again");
-                }
-            }
-            (Ok(_), None) => {}
+            Err(error) => tracing::debug!(%error, "cannot read results yet, will try again"),
         }
+        permit = place.permit.take();
+        drop(place);
         refused = refused.saturating_add(1);
         let wait = READ_AGAIN_AFTER.saturating_mul(refused).min(OPEN_AGAIN_MAX);
         tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
     }
 }
 
-/// The name of a new consumer, how much it has to read, and its pull.
-async fn make_consumer(bus: &Bus, filter: &str, next_seq: u64) -> Result<(String, u64, pull::Stream), BusError> {
+/// How much a new consumer has to read, and its pull.
+async fn make_consumer(bus: &Bus, name: &str, filter: &str, next_seq: u64) -> Result<(u64, pull::Stream), BusError> {
     let what = format!("a reader of {filter}");
-    let name = format!("r-{}", crate::random_token());
     let config = pull::Config {
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: next_seq },
         ack_policy: AckPolicy::None,
         // A name of its own puts name and filter into the subject that the permissions of the role are about.
-        name: Some(name.clone()),
+        name: Some(name.to_owned()),
         filter_subject: filter.to_owned(),
         inactive_threshold: READER_INACTIVE,
         memory_storage: true,
@@ -203,7 +237,7 @@ async fn make_consumer(bus: &Bus, filter: &str, next_seq: u64) -> Result<(String
     let created = bus.js.create_consumer_on_stream(config, STREAM_RESULTS).await;
     let consumer: PullConsumer = created.map_err(|e| BusError::new(&what, &e))?;
     let backlog = consumer.cached_info().num_pending;
-    Ok((name, backlog, pull_outcomes(&consumer, &what).await?))
+    Ok((backlog, pull_outcomes(&consumer, &what).await?))
 }
 
 /// The outcomes of one job as they come, each at least once: a client that waits dedupes by index or id. Heard by a plain
@@ -315,8 +349,8 @@ impl LiveResults {
         let new = || StoredResults::new(&self.bus, &self.filter, self.from_seq, true);
         let stored = self.stored.get_or_insert_with(new);
         match &mut stored.consumer {
-            Some(consumer) => consumer.permit = permit,
-            None => (stored.opening, stored.permit) = (None, Some(permit)),
+            Some(consumer) => consumer.place.permit = Some(permit),
+            None => (stored.acquiring, stored.permit) = (None, Some(permit)),
         }
         self.messages = None;
     }
