@@ -9,7 +9,6 @@ use millpond::bus::publish::{PublishError, RetryDeadline};
 use millpond::bus::topology::{StreamLimits, stream_state};
 use millpond::client::{NewTask, SubmitError};
 use millpond::wire::streams::STREAM_TASKS;
-use millpond_worker::{Call, Reply, reply};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -93,9 +92,8 @@ async fn a_task_of_an_unknown_kind_waits_is_shown_and_is_buried_when_nobody_know
     let never_known = cluster.client.submit(&task("sqare", "1"), SHORT).await.unwrap().id;
     cluster.worker_is("w1", |w| w["unknown_kinds"] == json!(["default.special", "default.sqare"])).await;
     // A worker with a handler of its own joins: the library form.
-    async fn special(call: Call) -> Reply {
-        let n: u32 = call.args()?;
-        reply(&(n + 41))
+    async fn special(n: u32) -> Result<u32, std::convert::Infallible> {
+        Ok(n + 41)
     }
     #[derive(clap::Parser)]
     struct Flags {
@@ -106,7 +104,8 @@ async fn a_task_of_an_unknown_kind_waits_is_shown_and_is_buried_when_nobody_know
     let flags =
         <Flags as clap::Parser>::parse_from(["w", "--nats-url", &url, "--name", "w2", "--unknown-kind-after", "6s"]);
     let shutdown = CancellationToken::new();
-    let worker = millpond_worker::Worker::new(flags.config.check().unwrap()).handle("special", special);
+    let worker = millpond_worker::Worker::builder().handle("special", special);
+    let worker = worker.build(flags.config.check().unwrap()).unwrap();
     let mut running = tokio::task::JoinSet::new();
     running.spawn(worker.run(shutdown.clone()));
     assert_eq!(cluster.ended(&known_later).await["result"], 42);

@@ -120,12 +120,9 @@ async fn a_step_that_dies_ends_the_chain_and_a_replay_goes_on() {
     };
     cluster.client.submit(&chain("heals", r#"{"until": 2}"#), RetryDeadline::Unlimited).await.unwrap();
     assert_eq!(cluster.ended("heals/default.echo/then/default.fail/then").await["result"], 2);
-    let (submitted, end) = cluster
-        .client
-        .submit_and_wait(chain("dies", r#"{"how": "fatal", "until": 2}"#), RetryDeadline::Unlimited, |_| {})
-        .await
-        .unwrap();
-    assert!(submitted.id == "dies/default.echo/then" && matches!(end, Err(NoResult::Dead(_))), "{submitted:?} {end:?}");
+    let dies = chain("dies", r#"{"how": "fatal", "until": 2}"#).awaited();
+    let (id, end) = cluster.client.submit(&dies, RetryDeadline::Unlimited).await.unwrap().end().await.unwrap();
+    assert!(id == "dies/default.echo/then" && matches!(end, Err(NoResult::Dead(_))), "{id} {end:?}");
     assert_eq!(cluster.ended("dies/default.echo/then").await["status"], "dead");
     all_is_quiet(&cluster).await;
     assert!(get(&cluster, "dies/default.echo/then/default.fail/then").await.is_none(), "a dead step ends the chain");

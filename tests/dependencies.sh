@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Licences, sources and versions of the dependencies (deny.toml); advisories where their database can be had.
+# Licences, sources and versions of the dependencies (deny.toml), and how many a publisher has (publisher.sh); advisories where
+# their database can be had.
 #
 #   tests/dependencies.sh
 set -euo pipefail
@@ -8,6 +9,7 @@ deny=target/tools/bin/cargo-deny
 [ -x "$deny" ] || env -u RUSTC_WORKSPACE_WRAPPER cargo install --quiet --debug --locked --root target/tools \
     --target-dir target/cargo-deny cargo-deny@0.20.2
 "$deny" check licenses sources bans
+tests/publisher.sh count
 if "$deny" fetch db; then
     "$deny" check --disable-fetch advisories
 else

@@ -206,7 +206,7 @@ impl Cluster {
         setup(&nats.bus(Role::Setup).await, limits).await.unwrap();
         let (dir, http) = (tempfile::tempdir().unwrap(), free_port());
         let collector = Self::spawn_collector(&nats, dir.path(), http, &[]);
-        let client = Client::connect(&nats.url("client"), "test", PATIENCE).await.unwrap();
+        let client = Client::connect_with(&nats.url("client"), "test", PATIENCE).await.unwrap();
         let url = format!("http://127.0.0.1:{http}");
         // It sets up what any HTTP of this program needs.
         let api = Api::at(url.clone(), nats.secrets.token.clone()).unwrap();

@@ -276,8 +276,9 @@ async fn retries_dead_letters_replays_and_next_steps_of_one_id_are_apart() {
     // Both have a next step of the same queue and kind.
     for kind in ["square", "echo"] {
         let chain = NewTask { continuation: parse("third.echo").unwrap(), ..named("chain", "default", kind, "3") };
-        let (submitted, end) = cluster.client.submit_and_wait(chain, SHORT, |_| {}).await.unwrap();
-        assert_eq!(submitted.id, format!("chain/default.{kind}/then"));
+        let mut task = cluster.client.submit(&chain.awaited(), SHORT).await.unwrap();
+        let (id, end) = task.end().await.unwrap();
+        assert_eq!(id, format!("chain/default.{kind}/then"));
         assert_eq!(end.unwrap().value.get(), if kind == "square" { "9" } else { "3" });
     }
 }

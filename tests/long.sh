@@ -2,13 +2,15 @@
 # What takes too long for .ci/run, one after the other; run by hand, before what it tries is said to work. A part that this
 # machine has not the means for is named, and not passed over in silence.
 #
-#   tests/long.sh [PART…]     parts: release store outages elk kubernetes clients; default: all of them
+#   tests/long.sh [PART…]     parts: publisher release store outages elk kubernetes clients; default: all of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tests/steps.sh
 parts=("$@")
-((${#parts[@]})) || parts=(release store outages elk kubernetes clients)
+((${#parts[@]})) || parts=(publisher release store outages elk kubernetes clients)
 
+# A program that only publishes, compiled from nothing: its crates, its seconds, no warning.
+publisher() { tests/publisher.sh; }
 # The images as they are released, instead of those that CI builds fast.
 release() {
     tests/containers/engine.sh || fail "release: no Docker engine can be had"

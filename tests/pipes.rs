@@ -60,7 +60,7 @@ impl Own {
         }
         let url = cluster.nats.url("worker");
         let flags = <Flags as clap::Parser>::parse_from(["w", "--nats-url", &url, "--name", "w1", "--io-slots", "2"]);
-        let worker = millpond_worker::Worker::new(flags.config.check().unwrap())
+        let worker = millpond_worker::Worker::builder()
             .handle_pipe("double", |call, mut pipe| async move {
                 let _: Value = call.args()?;
                 while let Some(n) = pipe.recv_json::<u64>().await? {
@@ -82,7 +82,9 @@ impl Own {
             .handle_pipe("deaf", |_, pipe| async move {
                 let _held = pipe;
                 std::future::pending().await
-            });
+            })
+            .build(flags.config.check().unwrap())
+            .unwrap();
         let (mut running, shutdown) = (JoinSet::new(), CancellationToken::new());
         running.spawn(worker.run(shutdown.clone()));
         Self { running, shutdown }

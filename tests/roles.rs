@@ -116,6 +116,8 @@ async fn publisher_only_publishes_tasks() {
         "call.default.square",
         "pipe.x.in",
         "$SRV.PING",
+        "ctl.request.status",
+        "ctl.request.cancel",
     ];
     check("publisher", &publish, &["results.>", "tasks.>", "pipe.*.out", ">"]).await;
 }
@@ -222,6 +224,11 @@ async fn client_takes_no_tasks_and_purges_nothing() {
         "$JS.API.CONSUMER.CREATE.KV_millpond_cancels.x.>",
         "$JS.API.STREAM.MSG.GET.KV_millpond_workers",
         "pipe.x.out",
+        // It may cancel a task or a job by its name, and request nothing else of a service.
+        "ctl.replay",
+        "ctl.continuation",
+        "ctl.drain.w1",
+        "ctl.request.purge",
     ];
     check("client", &publish, &["tasks.>", "dead.>", "lease.owner.>", "$KV.>", "call.>", "pipe.*.in", "$SRV.>", ">"])
         .await;
@@ -245,6 +252,7 @@ async fn producer_takes_no_tasks_and_reads_no_letters() {
         "$JS.ACK.RESULTS.collector.1.1.1.1.1",
         "$KV.millpond_shared.x",
         "pipe.x.out",
+        "ctl.request.cancel",
     ];
     check("producer", &publish, &["tasks.>", "dead.>", "call.>", "pipe.*.out", ">"]).await;
 }

@@ -5,19 +5,19 @@ use std::process::{Output, Stdio};
 use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::stream_state;
-use millpond::client::{NewTask, SubmitError, Submitted};
+use millpond::client::{NewTask, SubmitError, TaskHandle};
 use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, Process, output, task, until};
 
-async fn submit(cluster: &Cluster, id: &str, kind: &str, arguments: &str) -> Result<Submitted, SubmitError> {
+async fn submit(cluster: &Cluster, id: &str, kind: &str, arguments: &str) -> Result<TaskHandle, SubmitError> {
     let unique =
         NewTask { id: Some(id.into()), unique: Some("key".into()), attempts_max: Some(20), ..task(kind, arguments) };
     cluster.client.submit(&unique, RetryDeadline::Unlimited).await
 }
 
-fn refused(submitted: Result<Submitted, SubmitError>) -> bool {
+fn refused(submitted: Result<TaskHandle, SubmitError>) -> bool {
     match submitted {
         Ok(submitted) => panic!("{submitted:?} was taken"),
         Err(error) => matches!(error, SubmitError::UniqueKeyTaken { key } if key == "key"),

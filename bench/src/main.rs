@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the harness reads what the entry prints")]
 
+use std::convert::Infallible;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use clap::Parser;
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::{BatchSize, Client, MapSpec, NewTask};
-use millpond_worker::{Call, Config, Reply, Worker, reply};
+use millpond_worker::{Config, Worker};
 use serde_json::json;
 
 /// Worker and submitter of the entry.
@@ -53,19 +54,17 @@ fn main() -> ExitCode {
 
 async fn work(config: Config) -> anyhow::Result<()> {
     let shutdown = millpond::shutdown::on_signal()?;
-    let worker = Worker::new(config.check()?).handle_blocking("primes", primes).handle("crc", crc);
-    worker.run(shutdown).await
+    let worker = Worker::builder().handle_blocking("primes", primes).handle("crc", crc);
+    worker.build(config.check()?)?.run(shutdown).await
 }
 
 /// Naive on purpose, as in the other entries: every divisor below the number.
-fn primes(call: &Call) -> Reply {
-    let (from, to): (u64, u64) = call.args()?;
-    reply(&(from..=to).filter(|n| *n > 1 && (2..*n).all(|d| n % d != 0)).count())
+fn primes((from, to): (u64, u64)) -> Result<usize, Infallible> {
+    Ok((from..=to).filter(|n| *n > 1 && (2..*n).all(|d| n % d != 0)).count())
 }
 
-async fn crc(call: Call) -> Reply {
-    let text: String = call.args()?;
-    reply(&crc32fast::hash(text.as_bytes()))
+async fn crc(text: String) -> Result<u32, Infallible> {
+    Ok(crc32fast::hash(text.as_bytes()))
 }
 
 fn env(name: &str) -> anyhow::Result<String> {
@@ -77,7 +76,7 @@ async fn submit(url: &str, batch: &str) -> anyhow::Result<()> {
         Ok(items) => BatchSize::Fixed(items),
         Err(_) => BatchSize::Auto,
     };
-    let client = Client::connect(url, "bench", Duration::from_secs(10)).await?;
+    let client = Client::connect_with(url, "bench", Duration::from_secs(10)).await?;
     let count: u64 = env("BENCH_N")?.parse()?;
     map(&client, "square", BatchSize::Fixed(1), (0..20).map(|n| n.to_string()).collect()).await?;
     let workload = env("BENCH_WORKLOAD")?;

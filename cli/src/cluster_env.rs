@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::private_file;
 
 /// URL of NATS for the command line and for programs, with the client role's password.
-pub const CLIENT_NATS_URL: &str = "MILLPOND_NATS_URL";
+pub const CLIENT_NATS_URL: &str = millpond::config::NATS_URL;
 /// URL of NATS for workers.
 pub const WORKER_NATS_URL: &str = "MILLPOND_WORKER_NATS_URL";
 /// URL of NATS for the producer service.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use millpond::bus::publish::{PublishError, RetryDeadline};
 use millpond::chain::ChainStep;
-use millpond::client::{Client, NewTask, SubmitError, Submitted, TaskEnd};
+use millpond::client::{Client, NewTask, SubmitError, TaskEnd, TaskHandle};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
 use millpond::visible::visible_json;
 use millpond::wire::bounds::parse_time;
@@ -150,38 +150,36 @@ pub async fn run(args: SubmitArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode>
     if let Some(source) = source {
         source.attach(&mut task, &client, RetryDeadline::Unlimited).await?;
     }
-    // The waiter listens before the task is published, or it could miss the end.
-    let waiter = if args.wait { Some(client.waiter(&mut task).await?) } else { None };
-    let submitted = match store(&client, &task, args.wait_capacity).await {
+    task.awaited = args.wait;
+    let mut submitted = match store(&client, &task, args.wait_capacity).await {
         Err(refused @ SubmitError::UniqueKeyTaken { .. }) => return already_there(&refused, args.json),
         submitted => submitted?,
     };
-    let code = match waiter {
-        None => print_id(&submitted, args.json)?,
-        Some(waiter) => {
-            let interrupt = Interrupt::listen()?;
-            let mut waiting = std::pin::pin!(waiter.end(&submitted));
-            let (id, end) = tokio::select! {
-                ended = &mut waiting => ended,
-                () = interrupt.pressed() => {
-                    let id = &submitted.id;
-                    note!(
-                        "millpond: interrupted; task {id} goes on: `millpond why {id}` tells where it is, `millpond task cancel \
-                         {id}` stops it"
-                    );
-                    return Ok(exit::INTERRUPTED.into());
-                }
-                () = hints::no_worker(env, &task.queue, &task.kind) => waiting.await,
-            };
-            print_end(&id, &end, args.json)?
-        }
+    let code = if args.wait {
+        let id = submitted.id.clone();
+        let interrupt = Interrupt::listen()?;
+        let mut waiting = std::pin::pin!(submitted.end());
+        let (id, end) = tokio::select! {
+            ended = &mut waiting => ended?,
+            () = interrupt.pressed() => {
+                note!(
+                    "millpond: interrupted; task {id} goes on: `millpond why {id}` tells where it is, `millpond task cancel \
+                     {id}` stops it"
+                );
+                return Ok(exit::INTERRUPTED.into());
+            }
+            () = hints::no_worker(env, &task.queue, &task.kind) => waiting.await?,
+        };
+        print_end(&id, &end, args.json)?
+    } else {
+        print_id(&submitted, args.json)?
     };
     client.close().await;
     Ok(code)
 }
 
-fn print_id(submitted: &Submitted, json: bool) -> anyhow::Result<ExitCode> {
-    let Submitted { id, duplicate } = submitted;
+fn print_id(submitted: &TaskHandle, json: bool) -> anyhow::Result<ExitCode> {
+    let TaskHandle { id, duplicate, .. } = submitted;
     if json {
         json_line(&json!({ "id": id, "duplicate": duplicate }))?;
     } else {
@@ -200,7 +198,7 @@ fn already_there(refused: &SubmitError, json: bool) -> anyhow::Result<ExitCode> 
 }
 
 /// Publishes the task. For capacity in its queue it waits as long as it takes, or for `wait_capacity`.
-async fn store(client: &Client, task: &NewTask, wait_capacity: Option<Duration>) -> Result<Submitted, SubmitError> {
+async fn store(client: &Client, task: &NewTask, wait_capacity: Option<Duration>) -> Result<TaskHandle, SubmitError> {
     let deadline = RetryDeadline::Within(wait_capacity.unwrap_or(ACK_WITHIN));
     let mut storing = std::pin::pin!(async {
         loop {

@@ -1,33 +1,15 @@
 //! Jobs: rows of the list, how their tasks ended, and their cancellation.
 
 use millpond::job::JobContinuation;
+pub use millpond::job::JobStatus;
 use millpond::outcome::Failure;
 use millpond::payload::PayloadRef;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::named::named;
 use crate::raw::present;
 use crate::tasks::TaskStatus;
-
-named! {
-    /// How a job stands.
-    JobStatus {
-        /// Its producer adds to it.
-        Open = "open",
-        /// All of it is published; some of it has not ended.
-        Closed = "closed",
-        /// Its producer is gone before the end of its input.
-        Stalled = "stalled",
-        /// All of it has ended.
-        Finished = "finished",
-        /// It was cancelled.
-        Cancelled = "cancelled",
-        /// Tasks without a record of their job: it was made by publishing to subjects that name it.
-        Session = "session",
-    }
-}
 
 /// Which jobs.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]

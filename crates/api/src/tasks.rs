@@ -1,5 +1,6 @@
 //! Tasks: rows of the list, one task with all that is known of it, why it has no result, and its cancellation.
 
+pub use millpond::client::TaskState;
 use millpond::outcome::Failure;
 use millpond::payload::PayloadRef;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -43,30 +44,6 @@ named! {
         /// Some items of the batch have a result, others have none.
         #[serde(alias = "partly done")]
         PartlyDone = "partly_done",
-    }
-}
-
-named! {
-    /// Where a task is that somebody waits for.
-    TaskState {
-        /// It has a result.
-        Done = "done",
-        /// It failed for good.
-        Dead = "dead",
-        /// It was cancelled.
-        Cancelled = "cancelled",
-        /// A worker has it.
-        Running = "running",
-        /// It waits for its time.
-        Scheduled = "scheduled",
-        /// It waits for a slot, or behind others.
-        Waiting = "waiting",
-        /// Its queue is paused.
-        Paused = "paused",
-        /// No live worker serves its queue and knows its kind.
-        NoWorker = "no_worker",
-        /// It is neither stored nor found.
-        Unknown = "unknown",
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+#[cfg(feature = "cli")]
 use clap::Args;
 
 use crate::signature::{Signer, SigningKeyError};
@@ -55,31 +56,42 @@ pub fn bytes(text: &str) -> Result<u64, String> {
 /// The longest that anything is kept.
 const KEPT_FOR_MAX: Duration = bounds::DURATION_MAX.saturating_mul(10);
 
+/// Where NATS is, for programs in the client role.
+pub const NATS_URL: &str = "MILLPOND_NATS_URL";
+const CONNECT_TIMEOUT: &str = "MILLPOND_CONNECT_TIMEOUT";
+const CONNECT_TIMEOUT_DEFAULT: &str = "10s";
 const PASSWORD_FILE: &str = "MILLPOND_NATS_PASSWORD_FILE";
 const TLS_CA: &str = "MILLPOND_TLS_CA";
 const TLS_CERT: &str = "MILLPOND_TLS_CERT";
 const TLS_KEY: &str = "MILLPOND_TLS_KEY";
 const SIGNING_KEY: &str = "MILLPOND_SIGNING_KEY";
+const SIGNING_KEY_FILE: &str = "MILLPOND_SIGNING_KEY_FILE";
+
+/// A variable of the environment; an empty one counts as none.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
 
 /// How to reach NATS, as typed.
-#[derive(Args, Debug, Clone)]
+#[cfg_attr(feature = "cli", derive(Args))]
+#[derive(Debug, Clone)]
 pub struct ConnectArgs {
     /// How long to try to reach NATS at the start before giving up with an error; once connected, a service
     /// reconnects for ever. Raise it where services start before their server.
-    #[arg(long, env = "MILLPOND_CONNECT_TIMEOUT", default_value = "10s", value_parser = duration)]
+    #[cfg_attr(feature = "cli", arg(long, env = CONNECT_TIMEOUT, default_value = CONNECT_TIMEOUT_DEFAULT, value_parser = duration))]
     pub connect_timeout: Duration,
     /// File with the password of the user that the NATS URL names (nats://worker@host:4222), instead of one in the URL.
-    #[arg(long, env = PASSWORD_FILE)]
+    #[cfg_attr(feature = "cli", arg(long, env = PASSWORD_FILE))]
     pub nats_password_file: Option<PathBuf>,
     /// File with the certificates (PEM) of the authorities that NATS's certificate is checked against; with it the
     /// connection is TLS or none. Default: those of the system, for a URL that begins with tls://.
-    #[arg(long, env = TLS_CA)]
+    #[cfg_attr(feature = "cli", arg(long, env = TLS_CA))]
     pub tls_ca: Option<PathBuf>,
     /// File with the certificate (PEM, with what it was signed by) that NATS is shown: mutual TLS. Needs --tls-key.
-    #[arg(long, env = TLS_CERT)]
+    #[cfg_attr(feature = "cli", arg(long, env = TLS_CERT))]
     pub tls_cert: Option<PathBuf>,
     /// File with the private key (PEM) of that certificate.
-    #[arg(long, env = TLS_KEY)]
+    #[cfg_attr(feature = "cli", arg(long, env = TLS_KEY))]
     pub tls_key: Option<PathBuf>,
 }
 
@@ -103,6 +115,22 @@ impl From<Duration> for ConnectSettings {
 }
 
 impl ConnectArgs {
+    /// The settings of the environment, for a program without a command line.
+    ///
+    /// # Errors
+    /// A text that says what is wrong with the time for which it is tried.
+    pub fn from_env() -> Result<Self, String> {
+        let file = |name| variable(name).map(PathBuf::from);
+        let timeout = variable(CONNECT_TIMEOUT);
+        Ok(Self {
+            connect_timeout: duration(timeout.as_deref().unwrap_or(CONNECT_TIMEOUT_DEFAULT))?,
+            nats_password_file: file(PASSWORD_FILE),
+            tls_ca: file(TLS_CA),
+            tls_cert: file(TLS_CERT),
+            tls_key: file(TLS_KEY),
+        })
+    }
+
     /// Checks the files. Certificates are read again at each connect, so that renewed ones are used; they are read here as well,
     /// so that a wrong path fails at once.
     ///
@@ -239,14 +267,15 @@ impl From<String> for Secret {
 }
 
 /// Keys that sign tasks, as typed.
-#[derive(Args, Debug, Clone, Default)]
+#[cfg_attr(feature = "cli", derive(Args))]
+#[derive(Debug, Clone, Default)]
 pub struct SigningArgs {
     /// Keys that sign tasks, `new[,old]`, 32 characters or more each: the first signs, any is believed. A worker with keys
     /// runs only what is signed with one of them; all that publishes needs them too. Better in the environment than here.
-    #[arg(long, env = SIGNING_KEY, hide_env_values = true)]
+    #[cfg_attr(feature = "cli", arg(long, env = SIGNING_KEY, hide_env_values = true))]
     pub signing_key: Option<Secret>,
     /// File with these keys, instead of the keys themselves.
-    #[arg(long, env = "MILLPOND_SIGNING_KEY_FILE")]
+    #[cfg_attr(feature = "cli", arg(long, env = SIGNING_KEY_FILE))]
     pub signing_key_file: Option<PathBuf>,
 }
 
@@ -262,6 +291,15 @@ pub enum SigningError {
 }
 
 impl SigningArgs {
+    /// The keys of the environment, for a program without a command line.
+    #[must_use]
+    pub fn from_env() -> Self {
+        Self {
+            signing_key: variable(SIGNING_KEY).map(Secret),
+            signing_key_file: variable(SIGNING_KEY_FILE).map(PathBuf::from),
+        }
+    }
+
     /// The keys; none when there are none.
     ///
     /// # Errors
@@ -274,16 +312,17 @@ impl SigningArgs {
 }
 
 /// The format of logs, as typed.
-#[derive(Args, Debug, Clone)]
+#[cfg_attr(feature = "cli", derive(Args))]
+#[derive(Debug, Clone)]
 pub struct LogArgs {
     /// Which log lines are written, as tracing-subscriber's EnvFilter: `info`, `debug`, `warn,millpond=debug`.
-    #[arg(long, env = "MILLPOND_LOG", default_value = "info", global = true)]
+    #[cfg_attr(feature = "cli", arg(long, env = "MILLPOND_LOG", default_value = "info", global = true))]
     pub log: String,
     /// Log lines as JSON (one object a line) instead of text, always on standard error.
-    #[arg(long, env = "MILLPOND_LOG_JSON", default_value_t = false, global = true)]
+    #[cfg_attr(feature = "cli", arg(long, env = "MILLPOND_LOG_JSON", default_value_t = false, global = true))]
     pub log_json: bool,
     /// Also write the log lines to this file; at 64 MiB it is put aside as FILE.1, and five such are kept.
-    #[arg(long, env = "MILLPOND_LOG_FILE", global = true)]
+    #[cfg_attr(feature = "cli", arg(long, env = "MILLPOND_LOG_FILE", global = true))]
     pub log_file: Option<PathBuf>,
 }
 

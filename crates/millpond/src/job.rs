@@ -1,6 +1,7 @@
 //! A job: tasks submitted together, with a total and progress. Its record lies in the jobs bucket under its name.
 //! No I/O, no clock.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,54 @@ pub enum JobState {
     Closed,
     /// An operator has cancelled it: tasks that had not ended are cancelled, and no more are published.
     Cancelled,
+}
+
+/// How a job stands, as a collector shows it: its record, and what of it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub enum JobStatus {
+    /// Its producer adds to it.
+    #[serde(rename = "open")]
+    Open,
+    /// All of it is published; some of it has not ended.
+    #[serde(rename = "closed")]
+    Closed,
+    /// Its producer is gone before the end of its input.
+    #[serde(rename = "stalled")]
+    Stalled,
+    /// All of it has ended.
+    #[serde(rename = "finished")]
+    Finished,
+    /// It was cancelled.
+    #[serde(rename = "cancelled")]
+    Cancelled,
+    /// Tasks without a record of their job: it was made by publishing to subjects that name it.
+    #[serde(rename = "session")]
+    Session,
+}
+
+impl JobStatus {
+    /// All of them, in the order of their declaration.
+    pub const ALL: &[Self] = &[Self::Open, Self::Closed, Self::Stalled, Self::Finished, Self::Cancelled, Self::Session];
+
+    /// As it is written in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+            Self::Stalled => "stalled",
+            Self::Finished => "finished",
+            Self::Cancelled => "cancelled",
+            Self::Session => "session",
+        }
+    }
+}
+
+impl fmt::Display for JobStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
 }
 
 /// The task that starts when a job has ended.

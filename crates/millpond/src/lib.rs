@@ -1,10 +1,10 @@
-//! The words of millpond and its bus: what a producer program, a worker or a collector depends on.
-//!
-//! The files of this folder are the words (`task`, `batch`, `outcome`, `job`, `retry`, …): no I/O, no clock, no randomness.
-//! `wire` has the names on the wire, `bus` is the only place that names the NATS client, and `client` is what a producer
-//! program uses.
+//! The client of [millpond](https://github.com/millpond/millpond), a worker pool over NATS JetStream: a program publishes
+//! tasks, waits for their results, calls handlers. Handlers in Rust are for the crate `millpond-worker`.
+#![doc = include_str!("quick_start.md")]
+#![warn(missing_docs)]
 
 pub mod batch;
+#[cfg_attr(not(feature = "services"), doc(hidden))]
 pub mod bus;
 pub mod call;
 pub mod chain;
@@ -13,6 +13,7 @@ pub mod clock;
 pub mod config;
 pub mod cron;
 pub mod dead_letter;
+#[cfg_attr(not(feature = "services"), doc(hidden))]
 pub mod failpoint;
 pub mod job;
 pub mod limits;
@@ -20,20 +21,27 @@ pub mod outcome;
 pub mod payload;
 pub mod retry;
 pub mod schedule;
+#[cfg(feature = "services")]
 pub mod shutdown;
 pub mod signature;
 pub mod task;
+#[cfg_attr(not(feature = "services"), doc(hidden))]
 pub mod telemetry;
 pub mod visible;
+#[cfg_attr(not(feature = "services"), doc(hidden))]
 pub mod wire;
+#[cfg_attr(not(feature = "services"), doc(hidden))]
 pub mod worker_record;
 
+#[cfg(feature = "services")]
 #[cfg(test)]
 mod fuzz;
+#[cfg(feature = "services")]
 #[cfg(test)]
 #[path = "../../../tests/storm.rs"]
 mod storm;
 
+pub use client::{Client, NewTask};
 pub use clock::now_ms;
 use rand::RngExt;
 

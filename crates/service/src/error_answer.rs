@@ -20,6 +20,18 @@ impl ErrorAnswer {
         Self { status, body: ErrorBody::new(error), retry_after_s: None }
     }
 
+    /// The status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What is wrong, for a person.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.body.error
+    }
+
     /// 400: the request does not fit.
     pub fn bad_request(error: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error)

@@ -75,7 +75,15 @@ enum Command<M: Subcommand> {
 /// Runs the program of a service. An error is printed here, and nowhere else.
 #[must_use]
 pub fn main<S: Service>() -> ExitCode {
-    match start(parse::<S>(std::env::args_os())) {
+    main_with::<S, _>(S::run)
+}
+
+/// The same for a program that runs the service in its own way.
+#[must_use]
+pub fn main_with<S: Service, F: Future<Output = anyhow::Result<()>>>(
+    run: impl FnOnce(S, CancellationToken) -> F,
+) -> ExitCode {
+    match start(parse::<S>(std::env::args_os()), run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // A standard error that is full or gone does not change the exit code.
@@ -91,7 +99,10 @@ fn parse<S: Service>(typed: impl IntoIterator<Item = OsString>) -> Program<S> {
     program.unwrap_or_else(|error| error.format(&mut command).exit())
 }
 
-fn start<S: Service>(program: Program<S>) -> anyhow::Result<()> {
+fn start<S: Service, F: Future<Output = anyhow::Result<()>>>(
+    program: Program<S>,
+    run: impl FnOnce(S, CancellationToken) -> F,
+) -> anyhow::Result<()> {
     let config = program.config;
     match program.command {
         Some(Command::Health) => Ok(config.args().http.health(config.health_address()?)?),
@@ -101,7 +112,7 @@ fn start<S: Service>(program: Program<S>) -> anyhow::Result<()> {
             let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
             let result = runtime.block_on(async {
                 let shutdown = millpond::shutdown::on_signal().context("cannot listen for signals")?;
-                config.run(shutdown).await
+                run(config, shutdown).await
             });
             runtime.shutdown_timeout(THREADS_END_WITHIN);
             telemetry.flush();

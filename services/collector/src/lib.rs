@@ -58,8 +58,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let Some(bus) = shutdown.run_until_cancelled(connecting).await.transpose()? else { return Ok(()) };
     let (workers, jobs, problems) = (Workers::default(), OpenJobs::default(), Problems::default());
     let (mut background, mut collecting) = (JoinSet::new(), JoinSet::new());
-    let polls = poison::start(&bus, &mut background).await?;
-    let clocks = Clocks::start(&bus, &mut background).await?;
+    let (polls, clocks) = (poison::start(&bus, &mut background).await?, Clocks::start(&bus, &mut background).await?);
     background.spawn(workers.clone().follow(bus.clone()));
     background.spawn(store.clone().follow());
     background.spawn(store.clone().enforce_retention(settings.retention));
@@ -88,7 +87,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         viewers = settings.viewer_token.is_some(),
         "collector ready"
     );
-    let app = http::App {
+    let app = Arc::new(http::App {
         store: store.clone(),
         workers,
         bus: bus.clone(),
@@ -105,8 +104,9 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         metrics,
         health,
         problems,
-    };
-    let mut server = bound.serve(http::router(Arc::new(app)), shutdown.clone());
+    });
+    background.spawn(http::ClientRequests::listen(&bus).await?.serve(app.clone()));
+    let mut server = bound.serve(http::router(app), shutdown.clone());
     let result = tokio::select! {
         biased;
         () = shutdown.cancelled() => Ok(()),

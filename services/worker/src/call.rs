@@ -1,8 +1,11 @@
 //! What a handler is given, for a task or a call alike, and what it answers. No NATS, no storage.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use millpond::outcome::Failure;
@@ -41,6 +44,36 @@ pub struct Call {
     /// Cancelled when nobody waits for the answer any more: after the timeout, at the end of the drain, or when the task
     /// was cancelled.
     pub stop: CancellationToken,
+    /// How long the attempt may take, from when its handler is called; none where it has all the time it needs.
+    pub timeout: Option<Duration>,
+    /// Where the handler tells how far it is.
+    pub(crate) progress: ProgressSink,
+}
+
+/// Takes a share and a note.
+type TellProgress = dyn Fn(f64, &str) + Send + Sync;
+
+/// Where a handler tells how far it is: to the worker, from a child; else in the log.
+#[derive(Clone, Default)]
+pub(crate) struct ProgressSink(Option<Arc<TellProgress>>);
+
+impl ProgressSink {
+    pub(crate) fn new(tell: impl Fn(f64, &str) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(tell)))
+    }
+
+    pub(crate) fn tell(&self, share: f64, note: &str) {
+        match &self.0 {
+            Some(tell) => tell(share, note),
+            None => tracing::info!(progress = share, note, "progress"),
+        }
+    }
+}
+
+impl fmt::Debug for ProgressSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "to the worker" } else { "in the log" })
+    }
 }
 
 impl Call {
@@ -79,10 +112,23 @@ impl Call {
         })
     }
 
+    /// The first attempt of a task, with its arguments in memory and no timeout yet.
+    pub(crate) fn new(id: impl Into<String>, payload: impl Into<Bytes>) -> Self {
+        Self {
+            id: id.into(),
+            attempt: 1,
+            payload: payload.into(),
+            file: None,
+            trace: None,
+            stop: CancellationToken::new(),
+            timeout: None,
+            progress: ProgressSink::default(),
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn for_test(id: &str, payload: &str) -> Self {
-        let (payload, stop) = (Bytes::from(payload.to_owned()), CancellationToken::new());
-        Self { id: id.to_owned(), attempt: 1, payload, file: None, trace: None, stop }
+        Self::new(id, payload.to_owned())
     }
 }
 

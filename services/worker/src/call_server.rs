@@ -208,12 +208,9 @@ fn admit(context: &WorkerContext, called: &IncomingCall) -> Result<AdmittedCall,
     let handler = handler_for(context, called)?;
     let parent = called.header(HEADER_TRACEPARENT).and_then(TraceContext::parse);
     let call = Call {
-        file: None,
-        id: format!("call-{}", millpond::random_token()),
-        attempt: 1,
-        payload: called.payload.clone(),
         trace: TraceContext::below(parent),
         stop: context.stop.child_token(),
+        ..Call::new(format!("call-{}", millpond::random_token()), called.payload.clone())
     };
     Ok(AdmittedCall { handler, call, parent, time: CallTime { timeout, deadline: Instant::now() + timeout } })
 }

@@ -3,22 +3,23 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use serde_json::value::RawValue;
-use tokio_util::sync::CancellationToken;
 
-use crate::call::Call;
+use crate::call::{Call, ProgressSink};
 use crate::handlers::{Handler, Handlers, built_in};
 use crate::panics::{caught, in_handler, note_panics};
 use crate::supervisor::child_process::{ENV_BUILT_IN, ENV_FD_OUT, ENV_KIND, GUARD_NAME};
-use crate::supervisor::line_protocol::{TaskLine, write_reply};
+use crate::supervisor::line_protocol::{TaskLine, write_progress, write_reply};
 
 /// The first line of `main` in a program that runs a worker: when this process was started as the guard or as the child of
 /// a worker, it does that, and never returns. Without it, no child starts.
 ///
-/// In a child for one of the program's own handlers ([`crate::Worker::isolate`]) it returns, and [`crate::Worker::run`] then
+/// In a child for one of the program's own handlers ([`crate::WorkerBuilder::isolate`]) it returns, and [`crate::Worker::run`] then
 /// runs that one handler; what `main` does before should cost little.
 pub fn child_main() {
     #[cfg(target_os = "linux")]
@@ -60,6 +61,32 @@ fn kind_of_child(built_in: &str) -> Option<String> {
     std::env::var(ENV_KIND).ok().filter(|_| is_meant)
 }
 
+/// What this process tells the worker, line by line.
+type Answers = Arc<Mutex<Box<dyn Write + Send>>>;
+
+fn write(answers: &Answers, line: &[u8]) -> std::io::Result<()> {
+    let mut output = answers.lock().unwrap_or_else(PoisonError::into_inner);
+    output.write_all(line)?;
+    output.flush()
+}
+
+/// Tells the worker how far a task is. One that cannot be told any more is about to end this process.
+fn progress_to(answers: &Answers) -> ProgressSink {
+    let answers = answers.clone();
+    ProgressSink::new(move |share, note| {
+        let mut line = Vec::new();
+        if write_progress(share, note, &mut line).is_ok() {
+            let _ = write(&answers, &line);
+        }
+    })
+}
+
+/// How long the worker still waits for the answer; none where it has said nothing of it.
+fn time_left(deadline_ms: i64) -> Option<Duration> {
+    let left_ms = u64::try_from(deadline_ms.saturating_sub(millpond::now_ms())).unwrap_or(0);
+    (deadline_ms > 0).then(|| Duration::from_millis(left_ms))
+}
+
 /// Where the answers go: what a handler prints is log then.
 fn answers() -> Box<dyn Write + Send> {
     let own =
@@ -80,7 +107,8 @@ pub(crate) async fn serve_lines(kind: &str, handlers: &Handlers) -> anyhow::Resu
     }
     let handler = handlers.get(kind).with_context(|| format!("no handler for kind {kind} in this program"))?;
     // Not locked for the whole loop: a lock cannot be held while a handler waits.
-    let (input, mut output) = (std::io::stdin(), answers());
+    let (input, output): (_, Answers) = (std::io::stdin(), Arc::new(Mutex::new(answers())));
+    let progress = progress_to(&output);
     let (mut line, mut answer) = (String::new(), Vec::new());
     loop {
         line.clear();
@@ -96,12 +124,12 @@ pub(crate) async fn serve_lines(kind: &str, handlers: &Handlers) -> anyhow::Resu
             (args, _) => Bytes::copy_from_slice(args.map_or("null", RawValue::get).as_bytes()),
         };
         let call = Call {
-            id: task.id.into_owned(),
             attempt: task.attempt,
-            payload,
             file: task.file.map(|path| path.into_owned().into()),
             trace: task.traceparent.as_deref().and_then(millpond::telemetry::TraceContext::parse),
-            stop: CancellationToken::new(),
+            timeout: time_left(task.deadline_ms),
+            progress: progress.clone(),
+            ..Call::new(task.id, payload)
         };
         let reply = match handler {
             Handler::Async(handler) => caught(handler(call)).await,
@@ -110,7 +138,6 @@ pub(crate) async fn serve_lines(kind: &str, handlers: &Handlers) -> anyhow::Resu
         };
         answer.clear();
         write_reply(reply, &mut answer).map_err(|failure| anyhow::anyhow!(failure.message))?;
-        output.write_all(&answer)?;
-        output.flush()?;
+        write(&output, &answer)?;
     }
 }

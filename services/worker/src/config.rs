@@ -1,12 +1,13 @@
 //! What is typed ([`Config`]) becomes what the worker uses ([`Settings`]). Nothing else reads the environment.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, Command, FromArgMatches};
 use millpond::config::{ConnectSettings, SigningArgs, duration, setting_duration};
 use millpond::retry::{RetryOverrides, RetryPolicy, parse_attempts_max, parse_jitter, parse_queue_retry};
 use millpond::signature::Signer;
@@ -17,6 +18,7 @@ use millpond_service::program::{NoCommand, Service};
 use millpond_service::settings::{ServiceArgs, nats_url};
 use tokio_util::sync::CancellationToken;
 
+use crate::Worker;
 use crate::child_main::own_kind;
 use crate::supervisor::check_env_pattern;
 
@@ -175,6 +177,19 @@ pub struct Settings {
     pub access: ConnectSettings,
 }
 
+impl Settings {
+    /// The settings of the environment (`MILLPOND_WORKER_NATS_URL` and the others that `millpond worker run --help` lists), for a
+    /// program without a command line.
+    ///
+    /// # Errors
+    /// The first setting that does not fit, and what would.
+    pub fn from_env() -> anyhow::Result<Self> {
+        let nothing_typed = [OsString::from(Config::NAME)];
+        let matches = Config::augment_args(Command::new(Config::NAME)).try_get_matches_from(nothing_typed)?;
+        Config::from_arg_matches(&matches)?.check()
+    }
+}
+
 impl Config {
     /// The worker's name, as typed or as it is otherwise.
     #[must_use]
@@ -294,7 +309,7 @@ impl Service for Config {
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        crate::Worker::new(self.check()?).run(shutdown).await
+        Worker::builder().build(self.check()?)?.run(shutdown).await
     }
 }
 

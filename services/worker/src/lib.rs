@@ -1,10 +1,18 @@
-//! The worker: takes tasks, runs their handlers in slots, settles them. Also a library: [`Worker`] runs handlers of
-//! your own. This file puts a worker together, starts and ends it; `process.rs` shows what happens to one task.
+//! The worker: takes tasks, runs their handlers in slots, settles them. As a library it runs handlers of your own:
+//! [`Worker::builder`]. This file puts a worker together, starts and ends it; `process.rs` shows what happens to one task.
 //! Not here: storage, any API but the tasks themselves.
+
+#![warn(missing_docs)]
+
+/// The programs of docs/rust.md compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/rust.md")]
+struct RustPage;
 
 mod admit;
 mod announced_kinds;
 mod attempt;
+mod builder;
 mod call;
 mod call_end;
 mod call_server;
@@ -25,28 +33,31 @@ mod settle;
 #[path = "../../../tests/storm.rs"]
 mod storm;
 mod supervisor;
+pub mod testing;
 mod trial;
+mod typed;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
-use millpond::bus::call::pipe::Pipe;
 use millpond::bus::consume::lease::Leases;
 use millpond::bus::consume::name_claim::{NameError, NameHolder};
 use millpond::bus::consume::pull::Puller;
 use millpond::bus::topology::await_setup;
 use millpond::bus::{Bus, Role};
-use millpond::outcome::Failure;
 use millpond::telemetry::Metrics;
-use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use builder::WorkerBuilder;
 pub use call::{ARGUMENTS_DECODED_BYTES_MAX, Call, Reply, reply};
 pub use child_main::child_main;
 pub use config::{Config, Settings};
 pub use trial::{Trial, TrialEnd, try_handler};
+pub use typed::error::{HandlerError, TaskError};
+pub use typed::extract::{FromTask, MissingState, State, States, TaskContext};
+pub use typed::{AsyncHandler, BlockingHandler};
 
 use call_server::CallServer;
 use context::WorkerContext;
@@ -56,33 +67,7 @@ use report::http;
 use run_loop::{RunLoop, drain_requests};
 use supervisor::{ChildProgram, ChildSpec, ChildUser, Children};
 
-/// A worker with handlers.
-///
-/// ```no_run
-/// use millpond_worker::{Call, Reply, Settings, Worker, reply};
-///
-/// async fn greet(call: Call) -> Reply {
-///     let name: String = call.args()?;
-///     reply(&format!("hello {name}"))
-/// }
-///
-/// async fn start(settings: Settings) -> anyhow::Result<()> {
-///     let shutdown = millpond::shutdown::on_signal()?;
-///     Worker::new(settings).handle("greet", greet).run(shutdown).await
-/// }
-///
-/// // A handler of one of these, made safe: a crash, a leak or a hang is its own child's only.
-/// fn resize(call: &Call) -> Reply {
-///     let width: u32 = call.args()?;
-///     reply(&(width / 2))
-/// }
-///
-/// async fn start_isolated(settings: Settings) -> anyhow::Result<()> {
-///     millpond_worker::child_main(); // the first line of `main`
-///     let shutdown = millpond::shutdown::on_signal()?;
-///     Worker::new(settings).handle_blocking("resize", resize).isolate("resize").run(shutdown).await
-/// }
-/// ```
+/// A worker with handlers, ready to run. [`Worker::builder`] makes one.
 pub struct Worker {
     settings: Settings,
     handlers: Handlers,
@@ -91,79 +76,31 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker that knows the built-in kinds which its settings name.
-    #[must_use]
-    pub fn new(settings: Settings) -> Self {
-        let is_on = |kind: &String| settings.built_in.iter().any(|on| on == kind || on == "*");
-        let handlers = handlers::built_in(settings.fetch_local).into_iter().filter(|(kind, _)| is_on(kind)).collect();
-        Self { settings, handlers, isolated: Vec::new(), env_pass: Vec::new() }
-    }
-
-    /// Adds a handler for work that waits; it must not compute for long.
-    #[must_use]
-    pub fn handle<F>(mut self, kind: impl Into<String>, handler: impl Fn(Call) -> F + Send + Sync + 'static) -> Self
-    where
-        F: Future<Output = Reply> + Send + 'static,
-    {
-        self.handlers.insert(kind.into(), Handler::Async(Arc::new(move |call| Box::pin(handler(call)))));
-        self
-    }
-
-    /// Adds a handler for work that computes; it runs on a thread.
-    #[must_use]
-    pub fn handle_blocking(
-        mut self,
-        kind: impl Into<String>,
-        handler: impl Fn(&Call) -> Reply + Send + Sync + 'static,
-    ) -> Self {
-        self.handlers.insert(kind.into(), Handler::Blocking(Arc::new(handler)));
-        self
-    }
-
-    /// Adds a handler that converses with its caller ([`millpond::client::Client::pipe`], `millpond call --pipe`). The
-    /// conversation ends when it returns; it holds one of the worker's I/O slots until then.
+    /// Begins a worker: its handlers first, then its settings.
     ///
     /// ```no_run
-    /// # fn example(settings: millpond_worker::Settings) {
-    /// millpond_worker::Worker::new(settings).handle_pipe("double", |_call, mut pipe| async move {
-    ///     while let Some(n) = pipe.recv_json::<i64>().await? {
-    ///         pipe.send_json(&(n * 2)).await?;
+    /// use millpond_worker::{TaskContext, TaskError, Worker};
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Resize {
+    ///     file: String,
+    ///     width: u32,
+    /// }
+    ///
+    /// async fn resize(args: Resize, task: TaskContext) -> Result<String, TaskError> {
+    ///     if args.width == 0 {
+    ///         return Err(TaskError::dead("an image needs a width"));
     ///     }
-    ///     Ok(())
-    /// });
-    /// # }
+    ///     Ok(format!("{} at {} in attempt {}", args.file, args.width, task.attempt()))
+    /// }
+    ///
+    /// fn main() -> std::process::ExitCode {
+    ///     Worker::builder().handle("resize", resize).main()
+    /// }
     /// ```
     #[must_use]
-    pub fn handle_pipe<F>(
-        mut self,
-        kind: impl Into<String>,
-        handler: impl Fn(Call, Pipe) -> F + Send + Sync + 'static,
-    ) -> Self
-    where
-        F: Future<Output = Result<(), Failure>> + Send + 'static,
-    {
-        let talker = PipeHandler::Own(Arc::new(move |call, pipe| {
-            let talk = handler(call, pipe);
-            Box::pin(async move { talk.await.map(|()| RawValue::NULL.to_owned()) })
-        }));
-        self.handlers.insert(kind.into(), Handler::Pipe(talker));
-        self
-    }
-
-    /// Runs a kind that has a handler in child processes: the worker starts itself as them, and `main` must begin with
-    /// [`child_main`]. Limits are those of its table in `handlers.toml`, where it has one (with `isolate = true`).
-    #[must_use]
-    pub fn isolate(mut self, kind: impl Into<String>) -> Self {
-        self.isolated.push(kind.into());
-        self
-    }
-
-    /// Variables of the environment that the children of [`Worker::isolate`] get beside those that every child gets
-    /// (docs/handlers.md), such as `APP_*`: what `main` reads in a child must be among them.
-    #[must_use]
-    pub fn env_pass(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.env_pass.extend(names.into_iter().map(Into::into));
-        self
+    pub fn builder() -> WorkerBuilder {
+        WorkerBuilder::default()
     }
 
     /// Takes and runs tasks until `shutdown`, or until it was idle for as long as it was told; then drains.
@@ -325,14 +262,6 @@ fn log_start(settings: &Settings, context: &WorkerContext) {
     );
 }
 
-/// Runs a worker with the built-in kinds that its settings name until `shutdown`.
-///
-/// # Errors
-/// When NATS cannot be reached at the start, or setup has not run.
-pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
-    Worker::new(settings).run(shutdown).await
-}
-
 #[cfg(test)]
 mod tests {
     use clap::{Args, FromArgMatches};
@@ -347,17 +276,14 @@ mod tests {
         let typed = ["worker", "--nats-url", "nats://worker:x@127.0.0.1:1", "--built-in", "square", "--handlers"];
         let typed = typed.into_iter().map(Into::into).chain([path.into_os_string()]);
         let matches = Config::augment_args(clap::Command::new("worker")).get_matches_from(typed);
-        let worker = Worker::new(Config::from_arg_matches(&matches).unwrap().check().unwrap());
+        let settings = Config::from_arg_matches(&matches).unwrap().check().unwrap();
+        let worker = |builder: WorkerBuilder| builder.build(settings.clone()).unwrap();
         let children = |worker: Worker| {
             let Worker { settings, mut handlers, isolated, env_pass } = worker;
             child_kinds(&settings, &mut handlers, isolated, &env_pass)
         };
-        let isolated = worker.isolate("square").env_pass(["APP_*", "MODE"]);
-        let wrong = Worker {
-            env_pass: vec!["A*B".to_owned()],
-            isolated: vec!["square".to_owned()],
-            ..Worker::new(isolated.settings.clone())
-        };
+        let isolated = worker(Worker::builder().isolate("square").env_pass(["APP_*", "MODE"]));
+        let wrong = worker(Worker::builder().isolate("square").env_pass(["A*B"]));
         let kinds = children(isolated).unwrap();
         assert_eq!(kinds[0].spec.table.env_pass, ["OWN_*", "APP_*", "MODE"]);
         assert!(format!("{:#}", children(wrong).err().unwrap()).contains("env_pass: \"A*B\""));

@@ -100,7 +100,7 @@ pub async fn try_handler(trial: Trial) -> anyhow::Result<TrialEnd> {
         bail!("the handler of kind {kind} cannot start: {}", children.trouble().unwrap_or_default());
     };
     let (start, started) = (waiting.elapsed(), Instant::now());
-    let call = Call { id, attempt, payload, file, trace, stop: CancellationToken::new() };
+    let call = Call { attempt, file, trace, ..Call::new(id, payload) };
     let (stop, cursor) = (CancellationToken::new(), Arc::new(WorkCursor::new(1)));
     let mut running = std::pin::pin!(execute(ready, vec![call], cursor, timeouts, &stop));
     let mut rss_bytes_max = 0;

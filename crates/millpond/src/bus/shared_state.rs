@@ -76,6 +76,9 @@ impl SharedState {
     ///
     /// # Errors
     /// [`SharedError::Bus`]; most likely setup has not run yet.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed.
     pub async fn open(bus: &Bus) -> Result<Self, SharedError> {
         Ok(Self { bus: bus.clone(), store: open(bus, BUCKET_SHARED).await? })
     }
@@ -84,6 +87,9 @@ impl SharedState {
     ///
     /// # Errors
     /// [`SharedError`].
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed.
     pub async fn get(&self, key: &str) -> Result<Option<SharedEntry>, SharedError> {
         check(key)?;
         let entry = self.store.entry(key).await.map_err(|e| fault(&e))?;
@@ -95,6 +101,9 @@ impl SharedState {
     ///
     /// # Errors
     /// [`SharedError`].
+    ///
+    /// # Cancel safety
+    /// When this is dropped, the change may be made or not; making it again is safe.
     pub async fn set(&self, key: &str, value: Bytes) -> Result<u64, SharedError> {
         check(key)?;
         fits(&value)?;
@@ -105,6 +114,9 @@ impl SharedState {
     ///
     /// # Errors
     /// [`SharedError::Conflict`] when it is not.
+    ///
+    /// # Cancel safety
+    /// When this is dropped, the value may be written or not; read it to know.
     pub async fn compare_and_set(&self, key: &str, value: Bytes, expected: u64) -> Result<u64, SharedError> {
         check(key)?;
         fits(&value)?;
@@ -125,6 +137,9 @@ impl SharedState {
     ///
     /// # Errors
     /// [`SharedError`], but never a conflict.
+    ///
+    /// # Cancel safety
+    /// When this is dropped, the value may be written or not; read it to know.
     pub async fn update(&self, key: &str, new: impl Fn(Option<&Bytes>) -> Bytes) -> Result<SharedEntry, SharedError> {
         loop {
             let before = self.get(key).await?;
@@ -141,6 +156,9 @@ impl SharedState {
     ///
     /// # Errors
     /// [`SharedError`].
+    ///
+    /// # Cancel safety
+    /// When this is dropped, the change may be made or not; making it again is safe.
     pub async fn remove(&self, key: &str) -> Result<(), SharedError> {
         check(key)?;
         self.store.delete(key).await.map_err(|e| fault(&e))
@@ -150,6 +168,9 @@ impl SharedState {
     ///
     /// # Errors
     /// [`SharedError`].
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed.
     pub async fn keys(&self) -> Result<Vec<String>, SharedError> {
         let keys = self.store.keys().await.map_err(|e| fault(&e))?;
         let mut keys: Vec<String> = keys.filter_map(async |key| key.ok()).collect().await;

@@ -1,7 +1,9 @@
 //! Calls: a request to a handler and its reply, not stored; and pipes, which a call opens.
 
 use std::sync::PoisonError;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+#[cfg(feature = "telemetry")]
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -15,7 +17,9 @@ use crate::call::CALL_TIMEOUT_MAX;
 use crate::call::Code;
 use crate::limits::TASK_BYTES_MAX;
 use crate::outcome::Failure;
-use crate::telemetry::{FIELD_KIND, FIELD_QUEUE, Span, SpanKind, TraceContext, record};
+use crate::telemetry::TraceContext;
+#[cfg(feature = "telemetry")]
+use crate::telemetry::{FIELD_KIND, FIELD_QUEUE, Span, SpanKind, record};
 use crate::wire::bounds::parse_count;
 use crate::wire::headers::{HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers};
 use crate::wire::subject;
@@ -135,6 +139,9 @@ impl Client {
     ///
     /// # Errors
     /// [`CallError`].
+    ///
+    /// # Cancel safety
+    /// Safe: the worker ends a conversation that nobody takes up.
     pub async fn pipe(
         &self,
         queue: &str,
@@ -178,8 +185,11 @@ impl Client {
             return Err(CallError::BadTimeout { timeout });
         }
         let parent = TraceContext::current();
-        let (trace, started) = (TraceContext::below(parent), SystemTime::now());
+        let trace = TraceContext::below(parent);
+        #[cfg(feature = "telemetry")]
+        let started = SystemTime::now();
         let answered = self.call_until_answered(queue, kind, (&subject, args), timeout, trace, more).await;
+        #[cfg(feature = "telemetry")]
         if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
             let mut span = Span::new(("call", Some("send")), &subject, SpanKind::Client, (trace, parent), started);
             span.attribute(FIELD_QUEUE, queue);

@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
+use super::{NoResult, TaskResult};
+use crate::bus::ConnectError;
 use crate::bus::error::BusError;
 use crate::bus::publish::PublishError;
 use crate::bus::publish::payloads::PutError;
+use crate::config::{FileError, SigningError};
 use crate::limits::PAYLOAD_RETENTION;
 use crate::schedule::{RecordError, Refusal, ScheduleError};
 use crate::task::TaskIdError;
@@ -155,6 +158,12 @@ pub enum MapError {
         /// What is wrong and what would be right.
         reason: String,
     },
+    /// Nobody has begun a job of this name.
+    #[error("there is no job {job}; `millpond job ls` lists them")]
+    NoSuchJob {
+        /// Its name.
+        job: String,
+    },
     /// The job was cancelled while it was published.
     #[error("job {job} was cancelled")]
     Cancelled {
@@ -235,4 +244,96 @@ pub enum ScheduleChangeError {
     /// The server does not answer, or setup has not run.
     #[error(transparent)]
     Topology(#[from] BusError),
+}
+
+/// Why a task that was waited for has no result to return.
+#[derive(Debug, thiserror::Error)]
+pub enum WaitError {
+    /// It has not ended in this time, and goes on: wait again, or cancel it.
+    #[error("the task has not ended within {}; it goes on", humantime::format_duration(*.waited))]
+    NotDone {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// It has ended without a result.
+    #[error("the task has no result: {0}")]
+    NoResult(NoResult),
+    /// It has a result, which is of another type than the one that was waited for.
+    #[error("the result of the task does not fit: {reason}")]
+    OtherType {
+        /// The result as the handler wrote it.
+        result: TaskResult,
+        /// What does not fit, and where.
+        reason: String,
+    },
+    /// Results cannot be read.
+    #[error(transparent)]
+    Topology(#[from] BusError),
+}
+
+/// Why a collector did not do what it was requested, or did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// No collector is connected.
+    #[error("no collector answers; is one running?")]
+    NoCollector,
+    /// It is refused, and so it is whenever it is requested: it is unknown, or has ended.
+    #[error("{reason}")]
+    Refused {
+        /// The reason, for a person.
+        reason: String,
+    },
+    /// It failed; the same request may succeed later.
+    #[error("a collector did not do it: {reason}")]
+    Failed {
+        /// The reason, for a person.
+        reason: String,
+    },
+}
+
+impl RequestError {
+    /// Whether the same request may succeed later, with nothing changed.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        !matches!(self, Self::Refused { .. })
+    }
+}
+
+/// Why a job that was waited for is not at its end.
+#[derive(Debug, thiserror::Error)]
+pub enum JobWaitError {
+    /// It has not ended in this time, and goes on: wait again, or cancel it.
+    #[error("job {job} has not ended within {}; it goes on", humantime::format_duration(*.waited))]
+    NotDone {
+        /// Its name.
+        job: String,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// A collector does not tell how far it is.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}
+
+/// Why the settings of the environment led to no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum FromEnvError {
+    /// Nothing says where NATS is.
+    #[error("MILLPOND_NATS_URL is not set: start `millpond up` first, or set it")]
+    NotSet,
+    /// The time for which it is tried is none.
+    #[error("MILLPOND_CONNECT_TIMEOUT: {reason}")]
+    Timeout {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file that a variable names cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The keys that sign tasks cannot be used.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
 }

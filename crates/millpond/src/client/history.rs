@@ -186,8 +186,10 @@ impl CatchUp {
     /// Safe: the request is kept.
     pub(super) async fn next_rows(&mut self, bus: &Bus) -> Result<Vec<HistoryRow>, MapError> {
         let Self::History { request, answer } = self else { return std::future::pending().await };
-        let page = answer.get_or_insert_with(|| Box::pin(fetch_page(bus.clone(), request.clone()))).await?;
+        let page = answer.get_or_insert_with(|| Box::pin(fetch_page(bus.clone(), request.clone()))).await;
+        // Also after an error: a request that has ended must not be polled again.
         *answer = None;
+        let page = page?;
         match page.next {
             Some(next) => request.from = next,
             None => *self = Self::Backlog,

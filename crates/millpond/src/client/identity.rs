@@ -84,6 +84,9 @@ impl Client {
     ///
     /// # Errors
     /// [`SubmitError::IdTaken`].
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed.
     pub async fn check_arguments(&self, task: &NewTask, id: &str) -> Result<(), SubmitError> {
         self.stored_task(task, id).await.ok().flatten().map_or(Ok(()), |row| task.check_stored(id, &row))
     }

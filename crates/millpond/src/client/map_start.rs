@@ -42,6 +42,9 @@ impl Client {
     ///
     /// # Errors
     /// [`MapError`] when the job cannot be made, or a name does not fit.
+    ///
+    /// # Cancel safety
+    /// When this is dropped, the job may have been begun or not; the same call goes on with it.
     pub async fn map(
         &self,
         spec: MapSpec,
@@ -70,6 +73,10 @@ impl Client {
     ///
     /// # Errors
     /// [`MapError`] when the job cannot be made, or a name does not fit.
+    ///
+    /// # Cancel safety
+    /// When this is dropped, the job may have been begun or not; the same call goes on with it. A stream that is dropped leaves
+    /// what was published to run on.
     pub async fn imap(
         &self,
         spec: MapSpec,

@@ -3,22 +3,27 @@
 
 mod batch_sizer;
 mod call;
+mod connect;
 mod errors;
+mod handle;
 mod history;
 mod identity;
 mod index_ranges;
+mod job_handle;
 mod job_record_writer;
 mod map;
 mod map_publisher;
 mod map_start;
+mod new_task;
 mod payloads;
 mod publish_all;
+mod requests;
 mod result_window;
 mod schedules;
 mod session;
 mod spec;
 mod submit;
-mod wait;
+mod submit_all;
 
 use std::num::NonZeroUsize;
 use std::ops::Deref;
@@ -26,28 +31,41 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
+use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 
 pub use batch_sizer::BatchSize;
 pub use call::CallError;
-pub use errors::{MapError, ScheduleChangeError, SubmitError};
+pub use errors::{FromEnvError, JobWaitError, MapError, RequestError, ScheduleChangeError, SubmitError, WaitError};
+pub use handle::TaskHandle;
 pub use history::{HistoryPage, HistoryRequest, ResultsRequest};
+pub use job_handle::{JobHandle, JobResults};
 pub use map::MapRun;
 pub use publish_all::{PublishAllError, PublishedJob};
+pub use requests::{CancelledTask, JobProgress, Named, TaskStanding, TaskState};
 pub use schedules::{cron_in, zone_of};
 pub use session::TaskSession;
-pub use spec::{IfJobExists, MapItem, MapSpec};
+pub use spec::{IfJobExists, MapItem, MapSpec, json_values};
 pub use submit::{NewTask, Submitted};
-pub use wait::Waiter;
 
-use crate::bus::error::BusError;
+#[doc(inline)]
+pub use crate::bus::call::pipe::Pipe;
+#[doc(inline)]
+pub use crate::bus::error::BusError;
+#[doc(inline)]
+pub use crate::bus::operate::cancel::JobCancellation;
+#[doc(inline)]
+pub use crate::bus::publish::queue_limits::QueueFill;
+#[doc(inline)]
+pub use crate::bus::publish::{PublishError, RetryDeadline};
+#[doc(inline)]
+pub use crate::bus::shared_state::{SharedError, SharedState};
+#[doc(inline)]
+pub use crate::bus::{Bus, ConnectError};
+
+use crate::bus::publish::StreamCapacity;
 use crate::bus::publish::bounded::QueueAdmission;
-use crate::bus::publish::queue_limits::QueueFill;
-use crate::bus::publish::{RetryDeadline, StreamCapacity};
-use crate::bus::shared_state::{SharedError, SharedState};
-use crate::bus::{Bus, ConnectError, Role};
-use crate::config::ConnectSettings;
 use crate::outcome::Failure;
 use crate::signature::Signer;
 use batch_sizer::MeanDuration;
@@ -59,13 +77,16 @@ const MEAN_DURATIONS_MAX: usize = 1000;
 const PIPES_CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why a task that ended has no result.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoResult {
     /// The task failed for good; a dead letter has the evidence.
+    #[error("it failed for good: {}: {}", .0.kind, .0.message)]
     Dead(Failure),
     /// The task was cancelled.
+    #[error("it was cancelled")]
     Cancelled,
     /// The task is done, and its large result can no longer be fetched from the store; the reason.
+    #[error("it is done, but its result cannot be had: {0}")]
     Lost(String),
 }
 
@@ -76,6 +97,16 @@ pub struct TaskResult {
     pub value: Box<RawValue>,
     /// The handler wrote bytes that are no JSON: the value is `{"base64":"…"}`.
     pub is_bytes: bool,
+}
+
+impl TaskResult {
+    /// The value as any type that serde reads from it.
+    ///
+    /// # Errors
+    /// What does not fit, and where.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.value.get())
+    }
 }
 
 impl Deref for TaskResult {
@@ -102,14 +133,6 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects; tries for as long as `access` says (a [`Duration`](std::time::Duration) alone will do).
-    ///
-    /// # Errors
-    /// [`ConnectError`].
-    pub async fn connect(url: &str, name: &str, access: impl Into<ConnectSettings>) -> Result<Self, ConnectError> {
-        Ok(Self::over(Bus::connect(url, Role::Client, name, access).await?))
-    }
-
     /// The same client; with keys, it signs what it publishes.
     #[must_use]
     pub fn with_signer(self, signer: Option<Signer>) -> Self {
@@ -147,6 +170,9 @@ impl Client {
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed.
     pub async fn fill(&self, queue: &str) -> Result<Option<QueueFill>, BusError> {
         self.admission.fill(queue).await
     }
@@ -164,11 +190,17 @@ impl Client {
     ///
     /// # Errors
     /// [`SharedError`]; most likely setup has not run yet.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed.
     pub async fn shared(&self) -> Result<SharedState, SharedError> {
         SharedState::open(&self.bus).await
     }
 
     /// Sends what is buffered and closes the connection. Drop its pipes before, so that their workers are notified at once.
+    ///
+    /// # Cancel safety
+    /// When this is dropped, what is buffered may be lost, and the connection stays open until the last clone goes.
     pub async fn close(&self) {
         let mut drivers = std::mem::take(&mut *self.pipe_drivers.lock().unwrap_or_else(PoisonError::into_inner));
         let last_messages = async { while drivers.join_next().await.is_some() {} };

@@ -19,7 +19,7 @@ use crate::wire::bounds::parse_expiry;
 const FETCH_RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// How an item ended, as RESULTS or a collector has it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum KnownEnd {
     /// With everything there is.
     Inline(TaskEnd),
@@ -93,6 +93,9 @@ impl Client {
     ///
     /// # Errors
     /// [`GetError`]: missing, damaged, no answer, or it cannot be written.
+    ///
+    /// # Cancel safety
+    /// Safe for the store; what was written by then is a part of the payload.
     pub async fn get_payload(
         &self,
         at: &PayloadRef,
@@ -105,6 +108,9 @@ impl Client {
     ///
     /// # Errors
     /// [`GetError`]: missing, damaged, larger than any result may be, or no answer.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed.
     pub async fn get_result(&self, at: &PayloadRef) -> Result<TaskResult, GetError> {
         let bytes = self.bus.get_payload_bytes(at, RESULT_BYTES_MAX).await?;
         if let Ok(value) = serde_json::from_slice::<&RawValue>(&bytes) {

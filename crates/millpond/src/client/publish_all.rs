@@ -39,6 +39,9 @@ impl Client {
     ///
     /// # Errors
     /// [`PublishAllError`] tells how far it came.
+    ///
+    /// # Cancel safety
+    /// When this is dropped, what was stored runs on; the same call with the same job and input goes on behind it.
     pub async fn publish_all(
         &self,
         spec: MapSpec,

@@ -19,6 +19,9 @@ impl Client {
     /// # Errors
     /// [`ScheduleChangeError`]; nothing was changed then, but after [`crate::bus::publish::PublishError::NoAnswer`] it may have
     /// been: add it again.
+    ///
+    /// # Cancel safety
+    /// When this is dropped, the change may be made or not; making it again is safe.
     pub async fn add_schedule(&self, schedule: &Schedule, deadline: RetryDeadline) -> Result<(), ScheduleChangeError> {
         schedule.check()?;
         zone_of(&schedule.when)?;
@@ -32,6 +35,9 @@ impl Client {
     ///
     /// # Errors
     /// [`ScheduleChangeError`].
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed.
     pub async fn schedule(&self, name: &str) -> Result<Option<ScheduleRecord>, ScheduleChangeError> {
         check_token("schedule", name)?;
         Ok(self.bus.schedule(name).await?.map(|kept| kept.record))
@@ -41,6 +47,9 @@ impl Client {
     ///
     /// # Errors
     /// [`ScheduleChangeError`].
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed.
     pub async fn schedules(&self) -> Result<(Vec<ScheduleRecord>, Refusals), ScheduleChangeError> {
         let records = self.bus.schedules().await?;
         let refusals = self.bus.schedule_refusals(&records).await?;
@@ -51,6 +60,9 @@ impl Client {
     ///
     /// # Errors
     /// [`ScheduleChangeError::NotFound`], and others.
+    ///
+    /// # Cancel safety
+    /// When this is dropped, the change may be made or not; making it again is safe.
     pub async fn pause_schedule(
         &self,
         name: &str,
@@ -91,6 +103,9 @@ impl Client {
     ///
     /// # Errors
     /// [`ScheduleChangeError::NotFound`], and others.
+    ///
+    /// # Cancel safety
+    /// When this is dropped, the change may be made or not; making it again is safe.
     pub async fn remove_schedule(&self, name: &str, deadline: RetryDeadline) -> Result<(), ScheduleChangeError> {
         check_token("schedule", name)?;
         if self.bus.schedule(name).await?.is_none() {

@@ -31,6 +31,9 @@ impl Client {
     ///
     /// # Errors
     /// [`BusError`] when results cannot be read.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed.
     pub async fn session(&self, job: Option<String>) -> Result<TaskSession, BusError> {
         let job = job.unwrap_or_else(|| format!("s-{}", crate::random_token()));
         // The reader comes first: an end that is published before it listens would be missed.
@@ -44,6 +47,9 @@ impl TaskSession {
     ///
     /// # Errors
     /// [`SubmitError`] when it cannot be published.
+    ///
+    /// # Cancel safety
+    /// When this is dropped, the task may be stored or not; its end is kept for [`TaskSession::end`].
     pub async fn run(
         &mut self,
         task: NewTask,
@@ -66,9 +72,12 @@ impl TaskSession {
     ///
     /// # Errors
     /// [`SubmitError`] when it cannot be published.
+    ///
+    /// # Cancel safety
+    /// Safe: the task is stored as a whole or not at all. Who must know submits it again with the same id.
     pub async fn submit(&mut self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, SubmitError> {
         let task = NewTask { job: Some(self.job.clone()), ..task.clone() };
-        let submitted = self.client.submit(&task, deadline).await?;
+        let submitted = self.client.publish_checked(&task, deadline).await?;
         if submitted.duplicate {
             // It was published before, perhaps under this job: it may have ended before this session listened.
             self.results.read_from_oldest();

@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::Stream;
+use futures_util::stream;
+use serde::Serialize;
+
 use super::TaskEnd;
 use super::batch_sizer::BatchSize;
 use crate::chain::ChainStep;
@@ -30,6 +35,25 @@ pub struct MapSpec {
     pub attempts_max: Option<u32>,
     /// The task that runs once the whole job has ended, with the counts as its argument; without a queue of its own in `queue`.
     pub continuation: Option<ChainStep>,
+}
+
+impl MapSpec {
+    /// A job of tasks of this kind, in this queue; all else as it is by itself. Set the other fields with `..`.
+    #[must_use]
+    pub fn new(queue: impl Into<String>, kind: impl Into<String>) -> Self {
+        Self { queue: queue.into(), kind: kind.into(), ..Self::default() }
+    }
+}
+
+/// An input of values that serde writes as JSON, for [`map`](super::Client::map) and
+/// [`publish_all`](super::Client::publish_all). A value that cannot be JSON ends it with an error.
+pub fn json_values<T: Serialize + 'static>(
+    values: impl IntoIterator<Item = T, IntoIter: Send + 'static>,
+) -> impl Stream<Item = Result<Bytes, String>> + Send + 'static {
+    stream::iter(values.into_iter().map(|value| match serde_json::to_vec(&value) {
+        Ok(json) => Ok(json.into()),
+        Err(error) => Err(error.to_string()),
+    }))
 }
 
 /// What to do when there is a job of the name already. One that was cancelled always starts anew.

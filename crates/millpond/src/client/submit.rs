@@ -1,6 +1,8 @@
 //! One task: its headers and its publish.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+#[cfg(feature = "telemetry")]
+use std::time::SystemTime;
 
 use bytes::Bytes;
 
@@ -11,10 +13,13 @@ use super::payloads::expires;
 use crate::bus::publish::unique::only_when_alone;
 use crate::bus::publish::{PublishError, RetryDeadline, Stored};
 use crate::chain::ChainStep;
+#[cfg(feature = "telemetry")]
 use crate::outcome::Failure;
 use crate::payload::StoredPayload;
 use crate::task::{check_task_id, schedule_headers};
-use crate::telemetry::{FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, Span, SpanKind, TraceContext, record};
+use crate::telemetry::TraceContext;
+#[cfg(feature = "telemetry")]
+use crate::telemetry::{FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, Span, SpanKind, record};
 use crate::wire::headers::{
     HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_EXPECTED_SEQUENCE, HEADER_EXPIRES, HEADER_ID,
     HEADER_INDEX, HEADER_MSG_ID, HEADER_REF, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers,
@@ -62,6 +67,8 @@ pub struct NewTask {
     /// The trace it continues, as a `traceparent`. None: the trace of the span that submits it, else one of its own, which this
     /// process begins when it exports spans, or the worker.
     pub traceparent: Option<String>,
+    /// Its end will be waited for: the client listens before it publishes ([`NewTask::awaited`]).
+    pub awaited: bool,
 }
 
 /// A task that the server has stored.
@@ -103,13 +110,12 @@ impl NewTask {
 }
 
 impl Client {
-    /// Publishes a task and waits until the server has stored it. At 90 % of the capacity of TASKS it waits until there is more,
-    /// however long; at the limit of a bounded queue it waits until the deadline.
-    ///
-    /// # Errors
-    /// [`SubmitError`]; on [`crate::bus::publish::PublishError::NoAnswer`] submit again with the same id. A unique key
-    /// that is taken is [`SubmitError::UniqueKeyTaken`].
-    pub async fn submit(&self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, SubmitError> {
+    /// Publishes a task and waits until the server has stored it.
+    pub(super) async fn publish_checked(
+        &self,
+        task: &NewTask,
+        deadline: RetryDeadline,
+    ) -> Result<Submitted, SubmitError> {
         if let (Some(batch), None) = (task.batch, task.at_ms) {
             TaskSubject::new(&task.queue, &task.kind, None)?;
             self.check_batch(&task.queue, BatchSize::Fixed(batch), deadline).await?;
@@ -117,14 +123,16 @@ impl Client {
         self.publish(task, deadline).await
     }
 
-    /// As [`Client::submit`], without the check of the batch: one that was filled before its queue was bounded counts as one task.
+    /// The same, without the check of the batch: one that was filled before its queue was bounded counts as one task.
     pub(super) async fn publish(&self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, SubmitError> {
         let id = task.id.clone().unwrap_or_else(crate::random_token);
         let parent = task.traceparent.as_deref().and_then(TraceContext::parse).or_else(TraceContext::current);
         let trace = parent
             .map_or_else(|| TraceContext::of_publish(&task.queue, &task.kind, &id), |parent| Some(parent.child()));
+        #[cfg(feature = "telemetry")]
         let started = SystemTime::now();
         let published = self.publish_as(task, id.clone(), trace, deadline).await;
+        #[cfg(feature = "telemetry")]
         if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
             record_publish(task, &id, (trace, parent), started, &published);
         }
@@ -224,6 +232,7 @@ impl Client {
     }
 }
 
+#[cfg(feature = "telemetry")]
 fn record_publish(
     task: &NewTask,
     id: &str,

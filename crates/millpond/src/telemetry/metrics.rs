@@ -6,6 +6,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
 
+#[cfg(feature = "telemetry")]
 use super::export_counts::{LOGS, TRACES};
 
 /// A gauge that was not set for this long is not shown.
@@ -54,6 +55,7 @@ impl Metrics {
     /// The metrics as text.
     #[must_use]
     pub fn render(&self) -> String {
+        #[cfg(feature = "telemetry")]
         for gate in [&TRACES, &LOGS] {
             let (signal, counted) = (gate.signal, gate.counts());
             metrics::counter!("millpond_telemetry_sent_total", "signal" => signal).absolute(counted.sent);

@@ -1,11 +1,14 @@
 //! Trace contexts: which trace and span something belongs to, as the header `traceparent` carries it.
 
 use data_encoding::HEXLOWER;
+#[cfg(feature = "telemetry")]
 use opentelemetry::Context;
+#[cfg(feature = "telemetry")]
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use rand::RngExt;
 use sha2::{Digest, Sha256};
 
+#[cfg(feature = "telemetry")]
 use super::sampling::{is_exported, is_sampled};
 
 /// A W3C trace context (<https://www.w3.org/TR/trace-context/#traceparent-header>).
@@ -35,6 +38,7 @@ impl TraceContext {
     }
 
     /// The context of the task or span that this thread works on now.
+    #[cfg(feature = "telemetry")]
     #[must_use]
     pub fn current() -> Option<Self> {
         Context::map_current(|context| {
@@ -46,6 +50,13 @@ impl TraceContext {
                 sampled: context.is_sampled(),
             })
         })
+    }
+
+    /// None: a program without telemetry has no spans.
+    #[cfg(not(feature = "telemetry"))]
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        None
     }
 
     /// The context of a span of this process below `parent`, or of one that begins a trace.
@@ -151,11 +162,24 @@ impl TraceContext {
     }
 
     /// The same as the library has it.
+    #[cfg(feature = "telemetry")]
     pub(super) fn context(self, is_remote: bool) -> SpanContext {
         let flags = if self.sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
         let (trace, span) = (TraceId::from_bytes(self.trace_bytes()), SpanId::from_bytes(self.span_bytes()));
         SpanContext::new(trace, span, flags, is_remote, TraceState::default())
     }
+}
+
+/// A program without telemetry exports no spans.
+#[cfg(not(feature = "telemetry"))]
+fn is_exported() -> bool {
+    false
+}
+
+/// A program without telemetry samples no trace.
+#[cfg(not(feature = "telemetry"))]
+fn is_sampled(_by_parent: Option<bool>, _trace: u128) -> bool {
+    false
 }
 
 #[cfg(test)]

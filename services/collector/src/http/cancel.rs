@@ -32,6 +32,11 @@ pub(super) async fn job(
     State(app): AppState,
     PathAndQuery(job, NoQuery {}): PathAndQuery<String, NoQuery>,
 ) -> Result<Json<JobCancelled>, ErrorAnswer> {
+    cancel_job(&app, job, OPERATOR).await.map(Json)
+}
+
+/// The same for whoever acts without HTTP.
+pub(super) async fn cancel_job(app: &App, job: String, by: &str) -> Result<JobCancelled, ErrorAnswer> {
     check_name("job", &job)?;
     let stored = known_job(&app.bus, &app.store, &job).await.map_err(|fault| store_error(&fault))?;
     let record = app.bus.job(&job).await.map_err(ErrorAnswer::bad_gateway)?;
@@ -44,8 +49,8 @@ pub(super) async fn job(
         (None, None) => return Err(ErrorAnswer::not_found(format!("no job {job} is known"))),
     };
     let subject = subject.map_err(|wrong| ErrorAnswer::new(StatusCode::INTERNAL_SERVER_ERROR, wrong.to_string()))?;
-    let cancelled = app.bus.cancel_job(&job, &subject, OPERATOR).await.map_err(|fault| failed(&fault))?;
-    Ok(Json(JobCancelled { job: cancelled.job, epoch: cancelled.epoch, removed: cancelled.removed }))
+    let cancelled = app.bus.cancel_job(&job, &subject, by).await.map_err(|fault| failed(&fault))?;
+    Ok(JobCancelled { job: cancelled.job, epoch: cancelled.epoch, removed: cancelled.removed })
 }
 
 /// Cancel a task: what waits for its time is removed, what runs is ended, what waits for a worker ends when one takes it.
@@ -58,15 +63,20 @@ pub(super) async fn task(
     PathAndQuery((), NoQuery {}): PathAndQuery<(), NoQuery>,
     JsonBody(task): JsonBody<CancelTask>,
 ) -> Result<Json<TaskCancelled>, ErrorAnswer> {
-    let CancelTask { id, queue, kind } = place(&app, task).await?;
+    cancel_task(&app, task, OPERATOR).await.map(Json)
+}
+
+/// The same for whoever acts without HTTP.
+pub(super) async fn cancel_task(app: &App, task: CancelTask, by: &str) -> Result<TaskCancelled, ErrorAnswer> {
+    let CancelTask { id, queue, kind } = place(app, task).await?;
     let queue = queue.unwrap_or_default();
     check_name("queue", &queue)?;
     if let Some(kind) = &kind {
         check_name("kind", kind)?;
     }
-    let cancelled = app.bus.cancel_task(&queue, kind.as_deref(), &id, OPERATOR).await;
+    let cancelled = app.bus.cancel_task(&queue, kind.as_deref(), &id, by).await;
     let ended = cancelled.map_err(|fault| failed(&fault))?;
-    Ok(Json(TaskCancelled { id, queue, kind, ended }))
+    Ok(TaskCancelled { id, queue, kind, ended })
 }
 
 /// The task that is meant, by its queue and kind: of those that have its id one that has not ended. Without a kind it is still to

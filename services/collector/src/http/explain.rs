@@ -33,6 +33,11 @@ pub(super) async fn explain(
     State(app): State<Arc<App>>,
     PathAndQuery((), query): PathAndQuery<(), TaskIdQuery>,
 ) -> Result<Json<Explanation>, ErrorAnswer> {
+    explanation(&app, query).await.map(Json)
+}
+
+/// The same for whoever asks without HTTP.
+pub(super) async fn explanation(app: &App, query: TaskIdQuery) -> Result<Explanation, ErrorAnswer> {
     app.caught_up().await;
     let TaskIdQuery { id, queue, kind } = query;
     let stored = app.store.task(&id, queue.as_deref(), kind.as_deref()).await.map_err(|fault| store_error(&fault))?;
@@ -50,10 +55,10 @@ pub(super) async fn explain(
     let stored = stored.into_iter().next();
     let (state, sentence) = match stored.as_ref().and_then(ended) {
         Some(reason) => reason,
-        None => under_way(&app, &id, found, stored.as_ref()).await?,
+        None => under_way(app, &id, found, stored.as_ref()).await?,
     };
     let (queue, kind) = places.into_iter().next().unzip();
-    Ok(Json(Explanation { id, queue, kind, state, sentence }))
+    Ok(Explanation { id, queue, kind, state, sentence })
 }
 
 fn text(failure: &Failure) -> String {

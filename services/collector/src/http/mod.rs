@@ -11,6 +11,7 @@ mod explain;
 mod export;
 mod gauges;
 mod monitor;
+mod on_ctl;
 mod openapi;
 mod operate;
 mod read;
@@ -36,6 +37,7 @@ use utoipa_axum::routes;
 pub(crate) use caller::Tokens;
 pub(crate) use export::EXPORTS_MAX;
 pub(crate) use monitor::WATCHERS_MAX;
+pub(crate) use on_ctl::ClientRequests;
 pub(crate) use session::Failures;
 
 use crate::caught_up::caught_up;

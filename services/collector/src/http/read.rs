@@ -101,6 +101,11 @@ pub(super) async fn job(
     State(app): AppState,
     PathAndQuery(job, NoQuery {}): PathAndQuery<String, NoQuery>,
 ) -> Answer<JobRow> {
+    job_row(&app, job).await
+}
+
+/// The same for whoever asks without HTTP.
+pub(super) async fn job_row(app: &App, job: String) -> Answer<JobRow> {
     check_name("job", &job)?;
     app.caught_up().await;
     let found = known_job(&app.bus, &app.store, &job).await;

@@ -9,10 +9,9 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use millpond::bus::publish::RetryDeadline;
-use millpond::client::{NewTask, NoResult, SubmitError, Submitted, TaskEnd};
+use millpond::client::{NewTask, NoResult, SubmitError, TaskEnd, TaskHandle};
 use millpond::config::duration;
 use millpond::outcome::Failure;
-use millpond::wire::subject;
 use millpond_api::error::ErrorBody;
 use millpond_api::publish::{FinalStatus, PublishTaskQuery, TaskEnded, TaskEnding, TaskPublished};
 use millpond_service::error_answer::ErrorAnswer;
@@ -121,9 +120,9 @@ fn check_type(headers: &HeaderMap) -> Result<(), ErrorAnswer> {
 }
 
 /// What came of a publish, within the time that it may take.
-type Tried = Result<Result<Submitted, SubmitError>, tokio::time::error::Elapsed>;
+type Tried = Result<Result<TaskHandle, SubmitError>, tokio::time::error::Elapsed>;
 
-fn counted(app: &App, tried: Tried) -> Result<Submitted, ErrorAnswer> {
+fn counted(app: &App, tried: Tried) -> Result<TaskHandle, ErrorAnswer> {
     let stored = if matches!(tried, Ok(Ok(_))) { "yes" } else { "no" };
     metrics::counter!("millpond_tasks_published_total", "stored" => stored).increment(1);
     match tried {
@@ -136,9 +135,9 @@ fn counted(app: &App, tried: Tried) -> Result<Submitted, ErrorAnswer> {
     }
 }
 
-fn accepted(task: &NewTask, stored: Submitted) -> Response {
-    let Submitted { id, duplicate } = stored;
-    let (queue, kind, job) = (task.queue.clone(), task.kind.clone(), task.job.clone());
+fn accepted(task: &NewTask, stored: TaskHandle) -> Response {
+    let (queue, kind, job) = (task.queue.clone(), task.kind.clone(), stored.job().map(str::to_owned));
+    let TaskHandle { id, duplicate, .. } = stored;
     (StatusCode::ACCEPTED, Json(TaskPublished { id, queue, kind, job, duplicate })).into_response()
 }
 
@@ -149,46 +148,19 @@ async fn wait_for(app: &App, mut task: NewTask, wait: Duration) -> Result<Respon
         let text = format!("{WAITERS_MAX} requests wait already: come again, or leave out `wait`");
         return Err(busy(text));
     };
-    if task.unique.is_some() || !task.continuation.is_empty() {
-        return wait_for_last(app, task, wait).await;
-    }
-    // What was stored before need not have the job that it would get here.
-    let named = task.job.clone();
     // A key always gets the same job, so that a caller who repeats the request after a broken connection gets what came
     // meanwhile.
-    if let (None, Some(id)) = (&task.job, &task.id) {
-        task.job = Some(format!("s-{}", subject::key(&format!("{}/{}/{id}", task.queue, task.kind))));
-    }
-    subject::TaskSubject::new(&task.queue, &task.kind, task.job.clone())
-        .map_err(|wrong| ErrorAnswer::bad_request(wrong.to_string()))?;
-    let mut session = app.client.session(task.job.clone()).await.map_err(|fault| unavailable(fault.to_string()))?;
-    task.job = Some(session.job().to_owned());
-    let storing = session.submit(&task, RetryDeadline::Within(STORE_WITHIN));
-    let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
-    if stored.duplicate {
-        task.job = named;
-    }
-    tokio::select! {
-        end = session.end(&task.queue, &task.kind, &stored.id) => {
-            Ok(Json(TaskEnded { id: stored.id, ending: ending(end) }).into_response())
-        }
-        () = tokio::time::sleep(wait) => Ok(accepted(&task, stored)),
-        () = app.shutdown.cancelled() => Ok(accepted(&task, stored)),
-    }
-}
-
-/// The same for a task with a unique key, and for a chain: the end of its last step, or of the one that ended it.
-async fn wait_for_last(app: &App, mut task: NewTask, wait: Duration) -> Result<Response, ErrorAnswer> {
-    let named = task.job.clone();
-    let waiter = app.client.waiter(&mut task).await.map_err(|fault| submit_error(&fault))?;
+    task.awaited = true;
     let storing = app.client.submit(&task, RetryDeadline::Within(STORE_WITHIN));
-    let stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
-    if stored.duplicate {
-        task.job = named;
-    }
-    tokio::select! {
-        (id, end) = waiter.end(&stored) => Ok(Json(TaskEnded { id, ending: ending(end) }).into_response()),
-        () = tokio::time::sleep(wait) => Ok(accepted(&task, stored)),
-        () = app.shutdown.cancelled() => Ok(accepted(&task, stored)),
+    let mut stored = counted(app, tokio::time::timeout(GIVE_UP_AFTER, storing).await)?;
+    let ended = tokio::select! {
+        ended = stored.end() => Some(ended.map_err(|fault| unavailable(fault.to_string()))?),
+        () = tokio::time::sleep(wait) => None,
+        () = app.shutdown.cancelled() => None,
+    };
+    match ended {
+        // Of a chain, the end of its last step, or of the one that ended it.
+        Some((id, end)) => Ok(Json(TaskEnded { id, ending: ending(end) }).into_response()),
+        None => Ok(accepted(&task, stored)),
     }
 }

@@ -149,18 +149,18 @@ fn calls(
     stop: &CancellationToken,
 ) -> Vec<Call> {
     let (arguments, first) = (arguments.as_slice(), task.items.map_or(0, |items| items.from));
+    let id = |item: u32| match task.items {
+        Some(items) if items.of == 1 => format!("{}/0", task.original_id),
+        items => id_of(&task.original_id, items.map(|items| Items { of: items.of, from: item, len: 1 })),
+    };
     let call = |(payload, item): (&Bytes, u32)| Call {
-        id: match task.items {
-            Some(items) if items.of == 1 => format!("{}/0", task.original_id),
-            items => id_of(&task.original_id, items.map(|items| Items { of: items.of, from: item, len: 1 })),
-        },
         attempt: task.attempt,
-        // Only a task alone has arguments outside of its message.
-        payload: fetched.map_or_else(|| payload.clone(), FetchedPayload::payload),
         file: fetched.and_then(FetchedPayload::file).map(Path::to_owned),
         trace: Some(trace),
         // A single call has the task's token; of several, each has its own, so that one can time out by itself.
         stop: if arguments.len() == 1 { stop.clone() } else { CancellationToken::new() },
+        // Only a task alone has arguments outside of its message.
+        ..Call::new(id(item), fetched.map_or_else(|| payload.clone(), FetchedPayload::payload))
     };
     arguments.iter().zip(first..).map(call).collect()
 }

@@ -22,12 +22,13 @@ use crate::supervisor::Timeouts;
 /// for those that were taken out. `stop` ends it early.
 pub(crate) async fn execute(
     handler: ReadyHandler,
-    calls: Vec<Call>,
+    mut calls: Vec<Call>,
     cursor: Arc<WorkCursor>,
     timeouts: Timeouts,
     stop: &CancellationToken,
 ) -> Vec<CallEnd> {
     let (count, timeout) = (calls.len(), timeouts.hard);
+    calls.iter_mut().for_each(|call| call.timeout = Some(timeout));
     let mut ends = match handler {
         ReadyHandler::Async(handler) => on_runtime(&handler, calls, &cursor, timeout, stop).await,
         // Boxed: each task moves its whole future, and these are large.

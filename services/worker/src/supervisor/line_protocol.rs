@@ -38,7 +38,7 @@ pub(crate) struct TaskLine<'a> {
     #[serde(default)]
     pub(crate) attempt: u32,
     #[serde(default)]
-    deadline_ms: i64,
+    pub(crate) deadline_ms: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) traceparent: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -258,6 +258,16 @@ pub(crate) fn write_task(call: &Call, kind: &str, deadline_ms: i64, lines: &mut 
         shutdown: false,
     };
     write_line(&task, lines)
+}
+
+/// Appends the line that tells how far a task is: a share from 0 to 1, and a note.
+pub(crate) fn write_progress(share: f64, note: &str, lines: &mut Vec<u8>) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct ProgressLine<'a> {
+        progress: f64,
+        note: &'a str,
+    }
+    write_line(&ProgressLine { progress: share, note }, lines)
 }
 
 /// Appends the line that answers a task.

@@ -150,6 +150,9 @@ impl Pipe {
     ///
     /// # Errors
     /// [`PipeError`] when the conversation has ended already.
+    ///
+    /// # Cancel safety
+    /// Safe: the end of this side is said once, by this call or the next.
     pub async fn close(&self) -> Result<(), PipeError> {
         self.sender.close().await
     }

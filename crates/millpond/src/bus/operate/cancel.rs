@@ -14,7 +14,7 @@ use crate::bus::topology::stream_state;
 use crate::job::{JobRecord, JobState};
 use crate::outcome::{CancelledJob, NotDone, NotDoneState, Outcome, ResultBatch};
 use crate::task::{Arrival, Origin, Task};
-use crate::wire::bounds::Bounded;
+use crate::wire::bounds::{self, Bounded};
 use crate::wire::headers::HEADER_MSG_ID;
 use crate::wire::streams::{BUCKET_CANCELS, STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject;
@@ -81,7 +81,7 @@ pub enum CancelError {
 }
 
 /// A job that is cancelled.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobCancellation {
     /// Its name.
     pub job: String,
@@ -89,6 +89,12 @@ pub struct JobCancellation {
     pub epoch: u32,
     /// Messages that waited and were removed.
     pub removed: u64,
+}
+
+impl Bounded for JobCancellation {
+    fn check(&self) -> Result<(), String> {
+        bounds::count("removed", self.removed)
+    }
 }
 
 impl Bus {

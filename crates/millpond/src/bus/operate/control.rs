@@ -20,6 +20,10 @@ pub const CTL_REPLAY: &str = "ctl.replay";
 
 /// From a client to a collector: the results of a job that the collector has stored.
 pub const CTL_RESULTS: &str = "ctl.request.results";
+/// From a client to a collector: where a task or a job stands, by its name.
+pub const CTL_STATUS: &str = "ctl.request.status";
+/// From a client to a collector: cancel a task or a job, by its name.
+pub const CTL_CANCEL: &str = "ctl.request.cancel";
 /// To a producer service: publish the task that a job's end starts.
 pub const CTL_CONTINUATION: &str = "ctl.continuation";
 

@@ -115,6 +115,12 @@ pub enum RetryDeadline {
     Within(Duration),
 }
 
+impl From<Duration> for RetryDeadline {
+    fn from(within: Duration) -> Self {
+        Self::Within(within)
+    }
+}
+
 pub(in crate::bus) enum StoreFailure {
     /// Try again after this pause.
     Again(Duration),

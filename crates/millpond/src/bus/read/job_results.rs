@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use async_nats::datetime::from_nanos;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -40,11 +41,20 @@ const LOOK_AFTER_MIN: Duration = Duration::from_secs(5);
 /// The longest such time.
 const LOOK_AFTER_MAX: Duration = Duration::from_secs(300);
 
-/// Reads the stream by a consumer of its own, from a sequence on, over any loss of the connection.
+/// Where in RESULTS a reader begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ReadFrom {
+    /// At this sequence.
+    Seq(u64),
+    /// At the first message that was stored at this time or later, Unix time in milliseconds by the server's clock.
+    TimeMs(i64),
+}
+
+/// Reads the stream by a consumer of its own, over any loss of the connection.
 struct StoredResults {
     bus: Bus,
     filter: String,
-    next_seq: u64,
+    next: ReadFrom,
     /// Messages that were there when the consumer was made and are not read yet; none before it was made.
     backlog: Option<u64>,
     /// When something was last read, or the consumer made.
@@ -110,11 +120,11 @@ enum Progress {
 }
 
 impl StoredResults {
-    fn new(bus: &Bus, filter: &str, next_seq: u64, lingers: bool) -> Self {
+    fn new(bus: &Bus, filter: &str, next: ReadFrom, lingers: bool) -> Self {
         Self {
             bus: bus.clone(),
             filter: filter.to_owned(),
-            next_seq,
+            next,
             backlog: None,
             heard: Instant::now(),
             consumer: None,
@@ -139,7 +149,7 @@ impl StoredResults {
                 }
                 (None, Some(permit)) => {
                     let (bus, filter, is_refused) = (self.bus.clone(), self.filter.clone(), self.is_refused.clone());
-                    self.opening = Some(Box::pin(open(bus, filter, self.next_seq, permit, is_refused)));
+                    self.opening = Some(Box::pin(open(bus, filter, self.next, permit, is_refused)));
                 }
                 (None, None) => {
                     let catch_ups = self.bus.catch_ups.clone();
@@ -180,7 +190,7 @@ impl StoredResults {
                 }
             };
             if let Ok(info) = message.info() {
-                self.next_seq = info.stream_sequence + 1;
+                self.next = ReadFrom::Seq(info.stream_sequence + 1);
             }
             (self.backlog, self.heard) = (self.backlog.map(|left| left.saturating_sub(1)), Instant::now());
             match read_results(&message.subject, &message.payload) {
@@ -196,7 +206,7 @@ impl StoredResults {
 async fn open(
     bus: Bus,
     filter: String,
-    next_seq: u64,
+    next: ReadFrom,
     permit: OwnedSemaphorePermit,
     is_refused: Arc<AtomicBool>,
 ) -> OpenConsumer {
@@ -205,7 +215,7 @@ async fn open(
     loop {
         // A new name each time: an earlier try may have made its consumer, and that one may have delivered messages.
         let mut place = ConsumerPlace::new(&bus.client, permit.take());
-        match make_consumer(&bus, &place.name, &filter, next_seq).await {
+        match make_consumer(&bus, &place.name, &filter, next).await {
             Ok((backlog, pull)) => return OpenConsumer { place, backlog, pull },
             Err(error) if !error.is_passing() && !is_refused.swap(true, Ordering::Relaxed) => {
                 tracing::warn!(%error, "results are read as soon as nats-server allows one more reader; waiting");
@@ -221,10 +231,10 @@ async fn open(
 }
 
 /// How much a new consumer has to read, and its pull.
-async fn make_consumer(bus: &Bus, name: &str, filter: &str, next_seq: u64) -> Result<(u64, pull::Stream), BusError> {
+async fn make_consumer(bus: &Bus, name: &str, filter: &str, next: ReadFrom) -> Result<(u64, pull::Stream), BusError> {
     let what = format!("a reader of {filter}");
     let config = pull::Config {
-        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: next_seq },
+        deliver_policy: deliver_from(next),
         ack_policy: AckPolicy::None,
         // A name of its own puts name and filter into the subject that the permissions of the role are about.
         name: Some(name.to_owned()),
@@ -240,14 +250,23 @@ async fn make_consumer(bus: &Bus, name: &str, filter: &str, next_seq: u64) -> Re
     Ok((backlog, pull_outcomes(&consumer, &what).await?))
 }
 
+fn deliver_from(next: ReadFrom) -> DeliverPolicy {
+    match next {
+        ReadFrom::Seq(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
+        // A time that the client cannot write reads everything.
+        ReadFrom::TimeMs(ms) => from_nanos(i128::from(ms) * 1_000_000)
+            .map_or(DeliverPolicy::All, |start_time| DeliverPolicy::ByStartTime { start_time }),
+    }
+}
+
 /// The outcomes of one job as they come, each at least once: a client that waits dedupes by index or id. Heard by a plain
 /// subscription, the fastest way; after a reconnect, when this client was too slow, or after a silence, the stream is read as
 /// well, from where this began: nothing is missed, some come twice.
 pub struct LiveResults {
     bus: Bus,
     filter: String,
-    /// All of interest in RESULTS has this sequence or a later one.
-    from_seq: u64,
+    /// Nothing of interest in RESULTS lies before this.
+    from: ReadFrom,
     /// None once the stream alone is read.
     messages: Option<async_nats::Subscriber>,
     connection: tokio::sync::watch::Receiver<crate::bus::Connection>,
@@ -273,9 +292,21 @@ impl LiveResults {
     /// # Errors
     /// [`BusError`] when the server does not answer.
     pub async fn start_on(bus: &Bus, filter: String) -> Result<Self, BusError> {
-        let mut results = Self::listen(bus, filter, 1).await?;
+        let mut results = Self::listen(bus, filter, ReadFrom::Seq(1)).await?;
         // Its answer comes after the subscription is in place.
-        results.from_seq = stream_state(bus, STREAM_RESULTS).await?.last_seq + 1;
+        results.from = ReadFrom::Seq(stream_state(bus, STREAM_RESULTS).await?.last_seq + 1);
+        Ok(results)
+    }
+
+    /// Starts to listen to results of other subjects, and reads what RESULTS has of them since a time, in Unix milliseconds by
+    /// the server's clock; none reads all of it.
+    ///
+    /// # Errors
+    /// [`BusError`] when the connection is closed.
+    pub async fn start_since(bus: &Bus, filter: String, since_ms: Option<i64>) -> Result<Self, BusError> {
+        let from = since_ms.map_or(ReadFrom::Seq(1), ReadFrom::TimeMs);
+        let mut results = Self::listen(bus, filter, from).await?;
+        results.look(true);
         Ok(results)
     }
 
@@ -285,10 +316,10 @@ impl LiveResults {
     /// # Errors
     /// [`BusError`] when the connection is closed.
     pub async fn start_from(bus: &Bus, job: &str, from_seq: u64) -> Result<Self, BusError> {
-        Self::listen(bus, results_of_job(job), from_seq).await
+        Self::listen(bus, results_of_job(job), ReadFrom::Seq(from_seq)).await
     }
 
-    async fn listen(bus: &Bus, filter: String, from_seq: u64) -> Result<Self, BusError> {
+    async fn listen(bus: &Bus, filter: String, from: ReadFrom) -> Result<Self, BusError> {
         let mut connection = bus.connection();
         connection.mark_unchanged();
         let dropped = bus.dropped_messages();
@@ -297,7 +328,7 @@ impl LiveResults {
         Ok(Self {
             bus: bus.clone(),
             filter,
-            from_seq,
+            from,
             messages,
             connection,
             dropped,
@@ -316,7 +347,7 @@ impl LiveResults {
 
     /// Reads what RESULTS holds as well; returns once the server has the consumer: what expires from now on is read.
     pub async fn catch_up(&mut self) {
-        let mut stored = StoredResults::new(&self.bus, &self.filter, self.from_seq, true);
+        let mut stored = StoredResults::new(&self.bus, &self.filter, self.from, true);
         stored.open().await;
         self.stored = Some(stored);
     }
@@ -346,7 +377,7 @@ impl LiveResults {
             return;
         }
         let Ok(permit) = self.bus.readers.clone().try_acquire_owned() else { return };
-        let new = || StoredResults::new(&self.bus, &self.filter, self.from_seq, true);
+        let new = || StoredResults::new(&self.bus, &self.filter, self.from, true);
         let stored = self.stored.get_or_insert_with(new);
         match &mut stored.consumer {
             Some(consumer) => consumer.place.permit = Some(permit),
@@ -419,7 +450,7 @@ impl LiveResults {
         if let Some(stored) = &mut self.stored {
             let is_read = stored.backlog == Some(0);
             if is_read && self.messages.is_some() && (is_silent || !stored.lingers) {
-                self.from_seq = stored.next_seq;
+                self.from = stored.next;
                 self.stored = None;
             } else if is_silent && !is_read {
                 // What was purged meanwhile never comes: what is left is counted anew.
@@ -434,7 +465,7 @@ impl LiveResults {
 
     /// Reads what RESULTS still holds as well: for a task that may have ended before this began to listen.
     pub fn read_from_oldest(&mut self) {
-        (self.from_seq, self.stored) = (1, None);
+        (self.from, self.stored) = (ReadFrom::Seq(1), None);
         self.look(true);
     }
 
@@ -444,7 +475,7 @@ impl LiveResults {
         match &mut self.stored {
             Some(stored) => (stored.heard, stored.lingers) = (Instant::now(), stored.lingers || lingers),
             None if self.may_miss => {}
-            None => self.stored = Some(StoredResults::new(&self.bus, &self.filter, self.from_seq, lingers)),
+            None => self.stored = Some(StoredResults::new(&self.bus, &self.filter, self.from, lingers)),
         }
     }
 }
