@@ -71,6 +71,7 @@ mod telemetry;
 mod tidy;
 mod time;
 mod tls;
+mod traces;
 mod unique;
 mod up;
 mod values;

@@ -1,14 +1,18 @@
 //! What takes telemetry in the tests: OTLP over HTTP as a Collector takes it, or one that refuses, or never answers.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::State;
-use axum::http::StatusCode;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use flate2::read::GzDecoder;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -21,6 +25,8 @@ use tokio::task::JoinSet;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Takes,
+    /// As one that asks twice to come again first.
+    IsBusyTwice,
     Refuses,
     Hangs,
 }
@@ -42,6 +48,8 @@ pub struct SeenSpan {
     pub took_ns: u64,
     pub fields: BTreeMap<String, String>,
     pub resource: BTreeMap<String, String>,
+    /// The name of its scope, and the conventions that it follows.
+    pub scope: (String, String),
 }
 
 /// A log record that was exported.
@@ -61,7 +69,10 @@ pub struct SeenLog {
 struct Seen {
     spans: Mutex<Vec<SeenSpan>>,
     logs: Mutex<Vec<SeenLog>>,
+    /// The headers of each request that was taken, with its path.
+    requests: Mutex<Vec<(String, HeaderMap)>>,
     asked: AtomicBool,
+    turned_away: AtomicUsize,
 }
 
 /// Listens while it lives.
@@ -77,7 +88,10 @@ impl Sink {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Seen::default());
         let router = match mode {
-            Mode::Takes => Router::new().route("/v1/traces", post(take_spans)).route("/v1/logs", post(take_logs)),
+            Mode::Takes | Mode::IsBusyTwice => {
+                let takes = Router::new().route("/v1/traces", post(take_spans)).route("/v1/logs", post(take_logs));
+                if mode == Mode::Takes { takes } else { takes.layer(from_fn_with_state(seen.clone(), turn_away_two)) }
+            }
             Mode::Refuses => Router::new().fallback(async || StatusCode::INTERNAL_SERVER_ERROR),
             Mode::Hangs => Router::new().fallback(async |State(seen): State<Arc<Seen>>| {
                 seen.asked.store(true, Ordering::SeqCst);
@@ -103,17 +117,46 @@ impl Sink {
         self.seen.logs.lock().unwrap().clone()
     }
 
+    /// Paths and headers of the requests.
+    pub fn requests(&self) -> Vec<(String, HeaderMap)> {
+        self.seen.requests.lock().unwrap().clone()
+    }
+
     /// Whether somebody waits for an answer that never comes.
     pub fn was_asked(&self) -> bool {
         self.seen.asked.load(Ordering::SeqCst)
     }
 }
 
-async fn take_spans(State(seen): State<Arc<Seen>>, body: Bytes) {
-    let request = ExportTraceServiceRequest::decode(body).unwrap();
+async fn turn_away_two(State(seen): State<Arc<Seen>>, request: Request, next: Next) -> Response {
+    match seen.turned_away.fetch_add(1, Ordering::SeqCst) {
+        0 => StatusCode::BAD_GATEWAY.into_response(),
+        1 => (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "1")]).into_response(),
+        _ => next.run(request).await,
+    }
+}
+
+/// Notes a request; its body, unpacked.
+fn noted(seen: &Seen, path: &str, headers: HeaderMap, body: &Bytes) -> Vec<u8> {
+    let mut unpacked = body.to_vec();
+    if headers.get("content-encoding").is_some_and(|how| how == "gzip") {
+        unpacked.clear();
+        GzDecoder::new(&body[..]).read_to_end(&mut unpacked).unwrap();
+    }
+    seen.requests.lock().unwrap().push((path.to_owned(), headers));
+    unpacked
+}
+
+async fn take_spans(State(seen): State<Arc<Seen>>, headers: HeaderMap, body: Bytes) {
+    let body = noted(&seen, "/v1/traces", headers, &body);
+    let request = ExportTraceServiceRequest::decode(body.as_slice()).unwrap();
     for of in request.resource_spans {
         let resource = fields(of.resource.unwrap_or_default().attributes);
-        for span in of.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+        let scoped = of.scope_spans.into_iter().flat_map(|scoped| {
+            let scope = (scoped.scope.unwrap_or_default().name, scoped.schema_url);
+            scoped.spans.into_iter().map(move |span| (span, scope.clone()))
+        });
+        for (span, scope) in scoped {
             seen.spans.lock().unwrap().push(SeenSpan {
                 name: span.name,
                 trace: hex(&span.trace_id),
@@ -125,13 +168,15 @@ async fn take_spans(State(seen): State<Arc<Seen>>, body: Bytes) {
                 took_ns: span.end_time_unix_nano - span.start_time_unix_nano,
                 fields: fields(span.attributes),
                 resource: resource.clone(),
+                scope,
             });
         }
     }
 }
 
-async fn take_logs(State(seen): State<Arc<Seen>>, body: Bytes) {
-    let request = ExportLogsServiceRequest::decode(body).unwrap();
+async fn take_logs(State(seen): State<Arc<Seen>>, headers: HeaderMap, body: Bytes) {
+    let body = noted(&seen, "/v1/logs", headers, &body);
+    let request = ExportLogsServiceRequest::decode(body.as_slice()).unwrap();
     for of in request.resource_logs {
         let resource = fields(of.resource.unwrap_or_default().attributes);
         for record in of.scope_logs.into_iter().flat_map(|scope| scope.log_records) {

@@ -149,8 +149,15 @@ async fn a_task_is_one_story() {
     assert_eq!(publish.parent, "", "a trace begins with its publish");
     for span in retried.named("wait").into_iter().chain(retried.named("process")) {
         assert_eq!(span.parent, publish.span, "attempts stand side by side");
-        let linked: &[(String, String)] = &[(publish.trace.clone(), publish.span.clone())];
-        assert_eq!(span.links, if span.name.starts_with("process") { linked } else { &[] });
+        assert_eq!(span.scope, ("millpond".to_owned(), "https://opentelemetry.io/schemas/1.45.0".to_owned()));
+        assert!(span.name.starts_with("process") || span.links.is_empty(), "{span:?}");
+    }
+    // An attempt is linked with the publish, and with the attempt that it follows.
+    let mut before = None;
+    for attempt in ["1", "2", "3"] {
+        let span = retried.named("process").into_iter().find(|span| span.fields["attempt"] == attempt).unwrap();
+        let linked = [&publish.span].into_iter().chain(before.replace(&span.span));
+        assert_eq!(span.links, linked.map(|to| (publish.trace.clone(), to.clone())).collect::<Vec<_>>());
     }
 
     let dead = story(&cluster, &sink, "dead", [1, 1, 1, 2]).await;

@@ -43,6 +43,12 @@ pub struct ReplayOf {
     pub id: String,
     /// Its last attempt.
     pub attempt: u32,
+    /// The trace of that, 32 hex digits; with `span`, where it was exported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
+    /// Id of the span of that, 16 hex digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span: Option<String>,
 }
 
 /// The id of the task that a dead letter of a queue becomes in another one. It is always the same, so that a second request adds
@@ -176,6 +182,7 @@ impl Evidence {
             worker: self.worker.clone(),
             started_ms: self.started_ms.unwrap_or(self.dead_lettered_ms),
             ended_ms: self.dead_lettered_ms,
+            span: self.span.clone(),
             failure: self.failure.clone(),
         });
         let mut replay = carried(headers);
@@ -217,6 +224,8 @@ impl Evidence {
             kind: Some(subject.kind.clone()),
             id: self.id.clone(),
             attempt: self.attempt,
+            trace: self.trace.clone().filter(|_| self.span.is_some()),
+            span: self.span.clone(),
         };
         let mut put = |name: &str, value: String| moved.push((name.to_owned(), value));
         put(HEADER_MSG_ID, to.message_id("r1", &id));

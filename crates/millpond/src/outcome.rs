@@ -268,6 +268,9 @@ pub struct FailedAttempt {
     pub started_ms: i64,
     /// End, Unix time in milliseconds.
     pub ended_ms: i64,
+    /// Id of its span, 16 hex digits; none when it was not exported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span: Option<String>,
     /// Why.
     pub failure: Failure,
 }

@@ -635,6 +635,7 @@ mod tests {
             worker: "w".into(),
             started_ms: 1,
             ended_ms: 2,
+            span: Some("b7ad6b7169203331".into()),
             failure: Failure::new("error", "no"),
         };
         let item = Items { of: 5, from: 3, len: 1 };

@@ -69,7 +69,7 @@ pub struct Config {
     /// File with the viewer's token, instead of the token itself.
     #[arg(long, env = "MILLPOND_VIEWER_TOKEN_FILE")]
     pub viewer_token_file: Option<PathBuf>,
-    /// Where Kibana is, for the console's links into it: https://kibana.example.org. Default: no links.
+    /// Where Kibana is, for the console's links into it: `https://kibana.example.org`. Default: no links.
     #[arg(long, env = KIBANA_URL)]
     pub kibana_url: Option<String>,
     /// How long NATS keeps what is stored here, for clients that read late. Raising it needs room in RESULTS.

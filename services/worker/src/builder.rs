@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::Worker;
 use crate::call::{Call, Reply};
-use crate::child_main::child_main;
+use crate::child_main::{ChildFailed, child_main, own_kind, own_main};
 use crate::config::{Config, Settings};
 use crate::handlers::{Handler, Handlers, PipeHandler, built_in};
 use crate::typed::extract::{MissingState, States};
@@ -147,11 +147,7 @@ impl WorkerBuilder {
         let is_on = |kind: &String| settings.built_in.iter().any(|on| on == kind || on == "*");
         let mut handlers: Handlers =
             built_in(settings.fetch_local).into_iter().filter(|(kind, _)| is_on(kind)).collect();
-        let states = Arc::new(self.states);
-        for (kind, bind) in self.handlers {
-            let handler = bind(&states).with_context(|| format!("handler [{kind}]"))?;
-            handlers.insert(kind, handler);
-        }
+        handlers.extend(bound(self.handlers, self.states)?);
         Ok(Worker { settings, handlers, isolated: self.isolated, env_pass: self.env_pass })
     }
 
@@ -160,8 +156,24 @@ impl WorkerBuilder {
     #[must_use]
     pub fn main(self) -> ExitCode {
         child_main();
+        if let Some(kind) = own_kind() {
+            return match own_main(&kind, || bound(self.handlers, self.states)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(ChildFailed) => ExitCode::FAILURE,
+            };
+        }
         program::main_with::<Config, _>(
             |config, shutdown| async move { self.build(config.check()?)?.run(shutdown).await },
         )
     }
+}
+
+/// The program's handlers with the state that they want.
+fn bound(handlers: BTreeMap<String, Unbound>, states: States) -> anyhow::Result<Handlers> {
+    let states = Arc::new(states);
+    let bind = |(kind, bind): (String, Unbound)| {
+        let handler = bind(&states).with_context(|| format!("handler [{kind}]"))?;
+        Ok((kind, handler))
+    };
+    handlers.into_iter().map(bind).collect()
 }

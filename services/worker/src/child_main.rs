@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use millpond::telemetry::{Scope, TaskFields, TraceContext};
 use serde_json::value::RawValue;
+use tokio::runtime::Runtime;
 
 use crate::call::{Call, ProgressSink};
 use crate::handlers::{Handler, Handlers, built_in};
 use crate::panics::{caught, in_handler, note_panics};
-use crate::supervisor::child_process::{ENV_BUILT_IN, ENV_FD_OUT, ENV_KIND, GUARD_NAME};
-use crate::supervisor::line_protocol::{TaskLine, write_progress, write_reply};
+use crate::supervisor::child_process::{ENV_BUILT_IN, ENV_FD_OUT, ENV_KIND, ENV_SPANS, GUARD_NAME};
+use crate::supervisor::line_protocol::{TaskLine, write_progress, write_reply, write_span};
 
 /// The first line of `main` in a program that runs a worker: when this process was started as the guard or as the child of
 /// a worker, it does that, and never returns. Without it, no child starts.
@@ -30,16 +32,34 @@ pub fn child_main() {
         }
     }
     let Some(kind) = kind_of_child("1") else { return };
-    millpond::telemetry::start_in_child();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    std::process::exit(i32::from(serve(&kind, runtime, || Ok(built_in(false))).is_err()));
+}
+
+/// The whole of a child that runs one of the program's own handlers: where it has no telemetry of its own.
+///
+/// # Errors
+/// When it cannot go on; the reason was written to standard error.
+pub(crate) fn own_main(kind: &str, handlers: impl FnOnce() -> anyhow::Result<Handlers>) -> Result<(), ChildFailed> {
+    serve(kind, Runtime::new(), handlers)
+}
+
+/// A child cannot go on, and has said why.
+pub(crate) struct ChildFailed;
+
+fn serve(
+    kind: &str,
+    runtime: std::io::Result<Runtime>,
+    handlers: impl FnOnce() -> anyhow::Result<Handlers>,
+) -> Result<(), ChildFailed> {
     note_panics();
-    let result = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = result
+    let served = runtime
         .context("cannot start the async runtime")
-        .and_then(|runtime| runtime.block_on(serve_lines(&kind, &built_in(false))));
-    if let Err(error) = &result {
+        .and_then(|runtime| runtime.block_on(async { serve_lines(kind, &handlers()?).await }));
+    served.map_err(|error| {
         let _ = writeln!(std::io::stderr(), "{error:#}");
-    }
-    std::process::exit(i32::from(result.is_err()));
+        ChildFailed
+    })
 }
 
 /// # Errors
@@ -81,6 +101,19 @@ fn progress_to(answers: &Answers) -> ProgressSink {
     })
 }
 
+/// Tells the worker each span of the handler, where it exports spans. One that cannot be told is lost.
+fn tell_spans(answers: &Answers) -> Option<impl Fn(&[u8]) + Send + Sync + use<>> {
+    let answers = answers.clone();
+    std::env::var_os(ENV_SPANS).map(|_| {
+        move |span: &[u8]| {
+            let mut line = Vec::new();
+            if write_span(span, &mut line).is_ok() {
+                let _ = write(&answers, &line);
+            }
+        }
+    })
+}
+
 /// How long the worker still waits for the answer; none where it has said nothing of it.
 fn time_left(deadline_ms: i64) -> Option<Duration> {
     let left_ms = u64::try_from(deadline_ms.saturating_sub(millpond::now_ms())).unwrap_or(0);
@@ -102,12 +135,10 @@ fn answers() -> Box<dyn Write + Send> {
 /// # Errors
 /// When there is no such handler, or the worker can be neither read from nor written to any more.
 pub(crate) async fn serve_lines(kind: &str, handlers: &Handlers) -> anyhow::Result<()> {
-    if own_kind().is_some() {
-        millpond::telemetry::start_in_child();
-    }
-    let handler = handlers.get(kind).with_context(|| format!("no handler for kind {kind} in this program"))?;
     // Not locked for the whole loop: a lock cannot be held while a handler waits.
     let (input, output): (_, Answers) = (std::io::stdin(), Arc::new(Mutex::new(answers())));
+    millpond::telemetry::start_in_child(tell_spans(&output));
+    let handler = handlers.get(kind).with_context(|| format!("no handler for kind {kind} in this program"))?;
     let progress = progress_to(&output);
     let (mut line, mut answer) = (String::new(), Vec::new());
     loop {
@@ -126,14 +157,20 @@ pub(crate) async fn serve_lines(kind: &str, handlers: &Handlers) -> anyhow::Resu
         let call = Call {
             attempt: task.attempt,
             file: task.file.map(|path| path.into_owned().into()),
-            trace: task.traceparent.as_deref().and_then(millpond::telemetry::TraceContext::parse),
+            trace: task.traceparent.as_deref().and_then(TraceContext::parse),
             timeout: time_left(task.deadline_ms),
             progress: progress.clone(),
             ..Call::new(task.id, payload)
         };
+        let fields =
+            TaskFields { task_id: call.id.clone(), queue: None, kind: Some(kind.to_owned()), attempt: call.attempt };
+        let scope = Scope::new(fields, call.trace);
         let reply = match handler {
-            Handler::Async(handler) => caught(handler(call)).await,
-            Handler::Blocking(handler) => in_handler(|| handler(&call)).unwrap_or_else(Err),
+            Handler::Async(handler) => scope.around(async { caught(handler(call)).await }).await,
+            Handler::Blocking(handler) => {
+                let _in = scope.enter();
+                in_handler(|| handler(&call)).unwrap_or_else(Err)
+            }
             Handler::Child(_) | Handler::Pipe(_) => bail!("kind {kind} has no handler in this program"),
         };
         answer.clear();

@@ -1,8 +1,6 @@
 //! One task: its headers and its publish.
 
 use std::time::Duration;
-#[cfg(feature = "telemetry")]
-use std::time::SystemTime;
 
 use bytes::Bytes;
 
@@ -10,16 +8,13 @@ use super::Client;
 use super::batch_sizer::BatchSize;
 use super::errors::SubmitError;
 use super::payloads::expires;
+use super::publish_span::PublishSpan;
 use crate::bus::publish::unique::only_when_alone;
 use crate::bus::publish::{PublishError, RetryDeadline, Stored};
 use crate::chain::ChainStep;
-#[cfg(feature = "telemetry")]
-use crate::outcome::Failure;
 use crate::payload::StoredPayload;
 use crate::task::{check_task_id, schedule_headers};
 use crate::telemetry::TraceContext;
-#[cfg(feature = "telemetry")]
-use crate::telemetry::{FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID, Span, SpanKind, record};
 use crate::wire::headers::{
     HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_EXPECTED_SEQUENCE, HEADER_EXPIRES, HEADER_ID,
     HEADER_INDEX, HEADER_MSG_ID, HEADER_REF, HEADER_REPLY_TO, HEADER_TIMEOUT, HEADER_TRACEPARENT, Headers,
@@ -127,15 +122,9 @@ impl Client {
     pub(super) async fn publish(&self, task: &NewTask, deadline: RetryDeadline) -> Result<Submitted, SubmitError> {
         let id = task.id.clone().unwrap_or_else(crate::random_token);
         let parent = task.traceparent.as_deref().and_then(TraceContext::parse).or_else(TraceContext::current);
-        let trace = parent
-            .map_or_else(|| TraceContext::of_publish(&task.queue, &task.kind, &id), |parent| Some(parent.child()));
-        #[cfg(feature = "telemetry")]
-        let started = SystemTime::now();
-        let published = self.publish_as(task, id.clone(), trace, deadline).await;
-        #[cfg(feature = "telemetry")]
-        if let Some(trace) = trace.filter(|trace| trace.is_recorded()) {
-            record_publish(task, &id, (trace, parent), started, &published);
-        }
+        let span = PublishSpan::start(task, &id, parent);
+        let published = self.publish_as(task, id.clone(), span.trace, deadline).await;
+        span.end(task, &id, published.as_ref().err());
         published
     }
 
@@ -230,29 +219,4 @@ impl Client {
         }
         Err(SubmitError::UniqueKeyTaken { key: task.unique.clone().unwrap_or_default() })
     }
-}
-
-#[cfg(feature = "telemetry")]
-fn record_publish(
-    task: &NewTask,
-    id: &str,
-    place: (TraceContext, Option<TraceContext>),
-    started: SystemTime,
-    published: &Result<Submitted, SubmitError>,
-) {
-    let destination = ["tasks", &task.queue, &task.kind].join(".");
-    let mut span = Span::new(("publish", Some("send")), &destination, SpanKind::Producer, place, started);
-    span.attribute(FIELD_TASK_ID, id);
-    span.attribute(FIELD_QUEUE, &task.queue);
-    span.attribute(FIELD_KIND, &task.kind);
-    if let Some(job) = &task.job {
-        span.attribute(FIELD_JOB, job);
-    }
-    if let Some(items) = task.batch {
-        span.message_count(items as usize);
-    }
-    if let Err(error) = published {
-        span.failed(&Failure::new("not_stored", error.to_string()));
-    }
-    record(span);
 }

@@ -2,29 +2,25 @@
 //! that hands one over never waits, and what cannot be sent is counted.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use opentelemetry::logs::{AnyValue, LogRecord};
 use opentelemetry::{Context, InstrumentationScope, Key};
-use opentelemetry_http::{HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{
-    ExporterBuildError, LogExporter, OTEL_EXPORTER_OTLP_TIMEOUT, OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT,
-    OTEL_EXPORTER_OTLP_TRACES_TIMEOUT, SpanExporter, WithHttpConfig,
-};
+use opentelemetry_otlp::{ExporterBuildError, LogExporter};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::logs::{
     BatchConfigBuilder as LogsConfig, BatchLogProcessor, LogBatch, LogExporter as _, LogProcessor, SdkLogRecord,
 };
-use opentelemetry_sdk::trace::{Span as SdkSpan, SpanData, SpanExporter as _, SpanProcessor};
+use opentelemetry_sdk::trace::{Span as SdkSpan, SpanData, SpanProcessor};
 use serde_json::{Map, Value};
 
 use super::export_counts::{LOGS, TELEMETRY_QUEUE_MAX, TRACES};
 use super::lines::NAMED_AFTER_PLACE;
 use super::otlp::{self, Envelope};
+use super::otlp_http::OtlpReceiver;
 use super::scope::{FieldValue, fields};
 use super::span::Span;
 
@@ -36,6 +32,9 @@ const EXPORT_EVERY: Duration = Duration::from_secs(1);
 /// The event name of a line that has none of its own.
 const EVENT_NAME_OF_LINES: &str = "millpond.log";
 
+/// Bytes of an encoded span of a child; a larger one is left out.
+const CHILD_SPAN_BYTES_MAX: usize = 64 * 1024;
+
 const _: () = assert!(EXPORT_BATCH_MAX * 2 <= TELEMETRY_QUEUE_MAX);
 
 /// The queue of this process's spans, once they are exported.
@@ -46,11 +45,20 @@ pub(super) fn export(spans: QueuedSpans) {
     let _ = SPANS.set(spans);
 }
 
-/// Hands a span to the exporter; call it only for a trace that [is recorded](super::TraceContext::is_recorded). Never waits:
-/// when the exporter is behind, the span is counted as dropped.
+/// Ends a span and hands it to the exporter; call it only for a trace that [is recorded](super::TraceContext::is_recorded). Never
+/// waits: when the exporter is behind, the span is counted as dropped.
 pub fn record(span: Span) {
-    if let Some(spans) = SPANS.get() {
-        spans.take(&span.into_wire());
+    if let (Some(wire), Some(spans)) = (span.end(), SPANS.get()) {
+        spans.take(&wire);
+    }
+}
+
+/// Takes a span that a child process has encoded ([`start_in_child`](super::start_in_child)); what is none is left out.
+pub fn record_of_child(scoped: &[u8]) {
+    if let Some(spans) = SPANS.get().filter(|_| scoped.len() <= CHILD_SPAN_BYTES_MAX && otlp::is_scoped_span(scoped))
+        && TRACES.lets_in()
+    {
+        spans.0.put(|batch| batch.scoped.extend_from_slice(scoped));
     }
 }
 
@@ -110,47 +118,24 @@ struct SpanQueue {
 #[derive(Debug, Clone)]
 pub(super) struct QueuedSpans(Arc<SpanQueue>);
 
-/// An HTTP client for the library's exporter, which knows the address, the headers and when to try again. The exporter is
-/// given no spans; this client sends the encoded ones in place of its body.
-#[derive(Debug)]
-struct BodySwap {
-    client: reqwest::blocking::Client,
-    body: Arc<Mutex<Bytes>>,
-}
-
-#[async_trait]
-impl HttpClient for BodySwap {
-    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let body = lock(&self.body).clone();
-        self.client.send_bytes(request.map(|_| body)).await
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// How long one request may take: the exporter does not set this on a client that it is given.
-fn request_timeout() -> Duration {
-    let set = |name| std::env::var(name).ok()?.parse().ok();
-    let milliseconds = set(OTEL_EXPORTER_OTLP_TRACES_TIMEOUT).or_else(|| set(OTEL_EXPORTER_OTLP_TIMEOUT));
-    milliseconds.map_or(OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT, Duration::from_millis)
 }
 
 impl QueuedSpans {
     /// Starts the thread that sends the spans; the error is a reason for a person.
     pub(super) fn start(resource: &Resource) -> Result<Self, String> {
-        let client = reqwest::blocking::Client::builder().timeout(request_timeout()).build();
-        let body = Arc::<Mutex<Bytes>>::default();
-        let swap = BodySwap { client: client.map_err(|e| e.to_string())?, body: body.clone() };
-        let exporter = SpanExporter::builder().with_http().with_http_client(swap).build().map_err(|e| e.to_string())?;
+        let receiver = OtlpReceiver::from_env(TRACES.signal)?;
         let (queued, envelope) = (Self(Arc::default()), Envelope::new(resource));
         let queue = queued.0.clone();
         let send = move || {
             while let Some(batch) = queue.next() {
-                *lock(&body) = envelope.request(&batch.spans, &batch.scoped).into();
-                let result = futures_executor::block_on(exporter.export(Vec::new()));
-                TRACES.left(batch.count, &result);
+                let answer = receiver.send(envelope.request(&batch.spans, &batch.scoped));
+                let refused = answer.as_deref().map_or(0, otlp::refused).min(batch.count);
+                TRACES.left(batch.count - refused, &answer.map(drop).map_err(OTelSdkError::InternalFailure));
+                if refused > 0 {
+                    TRACES.left(refused, &Err(OTelSdkError::InternalFailure("the receiver refused some spans".into())));
+                }
             }
         };
         std::thread::Builder::new().name("spans".to_owned()).spawn(send).map_err(|e| e.to_string())?;
@@ -228,6 +213,44 @@ impl SpanProcessor for QueuedSpans {
 
     fn shutdown_with_timeout(&self, within: Duration) -> OTelSdkResult {
         self.end(within);
+        Ok(())
+    }
+}
+
+/// Spans of a handler in a child process, which exports nothing itself: each is encoded and told to its worker.
+pub(super) struct ToldSpans(Box<Tell>);
+
+/// What an encoded span is given to.
+type Tell = dyn Fn(&[u8]) + Send + Sync;
+
+impl ToldSpans {
+    pub(super) fn new(tell: impl Fn(&[u8]) + Send + Sync + 'static) -> Self {
+        Self(Box::new(tell))
+    }
+}
+
+impl fmt::Debug for ToldSpans {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ToldSpans")
+    }
+}
+
+impl SpanProcessor for ToldSpans {
+    fn on_start(&self, _: &mut SdkSpan, _: &Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        let mut scoped = Vec::new();
+        otlp::scoped(span, &mut scoped);
+        if scoped.len() <= CHILD_SPAN_BYTES_MAX {
+            (self.0)(&scoped);
+        }
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
         Ok(())
     }
 }

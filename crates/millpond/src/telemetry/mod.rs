@@ -14,6 +14,8 @@ mod metrics;
 #[cfg(feature = "telemetry")]
 mod otlp;
 #[cfg(feature = "telemetry")]
+mod otlp_http;
+#[cfg(feature = "telemetry")]
 mod sampling;
 #[cfg(feature = "telemetry")]
 mod scope;
@@ -24,13 +26,15 @@ mod span;
 mod trace;
 
 #[cfg(feature = "telemetry")]
-pub use export::record;
+pub use export::{record, record_of_child};
 #[cfg(feature = "telemetry")]
 pub use export_counts::TELEMETRY_QUEUE_MAX;
 #[cfg(feature = "telemetry")]
 pub use fields::{FIELD_ATTEMPT, FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID};
 #[cfg(feature = "metrics")]
 pub use metrics::{Metrics, gauge, took};
+#[cfg(feature = "telemetry")]
+pub use sampling::is_exported;
 #[cfg(feature = "telemetry")]
 pub use scope::{LineFields, Scope, TaskFields};
 #[cfg(feature = "telemetry")]

@@ -1,13 +1,18 @@
 //! The encoding of spans: protobuf of OTLP (<https://opentelemetry.io/docs/specs/otlp/>), written directly. The library's
 //! exporter first builds a structure with a string for each name and value, which cost a tenth of a worker's time.
 
+use opentelemetry::Value;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use opentelemetry_proto::tonic::resource::v1::Resource as WireResource;
-use opentelemetry_proto::tonic::trace::v1::ScopeSpans;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans};
 use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SpanData;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+
+/// The semantic conventions that names and attributes of our spans follow.
+pub(super) const CONVENTIONS: &str = "https://opentelemetry.io/schemas/1.45.0";
 
 /// Field numbers of a span, of its parts and of its containers (trace.proto, common.proto).
 pub(super) mod field {
@@ -40,6 +45,7 @@ pub(super) mod field {
     pub(in crate::telemetry) const RESOURCE_SCHEMA: u32 = 3;
     pub(in crate::telemetry) const SCOPE: u32 = 1;
     pub(in crate::telemetry) const SPANS: u32 = 2;
+    pub(in crate::telemetry) const SCOPE_SCHEMA: u32 = 3;
 }
 
 /// The value of an attribute.
@@ -60,6 +66,15 @@ impl<'a> From<&'a str> for AttributeValue<'a> {
 impl<'a> From<&'a String> for AttributeValue<'a> {
     fn from(text: &'a String) -> Self {
         Self::Text(text)
+    }
+}
+
+impl From<AttributeValue<'_>> for Value {
+    fn from(value: AttributeValue<'_>) -> Self {
+        match value {
+            AttributeValue::Text(text) => text.to_owned().into(),
+            AttributeValue::Number(number) => number.into(),
+        }
     }
 }
 
@@ -142,6 +157,7 @@ impl Envelope {
             ..Default::default()
         };
         bytes(field::SCOPE, &ours.encode_to_vec(), &mut scope);
+        bytes(field::SCOPE_SCHEMA, CONVENTIONS.as_bytes(), &mut scope);
         Self { resource, schema, scope }
     }
 
@@ -164,9 +180,26 @@ impl Envelope {
     }
 }
 
+/// How many spans of a request were refused, by what the receiver answered.
+pub(super) fn refused(answer: &[u8]) -> usize {
+    let partial = ExportTraceServiceResponse::decode(answer).ok().and_then(|answer| answer.partial_success);
+    partial.map_or(0, |partial| usize::try_from(partial.rejected_spans).unwrap_or(0))
+}
+
 /// Appends an encoded span to a request.
 pub(super) fn span(wire: &[u8], to: &mut Vec<u8>) {
     bytes(field::SPANS, wire, to);
+}
+
+/// Whether this is one span in its scope, as [`scoped`] appends it: what a child says is not believed.
+pub(super) fn is_scoped_span(wire: &[u8]) -> bool {
+    // Of a list of scopes, as a request has it.
+    ResourceSpans::decode(wire).is_ok_and(|read| {
+        let [scope] = read.scope_spans.as_slice() else { return false };
+        let [span] = scope.spans.as_slice() else { return false };
+        let has_ids = span.trace_id.len() == 16 && span.span_id.len() == 8 && span.parent_span_id.len() == 8;
+        has_ids && read.resource.is_none() && read.schema_url.is_empty()
+    })
 }
 
 /// Appends a span that a handler made with `tracing`, in its scope.

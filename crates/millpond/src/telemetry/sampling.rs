@@ -13,21 +13,28 @@ pub(super) struct Sampling {
     root: Sampler,
 }
 
-static SAMPLING: OnceLock<Sampling> = OnceLock::new();
+/// Set once this process has decided; none: it exports no spans.
+static SAMPLING: OnceLock<Option<Sampling>> = OnceLock::new();
 
-/// Exports the traces that are sampled from now on; call it once there is an exporter.
-pub(super) fn export(sampling: Sampling) {
+/// Exports the traces that are sampled from now on, or none; call it once there is an exporter, or is to be none.
+pub(super) fn export(sampling: Option<Sampling>) {
     let _ = SAMPLING.set(sampling);
 }
 
 /// Whether this process exports spans at all.
-pub(super) fn is_exported() -> bool {
-    SAMPLING.get().is_some()
+pub fn is_exported() -> bool {
+    matches!(SAMPLING.get(), Some(Some(_)))
+}
+
+/// Whether nobody has decided yet: in a program that leaves telemetry to itself.
+pub(super) fn is_up_to_program() -> bool {
+    SAMPLING.get().is_none()
 }
 
 /// Whether this trace is exported; `by_parent` is the decision that came with it.
 pub(super) fn is_sampled(by_parent: Option<bool>, trace: u128) -> bool {
-    SAMPLING.get().is_some_and(|sampling| sampling.is_sampled(by_parent, trace))
+    let sampling = SAMPLING.get().and_then(Option::as_ref);
+    sampling.is_some_and(|sampling| sampling.is_sampled(by_parent, trace))
 }
 
 impl Sampling {

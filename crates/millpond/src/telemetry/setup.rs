@@ -14,13 +14,16 @@ use opentelemetry::trace::TracerProvider;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tracing::Subscriber;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use super::export::{self, QueuedLogs, QueuedSpans};
+use super::export::{self, QueuedLogs, QueuedSpans, ToldSpans};
 use super::export_counts::{LOGS, TRACES};
 use super::lines::LineFormat;
 use super::sampling::{self, Sampling};
@@ -90,28 +93,24 @@ pub fn start(service: &'static str, instance: Option<&str>, args: &LogArgs) -> R
         .with_writer(std::io::stderr)
         // It would be told on standard error, and panic where that is full or gone.
         .log_internal_errors(false)
+        // The fields of spans are written once for all layers: a line says by itself where it has colours.
+        .with_ansi(false)
         .event_format(lines(std::io::stderr().is_terminal()))
         .with_filter(filter(args, "")?);
     let to_file = args.log_file.as_deref().map(open).transpose()?;
     let to_file = to_file.map(|file| {
-        tracing_subscriber::fmt::layer().with_writer(file).log_internal_errors(false).event_format(lines(false))
+        let layer = tracing_subscriber::fmt::layer().with_writer(file).log_internal_errors(false).with_ansi(false);
+        layer.event_format(lines(false))
     });
     let to_file = to_file.map(|layer| Ok::<_, TelemetryError>(layer.with_filter(filter(args, "")?))).transpose()?;
     // The exporter's HTTP client uses the default cryptography of the process.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let resource = resource(service, instance.clone());
-    let (spans, tracer) = spans(&resource)?.map_or((None, None), |(spans, provider)| {
-        // Of our own spans none is made by `tracing`: these are a handler's.
-        let quiet = EnvFilter::new(format!("info,{OWN_CLIENT},sqlx=off,{LOGGED_ELSEWHERE}"));
-        let layer = tracing_opentelemetry::layer()
-            .with_tracer(provider.tracer("handler"))
-            .with_location(false)
-            .with_threads(false)
-            .with_tracked_inactivity(false)
-            .with_target(false)
-            .with_filter(quiet);
-        (Some(spans), Some(layer))
-    });
+    let (spans, tracer) =
+        spans(&resource)?.map_or((None, None), |(spans, provider)| (Some(spans), Some(handler_spans(&provider))));
+    if spans.is_none() {
+        sampling::export(None);
+    }
     let logs = logs(&resource)?;
     let exported = match &logs {
         Some(provider) => Some(OpenTelemetryTracingBridge::new(provider).with_filter(filter(args, OWN_CLIENT)?)),
@@ -120,6 +119,18 @@ pub fn start(service: &'static str, instance: Option<&str>, args: &LogArgs) -> R
     let layers = tracing_subscriber::registry().with(to_stderr).with(to_file).with(tracer).with(exported);
     let _ = layers.try_init();
     Ok(Telemetry { spans, logs })
+}
+
+/// Makes spans of those that handlers make with `tracing`: of our own none is made so.
+fn handler_spans<S: Subscriber + for<'a> LookupSpan<'a>>(provider: &SdkTracerProvider) -> impl Layer<S> + use<S> {
+    let quiet = EnvFilter::new(format!("info,{OWN_CLIENT},sqlx=off,{LOGGED_ELSEWHERE}"));
+    tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer("handler"))
+        .with_location(false)
+        .with_threads(false)
+        .with_tracked_inactivity(false)
+        .with_target(false)
+        .with_filter(quiet)
 }
 
 /// The log filter. A directive of the user goes before the built-in ones for the same target.
@@ -138,12 +149,29 @@ fn open(path: &Path) -> Result<Mutex<FileRotate<AppendCount>>, TelemetryError> {
     Ok(Mutex::new(FileRotate::new(path, old, limit, Compression::None, None)))
 }
 
-/// Starts logs in a child process of a worker, as JSON lines that the worker parses.
-pub fn start_in_child() {
+/// Starts logs in a child process of a worker, as JSON lines that the worker parses. Where the worker exports spans, `tell` is given
+/// each span below an attempt, encoded for [`record_of_child`](super::record_of_child): a child exports nothing itself.
+pub fn start_in_child(tell: Option<impl Fn(&[u8]) + Send + Sync + 'static>) {
     let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr);
     let lines = lines.log_internal_errors(false);
     let filter = EnvFilter::try_from_env("MILLPOND_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+    let tracer = tell.map(|tell| {
+        // The worker has decided which attempts are traced, and what is of no attempt belongs to nothing.
+        let sampler = Sampler::ParentBased(Box::new(Sampler::AlwaysOff));
+        let told = ToldSpans::new(tell);
+        let provider = SdkTracerProvider::builder().with_span_processor(told).with_sampler(sampler).build();
+        let layer = handler_spans(&provider);
+        set_global(provider);
+        layer
+    });
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).with(tracer).try_init();
+}
+
+/// Makes a provider that of the process, for handlers and libraries that take it from the API, and W3C trace contexts what they
+/// send and read.
+fn set_global(provider: SdkTracerProvider) {
+    opentelemetry::global::set_tracer_provider(provider);
+    opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
 }
 
 /// Whether a signal has an endpoint and is not switched off.
@@ -166,8 +194,9 @@ fn spans(resource: &Resource) -> Result<Option<(QueuedSpans, SdkTracerProvider)>
         .with_sampler(sampling.clone().sampler())
         .with_resource(resource.clone())
         .build();
+    set_global(provider.clone());
     export::export(queued.clone());
-    sampling::export(sampling);
+    sampling::export(Some(sampling));
     Ok(Some((queued, provider)))
 }
 

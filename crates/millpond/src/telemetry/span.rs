@@ -1,13 +1,17 @@
-//! Spans. A span is encoded once it is over, in the form in which it is sent; one that is not sampled costs nothing.
-//! docs/observability.md lists them.
+//! Spans. Where this process exports them, a span is encoded once it is over, in the form in which it is sent; one that is not
+//! sampled costs nothing. In a program with a tracer provider of its own they are that provider's. docs/observability.md lists them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use opentelemetry::global::{self, BoxedSpan};
+use opentelemetry::trace::{Span as _, Status, TraceContextExt, Tracer};
+use opentelemetry::{Context, InstrumentationScope, KeyValue, Value};
 use opentelemetry_proto::tonic::trace::v1::SpanFlags;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind as WireKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 
-use super::otlp::{AttributeValue, attribute, begin, bytes, field, fixed32, fixed64, number};
+use super::otlp::{AttributeValue, CONVENTIONS, attribute, begin, bytes, field, fixed32, fixed64, number};
+use super::sampling::is_up_to_program;
 use super::trace::TraceContext;
 use crate::outcome::Failure;
 
@@ -20,13 +24,23 @@ const SPAN_BYTES_MOST: usize = 640;
 /// Bytes of a link: two ids and flags, each after its field number, the ids after their lengths as well.
 const LINK_BYTES: usize = (2 + 16) + (2 + 8) + (1 + 4);
 
-/// A span that is over.
+/// An operation by its name, and its type in the conventions, where it has one.
+type Operation = (&'static str, Option<&'static str>);
+
+/// A span that is over, or one of the program's provider, which is over when it is [recorded](super::record).
 #[derive(Debug)]
 pub struct Span {
     started: SystemTime,
-    ended: SystemTime,
+    /// None: when it is recorded.
+    ended: Option<SystemTime>,
     links: usize,
-    wire: Vec<u8>,
+    form: SpanForm,
+}
+
+#[derive(Debug)]
+enum SpanForm {
+    Encoded(Vec<u8>),
+    InProgram(BoxedSpan),
 }
 
 impl Span {
@@ -36,7 +50,7 @@ impl Span {
     /// is the first of its trace.
     #[must_use]
     pub fn new(
-        (operation, of_type): (&'static str, Option<&'static str>),
+        (operation, of_type): Operation,
         destination: &str,
         kind: SpanKind,
         (trace, parent): (TraceContext, Option<TraceContext>),
@@ -57,25 +71,63 @@ impl Span {
         number(field::KIND, u64::try_from(WireKind::from(kind) as i32).unwrap_or(0), &mut wire);
         fixed32(field::FLAGS, flags(is_remote), &mut wire);
         fixed64(field::START_TIME, nanoseconds(started), &mut wire);
-        let mut span = Self { started, ended: SystemTime::now(), links: 0, wire };
-        span.attribute("messaging.system", "nats");
-        span.attribute("messaging.operation.name", operation);
-        if let Some(of_type) = of_type {
-            span.attribute("messaging.operation.type", of_type);
+        let span = Self { started, ended: Some(SystemTime::now()), links: 0, form: SpanForm::Encoded(wire) };
+        span.of_message((operation, of_type), destination)
+    }
+
+    /// Starts such a span in the provider that the program has set for its process ([`opentelemetry::global`]), with its place. None
+    /// where there is no such provider, or where telemetry was [started](super::start). Without `parent` it is below the span that
+    /// is current.
+    #[must_use]
+    pub fn in_program(
+        (operation, of_type): Operation,
+        destination: impl FnOnce() -> String,
+        kind: SpanKind,
+        parent: Option<TraceContext>,
+        started: SystemTime,
+    ) -> Option<(Self, TraceContext)> {
+        if !is_up_to_program() {
+            return None;
         }
-        span.attribute("messaging.destination.name", destination);
-        span
+        let destination = destination();
+        let mut context = Context::current();
+        if let Some(parent) = parent.filter(|parent| Some(*parent) != TraceContext::current()) {
+            context = context.with_remote_span_context(parent.context(true));
+        }
+        let of = InstrumentationScope::builder("millpond").with_version(env!("CARGO_PKG_VERSION"));
+        let tracer = global::tracer_with_scope(of.with_schema_url(CONVENTIONS).build());
+        let builder = tracer.span_builder(format!("{operation} {destination}")).with_kind(kind);
+        let span = builder.with_start_time(started).start_with_context(&tracer, &context);
+        // A program without a provider has one that answers with the parent.
+        let is_new = span.span_context().span_id() != context.span().span_context().span_id();
+        let place = TraceContext::in_program(span.span_context()).filter(|_| is_new)?;
+        let span = Self { started, ended: None, links: 0, form: SpanForm::InProgram(span) };
+        Some((span.of_message((operation, of_type), &destination), place))
+    }
+
+    /// The attributes that all have.
+    fn of_message(mut self, (operation, of_type): Operation, destination: &str) -> Self {
+        self.attribute("messaging.system", "nats");
+        self.attribute("messaging.operation.name", operation);
+        if let Some(of_type) = of_type {
+            self.attribute("messaging.operation.type", of_type);
+        }
+        self.attribute("messaging.destination.name", destination);
+        self
     }
 
     /// The same span with another end.
     #[must_use]
     pub fn ended(self, at: SystemTime) -> Self {
-        Self { ended: at, ..self }
+        Self { ended: Some(at), ..self }
     }
 
     /// Adds an attribute.
     pub fn attribute<'a>(&mut self, name: &'static str, value: impl Into<AttributeValue<'a>>) {
-        attribute(field::ATTRIBUTES, name, value.into(), &mut self.wire);
+        match &mut self.form {
+            SpanForm::Encoded(wire) => attribute(field::ATTRIBUTES, name, value.into(), wire),
+            SpanForm::InProgram(span) => span.set_attribute(KeyValue::new(name, Value::from(value.into()))),
+        }
     }
 
     /// Adds the number of tasks in the message.
@@ -89,50 +141,75 @@ impl Span {
         if self.links > SPAN_LINKS_MAX {
             return;
         }
-        begin(field::LINKS, LINK_BYTES, &mut self.wire);
-        bytes(field::TRACE_ID, &to.trace_bytes(), &mut self.wire);
-        bytes(field::SPAN_ID, &to.span_bytes(), &mut self.wire);
-        fixed32(field::LINK_FLAGS, flags(true), &mut self.wire);
+        match &mut self.form {
+            SpanForm::Encoded(wire) => {
+                begin(field::LINKS, LINK_BYTES, wire);
+                bytes(field::TRACE_ID, &to.trace_bytes(), wire);
+                bytes(field::SPAN_ID, &to.span_bytes(), wire);
+                fixed32(field::LINK_FLAGS, flags(true), wire);
+            }
+            SpanForm::InProgram(span) => span.add_link(to.context(true), Vec::new()),
+        }
     }
 
     /// Sets the status to failed, and adds the reason as an attribute and as an event.
     pub fn failed(&mut self, failure: &Failure) {
         self.attribute("error.type", &failure.kind);
-        let mut event = Vec::new();
-        fixed64(field::EVENT_TIME, nanoseconds(self.ended), &mut event);
-        bytes(field::EVENT_NAME, b"exception", &mut event);
-        let mut about = |name, text: &String| attribute(field::EVENT_ATTRIBUTES, name, text.into(), &mut event);
-        about("exception.type", &failure.kind);
-        about("exception.message", &failure.message);
-        if let Some(traceback) = &failure.traceback {
-            about("exception.stacktrace", traceback);
+        let about = [("exception.type", &failure.kind), ("exception.message", &failure.message)];
+        let about = about.into_iter().chain(failure.traceback.iter().map(|text| ("exception.stacktrace", text)));
+        let at = self.ended.unwrap_or_else(SystemTime::now);
+        match &mut self.form {
+            SpanForm::Encoded(wire) => {
+                let mut event = Vec::new();
+                fixed64(field::EVENT_TIME, nanoseconds(at), &mut event);
+                bytes(field::EVENT_NAME, b"exception", &mut event);
+                about.for_each(|(name, text)| attribute(field::EVENT_ATTRIBUTES, name, text.into(), &mut event));
+                bytes(field::EVENTS, &event, wire);
+            }
+            SpanForm::InProgram(span) => {
+                let about = about.map(|(name, text)| KeyValue::new(name, text.clone())).collect();
+                span.add_event_with_timestamp("exception", at, about);
+            }
         }
-        bytes(field::EVENTS, &event, &mut self.wire);
-        self.status(StatusCode::Error, &failure.message);
+        self.failed_with(&failure.message);
     }
 
     /// Sets the status to failed because the task was cancelled, without an exception: nothing is wrong with it.
     pub fn cancelled(&mut self) {
         self.attribute("error.type", "cancelled");
-        self.status(StatusCode::Error, "the task was cancelled");
+        self.failed_with("the task was cancelled");
     }
 
-    fn status(&mut self, code: StatusCode, message: &str) {
-        let mut status = Vec::new();
-        bytes(field::STATUS_MESSAGE, message.as_bytes(), &mut status);
-        number(field::STATUS_CODE, u64::try_from(code as i32).unwrap_or(0), &mut status);
-        bytes(field::STATUS, &status, &mut self.wire);
-    }
-
-    /// The encoded span.
-    pub(super) fn into_wire(mut self) -> Vec<u8> {
-        // A clock that was set back makes no negative time.
-        fixed64(field::END_TIME, nanoseconds(self.ended.max(self.started)), &mut self.wire);
-        let beyond = self.links.saturating_sub(SPAN_LINKS_MAX);
-        if beyond > 0 {
-            number(field::DROPPED_LINKS, beyond as u64, &mut self.wire);
+    fn failed_with(&mut self, message: &str) {
+        match &mut self.form {
+            SpanForm::Encoded(wire) => {
+                let mut status = Vec::new();
+                bytes(field::STATUS_MESSAGE, message.as_bytes(), &mut status);
+                number(field::STATUS_CODE, u64::try_from(StatusCode::Error as i32).unwrap_or(0), &mut status);
+                bytes(field::STATUS, &status, wire);
+            }
+            SpanForm::InProgram(span) => span.set_status(Status::error(message.to_owned())),
         }
-        self.wire
+    }
+
+    /// Ends it: the encoded span; none of one that the program's provider has.
+    pub(super) fn end(self) -> Option<Vec<u8>> {
+        // A clock that was set back makes no negative time.
+        let ended = self.ended.unwrap_or_else(SystemTime::now).max(self.started);
+        match self.form {
+            SpanForm::Encoded(mut wire) => {
+                fixed64(field::END_TIME, nanoseconds(ended), &mut wire);
+                let beyond = self.links.saturating_sub(SPAN_LINKS_MAX);
+                if beyond > 0 {
+                    number(field::DROPPED_LINKS, beyond as u64, &mut wire);
+                }
+                Some(wire)
+            }
+            SpanForm::InProgram(mut span) => {
+                span.end_with_timestamp(ended);
+                None
+            }
+        }
     }
 }
 
@@ -177,7 +254,7 @@ mod tests {
     /// Encodes spans, and decodes them as a Collector does.
     fn sent(spans: Vec<Span>) -> Vec<WireSpan> {
         let mut wire = Vec::new();
-        spans.into_iter().for_each(|span| otlp::span(&span.into_wire(), &mut wire));
+        spans.into_iter().for_each(|span| otlp::span(&span.end().unwrap(), &mut wire));
         let resource = Resource::builder_empty().with_service_name("s").build();
         let request = Envelope::new(&resource).request(&wire, &[]);
         let mut read = ExportTraceServiceRequest::decode(request.as_slice()).unwrap();

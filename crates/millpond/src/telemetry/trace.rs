@@ -17,6 +17,8 @@ pub struct TraceContext {
     trace: u128,
     span: u64,
     sampled: bool,
+    /// Its span is one of the program's provider.
+    in_program: bool,
 }
 
 impl TraceContext {
@@ -27,7 +29,7 @@ impl TraceContext {
         is_exported().then(|| {
             let mut rng = rand::rng();
             let (trace, span) = (rng.random::<u128>() | 1, rng.random::<u64>() | 1);
-            Self { trace, span, sampled: is_sampled(None, trace) }
+            Self { trace, span, sampled: is_sampled(None, trace), in_program: false }
         })
     }
 
@@ -41,15 +43,24 @@ impl TraceContext {
     #[cfg(feature = "telemetry")]
     #[must_use]
     pub fn current() -> Option<Self> {
-        Context::map_current(|context| {
-            let span = context.span();
-            let context = span.span_context();
-            context.is_valid().then(|| Self {
-                trace: u128::from_be_bytes(context.trace_id().to_bytes()),
-                span: u64::from_be_bytes(context.span_id().to_bytes()),
-                sampled: context.is_sampled(),
-            })
+        Context::map_current(|context| Self::of_context(context.span().span_context()))
+    }
+
+    /// As the library has it; none of one that is not valid.
+    #[cfg(feature = "telemetry")]
+    fn of_context(context: &SpanContext) -> Option<Self> {
+        context.is_valid().then(|| Self {
+            trace: u128::from_be_bytes(context.trace_id().to_bytes()),
+            span: u64::from_be_bytes(context.span_id().to_bytes()),
+            sampled: context.is_sampled(),
+            in_program: false,
         })
+    }
+
+    /// The same of a span that the program's provider has.
+    #[cfg(feature = "telemetry")]
+    pub(super) fn in_program(context: &SpanContext) -> Option<Self> {
+        Self::of_context(context).map(|place| Self { in_program: true, ..place })
     }
 
     /// None: a program without telemetry has no spans.
@@ -75,7 +86,7 @@ impl TraceContext {
         let (trace, rest) = hash.split_at(16);
         let (trace, span) = (number(trace) | 1, number(rest));
         let span = u64::try_from(span & u128::from(u64::MAX)).unwrap_or(0) | 1;
-        Self { trace, span, sampled: is_sampled(None, trace) }
+        Self { trace, span, sampled: is_sampled(None, trace), in_program: false }
     }
 
     /// The context of the publish of a task that begins its trace; none where that is not exported. Nothing of it needs to
@@ -91,13 +102,13 @@ impl TraceContext {
     #[must_use]
     pub fn child(self) -> Self {
         let sampled = is_exported() && is_sampled(Some(self.sampled), self.trace);
-        if sampled { Self { span: rand::rng().random::<u64>() | 1, sampled, ..self } } else { self }
+        if sampled { Self { span: rand::rng().random::<u64>() | 1, sampled, in_program: false, ..self } } else { self }
     }
 
-    /// Whether this process exports the span of this context.
+    /// Whether this process exports the span of this context, or its program's provider does.
     #[must_use]
     pub fn is_recorded(self) -> bool {
-        self.sampled && is_exported()
+        self.sampled && (self.in_program || is_exported())
     }
 
     /// Parses a `traceparent`; none when it is not valid.
@@ -121,7 +132,7 @@ impl TraceContext {
             return None;
         }
         let (trace, span) = (u128::from_str_radix(trace, 16).ok()?, u64::from_str_radix(span, 16).ok()?);
-        (trace != 0 && span != 0).then_some(Self { trace, span, sampled: true })
+        (trace != 0 && span != 0).then_some(Self { trace, span, sampled: true, in_program: false })
     }
 
     /// The header's value.

@@ -171,6 +171,7 @@ impl<'a> Outbox<'a> {
             worker: self.worker.to_owned(),
             started_ms: self.outcome.started_ms,
             ended_ms: self.outcome.ended_ms,
+            span: self.outcome.span.clone(),
             failure: failure.carried(),
         });
         let mut message = OutboxMessage::again(task, items, attempt, &failures, payload, &format!("r{attempt}"));

@@ -64,7 +64,7 @@ pub(crate) async fn prepare(context: &WorkerContext, admitted: Admitted) -> Resu
     match ready(context, &mut lease, &arguments, &handler, &cancellations).await {
         Err(disposition) => Err(TurnedAway { lease, arguments: Some(arguments), disposition }),
         Ok((handler, fetched)) => {
-            let (spans, stop) = (AttemptSpans::new(&lease.task), CancellationToken::new());
+            let (spans, stop) = (AttemptSpans::new(&lease), CancellationToken::new());
             let calls = calls(&lease.task, &arguments, fetched.as_ref(), spans.attempt, &stop);
             Ok(Prepared { lease, slot, handler, arguments, calls, fetched, cancellations, timeouts, stop, spans })
         }

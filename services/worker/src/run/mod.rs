@@ -39,7 +39,7 @@ pub(crate) async fn run(context: &WorkerContext, prepared: Prepared) -> Finished
         mut cancellations,
         timeouts,
         stop,
-        spans,
+        mut spans,
     } = prepared;
     let (started, started_ms, started_at) = (Instant::now(), millpond::now_ms(), SystemTime::now());
     let scope = spans.scope(&lease.task);

@@ -30,6 +30,8 @@ use crate::call::Call;
 pub(crate) const ENV_KIND: &str = "MILLPOND_KIND";
 /// In the environment of a child that is this program again: whether every worker has a handler of the kind.
 pub(crate) const ENV_BUILT_IN: &str = "MILLPOND_CHILD_BUILT_IN";
+/// In the environment of a child that runs a Rust handler: set where its worker exports spans, and wants those of the handler.
+pub(crate) const ENV_SPANS: &str = "MILLPOND_CHILD_SPANS";
 /// In the environment of a warm child: a file descriptor for its answers, so that its standard output is free.
 pub(crate) const ENV_FD_OUT: &str = "MILLPOND_FD_OUT";
 /// In the environment of a guard: the file that is to be the child's [`ENV_FD_OUT`].
@@ -184,6 +186,9 @@ impl ChildProcess {
         command.env("MILLPOND_WORKER", &status.worker).env("MILLPOND_CHILD", &status.name).env(ENV_KIND, &spec.kind);
         if let ChildProgram::Own { built_in } = spec.program {
             command.env(ENV_BUILT_IN, if built_in { "1" } else { "0" });
+            if millpond::telemetry::is_exported() {
+                command.env(ENV_SPANS, "1");
+            }
         }
         command.envs(spec.user.iter().flat_map(ChildUser::environment));
         command.envs(&spec.table.env).envs(env.iter().map(|(name, value)| (*name, value)));

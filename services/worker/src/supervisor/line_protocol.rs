@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use data_encoding::BASE64;
 use millpond::limits::RESULT_BYTES_MAX;
 use millpond::outcome::Failure;
 use millpond::payload::without_mark;
@@ -60,6 +61,9 @@ struct ChildLine<'a> {
     progress: Option<f64>,
     #[serde(default, skip_serializing)]
     note: Option<LineText>,
+    /// A span of its handler, OTLP in base64.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    otlp_span: Option<Cow<'a, str>>,
 }
 
 /// A text. What is no character in it (half of a surrogate pair, which Python and JavaScript write for a file name that is
@@ -154,6 +158,8 @@ pub(crate) enum ChildMessage {
     Progress(Option<f64>, Option<String>),
     /// How its task ended.
     Reply(Reply),
+    /// A span of its handler, encoded.
+    Span(Vec<u8>),
 }
 
 /// Parses a line of a child. None: it says nothing to the worker, and is a line of the log.
@@ -195,6 +201,9 @@ pub(crate) fn parse(line: &[u8]) -> Result<Option<ChildMessage>, String> {
     }
     if fields.progress.is_some() || fields.note.is_some() {
         return Ok(Some(ChildMessage::Progress(fields.progress, fields.note.map(|note| note.0))));
+    }
+    if let Some(span) = fields.otlp_span.and_then(|text| BASE64.decode(text.as_bytes()).ok()) {
+        return Ok(Some(ChildMessage::Span(span)));
     }
     if has_key(&text) { Err(format!("{:?} has none of ok, error, progress, ready", quoted(line))) } else { Ok(None) }
 }
@@ -270,6 +279,11 @@ pub(crate) fn write_progress(share: f64, note: &str, lines: &mut Vec<u8>) -> Res
     write_line(&ProgressLine { progress: share, note }, lines)
 }
 
+/// Appends the line that tells a span of the handler.
+pub(crate) fn write_span(span: &[u8], lines: &mut Vec<u8>) -> Result<(), Failure> {
+    write_line(&ChildLine { otlp_span: Some(BASE64.encode(span).into()), ..ChildLine::default() }, lines)
+}
+
 /// Appends the line that answers a task.
 pub(crate) fn write_reply(answer: Reply, lines: &mut Vec<u8>) -> Result<(), Failure> {
     let (value, failure) = match answer {
@@ -342,6 +356,7 @@ mod tests {
         check(r#"{"progress": 1e400, "note": "\ud800"}"#, "Progress(Some(1.0)");
         check(r#"{"progress": null, "note": "n"}"#, "Progress(None, Some(\"n\"))");
         check(r#"{"ready": true}"#, "Ready");
+        check(r#"{"otlp_span": "AQI="}"#, "Span([1, 2])");
         check(r#"{"progress": "half"}"#, "wrong \"{\\\"progress\\\": \\\"half\\\"}\" is not an answer (invalid type");
     }
 
@@ -356,9 +371,17 @@ mod tests {
 
     #[test]
     fn a_line_that_is_not_for_the_worker_is_one_of_the_log() {
-        for line in
-            ["hello", "", "{}", "\u{0}", "12", "[1]", "{nope", "{\"level\": \"info\", \"message\": {\"ok\": 1}}"]
-        {
+        for line in [
+            "hello",
+            "",
+            "{}",
+            r#"{"otlp_span": "no base64"}"#,
+            "\u{0}",
+            "12",
+            "[1]",
+            "{nope",
+            "{\"level\": \"info\", \"message\": {\"ok\": 1}}",
+        ] {
             check(line, "log");
         }
         for line in
@@ -374,6 +397,9 @@ mod tests {
         let mut line = Vec::new();
         write_reply(Ok(RawValue::from_string("[1,\n2]".to_owned()).unwrap()), &mut line).unwrap();
         assert_eq!(line, b"{\"ok\":[1, 2]}\n");
+        line.clear();
+        write_span(&[1, 2], &mut line).unwrap();
+        assert_eq!(line, b"{\"otlp_span\":\"AQI=\"}\n");
         line.clear();
         write_reply(Err(Failure::fatal("E", "m\n")), &mut line).unwrap();
         check(std::str::from_utf8(&line).unwrap(), "error E m\n false");

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use millpond::telemetry::record_of_child;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant as Clock, sleep_until, timeout};
@@ -125,7 +126,9 @@ impl WarmChildActor {
                     self.child.ready = true;
                     return Ok(());
                 }
-                ChildEvent::Output(Output::Message(ChildMessage::Progress(..)) | Output::End) => {}
+                ChildEvent::Output(
+                    Output::Message(ChildMessage::Progress(..) | ChildMessage::Span(_)) | Output::End,
+                ) => {}
                 ChildEvent::Output(Output::Message(ChildMessage::Reply(_))) => {
                     return Err("it wrote an answer before it was ready".to_owned());
                 }
@@ -151,6 +154,8 @@ impl WarmChildActor {
                 ChildEvent::Output(Output::Log(line)) => self.child.log_output(&line),
                 ChildEvent::Output(Output::Message(ChildMessage::Ready)) => self.child.ready = true,
                 ChildEvent::Output(Output::Message(ChildMessage::Progress(..))) => {}
+                // Of what a handler left running.
+                ChildEvent::Output(Output::Message(ChildMessage::Span(span))) => record_of_child(&span),
                 ChildEvent::Output(Output::Message(ChildMessage::Reply(_)) | Output::Wrong(_)) => {
                     self.child.leaving = true;
                     self.child.process.handle.end_all();

@@ -7,6 +7,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use millpond::outcome::Failure;
+use millpond::telemetry::record_of_child;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant as Clock, sleep_until, timeout};
 
@@ -288,6 +289,7 @@ impl<'a> AssignmentRun<'a> {
             Output::Message(ChildMessage::Progress(progress, note)) => {
                 self.child.process.status.progressed(progress, note);
             }
+            Output::Message(ChildMessage::Span(span)) => record_of_child(&span),
             Output::Message(ChildMessage::Reply(mut reply)) if !self.open.is_empty() => {
                 if let Err(failure) = &mut reply {
                     failure.child = Some(self.child.process.status.evidence(None, false));
