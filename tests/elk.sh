@@ -106,7 +106,7 @@ step "the Collector is up, with deploy/otel-collector"
 mkdir "$work/handlers"
 printf '[story]\ncommand = ["python3", "%s"]\nslots = 2\n' "$here/tests/handlers/story.py" >"$work/handlers/handlers.toml"
 export MILLPOND_STATE=$work/state MILLPOND_WORKER_RETRY_DELAY=200ms
-export OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:$otlp_port
+export OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:$otlp_port OTEL_METRICS_EXPORTER=none
 start millpond "$millpond" up --ports auto --workers 0
 up=$pid
 until_true "millpond up" 120 test -s "$work/state/env"

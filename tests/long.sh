@@ -2,13 +2,18 @@
 # What takes too long for .ci/run, one after the other; run by hand, before what it tries is said to work. A part that this
 # machine has not the means for is named, and not passed over in silence.
 #
-#   tests/long.sh [PART…]     parts: publisher release store outages elk kubernetes clients; default: all of them
+#   tests/long.sh [PART…]     parts: publisher release store outages panels elk kubernetes clients; default: all of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tests/steps.sh
 parts=("$@")
-((${#parts[@]})) || parts=(publisher release store outages elk kubernetes clients)
+((${#parts[@]})) || parts=(publisher release store outages panels elk kubernetes clients)
 
+# The panels of Grafana, by a real Prometheus.
+panels() {
+    cargo build --quiet --locked --workspace
+    python3 tests/prometheus/panels.py target/debug/millpond target/panels
+}
 # A program that only publishes, compiled from nothing: its crates, its seconds, no warning.
 publisher() { tests/publisher.sh; }
 # The images as they are released, instead of those that CI builds fast.

@@ -14,9 +14,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use flate2::read::GzDecoder;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::metrics::v1::Metric;
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -69,6 +71,7 @@ pub struct SeenLog {
 struct Seen {
     spans: Mutex<Vec<SeenSpan>>,
     logs: Mutex<Vec<SeenLog>>,
+    metrics: Mutex<Vec<Metric>>,
     /// The headers of each request that was taken, with its path.
     requests: Mutex<Vec<(String, HeaderMap)>>,
     asked: AtomicBool,
@@ -89,7 +92,10 @@ impl Sink {
         let seen = Arc::new(Seen::default());
         let router = match mode {
             Mode::Takes | Mode::IsBusyTwice => {
-                let takes = Router::new().route("/v1/traces", post(take_spans)).route("/v1/logs", post(take_logs));
+                let takes = Router::new()
+                    .route("/v1/traces", post(take_spans))
+                    .route("/v1/logs", post(take_logs))
+                    .route("/v1/metrics", post(take_metrics));
                 if mode == Mode::Takes { takes } else { takes.layer(from_fn_with_state(seen.clone(), turn_away_two)) }
             }
             Mode::Refuses => Router::new().fallback(async || StatusCode::INTERNAL_SERVER_ERROR),
@@ -115,6 +121,11 @@ impl Sink {
 
     pub fn logs(&self) -> Vec<SeenLog> {
         self.seen.logs.lock().unwrap().clone()
+    }
+
+    /// The metrics of all requests, one after the other.
+    pub fn metrics(&self) -> Vec<Metric> {
+        self.seen.metrics.lock().unwrap().clone()
     }
 
     /// Paths and headers of the requests.
@@ -172,6 +183,13 @@ async fn take_spans(State(seen): State<Arc<Seen>>, headers: HeaderMap, body: Byt
             });
         }
     }
+}
+
+async fn take_metrics(State(seen): State<Arc<Seen>>, headers: HeaderMap, body: Bytes) {
+    let body = noted(&seen, "/v1/metrics", headers, &body);
+    let request = ExportMetricsServiceRequest::decode(body.as_slice()).unwrap();
+    let scopes = request.resource_metrics.into_iter().flat_map(|of| of.scope_metrics);
+    seen.metrics.lock().unwrap().extend(scopes.flat_map(|scope| scope.metrics));
 }
 
 async fn take_logs(State(seen): State<Arc<Seen>>, headers: HeaderMap, body: Bytes) {

@@ -1,11 +1,13 @@
 //! The spans of programs: those of a handler in Rust, however it runs, below its attempt; those of millpond in a program with a tracer
-//! provider of its own; links from a replay to what came before; and how all of it is sent, as the standard variables say.
+//! provider of its own; links from a replay to what came before; and how all of it, and metrics, is sent, as the standard variables say.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use millpond::bus::publish::RetryDeadline;
 use nix::sys::signal::Signal;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value;
 
 use crate::harness::{Cluster, PATIENCE, Process, free_port, task, text, until};
 use crate::otlp_sink::{Mode, SeenSpan, Sink};
@@ -248,4 +250,65 @@ async fn a_variable_that_is_wrong_is_named() {
         let said = cluster.log("w1");
         assert!(said.contains(name) && !said.contains("secret"), "{name}: {said}");
     }
+}
+
+/// The sum of a metric's points, by all requests' last one; and the number of points of a histogram.
+fn last(sink: &Sink, name: &str) -> Option<f64> {
+    let metric = sink.metrics().into_iter().rfind(|metric| metric.name == name)?;
+    let points = match metric.data? {
+        Data::Sum(sum) => sum.data_points,
+        Data::Gauge(gauge) => gauge.data_points,
+        Data::Histogram(histogram) => {
+            let counts = histogram.data_points.iter().map(|point| point.bucket_counts.iter().sum::<u64>());
+            return Some(millpond::telemetry::gauge(counts.sum::<u64>()));
+        }
+        _ => return None,
+    };
+    Some(points.into_iter().map(|point| if let Some(Value::AsDouble(value)) = point.value { value } else { 0.0 }).sum())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_have_the_same_names_and_values_over_otlp_and_for_prometheus() {
+    let (sink, mut cluster) = (Sink::start(Mode::Takes).await, Cluster::start().await);
+    let soon = [("OTEL_METRIC_EXPORT_INTERVAL", "200")];
+    let environment = [&sink.environment()[..], &soon].concat();
+    cluster.restart_collector_with(&environment);
+    let listen = format!("127.0.0.1:{}", free_port());
+    let mut worker = cluster.worker_with("w1", &["--listen", &listen], &environment);
+    for (kind, arguments, status) in
+        [("square", "3", "done"), ("fail", r#"{"until":2}"#, "done"), ("fail", r#"{"how":"fatal"}"#, "dead")]
+    {
+        let id = cluster.client.submit(&task(kind, arguments), RetryDeadline::Unlimited).await.unwrap().id;
+        assert_eq!(cluster.ended(&id).await["status"], status);
+    }
+    let expected = [
+        ("millpond_attempts_total", 4.0),
+        ("millpond_retries_total", 1.0),
+        ("millpond_dead_letters_total", 1.0),
+        ("millpond_message_run_seconds", 4.0),
+        ("millpond_tasks_ended_total", 4.0),
+        ("millpond_queue_workers", 1.0),
+    ];
+    for (name, value) in expected {
+        until(name, PATIENCE, async || (last(&sink, name) == Some(value)).then_some(())).await;
+    }
+    let page = reqwest::get(format!("http://{listen}/metrics")).await.unwrap().text().await.unwrap();
+    for line in [
+        r#"millpond_attempts_total{kind="fail",status="failed"} 2"#,
+        r#"millpond_retries_total{kind="fail"} 1"#,
+        r#"millpond_dead_letters_total{kind="fail"} 1"#,
+        r#"millpond_publish_seconds_count{stream="RESULTS"}"#,
+    ] {
+        assert!(page.contains(line), "{line} in {page}");
+    }
+    let attempts = sink.metrics().into_iter().rfind(|metric| metric.name == "millpond_attempts_total").unwrap();
+    let Some(Data::Sum(sum)) = attempts.data else { panic!("a counter is a sum") };
+    assert!(sum.is_monotonic && sum.data_points.iter().all(|point| point.start_time_unix_nano > 0));
+    worker.signal(Signal::SIGTERM);
+    assert!(worker.end(PATIENCE).await.success());
+    // Whoever wants none gets none.
+    let quiet = Sink::start(Mode::Takes).await;
+    let off = [("OTEL_METRIC_EXPORT_INTERVAL", "50"), ("OTEL_METRICS_EXPORTER", "none")];
+    exported(&cluster, &[&quiet.environment()[..], &off].concat()).await;
+    assert!(quiet.metrics().is_empty());
 }

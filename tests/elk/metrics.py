@@ -15,7 +15,7 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # Nothing of it happens in the test: no such counter is there yet.
-QUIET = ("millpond_child_restarts_total", "millpond_store_errors_total")
+QUIET = ("millpond_child_restarts_total", "millpond_store_errors_total", "millpond_redeliveries_total", "millpond_renewals_failed_total")
 WAITS_FOR_S = 60
 
 

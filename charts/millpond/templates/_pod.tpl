@@ -137,6 +137,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- with include "millpond.otlpEndpoint" .root }}
 - { name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }} }
+- { name: OTEL_METRICS_EXPORTER, value: {{ $.root.Values.telemetry.metricsExporter }} }
 {{- end }}
 {{- with .root.Values.telemetry.sampler }}
 - { name: OTEL_TRACES_SAMPLER, value: {{ . | quote }} }

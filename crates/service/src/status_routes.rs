@@ -6,7 +6,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use millpond::telemetry::Metrics;
+use millpond::telemetry::{Metrics, MetricsExport};
 use millpond_api::error::ErrorBody;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -36,6 +36,18 @@ pub fn status_routes<S: Status>() -> OpenApiRouter<Arc<S>> {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz::<S>))
         .route("/metrics", get(metrics::<S>))
+}
+
+/// Sends the metrics of a service over OTLP, for ever, where they are wanted. At the end of the process what came since the last time
+/// is not sent.
+pub async fn send_metrics<S: Status>(service: Arc<S>) {
+    let Some(export) = MetricsExport::of_process() else { return };
+    loop {
+        tokio::time::sleep(export.every).await;
+        service.measure().await;
+        let rendered = service.metrics().render();
+        let _ = tokio::task::spawn_blocking(move || export.send(&rendered)).await;
+    }
 }
 
 /// Answers other methods of known paths, and paths that are not served; `document` is the path of the OpenAPI document.

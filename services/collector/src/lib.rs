@@ -27,7 +27,8 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use millpond::bus::read::outcomes::OutcomeStream;
 use millpond::bus::{Bus, Role};
-use millpond_service::server::Bound;
+use millpond_service::server::{Bound, Server};
+use millpond_service::status_routes::send_metrics;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -106,6 +107,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         problems,
     });
     background.spawn(http::ClientRequests::listen(&bus).await?.serve(app.clone()));
+    background.spawn(send_metrics(app.clone()));
     let mut server = bound.serve(http::router(app), shutdown.clone());
     let result = tokio::select! {
         biased;
@@ -117,12 +119,12 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     shutdown.cancel();
     // What was pulled by now is stored and acknowledged.
     while collecting.join_next().await.is_some() {}
-    server.close().await;
-    close(background, bus, store).await;
+    close(server, background, bus, store).await;
     result
 }
 
-async fn close(mut background: JoinSet<()>, bus: Bus, store: Store) {
+async fn close(server: Server, mut background: JoinSet<()>, bus: Bus, store: Store) {
+    server.close().await;
     background.shutdown().await;
     bus.close().await;
     store.close().await;

@@ -14,6 +14,7 @@ use millpond::bus::{Bus, Role};
 use millpond::client::Client;
 use millpond::telemetry::Metrics;
 use millpond_service::server::Bound;
+use millpond_service::status_routes::send_metrics;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -40,8 +41,9 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         signing_keys = settings.signer.as_ref().map(|signer| signer.key_ids().join(",")),
         "producer ready"
     );
-    let app = http::App::new(bus.clone(), settings.token, metrics, shutdown.clone());
-    let mut server = bound.serve(http::router(Arc::new(app)), shutdown.clone());
+    let app = Arc::new(http::App::new(bus.clone(), settings.token, metrics, shutdown.clone()));
+    background.spawn(send_metrics(app.clone()));
+    let mut server = bound.serve(http::router(app), shutdown.clone());
     let result = tokio::select! {
         failed = server.failed() => Err(failed),
         failure = bus.failed() => Err(failure.into()),

@@ -118,7 +118,7 @@ impl Worker {
         }
         let Self { settings, mut handlers, isolated, env_pass } = self;
         let children = child_kinds(&settings, &mut handlers, isolated, &env_pass)?;
-        if settings.listen.is_some() {
+        if http::is_measured(settings.listen) {
             // Before anything counts.
             let _ = Metrics::start();
         }

@@ -23,6 +23,9 @@ pub(super) struct ExportGate {
 pub(super) static TRACES: ExportGate = ExportGate::new("traces");
 /// Log records.
 pub(super) static LOGS: ExportGate = ExportGate::new("logs");
+/// Requests with all metrics.
+#[cfg(feature = "metrics")]
+pub(super) static METRICS: ExportGate = ExportGate::new("metrics");
 
 /// The counts of a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

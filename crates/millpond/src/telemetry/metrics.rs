@@ -7,7 +7,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
 
 #[cfg(feature = "telemetry")]
-use super::export_counts::{LOGS, TRACES};
+use super::export_counts::{LOGS, METRICS, TRACES};
 
 /// A gauge that was not set for this long is not shown.
 const GAUGE_IDLE: Duration = Duration::from_secs(10);
@@ -56,7 +56,7 @@ impl Metrics {
     #[must_use]
     pub fn render(&self) -> String {
         #[cfg(feature = "telemetry")]
-        for gate in [&TRACES, &LOGS] {
+        for gate in [&TRACES, &LOGS, &METRICS] {
             let (signal, counted) = (gate.signal, gate.counts());
             metrics::counter!("millpond_telemetry_sent_total", "signal" => signal).absolute(counted.sent);
             metrics::counter!("millpond_telemetry_dropped_total", "signal" => signal).absolute(counted.dropped);

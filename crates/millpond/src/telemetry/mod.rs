@@ -15,6 +15,8 @@ mod metrics;
 mod otlp;
 #[cfg(feature = "telemetry")]
 mod otlp_http;
+#[cfg(all(feature = "telemetry", feature = "metrics"))]
+mod otlp_metrics;
 #[cfg(feature = "telemetry")]
 mod sampling;
 #[cfg(feature = "telemetry")]
@@ -33,6 +35,8 @@ pub use export_counts::TELEMETRY_QUEUE_MAX;
 pub use fields::{FIELD_ATTEMPT, FIELD_JOB, FIELD_KIND, FIELD_QUEUE, FIELD_TASK_ID};
 #[cfg(feature = "metrics")]
 pub use metrics::{Metrics, gauge, took};
+#[cfg(all(feature = "telemetry", feature = "metrics"))]
+pub use otlp_metrics::MetricsExport;
 #[cfg(feature = "telemetry")]
 pub use sampling::is_exported;
 #[cfg(feature = "telemetry")]

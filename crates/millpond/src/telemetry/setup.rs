@@ -24,8 +24,12 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use super::export::{self, QueuedLogs, QueuedSpans, ToldSpans};
+#[cfg(feature = "metrics")]
+use super::export_counts::METRICS;
 use super::export_counts::{LOGS, TRACES};
 use super::lines::LineFormat;
+#[cfg(feature = "metrics")]
+use super::otlp_metrics;
 use super::sampling::{self, Sampling};
 use crate::config::{LogArgs, variable};
 
@@ -68,7 +72,7 @@ pub enum TelemetryError {
     /// The endpoint is not one.
     #[error("cannot export {signal} (check OTEL_EXPORTER_OTLP_ENDPOINT): {reason}")]
     Exporter {
-        /// `traces` or `logs`.
+        /// `traces`, `logs` or `metrics`.
         signal: &'static str,
         /// What the exporter says.
         reason: String,
@@ -110,6 +114,11 @@ pub fn start(service: &'static str, instance: Option<&str>, args: &LogArgs) -> R
         spans(&resource)?.map_or((None, None), |(spans, provider)| (Some(spans), Some(handler_spans(&provider))));
     if spans.is_none() {
         sampling::export(None);
+    }
+    #[cfg(feature = "metrics")]
+    if is_wanted("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_METRICS_EXPORTER") {
+        otlp_metrics::export(&resource)
+            .map_err(|reason| TelemetryError::Exporter { signal: METRICS.signal, reason })?;
     }
     let logs = logs(&resource)?;
     let exported = match &logs {

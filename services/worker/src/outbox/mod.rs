@@ -178,6 +178,7 @@ impl<'a> Outbox<'a> {
         let id = id_of(&task.original_id, items);
         let due_ms = message.delay(task, &id, delay);
         self.messages.push(message);
+        self.tally.retried += 1;
         self.failed.push(FailedItem { id, failure: failure.clone(), consequence: Consequence::Retry(delay) });
         self.without_result(item, NotDoneState::Retry, Some(failure), Some(due_ms));
     }
@@ -194,6 +195,7 @@ impl<'a> Outbox<'a> {
         let task = self.task;
         let id = id_of(&task.original_id, items);
         let consequence = Consequence::DeadLetter(reason.to_owned());
+        self.tally.dead += 1;
         self.failed.push(FailedItem { id: id.clone(), failure: failure.clone(), consequence });
         let evidence = Evidence {
             v: 1,
@@ -237,6 +239,7 @@ impl<'a> Outbox<'a> {
             }
         }
         self.tally.failed = self.outcome.results.len() as u64;
+        self.tally.dead = self.tally.failed;
     }
 
     /// Ends the items that are cancelled, and publishes the others again.

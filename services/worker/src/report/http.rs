@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use millpond::bus::Bus;
 use millpond::bus::consume::lease::Leases;
-use millpond::telemetry::{Metrics, gauge};
+use millpond::telemetry::{Metrics, MetricsExport, gauge};
 use millpond_service::listen::HttpSettings;
 use millpond_service::server::Bound;
-use millpond_service::status_routes::{Status, status_routes};
+use millpond_service::status_routes::{Status, send_metrics, status_routes};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +24,12 @@ struct WorkerStatus {
     metrics: Metrics,
 }
 
-/// Serves in the background until it is aborted. Returns the address, when there is one to serve on.
+/// Whether somebody reads the metrics of this worker.
+pub(crate) fn is_measured(listen: Option<SocketAddr>) -> bool {
+    listen.is_some() || MetricsExport::of_process().is_some()
+}
+
+/// Serves, and sends metrics, in the background until it is aborted. Returns the address, when there is one to serve on.
 ///
 /// # Errors
 /// When the address is taken.
@@ -36,11 +41,15 @@ pub(crate) async fn start(
     leases: &Leases,
     background: &mut JoinSet<()>,
 ) -> anyhow::Result<Option<SocketAddr>> {
+    if !is_measured(listen) {
+        return Ok(None);
+    }
+    let (context, leases) = (context.clone(), leases.clone());
+    let status = Arc::new(WorkerStatus { bus: bus.clone(), context, leases, metrics: Metrics::start() });
+    background.spawn(send_metrics(status.clone()));
     let Some(listen) = listen else { return Ok(None) };
     let bound = Bound::new(listen, settings).await?;
     let address = bound.address;
-    let (context, leases) = (context.clone(), leases.clone());
-    let status = Arc::new(WorkerStatus { bus: bus.clone(), context, leases, metrics: Metrics::start() });
     let mut server = bound.serve(status_routes().with_state(status).into(), CancellationToken::new());
     background.spawn(async move {
         let error = server.failed().await;
@@ -73,6 +82,11 @@ impl Status for WorkerStatus {
             for (status, n) in [("done", ended.done), ("failed", ended.failed)] {
                 metrics::counter!("millpond_attempts_total", "kind" => kind.clone(), "status" => status).absolute(n);
             }
+        }
+        for (kind, retried, dead) in context.stats.consequences() {
+            let kind = || [metrics::Label::new("kind", kind.to_owned())].to_vec();
+            metrics::counter!("millpond_retries_total", kind()).absolute(retried);
+            metrics::counter!("millpond_dead_letters_total", kind()).absolute(dead);
         }
         let mut children: BTreeMap<(String, &'static str), u64> = BTreeMap::new();
         for child in context.supervisor.records() {

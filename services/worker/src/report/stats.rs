@@ -12,6 +12,9 @@ use millpond::worker_record::KindCount;
 pub(crate) struct Tally {
     pub(crate) done: u64,
     pub(crate) failed: u64,
+    /// Of those that failed, the ones that are tried again, and the ones that became dead letters.
+    pub(crate) retried: u64,
+    pub(crate) dead: u64,
 }
 
 /// Counts of all kinds.
@@ -27,6 +30,8 @@ pub(crate) struct Stats {
 pub(crate) struct KindStats {
     done: AtomicU64,
     failed: AtomicU64,
+    retried: AtomicU64,
+    dead: AtomicU64,
     /// None of kinds that this worker does not know.
     times: Option<Times>,
 }
@@ -53,6 +58,8 @@ impl KindStats {
     pub(crate) fn count(&self, tally: Tally) {
         self.done.fetch_add(tally.done, Ordering::Relaxed);
         self.failed.fetch_add(tally.failed, Ordering::Relaxed);
+        self.retried.fetch_add(tally.retried, Ordering::Relaxed);
+        self.dead.fetch_add(tally.dead, Ordering::Relaxed);
     }
 
     /// Notes that a message which waited since then starts.
@@ -92,6 +99,13 @@ impl Stats {
         counted.filter(|(_, count)| *count != KindCount::default()).collect()
     }
 
+    /// Attempts that are tried again, and dead letters, by kind.
+    pub(crate) fn consequences(&self) -> impl Iterator<Item = (&str, u64, u64)> {
+        let of = |stats: &KindStats| (stats.retried.load(Ordering::Relaxed), stats.dead.load(Ordering::Relaxed));
+        let known = self.by_kind.iter().map(move |(kind, stats)| (kind.as_str(), of(stats)));
+        known.chain([("", of(&self.unknown))]).map(|(kind, (retried, dead))| (kind, retried, dead))
+    }
+
     /// Done and failed, all kinds together.
     pub(crate) fn total(&self) -> KindCount {
         self.by_kind.values().chain([&self.unknown]).fold(KindCount::default(), |mut total, stats| {
@@ -111,9 +125,10 @@ mod tests {
     fn names_that_others_make_up_are_counted_together_only() {
         let stats = Stats::new(["square".to_owned()].iter());
         for kind in ["square", "made_up_1", "made_up_2"] {
-            stats.of(kind).count(Tally { done: 1, failed: 2 });
+            stats.of(kind).count(Tally { done: 1, failed: 2, retried: 1, dead: 1 });
         }
         assert_eq!(stats.kinds().into_keys().collect::<Vec<_>>(), ["square"]);
         assert_eq!(stats.total(), KindCount { done: 3, failed: 6 });
+        assert_eq!(stats.consequences().collect::<Vec<_>>(), [("square", 1, 1), ("", 2, 2)]);
     }
 }

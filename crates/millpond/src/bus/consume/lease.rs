@@ -137,6 +137,10 @@ impl Leases {
     pub(super) fn hold(&self, task: Task, delivery: Delivery, generation: u64) -> Lease {
         let Delivery { origin, seq, stored_ms, deliveries, reply } = delivery;
         let number = self.table.add(&task, reply, generation);
+        #[cfg(feature = "metrics")]
+        if deliveries > 1 {
+            metrics::counter!("millpond_redeliveries_total", "queue" => task.subject.queue.clone()).increment(1);
+        }
         let (table, task) = (self.table.clone(), Box::new(task));
         Lease {
             table,

@@ -162,6 +162,8 @@ impl LeaseTable {
     /// The connection was lost, is back, or this process was paused: leases of before must not start any more.
     pub(super) fn begin_generation(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
+        #[cfg(feature = "metrics")]
+        metrics::counter!("millpond_renewals_failed_total").increment(self.state().held.len() as u64);
     }
 
     /// Whether pulls may be sent: connected, not just woken from a pause, and the server record is read.

@@ -134,6 +134,33 @@ pub(in crate::bus) enum StoreFailure {
     Final(PublishError),
 }
 
+/// Measures one try of a publish until the server's answer.
+#[cfg(feature = "metrics")]
+struct PublishLatency {
+    started: Instant,
+    stream: &'static str,
+}
+
+#[cfg(feature = "metrics")]
+impl PublishLatency {
+    fn start(subject: &str) -> Self {
+        let stream = match subject.split('.').next() {
+            Some("tasks") => "TASKS",
+            Some("results") => "RESULTS",
+            Some("dead") => "DEAD",
+            _ => "DUE",
+        };
+        Self { started: Instant::now(), stream }
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl Drop for PublishLatency {
+    fn drop(&mut self) {
+        crate::telemetry::took("millpond_publish_seconds", &[("stream", self.stream)], self.started.elapsed());
+    }
+}
+
 /// A "no stream" that lasts this long is believed.
 const NO_STREAM_FOR: Duration = Duration::from_secs(1);
 
@@ -187,6 +214,8 @@ impl Bus {
         let mut connection = self.connection.clone();
         connection.mark_unchanged();
         let message = PublishMessage::build().payload(payload).headers(headers);
+        #[cfg(feature = "metrics")]
+        let _latency = PublishLatency::start(subject);
         let sent = self.js.send_publish(subject.to_owned(), message).await;
         let ack = sent.map_err(|e| judge(&e, subject, bytes))?;
         tokio::select! {
