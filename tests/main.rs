@@ -12,6 +12,7 @@
     reason = "tests"
 )]
 
+mod attacks;
 mod bad_input;
 mod batches;
 mod bounded;

@@ -11,6 +11,7 @@ pub mod publish;
 pub mod read;
 pub mod server_clock;
 pub mod shared_state;
+mod subscription;
 pub mod topology;
 mod wire_check;
 
@@ -35,6 +36,7 @@ use crate::wire::number::WireMismatch;
 
 use error::describe;
 use read::job_results::{CATCH_UPS_MAX, READERS_MAX};
+pub(crate) use subscription::Subscription;
 use wire_check::WireCheck;
 
 /// Longest delay between two tries of a client to be connected again.

@@ -4,11 +4,10 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
-use crate::bus::Bus;
 use crate::bus::error::BusError;
+use crate::bus::{Bus, Subscription};
 use crate::clock;
 use crate::wire::bounds::{self, Bounded};
 use crate::wire::decode::decode;
@@ -47,7 +46,7 @@ impl Bounded for ClockOff {
 }
 
 /// What programs tell of their clocks.
-pub struct ClocksOff(async_nats::Subscriber);
+pub struct ClocksOff(Subscription);
 
 impl ClocksOff {
     /// The next one; what is no such message is skipped. None when the connection is closed for good.
@@ -82,8 +81,7 @@ impl Bus {
     /// # Errors
     /// [`BusError`] when the connection is closed.
     pub async fn clocks_off(&self) -> Result<ClocksOff, BusError> {
-        let messages = self.client.subscribe(EVENTS_CLOCK).await;
-        Ok(ClocksOff(messages.map_err(|e| BusError::new("the subscription to clocks", &e))?))
+        Ok(ClocksOff(self.listen(EVENTS_CLOCK).await?))
     }
 }
 

@@ -4,7 +4,6 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use async_nats::Subscriber;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,9 +13,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::pipe_driver::PipeDriver;
 use super::pipe_state::{Outgoing, PeerEnd, PipeState};
-use crate::bus::Bus;
 use crate::bus::call::service::IncomingCall;
 use crate::bus::error::BusError;
+use crate::bus::{Bus, Subscription};
 use crate::limits::{PIPE_LOST_AFTER, PIPE_MESSAGE_BYTES_MAX, PIPE_WINDOW};
 use crate::outcome::Failure;
 use crate::wire::headers::{HEADER_PIPE, HEADER_PIPE_CAPACITY};
@@ -263,14 +262,14 @@ pub async fn accept(called: &IncomingCall, id: &str, capacity: u64) -> Result<(P
 }
 
 /// Listens for the worker's side of a pipe that is about to be requested.
-pub(crate) async fn listen(bus: &Bus, subject: String) -> Result<Subscriber, BusError> {
-    bus.client.subscribe(subject.clone()).await.map_err(|e| BusError::new(&subject, &e))
+pub(crate) async fn listen(bus: &Bus, subject: String) -> Result<Subscription, BusError> {
+    bus.listen(subject).await
 }
 
 /// A side's handle and its driver. The caller runs the driver in `driven`.
 pub(crate) fn side(
     bus: &Bus,
-    frames: Subscriber,
+    frames: Subscription,
     to: String,
     worker: bool,
     capacity: u64,

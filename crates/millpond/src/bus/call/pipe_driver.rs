@@ -7,15 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_nats::{HeaderMap, Message, Subscriber};
+use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
-use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::pipe_state::{Outgoing, PeerEnd, PipeState};
-use crate::bus::Bus;
+use crate::bus::{Bus, Subscription};
 use crate::call::read_failure;
 use crate::limits::{PIPE_LOST_AFTER, PIPE_WINDOW};
 use crate::outcome::Failure;
@@ -46,7 +45,7 @@ pub struct PipeDriver {
     bus: Bus,
     /// The subject that the other side listens on.
     to: String,
-    frames: Subscriber,
+    frames: Subscription,
     /// The worker's end ends the conversation, the caller's only its own direction.
     worker: bool,
     outgoing: mpsc::Receiver<Outgoing>,
@@ -86,7 +85,7 @@ impl PipeDriver {
         to: String,
         worker: bool,
         capacity: u64,
-        frames: Subscriber,
+        frames: Subscription,
         (outgoing, incoming): (mpsc::Receiver<Outgoing>, mpsc::Sender<Bytes>),
         (shared, left): (Arc<PipeState>, CancellationToken),
     ) -> Self {
@@ -141,7 +140,7 @@ impl PipeDriver {
         }
         self.shared.over.cancel();
         self.incoming = None;
-        let _ = self.frames.unsubscribe().await;
+        self.frames.end().await;
     }
 
     async fn receive(&mut self, frame: &Message) -> Next {

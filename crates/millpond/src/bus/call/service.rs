@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::client::RequestErrorKind;
-use async_nats::{HeaderMap, Message, Subject, Subscriber};
+use async_nats::{HeaderMap, Message, Subject};
 use bytes::Bytes;
 use futures_util::stream::SelectAll;
 use futures_util::{FutureExt, StreamExt};
@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 
 use crate::bus::error::BusError;
 use crate::bus::topology::stream_state;
-use crate::bus::{Bus, from_nats, to_nats};
+use crate::bus::{Bus, Subscription, from_nats, to_nats};
 use crate::call::{Code, error_line, read_failure, read_result};
 use crate::limits::PIPE_WINDOW;
 use crate::outcome::Failure;
@@ -170,7 +170,7 @@ impl MicroService {
 pub struct CallReceiver {
     bus: Bus,
     service: MicroService,
-    messages: SelectAll<Subscriber>,
+    messages: SelectAll<Subscription>,
 }
 
 /// One call. `answer` or `refuse` answers it, or `accept` opens a pipe, which `note` counts when it has ended.
@@ -227,12 +227,10 @@ impl Bus {
 
 impl CallReceiver {
     async fn listen(&mut self, subject: &str, group: Option<&str>) -> Result<(), BusError> {
-        let client = &self.bus.client;
-        let messages = match group {
-            Some(group) => client.queue_subscribe(subject.to_owned(), group.to_owned()).await,
-            None => client.subscribe(subject.to_owned()).await,
-        };
-        self.messages.push(messages.map_err(|e| BusError::new(subject, &e))?);
+        self.messages.push(match group {
+            Some(group) => self.bus.listen_in_group(subject, group).await?,
+            None => self.bus.listen(subject).await?,
+        });
         Ok(())
     }
 
@@ -272,7 +270,7 @@ impl CallReceiver {
     /// Takes no more calls: others in the group get them. What had come already is left to the caller.
     pub async fn stop(mut self) -> Vec<IncomingCall> {
         for messages in self.messages.iter_mut() {
-            let _ = messages.unsubscribe_after(AT_ONCE).await;
+            messages.end_after(AT_ONCE).await;
         }
         // The server reads and answers in order: with this answer everything is here that was sent before.
         let answered = tokio::time::timeout(LAST_WITHIN, stream_state(&self.bus, STREAM_TASKS)).await;

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::bus::Bus;
 use crate::bus::error::BusError;
+use crate::bus::{Bus, Subscription};
 use crate::wire::bounds::Bounded;
 use crate::wire::decode::decode;
 use crate::wire::subject::lease_name;
@@ -104,7 +104,7 @@ impl Bus {
     pub async fn claim_name(&self, worker: &str, me: NameHolder) -> Result<NameClaim, NameError> {
         let subject = lease_name(worker);
         // Who asks listens first, so that of two that start at once each hears of the other.
-        let questions = self.client.subscribe(subject.clone()).await.map_err(|e| BusError::new(&subject, &e))?;
+        let questions = self.listen(subject.clone()).await?;
         let claim = Arc::new(ClaimedName { bus: self.clone(), subject, me, is_settled: AtomicBool::new(false) });
         let (sender, lost) = watch::channel(None);
         let mut answers = JoinSet::new();
@@ -137,7 +137,7 @@ impl ClaimedName {
 /// Answers for the name, until it is lost.
 async fn answer(
     claim: Arc<ClaimedName>,
-    mut questions: async_nats::Subscriber,
+    mut questions: Subscription,
     lost: watch::Sender<Option<NameHolder>>,
 ) {
     let mut looks_left = 0;

@@ -86,7 +86,7 @@ impl OwnershipListeners {
         if self.inner().by_subject.contains_key(&subject) {
             return;
         }
-        let Ok(mut queries) = bus.client.subscribe(subject.clone()).await else { return };
+        let Ok(mut queries) = bus.listen(subject.clone()).await else { return };
         let (client, worker) = (bus.client.clone(), worker.to_owned());
         let mut inner = self.inner();
         while inner.tasks.try_join_next().is_some() {}

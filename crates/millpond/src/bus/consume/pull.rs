@@ -339,7 +339,7 @@ impl Puller {
         let message = jetstream::Message { message, context: self.bus.js.clone() };
         let (origin, seq, deliveries, stored_ms, more) = {
             let info = message.info().ok()?;
-            let origin = if info.stream == STREAM_DUE { Origin::Due } else { Origin::Tasks };
+            let origin = origin_of(info.stream, &message.subject)?;
             let stored = info.published.unix_timestamp_nanos() / 1_000_000;
             (origin, info.stream_sequence, info.delivered, i64::try_from(stored).unwrap_or(0), info.pending > 0)
         };
@@ -373,6 +373,14 @@ async fn make_queues(bus: &Bus, queues: &[String]) -> Result<(), BusError> {
     });
     let made: Vec<_> = made.collect();
     stream::iter(made).buffer_unordered(MADE_AT_ONCE).try_collect().await
+}
+
+/// Where a task was delivered from; none where it is none: a message of another stream, or one that was not published to this
+/// stream's subjects.
+fn origin_of(stream: &str, subject: &str) -> Option<Origin> {
+    [(STREAM_TASKS, "tasks.", Origin::Tasks), (STREAM_DUE, "due.", Origin::Due)]
+        .into_iter()
+        .find_map(|(name, subjects, origin)| (stream == name && subject.starts_with(subjects)).then_some(origin))
 }
 
 fn stream_of(origin: Origin) -> &'static str {

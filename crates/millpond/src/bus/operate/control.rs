@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use async_nats::client::{RequestError, RequestErrorKind};
 use bytes::Bytes;
-use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::bus::Bus;
 use crate::bus::error::BusError;
+use crate::bus::{Bus, Subscription};
 use crate::dead_letter::Evidence;
 use crate::wire::bounds::{self, Bounded};
 use crate::wire::decode::decode;
@@ -145,7 +144,7 @@ pub enum ControlError {
 /// One request and where its answer goes.
 pub struct ControlRequest {
     bus: Bus,
-    reply: Option<String>,
+    reply: String,
     /// The request, JSON.
     pub payload: Bytes,
 }
@@ -153,24 +152,30 @@ pub struct ControlRequest {
 impl ControlRequest {
     /// Answers it.
     pub async fn answer(self, answer: &ControlReply) {
-        if let Some(reply) = &self.reply {
-            self.bus.publish_core(reply, Bytes::from(serde_json::to_vec(answer).unwrap_or_default())).await;
-        }
+        self.bus.publish_core(&self.reply, Bytes::from(serde_json::to_vec(answer).unwrap_or_default())).await;
     }
 }
 
 /// The requests on a subject; of several services in a group one gets each.
 pub struct ControlRequests {
     bus: Bus,
-    messages: async_nats::Subscriber,
+    messages: Subscription,
 }
 
 impl ControlRequests {
-    /// The next request; none when the connection is closed for good.
+    /// The next request; none when the connection is closed for good. What does not say where its answer goes is no request: an
+    /// answer of somebody else, perhaps, who was told to send it here.
     pub async fn next(&mut self) -> Option<ControlRequest> {
-        let message = self.messages.next().await?;
-        let reply = message.reply.map(|r| r.to_string());
-        Some(ControlRequest { bus: self.bus.clone(), reply, payload: message.payload })
+        loop {
+            let message = self.messages.next().await?;
+            if let Some(reply) = message.reply {
+                return Some(ControlRequest {
+                    bus: self.bus.clone(),
+                    reply: reply.to_string(),
+                    payload: message.payload,
+                });
+            }
+        }
     }
 }
 
@@ -180,8 +185,8 @@ impl Bus {
     /// # Errors
     /// [`BusError`] when the connection is closed.
     pub async fn serve(&self, subject: &str, group: &str) -> Result<ControlRequests, BusError> {
-        let messages = self.client.queue_subscribe(subject.to_owned(), group.to_owned()).await;
-        Ok(ControlRequests { bus: self.clone(), messages: messages.map_err(|e| BusError::new(subject, &e))? })
+        let messages = self.listen_in_group(subject, group).await?;
+        Ok(ControlRequests { bus: self.clone(), messages })
     }
 
     /// Sends a request to a service, and waits for its answer.

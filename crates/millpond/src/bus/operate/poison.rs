@@ -6,14 +6,13 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use data_encoding::BASE64;
-use futures_util::StreamExt;
 
-use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::bus::operate::queues::{QueueInStream, QueueState};
 use crate::bus::publish::{PublishError, RetryDeadline};
 use crate::bus::read::raw::RawMessage;
 use crate::bus::topology::stream_state;
+use crate::bus::{Bus, Subscription};
 use crate::dead_letter::Evidence;
 use crate::outcome::Failure;
 use crate::task::{Arrival, Origin, Task};
@@ -63,7 +62,7 @@ const WORKER_RECORDS: &str = "KV_millpond_workers";
 const REMOVED_MARKERS: [&str; 2] = ["KV-Operation", "Nats-Marker-Reason"];
 
 /// Reconnects of workers, as they happen: one of them may have been given a message that it cannot read.
-pub struct Reconnects(async_nats::Subscriber);
+pub struct Reconnects(Subscription);
 
 impl Reconnects {
     /// Returns when a worker was connected again.
@@ -84,8 +83,7 @@ impl Bus {
     /// # Errors
     /// [`BusError`] when the connection is closed.
     pub async fn reconnects(&self) -> Result<Reconnects, BusError> {
-        let messages = self.client.subscribe(format!("{EVENTS_RECONNECTED}.*")).await;
-        Ok(Reconnects(messages.map_err(|e| BusError::new("the subscription to reconnects", &e))?))
+        Ok(Reconnects(self.listen(format!("{EVENTS_RECONNECTED}.*")).await?))
     }
 }
 

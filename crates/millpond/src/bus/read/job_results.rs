@@ -15,11 +15,11 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::bus::read::outcomes::{OutcomeBody, READ_AGAIN_AFTER, read_results};
 use crate::bus::read::pull_outcomes;
 use crate::bus::topology::stream_state;
+use crate::bus::{Bus, Subscription};
 use crate::outcome::ResultBatch;
 use crate::wire::streams::STREAM_RESULTS;
 use crate::wire::subject::{TaskSubject, results_of_job};
@@ -268,7 +268,7 @@ pub struct LiveResults {
     /// Nothing of interest in RESULTS lies before this.
     from: ReadFrom,
     /// None once the stream alone is read.
-    messages: Option<async_nats::Subscriber>,
+    messages: Option<Subscription>,
     connection: tokio::sync::watch::Receiver<crate::bus::Connection>,
     dropped: u64,
     stored: Option<StoredResults>,
@@ -323,8 +323,7 @@ impl LiveResults {
         let mut connection = bus.connection();
         connection.mark_unchanged();
         let dropped = bus.dropped_messages();
-        let subscribed = bus.client.subscribe(filter.clone()).await;
-        let messages = Some(subscribed.map_err(|e| BusError::new(&filter, &e))?);
+        let messages = Some(bus.listen(filter.clone()).await?);
         Ok(Self {
             bus: bus.clone(),
             filter,
@@ -481,7 +480,7 @@ impl LiveResults {
 }
 
 /// The next message of the subscription; none comes without one, or when the connection is closed for good.
-async fn heard(messages: &mut Option<async_nats::Subscriber>) -> async_nats::Message {
+async fn heard(messages: &mut Option<Subscription>) -> async_nats::Message {
     if let Some(messages) = messages
         && let Some(message) = messages.next().await
     {
