@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::harness::{Cluster, NatsServer};
 
 /// The roles that listen on the default inbox, as every library does by itself.
-const DEFAULT_INBOX: [&str; 3] = ["publisher", "client", "producer"];
+const DEFAULT_INBOX: [&str; 2] = ["publisher", "client"];
 
 /// A connection as a role, and what the server refuses it.
 struct Intruder {
@@ -378,4 +378,190 @@ async fn setup_may_be_repeated_and_keeps_the_epochs() {
     let js = jetstream::new(Intruder::connect(&cluster.nats, "setup").await.client);
     let names: Vec<String> = js.stream_names().try_collect().await.unwrap();
     assert_eq!(names.len(), 4 + 8 + 1, "{names:?}");
+}
+
+/// What the server's API has (its `jetstream_api.go`), by stream and by consumer; `{s}`: a stream, `{f}`: a subject of it.
+const API: [&str; 40] = [
+    "INFO",
+    "STREAM.CREATE.{s}",
+    "STREAM.UPDATE.{s}",
+    "STREAM.NAMES",
+    "STREAM.LIST",
+    "STREAM.INFO.{s}",
+    "STREAM.DELETE.{s}",
+    "STREAM.PURGE.{s}",
+    "STREAM.SNAPSHOT.{s}",
+    "STREAM.RESTORE.{s}",
+    "STREAM.MSG.DELETE.{s}",
+    "STREAM.MSG.GET.{s}",
+    "STREAM.PEER.REMOVE.{s}",
+    "STREAM.PEER.EVACUATE.{s}",
+    "STREAM.CANCEL_MOVE.{s}",
+    "STREAM.LEADER.STEPDOWN.{s}",
+    "DIRECT.GET.{s}",
+    "DIRECT.GET.{s}.{f}",
+    "CONSUMER.CREATE.{s}",
+    "CONSUMER.CREATE.{s}.x",
+    "CONSUMER.CREATE.{s}.x.{f}",
+    "CONSUMER.CREATE.{s}.collector.{f}",
+    "CONSUMER.DURABLE.CREATE.{s}.x",
+    "CONSUMER.DURABLE.CREATE.{s}.collector",
+    "CONSUMER.NAMES.{s}",
+    "CONSUMER.LIST.{s}",
+    "CONSUMER.INFO.{s}.x",
+    "CONSUMER.INFO.{s}.collector",
+    "CONSUMER.DELETE.{s}.x",
+    "CONSUMER.DELETE.{s}.collector",
+    "CONSUMER.PAUSE.{s}.x",
+    "CONSUMER.RESET.{s}.x",
+    "CONSUMER.UNPIN.{s}.x",
+    "CONSUMER.LEADER.STEPDOWN.{s}.x",
+    "CONSUMER.MSG.NEXT.{s}.x",
+    "CONSUMER.MSG.NEXT.{s}.collector",
+    "META.LEADER.STEPDOWN",
+    "SERVER.REMOVE",
+    "ACCOUNT.PURGE.MILLPOND",
+    "ACCOUNT.STREAM.MOVE.MILLPOND.{s}",
+];
+
+/// All streams, with a subject of each, and the names that the table below has for them.
+const STREAMS: [(&str, &str, &str); 13] = [
+    ("TASKS", "tasks.default.square", "TASKS"),
+    ("DUE", "sched.-.nightly", "DUE"),
+    ("RESULTS", "results.-.default.square", "RESULTS"),
+    ("DEAD", "dead.default.square", "DEAD"),
+    ("KV_millpond_jobs", "$KV.millpond_jobs.x", "jobs"),
+    ("KV_millpond_workers", "$KV.millpond_workers.x", "workers"),
+    ("KV_millpond_cancels", "$KV.millpond_cancels.x", "cancels"),
+    ("KV_millpond_purges", "$KV.millpond_purges.x", "purges"),
+    ("KV_millpond_starts", "$KV.millpond_starts.x", "starts"),
+    ("KV_millpond_servers", "$KV.millpond_servers.x", "servers"),
+    ("KV_millpond_queues", "$KV.millpond_queues.x", "queues"),
+    ("KV_millpond_shared", "$KV.millpond_shared.x", "shared"),
+    ("OBJ_millpond_payloads", "$O.millpond_payloads.M.x", "payloads"),
+];
+
+/// What of these subjects the server lets a role publish to. Over a bare socket: a client may drop reports of refusals.
+fn allowed(nats: &NatsServer, role: &str, subjects: &[String]) -> Vec<bool> {
+    use std::io::{BufRead, BufReader, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", nats.port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
+    let _info = lines.next();
+    let connect = json!({ "verbose": false, "headers": true, "user": role, "pass": nats.secrets.passwords[role] });
+    stream.set_nodelay(true).unwrap();
+    stream.write_all(format!("CONNECT {connect}\r\n").as_bytes()).unwrap();
+    let mut is_allowed = |subject: &String| {
+        stream.write_all(format!("PUB {subject} 2\r\n{{}}\r\nPING\r\n").as_bytes()).unwrap();
+        let said: Vec<String> = lines.by_ref().take_while(|line| !line.starts_with("PONG")).collect();
+        let refused = said
+            .iter()
+            .any(|line| line.contains("Permissions Violation for Publish") && line.contains(subject.as_str()));
+        assert!(refused || said.is_empty(), "{subject}: {said:?}");
+        !refused
+    };
+    subjects.iter().map(&mut is_allowed).collect()
+}
+
+/// A line for each request of the API that a role may make, with the streams for which it may.
+fn table(nats: &NatsServer, role: &str) -> String {
+    let mut lines = String::new();
+    for template in API {
+        let subject = |(stream, of, _): &(&str, &str, &str)| {
+            format!("$JS.API.{template}").replace("{s}", stream).replace("{f}", of)
+        };
+        let streams = if template.contains("{s}") { &STREAMS[..] } else { &STREAMS[..1] };
+        let subjects: Vec<String> = streams.iter().map(subject).collect();
+        let may = allowed(nats, role, &subjects);
+        let names: Vec<&str> =
+            streams.iter().zip(&may).filter(|(_, may)| **may).map(|((_, _, name), _)| *name).collect();
+        if !names.is_empty() {
+            let names = if template.contains("{s}") { format!(" {}", names.join(" ")) } else { String::new() };
+            lines += &format!("{template}{names}\n");
+        }
+    }
+    lines
+}
+
+/// What of the API each role may use, and on which streams: what is not here is refused.
+const TABLE: &str = "\
+# publisher
+# client
+INFO
+STREAM.NAMES
+STREAM.INFO.{s} TASKS DUE RESULTS jobs queues shared payloads
+STREAM.MSG.GET.{s} TASKS DUE RESULTS jobs queues shared payloads
+DIRECT.GET.{s} TASKS DUE jobs queues shared payloads
+DIRECT.GET.{s}.{f} DUE jobs queues shared payloads
+CONSUMER.CREATE.{s} RESULTS jobs queues shared payloads
+CONSUMER.CREATE.{s}.x RESULTS jobs queues shared payloads
+CONSUMER.CREATE.{s}.x.{f} RESULTS jobs queues shared payloads
+CONSUMER.CREATE.{s}.collector.{f} jobs queues shared payloads
+CONSUMER.DURABLE.CREATE.{s}.x RESULTS
+CONSUMER.INFO.{s}.x RESULTS jobs queues shared payloads
+CONSUMER.INFO.{s}.collector jobs queues shared payloads
+CONSUMER.DELETE.{s}.x RESULTS jobs queues shared payloads
+CONSUMER.DELETE.{s}.collector jobs queues shared payloads
+CONSUMER.MSG.NEXT.{s}.x RESULTS
+# producer
+INFO
+STREAM.NAMES
+STREAM.INFO.{s} TASKS DUE RESULTS jobs
+STREAM.MSG.GET.{s} TASKS DUE RESULTS payloads
+DIRECT.GET.{s} TASKS DUE payloads
+DIRECT.GET.{s}.{f} jobs queues
+CONSUMER.CREATE.{s} RESULTS
+CONSUMER.CREATE.{s}.x RESULTS
+CONSUMER.CREATE.{s}.x.{f} RESULTS
+CONSUMER.DURABLE.CREATE.{s}.x RESULTS
+CONSUMER.INFO.{s}.x RESULTS
+CONSUMER.DELETE.{s}.x RESULTS
+CONSUMER.MSG.NEXT.{s}.x RESULTS
+# worker
+STREAM.INFO.{s} TASKS DUE workers cancels purges starts servers queues
+STREAM.MSG.GET.{s} payloads
+DIRECT.GET.{s} payloads
+DIRECT.GET.{s}.{f} DUE starts servers queues
+CONSUMER.CREATE.{s} workers cancels purges starts queues
+CONSUMER.CREATE.{s}.x workers cancels purges starts queues
+CONSUMER.CREATE.{s}.x.{f} TASKS workers cancels purges starts queues
+CONSUMER.CREATE.{s}.collector.{f} TASKS workers cancels purges starts queues
+CONSUMER.INFO.{s}.x TASKS DUE
+CONSUMER.INFO.{s}.collector TASKS DUE
+CONSUMER.DELETE.{s}.x workers cancels purges starts queues
+CONSUMER.DELETE.{s}.collector workers cancels purges starts queues
+CONSUMER.MSG.NEXT.{s}.x TASKS DUE
+CONSUMER.MSG.NEXT.{s}.collector TASKS DUE
+# collector
+STREAM.NAMES
+STREAM.INFO.{s} TASKS DUE RESULTS DEAD jobs workers cancels purges queues
+STREAM.PURGE.{s} TASKS DUE RESULTS DEAD jobs workers queues
+STREAM.MSG.DELETE.{s} TASKS DUE RESULTS DEAD
+STREAM.MSG.GET.{s} TASKS DUE RESULTS DEAD jobs workers queues payloads
+DIRECT.GET.{s} TASKS DUE payloads
+DIRECT.GET.{s}.{f} DUE jobs purges queues
+CONSUMER.CREATE.{s} jobs workers
+CONSUMER.CREATE.{s}.x jobs workers
+CONSUMER.CREATE.{s}.x.{f} jobs workers
+CONSUMER.CREATE.{s}.collector.{f} RESULTS DEAD jobs workers
+CONSUMER.LIST.{s} TASKS DUE
+CONSUMER.INFO.{s}.x TASKS
+CONSUMER.INFO.{s}.collector TASKS RESULTS DEAD
+CONSUMER.DELETE.{s}.x TASKS DUE jobs workers
+CONSUMER.DELETE.{s}.collector TASKS DUE jobs workers
+CONSUMER.PAUSE.{s}.x TASKS DUE
+CONSUMER.MSG.NEXT.{s}.collector RESULTS DEAD
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_may_ask_jetstream_what_its_table_says() {
+    let nats = NatsServer::start();
+    let setup = nats.bus(millpond::bus::Role::Setup).await;
+    millpond::bus::topology::setup(&setup, &millpond::bus::topology::StreamLimits::default()).await.unwrap();
+    let mut found = String::new();
+    for role in ["publisher", "client", "producer", "worker", "collector"] {
+        let lines = tokio::task::block_in_place(|| table(&nats, role));
+        found += &format!("# {role}\n{lines}");
+    }
+    assert_eq!(found, TABLE);
 }

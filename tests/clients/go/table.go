@@ -36,7 +36,11 @@ func connect(variable string) *client {
 		defer c.mutex.Unlock()
 		c.refusals = append(c.refusals, err.Error())
 	}
-	c.nc = must(nats.Connect(os.Getenv(variable), nats.ErrorHandler(refused)))
+	options := []nats.Option{nats.ErrorHandler(refused)}
+	if variable == "MILLPOND_PRODUCER_NATS_URL" {
+		options = append(options, nats.CustomInboxPrefix("_INBOX_producer"))
+	}
+	c.nc = must(nats.Connect(os.Getenv(variable), options...))
 	c.js = must(jetstream.New(c.nc))
 	return c
 }

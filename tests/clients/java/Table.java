@@ -28,7 +28,11 @@ public class Table {
                 refusals.add(error);
             }
         };
-        return Nats.connect(Options.builder().server(System.getenv(variable)).errorListener(listener).build());
+        var options = Options.builder().server(System.getenv(variable)).errorListener(listener);
+        if (variable.equals("MILLPOND_PRODUCER_NATS_URL")) {
+            options.inboxPrefix("_INBOX_producer.");
+        }
+        return Nats.connect(options.build());
     }
 
     static void wants(Object found, Object wanted) {

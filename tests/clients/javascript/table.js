@@ -11,7 +11,8 @@ const { env } = process;
 
 async function connect(variable = "MILLPOND_NATS_URL") {
   const url = new URL(env[variable]);
-  const nc = await dial({ servers: url.host, user: url.username, pass: url.password });
+  const inboxPrefix = variable === "MILLPOND_PRODUCER_NATS_URL" ? "_INBOX_producer" : undefined;
+  const nc = await dial({ servers: url.host, user: url.username, pass: url.password, inboxPrefix });
   const refusals = [];
   (async () => {
     for await (const status of nc.status()) if (status.type === "error") refusals.push(String(status.error));

@@ -35,7 +35,8 @@ class Client:
         async def refused(error):
             self.refusals.append(str(error))
 
-        self.nc = await nats.connect(os.environ[variable], error_cb=refused)
+        inbox = "_INBOX_producer" if variable == "MILLPOND_PRODUCER_NATS_URL" else "_INBOX"
+        self.nc = await nats.connect(os.environ[variable], error_cb=refused, inbox_prefix=inbox)
         self.js = self.nc.jetstream()
         return self
 
