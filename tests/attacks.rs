@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, HeaderMap};
+use futures_util::StreamExt;
 use millpond::bus::Role;
+use millpond::signature::Signer;
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, NatsServer, PATIENCE};
+use crate::harness::{Cluster, NatsServer, PATIENCE, until};
 
 /// As long as it takes until what was sent by then has had its effect, seen by the effects of what is allowed.
 const A_MOMENT: Duration = Duration::from_secs(1);
@@ -120,4 +122,172 @@ async fn what_names_no_place_for_an_answer_is_no_request() {
         assert!(cluster.get("/api/v1/task", &[("id", id.into())]).await.is_none(), "{id} has run");
     }
     assert!(!cluster.log("w1").contains("an operator asks this worker to drain"), "{}", cluster.log("w1"));
+}
+
+const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+/// With keys, what nobody has made with one of them runs by no path.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_key_nothing_is_run() {
+    let cluster = Cluster::start().await;
+    let keys = [("MILLPOND_SIGNING_KEY", KEY)];
+    let (_producer, _) = cluster.producer_with(&keys).await;
+    let _worker = cluster.worker_with("w1", &[], &keys);
+    let client = hostile(&cluster.nats, "client").await;
+    let worker = hostile(&cluster.nats, "worker").await;
+    // A dead letter that no worker with the key has made: asked for, and as an operator finds it.
+    let bus = cluster.nats.bus(Role::Collector).await;
+    let asked_for = bus.request("ctl.replay", &replay("asked"), PATIENCE).await.unwrap();
+    assert!(serde_json::to_string(&asked_for).unwrap().contains("signing key"), "{asked_for:?}");
+    let evidence = replay("forged")["evidence"].to_string();
+    let mut headers = HeaderMap::new();
+    headers.insert("Millpond-Dead", evidence.as_str());
+    worker.publish_with_headers("dead.default.square", headers, "12".into()).await.unwrap();
+    let letter = until("the forged dead letter", PATIENCE, async || {
+        cluster.get("/api/v1/dead_letter", &[("id", "forged".into())]).await
+    });
+    assert_eq!(letter.await["reason"], "exhausted");
+    let again = cluster.started(&["dead", "retry", "forged"]).wait_with_output().await.unwrap();
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(!again.status.success() && said.contains("signing key"), "{said}");
+    // A job whose record names what its end starts, with no signature, and with that of another one.
+    let signer = Signer::new(KEY).unwrap();
+    for (job, signature) in [("bare", None), ("other", signer.sign_continuation(("another", 1), "default", "square"))] {
+        let mut record = json!({
+            "job": job, "queue": "default", "kind": "square", "epoch": 1, "state": "closed", "total": 0, "published": 0,
+            "continuation": { "queue": "default", "kind": "square" }, "created_ms": 1, "heartbeat_ms": 1,
+        });
+        if let Some(signature) = signature {
+            record["continuation_signature"] = json!(signature);
+        }
+        assert_eq!(asked(&client, &format!("$KV.millpond_jobs.{job}"), &record).await["stream"], "KV_millpond_jobs");
+        let refused = until("the refused continuation", PATIENCE, async || {
+            let found = cluster.get(&format!("/api/v1/jobs/{job}"), &[]).await?;
+            found["continuation_refused"].as_str().map(str::to_owned)
+        });
+        assert!(refused.await.contains("signed"), "{job}");
+    }
+    // Who has the key has it all.
+    let mut map = cluster.command(&["map", "square", "--range", "0..3", "--job", "good", "--continuation", "echo"]);
+    let mapped = tokio::process::Command::from({
+        map.envs(keys);
+        map
+    })
+    .output()
+    .await
+    .unwrap();
+    assert!(mapped.status.success(), "{}", String::from_utf8_lossy(&mapped.stderr));
+    until("the end of the continuation", PATIENCE, async || {
+        cluster.get("/api/v1/task", &[("id", "good.1/then".into())]).await
+    })
+    .await;
+    for id in ["asked", "bare.1/then", "other.1/then"] {
+        assert!(cluster.get("/api/v1/task", &[("id", id.into())]).await.is_none(), "{id} has run");
+    }
+    assert_eq!(cluster.get("/api/v1/task", &[("id", "forged".into())]).await.unwrap()["status"], "dead");
+}
+
+/// Where answers are told to go that nobody else may publish to.
+const ELSEWHERE: [&str; 12] = [
+    "$JS.API.STREAM.DELETE.KV_millpond_cancels",
+    "$JS.API.STREAM.PURGE.TASKS",
+    "$JS.API.STREAM.PURGE.RESULTS",
+    "$JS.API.CONSUMER.DELETE.RESULTS.collector",
+    "results.-.default.square",
+    "dead.default.square",
+    "due.default.square",
+    "$KV.millpond_cancels.job.j9",
+    "$KV.millpond_queues.default",
+    "ctl.replay",
+    "ctl.drain.w1",
+    "events.clock",
+];
+
+/// All that the server or a service answers, asked by who may ask it.
+fn questions(role: &str) -> Vec<(String, Value)> {
+    let mut all = vec![("tasks.idle.square".to_owned(), json!(12))];
+    if role == "client" {
+        let payload = json!({ "job": "j9", "epoch": 1, "by": "evil", "max_waiting": 1 });
+        for subject in [
+            "call.default.echo",
+            "$KV.millpond_jobs.evil",
+            "$KV.millpond_shared.evil",
+            "$O.millpond_payloads.M.evil",
+            "$JS.API.INFO",
+            "$JS.API.STREAM.NAMES",
+            "$JS.API.STREAM.INFO.TASKS",
+            "$JS.API.CONSUMER.INFO.RESULTS.none",
+            "$JS.API.CONSUMER.CREATE.RESULTS",
+            "$JS.API.DIRECT.GET.KV_millpond_shared.$KV.millpond_shared.evil",
+            "$SRV.PING",
+            "ctl.request.results",
+        ] {
+            all.push((subject.to_owned(), payload.clone()));
+        }
+        let last = |subject: &str| json!({ "last_by_subj": subject });
+        for bucket in ["shared", "jobs"] {
+            let subject = format!("$KV.millpond_{bucket}.evil");
+            all.push((format!("$JS.API.DIRECT.GET.KV_millpond_{bucket}"), last(&subject)));
+            all.push((format!("$JS.API.STREAM.MSG.GET.KV_millpond_{bucket}"), last(&subject)));
+        }
+    }
+    all
+}
+
+/// How many messages each stream has; which streams there are.
+async fn streams(nats: &NatsServer) -> Vec<(String, u64)> {
+    let list = nats.asked("$JS.API.STREAM.LIST", &Value::Null).await;
+    let of = |stream: &Value| {
+        let name = stream["config"]["name"].as_str().unwrap().to_owned();
+        (name, stream["state"]["messages"].as_u64().unwrap())
+    };
+    let mut all: Vec<(String, u64)> = list["streams"].as_array().unwrap().iter().map(of).collect();
+    all.sort();
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_goes_back_to_who_asked_and_nowhere_else() {
+    let cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
+    let _worker = cluster.worker("w1", &["--queues", "default"], None);
+    cluster.worker_is("w1", |_| true).await;
+    // What a client may write is written once before, so that all that follows is answers.
+    let client = hostile(&cluster.nats, "client").await;
+    for (subject, payload) in questions("client").iter().filter(|(subject, _)| subject.starts_with("$KV")) {
+        asked(&client, subject, payload).await;
+    }
+    let listener = hostile(&cluster.nats, "collector").await;
+    let mut heard = listener.subscribe("ctl.>").await.unwrap();
+    listener.flush().await.unwrap();
+    let closed_to_all = ["DEAD", "DUE", "RESULTS", "KV_millpond_cancels", "KV_millpond_queues", "KV_millpond_purges"];
+    let kept = |all: Vec<(String, u64)>| {
+        let names: Vec<String> = all.iter().map(|(name, _)| name.clone()).collect();
+        let counts: Vec<(String, u64)> =
+            all.into_iter().filter(|(name, _)| closed_to_all.contains(&name.as_str())).collect();
+        (names, counts)
+    };
+    let (before, consumers) = (kept(streams(&cluster.nats).await), cluster.nats.consumers("RESULTS").await);
+    let mut asked_for = 0;
+    for role in ["publisher", "client"] {
+        let hostile = hostile(&cluster.nats, role).await;
+        for (subject, payload) in questions(role) {
+            for to in ELSEWHERE {
+                hostile.publish_with_reply(subject.clone(), to, payload.to_string().into()).await.unwrap();
+                asked_for += 1;
+            }
+        }
+        hostile.flush().await.unwrap();
+    }
+    tokio::time::sleep(A_MOMENT).await;
+    assert_eq!(kept(streams(&cluster.nats).await), before);
+    let tasks = cluster.nats.asked("$JS.API.STREAM.INFO.TASKS", &json!({ "subjects_filter": "tasks.idle.>" })).await;
+    assert_eq!(tasks["state"]["messages"], 2 * ELSEWHERE.len(), "all of them are there: {tasks}");
+    assert_eq!(cluster.nats.consumers("RESULTS").await, consumers, "nor is the collector's gone");
+    // The one that asks a collector is heard where it is asked.
+    while let Ok(Some(said)) = tokio::time::timeout(Duration::from_millis(100), heard.next()).await {
+        assert_eq!(said.subject.as_str(), "ctl.request.results");
+    }
+    assert!(!cluster.log("w1").contains("an operator asks this worker to drain"), "{asked_for} questions");
+    assert!(!cluster.log("collector").contains("cannot be read"), "{}", cluster.log("collector"));
 }

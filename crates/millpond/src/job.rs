@@ -110,6 +110,9 @@ pub struct JobRecord {
     /// The task that runs once all others have ended, with the counts as its argument.
     #[serde(alias = "then", default, skip_serializing_if = "Option::is_none")]
     pub continuation: Option<JobContinuation>,
+    /// The signature of that, by who submits the job with a key ([`crate::signature::Signer::sign_continuation`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continuation_signature: Option<String>,
     /// Tasks acknowledged by the server without a gap, from index 0.
     pub published: u64,
     /// SHA-256 of the first `published` values of its input, each followed by a line break: a producer that resumes the job must

@@ -135,8 +135,7 @@ impl Signer {
         let target = headers.iter().find(|(name, _)| name == HEADER_SCHEDULE_TARGET).map(|(_, v)| v.clone());
         let arrives = target.filter(|_| subject.starts_with("sched."));
         let mac = digest(key.mac.clone(), arrives.as_deref().unwrap_or(subject), headers, payload);
-        let text = format!("{VERSION}:{}:{}", key.id, HEXLOWER.encode(&mac.finalize().into_bytes()));
-        headers.push((HEADER_SIGNATURE.to_owned(), text));
+        headers.push((HEADER_SIGNATURE.to_owned(), key.text(mac)));
     }
 
     /// Verifies a task that arrived on `subject` (`tasks.…` or `due.…`).
@@ -146,26 +145,67 @@ impl Signer {
     pub fn verify(&self, subject: &str, headers: &Headers, payload: &Bytes) -> Result<(), Distrust> {
         let given = headers.iter().find(|(name, _)| name == HEADER_SIGNATURE);
         let (_, given) = given.ok_or(Distrust::Unsigned)?;
+        self.fits(given, |mac| digest(mac, subject, headers, payload))
+    }
+
+    /// The signature of what a job's end starts, by who submits the job.
+    #[must_use]
+    pub fn sign_continuation(&self, job: (&str, u32), queue: &str, kind: &str) -> Option<String> {
+        let key = self.keys.first()?;
+        Some(key.text(continuation_digest(key.mac.clone(), job, queue, kind)))
+    }
+
+    /// Verifies that who submitted a job wanted this task at its end.
+    ///
+    /// # Errors
+    /// [`Distrust`] when its signature is missing or does not fit.
+    pub fn verify_continuation(
+        &self,
+        given: Option<&str>,
+        job: (&str, u32),
+        queue: &str,
+        kind: &str,
+    ) -> Result<(), Distrust> {
+        self.fits(given.ok_or(Distrust::Unsigned)?, |mac| continuation_digest(mac, job, queue, kind))
+    }
+
+    /// Whether a signature is that of what `feed` puts into the code, by one of the keys.
+    fn fits(&self, given: &str, feed: impl Fn(Hmac<Sha256>) -> Hmac<Sha256>) -> Result<(), Distrust> {
         let mut parts = given.trim().splitn(3, ':');
         let (version, id, text) = (parts.next(), parts.next(), parts.next().unwrap_or_default());
         let mac = HEXLOWER.decode(text.as_bytes()).map_err(|_| Distrust::BadSignature)?;
-        let candidates = self.keys.iter().filter(|key| version == Some(VERSION) && Some(key.id.as_str()) == id);
-        for key in candidates {
-            // `verify_slice` compares in constant time.
-            if digest(key.mac.clone(), subject, headers, payload).verify_slice(&mac).is_ok() {
-                return Ok(());
-            }
-        }
-        Err(Distrust::BadSignature)
+        let mut candidates = self.keys.iter().filter(|key| version == Some(VERSION) && Some(key.id.as_str()) == id);
+        // `verify_slice` compares in constant time.
+        let fits = candidates.any(|key| feed(key.mac.clone()).verify_slice(&mac).is_ok());
+        fits.then_some(()).ok_or(Distrust::BadSignature)
     }
 }
 
-/// Feeds the signed text: each part after its length, so that no two tasks have the same text.
+impl SigningKey {
+    /// A signature as it is written.
+    fn text(&self, mac: Hmac<Sha256>) -> String {
+        format!("{VERSION}:{}:{}", self.id, HEXLOWER.encode(&mac.finalize().into_bytes()))
+    }
+}
+
+/// Feeds one part of the signed text after its length, so that no two tasks have the same text.
+fn put(mac: &mut Hmac<Sha256>, part: &[u8]) {
+    mac.update(&(part.len() as u64).to_be_bytes());
+    mac.update(part);
+}
+
+/// Feeds what a job's end starts. No task has such a first pair of parts.
+fn continuation_digest(mut mac: Hmac<Sha256>, (job, epoch): (&str, u32), queue: &str, kind: &str) -> Hmac<Sha256> {
+    let epoch = epoch.to_string();
+    for part in [VERSION, "continuation", job, &epoch, queue, kind] {
+        put(&mut mac, part.as_bytes());
+    }
+    mac
+}
+
+/// Feeds the signed text of a task.
 fn digest(mut mac: Hmac<Sha256>, subject: &str, headers: &Headers, payload: &[u8]) -> Hmac<Sha256> {
-    let mut put = |part: &[u8]| {
-        mac.update(&(part.len() as u64).to_be_bytes());
-        mac.update(part);
-    };
+    let mut put = |part: &[u8]| put(&mut mac, part);
     let (stream, address) = subject.split_once('.').unwrap_or((subject, ""));
     // `Millpond-Id` counts in DUE only, so a signature of one stream does not fit in the other.
     let id = if stream == "tasks" { HEADER_MSG_ID } else { HEADER_ID };
@@ -275,6 +315,21 @@ mod tests {
         headers.push(("Millpond-Note".into(), "line break".into()));
         assert_eq!(signer.verify("due.q.k", &headers, &Bytes::from_static(b"1")), Ok(()));
         assert!(signer.verify("due.q.k2", &headers, &Bytes::from_static(b"1")).is_err());
+    }
+
+    #[test]
+    fn a_continuation_is_signed_for_its_job() {
+        let signer = Signer::new(NEW).unwrap();
+        let signed = signer.sign_continuation(("j", 1), "q", "k").unwrap();
+        // docs/protocol.md has the same.
+        assert_eq!(signed, "v1:3eb1bd43:4ae6fc5c32daa7fbd8801ab1a8ee1ac2740421b73ef4a2982c22b0eb5daeaac6");
+        assert_eq!(signer.verify_continuation(Some(&signed), ("j", 1), "q", "k"), Ok(()));
+        for (job, queue, kind) in
+            [(("j", 2), "q", "k"), (("i", 1), "q", "k"), (("j", 1), "k", "q"), (("j", 1), "q", "l")]
+        {
+            assert_eq!(signer.verify_continuation(Some(&signed), job, queue, kind), Err(Distrust::BadSignature));
+        }
+        assert_eq!(signer.verify_continuation(None, ("j", 1), "q", "k"), Err(Distrust::Unsigned));
     }
 
     #[test]

@@ -25,9 +25,10 @@ pub(crate) async fn listen(bus: &Bus) -> Result<ControlRequests, BusError> {
 }
 
 /// Answers requests for ever.
-pub(crate) async fn serve(client: Client, mut requests: ControlRequests) {
+pub(crate) async fn serve(bus: Bus, mut requests: ControlRequests) {
+    let client = Client::over(bus.clone());
     while let Some(request) = requests.next().await {
-        let answer = match publish(&client, &request.payload).await {
+        let answer = match publish(&bus, &client, &request.payload).await {
             Ok(id) => {
                 to_raw_value(&json!({ "id": id })).map_or_else(|e| ControlReply::Error(e.to_string()), ControlReply::Ok)
             }
@@ -38,8 +39,16 @@ pub(crate) async fn serve(client: Client, mut requests: ControlRequests) {
 }
 
 /// Publishes the task; its id, or the reply that it is not stored. What no request of the same text can change is refused for good.
-async fn publish(client: &Client, request: &[u8]) -> Result<String, ControlReply> {
+async fn publish(bus: &Bus, client: &Client, request: &[u8]) -> Result<String, ControlReply> {
     let ended: JobEnded = decode(request).map_err(|e| ControlReply::Refused(format!("not the end of a job: {e}")))?;
+    let (signature, job) = (ended.signature.as_deref(), (ended.job.as_str(), ended.epoch));
+    // Whoever may write records of jobs could name any task here, and this would sign it.
+    if let Some(Err(distrust)) =
+        bus.signer().map(|signer| signer.verify_continuation(signature, job, &ended.queue, &ended.kind))
+    {
+        let why = "who submitted the job has not signed what its end starts: submit it with MILLPOND_SIGNING_KEY";
+        return Err(ControlReply::Refused(format!("{}: {why}", distrust.reason())));
+    }
     let task = NewTask {
         payload: Bytes::from(ended.arguments()),
         id: Some(ended.id()),

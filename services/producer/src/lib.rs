@@ -11,7 +11,6 @@ mod replay;
 use std::sync::Arc;
 
 use millpond::bus::{Bus, Role};
-use millpond::client::Client;
 use millpond::telemetry::Metrics;
 use millpond_service::server::Bound;
 use millpond_service::status_routes::send_metrics;
@@ -30,11 +29,10 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let connecting = Bus::connect(&settings.nats_url, Role::Producer, "producer", settings.access);
     let Some(bus) = shutdown.run_until_cancelled(connecting).await.transpose()? else { return Ok(()) };
     let bus = bus.with_signer(settings.signer.clone());
-    let client = Client::over(bus.clone());
     let mut background = JoinSet::new();
     background.spawn(bus.clone().tell_clock("producer"));
     background.spawn(replay::serve(bus.clone(), replay::listen(&bus).await?));
-    background.spawn(continuation::serve(client, continuation::listen(&bus).await?));
+    background.spawn(continuation::serve(bus.clone(), continuation::listen(&bus).await?));
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),
         listen = %bound.address,

@@ -10,10 +10,10 @@ use millpond::bus::Bus;
 use millpond::bus::error::BusError;
 use millpond::bus::operate::control::{CTL_REPLAY, ControlReply, ControlRequests, ReplayRequest};
 use millpond::bus::publish::RetryDeadline;
-use millpond::dead_letter::moved_id;
+use millpond::dead_letter::{Evidence, moved_id};
 use millpond::limits::CLAIM_CHECK_BYTES;
 use millpond::wire::decode::decode;
-use millpond::wire::headers::{HEADER_EXPIRES, HEADER_REF, Headers};
+use millpond::wire::headers::{HEADER_DEAD, HEADER_EXPIRES, HEADER_REF, Headers};
 use millpond::wire::subject::TaskSubject;
 use serde_json::json;
 use serde_json::value::to_raw_value;
@@ -45,7 +45,9 @@ pub(crate) async fn serve(bus: Bus, mut requests: ControlRequests) {
 /// Publishes the task; the id under which it runs.
 async fn replay(bus: &Bus, request: &[u8]) -> Result<String, String> {
     let request: ReplayRequest = decode(request).map_err(|e| format!("not a dead letter: {e}"))?;
-    let evidence = &request.evidence;
+    let own = BASE64.decode(request.payload.as_bytes()).map_err(|e| format!("its payload is not base64: {e}"))?;
+    let own = Bytes::from(own);
+    let evidence = &believed(bus, &request, &own)?;
     let died = TaskSubject::new(&request.queue, &request.kind, evidence.job.clone()).map_err(|e| e.to_string())?;
     let (subject, mut headers, id) = match &request.to_queue {
         // Another task of its unique key is refused while this one waits or runs.
@@ -61,14 +63,27 @@ async fn replay(bus: &Bus, request: &[u8]) -> Result<String, String> {
         }
     };
     let payload = match &request.arguments {
-        None => {
-            BASE64.decode(request.payload.as_bytes()).map_err(|e| format!("its payload is not base64: {e}"))?.into()
-        }
+        None => own,
         Some(arguments) => other_arguments(bus, arguments.get(), evidence.is_batch_of_one(), &mut headers).await?,
     };
     let stored = bus.store(&subject.due(), &headers, payload, RetryDeadline::Within(STORE_WITHIN)).await;
     stored.map_err(|e| e.to_string())?;
     Ok(id)
+}
+
+/// The evidence of a dead letter. With keys it is that which a worker with one of them has signed: this signs what it publishes, and
+/// whoever may publish dead letters, or ask here, could have any task signed.
+fn believed(bus: &Bus, request: &ReplayRequest, payload: &Bytes) -> Result<Evidence, String> {
+    let Some(signer) = bus.signer() else { return Ok(request.evidence.clone()) };
+    let subject = TaskSubject::new(&request.queue, &request.kind, None).map_err(|e| e.to_string())?;
+    if signer.verify(&subject.dead(), &request.headers, payload).is_err() {
+        return Err("no worker that has a signing key of this producer has made the dead letter: publish the task again with the \
+                    key, or throw this away"
+            .to_owned());
+    }
+    let signed = request.headers.iter().find(|(name, _)| name == HEADER_DEAD);
+    let (_, text) = signed.ok_or_else(|| format!("header {HEADER_DEAD} is missing"))?;
+    decode(text.as_bytes()).map_err(|e| format!("header {HEADER_DEAD}: {e}"))
 }
 
 /// The payload that stands for other arguments; large ones go to the store, as those of a new task do.

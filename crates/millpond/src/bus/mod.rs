@@ -239,6 +239,12 @@ impl Bus {
         Self { signer, ..self }
     }
 
+    /// The keys, where there are any.
+    #[must_use]
+    pub fn signer(&self) -> Option<&Signer> {
+        self.signer.as_ref()
+    }
+
     /// Loss and return of the connection, as they happen.
     #[must_use]
     pub fn connection(&self) -> watch::Receiver<Connection> {

@@ -23,6 +23,7 @@ use crate::bus::read::jobs::{JobEntry, LookedThrough};
 use crate::bus::topology::stream_state;
 use crate::job::{JobContinuation, JobRecord, JobState};
 use crate::limits::BATCH_ITEMS_MAX;
+use crate::signature::Signer;
 use crate::wire::streams::STREAM_RESULTS;
 use crate::wire::subject::{TaskSubject, check_token};
 
@@ -134,7 +135,7 @@ impl Client {
             let next_epoch = found.as_ref().map_or(1, |before| before.epoch + 1);
             let before = found.filter(goes_on);
             let record = match &before {
-                None => new_record(job, spec, next_epoch, results_after),
+                None => new_record(self.bus.signer(), job, spec, next_epoch, results_after),
                 Some(_) if spec.if_exists == IfJobExists::Refuse => {
                     return Err(MapError::JobExists { job: job.to_owned() });
                 }
@@ -193,8 +194,14 @@ fn checked(mut spec: MapSpec) -> Result<MapSpec, MapError> {
     Ok(spec)
 }
 
-fn new_record(job: &str, spec: &MapSpec, epoch: u32, results_after: u64) -> JobRecord {
+fn new_record(signer: Option<&Signer>, job: &str, spec: &MapSpec, epoch: u32, results_after: u64) -> JobRecord {
     let now_ms = crate::now_ms();
+    let continuation = spec.continuation.as_ref().map(|step| JobContinuation {
+        queue: step.queue.as_ref().unwrap_or(&spec.queue).clone(),
+        kind: step.kind.clone(),
+    });
+    let signed = continuation.as_ref().zip(signer);
+    let signed = signed.and_then(|(next, signer)| signer.sign_continuation((job, epoch), &next.queue, &next.kind));
     JobRecord {
         job: job.to_owned(),
         queue: spec.queue.clone(),
@@ -202,10 +209,8 @@ fn new_record(job: &str, spec: &MapSpec, epoch: u32, results_after: u64) -> JobR
         epoch,
         state: JobState::Open,
         total: None,
-        continuation: spec.continuation.as_ref().map(|step| JobContinuation {
-            queue: step.queue.as_ref().unwrap_or(&spec.queue).clone(),
-            kind: step.kind.clone(),
-        }),
+        continuation,
+        continuation_signature: signed,
         published: 0,
         fingerprint: None,
         results_after,

@@ -82,11 +82,12 @@ impl Store {
         }
         self.continuations.ends_matter.store(true, Ordering::SeqCst);
         let rows = self.db.read(Sql::new(
-            "SELECT job_continuations.job, job_continuations.epoch, job_continuations.queue, job_continuations.kind, total, done, dead, cancelled,
-                purged FROM job_continuations
+            "SELECT job_continuations.job, job_continuations.epoch, job_continuations.queue, job_continuations.kind,
+                job_continuations.total, done, dead, cancelled, purged, jobs.record FROM job_continuations
              JOIN job_counts ON job_counts.job =
                 CASE WHEN job_continuations.epoch > 1 THEN job_continuations.job || '@' || job_continuations.epoch ELSE job_continuations.job END
-             WHERE settled_ms IS NULL AND (done + dead + cancelled + purged >= total OR EXISTS
+             LEFT JOIN jobs ON jobs.job = job_counts.job
+             WHERE settled_ms IS NULL AND (done + dead + cancelled + purged >= job_continuations.total OR EXISTS
                 (SELECT 1 FROM job_cancels WHERE job_cancels.job = job_continuations.job AND job_cancels.epoch >= job_continuations.epoch))",
         ));
         rows.await?.iter().map(job_ended).collect()
@@ -144,7 +145,9 @@ impl Store {
 fn job_ended(row: &Row) -> Result<JobEnded> {
     let (total, done, dead): (u64, u64, u64) = (row.get("total")?, row.get("done")?, row.get("dead")?);
     let cancelled = row.get("cancelled")?;
+    let record: Option<JobRecord> = row.optional_json("record")?;
     Ok(JobEnded {
+        signature: record.and_then(|record| record.continuation_signature),
         job: row.get("job")?,
         epoch: row.get("epoch")?,
         queue: row.get("queue")?,

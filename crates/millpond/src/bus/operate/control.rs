@@ -77,6 +77,9 @@ pub struct JobEnded {
     pub queue: String,
     /// Which handler runs it.
     pub kind: String,
+    /// The signature of who submitted the job with a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
     /// Tasks of the job.
     pub total: u64,
     /// Those with a result.

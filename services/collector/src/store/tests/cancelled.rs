@@ -20,6 +20,7 @@ fn record(epoch: u32, state: JobState) -> JobRecord {
         state,
         total: None,
         continuation: None,
+        continuation_signature: None,
         published: 10,
         fingerprint: None,
         results_after: 0,
