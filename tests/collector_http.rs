@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use crate::harness::{Cluster, PATIENCE, output, task, until};
 use crate::schemathesis;
 
-/// Logins that may fail within a minute (docs/http.md).
-const LOGIN_FAILURES_MAX: usize = 10;
+/// Wrong tokens of an address that are answered within a minute (docs/http.md).
+const GUESSES_MAX: usize = 10;
 
 /// Asks a collector.
 pub struct Caller {
@@ -311,20 +311,37 @@ async fn tokens_cannot_be_tried_fast_and_are_not_logged() {
     let caller = Caller::of(&cluster).await;
     let token = &cluster.nats.secrets.token;
     let mut tries = tokio::task::JoinSet::new();
-    for n in 0..LOGIN_FAILURES_MAX + 5 {
+    for n in 0..GUESSES_MAX + 5 {
         let login = caller.ask(Method::POST, "/api/v1/login").json(&json!({ "token": format!("a guess {n}") }));
         tries.spawn(async move { login.send().await.unwrap().status().as_u16() });
     }
     let mut said = tries.join_all().await;
     said.sort_unstable();
-    let (wrong, late) = said.split_at(LOGIN_FAILURES_MAX);
+    let (wrong, late) = said.split_at(GUESSES_MAX);
     assert!(wrong.iter().all(|s| *s == 401) && late.iter().all(|s| *s == 429), "{said:?}");
-    let refused = caller.login(token).await;
+    // Of programs too, at each service; one that goes on with an old token is told that it is wrong.
+    let refused = caller.get("/api/v1/tasks").bearer_auth("a guess of a program").send().await.unwrap();
     let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!(refused.status() == 429 && (1..=61).contains(&wait), "{wait}");
-    assert_eq!(status(caller.get("/api/v1/tasks").bearer_auth(token)).await, 200, "programs go on");
-    let log = cluster.log("collector");
-    assert!(log.contains("a login has failed") && !log.contains("a guess") && !log.contains(token), "{log}");
+    let (_producer, url) = cluster.producer().await;
+    let publish = |token: &str| {
+        let request =
+            reqwest::Client::new().post(format!("{url}/v1/tasks/default/square")).body("12").bearer_auth(token);
+        async move { request.send().await.unwrap().status().as_u16() }
+    };
+    for n in 0..GUESSES_MAX {
+        assert_eq!(publish(&format!("a guess {n}")).await, 401, "{n}");
+    }
+    assert_eq!((publish("a guess more").await, publish("a guess 0").await), (429, 401));
+    // Nobody who has the right one is locked out.
+    assert_eq!(caller.login(token).await.status(), 200);
+    assert_eq!(status(caller.get("/api/v1/tasks").bearer_auth(token)).await, 200);
+    assert_eq!(publish(token).await, 202);
+    for service in ["collector", "producer"] {
+        let log = cluster.log(service);
+        let told = log.lines().filter(|line| line.contains("a wrong token has come")).count();
+        assert!(told == GUESSES_MAX && !log.contains("a guess") && !log.contains(token), "{log}");
+    }
 }
 
 /// All properties of a schema of the document, those of what it is made of too.

@@ -1,10 +1,11 @@
 //! What the services have in common: the program (`program`), its settings (`settings`), how its HTTP is reached (`listen`,
 //! `certificate`) and served (`server`, `connections`, `upload`, `taken_stream`), requests and errors (`request`, `error_answer`), bytes
-//! with ranges and a checksum (`representation`), the token of its API (`token`), health and metrics (`status_routes`). Not here: what a service does.
+//! with ranges and a checksum (`representation`), the token of its API (`token`) and wrong ones (`guesses`), health and metrics (`status_routes`). Not here: what a service does.
 
 mod certificate;
 mod connections;
 pub mod error_answer;
+pub mod guesses;
 pub mod listen;
 pub mod program;
 pub mod representation;

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use millpond::bus::read::outcomes::OutcomeStream;
 use millpond::bus::{Bus, Role};
+use millpond_service::guesses::Guesses;
 use millpond_service::server::{Bound, Server};
 use millpond_service::status_routes::send_metrics;
 use tokio::sync::Semaphore;
@@ -98,7 +99,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         watchers: Arc::new(Semaphore::new(http::WATCHERS_MAX)),
         shutdown: shutdown.clone(),
         tokens: http::Tokens { operator: settings.token, viewer: settings.viewer_token },
-        failures: http::Failures::default(),
+        guesses: Guesses::default(),
         exports: Arc::new(Semaphore::new(http::EXPORTS_MAX)),
         by_tls,
         kibana_url: settings.kibana_url,

@@ -28,6 +28,7 @@ use millpond::bus::Bus;
 use millpond::telemetry::Metrics;
 use millpond_api::overview::{Problem, ProblemKind};
 use millpond_service::error_answer::ErrorAnswer;
+use millpond_service::guesses::Guesses;
 use millpond_service::status_routes::{Status, status_routes, with_fallbacks};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +39,6 @@ pub(crate) use caller::Tokens;
 pub(crate) use export::EXPORTS_MAX;
 pub(crate) use monitor::WATCHERS_MAX;
 pub(crate) use on_ctl::ClientRequests;
-pub(crate) use session::Failures;
 
 use crate::caught_up::caught_up;
 use crate::collect::Health;
@@ -55,8 +55,8 @@ pub(crate) struct App {
     pub(crate) workers: Workers,
     pub(crate) bus: Bus,
     pub(crate) tokens: Tokens,
-    /// Logins that failed of late.
-    pub(crate) failures: Failures,
+    /// Wrong tokens of late.
+    pub(crate) guesses: Guesses,
     /// A permit for each export that is under way.
     pub(crate) exports: Arc<Semaphore>,
     /// Whether browsers come by TLS.

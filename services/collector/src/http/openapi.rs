@@ -66,6 +66,12 @@ fn describe_authorization(operation: &mut Operation, acts: bool) {
         ("413", has_body, "The body is too large", "length limit exceeded"),
         ("415", has_body, "The body is no JSON", "the body is JSON: send it with Content-Type: application/json"),
         (
+            "429",
+            true,
+            "Too many wrong tokens from this address; `Retry-After` says when to come again",
+            "10 wrong tokens have come from this address within a minute: come again",
+        ),
+        (
             "500",
             true,
             "The store cannot be read or written",

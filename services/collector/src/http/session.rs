@@ -1,9 +1,8 @@
 //! Sessions of browsers: a cookie that names a role and an end, sealed with the token of the login. Nothing is kept here,
 //! so a session is good at any collector and survives its restart; another token ends it.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -22,10 +21,6 @@ use super::caller::{Caller, Tokens, from_console, from_here};
 const COOKIE_TAG_CHARS: usize = 8;
 /// How long a session lasts.
 const SESSION_LASTS: Duration = Duration::from_secs(12 * 3600);
-/// Logins that may fail within [`LOGIN_FAILURES_WITHIN`], of all callers together; then none is tried.
-const LOGIN_FAILURES_MAX: usize = 10;
-/// How long a login that failed is counted.
-const LOGIN_FAILURES_WITHIN: Duration = Duration::from_secs(60);
 /// How the name of the cookie begins.
 pub(super) const COOKIE: &str = "millpond_session";
 
@@ -78,28 +73,6 @@ fn set_cookie(name: &str, by_tls: bool, headers: &HeaderMap, value: &str) -> Str
     format!("{name}={value}; Path=/; Max-Age={}; HttpOnly; SameSite=Strict{secure}", lasts.as_secs())
 }
 
-/// The logins that failed of late, of all callers together, so that nobody can try tokens fast.
-#[derive(Default)]
-pub(crate) struct Failures(Mutex<VecDeque<Instant>>);
-
-impl Failures {
-    /// Tries a login at this time, and gives what `right` gives. While too many have failed none is tried, and the error
-    /// is the time until one is tried again.
-    fn attempt<T>(&self, now: Instant, right: impl FnOnce() -> Option<T>) -> Result<Option<T>, Duration> {
-        let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let age = |at: &Instant| now.saturating_duration_since(*at);
-        failed.retain(|at| age(at) < LOGIN_FAILURES_WITHIN);
-        if failed.len() >= LOGIN_FAILURES_MAX {
-            return Err(failed.front().map_or(Duration::ZERO, |at| LOGIN_FAILURES_WITHIN.saturating_sub(age(at))));
-        }
-        let found = right();
-        if found.is_none() {
-            failed.push_back(now);
-        }
-        Ok(found)
-    }
-}
-
 /// Begin a session: the answer sets its cookie.
 ///
 /// It lasts 12 hours and ends early only by `/logout`, or when the collector gets another token. What changes something
@@ -113,8 +86,8 @@ impl Failures {
         (status = 403, description = "The request comes from another site", body = ErrorBody, example = json!({"error": "another site has asked for this: use the console itself"})),
         (status = 413, description = "The body is too large", body = ErrorBody, example = json!({"error": "length limit exceeded"})),
         (status = 415, description = "The body is no JSON", body = ErrorBody, example = json!({"error": "the body is JSON: send it with Content-Type: application/json"})),
-        (status = 429, description = "Too many logins have failed; `Retry-After` says when to come again", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")),
-            example = json!({"error": "10 logins have failed within a minute: come again"})),
+        (status = 429, description = "Too many wrong tokens from this address; `Retry-After` says when to come again", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")),
+            example = json!({"error": "10 wrong tokens have come from this address within a minute: come again"})),
     ))]
 pub(super) async fn login(
     State(app): State<Arc<App>>,
@@ -123,15 +96,8 @@ pub(super) async fn login(
     JsonBody(given): JsonBody<Login>,
 ) -> Result<Response, ErrorAnswer> {
     from_here(&headers)?;
-    let tried = app.failures.attempt(Instant::now(), || app.tokens.role(|token| token.is(&given.token)));
-    let role = tried.map_err(|wait| {
-        let text = format!("{LOGIN_FAILURES_MAX} logins have failed within a minute: come again");
-        ErrorAnswer::busy(wait.as_secs() + 1, text)
-    })?;
-    let Some(role) = role else {
-        tracing::warn!(%peer, "a login has failed: no such token");
-        return Err(ErrorAnswer::new(StatusCode::UNAUTHORIZED, "this is no token of this collector"));
-    };
+    let role = app.tokens.role(|token| token.is(&given.token));
+    let role = role.ok_or_else(|| app.guesses.answer(peer, &given.token, "this is no token of this collector"))?;
     let expires_ms = millpond::now_ms() + i64::try_from(SESSION_LASTS.as_millis()).unwrap_or(0);
     let cookie = sealed(&app.tokens, role, expires_ms).unwrap_or_default();
     let cookie = set_cookie(&cookie_name(&app.tokens), app.by_tls, &headers, &cookie);
@@ -215,20 +181,5 @@ mod tests {
         assert!(set_cookie(&name, true, &headers, &value).ends_with("; Secure"));
         headers.insert("x-forwarded-proto", "https, http".parse().unwrap());
         assert!(set_cookie(&name, false, &headers, &value).ends_with("; Secure"));
-    }
-
-    #[test]
-    fn failures_are_few_in_any_minute() {
-        let (failures, start) = (Failures::default(), Instant::now());
-        let fail = |at: Duration| failures.attempt(start + at, || None::<()>);
-        for second in 0..LOGIN_FAILURES_MAX as u64 {
-            assert_eq!(failures.attempt(start, || Some(())), Ok(Some(())), "what goes well is not counted");
-            assert_eq!(fail(Duration::from_secs(second)), Ok(None));
-        }
-        let late = Duration::from_secs(LOGIN_FAILURES_MAX as u64);
-        assert_eq!(fail(late), Err(LOGIN_FAILURES_WITHIN - late), "until the first of them is old");
-        assert!(failures.attempt(start + late, || Some(())).is_err(), "a right one would tell that it is right");
-        assert_eq!(fail(LOGIN_FAILURES_WITHIN), Ok(None));
-        assert!(fail(LOGIN_FAILURES_WITHIN).is_err());
     }
 }

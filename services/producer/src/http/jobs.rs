@@ -299,6 +299,7 @@ async fn session(app: &App, job: &str) -> Result<JobProgress, ErrorAnswer> {
         (status = 400, description = "The path has no name of a job", body = ErrorBody, example = json!({"error": "job \"a.b\" must be 1 to 64 characters of A-Z a-z 0-9 _ - and not a lone '-'"})),
         (status = 401, description = "No token, or another", body = ErrorBody, example = json!({"error": "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)"})),
         (status = 404, description = "There is no such job", body = ErrorBody, example = json!({"error": "there is no job report-7"})),
+        (status = 429, description = "Too many wrong tokens from this address; `Retry-After` says when to come again", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "10 wrong tokens have come from this address within a minute: come again"})),
         (status = 503, description = "NATS does not answer, or no collector where the job has no record", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "nats refused millpond_jobs: timed out"})),
     ))]
 pub(super) async fn show(

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -23,8 +23,10 @@ use millpond::bus::publish::PublishError;
 use millpond::client::{Client, MapError, SubmitError};
 use millpond::telemetry::{Metrics, gauge, took};
 use millpond_service::error_answer::ErrorAnswer;
+use millpond_service::guesses::Guesses;
+use millpond_service::listen::Peer;
 use millpond_service::status_routes::{Status, status_routes, with_fallbacks};
-use millpond_service::token::Token;
+use millpond_service::token::{Token, bearer};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
@@ -41,6 +43,8 @@ pub(crate) struct App {
     pub(crate) client: Client,
     pub(crate) bus: Bus,
     pub(crate) token: Token,
+    /// Wrong tokens of late.
+    pub(crate) guesses: Guesses,
     pub(crate) metrics: Metrics,
     /// A permit for each request that waits for the end of a task.
     pub(crate) waiters: Semaphore,
@@ -54,7 +58,7 @@ impl App {
     pub(crate) fn new(bus: Bus, token: Token, metrics: Metrics, shutdown: CancellationToken) -> Self {
         let (waiters, jobs) = (Semaphore::new(WAITERS_MAX), Arc::new(Semaphore::new(JOBS_MAX)));
         let client = Client::over(bus.clone());
-        Self { client, bus, token, metrics, waiters, jobs, shutdown }
+        Self { client, bus, token, guesses: Guesses::default(), metrics, waiters, jobs, shutdown }
     }
 }
 
@@ -135,13 +139,18 @@ fn unavailable(error: impl Into<String>) -> ErrorAnswer {
 }
 
 /// Lets a request through that brings the token.
-async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+async fn authorize(
+    State(app): State<Arc<App>>,
+    ConnectInfo(Peer(peer)): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let text = "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)";
     let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    if given.is_some_and(|credentials| app.token.is_in(credentials)) {
-        next.run(request).await
-    } else {
-        let text = "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)";
-        ErrorAnswer::new(StatusCode::UNAUTHORIZED, text).into_response()
+    match given.and_then(bearer) {
+        Some(given) if app.token.is(given) => next.run(request).await,
+        Some(wrong) => app.guesses.answer(peer, wrong, text).into_response(),
+        None => ErrorAnswer::new(StatusCode::UNAUTHORIZED, text).into_response(),
     }
 }
 

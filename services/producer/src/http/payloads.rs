@@ -43,6 +43,7 @@ use super::{App, submit_error, unavailable};
         (status = 401, description = "No token, or another", body = ErrorBody, example = json!({"error": "send the header `Authorization: Bearer TOKEN` with the producer's token (MILLPOND_TOKEN)"})),
         (status = 408, description = "The body brought nothing for too long", body = ErrorBody, example = json!({"error": "the body brought nothing for 1m"})),
         (status = 415, description = "A form, or a body with a Content-Encoding", body = ErrorBody, example = json!({"error": "a payload is the bytes themselves, not multipart/form-data"})),
+        (status = 429, description = "Too many wrong tokens from this address; `Retry-After` says when to come again", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "10 wrong tokens have come from this address within a minute: come again"})),
         (status = 503, description = "NATS does not answer; come again", body = ErrorBody, headers(("Retry-After" = u32, description = "Seconds")), example = json!({"error": "NATS does not answer: come again"})),
     ))]
 pub(super) async fn put(
