@@ -282,3 +282,26 @@ async fn a_draining_worker_finishes_its_calls_and_others_take_the_next() {
         "{error}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_wait_hold_so_many_bytes_and_no_more() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &["--io-slots", "1"], None);
+    called(&cluster, "square", "2").await;
+    let client = raw(&cluster).await;
+    // A byte less than a mebibyte each: 64 of them run or wait.
+    let large = format!("30{}", " ".repeat(1024 * 1024 - 3));
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..66 {
+        let (client, large) = (client.clone(), large.clone());
+        asked.spawn(async move { asks(&client, "sleep", &[("Millpond-Timeout", "1m")], &large).await });
+    }
+    for _ in 0..2 {
+        let refused = tokio::time::timeout(SOON, asked.join_next()).await.expect("an answer at once");
+        let (code, line, body) = refused.unwrap().unwrap();
+        assert_eq!((code.as_str(), &body["type"]), ("429", &json!("no_slot")), "{line}");
+        assert!(line.contains("67108864 bytes"), "{line}");
+    }
+    // A small one of another pool is not held up.
+    assert_eq!(called(&cluster, "count_primes", r#"{"from": 1, "to": 100}"#).await, json!(25));
+}

@@ -19,6 +19,7 @@ use millpond::wire::header_names::{self, Way};
 use millpond::wire::headers::{HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_TIMEOUT, HEADER_TRACEPARENT};
 use millpond::wire::subject::check_token;
 use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,9 @@ use crate::supervisor::ChildUnavailable;
 
 /// Calls that wait for a slot of this worker at once, beside those that run; more are refused.
 const CALLS_WAITING_MAX: usize = 1024;
+/// Bytes of the arguments of all calls that run or wait at this worker; what is more is refused. A call may wait for an hour, and its
+/// arguments with it.
+const CALLS_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long a handler may take to end its conversation once the other side is lost, or its worker must leave.
 const PIPE_HANDLER_GRACE: Duration = Duration::from_secs(2);
 /// How long the answers of calls may take that were stopped at the end of the drain.
@@ -137,6 +141,7 @@ impl CallServer {
 async fn serve(mut calls: CallReceiver, context: Arc<WorkerContext>) {
     let mut running = JoinSet::new();
     let running_max = CALLS_WAITING_MAX + context.pools.size();
+    let bytes = Arc::new(Semaphore::new(CALLS_BYTES_MAX));
     loop {
         let called = tokio::select! {
             biased;
@@ -152,7 +157,19 @@ async fn serve(mut calls: CallReceiver, context: Arc<WorkerContext>) {
             refuse(called, CallRefusal::no_slot(text)).await;
             continue;
         }
-        running.spawn(serve_one(context.clone(), called));
+        let wanted = u32::try_from(called.payload.len()).unwrap_or(u32::MAX);
+        let Ok(held) = bytes.clone().try_acquire_many_owned(wanted) else {
+            let text = format!(
+                "the arguments of the calls that run or wait at this worker have {CALLS_BYTES_MAX} bytes already"
+            );
+            refuse(called, CallRefusal::no_slot(text)).await;
+            continue;
+        };
+        let context = context.clone();
+        running.spawn(async move {
+            serve_one(context, called).await;
+            drop(held);
+        });
     }
     for called in calls.stop().await {
         refuse(called, CallRefusal::draining()).await;
