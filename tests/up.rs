@@ -245,3 +245,65 @@ async fn a_taken_port_is_named() {
     assert!(!refused.status.success());
     assert!(text(&refused.stderr).contains("--ports auto"), "{}", text(&refused.stderr));
 }
+
+/// All below a folder, and the folder itself.
+fn all_of(dir: &Path) -> Vec<std::path::PathBuf> {
+    let below = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let below = below.flat_map(|path| if path.is_dir() { all_of(&path) } else { vec![path] });
+    std::iter::once(dir.to_owned()).chain(below).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_it_writes_is_for_its_user_alone_and_it_prints_no_password() {
+    use std::io::BufRead;
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let mut command = up(&state, &[]);
+    let mut cluster = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufReader::new(cluster.stdout.take().unwrap()).lines();
+    let printed = tokio::task::spawn_blocking(move || {
+        let mut printed = Vec::new();
+        for line in lines.map(Result::unwrap) {
+            let is_last = line.starts_with("ready");
+            printed.push(line);
+            if is_last {
+                break;
+            }
+        }
+        printed.join("\n")
+    });
+    let printed = tokio::time::timeout(PATIENCE, printed).await.unwrap().unwrap();
+    let here = |arguments: &[&str]| {
+        let mut command = Command::new(MILLPOND);
+        command.arg("--state").arg(&state).args(arguments);
+        command
+    };
+    let result = output(here(&["submit", "square", "9", "--wait"])).await;
+    assert_eq!(text(&result.stdout), "81\n", "{}", text(&result.stderr));
+    let all = all_of(&state);
+    for path in &all {
+        let mode = std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
+    }
+    for name in ["env", "secrets.json", "lock", "nats", "log"] {
+        assert!(all.contains(&state.join(name)), "{name}");
+    }
+    assert!(all.iter().any(|path| path.to_string_lossy().contains("sqlite")), "{all:?}");
+    let secrets: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(state.join("secrets.json")).unwrap()).unwrap();
+    let passwords =
+        secrets["passwords"].as_object().unwrap().values().chain([&secrets["token"], &secrets["viewer_token"]]);
+    for password in passwords {
+        assert!(!printed.contains(password.as_str().unwrap()), "{printed}");
+    }
+    // The line that it prints instead.
+    assert!(printed.contains("env MILLPOND_NATS_URL)\" req tasks.default.square 12"), "{printed}");
+    let url = output(here(&["env", "MILLPOND_NATS_URL"])).await;
+    let wanted = format!("nats://client:{}@", secrets["passwords"]["client"].as_str().unwrap());
+    assert!(text(&url.stdout).starts_with(&wanted), "{}", text(&url.stderr));
+    assert!(!output(here(&["env", "MILLPOND_NOTHING"])).await.status.success());
+    kill(Pid::from_raw(cluster.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert!(tokio::task::spawn_blocking(move || cluster.wait().unwrap()).await.unwrap().success());
+}

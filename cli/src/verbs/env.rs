@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::Args;
 
 use crate::cluster_env::{CLIENT_NATS_URL, ClusterEnv};
@@ -15,6 +16,8 @@ pub struct EnvArgs {
     /// outside the containers, whose ports are open there.
     #[arg(long)]
     host: Option<String>,
+    /// Print the value of this one alone, for `"$(millpond env MILLPOND_NATS_URL)"`.
+    name: Option<String>,
 }
 
 /// Prints the settings, one per line, as a shell reads them.
@@ -28,9 +31,19 @@ pub fn run(args: &EnvArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
             Some(host) => at_host(value.split(',').next().unwrap_or_default(), host),
             None => value.to_owned(),
         };
-        writeln!(output(), "{name}='{value}'")?;
+        match &args.name {
+            None => writeln!(output(), "{name}='{value}'")?,
+            Some(wanted) if wanted == name => {
+                writeln!(output(), "{value}")?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            Some(_) => {}
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    match &args.name {
+        None => Ok(ExitCode::SUCCESS),
+        Some(wanted) => bail!("the state folder has no setting {wanted}; `millpond env` prints all"),
+    }
 }
 
 /// The same address at another host; a text that is not an address stays as it is.

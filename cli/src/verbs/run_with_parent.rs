@@ -7,12 +7,14 @@ use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use millpond_service::program::keep_files_private;
 use nix::unistd::{Pid, getppid};
 
 /// How long a user of the folder that was killed may take to be gone.
@@ -42,6 +44,7 @@ pub async fn run(args: RunWithParentArgs, parent: Option<i32>) -> anyhow::Result
     if parent.is_some_and(|parent| getppid() != Pid::from_raw(parent)) {
         bail!("the parent is gone");
     }
+    keep_files_private();
     // Unlike the file itself, a duplicate of it is inherited, and with it the lock.
     let inherited: OwnedFd = nix::unistd::dup(&lock)?;
     let error = Command::new(program).args(arguments).stdin(Stdio::null()).exec();
@@ -64,7 +67,7 @@ fn end_with_parent() -> nix::Result<()> {
 
 /// Takes the lock and writes down who has it.
 async fn take(path: &Path) -> anyhow::Result<File> {
-    let opened = File::options().read(true).write(true).create(true).truncate(false).open(path);
+    let opened = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
     let mut file = opened.with_context(|| format!("cannot open {}", path.display()))?;
     let started = Instant::now();
     while let Err(error) = file.try_lock() {

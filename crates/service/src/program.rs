@@ -72,6 +72,12 @@ enum Command<M: Subcommand> {
     Other(M),
 }
 
+/// What this process writes from now on is for its user alone: files of mode 0600 in folders of 0700. Not for a worker, whose handlers
+/// would write so too.
+pub fn keep_files_private() {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+}
+
 /// Runs the program of a service. An error is printed here, and nowhere else.
 #[must_use]
 pub fn main<S: Service>() -> ExitCode {

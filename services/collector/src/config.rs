@@ -9,7 +9,7 @@ use anyhow::{Error, bail, ensure};
 use clap::{Args, Subcommand};
 use millpond::config::{ConnectSettings, given_or_file};
 use millpond_service::listen::HttpSettings;
-use millpond_service::program::Service;
+use millpond_service::program::{Service, keep_files_private};
 use millpond_service::settings::{ServiceArgs, TokenArgs, nats_url};
 use millpond_service::token::Token;
 use tokio_util::sync::CancellationToken;
@@ -182,6 +182,7 @@ impl Service for Config {
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        keep_files_private();
         crate::run(self.check()?, shutdown).await
     }
 }

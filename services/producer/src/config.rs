@@ -6,7 +6,7 @@ use clap::Args;
 use millpond::config::{ConnectSettings, SigningArgs};
 use millpond::signature::Signer;
 use millpond_service::listen::HttpSettings;
-use millpond_service::program::{NoCommand, Service};
+use millpond_service::program::{NoCommand, Service, keep_files_private};
 use millpond_service::settings::{ServiceArgs, TokenArgs, nats_url};
 use millpond_service::token::Token;
 use tokio_util::sync::CancellationToken;
@@ -81,6 +81,7 @@ impl Service for Config {
     }
 
     async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        keep_files_private();
         crate::run(self.check()?, shutdown).await
     }
 }

@@ -19,7 +19,7 @@ use super::process::{ClusterProcess, ProcessSpec, log_tail};
 use crate::api::Api;
 use crate::cluster_env::{COLLECTOR_NATS_URL, PRODUCER_NATS_URL, TOKEN, VIEWER_TOKEN, WORKER_NATS_URL};
 use crate::credentials::Credentials;
-use crate::{nats_config, nats_server};
+use crate::{nats_config, nats_server, private_file};
 
 /// The collector's store.
 const STORE: &str = "MILLPOND_COLLECTOR_STORE";
@@ -61,7 +61,7 @@ impl LocalCluster {
     pub(super) async fn start(args: &UpArgs, dir: &Path, shutdown: &CancellationToken) -> anyhow::Result<Self> {
         let credentials = Credentials::load_or_generate(dir)?;
         let ports = Ports::choose(args.ports, args.nats_url.is_none())?;
-        std::fs::create_dir_all(dir.join("log"))?;
+        private_file::folder(&dir.join("log"))?;
         let start = Start { args, dir, ports: &ports, credentials: &credentials };
         let mut nats = match args.nats_url {
             Some(_) => None,
@@ -238,11 +238,13 @@ impl Start<'_> {
         let named = self.args.nats_server.clone();
         let program = tokio::task::spawn_blocking(move || nats_server::find(named.as_deref())).await??;
         let folder = self.dir.join("nats");
-        std::fs::create_dir_all(&folder)?;
+        private_file::folder(&folder)?;
         for (name, text) in nats_config::FILES {
             match (name, self.args.bench_account) {
-                ("roles.conf", true) => std::fs::write(folder.join(name), nats_config::with_bench_account(text))?,
-                _ => std::fs::write(folder.join(name), text)?,
+                ("roles.conf", true) => {
+                    private_file::write(&folder.join(name), nats_config::with_bench_account(text).as_bytes())?;
+                }
+                _ => private_file::write(&folder.join(name), text.as_bytes())?,
             }
         }
         let (parent, lock) = (std::process::id().to_string(), folder.join("lock"));

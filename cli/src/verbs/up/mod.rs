@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, bail};
+use millpond::bus::without_password;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
@@ -111,20 +112,33 @@ async fn serve(
     Ok(exit::of_process(status, exit::INTERRUPTED))
 }
 
+/// How another shell starts this program for this cluster.
+fn program(dir: &Path) -> String {
+    // Cargo names itself to what it runs.
+    let program = if std::env::var_os("CARGO").is_some() { "cargo run --" } else { "millpond" };
+    format!("{program} --state '{}'", dir.display())
+}
+
 /// Prints where everything is. The cluster is up whether or not somebody reads that.
 fn greet(cluster: &LocalCluster, env: &[(&str, String)], dir: &Path) {
     let find = |name: &str| env.iter().find(|(n, _)| *n == name).map_or("", |(_, v)| v.as_str());
-    let (nats, collector) = (find(cluster_env::CLIENT_NATS_URL), find(cluster_env::COLLECTOR_URL));
+    let collector = find(cluster_env::COLLECTOR_URL);
+    // What stands on a screen is kept by scrollbacks, and in logs of who started this: no password.
+    let nats = without_password(find(cluster_env::CLIENT_NATS_URL));
     let (token, viewer) = (cluster_env::TOKEN, cluster_env::VIEWER_TOKEN);
     let lines = [
-        format!("nats       {nats}"),
+        format!("nats       nats://{nats}"),
         format!("producer   {}", find(cluster_env::PRODUCER_URL)),
         format!("collector  {collector}"),
         format!("console    {collector}/console/"),
         format!("tokens     in {}: {token} for everything, {viewer} to read", dir.join("env").display()),
         format!("workers    {}", cluster.workers.iter().map(ClusterProcess::name).collect::<Vec<_>>().join(" ")),
         "any NATS client publishes a task:".to_owned(),
-        format!("  nats --server {nats} req tasks.default.square 12"),
+        format!(
+            "  nats --server \"$({} env {})\" req tasks.default.square 12",
+            program(dir),
+            cluster_env::CLIENT_NATS_URL
+        ),
         "ready; Ctrl-C drains and leaves".to_owned(),
     ];
     let _ = lines.iter().try_for_each(|line| writeln!(output(), "{line}"));

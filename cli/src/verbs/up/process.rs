@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -47,7 +48,7 @@ impl ProcessSpec {
         if std::thread::current().name() != Some("main") {
             bail!("{} must be started by the main thread, which lives as long as this process", self.name);
         }
-        let log = OpenOptions::new().create(true).append(true).open(&self.log);
+        let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.log);
         let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
         let program = std::env::current_exe().context("this program cannot be found again")?;
         let mut command = Command::new(program);

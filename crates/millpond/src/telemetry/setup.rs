@@ -2,6 +2,7 @@
 //! A service calls this once, early in `main`.
 
 use std::io::IsTerminal;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -37,6 +38,8 @@ use crate::config::{LogArgs, variable};
 const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 /// A log file that is larger is put aside as `<file>.1`, in bytes.
 const LOG_FILE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Lines of handlers, and the text of failures, are for the user of the service alone.
+const LOG_FILE_MODE: u32 = 0o600;
 /// Log files that are kept beside the newest.
 const LOG_FILES_KEPT: usize = 5;
 /// Logs of HTTP clients, the exporter's own among them: exporting these lines would produce more of them.
@@ -151,11 +154,12 @@ fn filter(args: &LogArgs, also: &str) -> Result<EnvFilter, TelemetryError> {
 /// Opens a log file that is put aside when it is large. It is written line by line, so that none is lost.
 fn open(path: &Path) -> Result<Mutex<FileRotate<AppendCount>>, TelemetryError> {
     // `FileRotate` opens the file as well, and does not report a failure.
-    let tried = std::fs::File::options().create(true).append(true).open(path);
-    tried.map_err(|e| TelemetryError::File { path: path.to_owned(), reason: e.to_string() })?;
+    let mut options = std::fs::File::options();
+    options.read(true).create(true).append(true).mode(LOG_FILE_MODE);
+    options.open(path).map_err(|e| TelemetryError::File { path: path.to_owned(), reason: e.to_string() })?;
     let limit = ContentLimit::BytesSurpassed(LOG_FILE_BYTES_MAX);
     let old = AppendCount::new(LOG_FILES_KEPT);
-    Ok(Mutex::new(FileRotate::new(path, old, limit, Compression::None, None)))
+    Ok(Mutex::new(FileRotate::new(path, old, limit, Compression::None, Some(options))))
 }
 
 /// Starts logs in a child process of a worker, as JSON lines that the worker parses. Where the worker exports spans, `tell` is given

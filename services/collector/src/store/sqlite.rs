@@ -2,6 +2,7 @@
 //! acknowledgement follows. Only what is SQLite's own.
 
 use std::borrow::Cow;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,9 +42,20 @@ pub(super) struct SqliteDatabase {
     readers: SqlitePool,
 }
 
+/// Takes a store of before from the eyes of others. The file of another user stays as it is; new ones are made by the process's umask, and
+/// SQLite gives its log the mode of the store.
+fn keep_private(store: &Path) {
+    for ending in ["", "-wal", "-shm"] {
+        let mut file = store.as_os_str().to_owned();
+        file.push(ending);
+        let _ = std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600));
+    }
+}
+
 impl SqliteDatabase {
     /// Opens the file, makes it when it is not there, and brings its tables up to date.
     pub(super) async fn open(path: &Path) -> anyhow::Result<Self> {
+        keep_private(path);
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
