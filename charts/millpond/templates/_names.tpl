@@ -40,7 +40,16 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 
 {{- /* Images of others: (list $ $values.image) */ -}}
 {{- define "millpond.foreignImage" -}}
-{{- with (index . 0).Values.global.imageRegistry }}{{ . }}/{{ end }}{{ (index . 1).repository }}:{{ (index . 1).tag }}
+{{- $image := index . 1 }}
+{{- with (index . 0).Values.global.imageRegistry }}{{ . }}/{{ end }}{{ $image.repository }}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag }}{{ end }}
+{{- end }}
+
+{{- /* "true" where KEDA asks the trial's nats-server what waits: its monitoring needs no password, and is off otherwise. */ -}}
+{{- define "millpond.natsMonitored" -}}
+{{- range include "millpond.pools" . | fromJsonArray }}
+{{- if and (eq .autoscaling.type "keda") (not .autoscaling.keda.monitoringEndpoint) }}true{{ end }}
+{{- end }}
 {{- end }}
 
 {{- define "millpond.authSecret" -}}
