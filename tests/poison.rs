@@ -125,8 +125,9 @@ async fn a_task_that_cannot_be_read_becomes_a_dead_letter_with_its_bytes() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &["--slots", "2", "--io-slots", "2"], None);
     runs(&cluster).await;
-    // As a client: what a publisher sends crosses into another account, where the server drops a block as short as HELLO by itself.
-    let mut publisher = RawPublisher::connect(&cluster.nats, "client");
+    // Beside the streams: what a publisher or a client sends crosses into another account, where the server drops a block as short as
+    // HELLO by itself.
+    let mut publisher = RawPublisher::connect(&cluster.nats, "producer");
     for (subject, block, _) in TASKS {
         publisher.publish(subject, block, b"12");
     }
