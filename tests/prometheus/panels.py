@@ -1,25 +1,32 @@
 """Each panel of the Grafana dashboard with figures of a real cluster: a real Prometheus scrapes a producer, a worker and a collector
-while tasks run, fail and die, answers the query of each panel, and a picture of it is drawn. Grafana itself is not run.
+while tasks run, in children too, fail and die, and while the worker is stopped for longer than its leases last; it answers the query of
+each panel, and a picture of that is drawn. Grafana itself is not run.
 
     panels.py MILLPOND FOLDER      FOLDER: where the pictures go
 """
 
+import http.server
 import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
 import urllib.request
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RUNS_FOR_S = 45
-# Nothing of it happens here: no such figure is there.
-QUIET = ("millpond_child", "millpond_store_errors_total", "millpond_redeliveries_total", "millpond_telemetry_dropped_total")
+# Nothing of it happens here: there is no such figure, or it is 0.
+QUIET = ("millpond_store_errors_total", "millpond_problems", "millpond_acks_unanswered")
+# When the worker is stopped, and for how long: a lease lasts 3 s. A counter that begins has no rate before its second time.
+STOPPED_AT_S = (12, 24)
+STOPPED_FOR_S = 5
 WIDTH, HEIGHT = 480, 160
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5")
 
@@ -60,6 +67,17 @@ def configuration(addresses):
     return text.replace("interval: 10s", "interval: 1s").replace("rules/alerts.yml", f"{ROOT}/deploy/prometheus/rules/alerts.yml")
 
 
+class TakesTelemetry(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
 def draw(panel, series, begin, end):
     """A line for each series."""
     points = [(float(t), float(v)) for one in series for t, v in one["values"] if v not in ("NaN", "+Inf", "-Inf")]
@@ -81,9 +99,15 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         state, started = pathlib.Path(work) / "state", []
         env = {**os.environ, "MILLPOND_STATE": str(state), "MILLPOND_WORKER_RETRY_DELAY": "200ms"}
-        env.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
+        takes = http.server.ThreadingHTTPServer(("127.0.0.1", 0), TakesTelemetry)
+        threading.Thread(target=takes.serve_forever, daemon=True).start()
+        env["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{takes.server_port}"
         log = open(pathlib.Path(work) / "log", "w")
-        start = lambda *command: started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
+
+        def start(*command):
+            started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
+            return started[-1]
+
         try:
             run(millpond, folder, work, state, env, start)
         finally:
@@ -98,7 +122,9 @@ def run(millpond, folder, work, state, env, start):
     until("millpond up", lambda: (state / "env").exists() and "MILLPOND_TOKEN" in environment(state))
     of = environment(state)
     worker, prometheus = (f"127.0.0.1:{free_port()}" for _ in range(2))
-    start(millpond, "worker", "run", "--name", "w1", "--built-in", "*", "--listen", worker)
+    handlers = pathlib.Path(work) / "handlers.toml"
+    handlers.write_text(f'[story]\ncommand = ["python3", "{ROOT}/tests/handlers/story.py"]\n')
+    process = start(millpond, "worker", "run", "--name", "w1", "--built-in", "*", "--listen", worker, "--handlers", handlers)
     until("the worker", lambda: urllib.request.urlopen(f"http://{worker}/readyz"))
     of_url = lambda name: of[name].split("//")[1].rstrip("/")
     addresses = (worker, of_url("MILLPOND_PRODUCER_URL"), of_url("MILLPOND_COLLECTOR_URL"))
@@ -106,11 +132,22 @@ def run(millpond, folder, work, state, env, start):
     start("prometheus", f"--config.file={work}/prometheus.yml", f"--storage.tsdb.path={work}/tsdb", f"--web.listen-address={prometheus}")
     until("Prometheus", lambda: urllib.request.urlopen(f"http://{prometheus}/-/ready"))
     begin = time.time()
-    publish = f"http://{addresses[1]}/v1/tasks/default/"
+    tasks = (("square", "12"), ("sleep", "0.2"), ("story", '{"until":2}'), ("fail", '{"until":2}'), ("fail", '{"how":"fatal"}'))
+    publish, is_stopped = f"http://{addresses[1]}/v1/tasks/default/", False
+
+    def submit(kind, arguments):
+        request = urllib.request.Request(publish + kind, arguments.encode(), {"Authorization": f"Bearer {of['MILLPOND_TOKEN']}"})
+        urllib.request.urlopen(request).read()
+
     while time.time() - begin < RUNS_FOR_S:
-        for kind, arguments in (("square", "12"), ("sleep", "0.2"), ("fail", '{"until":2}'), ("fail", '{"how":"fatal"}')):
-            request = urllib.request.Request(publish + kind, arguments.encode(), {"Authorization": f"Bearer {of['MILLPOND_TOKEN']}"})
-            urllib.request.urlopen(request).read()
+        for kind, arguments in tasks:
+            submit(kind, arguments)
+        is_to_stop = any(at < time.time() - begin < at + STOPPED_FOR_S for at in STOPPED_AT_S)
+        if is_to_stop != is_stopped:
+            process.send_signal(signal.SIGSTOP if is_to_stop else signal.SIGCONT)
+            is_stopped = is_to_stop
+            # It crashes on what is no object.
+            submit("story", '"crash"')
         time.sleep(0.1)
     end, board = time.time(), json.loads((ROOT / "deploy/grafana/dashboards/millpond.json").read_text())
     drawn, empty = 0, []
@@ -122,7 +159,10 @@ def run(millpond, folder, work, state, env, start):
             answer = get(f"http://{prometheus}/api/v1/query_range?{asked}")
             assert answer["status"] == "success", answer
             series += answer["data"]["result"]
-            if not answer["data"]["result"] and not any(name in query for name in QUIET):
+            values = [float(value) for one in answer["data"]["result"] for _, value in one["values"]]
+            # Dropped telemetry is counted from the start.
+            has_figures = bool(values) if "dropped" in query else any(value > 0 for value in values)
+            if not has_figures and not any(name in query for name in QUIET):
                 empty.append(query)
         if "targets" in panel:
             name = re.sub(r"\W+", "-", panel["title"].lower())

@@ -10,7 +10,8 @@
 ///   consumers and pause, `clock_ahead_ms`, `Millpond-Raw-Headers`, `Millpond-Bytes`, `Millpond-Starts` and the answer
 ///   `refused` are new, and so is `{"job"}` on `ctl.request.results`; dead letters are signed, and what a job's end starts is
 ///   signed by who submits the job; names of our headers have no case, and those that mean nothing are refused; an id is
-///   unique in its queue and kind, and all that names a task names both.
+///   unique in its queue and kind, and all that names a task names both; failed attempts have the `span` of theirs, and
+///   `Millpond-Replay-Of` has `trace` and `span` of the attempt that died, where these were exported.
 pub const WIRE_NUMBER: u32 = 2;
 
 /// The number of streams and worker records that carry none.
