@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, HeaderMap};
 use futures_util::StreamExt;
 use millpond::bus::Role;
+use millpond::bus::publish::RetryDeadline;
 use millpond::signature::Signer;
 use serde_json::{Value, json};
 
@@ -290,4 +291,89 @@ async fn an_answer_goes_back_to_who_asked_and_nowhere_else() {
     }
     assert!(!cluster.log("w1").contains("an operator asks this worker to drain"), "{asked_for} questions");
     assert!(!cluster.log("collector").contains("cannot be read"), "{}", cluster.log("collector"));
+}
+
+async fn lying(cluster: &Cluster, stream: &str) -> u64 {
+    let bus = cluster.nats.bus(Role::Setup).await;
+    millpond::bus::topology::stream_state(&bus, stream).await.unwrap().messages
+}
+
+/// What the server answers to a message with headers; none when it does not let the role publish there.
+async fn with_headers(client: &Client, subject: &str, headers: &[(&str, &str)]) -> Option<Value> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        map.append(*name, *value);
+    }
+    let request = client.request_with_headers(subject.to_owned(), map, "{}".into());
+    let answer = tokio::time::timeout(Duration::from_secs(1), request).await.ok()?.ok()?;
+    serde_json::from_slice(&answer.payload).ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_removes_nothing_that_others_have_published() {
+    let cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
+    let run = async |arguments: &[&str]| {
+        let said = crate::harness::output(cluster.command(arguments)).await;
+        assert!(said.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
+    };
+    for id in ["late0", "late1", "late2"] {
+        run(&["submit", "square", "3", "--delay", "600s", "--id", id]).await;
+    }
+    run(&["schedule", "add", "nightly", "square", "3", "--every", "1h"]).await;
+    until("the move", PATIENCE, async || (lying(&cluster, "LATER").await == 0).then_some(())).await;
+    let large = crate::harness::task("echo", &format!("\"{}\"", "x".repeat(400_000)));
+    let held = millpond::client::NewTask { at_ms: Some(millpond::now_ms() + 600_000), ..large };
+    cluster.client.submit(&held, RetryDeadline::Within(PATIENCE)).await.unwrap();
+    until("the move", PATIENCE, async || (lying(&cluster, "LATER").await == 0).then_some(())).await;
+    run(&["shared", "set", "limit", "7"]).await;
+    run(&["map", "square", "--range", "0..3", "--job", "kept", "--no-wait"]).await;
+    let streams = ["DUE", "TASKS", "OBJ_millpond_payloads", "KV_millpond_jobs", "KV_millpond_shared"];
+    let mut before = Vec::new();
+    for stream in streams {
+        before.push(lying(&cluster, stream).await);
+        assert!(before.last() > Some(&0), "{stream}");
+    }
+    let places = [
+        "sched.a.b.-.k",
+        "sched.-.nightly",
+        "sched.-.-.probe",
+        "due.a.b",
+        "moved",
+        "tasks.a.b",
+        "later.a.b",
+        "$KV.millpond_jobs.zz",
+        "$KV.millpond_shared.zz",
+        "$O.millpond_payloads.M.zz",
+        "$O.millpond_payloads.C.zz",
+    ];
+    let wiping: [&[(&str, &str)]; 5] = [
+        &[("Nats-Rollup", "all")],
+        &[("Nats-Rollup", "sub")],
+        &[("Nats-Schedule", "@at 2200-01-01T00:00:00Z"), ("Nats-Schedule-Target", "due.a.b"), ("Nats-Rollup", "all")],
+        &[("Nats-Scheduler", "sched.-.nightly"), ("Nats-Schedule-Next", "purge")],
+        &[("Nats-Marker-Reason", "Purge"), ("KV-Operation", "PURGE")],
+    ];
+    for role in ["publisher", "client"] {
+        let client = hostile(&cluster.nats, role).await;
+        for place in places {
+            for headers in wiping {
+                let _ = with_headers(&client, place, headers).await;
+            }
+        }
+    }
+    // A worker may publish to DUE, and so wipe that (docs/security.md); it puts large results.
+    let worker = hostile(&cluster.nats, "worker").await;
+    for headers in &wiping[..2] {
+        let answer = with_headers(&worker, "$O.millpond_payloads.M.zz", headers).await;
+        assert!(answer.is_some_and(|answer| answer["error"]["err_code"] == 10111));
+    }
+    for (stream, before) in streams.iter().zip(before) {
+        let after = lying(&cluster, stream).await;
+        assert!(after >= before, "{stream} had {before} messages and has {after}");
+    }
+    for id in ["late0", "late1", "late2"] {
+        let why = crate::harness::output(cluster.command(&["why", id])).await;
+        assert_eq!(why.status.code(), Some(11), "{}", String::from_utf8_lossy(&why.stdout));
+    }
 }

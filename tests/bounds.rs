@@ -48,7 +48,7 @@ async fn evidence_and_outcomes_that_cannot_be_are_kept_aside_and_the_collector_g
         ("Millpond-Id", "item"),
         ("Millpond-Items", "0+1/4294967295"),
     ];
-    store(&cluster, Role::Client, "sched.default.fail.-.item", &due, "\"x\"").await;
+    store(&cluster, Role::Worker, "sched.default.fail.-.item", &due, "\"x\"").await;
     let dead = cluster.ended("item").await;
     assert_eq!(dead["dead"]["reason"], "bad_header", "{dead}");
     assert_eq!(cluster.ended("good").await["result"], 7, "the other outcome of the message counts");
@@ -80,6 +80,7 @@ async fn evidence_that_a_task_brings_along_is_not_that_of_its_dead_letter() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schedule_with_an_extravagant_timeout_hides_no_other() {
     let cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
     let _worker = cluster.worker("w1", &[], None);
     let add =
         |name: &'static str, more: &'static [&'static str]| [&["schedule", "add", name, "echo", "1"], more].concat();
@@ -100,7 +101,7 @@ async fn a_schedule_with_an_extravagant_timeout_hides_no_other() {
         ("Millpond-Schedule-By", "x"),
         ("Millpond-Timeout", "18446744073709551615s"),
     ];
-    store(&cluster, Role::Client, "sched.-.bad", &stored, "1").await;
+    store(&cluster, Role::Worker, "sched.-.bad", &stored, "1").await;
     let (code, listed) = said(&cluster, &["schedule", "ls"]);
     assert!(code == Some(0) && listed.contains("good") && listed.contains("bad"), "{listed}");
     let rows = cluster.get("/api/v1/schedules", &[]).await.unwrap();

@@ -9,7 +9,7 @@ use millpond::bus::operate::cancel::Tombstone;
 use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::stream_state;
 use millpond::client::{BatchSize, MapSpec, NewTask};
-use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
+use millpond::wire::streams::{STREAM_DUE, STREAM_LATER, STREAM_TASKS};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -37,10 +37,15 @@ async fn publish(cluster: &Cluster, job: &str, kind: &str, argument: &'static st
 
 async fn is_empty(cluster: &Cluster) {
     let bus = cluster.nats.bus(Role::Setup).await;
-    until("empty TASKS and DUE", PATIENCE, async || {
-        let left = [STREAM_TASKS, STREAM_DUE].map(|stream| stream_state(&bus, stream));
-        let [tasks, due] = left;
-        (tasks.await.unwrap().messages == 0 && due.await.unwrap().messages == 0).then_some(())
+    until("no task in LATER, TASKS and DUE", PATIENCE, async || {
+        for (stream, tasks) in
+            [(STREAM_LATER, ">"), (STREAM_TASKS, ">"), (STREAM_DUE, "sched.>"), (STREAM_DUE, "due.>")]
+        {
+            if bus.next_raw_message(stream, 1, tasks).await.unwrap().is_some() {
+                return None;
+            }
+        }
+        Some(())
     })
     .await;
 }

@@ -106,6 +106,7 @@ async fn a_worker_whose_clock_is_an_hour_off_works_as_others_do() {
 async fn a_publisher_whose_clock_is_an_hour_off_delays_and_expires_as_others_do() {
     let (cluster, skew) = (Cluster::start().await, Skew::make());
     let _worker = cluster.worker("w1", &[], None);
+    let (_producer, _) = cluster.producer().await;
     cluster.worker_is("w1", |w| w["state"] == "live").await;
     for by in OFF {
         let started = Instant::now();

@@ -366,6 +366,7 @@ async fn rows_have_what_the_document_says() {
     cluster.client.submit(&large, RetryDeadline::Unlimited).await.unwrap();
     let command = cluster.command(&["map", "square", "--range", "0..3", "--batch", "2", "--job", "m"]);
     assert!(output(command).await.status.success());
+    let (_producer, _) = cluster.producer().await;
     let command = cluster.command(&["schedule", "add", "s", "square", "1", "--every", "1h"]);
     assert!(output(command).await.status.success());
     for id in ["dies", "large", "m.1/2"] {

@@ -154,6 +154,7 @@ async fn life(cluster: &Cluster) {
     let later = NewTask { queue: "unserved".into(), ..named("waiting", "square", "2") };
     submit(cluster, &later).await;
     cli(cluster, &["queue", "set", "bounded", "--max-waiting", "5"]).await;
+    let (_producer, _) = cluster.producer().await;
     cli(cluster, &["schedule", "add", "hourly", "square", "12", "--every", "1h"]).await;
     cli(cluster, &["schedule", "add", "nightly", "echo", "[1, 2]", "--cron", "30 3 * * *", "--tz", "Europe/Berlin"])
         .await;
@@ -447,6 +448,7 @@ async fn it_comes_back_with_the_collector_and_lists_schedules() {
     let _worker = cluster.worker("w1", &[], None);
     browser.go("#/schedules", "Schedules").await;
     browser.shows("main", "There is no schedule").await;
+    let (_producer, _) = cluster.producer().await;
     cli(&cluster, &["schedule", "add", "nightly", "echo", "[1, 2]", "--cron", "30 3 * * *", "--tz", "Europe/Berlin"])
         .await;
     for part in ["nightly", "30 3 * * *", "Europe/Berlin", "active", "in "] {

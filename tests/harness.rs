@@ -119,36 +119,91 @@ pub fn free_port() -> u16 {
     port
 }
 
-/// A nats-server with the roles of deploy/nats, its data in a folder of its own.
+/// A nats-server with the roles of deploy/nats, its data in a folder of its own; or a cluster of such nodes.
 pub struct NatsServer {
-    process: Process,
-    dir: TempDir,
+    nodes: Vec<Node>,
+    /// That of the first node.
     pub port: u16,
     pub secrets: Credentials,
 }
 
-impl NatsServer {
-    pub fn start() -> Self {
-        let (dir, port, secrets) = (tempfile::tempdir().unwrap(), free_port(), Credentials::generate());
-        let process = Self::spawn(dir.path(), port, &secrets, &[]);
-        Self { process, dir, port, secrets }
+struct Node {
+    process: Process,
+    dir: TempDir,
+    port: u16,
+    /// What makes it one of several.
+    arguments: Vec<String>,
+}
+
+impl Node {
+    fn start(arguments: Vec<String>, secrets: &Credentials) -> Self {
+        let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+        let process = Self::spawn(dir.path(), port, &arguments, secrets, &[]);
+        Self { process, dir, port, arguments }
     }
 
-    fn spawn(dir: &Path, port: u16, secrets: &Credentials, more: &[(&str, &Path)]) -> Process {
+    fn spawn(dir: &Path, port: u16, arguments: &[String], secrets: &Credentials, more: &[(&str, &Path)]) -> Process {
         let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats/millpond.conf");
         let log = File::options().create(true).append(true).open(dir.join("nats.log")).unwrap();
         let mut command = Command::new(nats_server::find(None).unwrap());
         command.arg("-c").arg(conf).arg("-sd").arg(dir.join("data")).args(["-a", "127.0.0.1", "-p", &port.to_string()]);
-        command.envs(secrets.server_environment()).envs(more.iter().copied());
+        command.args(arguments).envs(secrets.server_environment()).envs(more.iter().copied());
         Process::start(command.stdout(Stdio::null()).stderr(log))
     }
 
+    fn restart(&mut self, secrets: &Credentials, more: &[(&str, &Path)]) {
+        self.process.kill9();
+        self.process = Self::spawn(self.dir.path(), self.port, &self.arguments, secrets, more);
+    }
+}
+
+impl NatsServer {
+    pub fn start() -> Self {
+        Self::start_nodes(vec![Vec::new()])
+    }
+
+    /// Three nodes, `n1` to `n3`, of which each has a copy of everything that is set up with three replicas.
+    pub fn start_three() -> Self {
+        let routes: Vec<String> = (0..3).map(|_| format!("nats://127.0.0.1:{}", free_port())).collect();
+        let all = routes.join(",");
+        let arguments = routes.iter().zip(["n1", "n2", "n3"]).map(|(own, name)| {
+            ["-n", name, "--cluster_name", "test", "--cluster", own.as_str(), "--routes", all.as_str()]
+                .map(str::to_owned)
+                .to_vec()
+        });
+        Self::start_nodes(arguments.collect())
+    }
+
+    fn start_nodes(arguments: Vec<Vec<String>>) -> Self {
+        let secrets = Credentials::generate();
+        let nodes: Vec<Node> = arguments.into_iter().map(|arguments| Node::start(arguments, &secrets)).collect();
+        Self { port: nodes[0].port, nodes, secrets }
+    }
+
+    /// Hosts and ports of all nodes.
+    pub fn addresses(&self) -> impl Iterator<Item = String> {
+        self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port))
+    }
+
+    /// Where a role connects to: all nodes, with commas.
     pub fn url(&self, role: &str) -> String {
-        self.secrets.nats_url(role, self.port)
+        self.nodes.iter().map(|node| self.secrets.nats_url(role, node.port)).collect::<Vec<_>>().join(",")
     }
 
     pub fn kill9(&mut self) {
-        self.process.kill9();
+        self.kill9_node(0);
+    }
+
+    pub fn kill9_node(&mut self, node: usize) {
+        self.nodes[node].process.kill9();
+    }
+
+    pub fn signal_node(&self, node: usize, signal: Signal) {
+        self.nodes[node].process.signal(signal);
+    }
+
+    pub fn restart_node(&mut self, node: usize) {
+        self.nodes[node].restart(&self.secrets, &[]);
     }
 
     /// Starts it again on the same port and data.
@@ -158,21 +213,27 @@ impl NatsServer {
 
     /// The same, with more in its environment.
     pub fn restart_with(&mut self, more: &[(&str, &Path)]) {
-        self.process.kill9();
-        self.process = Self::spawn(self.dir.path(), self.port, &self.secrets, more);
+        for node in &mut self.nodes {
+            node.restart(&self.secrets, more);
+        }
     }
 
     /// The server's answer to a request in the role of `setup`.
     pub async fn asked(&self, subject: &str, body: &Value) -> Value {
+        self.try_asked(subject, body).await.unwrap()
+    }
+
+    /// The same; none where nobody answers.
+    pub async fn try_asked(&self, subject: &str, body: &Value) -> Option<Value> {
         // A busy machine may be too late for the server's patience with who connects.
         let client = until("a connection", PATIENCE, async || {
             let options = async_nats::ConnectOptions::new().custom_inbox_prefix("_INBOX_setup");
             let options = options.user_and_password("setup".into(), self.secrets.passwords["setup"].clone());
-            options.connect(format!("127.0.0.1:{}", self.port)).await.ok()
+            options.connect(self.addresses().collect::<Vec<_>>()).await.ok()
         })
         .await;
-        let answer = client.request(subject.to_owned(), body.to_string().into()).await.unwrap();
-        serde_json::from_slice(&answer.payload).unwrap()
+        let answer = client.request(subject.to_owned(), body.to_string().into()).await.ok()?;
+        serde_json::from_slice(&answer.payload).ok()
     }
 
     /// How many consumers a stream has.
@@ -202,8 +263,22 @@ impl Cluster {
     }
 
     pub async fn start_with(limits: &StreamLimits) -> Self {
-        let nats = NatsServer::start();
-        setup(&nats.bus(Role::Setup).await, limits).await.unwrap();
+        Self::start_on(NatsServer::start(), limits).await
+    }
+
+    /// On three nodes, with three replicas of everything.
+    pub async fn start_three() -> Self {
+        Self::start_on(NatsServer::start_three(), &StreamLimits { replicas: 3, ..StreamLimits::default() }).await
+    }
+
+    async fn start_on(nats: NatsServer, limits: &StreamLimits) -> Self {
+        let bus = nats.bus(Role::Setup).await;
+        if limits.replicas > 1 {
+            // Nodes that have just started have no leader to make streams.
+            until("streams on three nodes", PATIENCE, async || setup(&bus, limits).await.ok()).await;
+        } else {
+            setup(&bus, limits).await.unwrap();
+        }
         let (dir, http) = (tempfile::tempdir().unwrap(), free_port());
         let collector = Self::spawn_collector(&nats, dir.path(), http, &[]);
         let client = Client::connect_with(&nats.url("client"), "test", PATIENCE).await.unwrap();
@@ -292,16 +367,25 @@ impl Cluster {
         self.producer_with(&[]).await
     }
 
+    /// Starts a producer service that dies at a failpoint.
+    pub fn failing_producer(&self, failpoint: &str) -> Process {
+        self.spawn_producer(&format!("http://127.0.0.1:{}", free_port()), &[("MILLPOND_FAILPOINT", failpoint)])
+    }
+
     /// The same, with more in its environment.
     pub async fn producer_with(&self, more: &[(&str, &str)]) -> (Process, String) {
         let url = format!("http://127.0.0.1:{}", free_port());
+        let process = self.spawn_producer(&url, more);
+        is_ready(&url).await;
+        (process, url)
+    }
+
+    fn spawn_producer(&self, url: &str, more: &[(&str, &str)]) -> Process {
         let mut command = Command::new(MILLPOND);
         command.args(["--state", "none", "producer", "run", "--listen", url.trim_start_matches("http://")]);
         command.env("MILLPOND_PRODUCER_NATS_URL", self.nats.url("producer"));
         command.env("MILLPOND_TOKEN", &self.nats.secrets.token).envs(more.iter().copied());
-        let process = Process::start(command.stdout(Stdio::null()).stderr(log(self.dir.path(), "producer")));
-        is_ready(&url).await;
-        (process, url)
+        Process::start(command.stdout(Stdio::null()).stderr(log(self.dir.path(), "producer")))
     }
 
     /// The `millpond` command on this cluster.

@@ -295,6 +295,7 @@ async fn a_worker_that_holds_or_has_settled_one_does_not_keep_the_other_from_run
     // What waited for its time is asked about; whoever holds the other one says that it does not hold this one.
     let soon = Some(millpond::now_ms() + 300);
     let _second = cluster.worker("second", &[], None);
+    let (_producer, _) = cluster.producer().await;
     cluster.client.submit(&NewTask { at_ms: soon, ..named("held", "default", "echo", "1") }, SHORT).await.unwrap();
     assert_eq!(ended(&cluster, "held", "default", "echo").await["result"], 1);
     let (code, said) = cli(&cluster, &["why", "held", "--kind", "sleep"]).await;
@@ -309,13 +310,24 @@ async fn what_waits_for_its_time_is_not_replaced() {
         ..named(id, "default", "fail", arguments)
     };
     assert!(!cluster.client.submit(&in_an_hour("later", "1"), SHORT).await.unwrap().duplicate);
-    assert!(cluster.client.submit(&in_an_hour("later", "1"), SHORT).await.unwrap().duplicate);
-    let taken = cluster.client.submit(&in_an_hour("later", "2"), SHORT).await;
-    assert!(matches!(taken, Err(SubmitError::IdTaken { .. })), "{taken:?}");
-    let (code, said) = cli(&cluster, &["submit", "fail", "2", "--id", "later", "--delay", "2h"]).await;
-    assert!(code == Some(1) && said.contains("another task of kind fail in queue default"), "{said}");
-    let (_, said) = cli(&cluster, &["why", "later", "--json"]).await;
-    assert!(said.contains("for attempt 1"), "{said}");
+    // Before a producer service has moved it, and after.
+    let mut producer = None;
+    for _ in 0..2 {
+        assert!(cluster.client.submit(&in_an_hour("later", "1"), SHORT).await.unwrap().duplicate);
+        let taken = cluster.client.submit(&in_an_hour("later", "2"), SHORT).await;
+        assert!(matches!(taken, Err(SubmitError::IdTaken { .. })), "{taken:?}");
+        let (code, said) = cli(&cluster, &["submit", "fail", "2", "--id", "later", "--delay", "2h"]).await;
+        assert!(code == Some(1) && said.contains("another task of kind fail in queue default"), "{said}");
+        let (_, said) = cli(&cluster, &["why", "later", "--json"]).await;
+        assert!(said.contains("for attempt 1"), "{said}");
+        producer = Some(cluster.producer().await);
+        let setup = cluster.nats.bus(Role::Setup).await;
+        until("the move", PATIENCE, async || {
+            setup.next_raw_message("LATER", 1, ">").await.unwrap().is_none().then_some(())
+        })
+        .await;
+    }
+    drop(producer);
     // A retry is a task that waits, too.
     let arguments = r#"{"until":2}"#;
     let _worker = cluster.worker("w1", &["--retry-delay", "1h", "--retry-delay-max", "1h"], None);
@@ -328,7 +340,7 @@ async fn what_waits_for_its_time_is_not_replaced() {
     assert!(cluster.client.submit(&in_an_hour("again", "{}"), SHORT).await.is_err());
     let (_, said) = cli(&cluster, &["why", "again"]).await;
     assert!(said.contains("for attempt 2"), "{said}");
-    // Any NATS client can have the same.
+    // Who publishes to DUE can have the same.
     let key = millpond::wire::subject::key("by-nats");
     let headers = [
         ("Nats-Schedule", "@at 2100-01-01T00:00:00Z"),
@@ -337,7 +349,7 @@ async fn what_waits_for_its_time_is_not_replaced() {
         ("Nats-Expected-Last-Subject-Sequence", "0"),
     ];
     let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-    let (bus, subject) = (cluster.nats.bus(Role::Client).await, format!("sched.default.fail.-.{key}"));
+    let (bus, subject) = (cluster.nats.bus(Role::Worker).await, format!("sched.default.fail.-.{key}"));
     bus.store(&subject, &headers, "1".into(), SHORT).await.unwrap();
     assert!(matches!(bus.store(&subject, &headers, "2".into(), SHORT).await, Err(PublishError::NotLast { .. })));
 }

@@ -2,12 +2,12 @@
 # What takes too long for .ci/run, one after the other; run by hand, before what it tries is said to work. A part that this
 # machine has not the means for is named, and not passed over in silence.
 #
-#   tests/long.sh [PART…]     parts: publisher release store outages panels elk kubernetes clients; default: all of them
+#   tests/long.sh [PART…]     parts: publisher release store outages cluster panels elk kubernetes clients; default: all of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tests/steps.sh
 parts=("$@")
-((${#parts[@]})) || parts=(publisher release store outages panels elk kubernetes clients)
+((${#parts[@]})) || parts=(publisher release store outages cluster panels elk kubernetes clients)
 
 # The panels of Grafana, by a real Prometheus.
 panels() {
@@ -28,6 +28,8 @@ outages() {
     command -v nats >/dev/null || fail "outages: there is no \`nats\`; go install github.com/nats-io/natscli/nats@v0.5.0 makes it"
     MILLPOND_TEST_OUTAGES=1,9,40 cargo test --workspace --test it --locked -- over_an_outage --nocapture --include-ignored
 }
+# Three nodes with three replicas: all faults, and the way back of a TASKS that stands still.
+cluster() { CI=1 cargo test --workspace --test it --locked -- cluster:: --nocapture --include-ignored --test-threads 1; }
 # Traces and logs end to end: a real Collector and a real Elasticsearch, built once.
 elk() { tests/elk.sh; }
 # The chart in a real cluster, which kubectl reaches.

@@ -45,6 +45,7 @@ async fn leaves(cluster: &Cluster, mut worker: crate::harness::Process) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_is_removed_once_it_has_nothing() {
     let cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
     let refused = async |why: &str| {
         let said = cli(&cluster, &["queue", "rm", "old"]).await;
         let text = String::from_utf8_lossy(&said.stderr).into_owned();

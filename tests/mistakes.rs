@@ -299,6 +299,7 @@ async fn control_characters_of_others_are_escaped_where_a_person_reads() {
 #[tokio::test(flavor = "multi_thread")]
 async fn schedules_tell_what_they_will_do() {
     let cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
     let odd = ["schedule", "add", "odd", "echo", "1", "--cron", "*/90 2 * * *", "--tz", "Europe/Berlin"];
     let added = cli(&cluster, &odd).await;
     assert!(added.status.success(), "{}", said(&added));

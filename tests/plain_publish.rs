@@ -16,8 +16,9 @@ const SHORT: RetryDeadline = RetryDeadline::Within(Duration::from_secs(5));
 
 async fn publish(cluster: &Cluster, subject: &str, headers: &[(&str, &str)], payload: &str) {
     let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-    // Clients may not publish to DUE what is due now.
-    let role = if subject.starts_with("due.") { Role::Worker } else { Role::Client };
+    // Clients may not publish to DUE.
+    let is_due = ["due.", "sched."].iter().any(|prefix| subject.starts_with(prefix));
+    let role = if is_due { Role::Worker } else { Role::Client };
     let bus = cluster.nats.bus(role).await;
     bus.store(subject, &headers, Bytes::from(payload.to_owned()), SHORT).await.unwrap();
 }
@@ -55,7 +56,7 @@ async fn what_means_nothing_is_a_dead_letter_that_names_it() {
     for (id, header, words) in [
         ("unknown", ("Millpond-Expire", "2100-01-31T12:00:00Z"), "the nearest is Millpond-Expires"),
         ("typo", ("millpond-typo", "x"), "header millpond-typo is not known"),
-        ("delay", ("Millpond-Delay", "1h"), "Nats-Schedule"),
+        ("delay", ("Millpond-Delay", "1h"), "later.<queue>.<kind>"),
         ("unique", ("millpond-unique", "k"), "tasks.<queue>.<kind>.u-<key>"),
         ("key", ("Idempotency-Key", "k"), "the id of a task is in Nats-Msg-Id"),
         ("two", ("millpond-batch", "2"), "Millpond-Batch is given twice"),
@@ -134,6 +135,7 @@ async fn what_is_stored_where_nothing_would_end_it_is_a_dead_letter_that_why_fin
     publish(&cluster, &format!("sched.default.square.-.{right}"), &[later, target, ("Millpond-Id", "keyed")], "5")
         .await;
     publish(&cluster, "sched.default.square.-.any", &[later, target], "5").await;
+    let (_producer, _) = cluster.producer().await;
     let nightly = ["schedule", "add", "nightly", "square", "5", "--every", "1h"];
     assert!(cluster.command(&nightly).status().unwrap().success());
     tokio::time::sleep(Duration::from_secs(12)).await;

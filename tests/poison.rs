@@ -17,12 +17,12 @@ use crate::harness::{Cluster, NatsServer, PATIENCE, Process, task, text, until};
 const IN_THE_WAY_MAX: Duration = Duration::from_secs(15);
 
 /// A connection in a role that sends what it is told to, byte for byte.
-struct RawPublisher {
+pub struct RawPublisher {
     stream: BufReader<TcpStream>,
 }
 
 impl RawPublisher {
-    fn connect(nats: &NatsServer, role: &str) -> Self {
+    pub fn connect(nats: &NatsServer, role: &str) -> Self {
         let mut stream = BufReader::new(TcpStream::connect(("127.0.0.1", nats.port)).unwrap());
         stream.read_line(&mut String::new()).unwrap();
         let password = &nats.secrets.passwords[role];
@@ -44,7 +44,7 @@ impl RawPublisher {
         }
     }
 
-    fn publish(&mut self, subject: &[u8], block: &[u8], payload: &[u8]) {
+    pub fn publish(&mut self, subject: &[u8], block: &[u8], payload: &[u8]) {
         let (of_block, all) = (block.len(), block.len() + payload.len());
         let command = match block {
             [] => [b"PUB ", subject, format!(" {all}\r\n").as_bytes()].concat(),
@@ -313,7 +313,7 @@ async fn a_record_that_cannot_be_read_keeps_no_collector_from_reading() {
     for (role, subject) in [
         ("client", &b"$KV.millpond_jobs.evil"[..]),
         ("worker", b"$KV.millpond_workers.evil"),
-        ("client", b"sched.-.evil"),
+        ("worker", b"sched.-.evil"),
     ] {
         for block in [TASKS[0].1, LONE_CR] {
             RawPublisher::connect(&cluster.nats, role).publish(subject, block, b"{}");

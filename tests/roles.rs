@@ -77,7 +77,8 @@ const FOR_NOBODY: [&str; 5] = [
 
 /// Only a collector looks raw at single messages and removes those that no client can read; of the tasks, whoever reads them
 /// anyway may look raw.
-const FOR_THE_COLLECTOR: [&str; 6] = [
+const FOR_THE_COLLECTOR: [&str; 7] = [
+    "$JS.API.STREAM.MSG.DELETE.LATER",
     "$JS.API.STREAM.MSG.DELETE.TASKS",
     "$JS.API.STREAM.MSG.DELETE.DUE",
     "$JS.API.STREAM.MSG.DELETE.RESULTS",
@@ -108,6 +109,7 @@ async fn publisher_only_publishes_tasks() {
         "dead.default.square",
         "due.default.square",
         "sched.a.b.c.d",
+        "moved",
         "$JS.API.STREAM.INFO.TASKS",
         "$JS.API.STREAM.PURGE.TASKS",
         "$KV.millpond_jobs.x",
@@ -194,6 +196,10 @@ async fn nobody_changes_the_consumer_of_the_collector() {
 #[tokio::test(flavor = "multi_thread")]
 async fn client_takes_no_tasks_and_purges_nothing() {
     let publish = [
+        "moved",
+        "sched.a.b.c.d",
+        "sched.-.nightly",
+        "sched.-.-.probe",
         "results.-.default.square",
         "dead.default.square",
         "due.default.square",
@@ -238,7 +244,7 @@ async fn client_takes_no_tasks_and_purges_nothing() {
 async fn producer_takes_no_tasks_and_reads_no_letters() {
     let publish = [
         "results.-.default.square",
-        "dead.default.square",
+        "later.default.square",
         "$JS.API.STREAM.PURGE.TASKS",
         "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
         "$KV.millpond_workers.w1",
@@ -261,6 +267,8 @@ async fn producer_takes_no_tasks_and_reads_no_letters() {
 async fn worker_publishes_no_tasks() {
     let publish = [
         "tasks.default.square",
+        "later.default.square",
+        "moved",
         "$JS.API.STREAM.PURGE.TASKS",
         "$JS.API.STREAM.PURGE.DUE",
         "$JS.API.CONSUMER.CREATE.RESULTS.x.results.>",
@@ -310,6 +318,7 @@ async fn worker_answers_a_call_once_and_nothing_else() {
 async fn collector_publishes_no_tasks() {
     let publish = [
         "tasks.default.square",
+        "later.default.square",
         "due.default.square",
         "sched.a.b.c.d",
         "$JS.API.CONSUMER.MSG.NEXT.TASKS.q-default",
@@ -377,7 +386,7 @@ async fn setup_may_be_repeated_and_keeps_the_epochs() {
     assert_eq!((state().await.epoch, state().await.messages_max), (before, Some(500)));
     let js = jetstream::new(Intruder::connect(&cluster.nats, "setup").await.client);
     let names: Vec<String> = js.stream_names().try_collect().await.unwrap();
-    assert_eq!(names.len(), 4 + 8 + 1, "{names:?}");
+    assert_eq!(names.len(), 5 + 8 + 1, "{names:?}");
 }
 
 /// What the server's API has (its `jetstream_api.go`), by stream and by consumer; `{s}`: a stream, `{f}`: a subject of it.
@@ -425,8 +434,9 @@ const API: [&str; 40] = [
 ];
 
 /// All streams, with a subject of each, and the names that the table below has for them.
-const STREAMS: [(&str, &str, &str); 13] = [
+const STREAMS: [(&str, &str, &str); 14] = [
     ("TASKS", "tasks.default.square", "TASKS"),
+    ("LATER", "later.default.square", "LATER"),
     ("DUE", "sched.-.nightly", "DUE"),
     ("RESULTS", "results.-.default.square", "RESULTS"),
     ("DEAD", "dead.default.square", "DEAD"),
@@ -489,9 +499,9 @@ const TABLE: &str = "\
 # client
 INFO
 STREAM.NAMES
-STREAM.INFO.{s} TASKS DUE RESULTS jobs queues shared payloads
-STREAM.MSG.GET.{s} TASKS DUE RESULTS jobs queues shared payloads
-DIRECT.GET.{s} TASKS DUE jobs queues shared payloads
+STREAM.INFO.{s} TASKS LATER DUE RESULTS jobs queues shared payloads
+STREAM.MSG.GET.{s} TASKS LATER DUE RESULTS jobs queues shared payloads
+DIRECT.GET.{s} TASKS LATER DUE jobs queues shared payloads
 DIRECT.GET.{s}.{f} DUE jobs queues shared payloads
 CONSUMER.CREATE.{s} RESULTS jobs queues shared payloads
 CONSUMER.CREATE.{s}.x RESULTS jobs queues shared payloads
@@ -506,10 +516,11 @@ CONSUMER.MSG.NEXT.{s}.x RESULTS
 # producer
 INFO
 STREAM.NAMES
-STREAM.INFO.{s} TASKS DUE RESULTS jobs
-STREAM.MSG.GET.{s} TASKS DUE RESULTS payloads
-DIRECT.GET.{s} TASKS DUE payloads
-DIRECT.GET.{s}.{f} jobs queues
+STREAM.INFO.{s} TASKS LATER DUE RESULTS jobs
+STREAM.PURGE.{s} LATER
+STREAM.MSG.GET.{s} TASKS LATER DUE RESULTS payloads
+DIRECT.GET.{s} TASKS LATER DUE payloads
+DIRECT.GET.{s}.{f} DUE jobs queues
 CONSUMER.CREATE.{s} RESULTS
 CONSUMER.CREATE.{s}.x RESULTS
 CONSUMER.CREATE.{s}.x.{f} RESULTS
@@ -534,11 +545,11 @@ CONSUMER.MSG.NEXT.{s}.x TASKS DUE
 CONSUMER.MSG.NEXT.{s}.collector TASKS DUE
 # collector
 STREAM.NAMES
-STREAM.INFO.{s} TASKS DUE RESULTS DEAD jobs workers cancels purges queues
-STREAM.PURGE.{s} TASKS DUE RESULTS DEAD jobs workers queues
-STREAM.MSG.DELETE.{s} TASKS DUE RESULTS DEAD
-STREAM.MSG.GET.{s} TASKS DUE RESULTS DEAD jobs workers queues payloads
-DIRECT.GET.{s} TASKS DUE payloads
+STREAM.INFO.{s} TASKS LATER DUE RESULTS DEAD jobs workers cancels purges queues
+STREAM.PURGE.{s} TASKS LATER DUE RESULTS DEAD jobs workers queues
+STREAM.MSG.DELETE.{s} TASKS LATER DUE RESULTS DEAD
+STREAM.MSG.GET.{s} TASKS LATER DUE RESULTS DEAD jobs workers queues payloads
+DIRECT.GET.{s} TASKS LATER DUE payloads
 DIRECT.GET.{s}.{f} DUE jobs purges queues
 CONSUMER.CREATE.{s} jobs workers
 CONSUMER.CREATE.{s}.x jobs workers

@@ -45,6 +45,7 @@ async fn ended_at_least(cluster: &Cluster, kind: &str, count: usize) -> BTreeMap
 #[tokio::test(flavor = "multi_thread")]
 async fn it_fires_again_and_again_through_a_restart_of_the_server() {
     let mut cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
     let _worker = cluster.worker("w1", &[], None);
     let added = told(&cluster, &["add", "pulse", "square", "12", "--every", "1s", "--attempts-max", "2"]).await;
     assert_eq!((&added[0]["schedule"], &added[0]["args"]), (&json!("@every 1s"), &json!(12)));
@@ -62,6 +63,7 @@ async fn it_fires_again_and_again_through_a_restart_of_the_server() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_name_is_one_schedule_that_can_be_paused_and_removed() {
     let cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
     let _worker = cluster.worker("w1", &[], None);
     told(&cluster, &["add", "pulse", "square", "3", "--every", "1s"]).await;
     ended_at_least(&cluster, "square", 1).await;
@@ -109,6 +111,7 @@ async fn one_name_is_one_schedule_that_can_be_paused_and_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_task_of_a_schedule_tells_where_it_comes_from() {
     let cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
     let _worker = cluster.worker("w1", &[], None);
     told(&cluster, &["add", "ill", "fail", "{}", "--every", "1h"]).await;
     // An hour is long: the same once a second.
@@ -127,6 +130,7 @@ async fn a_failing_task_of_a_schedule_tells_where_it_comes_from() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_a_schedule_is_refused_before_anything_is_stored() {
     let cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
     let kind = ["add", "x", "square"];
     let cases: [(&[&str], &str); 10] = [
         (&["--cron", "61 * * * *"], "minute"),
@@ -174,8 +178,9 @@ type Headers = &'static [(&'static str, &'static str)];
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_is_listed_with_the_reason_and_hides_nothing() {
     let cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
     told(&cluster, &["add", "good", "echo", "1", "--every", "1h"]).await;
-    let bus = cluster.nats.bus(Role::Client).await;
+    let bus = cluster.nats.bus(Role::Worker).await;
     let records: [(&str, Headers, &str); 5] = [
         (
             "once",
@@ -247,6 +252,7 @@ async fn what_cannot_be_read_is_listed_with_the_reason_and_hides_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_the_data_of_a_zone_is_said_and_what_it_dropped_too() {
     let mut cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
     // A zone that only those know who are given this folder.
     let zones = tempfile::tempdir().unwrap();
     std::fs::create_dir(zones.path().join("Mars")).unwrap();
@@ -300,6 +306,7 @@ async fn a_server_without_the_data_of_a_zone_is_said_and_what_it_dropped_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schedule_of_a_queue_that_nobody_serves_is_a_problem_once_it_has_fired() {
     let cluster = Cluster::start().await;
+    let (_producer, _) = cluster.producer().await;
     told(&cluster, &["add", "lonely", "echo", "1", "--every", "1s", "--queue", "nowhere"]).await;
     until("problem of the queue", PATIENCE, async || {
         let problems = cluster.get("/api/v1/problems", &[]).await?;

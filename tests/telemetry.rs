@@ -117,6 +117,7 @@ async fn a_task_is_one_story() {
     let more = [("POD_NAME", "pod-7"), ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")];
     let environment = [&sink.environment()[..], &more].concat();
     let mut worker = cluster.worker_with("w1", &["--handlers", path.to_str().unwrap()], &environment);
+    let (_producer, _) = cluster.producer().await;
     let large = handlers.path().join("large.json");
     std::fs::write(&large, format!("{{\"x\":\"{}\"}}", "x".repeat(300_000))).unwrap();
     let submits: [(&str, &[&str]); 5] = [

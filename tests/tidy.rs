@@ -59,6 +59,38 @@ fn what_is_listened_to_is_heard_by_its_subject() {
     }
 }
 
+/// In a cluster one message whose expectation of the last id does not hold stops its stream, for good; and who asks whether a task is
+/// stored asks TASKS or LATER, because DUE would store the question and replace what waits.
+#[test]
+fn no_publish_stops_or_wipes_a_stream() {
+    // The name is known where names of headers are checked, and nowhere else.
+    let (stops, replaces) = (["Nats-Expected-Last", "Msg-Id"].join("-"), ["HEADER_ROLLUP", "Nats-Rollup"]);
+    let own = "crates/millpond/src/wire";
+    let may_replace = ["publish/stored_already.rs", "publish/payloads.rs", "publish/schedules.rs", "operate/later.rs"]
+        .map(|file| format!("crates/millpond/src/bus/{file}"));
+    for (path, text) in sources().into_iter().filter(|(path, _)| !path.starts_with("tests")) {
+        let names = path.strip_prefix(own).is_ok_and(|within| within.ends_with("header_names.rs"));
+        assert!(names || !text.contains(&stops), "{} names {stops}", path.display());
+        assert!(
+            path.starts_with(own)
+                || may_replace.iter().any(|may| path.ends_with(may))
+                || !replaces.iter().any(|name| text.contains(name)),
+            "{} publishes what replaces other messages",
+            path.display()
+        );
+        let raw = ["expected_last_message_id", "expected_last_msg_id"].iter().any(|builder| text.contains(builder));
+        assert!(!raw, "{} has the NATS client send {stops}", path.display());
+    }
+    let asks = fs::read_to_string(root().join(&may_replace[0])).unwrap();
+    let sent: Vec<&str> = asks.split("try_store(").skip(1).filter_map(|call| call.split(',').next()).collect();
+    assert_eq!(sent, ["&place"]);
+    let places: Vec<&str> = asks.split("=> subject.").skip(1).filter_map(|place| place.split(',').next()).collect();
+    assert_eq!(places, ["task()", "later()"], "whether a task is stored is asked of TASKS and LATER alone");
+    let topology = fs::read_to_string(root().join("crates/millpond/src/bus/topology.rs")).unwrap();
+    let tasks = topology.split("name: STREAM_TASKS").nth(1).unwrap().split("name: STREAM_DUE").next().unwrap();
+    assert!(tasks.contains("allow_direct") && !tasks.contains("allow_rollup"), "TASKS and LATER take no rollup");
+}
+
 #[test]
 fn words_have_no_io_no_clock_and_no_dice() {
     for word in [
@@ -68,6 +100,7 @@ fn words_have_no_io_no_clock_and_no_dice() {
         "payload",
         "dead_letter",
         "job",
+        "later",
         "schedule",
         "cron",
         "worker_record",

@@ -16,6 +16,7 @@ fn ms(task: &Value, field: &str) -> i64 {
 async fn a_delayed_task_waits_through_a_restart_of_the_server_and_keeps_its_id() {
     let mut cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &[], None);
+    let (_producer, _) = cluster.producer().await;
     cluster.worker_is("w1", |w| w["state"] == "live").await;
     let at_ms = millpond::now_ms() + 10_000;
     let later = NewTask { id: Some("later".into()), at_ms: Some(at_ms), ..task("square", "12") };

@@ -6,7 +6,7 @@ use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::stream_state;
 use millpond::client::{NewTask, SubmitError, TaskHandle};
-use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
+use millpond::wire::streams::{STREAM_DUE, STREAM_LATER, STREAM_TASKS};
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, Process, output, task, until};
@@ -99,7 +99,7 @@ async fn of_many_at_once_one_is_stored() {
     let all =
         futures_util::future::join_all(both.iter().map(|t| cluster.client.submit(t, RetryDeadline::Unlimited))).await;
     let taken: Vec<&str> = all.iter().filter_map(|one| one.as_ref().ok()).map(|s| s.id.as_str()).collect();
-    assert_eq!((taken.len(), messages(&cluster, STREAM_DUE).await), (1, 1));
+    assert_eq!((taken.len(), messages(&cluster, STREAM_LATER).await), (1, 1));
     let mine = both.iter().find(|t| t.id.as_deref() == Some(taken[0])).unwrap();
     assert!(cluster.client.submit(mine, RetryDeadline::Unlimited).await.unwrap().duplicate, "a resend");
     let now = NewTask { at_ms: None, ..later("now") };
@@ -108,6 +108,7 @@ async fn of_many_at_once_one_is_stored() {
         Err(SubmitError::UniqueKeyTaken { .. })
     ));
     let _worker = cluster.worker("w1", &[], None);
+    let (_producer, _) = cluster.producer().await;
     assert_eq!(cluster.ended(taken[0]).await["result"], 9);
 }
 

@@ -257,8 +257,7 @@ async fn a_job_made_by_subjects_is_known_and_waited_for() {
     for n in 0..3 {
         publish(&cluster, "tasks.default.square.j-hand", &[("Millpond-Index", &n.to_string())], "12").await;
     }
-    let later = [("Nats-Schedule", "@at 2100-01-01T00:00:00Z"), ("Nats-Schedule-Target", "due.default.square.j-later")];
-    publish(&cluster, "sched.default.square.later.x", &later, "12").await;
+    publish(&cluster, "later.default.square.j-later", &[("Millpond-At", "2100-01-01T00:00:00Z")], "12").await;
     publish(&cluster, "tasks.default.fail.j-fails", &[("Millpond-Attempts-Max", "2")], "\"no\"").await;
     // No worker has had any of it, and it is known.
     for (job, kind) in [("hand", "square"), ("later", "square"), ("fails", "fail")] {

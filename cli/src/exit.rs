@@ -151,13 +151,13 @@ fn of_map(error: &MapError) -> Option<u8> {
 fn of_publish(error: &PublishError) -> Option<u8> {
     match error {
         PublishError::QueueFull { .. } => Some(QUEUE_FULL),
-        PublishError::NoAnswer { .. } => Some(UNREACHABLE),
+        PublishError::NoAnswer { .. } | PublishError::NotYet { .. } => Some(UNREACHABLE),
         _ => None,
     }
 }
 
 fn of_bus(error: &BusError) -> Option<u8> {
-    matches!(error, BusError::NoAnswer { .. }).then_some(UNREACHABLE)
+    error.is_passing().then_some(UNREACHABLE)
 }
 
 fn of_name(error: &NameError) -> Option<u8> {
@@ -172,8 +172,11 @@ fn of_schedule(error: &ScheduleChangeError) -> Option<u8> {
         ScheduleChangeError::Subject(_) | ScheduleChangeError::Invalid(_) => Some(USAGE),
         ScheduleChangeError::Publish(error) => of_publish(error),
         ScheduleChangeError::Topology(error) => of_bus(error),
+        ScheduleChangeError::NoProducer | ScheduleChangeError::NotChanged { .. } => Some(UNREACHABLE),
         ScheduleChangeError::NotFound { .. }
         | ScheduleChangeError::Unreadable { .. }
+        | ScheduleChangeError::NotSigned { .. }
+        | ScheduleChangeError::RefusedByProducer { .. }
         | ScheduleChangeError::Refused(_) => None,
     }
 }

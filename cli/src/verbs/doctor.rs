@@ -163,6 +163,9 @@ fn clock(findings: &mut Findings, off: Option<Duration>) {
 
 fn check_stream(findings: &mut Findings, stream: &StreamFacts) {
     let about = format!("stream {}", stream.name);
+    if let Some(standstill) = &stream.standstill {
+        return findings.fail(&about, standstill.clone(), "");
+    }
     if let Some(problem) = &stream.problem {
         return findings.fail(&about, problem.clone(), "run `millpond setup` with the setup role once");
     }

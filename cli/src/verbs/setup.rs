@@ -1,9 +1,14 @@
 //! `setup`: creates or updates the streams, consumers and buckets on the NATS server.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
+use anyhow::Context;
 use clap::Args;
 use millpond::bus::topology::{StreamLimits, setup};
 use millpond::bus::{Bus, Role};
@@ -38,6 +43,10 @@ pub struct SetupArgs {
     /// How many servers of a cluster keep a copy: 1, or 3.
     #[arg(long, env = "MILLPOND_SETUP_REPLICAS", default_value_t = StreamLimits::default().replicas)]
     replicas: usize,
+    /// Write what waits in TASKS to this new file, and make TASKS anew: for a stream that stands still (docs/operate.md).
+    /// `task restore` publishes the file.
+    #[arg(long, value_name = "FILE")]
+    tasks_anew: Option<PathBuf>,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -80,8 +89,30 @@ pub async fn run(args: SetupArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> 
         replicas: args.replicas,
     };
     let bus = Bus::connect(&url, Role::Setup, "setup", args.connect.check()?).await?;
+    if let Some(path) = &args.tasks_anew {
+        let saved = save_tasks(&bus, path).await.with_context(|| format!("nothing was changed: {}", path.display()))?;
+        note!("{saved} messages of TASKS are in {}", path.display());
+        bus.make_tasks_anew(&limits).await?;
+    }
     setup(&bus, &limits).await?;
     bus.close().await;
     note!("streams, consumers and buckets are in place");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes all that lies in TASKS to a new file, a line each, and to the disk.
+async fn save_tasks(bus: &Bus, path: &Path) -> anyhow::Result<u64> {
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut lines = BufWriter::new(&file);
+    let epoch = bus.tasks_epoch().await?;
+    let (mut from, mut saved) = (1, 0);
+    while let Some(task) = bus.saved_task(&epoch, from).await? {
+        from = task.seq + 1;
+        saved += 1;
+        writeln!(lines, "{}", serde_json::to_string(&task)?)?;
+    }
+    lines.flush()?;
+    drop(lines);
+    file.sync_all()?;
+    Ok(saved)
 }

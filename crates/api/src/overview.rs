@@ -81,6 +81,8 @@ named! {
         StuckConsumer = "stuck_consumer",
         /// The handler of a kind cannot start.
         BrokenKind = "broken_kind",
+        /// Tasks with a time wait in LATER, and no producer service moves them.
+        NoProducer = "no_producer",
         /// The producer of a job is gone before the end of its input.
         StalledJob = "stalled_job",
         /// The task that the end of a job starts is refused for good.
@@ -95,6 +97,8 @@ named! {
         Unreadable = "unreadable",
         /// A stream, a bucket or a consumer was deleted.
         Missing = "missing",
+        /// A stream has no leader, or stores nothing any more.
+        Standstill = "standstill",
         /// The clock of a machine differs from the server's.
         Clock = "clock",
         /// A schedule does not fire, or cannot be read.

@@ -22,6 +22,10 @@ const REPLACED: [&str; 6] =
 
 /// Reason of a task whose queue has a name that is not allowed.
 pub const REASON_BAD_QUEUE: &str = "bad_queue";
+/// Reason of a task with a time whose unique key another task had when it was to wait.
+pub const REASON_UNIQUE_KEY_TAKEN: &str = "unique_key_taken";
+/// Reason of a task with a time whose id stood for another task that waits.
+pub const REASON_ID_TAKEN: &str = "id_taken";
 /// Reason of what waited for a time that would never come, or where nobody would find it.
 pub const REASON_BAD_SCHEDULE: &str = "bad_schedule";
 

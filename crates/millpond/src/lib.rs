@@ -16,6 +16,8 @@ pub mod dead_letter;
 #[cfg_attr(not(feature = "services"), doc(hidden))]
 pub mod failpoint;
 pub mod job;
+#[cfg_attr(not(feature = "services"), doc(hidden))]
+pub mod later;
 pub mod limits;
 pub mod outcome;
 pub mod payload;

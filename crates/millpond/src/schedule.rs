@@ -120,7 +120,7 @@ impl When {
         }
     }
 
-    fn parse(text: &str, zone: Option<&str>) -> Result<Self, RecordError> {
+    pub(crate) fn parse(text: &str, zone: Option<&str>) -> Result<Self, RecordError> {
         if let Some(interval) = text.strip_prefix("@every ") {
             let wrong = || RecordError::Interval(text.to_owned());
             // What the server has taken fires, however seldom: it is listed.

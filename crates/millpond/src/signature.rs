@@ -207,8 +207,8 @@ fn continuation_digest(mut mac: Hmac<Sha256>, (job, epoch): (&str, u32), queue: 
 fn digest(mut mac: Hmac<Sha256>, subject: &str, headers: &Headers, payload: &[u8]) -> Hmac<Sha256> {
     let mut put = |part: &[u8]| put(&mut mac, part);
     let (stream, address) = subject.split_once('.').unwrap_or((subject, ""));
-    // `Millpond-Id` counts in DUE only, so a signature of one stream does not fit in the other.
-    let id = if stream == "tasks" { HEADER_MSG_ID } else { HEADER_ID };
+    // What is published as a new task has its id in `Nats-Msg-Id`, what waits in DUE in `Millpond-Id`.
+    let id = if stream == "tasks" || stream == "later" { HEADER_MSG_ID } else { HEADER_ID };
     let get = |wanted: &str| headers.iter().find(|(name, _)| name == wanted).map_or("", |(_, value)| value.as_str());
     for part in [VERSION, stream, address, get(id)] {
         put(part.as_bytes());

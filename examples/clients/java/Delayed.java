@@ -9,11 +9,8 @@ class Delayed {
             String reply = "reply." + UUID.randomUUID();
             var told = nc.subscribe(reply);
             Instant at = Instant.now().plusSeconds(2);
-            Headers headers = new Headers()
-                .put("Nats-Schedule", "@at " + at)
-                .put("Nats-Schedule-Target", "due.default.square")
-                .put("Millpond-Reply-To", reply);
-            nc.jetStream().publish("sched.default.square.-." + UUID.randomUUID(), headers, "12".getBytes());
+            Headers headers = new Headers().put("Millpond-At", "" + at).put("Millpond-Reply-To", reply);
+            nc.jetStream().publish("later.default.square", headers, "12".getBytes());
             System.out.println(Clients.field("result", told.nextMessage(Duration.ofMinutes(1)).getData()));
             System.out.println(Instant.now().isBefore(at) ? "too early" : "not before its time");
         }

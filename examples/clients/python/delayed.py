@@ -11,12 +11,8 @@ async def main():
     reply = f"reply.{uuid.uuid4().hex}"
     end = await nc.subscribe(reply)
     at = datetime.now(timezone.utc) + timedelta(seconds=2)
-    headers = {
-        "Nats-Schedule": f"@at {at.isoformat()}",
-        "Nats-Schedule-Target": "due.default.square",
-        "Millpond-Reply-To": reply,
-    }
-    await nc.jetstream().publish(f"sched.default.square.-.{uuid.uuid4().hex}", b"12", headers=headers)
+    headers = {"Millpond-At": at.isoformat(), "Millpond-Reply-To": reply}
+    await nc.jetstream().publish("later.default.square", b"12", headers=headers)
     print(json.loads((await end.next_msg(timeout=60)).data)["result"])
     print("not before its time" if datetime.now(timezone.utc) >= at else "too early")
     await nc.close()

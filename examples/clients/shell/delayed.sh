@@ -3,8 +3,7 @@ id=$(date +%s%N)
 at=$(date -u -d "+3 seconds" +%Y-%m-%dT%H:%M:%SZ)
 nats sub --raw --count 1 "reply.$id" > told &
 sleep 1
-nats pub --jetstream "sched.default.square.-.$id" 12 -H "Nats-Schedule:@at $at" -H "Nats-Schedule-Target:due.default.square" \
-    -H "Millpond-Reply-To:reply.$id" > stored 2>&1 || { cat stored >&2; exit 1; }
+nats pub --jetstream later.default.square 12 -H "Millpond-At:$at" -H "Millpond-Reply-To:reply.$id" > stored 2>&1 || { cat stored >&2; exit 1; }
 wait
 sed -n 's/.*"result":\([0-9]*\).*/\1/p' told
 [ "$(date -u +%Y-%m-%dT%H:%M:%SZ)" \< "$at" ] && echo "too early" || echo "not before its time"

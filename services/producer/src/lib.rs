@@ -1,12 +1,13 @@
 //! The producer service: tasks over HTTP, for programs that do not speak NATS. `http` -> `millpond::client`.
 //! `replay` publishes the dead letters that an operator wants run again, `continuation` the task that the end of a job
-//! starts. Not here: results, retry rules.
+//! starts, `schedules` changes schedules, and tasks with a time are moved to DUE. Not here: results, retry rules.
 
 mod config;
 mod continuation;
 mod http;
 mod ndjson;
 mod replay;
+mod schedules;
 
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     let mut background = JoinSet::new();
     background.spawn(bus.clone().tell_clock("producer"));
     background.spawn(replay::serve(bus.clone(), replay::listen(&bus).await?));
+    background.spawn(bus.clone().move_later());
+    background.spawn(schedules::serve(bus.clone(), schedules::listen(&bus).await?));
     background.spawn(continuation::serve(bus.clone(), continuation::listen(&bus).await?));
     tracing::info!(
         nats = %millpond::bus::without_password(&settings.nats_url),

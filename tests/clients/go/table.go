@@ -148,10 +148,9 @@ func httpWait(ctx context.Context, c *client) {
 
 func delayed(ctx context.Context, c *client) {
 	at := time.Now().Add(time.Second)
-	schedule := "@at " + at.Format(time.RFC3339Nano)
-	end := c.end(ctx, "sched.default.square.-."+nuid.Next(), "12",
-		"Nats-Schedule", schedule, "Nats-Schedule-Target", "due.default.square")
+	end := c.end(ctx, "later.default.square", "12", "Millpond-At", at.Format(time.RFC3339Nano))
 	wants([]any{end.Result, time.Now().Before(at)}, []any{144.0, false})
+	wants(c.end(ctx, "later.default.square", "11", "Millpond-Delay", "300ms").Result, 121.0)
 }
 
 func expires(ctx context.Context, c *client) {
@@ -334,7 +333,6 @@ func buckets(ctx context.Context, c *client) {
 		wants(must(kv.Status(ctx)).Values() >= uint64(keys), true)
 		if writes {
 			check(kv.Delete(ctx, "table-go"))
-			check(kv.Purge(ctx, "table-go"))
 			_, err := kv.Get(ctx, "table-go")
 			wants(errors.Is(err, jetstream.ErrKeyNotFound), true)
 		}
@@ -344,8 +342,13 @@ func buckets(ctx context.Context, c *client) {
 func claimCheck(ctx context.Context, c *client) {
 	payloads := must(c.js.ObjectStore(ctx, "millpond_payloads"))
 	large := must(json.Marshal(strings.Repeat("go ", 700_000)))
-	stored := must(payloads.PutBytes(ctx, "go-"+nuid.Next(), large))
-	ref := fmt.Sprintf(`{"object":%q,"size":%d,"sha256":"%x"}`, stored.Name, len(large), sha256.Sum256(large))
+	url := os.Getenv("MILLPOND_PRODUCER_URL") + "/v1/payloads"
+	request := must(http.NewRequestWithContext(ctx, "PUT", url, bytes.NewReader(large)))
+	request.Header.Set("Authorization", "Bearer "+os.Getenv("MILLPOND_TOKEN"))
+	answer := must(http.DefaultClient.Do(request))
+	defer answer.Body.Close()
+	ref := answer.Header.Get("Millpond-Ref")
+	wants(strings.Contains(ref, fmt.Sprintf("%x", sha256.Sum256(large))), true)
 	end := c.end(ctx, "tasks.default.echo", "", "Millpond-Ref", ref)
 	wants(bytes.Equal(must(payloads.GetBytes(ctx, end.Ref.Object)), large), true)
 }

@@ -105,9 +105,9 @@ public class Table {
 
     static void delayed() throws Exception {
         Instant at = Instant.now().plusSeconds(1);
-        String subject = "sched.default.square.-." + UUID.randomUUID();
-        String end = end(subject, "12", "Nats-Schedule", "@at " + at, "Nats-Schedule-Target", "due.default.square");
+        String end = end("later.default.square", "12", "Millpond-At", "" + at);
         wants(field("result", end) + Instant.now().isBefore(at), "144false");
+        wants(field("result", end("later.default.square", "11", "Millpond-Delay", "PT0.3S")), "121");
     }
 
     static void expires() throws Exception {
@@ -279,7 +279,6 @@ public class Table {
             wants(kv.getStatus().getEntryCount() > 0, true);
             if (writes) {
                 kv.delete("table-java");
-                kv.purge("table-java");
                 wants(kv.get("table-java"), null);
             }
         }
@@ -288,9 +287,13 @@ public class Table {
     static void claimCheck() throws Exception {
         ObjectStore payloads = nc.objectStore("millpond_payloads");
         byte[] large = ('"' + "java ".repeat(500_000) + '"').getBytes();
-        String name = payloads.put("java-" + UUID.randomUUID(), large).getObjectName();
+        URI uri = URI.create(System.getenv("MILLPOND_PRODUCER_URL") + "/v1/payloads");
+        var request = HttpRequest.newBuilder(uri).header("Authorization", "Bearer " + System.getenv("MILLPOND_TOKEN"))
+            .PUT(HttpRequest.BodyPublishers.ofByteArray(large)).build();
+        var stored = HttpClient.newHttpClient().send(request, HttpResponse.BodyHandlers.discarding());
+        String ref = stored.headers().firstValue("Millpond-Ref").orElseThrow();
         String sha256 = HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(large));
-        String ref = "{\"object\":\"" + name + "\",\"size\":" + large.length + ",\"sha256\":\"" + sha256 + "\"}";
+        wants(ref.contains(sha256), true);
         var result = new ByteArrayOutputStream();
         payloads.get(field("object", end("tasks.default.echo", "", "Millpond-Ref", ref)), result);
         wants(Arrays.equals(result.toByteArray(), large), true);

@@ -81,9 +81,10 @@ async def http_wait(c):
 @cell
 async def delayed(c):
     at = datetime.now(timezone.utc) + timedelta(seconds=1)
-    subject = f"sched.default.square.-.{uuid.uuid4().hex}"
-    end = await c.end(subject, b"12", Nats_Schedule=f"@at {at.isoformat()}", Nats_Schedule_Target="due.default.square")
+    end = await c.end("later.default.square", b"12", Millpond_At=at.isoformat())
     wants((end["result"], datetime.now(timezone.utc) >= at), (144, True))
+    end = await c.end("later.default.square", b"11", Millpond_Delay="300ms")
+    wants(end["result"], 121)
 
 
 @cell
@@ -267,7 +268,6 @@ async def buckets(c):
         assert seen and (await kv.status()).values >= len(seen), name
         if name != "millpond_queues":
             await kv.delete("table-py")
-            await kv.purge("table-py")
             try:
                 await kv.get("table-py")
                 raise AssertionError("still there")
@@ -279,9 +279,11 @@ async def buckets(c):
 async def claim_check(c):
     payloads = await c.js.object_store("millpond_payloads")
     large = json.dumps("py " * 700_000).encode()
-    stored = await payloads.put(f"py-{uuid.uuid4().hex}", large)
-    ref = {"object": stored.name, "size": len(large), "sha256": hashlib.sha256(large).hexdigest()}
-    end = await c.end("tasks.default.echo", b"", Millpond_Ref=json.dumps(ref))
+    url, token = os.environ["MILLPOND_PRODUCER_URL"] + "/v1/payloads", os.environ["MILLPOND_TOKEN"]
+    request = Request(url, data=large, method="PUT", headers={"Authorization": f"Bearer {token}"})
+    ref = await asyncio.to_thread(lambda: urlopen(request, timeout=60).headers["Millpond-Ref"])
+    wants(json.loads(ref)["sha256"], hashlib.sha256(large).hexdigest())
+    end = await c.end("tasks.default.echo", b"", Millpond_Ref=ref)
     assert (await payloads.get(end["ref"]["object"])).data == large
 
 

@@ -1,6 +1,7 @@
-//! `task ls|export|show|result|cancel`, through the collector.
+//! `task ls|export|show|result|cancel`, through the collector; `restore` publishes.
 
 mod list;
+mod restore;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -62,6 +63,9 @@ pub enum TaskCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Publish again, under the same ids, what `setup --tasks-anew` has written to a file (docs/operate.md). What has ended meanwhile is
+    /// left out.
+    Restore(restore::RestoreArgs),
     /// Print the result of a task, and nothing else; a large result is fetched from the store of payloads.
     Result {
         #[command(flatten)]
@@ -84,6 +88,7 @@ pub async fn run(command: TaskCommand, env: &ClusterEnv) -> anyhow::Result<ExitC
         }
         TaskCommand::Cancel { id, queue, kind, json } => cancel(&api, CancelTask { id, queue, kind }, json).await?,
         TaskCommand::Result { task } => print_result(&find(&api, task).await?.row, env).await?,
+        TaskCommand::Restore(args) => restore::restore(args, env).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

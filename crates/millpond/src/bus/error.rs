@@ -4,6 +4,7 @@ use std::error::Error;
 
 use crate::bus::ConnectionFailure;
 use crate::wire::number::WireMismatch;
+use crate::wire::server_errors::is_without_leader;
 
 /// Error code of a server that has no stream of the name.
 const STREAM_NOT_FOUND: u64 = 10059;
@@ -24,11 +25,21 @@ pub enum BusError {
         reason: String,
     },
     /// No answer came in time, or the connection is lost. A user without the permission gets no answer either.
-    #[error("no answer from nats-server to {what}: {reason}; is it up, and does it permit this user to do that?")]
+    #[error(
+        "no answer from nats-server to {what}: {reason}; is it up, do its streams have a leader, and does it permit this user to do that?"
+    )]
     NoAnswer {
         /// What was requested.
         what: String,
         /// The words of the client.
+        reason: String,
+    },
+    /// The servers answer that they have no leader for it: one is being elected, or too few nodes are up.
+    #[error("nats-server cannot do it now, because one is being elected or too few nodes are up: {what}: {reason}")]
+    NotNow {
+        /// What was requested.
+        what: String,
+        /// The words of the server.
         reason: String,
     },
     /// The server answered that it will not do it.
@@ -72,6 +83,7 @@ impl BusError {
         let (what, reason) = (what.to_owned(), describe(error));
         match error_code(&reason) {
             Some(STREAM_NOT_FOUND | CONSUMER_NOT_FOUND) => return Self::Missing { what, reason },
+            Some(code) if is_without_leader(code) => return Self::NotNow { what, reason },
             Some(_) => return Self::Refused { what, reason },
             None => {}
         }
@@ -99,7 +111,7 @@ impl BusError {
     /// Whether the same request may succeed later without anybody mending anything.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::NoAnswer { .. })
+        matches!(self, Self::NoAnswer { .. } | Self::NotNow { .. })
     }
 }
 
@@ -139,6 +151,7 @@ mod tests {
         check("consumer not found (code 404, error code 10014)", missing);
         check("maximum bytes exceeded (code 400, error code 10047)", |e| matches!(e, BusError::Refused { .. }));
         check("timed out", BusError::is_passing);
+        check("JetStream system temporarily unavailable (code 503, error code 10008)", BusError::is_passing);
         check("maximum consumers limit reached (code 400, error code 10026)", BusError::is_consumers_limit);
     }
 }

@@ -153,6 +153,7 @@ pub struct Bus {
     pub(crate) client: async_nats::Client,
     pub(crate) js: jetstream::Context,
     connection: watch::Receiver<Connection>,
+    role: Role,
     signer: Option<Signer>,
     dropped: Arc<AtomicU64>,
     /// It is being closed on purpose: then its end is no failure.
@@ -230,13 +231,20 @@ impl Bus {
         let (readers, catch_ups) = (Semaphore::new(READERS_MAX), Semaphore::new(CATCH_UPS_MAX));
         let (readers, catch_ups) = (Arc::new(readers), Arc::new(catch_ups));
         let closing = Arc::default();
-        Ok(Self { client, js, connection, signer: None, dropped, closing, wire, readers, catch_ups })
+        Ok(Self { client, js, connection, role, signer: None, dropped, closing, wire, readers, catch_ups })
     }
 
     /// The same connection; with keys, each task that is stored over it is signed, and each that is taken verified.
     #[must_use]
     pub fn with_signer(self, signer: Option<Signer>) -> Self {
         Self { signer, ..self }
+    }
+
+    /// Whether it may publish to DUE. Who may could also wipe it by a header, so programs of others may not: their tasks with a time
+    /// go to LATER.
+    #[must_use]
+    pub(crate) fn may_schedule(&self) -> bool {
+        self.role == Role::Producer
     }
 
     /// The keys, where there are any.

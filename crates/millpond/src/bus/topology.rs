@@ -18,8 +18,10 @@ use crate::limits::{LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PAYLOAD_RETENTION, PULL_
 use crate::wire::number::{METADATA_WIRE_NUMBER, WIRE_NUMBER, WireMismatch, check_streams};
 use crate::wire::streams::{
     BUCKET_CANCELS, BUCKET_JOBS, BUCKET_PAYLOADS, BUCKET_PURGES, BUCKET_QUEUES, BUCKET_SERVERS, BUCKET_SHARED,
-    BUCKET_STARTS, BUCKET_WORKERS, DURABLE_COLLECTOR, STREAM_DEAD, STREAM_DUE, STREAM_RESULTS, STREAM_TASKS, durable,
+    BUCKET_STARTS, BUCKET_WORKERS, DURABLE_COLLECTOR, STREAM_DEAD, STREAM_DUE, STREAM_LATER, STREAM_RESULTS,
+    STREAM_TASKS, durable,
 };
+use crate::wire::subject::LATER_MOVED;
 
 /// The server's dedupe window: it makes a resend cheap; nothing relies on it.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
@@ -180,6 +182,15 @@ async fn refuse_other_numbers(bus: &Bus) -> Result<(), BusError> {
     Ok(())
 }
 
+/// Makes TASKS where it is not there.
+///
+/// # Errors
+/// [`BusError`].
+pub(in crate::bus) async fn make_tasks(bus: &Bus, limits: &StreamLimits) -> Result<(), BusError> {
+    let [tasks, ..] = streams(limits);
+    make_stream(bus, tasks).await
+}
+
 async fn make_stream(bus: &Bus, mut config: stream::Config) -> Result<(), BusError> {
     let name = config.name.clone();
     let before = bus.js.get_stream(&name).await.ok();
@@ -202,7 +213,7 @@ async fn put_stream(bus: &Bus, mut config: stream::Config) -> Result<(), BusErro
     Ok(())
 }
 
-fn streams(limits: &StreamLimits) -> [stream::Config; 4] {
+fn streams(limits: &StreamLimits) -> [stream::Config; 5] {
     let subjects = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
     let base = || stream::Config {
         storage: stream::StorageType::File,
@@ -228,10 +239,22 @@ fn streams(limits: &StreamLimits) -> [stream::Config; 4] {
             allow_direct: true,
             ..base()
         },
+        // As TASKS: who publishes here cannot wipe it. Nobody consumes it; a producer service reads it and removes what it has moved.
+        stream::Config {
+            name: STREAM_LATER.to_owned(),
+            subjects: subjects(&["later.*.*", "later.*.*.*"]),
+            retention: stream::RetentionPolicy::Limits,
+            discard: stream::DiscardPolicy::New,
+            max_messages: limits.tasks_max,
+            max_bytes: limits.tasks_bytes_max,
+            max_message_size: i32::try_from(TASK_BYTES_MAX).unwrap_or(i32::MAX),
+            allow_direct: true,
+            ..base()
+        },
         // No limits, so that a full TASKS never blocks a retry.
         stream::Config {
             name: STREAM_DUE.to_owned(),
-            subjects: subjects(&["sched.>", "due.*.*", "due.*.*.*"]),
+            subjects: subjects(&["sched.>", "due.*.*", "due.*.*.*", LATER_MOVED]),
             retention: stream::RetentionPolicy::WorkQueue,
             discard: stream::DiscardPolicy::Old,
             allow_direct: true,
@@ -272,7 +295,7 @@ fn payloads(limits: &StreamLimits) -> stream::Config {
         max_bytes: limits.payloads_bytes_max,
         max_age: PAYLOAD_RETENTION,
         duplicate_window: DUPLICATE_WINDOW,
-        allow_rollup: true,
+        // No rollup: a header of whoever may put would remove all.
         allow_direct: true,
         max_consumers: CONSUMERS_MAX,
         ..Default::default()
@@ -299,15 +322,21 @@ fn buckets(limits: &StreamLimits) -> [stream::Config; 8] {
         max_consumers: CONSUMERS_MAX,
         ..Default::default()
     };
+    // Without rollup, which a header would remove all with: clients write these. The server forces it where removed keys leave markers.
+    let of_clients = |name: &str| stream::Config {
+        allow_rollup: false,
+        subject_delete_marker_ttl: None,
+        ..bucket(name, Duration::ZERO)
+    };
     const DAY: Duration = Duration::from_secs(24 * 3600);
     [
-        bucket(BUCKET_JOBS, Duration::ZERO),
+        of_clients(BUCKET_JOBS),
         bucket(BUCKET_WORKERS, DAY),
         bucket(BUCKET_CANCELS, 30 * DAY),
         bucket(BUCKET_PURGES, Duration::ZERO),
         bucket(BUCKET_STARTS, START_RECORD_RETENTION),
         bucket(BUCKET_SERVERS, 30 * DAY),
-        bucket(BUCKET_SHARED, Duration::ZERO),
+        of_clients(BUCKET_SHARED),
         bucket(BUCKET_QUEUES, Duration::ZERO),
     ]
 }

@@ -93,7 +93,10 @@ impl SubmitError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Publish(error) => {
-                matches!(error, PublishError::NoAnswer { .. } | PublishError::QueueFull { .. })
+                matches!(
+                    error,
+                    PublishError::NoAnswer { .. } | PublishError::NotYet { .. } | PublishError::QueueFull { .. }
+                )
             }
             Self::UniqueKeyTaken { .. } => true,
             _ => false,
@@ -238,12 +241,49 @@ pub enum ScheduleChangeError {
     /// The server would store it, and never fire it.
     #[error(transparent)]
     Refused(Refusal),
+    /// There are keys, and nobody who has one has made the schedule.
+    #[error(
+        "nobody who has a signing key has made schedule {name}: add it anew with MILLPOND_SIGNING_KEY, or remove it"
+    )]
+    NotSigned {
+        /// The name.
+        name: String,
+    },
+    /// No producer service is connected.
+    #[error(
+        "no producer service answers, which makes and changes schedules; is one running? (`millpond producer run`)"
+    )]
+    NoProducer,
+    /// A producer service refuses it, and does so whenever it is requested.
+    #[error("{reason}")]
+    RefusedByProducer {
+        /// The reason, for a person.
+        reason: String,
+    },
+    /// A producer service did not do it; the same request may succeed later.
+    #[error("a producer service did not change the schedule: {reason}")]
+    NotChanged {
+        /// The reason, for a person.
+        reason: String,
+    },
     /// The server did not store the change.
     #[error(transparent)]
     Publish(#[from] PublishError),
     /// The server does not answer, or setup has not run.
     #[error(transparent)]
     Topology(#[from] BusError),
+}
+
+impl ScheduleChangeError {
+    /// Whether the same call may succeed later, with nothing changed.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Publish(error) => !error.is_permanent(),
+            Self::Topology(_) | Self::NoProducer | Self::NotChanged { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// Why a task that was waited for has no result to return.

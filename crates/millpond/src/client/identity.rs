@@ -6,16 +6,20 @@ use std::time::Duration;
 use super::errors::SubmitError;
 use super::history::HistoryRow;
 use super::{Client, NewTask};
-use crate::bus::publish::Stored;
+use crate::bus::operate::restore::SavedTask;
+use crate::bus::publish::{RetryDeadline, Stored};
 use crate::payload;
 use crate::payload::PayloadRef;
 use crate::task::{Arrival, Origin, Task};
+use crate::wire::streams::{STREAM_DUE, STREAM_LATER, STREAM_TASKS};
 use crate::wire::subject::TaskSubject;
 
 /// How often a collector is asked for a task that was taken out of its stream a moment ago.
 const STORED_LOOKS: usize = 10;
 /// How long between two of these questions.
-const STORED_LOOK_DELAY: Duration = Duration::from_millis(100);
+pub(super) const STORED_LOOK_DELAY: Duration = Duration::from_millis(100);
+/// The states of a task at a collector that nothing comes after by itself.
+const ENDED: [&str; 3] = ["done", "dead", "cancelled"];
 
 impl NewTask {
     /// The digest of its arguments.
@@ -53,9 +57,15 @@ impl Client {
         id: &str,
         stored: Stored,
     ) -> Result<bool, SubmitError> {
-        let origin = if task.at_ms.is_some() { Origin::Due } else { Origin::Tasks };
-        let Some(held) = self.bus.task_at(origin, stored.seq).await else {
-            return self.check_ended(task, id).await.map(|()| true);
+        let stream = match task.at_ms {
+            None => STREAM_TASKS,
+            Some(_) if self.bus.may_schedule() => STREAM_DUE,
+            Some(_) => STREAM_LATER,
+        };
+        let Some(held) = self.bus.task_at(stream, stored.seq).await else {
+            // It was moved, or has ended.
+            let waits = stream == STREAM_LATER && self.waits(task, subject, id).await?;
+            return if waits { Ok(true) } else { self.check_ended(task, id).await.map(|()| true) };
         };
         if (&held.subject.queue, &held.subject.kind, held.original_id.as_str()) != (&subject.queue, &subject.kind, id) {
             return Ok(false);
@@ -66,17 +76,30 @@ impl Client {
     /// Whether what waits for its time where this task would is this task, or a retry of it; false when nothing waits there any more.
     /// Another one is not replaced.
     pub(super) async fn waits(&self, task: &NewTask, subject: &TaskSubject, id: &str) -> Result<bool, SubmitError> {
-        let Some(found) = self.bus.last_of_due(&subject.sched(id)).await? else {
-            // It was delivered a moment ago, or this replica does not know it yet.
-            tokio::time::sleep(STORED_LOOK_DELAY).await;
-            return Ok(false);
-        };
+        let Some(found) = self.bus.last_of_due(&subject.sched(id)).await? else { return Ok(false) };
         let arrival = Arrival { origin: Origin::Due, epoch: "", seq: found.seq, stored_ms: 0 };
         let lying = Task::parse(&subject.due(), &found.headers, found.payload, arrival);
         if lying.original_id != id {
             return Err(task.id_taken(id, "another one waits for its time in this one's place"));
         }
         task.check_lying(id, &lying).map(|()| true)
+    }
+
+    /// Whether a task of a unique key that was to wait for its time is in DUE, before its time or after it, or has run since as far as a
+    /// collector can tell. DUE is only read: what asks TASKS would be stored there.
+    pub(super) async fn is_in_due(&self, task: &NewTask, subject: &TaskSubject, id: &str) -> Result<bool, SubmitError> {
+        for place in [subject.sched(id), subject.due()] {
+            let Some(found) = self.bus.last_of_due(&place).await? else { continue };
+            let arrival = Arrival { origin: Origin::Due, epoch: "", seq: found.seq, stored_ms: 0 };
+            let lying = Task::parse(&subject.due(), &found.headers, found.payload, arrival);
+            if lying.original_id == id {
+                return task.check_lying(id, &lying).map(|()| true);
+            }
+        }
+        match self.stored_task(task, id).await {
+            Ok(Some(row)) => task.check_stored(id, &row).map(|()| true),
+            _ => Ok(false),
+        }
     }
 
     /// Checks that the id of a task does not stand for one with other arguments that has ended, or ended an attempt, as far as a
@@ -101,5 +124,24 @@ impl Client {
             }
         }
         Ok(())
+    }
+
+    /// Publishes a task again that lay in a TASKS of before, under its id; false when a collector has its end already.
+    ///
+    /// # Errors
+    /// [`SubmitError`].
+    ///
+    /// # Cancel safety
+    /// Not safe: it may or may not be stored.
+    pub async fn publish_again(&self, saved: &SavedTask, deadline: RetryDeadline) -> Result<bool, SubmitError> {
+        let TaskSubject { queue, kind, .. } = saved.task().subject;
+        let task = NewTask { queue, kind, ..NewTask::default() };
+        let stored = self.stored_task(&task, &saved.task().id()).await.ok().flatten();
+        if stored.is_some_and(|row| ENDED.contains(&row.status.as_str())) {
+            return Ok(false);
+        }
+        self.capacity.wait().await;
+        self.bus.store_again(saved, deadline).await?;
+        Ok(true)
     }
 }

@@ -1,15 +1,25 @@
 //! Schedules: added, listed, paused, resumed and removed. Each is one message, which the server replaces or removes in one step:
-//! nothing is ever half done.
+//! nothing is ever half done. A producer service makes the changes; a client requests them of one.
+
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
+use serde_json::value::RawValue;
 
 use super::Client;
 use super::errors::ScheduleChangeError;
+use crate::bus::operate::control::{
+    CTL_SCHEDULE, ControlError, ControlReply, RefusedTime, ScheduleRequest, ScheduleToAdd,
+};
 use crate::bus::publish::RetryDeadline;
 use crate::bus::publish::schedules::{Refusals, was_changed};
 use crate::schedule::{Schedule, ScheduleError, ScheduleRecord, When};
-use crate::wire::subject::check_token;
+use crate::wire::decode::decode;
+use crate::wire::headers::HEADER_SIGNATURE;
+use crate::wire::subject::{TaskSubject, check_token};
 
+/// How long a producer service may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How often a pause is tried again when another client changes the schedule meanwhile.
 const TRIES_MAX: usize = 5;
 
@@ -25,10 +35,52 @@ impl Client {
     pub async fn add_schedule(&self, schedule: &Schedule, deadline: RetryDeadline) -> Result<(), ScheduleChangeError> {
         schedule.check()?;
         zone_of(&schedule.when)?;
+        if self.bus.may_schedule() {
+            return self.store_schedule(schedule, deadline).await;
+        }
+        let target = TaskSubject::new(&schedule.queue, &schedule.kind, None)?.due();
+        let signature = self.bus.signer().and_then(|signer| {
+            let mut headers = schedule.headers();
+            signer.sign(&target, &mut headers, &schedule.payload);
+            headers.into_iter().find(|(name, _)| name == HEADER_SIGNATURE).map(|(_, signature)| signature)
+        });
+        let request = ScheduleRequest::Add(Box::new(ScheduleToAdd::new(schedule, signature)));
+        self.request_change(&request, deadline).await.map(drop)
+    }
+
+    /// The same where this program may, and knows no more of the time zone than the server does.
+    ///
+    /// # Errors
+    /// [`ScheduleChangeError`].
+    #[doc(hidden)]
+    pub async fn store_schedule(
+        &self,
+        schedule: &Schedule,
+        deadline: RetryDeadline,
+    ) -> Result<(), ScheduleChangeError> {
         if let Some(refusal) = self.bus.schedule_refusal(&schedule.when).await? {
             return Err(ScheduleChangeError::Refused(refusal));
         }
         Ok(self.bus.put_schedule(schedule, None, deadline).await?)
+    }
+
+    /// Has a producer service change a schedule: who may publish where the server keeps them could wipe what waits there.
+    async fn request_change(
+        &self,
+        request: &ScheduleRequest,
+        deadline: RetryDeadline,
+    ) -> Result<Box<RawValue>, ScheduleChangeError> {
+        let within = match deadline {
+            RetryDeadline::Unlimited => ANSWER_WITHIN,
+            RetryDeadline::Within(within) => within.min(ANSWER_WITHIN),
+        };
+        match self.bus.request(CTL_SCHEDULE, request, within).await {
+            Ok(ControlReply::Ok(answer)) => Ok(answer),
+            Ok(ControlReply::Refused(reason)) => Err(ScheduleChangeError::RefusedByProducer { reason }),
+            Ok(ControlReply::Error(reason)) => Err(ScheduleChangeError::NotChanged { reason }),
+            Err(ControlError::Nobody(_)) => Err(ScheduleChangeError::NoProducer),
+            Err(error) => Err(ScheduleChangeError::NotChanged { reason: error.to_string() }),
+        }
     }
 
     /// The schedule of a name.
@@ -52,8 +104,17 @@ impl Client {
     /// Safe: nothing is changed.
     pub async fn schedules(&self) -> Result<(Vec<ScheduleRecord>, Refusals), ScheduleChangeError> {
         let records = self.bus.schedules().await?;
-        let refusals = self.bus.schedule_refusals(&records).await?;
-        Ok((records, refusals))
+        if self.bus.may_schedule() {
+            let refusals = self.bus.schedule_refusals(&records).await?;
+            return Ok((records, refusals));
+        }
+        let within = RetryDeadline::Within(ANSWER_WITHIN);
+        let refusals = match self.request_change(&ScheduleRequest::Look {}, within).await {
+            Ok(answer) => decode::<Vec<RefusedTime>>(answer.get().as_bytes()).unwrap_or_default(),
+            // They are listed all the same; that no producer runs is said elsewhere.
+            Err(_) => Vec::new(),
+        };
+        Ok((records, refusals.into_iter().collect()))
     }
 
     /// Pauses a schedule, or resumes it, and returns it. A schedule that is in this state already is left alone.
@@ -86,6 +147,16 @@ impl Client {
             if schedule.paused == paused {
                 return Ok(schedule);
             }
+            if !self.bus.may_schedule() {
+                let name = name.to_owned();
+                let request = if paused { ScheduleRequest::Pause { name } } else { ScheduleRequest::Resume { name } };
+                self.request_change(&request, deadline).await?;
+                return Ok(Schedule { paused, since_ms: crate::now_ms(), ..schedule });
+            }
+            // This would sign it.
+            if !kept.is_believed {
+                return Err(ScheduleChangeError::NotSigned { name: name.to_owned() });
+            }
             if !paused && let Some(refusal) = self.bus.schedule_refusal(&schedule.when).await? {
                 return Err(ScheduleChangeError::Refused(refusal));
             }
@@ -110,6 +181,9 @@ impl Client {
         check_token("schedule", name)?;
         if self.bus.schedule(name).await?.is_none() {
             return Err(ScheduleChangeError::NotFound { name: name.to_owned() });
+        }
+        if !self.bus.may_schedule() {
+            return self.request_change(&ScheduleRequest::Remove { name: name.to_owned() }, deadline).await.map(drop);
         }
         Ok(self.bus.remove_schedule(name, deadline).await?)
     }

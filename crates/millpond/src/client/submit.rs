@@ -7,11 +7,14 @@ use bytes::Bytes;
 use super::Client;
 use super::batch_sizer::BatchSize;
 use super::errors::SubmitError;
+use super::identity::STORED_LOOK_DELAY;
 use super::payloads::expires;
 use super::publish_span::PublishSpan;
+use crate::bus::publish::stored_already::TakesNoRollup;
 use crate::bus::publish::unique::only_when_alone;
 use crate::bus::publish::{PublishError, RetryDeadline, Stored};
 use crate::chain::ChainStep;
+use crate::later::at_header;
 use crate::payload::StoredPayload;
 use crate::task::{check_task_id, schedule_headers};
 use crate::telemetry::TraceContext;
@@ -51,7 +54,7 @@ pub struct NewTask {
     pub attempts_max: Option<u32>,
     /// RFC 3339 time after which it must not start.
     pub expires: Option<String>,
-    /// When it may start, Unix time in milliseconds; it waits at the server. None: at once.
+    /// When it may start, Unix time in milliseconds; it waits at the server, and a producer service must run. None: at once.
     pub at_ms: Option<i64>,
     /// Subject `reply.<x>` that is notified of its end as well.
     pub reply_to: Option<String>,
@@ -147,25 +150,32 @@ impl Client {
         let payload = if stored.is_some() { Bytes::new() } else { task.payload.clone() };
         let mut headers = task.headers(&id, trace, stored.as_ref());
         // Not the id itself: the server compares nothing else, and tasks of other queues and kinds may have it, too.
-        let message_id = subject.message_id(NEW_TASK, &id);
-        headers.push((HEADER_MSG_ID.to_owned(), message_id.clone()));
+        headers.push((HEADER_MSG_ID.to_owned(), subject.message_id(NEW_TASK, &id)));
         let place = match task.at_ms {
-            Some(at_ms) => {
+            Some(at_ms) if self.bus.may_schedule() => {
                 let schedule = schedule_headers(at_ms, crate::now_ms(), subject.due())
                     .ok_or(SubmitError::StartTimeOutOfRange { at_ms })?;
                 headers.extend(schedule);
                 subject.sched(&id)
             }
+            Some(at_ms) => {
+                headers.push(at_header(at_ms, crate::now_ms()).ok_or(SubmitError::StartTimeOutOfRange { at_ms })?);
+                subject.later()
+            }
             None => subject.task(),
         };
+        let is_scheduled = task.at_ms.is_some() && self.bus.may_schedule();
         if task.unique.is_some() {
-            if self.bus.waits_in_due(&subject).await? {
-                return self.resent_or_refused(task, &place, &message_id, id).await;
+            if self.bus.key_waits(&subject).await? {
+                return self.resent_or_refused(task, &subject, id, deadline).await;
             }
-            headers.extend(only_when_alone(&subject, task.at_ms.is_some()));
-        } else if task.at_ms.is_some() {
+            headers.extend(only_when_alone(&subject, is_scheduled));
+        } else if is_scheduled {
             // The server would replace whatever waits under this id: a task of before, or a retry of it.
             headers.push((HEADER_EXPECTED_SEQUENCE.to_owned(), "0".to_owned()));
+        } else if task.at_ms.is_some() && task.id.is_some() && Box::pin(self.waits(task, &subject, &id)).await? {
+            // It would not replace that, but become a dead letter.
+            return Ok(Submitted { id, duplicate: true });
         }
         let mut stored = loop {
             match self.store(task, &place, &headers, payload.clone(), deadline).await {
@@ -173,9 +183,11 @@ impl Client {
                     if Box::pin(self.waits(task, &subject, &id)).await? {
                         return Ok(Submitted { id, duplicate: true });
                     }
+                    // It was delivered a moment ago, or this replica does not know it yet.
+                    tokio::time::sleep(STORED_LOOK_DELAY).await;
                 }
                 Err(PublishError::NotLast { .. }) => {
-                    return self.resent_or_refused(task, &place, &message_id, id).await;
+                    return self.resent_or_refused(task, &subject, id, deadline).await;
                 }
                 stored => break stored?,
             }
@@ -210,11 +222,17 @@ impl Client {
     async fn resent_or_refused(
         &self,
         task: &NewTask,
-        place: &str,
-        message_id: &str,
+        subject: &TaskSubject,
         id: String,
+        deadline: RetryDeadline,
     ) -> Result<Submitted, SubmitError> {
-        if self.bus.has_id(place, message_id).await {
+        let stream = if task.at_ms.is_some() { TakesNoRollup::Later } else { TakesNoRollup::Tasks };
+        let is_resent = if task.at_ms.is_some() && self.bus.may_schedule() {
+            Box::pin(self.is_in_due(task, subject, &id)).await?
+        } else {
+            self.bus.is_stored(stream, subject, &subject.message_id(NEW_TASK, &id), deadline).await?
+        };
+        if is_resent {
             return Ok(Submitted { id, duplicate: true });
         }
         Err(SubmitError::UniqueKeyTaken { key: task.unique.clone().unwrap_or_default() })

@@ -4,12 +4,12 @@
 use std::collections::HashSet;
 
 use super::headers::{
-    HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_DEAD, HEADER_DELAY, HEADER_EXPIRES,
-    HEADER_FAILURES, HEADER_ID, HEADER_IDEMPOTENCY_KEY, HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID, HEADER_ORIGINAL_ID,
-    HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_PIPE_END, HEADER_PIPE_GOT, HEADER_PIPE_SEQ, HEADER_PUBLISHED,
-    HEADER_RAW_HEADERS, HEADER_REF, HEADER_REPLAY_OF, HEADER_REPLY_TO, HEADER_SCHEDULE_BY, HEADER_SCHEDULE_NAME,
-    HEADER_SCHEDULE_PAUSED, HEADER_SCHEDULE_PAUSED_ZONE, HEADER_SIGNATURE, HEADER_STARTS, HEADER_TIMEOUT,
-    HEADER_TRACEPARENT, HEADER_TRACESTATE, HEADER_UNIQUE, HEADER_WORKER, Headers,
+    HEADER_AT, HEADER_ATTEMPT, HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_DEAD, HEADER_DELAY,
+    HEADER_EXPIRES, HEADER_FAILURES, HEADER_ID, HEADER_IDEMPOTENCY_KEY, HEADER_INDEX, HEADER_ITEMS, HEADER_MSG_ID,
+    HEADER_ORIGINAL_ID, HEADER_PIPE, HEADER_PIPE_CAPACITY, HEADER_PIPE_END, HEADER_PIPE_GOT, HEADER_PIPE_SEQ,
+    HEADER_PUBLISHED, HEADER_RAW_HEADERS, HEADER_REF, HEADER_REPLAY_OF, HEADER_REPLY_TO, HEADER_SCHEDULE_BY,
+    HEADER_SCHEDULE_NAME, HEADER_SCHEDULE_PAUSED, HEADER_SCHEDULE_PAUSED_ZONE, HEADER_SIGNATURE, HEADER_STARTS,
+    HEADER_TIMEOUT, HEADER_TRACEPARENT, HEADER_TRACESTATE, HEADER_UNIQUE, HEADER_WORKER, Headers,
 };
 
 /// How the names of our headers begin.
@@ -35,11 +35,13 @@ enum Scope {
     Call,
     /// A request over HTTP.
     Http,
+    /// When a task may start: on LATER, and its delay over HTTP, too.
+    Start,
     /// The trace, on all of them.
     Trace,
 }
 
-static KNOWN: [(&str, Scope); 34] = [
+static KNOWN: [(&str, Scope); 35] = [
     (HEADER_ID, Scope::NatsTask),
     (HEADER_ORIGINAL_ID, Scope::Own),
     (HEADER_ATTEMPT, Scope::Own),
@@ -71,7 +73,8 @@ static KNOWN: [(&str, Scope); 34] = [
     (HEADER_PIPE_GOT, Scope::Call),
     (HEADER_PIPE_CAPACITY, Scope::Call),
     (HEADER_PIPE_END, Scope::Call),
-    (HEADER_DELAY, Scope::Http),
+    (HEADER_DELAY, Scope::Start),
+    (HEADER_AT, Scope::Start),
     (HEADER_UNIQUE, Scope::Http),
     (HEADER_IDEMPOTENCY_KEY, Scope::Http),
 ];
@@ -97,6 +100,8 @@ const OF_THE_SERVER: [&str; 12] = [
 pub enum Way {
     /// On a message of `tasks.`, `sched.` or `due.`.
     Nats,
+    /// On a message of `later.`.
+    Later,
     /// On a request that publishes tasks.
     Http,
     /// On a call.
@@ -220,21 +225,24 @@ fn misspelt(name: &str) -> Option<&'static str> {
 /// Why a header means nothing here, and what does.
 fn misplaced(name: &str, scope: Scope, way: Way) -> Option<&'static str> {
     match (way, scope) {
-        (Way::Nats, Scope::Http) if name == HEADER_DELAY => Some(
-            "it is for HTTP; over NATS publish the task to its sched subject with Nats-Schedule and Nats-Schedule-Target \
+        (Way::Nats, Scope::Start) => Some(
+            "a task that waits for its time is published to later.<queue>.<kind> \
              (docs/protocol.md#a-task-that-waits-for-its-time)",
         ),
-        (Way::Nats, Scope::Http) if name == HEADER_UNIQUE => {
+        (Way::Http, Scope::Start) if name == HEADER_AT => Some(AT_HTTP_OF_THE_SERVER),
+        (Way::Nats | Way::Later, Scope::Http) if name == HEADER_UNIQUE => {
             Some("it is for HTTP; over NATS the unique key stands in the subject, tasks.<queue>.<kind>.u-<key>")
         }
-        (Way::Nats, Scope::Http) => Some("it is for HTTP; over NATS the id of a task is in Nats-Msg-Id"),
-        (Way::Nats, Scope::Call) => Some("it is for calls and pipes (docs/protocol.md#calls-and-pipes), not for tasks"),
+        (Way::Nats | Way::Later, Scope::Http) => Some("it is for HTTP; over NATS the id of a task is in Nats-Msg-Id"),
+        (Way::Nats | Way::Later, Scope::Call) => {
+            Some("it is for calls and pipes (docs/protocol.md#calls-and-pipes), not for tasks")
+        }
         (Way::Http, Scope::NatsTask | Scope::Own | Scope::Call) => Some(
             "over HTTP a task has Idempotency-Key, Millpond-Timeout, Millpond-Attempts-Max, Millpond-Expires, Millpond-Delay, \
              Millpond-Reply-To, Millpond-Continuation, Millpond-Unique and traceparent, and the lines of POST /v1/jobs are the \
              items of a job",
         ),
-        (Way::Call, Scope::Task | Scope::NatsTask | Scope::Own | Scope::Http) => {
+        (Way::Call, Scope::Task | Scope::NatsTask | Scope::Own | Scope::Http | Scope::Start) => {
             Some("a call has Millpond-Timeout and traceparent; what more a task may have needs a task")
         }
         _ => None,
@@ -289,10 +297,11 @@ mod tests {
             ("millpond-time-out", "the nearest is Millpond-Timeout"),
             ("Millpond-Atempts-Max", "the nearest is Millpond-Attempts-Max"),
             ("MILLPOND-REPLYTO", "the nearest is Millpond-Reply-To"),
-            ("Millpond-Delays", "the nearest is Millpond-Delay, which means nothing here either: it is for HTTP"),
+            ("Millpond-Delays", "the nearest is Millpond-Delay, which means nothing here either: a task that waits"),
             ("Millpond-Typo", "docs/protocol.md#headers-on-a-task"),
             ("Millpond-", "docs/protocol.md#headers-on-a-task"),
-            ("Millpond-Delay", "Nats-Schedule"),
+            ("Millpond-Delay", "later.<queue>.<kind>"),
+            ("millpond-at", "later.<queue>.<kind>"),
             ("millpond-unique", "u-<key>"),
             ("idempotency-key", "Nats-Msg-Id"),
             ("Millpond-Pipe", "calls and pipes"),
@@ -316,6 +325,8 @@ mod tests {
             assert!(text.contains(said), "{name}: {text}");
         }
         assert!(checked(&[("millpond-expires", "x")], Way::Call).contains("a call has Millpond-Timeout"));
+        assert!(checked(&[("millpond-at", "x")], Way::Http).contains("Millpond-Delay"));
+        assert!(checked(&[("millpond-unique", "x")], Way::Later).contains("u-<key>"));
     }
 
     #[test]
@@ -324,6 +335,10 @@ mod tests {
             [("Nats-Msg-Id", "a"), ("millpond-timeout", "1s"), ("Millpond-Index", "1"), ("User", "u"), ("User", "v")];
         assert_eq!(checked(&task, Way::Nats), "");
         assert_eq!(checked(&[("millpond-delay", "1s"), ("idempotency-key", "a"), ("traceparent", "t")], Way::Http), "");
+        assert_eq!(
+            checked(&[("millpond-delay", "1s"), ("Nats-Msg-Id", "a"), ("millpond-timeout", "1s")], Way::Later),
+            ""
+        );
         assert_eq!(checked(&[("millpond-timeout", "1s"), ("traceparent", "t")], Way::Call), "");
         // What only millpond sets is not read where a publisher sets it, as ever.
         assert_eq!(checked(&[("millpond-attempt", "7"), ("Nats-Unheard-Of", "x")], Way::Nats), "");

@@ -17,9 +17,6 @@ pub const HEADER_ROLLUP: &str = "Nats-Rollup";
 pub const HEADER_EXPECTED_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
 /// The subjects that [`HEADER_EXPECTED_SEQUENCE`] means, where they are not the message's own.
 pub const HEADER_EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
-/// The id of the stream's last message. With an id that no message has, the server stores nothing, but still answers
-/// whether it knows the message's own id.
-pub const HEADER_EXPECTED_ID: &str = "Nats-Expected-Last-Msg-Id";
 
 /// The payload is a JSON array of this many argument values.
 pub const HEADER_BATCH: &str = "Millpond-Batch";
@@ -52,8 +49,10 @@ pub const HEADER_SCHEDULE_PAUSED_ZONE: &str = "Millpond-Schedule-Paused-Zone";
 
 /// The id of a task, or the name of a job; of requests over HTTP only.
 pub const HEADER_IDEMPOTENCY_KEY: &str = "Idempotency-Key";
-/// How long a task waits at the server before it may start; of requests over HTTP only.
+/// How long a task waits at the server before it may start, from when it was stored; on `later.` and over HTTP.
 pub const HEADER_DELAY: &str = "Millpond-Delay";
+/// When a task may start, RFC 3339; on `later.` only.
+pub const HEADER_AT: &str = "Millpond-At";
 /// The unique key of a task; of requests over HTTP only.
 pub const HEADER_UNIQUE: &str = "Millpond-Unique";
 

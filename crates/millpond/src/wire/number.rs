@@ -6,12 +6,14 @@
 ///
 /// - 1: streams and worker records without a number, made before there was one.
 /// - 2: streams and worker records carry the number; original id, continuation, owner and capacity have their names;
-///   `lease.name`, `events.reconnected`, `events.clock`, `ctl.request.status`, `ctl.request.cancel`, records of a queue's
+///   `lease.name`, `events.reconnected`, `events.clock`, `ctl.request.status`, `ctl.request.cancel`, `ctl.request.schedule`, records of a queue's
 ///   consumers and pause, `clock_ahead_ms`, `Millpond-Raw-Headers`, `Millpond-Bytes`, `Millpond-Starts` and the answer
 ///   `refused` are new, and so is `{"job"}` on `ctl.request.results`; dead letters are signed, and what a job's end starts is
 ///   signed by who submits the job; names of our headers have no case, and those that mean nothing are refused; an id is
 ///   unique in its queue and kind, and all that names a task names both; failed attempts have the `span` of theirs, and
-///   `Millpond-Replay-Of` has `trace` and `span` of the attempt that died, where these were exported.
+///   `Millpond-Replay-Of` has `trace` and `span` of the attempt that died, where these were exported; tasks with a time of
+///   clients go to LATER (`later.<queue>.<kind>`, `Millpond-Delay`, `Millpond-At`), with the record `moved` in DUE and
+///   `later_up_to` of purges; `ctl.request.schedule`.
 pub const WIRE_NUMBER: u32 = 2;
 
 /// The number of streams and worker records that carry none.

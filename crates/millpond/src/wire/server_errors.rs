@@ -4,19 +4,32 @@
 /// The newest code that this program knows.
 const KNOWN_MAX: u64 = 10228;
 
-/// Codes of what passes: a server, its cluster or its disk that is busy or full, or something that is made again.
-const PASSING: [u64; 58] = [
-    10002, 10004, 10005, 10007, 10008, 10009, 10012, 10014, 10023, 10026, 10027, 10028, 10029, 10035, 10037, 10039,
-    10041, 10042, 10044, 10045, 10047, 10048, 10049, 10050, 10051, 10052, 10057, 10059, 10062, 10063, 10064, 10066,
-    10067, 10069, 10072, 10075, 10076, 10077, 10104, 10105, 10110, 10118, 10119, 10124, 10129, 10149, 10158, 10163,
-    10164, 10167, 10194, 10195, 10202, 10210, 10211, 10224, 10226, 10228,
+/// Codes of a server or a cluster that has no leader, no quorum, is starting, or is busy: it passes by itself, within seconds.
+const WITHOUT_LEADER: [u64; 19] = [
+    10004, 10005, 10007, 10008, 10009, 10041, 10044, 10075, 10118, 10119, 10163, 10164, 10167, 10194, 10195, 10202,
+    10210, 10211, 10228,
+];
+/// Codes of all else that passes: a disk, memory or a stream that is full, or something that is made again, or under way.
+const PASSING: [u64; 39] = [
+    10002, 10012, 10014, 10023, 10026, 10027, 10028, 10029, 10035, 10037, 10039, 10042, 10045, 10047, 10048, 10049,
+    10050, 10051, 10052, 10057, 10059, 10062, 10063, 10064, 10066, 10067, 10069, 10072, 10076, 10077, 10104, 10105,
+    10110, 10124, 10129, 10149, 10158, 10224, 10226,
 ];
 
 /// Whether the same request may succeed later, as it is. `status` decides about a code that is newer than this program: 5xx, a
 /// conflict and too many requests pass.
 #[must_use]
 pub fn is_passing(error_code: u64, status: u64) -> bool {
-    if error_code <= KNOWN_MAX { PASSING.contains(&error_code) } else { matches!(status, 409 | 429 | 500..=599) }
+    match error_code {
+        ..=KNOWN_MAX => PASSING.contains(&error_code) || is_without_leader(error_code),
+        _ => matches!(status, 409 | 429 | 500..=599),
+    }
+}
+
+/// Whether the server or its cluster has no leader, no quorum, is starting, or is busy.
+#[must_use]
+pub fn is_without_leader(error_code: u64) -> bool {
+    WITHOUT_LEADER.contains(&error_code)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 /// Tasks as they were published.
 pub const STREAM_TASKS: &str = "TASKS";
+/// Tasks with a time that clients and publishers have given them, until a producer service has moved them to DUE.
+pub const STREAM_LATER: &str = "LATER";
 /// Tasks that wait for their time, and tasks whose time has come.
 pub const STREAM_DUE: &str = "DUE";
 /// Result batches.

@@ -38,6 +38,11 @@ pub const SCHEDULES_REMOVED: &str = "sched.-.-";
 /// Where the server is requested to look at a schedule that has no target: it answers what is wrong with it, and stores nothing.
 pub const SCHEDULE_PROBE: &str = "sched.-.-.probe";
 
+/// Where the server is asked whether TASKS takes messages: it answers that it stores none of these, and does not.
+pub const TASKS_PROBE: &str = "tasks.-.-.probe";
+/// In DUE, up to which message LATER has been moved there: stored in one step with what was moved.
+pub const LATER_MOVED: &str = "moved";
+
 /// Checks one token: a queue, a kind, a job or a key.
 ///
 /// # Errors
@@ -101,14 +106,14 @@ impl TaskSubject {
         Ok(Self { queue, kind, job, unique: None })
     }
 
-    /// Reads `tasks.…` or `due.…`.
+    /// Reads `tasks.…`, `due.…` or `later.…`.
     ///
     /// # Errors
     /// [`SubjectError`] when a token or the shape does not fit.
     pub fn parse(subject: &str) -> Result<Self, SubjectError> {
         let shape = || SubjectError::Shape { subject: subject.to_owned() };
         let mut tokens = subject.split('.');
-        if !matches!(tokens.next(), Some("tasks" | "due")) {
+        if !matches!(tokens.next(), Some("tasks" | "due" | "later")) {
             return Err(shape());
         }
         let (queue, kind) = (tokens.next().ok_or_else(shape)?, tokens.next().ok_or_else(shape)?);
@@ -139,6 +144,12 @@ impl TaskSubject {
     #[must_use]
     pub fn task(&self) -> String {
         self.with_prefix("tasks")
+    }
+
+    /// Where who may not publish to DUE publishes a task with a time.
+    #[must_use]
+    pub fn later(&self) -> String {
+        self.with_prefix("later")
     }
 
     /// Where a task lies whose time has come.
@@ -307,6 +318,7 @@ mod tests {
         check("tasks.default.square", Some(("default", "square", None, None)));
         check("due.q.k.j-job_1", Some(("q", "k", Some("job_1"), None)));
         check("tasks.q.k.u-key", Some(("q", "k", None, Some("key"))));
+        check("later.q.k.u-key", Some(("q", "k", None, Some("key"))));
         for bad in [
             "tasks",
             "tasks.q",

@@ -92,7 +92,9 @@ impl Status for App {
         if !self.store.is_usable().await {
             return Some("the store cannot be read".to_owned());
         }
-        let is_missing = |problem: &Problem| problem.kind == ProblemKind::Missing && !problem.mended;
+        let is_missing = |problem: &Problem| {
+            matches!(problem.kind, ProblemKind::Missing | ProblemKind::Standstill) && !problem.mended
+        };
         let missing = self.problems.rows().into_iter().find(is_missing).map(|problem| problem.sentence);
         missing.or_else(|| self.health.iter().find_map(|health| health.complaint()))
     }

@@ -70,7 +70,7 @@ pub(super) async fn resume(
 /// Remove what waits in a queue, and end what runs of it.
 #[utoipa::path(post, path = "/queues/{queue}/purge", tag = "act", request_body(content = PurgeQueue, example = json!({"kind": "square", "keep_running": true})),
     params(("queue" = String, Path, description = "Its name", example = "low", pattern = "^[A-Za-z0-9_-]{1,64}$")),
-    responses((status = 200, description = "It is done, and recorded", body = PurgeRecord, example = json!({"queue": "low", "kind": "square", "running": false, "tasks_up_to": 41, "due_up_to": 7, "count": 3, "by": "operator", "at_ms": 1_800_000_000_000_i64}))))]
+    responses((status = 200, description = "It is done, and recorded", body = PurgeRecord, example = json!({"queue": "low", "kind": "square", "running": false, "later_up_to": 0, "tasks_up_to": 41, "due_up_to": 7, "count": 3, "by": "operator", "at_ms": 1_800_000_000_000_i64}))))]
 pub(super) async fn purge(
     State(app): AppState,
     PathAndQuery(queue, NoQuery {}): OfOne,

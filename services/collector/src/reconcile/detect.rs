@@ -20,16 +20,19 @@ const NO_WORKER_AFTER_MS: i64 = 2_000;
 const ORPHANED_AFTER_MS: i64 = 10_000;
 /// How long nothing may be handed out while messages wait and slots are free, in milliseconds.
 const STUCK_AFTER_MS: i64 = 10_000;
+/// How long a task may lie in LATER, in milliseconds: a producer service looks ten times a second.
+const NO_PRODUCER_AFTER_MS: i64 = 10_000;
 /// How long the collector's own durables may stand still, in milliseconds: longer than its server waits for acks.
 const BEHIND_AFTER_MS: i64 = 15_000;
 
 /// The kinds of problems that one snapshot shows.
-pub(super) const OF_A_SNAPSHOT: [ProblemKind; 5] = [
+pub(super) const OF_A_SNAPSHOT: [ProblemKind; 6] = [
     ProblemKind::NoWorker,
     ProblemKind::Paused,
     ProblemKind::OrphanedLease,
     ProblemKind::StuckConsumer,
     ProblemKind::BrokenKind,
+    ProblemKind::NoProducer,
 ];
 /// How far the clock of a machine may be off, in milliseconds.
 const CLOCK_OFF_MAX_MS: i64 = 2_000;
@@ -63,6 +66,7 @@ impl Detector {
         }
         conditions.extend(unknown_kinds(seen));
         conditions.extend(broken_kinds(seen));
+        conditions.extend(no_producer(seen));
         conditions.extend(seen.durables.iter().filter_map(|(stream, state)| behind(stream, *state)));
         let mut since = BTreeMap::new();
         let mut found = Vec::new();
@@ -110,6 +114,17 @@ fn no_worker(queue: &QueueState, seen: &BusSnapshot) -> Option<Condition> {
         after_ms: NO_WORKER_AFTER_MS,
         still: 0,
     })
+}
+
+/// Tasks with a time that nobody moves to where they wait for it.
+fn no_producer(seen: &BusSnapshot) -> Option<Condition> {
+    let oldest_ms = seen.oldest_in_later_ms.filter(|oldest_ms| seen.now_ms - oldest_ms >= NO_PRODUCER_AFTER_MS)?;
+    let since = std::time::Duration::from_secs((seen.now_ms - oldest_ms).unsigned_abs() / 1000);
+    let sentence = format!(
+        "tasks that were published with a time lie in LATER, the oldest for {}, and no producer service moves them to where they wait: they will be late; start a producer (`millpond producer run`), or see its log",
+        humantime::format_duration(since)
+    );
+    Some(Condition { kind: ProblemKind::NoProducer, what: "LATER".to_owned(), sentence, after_ms: 0, still: 0 })
 }
 
 /// Kinds of tasks that workers got lately, and that no worker of their queue knows.

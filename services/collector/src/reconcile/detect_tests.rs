@@ -24,7 +24,8 @@ fn queue(waiting: u64, held: u64, deliveries: u64) -> QueueState {
 }
 
 fn seen(now_ms: i64, queues: &[QueueState], workers: &[(WorkerRecord, WorkerState)]) -> BusSnapshot {
-    BusSnapshot { now_ms, durables: Vec::new(), queues: queues.to_vec(), workers: workers.to_vec() }
+    let (queues, workers) = (queues.to_vec(), workers.to_vec());
+    BusSnapshot { now_ms, durables: Vec::new(), queues, oldest_in_later_ms: None, workers }
 }
 
 /// What is found at these times, the same being seen each time.
@@ -68,6 +69,18 @@ fn kinds_that_cannot_start() {
     let troubles = [("k".to_owned(), "no module".to_owned())].into();
     let broken = (WorkerRecord { troubles, ..worker(0, 0, &[]) }, WorkerState::Live);
     assert_eq!(found(&[0], &queue(0, 0, 0), &[broken]), [[ProblemKind::BrokenKind]]);
+}
+
+#[test]
+fn tasks_with_a_time_that_nobody_moves() {
+    let found = |oldest_in_later_ms, now_ms| {
+        let found = Detector::default().found(&BusSnapshot { oldest_in_later_ms, ..seen(now_ms, &[], &[]) });
+        found.into_iter().map(|found| (found.kind, found.sentence)).collect::<Vec<_>>()
+    };
+    assert!(found(None, 99_000).is_empty() && found(Some(90_001), 100_000).is_empty());
+    let late = found(Some(40_000), 100_000);
+    assert_eq!((late.len(), late[0].0), (1, ProblemKind::NoProducer));
+    assert!(late[0].1.contains("for 1m,"), "{late:?}");
 }
 
 #[test]

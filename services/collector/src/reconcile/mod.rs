@@ -15,7 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millpond::bus::read::backlog::Purges;
+use millpond::bus::read::standstill::Standstill;
 use millpond::bus::topology::missing_streams;
+use millpond::bus::{Bus, Role};
+use millpond::wire::streams::{STREAM_DEAD, STREAM_DUE, STREAM_RESULTS, STREAM_TASKS};
+use millpond::worker_record::WORKER_LOST_AFTER;
 use millpond_api::overview::ProblemKind;
 
 pub(crate) use problems::Problems;
@@ -38,6 +42,13 @@ use crate::store::{RefusedContinuation, UnreadableMessages};
 const CHECK_MEMORY_EVERY: Duration = Duration::from_secs(1);
 /// How long a message that cannot be read, or a continuation that is refused, is a problem, in milliseconds.
 const SHOWN_FOR_MS: i64 = 24 * 3600 * 1000;
+/// How often it is looked whether streams stand still.
+const STREAMS_EVERY: Duration = Duration::from_secs(2);
+/// The streams that everything rests on, and the buckets whose records say who lives.
+const STREAMS: [&str; 6] = [STREAM_TASKS, STREAM_DUE, STREAM_RESULTS, STREAM_DEAD, RECORDS[0], RECORDS[1]];
+const RECORDS: [&str; 2] = ["KV_millpond_workers", "KV_millpond_jobs"];
+/// How long after a standstill the records of who lives are written again.
+const STANDSTILL_ENDS_WITHIN: Duration = Duration::from_secs(4);
 /// How often bus and store are compared.
 const COMPARE_EVERY: Duration = Duration::from_secs(3);
 
@@ -51,9 +62,14 @@ pub(crate) async fn watch(
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let mut found = detect::lost_workers(&workers.records());
-        found.extend(detect::stalled_jobs(&jobs.stalled()));
-        found.extend(detect::clocks(&workers.records(), &clocks.off(), millpond::clock::local_ahead_ms()));
+        if !problems.standstill_within(WORKER_LOST_AFTER + STANDSTILL_ENDS_WITHIN) {
+            // Their records could be written: who did not is gone.
+            let mut found = detect::lost_workers(&workers.records());
+            found.extend(detect::stalled_jobs(&jobs.stalled()));
+            problems.replace(&[ProblemKind::WorkerLost, ProblemKind::StalledJob], found);
+        }
+        let own_ahead_ms = millpond::clock::local_ahead_ms();
+        let mut found: Vec<_> = detect::clocks(&workers.records(), &clocks.off(), own_ahead_ms).collect();
         if health.iter().any(|health| health.store_fails()) {
             let sentence =
                 "the store cannot be written, nothing that ends is acknowledged; the collector's log has the reason";
@@ -61,8 +77,29 @@ pub(crate) async fn watch(
             let (what, sentence) = ("store".to_owned(), sentence.to_owned());
             found.push(FoundProblem { kind: ProblemKind::Store, what, sentence, since_ms });
         }
-        let kinds = [ProblemKind::WorkerLost, ProblemKind::StalledJob, ProblemKind::Store, ProblemKind::Clock];
-        problems.replace(&kinds, found);
+        problems.replace(&[ProblemKind::Store, ProblemKind::Clock], found);
+    }
+}
+
+/// Looks for streams that stand still, for ever.
+async fn watch_streams(bus: Bus, problems: Problems) {
+    let mut tick = tokio::time::interval(STREAMS_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let found = if bus.is_connected() { bus.standstills(Role::Collector, &STREAMS).await } else { Vec::new() };
+        // A TASKS that stands still keeps nobody from writing its record.
+        if !bus.is_connected() || found.iter().any(|one| RECORDS.contains(&one.stream)) {
+            problems.note_standstill();
+        }
+        let since_ms = millpond::now_ms();
+        let found = found.into_iter().map(|Standstill { stream, sentence }| FoundProblem {
+            kind: ProblemKind::Standstill,
+            what: stream.to_owned(),
+            sentence,
+            since_ms,
+        });
+        problems.replace(&[ProblemKind::Standstill], found.collect());
     }
 }
 
@@ -78,8 +115,13 @@ struct Reconciler {
     missing_consumers: BTreeSet<String>,
 }
 
-/// Compares bus and store for ever.
+/// Looks for streams that stand still, and compares bus and store, for ever.
 pub(crate) async fn run(context: Context) {
+    let (bus, problems) = (context.bus.clone(), context.problems.clone());
+    tokio::join!(watch_streams(bus, problems), compare_all(context));
+}
+
+async fn compare_all(context: Context) {
     let mut tick = tokio::time::interval(COMPARE_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut reconciler, mut failing) = (Reconciler::default(), false);

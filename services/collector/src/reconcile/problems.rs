@@ -1,7 +1,8 @@
 //! The problems of now: each is logged once when it appears and once when it is gone.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use millpond_api::overview::{Problem, ProblemKind};
 
@@ -33,6 +34,8 @@ struct ShownFinding {
 #[derive(Clone, Default)]
 pub(crate) struct Problems {
     shown: Arc<RwLock<BTreeMap<(ProblemKind, String), ShownFinding>>>,
+    /// When a stream stood still last, or NATS was away.
+    standstill: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Problems {
@@ -55,6 +58,15 @@ impl Problems {
             }
         }
         rows
+    }
+
+    /// A stream stands still, or NATS is away: who lives cannot write so.
+    pub(super) fn note_standstill(&self) {
+        *self.standstill.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    pub(super) fn standstill_within(&self, within: Duration) -> bool {
+        self.standstill.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|last| last.elapsed() < within)
     }
 
     /// Replaces what was known of these kinds by what was found now.

@@ -42,6 +42,8 @@ pub(super) struct BusSnapshot {
     /// The collector's durables, by their streams.
     pub(super) durables: Vec<(&'static str, OutcomeReaderState)>,
     pub(super) queues: Vec<QueueState>,
+    /// When the oldest task was stored that no producer service has moved to DUE.
+    pub(super) oldest_in_later_ms: Option<i64>,
     pub(super) workers: Vec<(WorkerRecord, WorkerState)>,
 }
 
@@ -68,7 +70,9 @@ impl BusSnapshot {
         }
         let queues = context.bus.standing().await?;
         context.polls.send_replace(Arc::new(queues.clone()));
-        Ok(Self { now_ms: millpond::now_ms(), durables, queues, workers: context.workers.records() })
+        let oldest_in_later_ms = context.bus.oldest_in_later().await?;
+        let workers = context.workers.records();
+        Ok(Self { now_ms: millpond::now_ms(), durables, queues, oldest_in_later_ms, workers })
     }
 
     /// Messages that lie in a queue for a worker, or with one.

@@ -18,10 +18,12 @@ use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use millpond::bus::Bus;
 use millpond::bus::publish::PublishError;
+use millpond::bus::read::standstill::StandstillWatch;
+use millpond::bus::{Bus, Role};
 use millpond::client::{Client, MapError, SubmitError};
 use millpond::telemetry::{Metrics, gauge, took};
+use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::guesses::Guesses;
 use millpond_service::listen::Peer;
@@ -42,6 +44,7 @@ const RETRY_AFTER_S: u64 = 1;
 pub(crate) struct App {
     pub(crate) client: Client,
     pub(crate) bus: Bus,
+    standstill: StandstillWatch,
     pub(crate) token: Token,
     /// Wrong tokens of late.
     pub(crate) guesses: Guesses,
@@ -58,13 +61,17 @@ impl App {
     pub(crate) fn new(bus: Bus, token: Token, metrics: Metrics, shutdown: CancellationToken) -> Self {
         let (waiters, jobs) = (Semaphore::new(WAITERS_MAX), Arc::new(Semaphore::new(JOBS_MAX)));
         let client = Client::over(bus.clone());
-        Self { client, bus, token, guesses: Guesses::default(), metrics, waiters, jobs, shutdown }
+        let standstill = StandstillWatch::new(&bus, Role::Producer, &[STREAM_TASKS, STREAM_DUE]);
+        Self { client, bus, standstill, token, guesses: Guesses::default(), metrics, waiters, jobs, shutdown }
     }
 }
 
 impl Status for App {
     async fn complaint(&self) -> Option<String> {
-        (!self.bus.is_connected()).then(|| "not connected to NATS".to_owned())
+        if !self.bus.is_connected() {
+            return Some("not connected to NATS".to_owned());
+        }
+        self.standstill.complaint().await
     }
 
     async fn measure(&self) {

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use millpond::bus::Bus;
 use millpond::bus::consume::lease::Leases;
+use millpond::bus::read::standstill::StandstillWatch;
+use millpond::bus::{Bus, Role};
 use millpond::telemetry::{Metrics, MetricsExport, gauge};
+use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use millpond_service::listen::HttpSettings;
 use millpond_service::server::Bound;
 use millpond_service::status_routes::{Status, send_metrics, status_routes};
@@ -19,6 +21,7 @@ use crate::context::WorkerContext;
 /// What the health and the metrics of this worker are read from.
 struct WorkerStatus {
     bus: Bus,
+    standstill: StandstillWatch,
     context: Arc<WorkerContext>,
     leases: Leases,
     metrics: Metrics,
@@ -45,7 +48,8 @@ pub(crate) async fn start(
         return Ok(None);
     }
     let (context, leases) = (context.clone(), leases.clone());
-    let status = Arc::new(WorkerStatus { bus: bus.clone(), context, leases, metrics: Metrics::start() });
+    let standstill = StandstillWatch::new(bus, Role::Worker, &[STREAM_TASKS, STREAM_DUE]);
+    let status = Arc::new(WorkerStatus { bus: bus.clone(), standstill, context, leases, metrics: Metrics::start() });
     background.spawn(send_metrics(status.clone()));
     let Some(listen) = listen else { return Ok(None) };
     let bound = Bound::new(listen, settings).await?;
@@ -63,7 +67,10 @@ impl Status for WorkerStatus {
         if self.context.draining.is_cancelled() {
             return Some("draining".to_owned());
         }
-        (!self.bus.is_connected()).then(|| "not connected to NATS".to_owned())
+        if !self.bus.is_connected() {
+            return Some("not connected to NATS".to_owned());
+        }
+        self.standstill.complaint().await
     }
 
     async fn measure(&self) {

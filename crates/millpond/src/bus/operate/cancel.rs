@@ -10,13 +10,14 @@ use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::bus::publish::{PublishError, RetryDeadline};
 use crate::bus::read::buckets::{encode, open};
+use crate::bus::read::later::InLater;
 use crate::bus::topology::stream_state;
 use crate::job::{JobRecord, JobState};
 use crate::outcome::{CancelledJob, NotDone, NotDoneState, Outcome, ResultBatch};
 use crate::task::{Arrival, Origin, Task};
 use crate::wire::bounds::{self, Bounded};
 use crate::wire::headers::HEADER_MSG_ID;
-use crate::wire::streams::{BUCKET_CANCELS, STREAM_DUE, STREAM_TASKS};
+use crate::wire::streams::{BUCKET_CANCELS, STREAM_DUE, STREAM_LATER, STREAM_TASKS};
 use crate::wire::subject;
 use crate::wire::subject::TaskSubject;
 
@@ -123,6 +124,7 @@ impl Bus {
             by: by.to_owned(),
         };
         self.put_tombstone(&tombstone).await?;
+        let was_in_later = self.cancel_in_later(queue, kind, id, by).await?;
         let (mut removed, kind) = (None, kind.unwrap_or("*"));
         // One by one: each that is removed uncovers the next.
         while let Some(found) = self.last_of_due(&format!("sched.{queue}.{kind}.*.{}", subject::key(id))).await? {
@@ -139,7 +141,26 @@ impl Bus {
             self.purge_due(&found.subject, found.seq).await?;
             removed = Some(found.seq);
         }
-        Ok(removed.is_some())
+        Ok(was_in_later || removed.is_some())
+    }
+
+    /// Removes what a producer service has not moved to DUE; what it has moved is found there afterwards.
+    async fn cancel_in_later(&self, queue: &str, kind: Option<&str>, id: &str, by: &str) -> Result<bool, CancelError> {
+        let (lying, _) = self.in_later(&format!("later.{queue}.>")).await?;
+        let is_meant = |task: &Task| task.original_id == id && kind.is_none_or(|kind| kind == task.subject.kind);
+        let mut any = false;
+        for InLater { seq, task, .. } in lying.into_iter().filter(|lying| is_meant(&lying.task)) {
+            let batch = ResultBatch { v: 1, worker: by.to_owned(), outcomes: vec![never_ran(&task)], cancelled: None };
+            let message_id = task.subject.message_id(&format!("c-{seq}"), id);
+            self.publish_cancelled(&task.subject, &batch, &message_id).await?;
+            self.remove_message(STREAM_LATER, seq).await?;
+            any = true;
+        }
+        if any {
+            // What a producer has in hand is found in DUE now, or not moved any more. Should this die before, the tombstone ends it.
+            self.interrupt_moves().await?;
+        }
+        Ok(any)
     }
 
     /// Cancels a job: what waits is removed, workers end what they hold of it, and one record on RESULTS stands for
@@ -149,8 +170,9 @@ impl Bus {
     /// [`CancelError`]; try again.
     pub async fn cancel_job(&self, job: &str, subject: &TaskSubject, by: &str) -> Result<JobCancellation, CancelError> {
         // First of all: what is stored later belongs to the next epoch, or is ended when a worker admits it.
+        let later_up_to = stream_state(self, STREAM_LATER).await?.last_seq;
         let tasks_up_to = stream_state(self, STREAM_TASKS).await?.last_seq;
-        let due_up_to = stream_state(self, STREAM_DUE).await?.last_seq;
+        let mut due_up_to = stream_state(self, STREAM_DUE).await?.last_seq;
         let epoch = self.job(job).await?.map_or(0, |entry| entry.record.epoch);
         self.put_tombstone(&Tombstone::Job { job: job.to_owned(), epoch, by: by.to_owned() }).await?;
         crate::failpoint::hit("cancel.marked");
@@ -164,7 +186,13 @@ impl Bus {
         let batch = ResultBatch { v: 1, worker: by.to_owned(), outcomes: Vec::new(), cancelled: Some(cancelled) };
         self.publish_cancelled(&subject, &batch, &format!("job/{job}/c{epoch}")).await?;
         crate::failpoint::hit("cancel.told");
-        let mut removed = self.purge_tasks(&format!("tasks.*.*.j-{job}"), tasks_up_to).await?;
+        let mut removed = self.purge_later(&format!("later.*.*.j-{job}"), later_up_to).await?;
+        if later_up_to > 0 {
+            // What was moved to DUE meanwhile is meant, too. Also where nothing was removed: who did that may have died then.
+            self.interrupt_moves().await?;
+            due_up_to = stream_state(self, STREAM_DUE).await?.last_seq;
+        }
+        removed += self.purge_tasks(&format!("tasks.*.*.j-{job}"), tasks_up_to).await?;
         removed += self.purge_due(&format!("sched.*.*.{job}.*"), due_up_to).await?;
         removed += self.purge_due(&format!("due.*.*.j-{job}"), due_up_to).await?;
         Ok(JobCancellation { job: job.to_owned(), epoch, removed })

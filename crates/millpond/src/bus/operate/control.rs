@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use async_nats::client::{RequestError, RequestErrorKind};
 use bytes::Bytes;
+use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::bus::error::BusError;
+use crate::bus::publish::schedules::Refusals;
 use crate::bus::{Bus, Subscription};
 use crate::dead_letter::Evidence;
+use crate::retry::parse_attempts_max;
+use crate::schedule::{Refusal, Schedule, ScheduleRecord, When};
 use crate::wire::bounds::{self, Bounded};
 use crate::wire::decode::decode;
 use crate::wire::headers::Headers;
@@ -25,6 +29,8 @@ pub const CTL_STATUS: &str = "ctl.request.status";
 pub const CTL_CANCEL: &str = "ctl.request.cancel";
 /// To a producer service: publish the task that a job's end starts.
 pub const CTL_CONTINUATION: &str = "ctl.continuation";
+/// From a client to a producer service: a change of a schedule.
+pub const CTL_SCHEDULE: &str = "ctl.request.schedule";
 
 /// To one worker: drain.
 #[must_use]
@@ -116,6 +122,172 @@ impl JobEnded {
         format!(
             r#"{{"job":{job},"epoch":{epoch},"total":{total},"done":{done},"dead":{dead},"cancelled":{cancelled},"purged":{purged}}}"#
         )
+    }
+}
+
+/// A change of a schedule, or a look at all.
+///
+/// ```
+/// use millpond::bus::operate::control::ScheduleRequest;
+/// let text = r#"{"add":{"name":"report","queue":"default","kind":"square","schedule":"@every 10s","args":12}}"#;
+/// let request: ScheduleRequest = serde_json::from_str(text).unwrap();
+/// let ScheduleRequest::Add(add) = request else { panic!() };
+/// assert_eq!(add.schedule().unwrap().0.payload, "12");
+/// assert!(serde_json::from_str::<ScheduleRequest>(r#"{"pause":{"name":"report"}}"#).is_ok());
+/// ```
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleRequest {
+    /// It fires from now on; one of its name is replaced.
+    Add(Box<ScheduleToAdd>),
+    /// It does not fire until it is resumed.
+    Pause {
+        /// Its name.
+        name: String,
+    },
+    /// It fires again.
+    Resume {
+        /// Its name.
+        name: String,
+    },
+    /// It is no more.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// What of all schedules the server does not fire.
+    Look {},
+}
+
+impl Bounded for ScheduleRequest {}
+
+/// A schedule as a request says it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ScheduleToAdd {
+    /// Its name, a token.
+    pub name: String,
+    /// The queue of its tasks.
+    pub queue: String,
+    /// The kind of its tasks.
+    pub kind: String,
+    /// When it fires: `@every 10s`, or six cron fields, seconds first.
+    pub schedule: String,
+    /// The time zone of cron fields; UTC when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// The arguments of its tasks, JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<Box<RawValue>>,
+    /// The same where they are no JSON, base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args_base64: Option<String>,
+    /// Timeout of one attempt, as a duration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Attempts before a task of it is dead-lettered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts_max: Option<u32>,
+    /// Who makes it.
+    #[serde(default)]
+    pub by: String,
+    /// With keys: the signature of its message, by who makes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+}
+
+impl ScheduleToAdd {
+    /// A schedule as a request, with the signature of its message.
+    #[must_use]
+    pub fn new(schedule: &Schedule, signature: Option<String>) -> Self {
+        let json = serde_json::from_slice::<Box<RawValue>>(&schedule.payload).ok();
+        // Only what is the same byte for byte: a signature covers it.
+        let json = json.filter(|json| json.get().as_bytes() == &schedule.payload[..]);
+        Self {
+            name: schedule.name.clone(),
+            queue: schedule.queue.clone(),
+            kind: schedule.kind.clone(),
+            schedule: schedule.when.text(),
+            zone: schedule.when.zone().map(str::to_owned),
+            args_base64: json.is_none().then(|| BASE64.encode(&schedule.payload)),
+            args: json,
+            timeout: schedule.timeout.map(|timeout| humantime::format_duration(timeout).to_string()),
+            attempts_max: schedule.attempts_max,
+            by: schedule.by.clone(),
+            signature,
+        }
+    }
+
+    /// The schedule that is requested, and its signature.
+    ///
+    /// # Errors
+    /// What of it cannot be.
+    pub fn schedule(self) -> Result<(Schedule, Option<String>), String> {
+        let when = match When::parse(&self.schedule, self.zone.as_deref()).map_err(|e| e.to_string())? {
+            When::Every(interval) => When::every(interval).map_err(|e| e.to_string())?,
+            cron => cron,
+        };
+        let timeout = self.timeout.as_deref().map(bounds::parse_duration).transpose()?;
+        let attempts = self.attempts_max.map(|n| parse_attempts_max(&n.to_string())).transpose();
+        let payload = match (self.args, self.args_base64) {
+            (Some(_), Some(_)) => return Err("it has both args and args_base64".to_owned()),
+            (Some(json), None) => Bytes::from(json.get().to_owned()),
+            (None, Some(text)) => {
+                BASE64.decode(text.as_bytes()).map_err(|e| format!("args_base64 is not base64: {e}"))?.into()
+            }
+            (None, None) => Bytes::from_static(b"null"),
+        };
+        let schedule = Schedule {
+            name: self.name,
+            queue: self.queue,
+            kind: self.kind,
+            payload,
+            when,
+            paused: false,
+            timeout,
+            attempts_max: attempts.map_err(|wrong| format!("attempts_max {wrong}"))?,
+            by: self.by,
+            since_ms: 0,
+        };
+        schedule.check().map_err(|e| e.to_string())?;
+        Ok((schedule, self.signature))
+    }
+}
+
+/// A time at which the server would not fire a schedule.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RefusedTime {
+    /// As the schedule says it.
+    pub schedule: String,
+    /// Its time zone.
+    pub zone: Option<String>,
+    /// It is the zone that the server does not know.
+    pub is_zone: bool,
+}
+
+impl Bounded for RefusedTime {}
+
+impl RefusedTime {
+    /// Those of these schedules.
+    #[must_use]
+    pub fn of(records: &[ScheduleRecord], refusals: &Refusals) -> Vec<Self> {
+        let all = records.iter().filter_map(ScheduleRecord::schedule);
+        let refused = all.filter_map(|schedule| Some((&schedule.when, refusals.of(&schedule.when)?)));
+        let refused = refused.map(|(when, refusal)| Self {
+            schedule: when.text(),
+            zone: when.zone().map(str::to_owned),
+            is_zone: matches!(refusal, Refusal::Zone { .. }),
+        });
+        refused.collect()
+    }
+}
+
+impl FromIterator<RefusedTime> for Refusals {
+    fn from_iter<I: IntoIterator<Item = RefusedTime>>(refused: I) -> Self {
+        let mut refusals = Self::default();
+        for RefusedTime { schedule, zone, is_zone } in refused {
+            refusals.note(schedule, zone, is_zone);
+        }
+        refusals
     }
 }
 

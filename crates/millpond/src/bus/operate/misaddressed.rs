@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::bus::Bus;
-use crate::bus::operate::poison::{PoisonError, dead_letter};
+use crate::bus::operate::poison::{COLLECTOR, PoisonError, dead_letter};
 use crate::bus::operate::queues::QueueState;
 use crate::bus::read::raw::RawMessage;
 use crate::bus::topology::stream_state;
@@ -153,8 +153,9 @@ async fn take_out(
     let kind = message.subject.split('.').nth(2).filter(|kind| check_token("kind", kind).is_ok());
     let subject = format!("due.{NOWHERE}.{}", kind.unwrap_or(NOWHERE));
     let headers = message.headers().unwrap_or_default();
-    let task = Task::parse(&subject, &headers, message.payload.clone(), arrival);
-    dead_letter(bus, &task, message, (reason, text), Vec::new()).await?;
+    let mut task = Task::parse(&subject, &headers, message.payload.clone(), arrival);
+    (task.items, task.index) = (None, None);
+    dead_letter(bus, &task, message, (reason, text), Vec::new(), COLLECTOR).await?;
     bus.remove_message(stream, message.seq).await?;
     Ok(())
 }

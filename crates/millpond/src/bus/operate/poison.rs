@@ -27,6 +27,8 @@ const LOOKED_AT_MAX: usize = 5_000;
 const LOOK_AHEAD: usize = 256;
 /// Records of a bucket that one sweep looks at, at the most; the next one goes on behind them.
 const SWEPT_MAX: usize = 20_000;
+/// Who writes the dead letters of what nobody can read.
+pub(super) const COLLECTOR: &str = "collector";
 /// How long a dead letter may take to be stored; the next search tries again.
 const STORE_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// Bytes of a header block that its dead letter carries; the server allows 64 KiB of headers.
@@ -118,7 +120,7 @@ impl PoisonSearch {
                 let Some(message) = bus.next_raw_message(stream, *looked_at + 1, filter).await? else { break };
                 if let Err(why) = message.headers() {
                     if stream == STREAM_DUE {
-                        unreadable(bus, Origin::Due, &message, why).await?;
+                        unreadable(bus, stream, &message, why, COLLECTOR).await?;
                         bus.remove_message(stream, message.seq).await?;
                     } else {
                         tracing::warn!(stream, key = message.subject, %why, "a record that cannot be read is removed");
@@ -139,9 +141,9 @@ impl PoisonSearch {
         at: usize,
         place: QueueInStream,
     ) -> Result<usize, PoisonError> {
-        let (origin, stream, filter) = match at {
-            0 => (Origin::Tasks, STREAM_TASKS, format!("tasks.{queue}.>")),
-            _ => (Origin::Due, STREAM_DUE, format!("due.{queue}.>")),
+        let (stream, filter) = match at {
+            0 => (STREAM_TASKS, format!("tasks.{queue}.>")),
+            _ => (STREAM_DUE, format!("due.{queue}.>")),
         };
         let looked_at = self.looked_at.entry((at, queue.to_owned())).or_default();
         if *looked_at > place.delivered {
@@ -159,7 +161,7 @@ impl PoisonSearch {
                 }
             }
             if let Err(why) = message.headers() {
-                unreadable(bus, origin, &message, why).await?;
+                unreadable(bus, stream, &message, why, COLLECTOR).await?;
                 bus.remove_message(stream, message.seq).await?;
                 (found, ahead) = (found + 1, 0);
             }
@@ -205,28 +207,31 @@ async fn write_again(bus: &Bus, stream: &str, filter: &str, before: u64) -> Resu
 
 /// Keeps a message that cannot be read as a dead letter. Nothing of its headers is believed: it gets an id of its own, as what is
 /// not signed does.
-async fn unreadable(
+pub(super) async fn unreadable(
     bus: &Bus,
-    origin: Origin,
+    stream: &str,
     message: &RawMessage,
     why: UnreadableMessage,
+    by: &str,
 ) -> Result<(), PoisonError> {
-    let stream = if origin == Origin::Due { STREAM_DUE } else { STREAM_TASKS };
+    let origin = if stream == STREAM_DUE { Origin::Due } else { Origin::Tasks };
     let epoch = stream_state(bus, stream).await?.epoch;
     let arrival = Arrival { origin, epoch: &epoch, seq: message.seq, stored_ms: message.stored_ms };
-    let task = Task::parse(&message.subject, &Vec::new(), Bytes::new(), arrival);
+    let mut task = Task::parse(&message.subject, &Vec::new(), Bytes::new(), arrival);
+    (task.subject.job, task.subject.unique) = (None, None);
     let raw = message.header_block.get(..RAW_HEADERS_BYTES_MAX).unwrap_or(&message.header_block);
     let raw = vec![(HEADER_RAW_HEADERS.to_owned(), BASE64.encode(raw))];
-    dead_letter(bus, &task, message, ("bad_header", format!("the message cannot be read: {why}")), raw).await
+    dead_letter(bus, &task, message, ("bad_header", format!("the message cannot be read: {why}")), raw, by).await
 }
 
-/// Stores the dead letter of a message that no worker can settle, as `task`, for a reason and its text. It belongs to no job.
+/// Stores the dead letter of a message that no worker can settle, as `task`, for a reason and its text.
 pub(super) async fn dead_letter(
     bus: &Bus,
     task: &Task,
     message: &RawMessage,
     (reason, text): (&'static str, String),
     more: Headers,
+    by: &str,
 ) -> Result<(), PoisonError> {
     let id = task.original_id.clone();
     tracing::warn!(
@@ -239,15 +244,15 @@ pub(super) async fn dead_letter(
     let evidence = Evidence {
         v: 1,
         original_id: None,
-        items: None,
-        job: None,
-        unique: None,
-        index: None,
+        items: task.items,
+        job: task.subject.job.clone(),
+        unique: task.subject.unique.clone(),
+        index: task.index,
         attempt: 1,
         reason: reason.to_owned(),
         failure: Failure::fatal(reason, text),
         failures: Vec::new(),
-        worker: "collector".to_owned(),
+        worker: by.to_owned(),
         published_ms: message.stored_ms,
         started_ms: None,
         dead_lettered_ms: crate::now_ms(),

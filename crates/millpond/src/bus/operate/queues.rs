@@ -16,7 +16,7 @@ use crate::bus::read::{buckets, unix_ms};
 use crate::bus::topology::stream_state;
 use crate::limits::LEASE_SETTLED_KEEP;
 use crate::wire::bounds::{self, Bounded};
-use crate::wire::streams::{BUCKET_PURGES, BUCKET_QUEUES, STREAM_DUE, STREAM_TASKS, durable};
+use crate::wire::streams::{BUCKET_PURGES, BUCKET_QUEUES, STREAM_DUE, STREAM_LATER, STREAM_TASKS, durable};
 
 /// How long a pause without an end lasts: the server wants a time.
 const PAUSE_FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -106,6 +106,9 @@ pub struct PurgeRecord {
     pub kind: Option<String>,
     /// What runs is ended too, as cancelled.
     pub running: bool,
+    /// All of LATER up to this sequence.
+    #[serde(default)]
+    pub later_up_to: u64,
     /// All of TASKS up to this sequence.
     pub tasks_up_to: u64,
     /// All of DUE up to this sequence.
@@ -179,16 +182,18 @@ impl Bus {
     /// [`BusError`] when the server does not answer.
     pub async fn queues(&self) -> Result<Vec<QueueState>, BusError> {
         let mut queues = self.standing().await?;
-        let due = self.js.get_stream(STREAM_DUE).await.map_err(|e| BusError::new(STREAM_DUE, &e))?;
-        let subjects = due.info_with_subjects("sched.>").await.map_err(|e| BusError::new(STREAM_DUE, &e))?;
-        let mut subjects = subjects.take(SCHEDULED_COUNTED_MAX);
-        while let Some(Ok((subject, count))) = subjects.next().await {
-            let queue = subject.split('.').nth(1).unwrap_or_default();
-            // They are sorted by their names.
-            if let Ok(place) = queues.binary_search_by(|state| state.queue.as_str().cmp(queue))
-                && let Some(state) = queues.get_mut(place)
-            {
-                state.scheduled += count as u64;
+        for (stream, filter) in [(STREAM_LATER, "later.>"), (STREAM_DUE, "sched.>")] {
+            let found = self.js.get_stream(stream).await.map_err(|e| BusError::new(stream, &e))?;
+            let subjects = found.info_with_subjects(filter).await.map_err(|e| BusError::new(stream, &e))?;
+            let mut subjects = subjects.take(SCHEDULED_COUNTED_MAX);
+            while let Some(Ok((subject, count))) = subjects.next().await {
+                let queue = subject.split('.').nth(1).unwrap_or_default();
+                // They are sorted by their names.
+                if let Ok(place) = queues.binary_search_by(|state| state.queue.as_str().cmp(queue))
+                    && let Some(state) = queues.get_mut(place)
+                {
+                    state.scheduled += count as u64;
+                }
             }
         }
         Ok(queues)
@@ -307,6 +312,7 @@ impl Bus {
             queue: queue.to_owned(),
             kind: kind.map(str::to_owned),
             running,
+            later_up_to: stream_state(self, STREAM_LATER).await?.last_seq,
             tasks_up_to: stream_state(self, STREAM_TASKS).await?.last_seq,
             due_up_to: stream_state(self, STREAM_DUE).await?.last_seq,
             count: None,
@@ -321,9 +327,18 @@ impl Bus {
         };
         put(&record).await?;
         let tails: &[&str] = if kind.is_some() { &["", ".>"] } else { &[".>"] };
+        let tail = |tail: &str| kind.map_or_else(|| format!("{queue}{tail}"), |kind| format!("{queue}.{kind}{tail}"));
         let mut count = 0;
-        for tail in tails {
-            let tail = kind.map_or_else(|| format!("{queue}{tail}"), |kind| format!("{queue}.{kind}{tail}"));
+        for tail in tails.iter().map(|end| tail(end)) {
+            count += self.purge_later(&format!("later.{tail}"), record.later_up_to).await?;
+        }
+        if record.later_up_to > 0 {
+            // What was moved to DUE meanwhile is meant, too. Also where nothing was removed: who did that may have died then.
+            self.interrupt_moves().await?;
+            record.due_up_to = stream_state(self, STREAM_DUE).await?.last_seq;
+            put(&record).await?;
+        }
+        for tail in tails.iter().map(|end| tail(end)) {
             count += self.purge_tasks(&format!("tasks.{tail}"), record.tasks_up_to).await?;
             for prefix in ["sched", "due"] {
                 count += self.purge_due(&format!("{prefix}.{tail}"), record.due_up_to).await?;
@@ -332,6 +347,11 @@ impl Bus {
         record.count = Some(count);
         put(&record).await?;
         Ok(record)
+    }
+
+    /// Removes what LATER holds on a subject up to a sequence; how many that were. Interrupt the moves then.
+    pub(in crate::bus) async fn purge_later(&self, subject: &str, up_to: u64) -> Result<u64, BusError> {
+        self.purge(STREAM_LATER, subject, up_to).await
     }
 
     /// Removes what TASKS holds on a subject up to a sequence; how many that were.

@@ -14,8 +14,10 @@ use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 use crate::bus::Bus;
 use crate::bus::error::BusError;
 use crate::bus::publish::queue_limits::QueueFill;
+use crate::bus::publish::stored_already::TakesNoRollup;
 use crate::bus::publish::{PublishError, RetryDeadline, STREAM_FULL_WAIT, StoreFailure, Stored};
-use crate::wire::headers::{HEADER_EXPECTED_ID, HEADER_EXPECTED_SEQUENCE, HEADER_EXPECTED_SUBJECT, Headers};
+use crate::wire::headers::{HEADER_EXPECTED_SEQUENCE, HEADER_EXPECTED_SUBJECT, HEADER_MSG_ID, Headers};
+use crate::wire::subject::TaskSubject;
 
 /// How long a publisher uses a queue's limit of waiting tasks before it reads the limit again.
 const QUEUE_LIMIT_KNOWN_FOR: Duration = Duration::from_secs(1);
@@ -37,7 +39,8 @@ struct Queue {
     name: String,
     /// When its limit was read, and the limit.
     limit: Mutex<Option<(Instant, Option<u64>)>>,
-    reading: AsyncMutex<()>,
+    /// One reads it at a time; when that failed last, while it fails.
+    reading: AsyncMutex<Option<Instant>>,
     claim: AsyncMutex<CapacityClaim>,
 }
 
@@ -114,7 +117,7 @@ impl QueueAdmission {
                 Ok(limit) => return Ok(limit),
                 Err(failed) => {
                     let subject = format!("tasks.{}.>", queue.name);
-                    tokio::time::sleep(failed.pause(&subject, deadline, started)?).await;
+                    self.bus.wait_after(failed, &subject, deadline, started).await?;
                 }
             }
         }
@@ -171,7 +174,7 @@ impl QueueAdmission {
             };
             match tried {
                 Ok(stored) => return Ok(stored),
-                Err(failed) => tokio::time::sleep(failed.pause(subject, deadline, started)?).await,
+                Err(failed) => self.bus.wait_after(failed, subject, deadline, started).await?,
             }
         }
     }
@@ -188,20 +191,27 @@ impl Queue {
         if let Some((_, limit)) = fresh() {
             return Ok(limit);
         }
-        let _one_reads = self.reading.lock().await;
+        let mut failed = self.reading.lock().await;
         if let Some((_, limit)) = fresh() {
             return Ok(limit);
+        }
+        if failed.is_some_and(|at| at.elapsed() < STREAM_FULL_WAIT) {
+            // Another publisher has asked a moment ago: thousands may wait here.
+            return Err(StoreFailure::Again(STREAM_FULL_WAIT));
         }
         match (bus.queue_settings(&self.name).await, self.known()) {
             (Some(settings), _) => {
                 // None can wait where none may: `set` refuses it, and a queue that is shut for ever helps nobody.
                 let limit = settings.max_waiting.map(|max| max.max(1));
                 *self.limit.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), limit));
+                *failed = None;
                 Ok(limit)
             }
             (None, Some((_, limit))) => Ok(limit),
             (None, None) => {
-                tracing::warn!(queue = %self.name, "nats-server does not answer with the queue's limit, will try again");
+                if failed.replace(Instant::now()).is_none() {
+                    tracing::warn!(queue = %self.name, "nats-server does not answer with the queue's limit, will try again");
+                }
                 Err(StoreFailure::Again(STREAM_FULL_WAIT))
             }
         }
@@ -268,14 +278,12 @@ impl Submission<'_> {
 
     /// The queue is full; perhaps because this very message is in it.
     async fn wait(&mut self, bus: &Bus, queue: &str, max_waiting: u64) -> Result<Stored, StoreFailure> {
-        if self.maybe_stored {
-            let mut headers = self.headers.clone();
-            headers.insert(HEADER_EXPECTED_ID, crate::random_token());
-            match bus.try_store(self.subject, headers, self.payload.clone()).await {
-                Ok(stored) => return Ok(stored),
-                Err(StoreFailure::NotStored) => self.maybe_stored = false,
-                Err(failed) => return Err(failed),
+        let id = self.headers.get(HEADER_MSG_ID).filter(|_| self.maybe_stored);
+        if let (Some(id), Ok(subject)) = (id, TaskSubject::parse(self.subject)) {
+            if let Some(stored) = bus.stored_in(TakesNoRollup::Tasks, &subject, id.as_str()).await? {
+                return Ok(stored);
             }
+            self.maybe_stored = false;
         }
         let full = PublishError::QueueFull { queue: queue.to_owned(), max_waiting };
         let pause = self.pause.mul_f64(rand::rng().random_range(0.5..1.0));

@@ -6,10 +6,12 @@ pub mod payloads;
 pub mod queue_limits;
 pub mod result_batch;
 pub mod schedules;
+pub(crate) mod stored_already;
 pub(crate) mod unique;
 
 use std::time::{Duration, Instant};
 
+use async_nats::client::RequestErrorKind;
 use async_nats::jetstream;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{PublishError as NatsPublishError, PublishErrorKind};
@@ -75,12 +77,23 @@ pub enum PublishError {
         subject: String,
     },
     /// No answer until the caller's deadline; it may or may not be stored: send again with the same id.
-    #[error("no answer from nats-server for a message for {subject} within {}; is it up, and may this user publish there?", humantime::format_duration(*.waited))]
+    #[error("no answer from nats-server for a message for {subject} within {}; is it up, with most of its nodes, and may this user publish there?", humantime::format_duration(*.waited))]
     NoAnswer {
         /// The subject.
         subject: String,
         /// How long.
         waited: Duration,
+    },
+    /// The server has answered until the caller's deadline that it cannot store it now, or the stream has no leader; an earlier try may
+    /// be stored: send again with the same id.
+    #[error("a message for {subject} is not stored within {}, and may be later: {reason}", humantime::format_duration(*.waited))]
+    NotYet {
+        /// The subject.
+        subject: String,
+        /// How long.
+        waited: Duration,
+        /// The words of the server, or what the stream lacks.
+        reason: String,
     },
     /// The streams are of another wire number: nothing is stored any more.
     #[error(transparent)]
@@ -122,15 +135,17 @@ impl From<Duration> for RetryDeadline {
 }
 
 pub(in crate::bus) enum StoreFailure {
-    /// Try again after this pause.
+    /// Nothing was answered: try again after this pause.
     Again(Duration),
+    /// The server says that it cannot store it now: try again after a pause.
+    Busy(String),
     /// The queue is full, and this message is not in it: try again after this pause.
     Full(Duration, PublishError),
     NoStream,
     /// The newest message of those that the publish names is not the expected one, but this (0: there is none).
     NotLast(u64),
-    /// The server does not know the message's id, and was requested not to store it.
-    NotStored,
+    /// The server stores nothing that replaces others there: what [`Bus::stored_in`] is answered about a new message.
+    NoRollup(String),
     Final(PublishError),
 }
 
@@ -148,6 +163,7 @@ impl PublishLatency {
             Some("tasks") => "TASKS",
             Some("results") => "RESULTS",
             Some("dead") => "DEAD",
+            Some("later") => "LATER",
             _ => "DUE",
         };
         Self { started: Instant::now(), stream }
@@ -161,8 +177,20 @@ impl Drop for PublishLatency {
     }
 }
 
-/// A "no stream" that lasts this long is believed.
+/// A "no stream" that lasts this long is looked into.
 const NO_STREAM_FOR: Duration = Duration::from_secs(1);
+
+/// How long the servers are waited for to say which streams there are.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// What ends the time without a leader.
+const LEADER_COMES_BACK: &str = "because one is being elected (it takes some seconds), or because too few nodes are up";
+
+/// The server's answer to which streams take a subject.
+#[derive(serde::Deserialize)]
+struct StreamNames {
+    streams: Option<Vec<String>>,
+    error: Option<serde::de::IgnoredAny>,
+}
 
 impl Bus {
     /// Stores one message; give it a `Nats-Msg-Id` so that a resend is harmless.
@@ -184,8 +212,46 @@ impl Bus {
         loop {
             match self.try_store(subject, headers.clone(), payload.clone()).await {
                 Ok(stored) => return Ok(stored),
-                Err(failed) => tokio::time::sleep(failed.pause(subject, deadline, started)?).await,
+                Err(failed) => self.wait_after(failed, subject, deadline, started).await?,
             }
+        }
+    }
+
+    /// Waits before the next try of a publish that began at `started`, or says why there is none.
+    pub(in crate::bus) async fn wait_after(
+        &self,
+        failed: StoreFailure,
+        subject: &str,
+        deadline: RetryDeadline,
+        started: Instant,
+    ) -> Result<(), PublishError> {
+        let pause = match failed.pause(subject, deadline, started) {
+            // Nobody takes the subject: there is no such stream, or nobody leads it.
+            Err(error @ PublishError::NoStream { .. }) => match self.stream_without_leader(subject).await {
+                None => return Err(error),
+                Some(reason) => StoreFailure::Busy(reason).pause(subject, deadline, started)?,
+            },
+            pause => pause?,
+        };
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
+    /// Why nobody takes a subject, where a stream for it is there; none when there is none.
+    pub(in crate::bus) async fn stream_without_leader(&self, subject: &str) -> Option<String> {
+        let request = Bytes::from(serde_json::json!({ "subject": subject }).to_string());
+        // The servers know of streams whoever leads them, unless nobody leads the servers.
+        let answer = self.client.request("$JS.API.STREAM.NAMES", request);
+        match tokio::time::timeout(ANSWER_WITHIN, answer).await {
+            Ok(Ok(answer)) => match serde_json::from_slice(&answer.payload) {
+                Ok(StreamNames { streams, error: None }) => {
+                    streams?.first().map(|name| format!("stream {name} has no leader, {LEADER_COMES_BACK}"))
+                }
+                _ => Some(format!("the servers have no leader, {LEADER_COMES_BACK}")),
+            },
+            // There is no JetStream, so there is no stream.
+            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => None,
+            _ => Some(format!("nobody takes it, and no server says why: they may have no leader, {LEADER_COMES_BACK}")),
         }
     }
 
@@ -244,15 +310,16 @@ impl StoreFailure {
         let subject = subject.to_owned();
         match self {
             Self::Final(error) => Err(error),
+            Self::NoRollup(reason) => Err(PublishError::Refused { subject, reason }),
             Self::Full(_, error) if over => Err(error),
             Self::NoStream if deadline != RetryDeadline::Unlimited && started.elapsed() >= NO_STREAM_FOR => {
                 Err(PublishError::NoStream { subject })
             }
             Self::NotLast(_) => Err(PublishError::NotLast { subject }),
+            Self::Busy(reason) if over => Err(PublishError::NotYet { subject, waited: started.elapsed(), reason }),
             _ if over => Err(PublishError::NoAnswer { subject, waited: started.elapsed() }),
             Self::Again(pause) | Self::Full(pause, _) => Ok(pause),
-            Self::NoStream => Ok(STREAM_FULL_WAIT),
-            Self::NotStored => Ok(Duration::ZERO),
+            Self::Busy(_) | Self::NoStream => Ok(STREAM_FULL_WAIT),
         }
     }
 }
@@ -260,7 +327,7 @@ impl StoreFailure {
 /// Whether a message on this subject is run: all of these are signed, also retries and schedules. So is a dead letter, whose task
 /// may be tried by hand (`handler try --task`).
 fn is_signed(subject: &str) -> bool {
-    ["tasks.", "sched.", "due.", "dead."].iter().any(|prefix| subject.starts_with(prefix))
+    ["tasks.", "later.", "sched.", "due.", "dead."].iter().any(|prefix| subject.starts_with(prefix))
 }
 
 /// Waits until the connection was lost and is back.
@@ -289,11 +356,11 @@ fn judge(error: &NatsPublishError, subject: &str, bytes: usize) -> StoreFailure 
         }
         _ => match source.and_then(|s| s.downcast_ref::<jetstream::Error>()).map(|e| (e.error_code(), e.code() as u64))
         {
-            Some((code, status)) if is_passing(code.0, status) => StoreFailure::Again(STREAM_FULL_WAIT),
+            Some((code, status)) if is_passing(code.0, status) => StoreFailure::Busy(reason()),
             Some((ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM, _)) => {
                 StoreFailure::Final(PublishError::TooLarge { subject, bytes, reason: reason() })
             }
-            Some((ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID, _)) => StoreFailure::NotStored,
+            Some((ErrorCode::STREAM_ROLLUP_FAILED, _)) => StoreFailure::NoRollup(reason()),
             Some((ErrorCode::STREAM_WRONG_LAST_SEQUENCE, _)) => match newest(&reason()) {
                 Some(newest) => StoreFailure::NotLast(newest),
                 None => StoreFailure::Final(PublishError::Refused { subject, reason: reason() }),

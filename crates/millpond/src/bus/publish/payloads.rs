@@ -20,7 +20,7 @@ use crate::bus::read::raw::RawMessage;
 use crate::bus::{Bus, from_nats};
 use crate::limits::PAYLOAD_RETENTION;
 use crate::payload::{PayloadRef, StoredPayload};
-use crate::wire::headers::{HEADER_EXPECTED_SEQUENCE, HEADER_MSG_ID, HEADER_ROLLUP};
+use crate::wire::headers::{HEADER_EXPECTED_SEQUENCE, HEADER_MSG_ID};
 use crate::wire::streams::BUCKET_PAYLOADS;
 use crate::wire::subject::check_token;
 
@@ -252,8 +252,7 @@ impl Bus {
             digest: Some(format!("SHA-256={}", BASE64URL.encode(&digest))),
             deleted: false,
         };
-        let headers =
-            vec![(HEADER_MSG_ID.to_owned(), format!("{object}-m")), (HEADER_ROLLUP.to_owned(), "sub".to_owned())];
+        let headers = vec![(HEADER_MSG_ID.to_owned(), format!("{object}-m"))];
         let text = serde_json::to_vec(&info).unwrap_or_default();
         self.store(&meta_subject(&object), &headers, Bytes::from(text), deadline).await?;
         let at = PayloadRef { object, size: size as u64, sha256: HEXLOWER.encode(&digest) };

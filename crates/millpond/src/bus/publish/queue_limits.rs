@@ -69,7 +69,11 @@ impl Bus {
         match tokio::time::timeout(ANSWER_WITHIN, self.client.request(subject, Bytes::new())).await {
             // No such key has a status and no payload.
             Ok(Ok(found)) => Some(decode(&found.payload).unwrap_or_default()),
-            Ok(Err(error)) => (error.kind() == RequestErrorKind::NoResponders).then(QueueSettings::default),
+            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
+                let key = format!("$KV.{BUCKET_QUEUES}.{queue}");
+                self.stream_without_leader(&key).await.is_none().then(QueueSettings::default)
+            }
+            Ok(Err(_)) => None,
             Err(_) => None,
         }
     }

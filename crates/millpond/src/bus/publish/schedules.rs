@@ -14,7 +14,9 @@ use crate::bus::publish::{PublishError, RetryDeadline};
 use crate::bus::read::unix_ms;
 use crate::bus::{Bus, from_nats, to_nats};
 use crate::schedule::{Refusal, Schedule, ScheduleRecord, When};
-use crate::wire::headers::{HEADER_EXPECTED_SEQUENCE, HEADER_SCHEDULE, HEADER_SCHEDULE_ZONE, Headers};
+use crate::wire::headers::{
+    HEADER_EXPECTED_SEQUENCE, HEADER_SCHEDULE, HEADER_SCHEDULE_TARGET, HEADER_SCHEDULE_ZONE, Headers,
+};
 use crate::wire::streams::STREAM_DUE;
 use crate::wire::subject;
 
@@ -30,6 +32,8 @@ const ZONE_INVALID: u64 = 10223;
 pub struct StoredSchedule {
     /// Sequence of its message in DUE.
     pub seq: u64,
+    /// Its signature is that of one of this program's keys; without keys nobody looks.
+    pub is_believed: bool,
     /// What lies there.
     pub record: ScheduleRecord,
 }
@@ -43,6 +47,17 @@ impl Refusals {
     #[must_use]
     pub fn of(&self, when: &When) -> Option<&Refusal> {
         self.0.get(&key(when))
+    }
+}
+
+impl Refusals {
+    /// Adds a time that another program has asked the server about.
+    pub(crate) fn note(&mut self, text: String, zone: Option<String>, is_zone: bool) {
+        let refusal = match (&zone, is_zone) {
+            (Some(zone), true) => Refusal::Zone { zone: zone.clone() },
+            _ => Refusal::Pattern { text: text.clone() },
+        };
+        self.0.insert((text, zone), refusal);
     }
 }
 
@@ -97,8 +112,12 @@ impl Bus {
             Err(error) => return Err(failed(&error)),
         };
         let since_ms = unix_ms(message.time);
-        let record = ScheduleRecord::read(name, &from_nats(Some(&message.headers)), message.payload, since_ms);
-        Ok(Some(StoredSchedule { seq: message.sequence, record }))
+        let headers = from_nats(Some(&message.headers));
+        let target = headers.iter().find(|(name, _)| name == HEADER_SCHEDULE_TARGET).map_or("", |(_, target)| target);
+        let is_believed =
+            self.signer.as_ref().is_none_or(|signer| signer.verify(target, &headers, &message.payload).is_ok());
+        let record = ScheduleRecord::read(name, &headers, message.payload, since_ms);
+        Ok(Some(StoredSchedule { seq: message.sequence, is_believed, record }))
     }
 
     /// All schedules, by name, and what lies in their places and cannot be read.

@@ -15,7 +15,7 @@ use crate::bus::topology::stream_state;
 use crate::bus::{Bus, from_nats};
 use crate::task::{Arrival, Origin, Task};
 use crate::wire::decode::decode;
-use crate::wire::streams::{BUCKET_PURGES, STREAM_DUE, STREAM_TASKS};
+use crate::wire::streams::{BUCKET_PURGES, STREAM_DUE, STREAM_LATER, STREAM_TASKS};
 use crate::wire::subject;
 
 /// Messages of one queue that are read at the most: their payloads come along.
@@ -104,8 +104,8 @@ impl Bus {
         Ok(self.last_of_due(&format!("sched.{queue}.{kind}.*.{}", subject::key(id))).await?.is_some())
     }
 
-    /// The kinds, with ids and original ids, of all that lies in TASKS and DUE of a queue: waiting, held, or for its time. None when there is
-    /// more than is read. First TASKS, then DUE: a task that leaves one while it is read was stored
+    /// The kinds, with ids and original ids, of all that lies in LATER, TASKS and DUE of a queue: waiting, held, or for its time. None when
+    /// there is more than is read. First LATER and TASKS, then DUE: a task that leaves one while it is read was stored
     /// in the other before.
     ///
     /// # Errors
@@ -113,6 +113,14 @@ impl Bus {
     pub async fn lying(&self, queue: &str) -> Result<Option<HashSet<(String, String)>>, BusError> {
         let (tasks, due) = (stream_state(self, STREAM_TASKS).await?.epoch, stream_state(self, STREAM_DUE).await?.epoch);
         let (mut lying, mut seen) = (HashSet::new(), 0);
+        let (later, all) = self.in_later(&format!("later.{queue}.>")).await?;
+        if !all {
+            return Ok(None);
+        }
+        for task in later.into_iter().map(|lying| lying.task) {
+            lying.insert((task.subject.kind.clone(), task.id()));
+            lying.insert((task.subject.kind, task.original_id));
+        }
         let waits = format!("sched.{queue}.>");
         for (stream, epoch, filter) in [
             (STREAM_TASKS, &tasks, &format!("tasks.{queue}.>")),
@@ -132,14 +140,15 @@ impl Bus {
         Ok(Some(lying))
     }
 
-    /// The first message of a job that lies in TASKS or DUE: waiting, held, or for its time. First TASKS, then DUE: a task that
-    /// leaves one while it is read was stored in the other before. None means that all of it has ended.
+    /// The first message of a job that lies in LATER, TASKS or DUE: waiting, held, or for its time. First LATER and TASKS, then DUE: a
+    /// task that leaves one while it is read was stored in the other before. None means that all of it has ended.
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
     pub async fn first_of_job(&self, job: &str) -> Result<Option<RawMessage>, BusError> {
         let waits = format!("sched.*.*.{job}.*");
         for (stream, filter) in [
+            (STREAM_LATER, &format!("later.*.*.j-{job}")),
             (STREAM_TASKS, &format!("tasks.*.*.j-{job}")),
             (STREAM_DUE, &waits),
             (STREAM_DUE, &format!("due.*.*.j-{job}")),
@@ -244,6 +253,7 @@ mod tests {
             queue: "q".into(),
             kind: kind.map(str::to_owned),
             running: true,
+            later_up_to: 0,
             tasks_up_to: 0,
             due_up_to: 0,
             count: Some(1),

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::bus::consume::ownership;
 use crate::bus::consume::ownership::OwnershipQuery;
 use crate::bus::error::BusError;
+use crate::bus::read::later::InLater;
 use crate::bus::topology::stream_state;
 use crate::bus::{Bus, from_nats};
 use crate::task::{Arrival, Origin, Task};
@@ -116,6 +117,8 @@ impl Bus {
             .map_or(id, |(original_id, _)| original_id);
         let wanted = Wanted { id, original_id, queue, kind };
         let mut locations = TaskLocations { looked_at_all: true, ..TaskLocations::default() };
+        // First: what leaves it while this looks was stored in DUE before.
+        self.find_in_later(&wanted, &mut locations).await?;
         self.find_scheduled(&wanted, &mut locations).await?;
         if !wanted.is_one() || locations.found.is_empty() {
             self.find_held(&wanted, &mut locations).await?;
@@ -138,6 +141,19 @@ impl Bus {
                 locations.note(found);
             }
         }
+        Ok(())
+    }
+
+    /// Looks at what a producer service is about to move.
+    async fn find_in_later(&self, wanted: &Wanted<'_>, locations: &mut TaskLocations) -> Result<(), BusError> {
+        let (lying, all) = self.in_later(&format!("later.{}.>", wanted.queue.unwrap_or("*"))).await?;
+        for InLater { task, due_ms, .. } in lying.into_iter().filter(|lying| wanted.is(&lying.task)) {
+            let at = due_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+            let at = at.map_or_else(|| "an unknown time".to_owned(), |at| at.to_string());
+            let TaskSubject { queue, kind, .. } = task.subject;
+            locations.note(TaskLocation::Scheduled { queue, kind, attempt: 1, at });
+        }
+        locations.looked_at_all &= all;
         Ok(())
     }
 
@@ -179,10 +195,10 @@ impl Bus {
         }))
     }
 
-    /// The task that lies at a sequence of TASKS, or of DUE where it waits for its time; none when it is gone, or the server does not
-    /// tell in time.
-    pub(crate) async fn task_at(&self, origin: Origin, seq: u64) -> Option<Task> {
-        let stream = if origin == Origin::Due { STREAM_DUE } else { STREAM_TASKS };
+    /// The task that lies at a sequence of TASKS or LATER, or of DUE where it waits for its time; none when it is gone, or the server
+    /// does not tell in time.
+    pub(crate) async fn task_at(&self, stream: &str, seq: u64) -> Option<Task> {
+        let origin = if stream == STREAM_DUE { Origin::Due } else { Origin::Tasks };
         let request = Bytes::from(json!({ "seq": seq }).to_string());
         let answer = self.client.request(format!("$JS.API.DIRECT.GET.{stream}"), request);
         let message = tokio::time::timeout(ANSWER_WITHIN, answer).await.ok()?.ok()?;

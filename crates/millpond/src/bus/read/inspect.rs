@@ -5,8 +5,9 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{DiscardPolicy, RetentionPolicy};
 use bytes::Bytes;
 
-use crate::bus::{Bus, server_clock};
-use crate::wire::streams::{STREAM_DUE, STREAM_RESULTS, STREAM_TASKS};
+use crate::bus::read::standstill::Standstill;
+use crate::bus::{Bus, Role, server_clock};
+use crate::wire::streams::{STREAM_DUE, STREAM_LATER, STREAM_RESULTS, STREAM_TASKS};
 
 /// How long one answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -33,6 +34,8 @@ pub struct StreamFacts {
     pub name: String,
     /// It is missing, or not as `setup` makes it.
     pub problem: Option<String>,
+    /// It has no leader, or stores nothing: why, and what to do.
+    pub standstill: Option<String>,
     /// Messages.
     pub messages: u64,
     /// Bytes.
@@ -58,7 +61,14 @@ pub async fn server(bus: &Bus) -> ServerFacts {
 /// Reads the facts of the streams.
 pub async fn streams(bus: &Bus) -> Vec<StreamFacts> {
     let mut facts = Vec::new();
-    for name in [STREAM_TASKS, STREAM_DUE, STREAM_RESULTS] {
+    let names = [STREAM_TASKS, STREAM_LATER, STREAM_DUE, STREAM_RESULTS];
+    let standstills = bus.standstills(Role::Client, &names).await;
+    for name in names {
+        if let Some(Standstill { sentence, .. }) = standstills.iter().find(|one| one.stream == name) {
+            let standstill = Some(sentence.clone());
+            facts.push(StreamFacts { name: name.to_owned(), standstill, ..Default::default() });
+            continue;
+        }
         let found = match bus.js.get_stream(name).await {
             Ok(stream) => stream.cached_info().clone(),
             Err(error) => {
@@ -82,6 +92,7 @@ pub async fn streams(bus: &Bus) -> Vec<StreamFacts> {
         facts.push(StreamFacts {
             name: name.to_owned(),
             problem: (!as_made).then_some(seen),
+            standstill: None,
             messages: found.state.messages,
             bytes: found.state.bytes,
             messages_max: u64::try_from(config.max_messages).ok(),

@@ -1,5 +1,5 @@
 //! The records of jobs: written by compare-and-set, so that a producer that was replaced, or whose job was cancelled,
-//! learns of it; and what of a job lies in TASKS and DUE, for a producer that resumes it.
+//! learns of it; and what of a job lies in LATER, TASKS and DUE, for a producer that resumes it.
 
 use async_nats::jetstream::kv;
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use crate::bus::read::unix_ms;
 use crate::job::JobRecord;
 use crate::task::{Arrival, Origin, Task};
 use crate::wire::decode::decode;
-use crate::wire::streams::{BUCKET_JOBS, STREAM_DUE, STREAM_TASKS};
+use crate::wire::streams::{BUCKET_JOBS, STREAM_DUE, STREAM_LATER, STREAM_TASKS};
 use crate::wire::subject::TaskSubject;
 
 /// A job's record and the revision that it was read at or written as.
@@ -25,9 +25,9 @@ pub struct JobEntry {
     pub stored_ms: i64,
 }
 
-/// How far TASKS and the two parts of DUE were read.
+/// How far TASKS, the two parts of DUE, and LATER were read.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct LookedThrough([u64; 3]);
+pub struct LookedThrough([u64; 4]);
 
 impl Bus {
     /// Writes a job's record if it still is as it was at `revision` (0: if there is none); the new revision, or none
@@ -57,8 +57,8 @@ impl Bus {
         }))
     }
 
-    /// Tells the indexes (from, and one past the last) of all messages of this epoch of the job that lie in TASKS or
-    /// DUE, held by a worker or not, from where an earlier look ended. First TASKS, then DUE: a task that leaves one
+    /// Tells the indexes (from, and one past the last) of all messages of this epoch of the job that lie in LATER, TASKS
+    /// or DUE, held by a worker or not, from where an earlier look ended. First LATER and TASKS, then DUE: a task that leaves one
     /// while it is read was stored in the other before. What is in neither has ended, or was never stored.
     ///
     /// # Errors
@@ -75,13 +75,17 @@ impl Bus {
             job: Some(record.job.clone()),
             unique: None,
         };
-        let (tasks, sched, due) = (subject.task(), subject.all_sched(), subject.due());
+        let (later, tasks, sched, due) = (subject.later(), subject.task(), subject.all_sched(), subject.due());
         let mut after = after;
         // The last one again: what failed meanwhile has gone back there.
-        for (place, origin, filter) in
-            [(0, Origin::Tasks, &tasks), (1, Origin::Due, &sched), (2, Origin::Due, &due), (1, Origin::Due, &sched)]
-        {
-            let stream = if origin == Origin::Due { STREAM_DUE } else { STREAM_TASKS };
+        for (place, stream, filter) in [
+            (3, STREAM_LATER, &later),
+            (0, STREAM_TASKS, &tasks),
+            (1, STREAM_DUE, &sched),
+            (2, STREAM_DUE, &due),
+            (1, STREAM_DUE, &sched),
+        ] {
+            let origin = if stream == STREAM_DUE { Origin::Due } else { Origin::Tasks };
             let Some(last) = after.0.get_mut(place) else { continue };
             loop {
                 let page = self.page(stream, filter, *last + 1).await?;

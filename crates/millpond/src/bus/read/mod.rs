@@ -13,8 +13,10 @@ pub mod find;
 pub mod inspect;
 pub mod job_results;
 pub mod jobs;
+pub(in crate::bus) mod later;
 pub mod outcomes;
 pub mod raw;
+pub mod standstill;
 
 /// How long the server keeps one request for outcomes.
 const PULL_EXPIRES_AFTER: Duration = Duration::from_secs(10);

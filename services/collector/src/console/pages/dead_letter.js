@@ -34,6 +34,8 @@ const MEANING = {
   bad_subject: "its subject cannot be read",
   bad_queue: "its queue has a name that is not allowed",
   bad_schedule: "it waited for a time that would never come, or where nobody would find it",
+  unique_key_taken: "another task had its unique key when it was to wait for its time",
+  id_taken: "its id stood for another task that waits, so it has one of its own",
   undecodable: "its arguments cannot be read",
   unsigned: "it has no signature",
   bad_signature: "it was altered, moved, or signed with another key",

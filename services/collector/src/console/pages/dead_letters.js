@@ -20,6 +20,8 @@ const REASONS = [
   "bad_subject",
   "bad_queue",
   "bad_schedule",
+  "unique_key_taken",
+  "id_taken",
   "undecodable",
   "unsigned",
   "bad_signature",

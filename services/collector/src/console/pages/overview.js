@@ -24,6 +24,7 @@ const PLACES = {
   orphaned_lease: ["#/workers", "Workers"],
   stuck_consumer: ["#/queues", "Queues"],
   broken_kind: ["#/workers", "Workers"],
+  no_producer: ["#/queues", "Queues"],
   stalled_job: ["#/jobs?state=stalled", "Stalled jobs"],
   continuation: ["#/jobs", "Jobs"],
   lost_task: ["#/tasks", "Tasks"],

@@ -325,6 +325,7 @@ async fn what_is_purged_or_forgotten_of_one_kind_is_left_of_the_other() {
         queue: "q".into(),
         kind: None,
         running: true,
+        later_up_to: 0,
         tasks_up_to: 1,
         due_up_to: 1,
         count: Some(1),

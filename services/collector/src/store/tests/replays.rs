@@ -86,6 +86,7 @@ async fn what_a_purge_removed_ends_once() {
         queue: "q".into(),
         kind: None,
         running: true,
+        later_up_to: 0,
         tasks_up_to: 9,
         due_up_to: 9,
         count: Some(1),
