@@ -16,7 +16,6 @@ source tests/steps.sh
 
 ELK_DIR=${ELK_DIR:-/var/tmp/millpond-elk}
 RUBY=${RUBY:-ruby}
-COLLECTOR_VERSION=v0.165.0
 here=$PWD
 engine=$ELK_DIR/search-engine otelcol=$ELK_DIR/otelcol/otelcol
 work=$(mktemp -d)
@@ -61,15 +60,9 @@ libraries() {
     ln -sf "$(ldconfig -p | awk '/libzstd.so.1/ { print $NF; exit }')" "$engine/native/libzstd.so"
     javac -cp "$engine/libraries/*" -d "$engine/classes" tests/elk/search-engine/Main.java
 }
-collector() {
-    mkdir -p "$ELK_DIR/go"
-    export GOPATH=$ELK_DIR/go GOFLAGS=-modcacherw
-    [ -x "$GOPATH/bin/builder" ] || go install "go.opentelemetry.io/collector/cmd/builder@$COLLECTOR_VERSION"
-    (cd "$ELK_DIR" && nice -n 10 go/bin/builder --config "$here/tests/elk/otelcol-builder.yaml")
-}
 mkdir -p "$ELK_DIR"
 [ -e "$engine/classes/Main.class" ] || libraries >"$work/libraries.log" 2>&1
-[ -x "$otelcol" ] || collector >"$work/collector-build.log" 2>&1
+tests/elk/otelcol.sh "$ELK_DIR" >"$work/collector-build.log" 2>&1
 millpond=${1:-}
 if [ -z "$millpond" ]; then
     cargo build --quiet --locked -p millpond-cli

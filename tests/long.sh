@@ -2,12 +2,12 @@
 # What takes too long for .ci/run, one after the other; run by hand, before what it tries is said to work. A part that this
 # machine has not the means for is named, and not passed over in silence.
 #
-#   tests/long.sh [PART…]     parts: publisher release store outages cluster panels elk kubernetes clients; default: all of them
+#   tests/long.sh [PART…]     parts: publisher release store outages cluster panels otelcol elk kubernetes clients; default: all of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tests/steps.sh
 parts=("$@")
-((${#parts[@]})) || parts=(publisher release store outages cluster panels elk kubernetes clients)
+((${#parts[@]})) || parts=(publisher release store outages cluster panels otelcol elk kubernetes clients)
 
 # The panels of Grafana, by a real Prometheus.
 panels() {
@@ -30,6 +30,13 @@ outages() {
 }
 # Three nodes with three replicas: all faults, and the way back of a TASKS that stands still.
 cluster() { CI=1 cargo test --workspace --test it --locked -- cluster:: --nocapture --include-ignored --test-threads 1; }
+# Traces by way of a real OpenTelemetry Collector, built once: what it hands on is the same tree, links and metrics.
+otelcol() {
+    local dir=${ELK_DIR:-/var/tmp/millpond-elk}
+    tests/elk/otelcol.sh "$dir"
+    cargo build --quiet --locked --workspace --examples
+    CI=1 MILLPOND_TEST_OTELCOL=$dir/otelcol/otelcol cargo test --workspace --test it --locked -- traces::
+}
 # Traces and logs end to end: a real Collector and a real Elasticsearch, built once.
 elk() { tests/elk.sh; }
 # The chart in a real cluster, which kubectl reaches.

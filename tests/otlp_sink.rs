@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -20,8 +21,10 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::metrics::v1::Metric;
 use prost::Message;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+
+use crate::harness::{PATIENCE, Process, free_port, until};
 
 /// How it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +86,7 @@ pub struct Sink {
     seen: Arc<Seen>,
     pub url: String,
     _serving: JoinSet<()>,
+    _collector: Option<Process>,
 }
 
 impl Sink {
@@ -107,7 +111,20 @@ impl Sink {
         let router = router.with_state(seen.clone());
         let mut serving = JoinSet::new();
         serving.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { seen, url, _serving: serving }
+        Self { seen, url, _serving: serving, _collector: None }
+    }
+
+    /// One that takes. Where `MILLPOND_TEST_OTELCOL` names the program of a real OpenTelemetry Collector, all comes by way of that.
+    pub async fn behind_collector() -> Self {
+        let sink = Self::start(Mode::Takes).await;
+        let Some(program) = std::env::var_os("MILLPOND_TEST_OTELCOL") else { return sink };
+        let listen = format!("127.0.0.1:{}", free_port());
+        let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/elk/otelcol-passes-on.yaml");
+        let mut command = Command::new(program);
+        command.args(["--config", config]).env("OTELCOL_LISTEN", &listen).env("OTELCOL_HANDS_ON_TO", &sink.url);
+        let collector = Process::start(&mut command);
+        until("the Collector", PATIENCE, async || TcpStream::connect(&listen).await.ok()).await;
+        Self { url: format!("http://{listen}"), _collector: Some(collector), ..sink }
     }
 
     /// What a process needs to export there.
@@ -225,6 +242,6 @@ fn text(value: AnyValue) -> String {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)
 }

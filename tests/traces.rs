@@ -10,7 +10,7 @@ use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value;
 
 use crate::harness::{Cluster, PATIENCE, Process, free_port, task, text, until};
-use crate::otlp_sink::{Mode, SeenSpan, Sink};
+use crate::otlp_sink::{Mode, SeenSpan, Sink, hex};
 use crate::rust_client::example;
 
 /// Each span of a trace, by the names from its root on.
@@ -33,7 +33,7 @@ fn paths(spans: &[SeenSpan], trace: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn spans_of_a_handler_are_below_its_attempt_however_it_runs() {
     let Some(program) = example("traced") else { return };
-    let (sink, cluster) = (Sink::start(Mode::Takes).await, Cluster::start().await);
+    let (sink, cluster) = (Sink::behind_collector().await, Cluster::start().await);
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("traced.log");
     let mut command = Command::new(program);
@@ -89,7 +89,7 @@ async fn spans_of_a_handler_are_below_its_attempt_however_it_runs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_with_its_own_provider_sees_the_spans_of_millpond_in_it() {
     let Some(program) = example("own_provider") else { return };
-    let sink = Sink::start(Mode::Takes).await;
+    let sink = Sink::behind_collector().await;
     let mut command = Command::new(program);
     command.envs(sink.environment());
     let ended = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
@@ -120,7 +120,7 @@ async fn a_program_with_its_own_provider_sees_the_spans_of_millpond_in_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_is_linked_with_the_attempt_that_died() {
-    let (sink, mut cluster) = (Sink::start(Mode::Takes).await, Cluster::start().await);
+    let (sink, mut cluster) = (Sink::behind_collector().await, Cluster::start().await);
     cluster.restart_collector_with(&sink.environment());
     let (_producer, _) = cluster.producer().await;
     let mut worker = cluster.worker_with("w1", &["--queues", "default,other"], &sink.environment());
@@ -267,9 +267,18 @@ fn last(sink: &Sink, name: &str) -> Option<f64> {
     Some(points.into_iter().map(|point| if let Some(Value::AsDouble(value)) = point.value { value } else { 0.0 }).sum())
 }
 
+/// Trace and span of each exemplar of a histogram.
+fn exemplars(sink: &Sink, name: &str) -> Vec<(String, String)> {
+    let points = sink.metrics().into_iter().filter(|metric| metric.name == name).flat_map(|metric| match metric.data {
+        Some(Data::Histogram(histogram)) => histogram.data_points,
+        _ => panic!("{name} is a histogram"),
+    });
+    points.flat_map(|point| point.exemplars).map(|one| (hex(&one.trace_id), hex(&one.span_id))).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_have_the_same_names_and_values_over_otlp_and_for_prometheus() {
-    let (sink, mut cluster) = (Sink::start(Mode::Takes).await, Cluster::start().await);
+    let (sink, mut cluster) = (Sink::behind_collector().await, Cluster::start().await);
     let soon = [("OTEL_METRIC_EXPORT_INTERVAL", "200")];
     let environment = [&sink.environment()[..], &soon].concat();
     cluster.restart_collector_with(&environment);
@@ -291,6 +300,21 @@ async fn metrics_have_the_same_names_and_values_over_otlp_and_for_prometheus() {
     ];
     for (name, value) in expected {
         until(name, PATIENCE, async || (last(&sink, name) == Some(value)).then_some(())).await;
+    }
+    let attempts = until("the spans of all attempts", PATIENCE, async || {
+        let attempts: Vec<_> = sink.spans().into_iter().filter(|span| span.name.starts_with("process ")).collect();
+        (attempts.len() == 4).then_some(attempts)
+    })
+    .await;
+    for name in ["millpond_message_wait_seconds", "millpond_message_run_seconds", "millpond_message_settle_seconds"] {
+        let exemplars = exemplars(&sink, name);
+        assert!(!exemplars.is_empty(), "{name}");
+        for (trace, span) in exemplars {
+            assert!(
+                attempts.iter().any(|attempt| attempt.trace == trace && attempt.span == span),
+                "{name} {attempts:?}"
+            );
+        }
     }
     let page = reqwest::get(format!("http://{listen}/metrics")).await.unwrap().text().await.unwrap();
     for line in [

@@ -76,18 +76,18 @@ impl JobHandle {
     /// Safe: nothing is changed.
     pub async fn wait(&self, timeout: Duration) -> Result<JobProgress, JobWaitError> {
         let (deadline, mut delay) = (Instant::now() + timeout, POLL_MIN);
-        let not_done = || JobWaitError::NotDone { job: self.name.clone(), waited: timeout };
+        // What the last answer said, where it was none.
+        let mut untold = None;
         loop {
-            let answer = tokio::time::timeout_at(deadline, self.status()).await.map_err(|_| not_done())?;
-            if let Ok(progress) = &answer
-                && progress.has_ended()
-            {
-                return Ok(*progress);
+            match tokio::time::timeout_at(deadline, self.status()).await {
+                Ok(Ok(progress)) if progress.has_ended() => return Ok(progress),
+                Ok(answer) => untold = answer.err(),
+                Err(_) => {}
             }
             if Instant::now() + delay >= deadline {
                 tokio::time::sleep_until(deadline).await;
-                answer?;
-                return Err(not_done());
+                let not_done = JobWaitError::NotDone { job: self.name.clone(), waited: timeout };
+                return Err(untold.map_or(not_done, JobWaitError::Request));
             }
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(POLL_MAX);

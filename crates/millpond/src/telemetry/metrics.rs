@@ -14,7 +14,7 @@ const GAUGE_IDLE: Duration = Duration::from_secs(10);
 /// How often measured values are sorted into their buckets: until then each takes memory, also when nobody reads them.
 const SORT_EVERY: Duration = Duration::from_secs(5);
 /// Buckets of durations, in seconds: from a task that does nothing to one that runs for an hour.
-const SECONDS: [f64; 17] =
+pub(super) const SECONDS: [f64; 17] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0];
 
 /// The metrics of this process. Cheap to clone.

@@ -1,6 +1,8 @@
 //! Logs, spans and metrics. Without the feature `telemetry` only trace contexts are left: one that is given is passed on,
 //! and nothing is exported.
 
+#[cfg(all(feature = "telemetry", feature = "metrics"))]
+mod exemplars;
 #[cfg(feature = "telemetry")]
 mod export;
 #[cfg(feature = "telemetry")]
@@ -27,6 +29,8 @@ mod setup;
 mod span;
 mod trace;
 
+#[cfg(all(feature = "telemetry", feature = "metrics"))]
+pub use exemplars::TracedHistogram;
 #[cfg(feature = "telemetry")]
 pub use export::{record, record_of_child};
 #[cfg(feature = "telemetry")]

@@ -8,17 +8,18 @@ use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequ
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
-use opentelemetry_proto::tonic::metrics::v1::number_data_point;
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics,
+    AggregationTemporality, Exemplar, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics,
     ScopeMetrics, Sum,
 };
+use opentelemetry_proto::tonic::metrics::v1::{exemplar, number_data_point};
 use opentelemetry_proto::tonic::resource::v1::Resource as WireResource;
 use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use prost::Message;
 
+use super::exemplars;
 use super::export_counts::METRICS;
 use super::otlp_http::OtlpReceiver;
 use crate::config::variable;
@@ -159,6 +160,7 @@ fn histogram(name: &str, buckets: BTreeMap<Labels, Buckets>, (started, now): (u6
         let below = [0].into_iter().chain(up_to.iter().map(|(_, n)| *n));
         let ends = up_to.iter().map(|(_, n)| *n).chain([count]);
         HistogramDataPoint {
+            exemplars: exemplars::take(name, &labels).into_iter().map(exemplar).collect(),
             attributes: attributes(labels),
             start_time_unix_nano: started,
             time_unix_nano: now,
@@ -172,6 +174,16 @@ fn histogram(name: &str, buckets: BTreeMap<Labels, Buckets>, (started, now): (u6
     let data_points: Vec<_> = buckets.into_iter().map(point).collect();
     let aggregation_temporality = AggregationTemporality::Cumulative as i32;
     (!data_points.is_empty()).then(|| metric(name, Data::Histogram(Histogram { data_points, aggregation_temporality })))
+}
+
+fn exemplar(of: exemplars::Exemplar) -> Exemplar {
+    Exemplar {
+        time_unix_nano: nanoseconds(of.at),
+        span_id: of.trace.span_bytes().to_vec(),
+        trace_id: of.trace.trace_bytes().to_vec(),
+        value: Some(exemplar::Value::AsDouble(of.seconds)),
+        ..Exemplar::default()
+    }
 }
 
 fn attributes(labels: Labels) -> Vec<KeyValue> {

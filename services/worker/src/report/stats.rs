@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use metrics::{Histogram, histogram};
+use millpond::telemetry::{TraceContext, TracedHistogram};
 use millpond::worker_record::KindCount;
 
 /// How many items of a message ended how.
@@ -37,18 +37,17 @@ pub(crate) struct KindStats {
 }
 
 struct Times {
-    wait: Histogram,
-    run: Histogram,
-    settle: Histogram,
+    wait: TracedHistogram,
+    run: TracedHistogram,
+    settle: TracedHistogram,
 }
 
 impl Times {
     fn of(kind: &str) -> Self {
-        let kind = || [metrics::Label::new("kind", kind.to_owned())].to_vec();
         Self {
-            wait: histogram!("millpond_message_wait_seconds", kind()),
-            run: histogram!("millpond_message_run_seconds", kind()),
-            settle: histogram!("millpond_message_settle_seconds", kind()),
+            wait: TracedHistogram::new("millpond_message_wait_seconds", "kind", kind),
+            run: TracedHistogram::new("millpond_message_run_seconds", "kind", kind),
+            settle: TracedHistogram::new("millpond_message_settle_seconds", "kind", kind),
         }
     }
 }
@@ -63,17 +62,17 @@ impl KindStats {
     }
 
     /// Notes that a message which waited since then starts.
-    pub(crate) fn starts(&self, waited_since: SystemTime, now: SystemTime) {
+    pub(crate) fn starts(&self, waited_since: SystemTime, now: SystemTime, attempt: TraceContext) {
         if let Some(times) = &self.times {
-            times.wait.record(now.duration_since(waited_since).unwrap_or_default().as_secs_f64());
+            times.wait.record(now.duration_since(waited_since).unwrap_or_default(), attempt);
         }
     }
 
     /// Notes how long a message's handler ran, and how long it took to store what came of it.
-    pub(crate) fn ran(&self, took: Duration, settled: Duration) {
+    pub(crate) fn ran(&self, took: Duration, settled: Duration, attempt: TraceContext) {
         if let Some(times) = &self.times {
-            times.run.record(took.as_secs_f64());
-            times.settle.record(settled.as_secs_f64());
+            times.run.record(took, attempt);
+            times.settle.record(settled, attempt);
         }
     }
 

@@ -44,7 +44,8 @@ pub(crate) async fn run(context: &WorkerContext, prepared: Prepared) -> Finished
     let (started, started_ms, started_at) = (Instant::now(), millpond::now_ms(), SystemTime::now());
     let scope = spans.scope(&lease.task);
     spans.started(&lease, started_at);
-    context.stats.of(&lease.task.subject.kind).starts(AttemptSpans::waited_since(&lease), started_at);
+    let stats = context.stats.of(&lease.task.subject.kind);
+    stats.starts(AttemptSpans::waited_since(&lease), started_at, spans.attempt);
     let cursor = Arc::new(WorkCursor::new(calls.len()));
     let ((ends, busy), republished) = {
         let running = pin!(async {

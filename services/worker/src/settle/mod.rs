@@ -50,7 +50,7 @@ pub(crate) async fn settle(context: &WorkerContext, finished: Finished) {
     let tally = outbox.tally();
     let published = scope.around(publish(context, &mut outbox)).await;
     scope.around(acknowledge(context, lease, published)).await;
-    stats.ran(time.busy, settling.elapsed());
+    stats.ran(time.busy, settling.elapsed(), spans.attempt);
     stats.count(tally);
 }
 
