@@ -9,7 +9,7 @@ use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::stream_state;
 use millpond::chain::{ChainStep, parse};
-use millpond::client::{BatchSize, MapSpec, NewTask, NoResult};
+use millpond::client::{BatchSize, MapSpec, NewTask, NoResult, SubmitError};
 use millpond::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use serde_json::{Value, json};
 
@@ -314,6 +314,106 @@ async fn large_results_of_a_batch_go_on_to_the_next_step() {
             (&serde_json::json!("done"), &serde_json::json!(text.len()))
         );
     }
+}
+
+const TOO_MANY: &str = "17 steps (2209 bytes) are too many: 16 steps at the most";
+const TOO_LONG: &str = "of 5000 bytes must be 1 to 64";
+
+/// On every way in: the size and the limit are said where it is handed in, and nothing is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_continuation_that_is_too_large_is_refused_where_it_is_handed_in() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let (_producer, producer) = cluster.producer().await;
+    let step: ChainStep = format!("{0}.{0}", "x".repeat(64)).parse().unwrap();
+    let (long_kind, many) = ("y".repeat(5_000), vec![step.to_string(); 17].join(","));
+    let (too_many, too_long) = (TOO_MANY, TOO_LONG);
+
+    // The command line, before it looks for a server.
+    let flags: Vec<String> = (0..17).map(|_| format!("--continuation={step}")).collect();
+    let given: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let flag = format!("--continuation={long_kind}");
+    for (verb, given, said) in
+        [("submit", &given[..], too_many), ("submit", &[&*flag][..], too_long), ("map", &[&*flag][..], too_long)]
+    {
+        let ended = cli(&cluster, &[&[verb, "square", "1"][..], given].concat()).await;
+        let printed = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(2), "{verb}: {printed}");
+        assert!(printed.contains(said), "{verb}: {printed}");
+    }
+
+    // HTTP: a task, and a job.
+    let http = reqwest::Client::new();
+    for (value, said) in [(&many, too_many), (&long_kind, too_long)] {
+        let task = http.post(format!("{producer}/v1/tasks/default/square")).header("Millpond-Continuation", value);
+        let job = http.post(format!("{producer}/v1/jobs/default/square")).query(&[("continuation", value)]);
+        for request in [task, job] {
+            let answer = request.bearer_auth(&cluster.nats.secrets.token).body("1").send().await.unwrap();
+            let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
+            assert_eq!(status, 400, "{body}");
+            let text = body["error"].as_str().unwrap();
+            assert!(text.contains(said) || text.contains("of 2144 bytes must be 1 to 64"), "{text}");
+        }
+    }
+
+    // The client library.
+    let one = |steps: Vec<ChainStep>| NewTask { continuation: steps, ..task("square", "1") };
+    let long = ChainStep { queue: None, kind: long_kind.clone() };
+    for (steps, said) in [(vec![step.clone(); 17], too_many), (vec![long.clone()], too_long)] {
+        let refused = cluster.client.submit(&one(steps), RetryDeadline::Unlimited).await.unwrap_err();
+        assert!(matches!(refused, SubmitError::Header { .. }) && refused.is_permanent(), "{refused:?}");
+        assert!(refused.to_string().contains(said), "{refused}");
+    }
+    let spec = MapSpec { continuation: Some(long), ..job("long", "square", "echo") };
+    let input = futures_util::stream::iter([Ok("1".into())]);
+    let refused = cluster.client.publish_all(spec, input).await.err().unwrap();
+    assert!(refused.to_string().contains(too_long), "{refused}");
+
+    // 16 steps of the longest names fit.
+    let widest = one(vec![step; 16]);
+    let stored = cluster.client.submit(&widest, RetryDeadline::Unlimited).await.unwrap();
+    assert_eq!(cluster.ended(&stored.id).await["status"], "done");
+}
+
+/// What other programs write: a plain publish ends as a dead letter with the same words, the end of a job is shown as refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_continuation_that_is_too_large_is_refused_where_another_program_has_written_it() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let (_producer, _) = cluster.producer().await;
+    let step = format!("{0}.{0}", "x".repeat(64));
+    let (long_kind, many) = ("y".repeat(5_000), vec![step; 17].join(","));
+    let (too_many, too_long) = (TOO_MANY, TOO_LONG);
+    let enormous = vec!["z"; 20_000].join(",");
+    let plain = raw(&cluster).await;
+    for (id, value, said) in [
+        ("many", &many, too_many),
+        ("long", &long_kind, too_long),
+        ("enormous", &enormous, "header Millpond-Continuation has 39999 bytes"),
+    ] {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Msg-Id", id);
+        headers.insert("Millpond-Continuation", value.as_str());
+        plain.publish_with_headers("tasks.default.square", headers, "1".into()).await.unwrap();
+        let ended = cluster.ended(id).await;
+        assert_eq!(ended["dead"]["reason"], "bad_header", "{ended}");
+        let text = ended["dead"]["failure"]["message"].as_str().unwrap();
+        assert!(text.contains(said), "{id}: {text}");
+    }
+
+    // The end of a job: a record that another program has written.
+    let now_ms = millpond::now_ms();
+    let record = json!({ "job": "wide", "queue": "default", "kind": "square", "epoch": 1, "state": "closed", "total": 0,
+        "continuation": { "queue": "default", "kind": long_kind }, "published": 0, "results_after": 0, "producer": "p",
+        "created_ms": now_ms, "heartbeat_ms": now_ms });
+    let bucket = async_nats::jetstream::new(plain).get_key_value("millpond_jobs").await.unwrap();
+    bucket.put("wide", record.to_string().into()).await.unwrap();
+    let refused = until("the refusal", PATIENCE, async || {
+        let shown = cluster.get("/api/v1/jobs/wide", &[]).await?;
+        shown["continuation_refused"].as_str().map(str::to_owned)
+    })
+    .await;
+    assert!(refused.contains(too_long), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -33,6 +33,11 @@ impl Folder {
         let path = self.dir.path().join("handlers.toml");
         cluster.worker_with(name, &["--handlers", path.to_str().unwrap()], env)
     }
+
+    fn worker_below(&self, cluster: &Cluster, name: &str, starter: &[&str]) -> Process {
+        let path = self.dir.path().join("handlers.toml");
+        cluster.worker_below(starter, name, &["--handlers", path.to_str().unwrap()], &[])
+    }
 }
 
 async fn submit(cluster: &Cluster, kind: &str, arguments: &str) -> String {
@@ -619,6 +624,8 @@ for line in sys.stdin:
         open("/dev/stderr", "w").write("by its name\n")
         answer = {
             "ids": [os.getuid(), os.geteuid(), os.getgid()], "groups": sorted(os.getgroups()), "pid": os.getpid(),
+            "caps": sorted({line.split()[1] for pid in ("self", os.getppid()) for line in open(f"/proc/{pid}/status")
+                            if line[:6] in ("CapInh", "CapPrm", "CapEff", "CapAmb")}),
             "guard": [line.split() for line in open(f"/proc/{os.getppid()}/status") if line.startswith("Uid:")][0],
             "env": [os.environ.get(name) for name in ["HOME", "USER", "LOGNAME", "MILLPOND_GUARD_USER"]],
             "signal": refused(lambda: os.kill(args, 0)), "environ": refused(lambda: open(f"/proc/{args}/environ").read()),
@@ -641,35 +648,65 @@ async fn a_kind_may_run_as_another_user() {
         return;
     }
     let cluster = Cluster::start().await;
-    let handlers = "[other]\ncommand = ['python3', 'other.py']\nuser = 'nobody'\nslots = 1\nmemory = '80MiB'
-        [once]\ncommand = ['id', '-un']\nmode = 'once'\nuser = 65534
-        [square]\nisolate = true\nuser = 'nobody'";
-    let folder = Folder::new(handlers, &[("other.py", AS_ANOTHER)]);
+    let folder = as_another("nobody");
+    let worker = folder.worker(&cluster, "w1");
+    is_kept_apart(&cluster, worker, "nobody").await;
+}
+
+/// A worker that is not root and has what it needs, as a unit of systemd with `User=` and `AmbientCapabilities=` has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_with_capabilities_alone_may_start_another_user() {
+    if !is_root() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let folder = as_another("daemon");
+    let needed = "-all,+chown,+kill,+setgid,+setuid";
+    let (inheritable, ambient) = (format!("--inh-caps={needed}"), format!("--ambient-caps={needed}"));
+    let starter = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", &inheritable, &ambient];
+    let worker = folder.worker_below(&cluster, "w1", &starter);
+    is_kept_apart(&cluster, worker, "daemon").await;
+}
+
+/// Handlers that run as this user.
+fn as_another(user: &str) -> Folder {
+    let uid = nix::unistd::User::from_name(user).unwrap().unwrap().uid;
+    let handlers = format!(
+        "[other]\ncommand = ['python3', 'other.py']\nuser = '{user}'\nslots = 1\nmemory = '80MiB'
+        [once]\ncommand = ['id', '-un']\nmode = 'once'\nuser = {uid}
+        [square]\nisolate = true\nuser = '{user}'"
+    );
+    let folder = Folder::new(&handlers, &[("other.py", AS_ANOTHER)]);
     std::fs::set_permissions(folder.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let mut worker = folder.worker(&cluster, "w1");
-    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
-    let (uid, gid) = (nobody.uid.as_raw(), nobody.gid.as_raw());
-    let seen = run(&cluster, "other", &worker.pid().to_string()).await["result"].clone();
+    folder
+}
+
+/// Runs them: they are that user in all, reach nothing of the worker's, and end with it.
+async fn is_kept_apart(cluster: &Cluster, mut worker: Process, user: &str) {
+    let user = nix::unistd::User::from_name(user).unwrap().unwrap();
+    let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
+    let seen = run(cluster, "other", &worker.pid().to_string()).await["result"].clone();
+    assert_eq!(seen["caps"], json!(["0000000000000000"]), "neither it nor its guard has any: {seen}");
     assert_eq!((&seen["ids"], &seen["groups"]), (&json!([uid, uid, gid]), &json!([gid])), "{seen}");
     assert_eq!(
         seen["guard"],
         json!(["Uid:", uid.to_string(), uid.to_string(), uid.to_string(), uid.to_string()]),
         "{seen}"
     );
-    assert_eq!(seen["env"], json!([nobody.dir.to_str(), "nobody", "nobody", null]), "{seen}");
+    assert_eq!(seen["env"], json!([user.dir.to_str(), user.name, user.name, null]), "{seen}");
     assert_eq!((&seen["signal"], &seen["environ"]), (&json!("refused"), &json!("refused")), "{seen}");
     assert!(cluster.log("w1").contains("by its name"), "its pipes are its own: {}", cluster.log("w1"));
-    assert_eq!(run(&cluster, "once", "1").await["result"], "nobody");
-    assert_eq!(run(&cluster, "square", "12").await["result"], 144);
+    assert_eq!(run(cluster, "once", "1").await["result"], user.name);
+    assert_eq!(run(cluster, "square", "12").await["result"], 144);
     // Large arguments are a file that it may read; its memory is read by its guard.
     let large = format!("\"{}\"", "y".repeat(9 << 20));
-    let id = submit_file(&cluster, "other", &large).await;
+    let id = submit_file(cluster, "other", &large).await;
     assert_eq!(cluster.ended(&id).await["result"], large.len());
-    let ended = run(&cluster, "other", r#""fat""#).await;
+    let ended = run(cluster, "other", r#""fat""#).await;
     let oom = failed(&ended, "oom");
     assert!(oom["child"]["rss_bytes"].as_u64().is_some_and(|bytes| bytes > 80 << 20), "what the limit saw: {oom}");
     // It ends with its worker, however that ends.
-    let hangs = submit(&cluster, "other", r#""hang""#).await;
+    let hangs = submit(cluster, "other", r#""hang""#).await;
     // The task runs before its child does, which is started anew.
     let guard_of = |worker: &Value| {
         let mut children = worker["children"].as_array()?.iter();
@@ -680,6 +717,75 @@ async fn a_kind_may_run_as_another_user() {
     worker.kill9();
     let gone = async || (!std::path::Path::new(&format!("/proc/{guard}")).exists()).then_some(());
     until("the end of the guard", Duration::from_secs(10), gone).await;
+}
+
+/// A control group of the kernel with a limit of memory, version 1 or 2.
+struct MemoryGroup(std::path::PathBuf);
+
+impl MemoryGroup {
+    /// None where this machine does not let one be made.
+    fn new(bytes: u64) -> Option<Self> {
+        let name = format!("millpond-test-{}", std::process::id());
+        let limits = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+        limits.into_iter().find_map(|(root, limit)| {
+            let group = Self(std::path::Path::new(root).join(&name));
+            std::fs::create_dir(&group.0).ok()?;
+            // Nothing of it may be swapped out instead.
+            for (file, text) in [("memory.swappiness", "0"), ("memory.swap.max", "0")] {
+                let _ = std::fs::write(group.0.join(file), text);
+            }
+            std::fs::write(group.0.join(limit), bytes.to_string()).ok().map(|()| group)
+        })
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// No limit of the kind's own: the kernel kills, as in a container with a limit of memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kernel_kills_for_want_of_memory_costs_its_task_and_says_so() {
+    let Some(group) = is_root().then(|| MemoryGroup::new(256 << 20)).flatten() else {
+        println!("skipped: no control group can be made here");
+        return;
+    };
+    let cluster = Cluster::start().await;
+    let script = r#"
+import json, sys
+for line in sys.stdin:
+    task = json.loads(line)
+    if task.get("shutdown"):
+        break
+    held = bytearray(b"x" * (task["args"] << 20))
+    print(json.dumps({"ok": len(held)}), flush=True)
+    held = None
+"#;
+    let folder = Folder::new(
+        "[fat]
+command = ['python3', 'fat.py']
+slots = 1
+",
+        &[("fat.py", script)],
+    );
+    let enter = format!(r#"echo $$ > {}/cgroup.procs && exec "$0" "$@""#, group.0.display());
+    let mut worker = folder.worker_below(&cluster, "w1", &["sh", "-c", &enter]);
+    assert_eq!(run(&cluster, "fat", "1").await["result"], 1 << 20);
+    for _ in 0..2 {
+        let ended = run(&cluster, "fat", "1000").await;
+        let failure = failed(&ended, "oom");
+        assert!(failure["message"].as_str().unwrap().contains("the kernel killed it"), "{failure}");
+        assert_eq!((&failure["child"]["oom"], &failure["child"]["signal"]), (&json!(true), &json!(9)), "{failure}");
+        let started = Instant::now();
+        assert_eq!(run(&cluster, "fat", "1").await["result"], 1 << 20);
+        assert!(started.elapsed() < Duration::from_secs(5), "the next one runs soon: {:?}", started.elapsed());
+    }
+    assert!(worker.ended().is_none(), "the worker lives: {}", cluster.log("w1"));
+    worker.kill9();
+    let is_empty = async || std::fs::read_to_string(group.0.join("cgroup.procs")).ok()?.is_empty().then_some(());
+    until("the end of all in the group", Duration::from_secs(10), is_empty).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

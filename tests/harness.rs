@@ -198,10 +198,6 @@ impl NatsServer {
         self.nodes[node].process.kill9();
     }
 
-    pub fn signal_node(&self, node: usize, signal: Signal) {
-        self.nodes[node].process.signal(signal);
-    }
-
     pub fn restart_node(&mut self, node: usize) {
         self.nodes[node].restart(&self.secrets, &[]);
     }
@@ -350,8 +346,14 @@ impl Cluster {
 
     /// The same, with more in its environment.
     pub fn worker_with(&self, name: &str, arguments: &[&str], more: &[(&str, &str)]) -> Process {
-        let mut command = Command::new(MILLPOND);
-        command.args(["--state", "none", "worker", "run", "--name", name]).args(arguments);
+        self.worker_below(&[], name, arguments, more)
+    }
+
+    /// The same, started by a program with these words, which becomes the worker.
+    pub fn worker_below(&self, starter: &[&str], name: &str, arguments: &[&str], more: &[(&str, &str)]) -> Process {
+        let mut words = starter.iter().copied().chain([MILLPOND]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).args(["--state", "none", "worker", "run", "--name", name]).args(arguments);
         if !arguments.contains(&"--retry-delay") {
             command.args(["--retry-delay", "100ms"]);
         }

@@ -104,6 +104,9 @@ impl Answer {
         for of_rust in ["struct ", "enum ", "::", "Option<", "RawValue"] {
             assert!(!text.contains(of_rust), "{of}: {text}");
         }
+        for of_library in OF_LIBRARIES {
+            assert!(!text.contains(of_library), "{of}: {text}");
+        }
     }
 }
 
@@ -141,6 +144,20 @@ impl Route {
             .collect()
     }
 }
+
+/// What the libraries below the services say of requests: their words are for who writes programs with them.
+const OF_LIBRARIES: [&str; 10] = [
+    "Failed to",
+    "eserialize",
+    "length limit exceeded",
+    "line length",
+    "Invalid URL",
+    "Wrong number",
+    "found in string",
+    "target type",
+    "variant",
+    "error reading",
+];
 
 const OF_CALLER: &[u16] = &[400, 401, 403, 404, 405, 408, 409, 411, 413, 414, 415, 417, 422, 429, 431];
 
@@ -198,8 +215,10 @@ fn wrong_bodies(service: &Service, route: &Route) {
         answer.is_refusal(&format!("{start} that stalls"), &[400, 408, 413, 415], false);
     }
     let mut bodies: Vec<&[u8]> = vec![b"\xff\xfe\x00", b"{", b"{\"a\": \xff}", b"[1", b"{} {}"];
-    let deep = vec![b'['; 100_000];
+    let (deep, large) = (vec![b'['; 100_000], vec![b' '; 3 << 20]);
     bodies.push(&deep);
+    // The arguments of one task may be as large as that, and are then not read here.
+    bodies.extend(Some(&large[..]).filter(|_| !route.path.starts_with("/v1/tasks")));
     for body in bodies.into_iter().filter(|_| !takes_all) {
         let length = format!("Content-Length: {}", body.len());
         let answer = service.send(&start, &[json, &length], body);
@@ -244,7 +263,7 @@ fn odd_paths(service: &Service, route: &Route) {
     for odd in ["%00", "%0a", "%20x", "..", "%2e%2e", "a%2fb", "%ff", "%zz", "a.b", "*", &long] {
         let start = format!("{} {}", route.methods[0], route.filled(odd));
         let answer = service.send(&start, &["Content-Type: application/json", "Content-Length: 2"], b"{}");
-        answer.is_refusal(&start, &[400, 404, 405, 415], true);
+        answer.is_refusal(&start, &[400, 404, 405, 415], odd == "%zz");
     }
 }
 
@@ -290,9 +309,10 @@ async fn try_all(service: Service, document: &str) {
         let ready = reqwest::get(format!("{}/readyz", service.url)).await.unwrap();
         assert_eq!(ready.status().as_u16(), 200, "after {}", route.path);
     }
-    for path in ["/nope", "/../etc/passwd", "/%2e%2e/x", "//", "/console/../..", "*"] {
+    for path in ["/nope", "/../etc/passwd", "/%2e%2e/x", "//", "/console/../..", "/console/%ff", "/console/a%00b", "*"]
+    {
         let answer = tokio::task::block_in_place(|| service.send(&format!("GET {path}"), &[], b""));
-        assert!(answer.status < 500, "{path}: {}", answer.status);
+        answer.is_refusal(path, &[400, 404], path == "*");
     }
 }
 

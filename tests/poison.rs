@@ -1,12 +1,15 @@
 //! Messages whose headers or subject the NATS client cannot read. nats-server stores them all the same, and whoever is given one
 //! loses its connection, or its process: none may stop a queue, a collector or a call.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use data_encoding::BASE64;
 use millpond::bus::Role;
+use millpond::bus::shared_state::{SharedError, SharedState};
 use millpond::bus::topology::stream_state;
 use millpond::wire::header_block;
 use serde_json::{Value, json};
@@ -368,6 +371,96 @@ async fn a_payload_that_cannot_be_read_is_damaged() {
     assert_eq!(ended["dead"]["reason"], "damaged_payload", "{ended}");
     assert!(ended["dead"]["failure"]["message"].as_str().unwrap().contains("cannot be read"), "{ended}");
     runs(&cluster).await;
+}
+
+/// Keys and values that another program has written into the shared state, with any bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_lies_in_the_shared_state_costs_its_readers_nothing() {
+    let cluster = Cluster::start().await;
+    let bus = cluster.nats.bus(Role::Client).await;
+    let (shared, before) = (SharedState::open(&bus).await.unwrap(), *bus.connection().borrow());
+    shared.set("good", "before".into()).await.unwrap();
+    let mut watch = shared.watch();
+    let mut command_watches = cluster.started(&["shared", "watch", "--json"]);
+
+    let bytes = &b"\xff\x00\xfe\r\n"[..];
+    let large = vec![b'x'; 1 << 20];
+    let mut publisher = RawPublisher::connect(&cluster.nats, "client");
+    let fixed: [(&[u8], &[u8], &[u8]); 10] = [
+        (b"no-text", b"", bytes),
+        (b"controls", b"", b"a\x1b[2J\x07\xe2\x80\xae\r\nb"),
+        (b"empty", b"", b""),
+        (b"large", b"", &large),
+        (b"a\xff\xfe", b"", b"key is no text"),
+        (b"\xc3\xa4\x07\xe2\x80\xae", b"", b"key has controls"),
+        (b"a\xc2\xa0b", b"", b"key has white space beyond ASCII"),
+        (b"put", b"NATS/1.0\r\nKV-Operation: PUT\r\n\r\n", b"said to be put"),
+        (b"odd", b"NATS/1.0\r\nKV-Operation: WHAT\r\n\r\n", b"an operation that is none"),
+        (b"lone-cr", LONE_CR, b"1"),
+    ];
+    let mut written = fixed.to_vec();
+    // A block as short as HELLO does not come across accounts.
+    let blocks: Vec<&[u8]> =
+        TASKS.iter().map(|(_, block, _)| *block).filter(|b| !b.starts_with(b"HELLO")).chain(STATUSES).collect();
+    let names: Vec<String> = (0..blocks.len()).map(|at| format!("block-{at}")).collect();
+    written.extend(names.iter().zip(blocks).map(|(name, block)| (name.as_bytes(), block, &b"2"[..])));
+    for (key, block, value) in &written {
+        publisher.publish(&[b"$KV.millpond_shared.", *key].concat(), block, value);
+    }
+    shared.set("good", "after".into()).await.unwrap();
+
+    // Read one by one, as they change, and by their names: as they were written.
+    let mut seen = BTreeMap::<String, Bytes>::new();
+    while seen.get("good").is_none_or(|value| value != &b"after"[..]) {
+        let change = tokio::time::timeout(PATIENCE, watch.next()).await.expect("a watch goes on");
+        seen.insert(change.key, change.value.unwrap());
+    }
+    let keys = shared.keys().await.unwrap();
+    assert_eq!(keys.len(), written.len() + 1, "{keys:?}");
+    let listed = cluster.command(&["shared", "ls"]).output().unwrap();
+    let listed_keys = String::from_utf8(listed.stdout).unwrap();
+    assert_eq!(listed_keys.lines().count(), keys.len(), "{listed_keys}");
+    assert!(!listed_keys.contains(['\u{7}', '\u{202e}']), "{listed_keys:?}");
+    for (key, _, value) in &written {
+        let key = String::from_utf8_lossy(key);
+        assert!(keys.contains(&key.clone().into_owned()), "{key}: {keys:?}");
+        assert_eq!(seen[&*key], *value, "{key}");
+        if key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+            assert_eq!(shared.get(&key).await.unwrap().unwrap().value, *value, "{key}");
+            let printed = cluster.command(&["shared", "get", &key]).output().unwrap();
+            assert_eq!(printed.stdout, [*value, b"\n"].concat(), "{key}: {printed:?}");
+        } else {
+            assert!(matches!(shared.get(&key).await, Err(SharedError::Key(_))), "{key}");
+        }
+    }
+    let printed = cluster.command(&["shared", "get", "no-text", "--json"]).output().unwrap();
+    let printed: Value = serde_json::from_slice(&printed.stdout).unwrap();
+    assert_eq!(printed["value"], json!({ "base64": BASE64.encode(bytes) }));
+
+    // Written over, compared and set, removed and made again, whatever was there.
+    for key in ["lone-cr", "block-0", "odd"] {
+        let revision = shared.get(key).await.unwrap().unwrap().revision;
+        assert!(matches!(shared.compare_and_set(key, "3".into(), 0).await, Err(SharedError::Conflict { .. })), "{key}");
+        shared.compare_and_set(key, "3".into(), revision).await.unwrap();
+        shared.remove(key).await.unwrap();
+        assert_eq!(shared.get(key).await.unwrap(), None);
+        shared.compare_and_set(key, "4".into(), 0).await.unwrap();
+        assert_eq!(shared.get(key).await.unwrap().unwrap().value, "4");
+    }
+    assert_eq!(*bus.connection().borrow(), before, "the connection was never lost");
+
+    // The command that watches has printed all of it, and runs on.
+    let mut lines =
+        tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(command_watches.stdout.take().unwrap()));
+    let mut printed = BTreeMap::<String, Value>::new();
+    while printed.get("odd").is_none_or(|value| value != "4") {
+        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("it watches").unwrap().unwrap();
+        let line: Value = serde_json::from_str(&line).unwrap();
+        printed.insert(text(&line, "key"), line["value"].clone());
+    }
+    assert_eq!(printed["no-text"], json!({ "base64": BASE64.encode(bytes) }));
+    assert_eq!(printed["controls"], &*String::from_utf8_lossy(written[1].2));
+    assert!(command_watches.try_wait().unwrap().is_none(), "it watches on");
 }
 
 /// A task that waits and cannot be read is in nobody's way who reads what waits.

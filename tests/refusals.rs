@@ -121,6 +121,26 @@ async fn a_batch_of_many_failures_ends_with_each_item_run_once() {
     assert_eq!((ran.len(), once.len()), (2000, 2000), "each item runs once");
 }
 
+/// An attempt publishes the next step of its chain with its result, which does not fit: the step is a dead letter, and the attempt's
+/// own end stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_next_step_that_is_too_large_is_a_dead_letter_and_no_handler_runs_again() {
+    let cluster = Cluster::start().await;
+    set_largest(&cluster, "DUE", 3000).await;
+    let _worker = cluster.worker("w1", &[], None);
+    let large = format!("\"{}\"", "y".repeat(5000));
+    let continuation = vec!["square".parse().unwrap()];
+    let first = NewTask { id: Some("first".into()), continuation, ..task("echo", &large) };
+    cluster.client.submit(&first, RetryDeadline::Unlimited).await.unwrap();
+    let done = cluster.ended("first").await;
+    assert_eq!((&done["status"], &done["attempt"]), (&json!("done"), &json!(1)), "{done}");
+    let next = cluster.ended("first/default.echo/then").await;
+    assert_eq!((&next["status"], &next["dead"]["reason"]), (&json!("dead"), &json!("refused")), "{next}");
+    let message = next["dead"]["failure"]["message"].as_str().unwrap();
+    assert!(message.contains("too large"), "{message}");
+    assert_eq!(next["dead"]["payload"].as_str().map(str::len), Some(5000), "it keeps the result: {next}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_streams_refuse_for_good_becomes_smaller_and_no_handler_runs_again() {
     let cluster = Cluster::start().await;

@@ -129,6 +129,7 @@ fn of_submit(error: &SubmitError) -> Option<u8> {
     match error {
         SubmitError::Subject(_)
         | SubmitError::TaskId(_)
+        | SubmitError::Header { .. }
         | SubmitError::UniqueKeyNotAlone
         | SubmitError::StartTimeOutOfRange { .. }
         | SubmitError::StartsAfterPayload { .. } => Some(USAGE),

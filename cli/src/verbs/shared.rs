@@ -1,14 +1,16 @@
 //! `shared get|set|cas|rm|ls|watch`: keys that programs share.
 
-use std::io::Write;
+use std::borrow::Cow;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use bytes::Bytes;
 use clap::Subcommand;
+use data_encoding::BASE64;
 use millpond::bus::shared_state::{SharedEntry, SharedError, SharedState};
 use millpond::config::ConnectArgs;
 use millpond::visible::visible;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cluster_env::ClusterEnv;
 use crate::exit;
@@ -19,7 +21,7 @@ use crate::output::{json_line, output};
 pub struct SharedArgs {
     #[command(subcommand)]
     command: SharedCommand,
-    /// Print JSON objects with key, value and revision.
+    /// Print JSON objects with key, value and revision. A value that is no text is {"base64":"…"}.
     #[arg(long, global = true)]
     json: bool,
     #[command(flatten)]
@@ -106,8 +108,7 @@ async fn act(shared: &SharedState, command: SharedCommand, json: bool) -> anyhow
                 (None, expect) => match shared.get(&key).await? {
                     Some(entry) if expect.as_deref().map(str::as_bytes) == Some(&*entry.value) => entry.revision,
                     other => {
-                        let is = other
-                            .map_or_else(|| "nothing".to_owned(), |e| String::from_utf8_lossy(&e.value).into_owned());
+                        let is = other.map_or_else(|| "nothing".to_owned(), |e| text(&e.value).into_owned());
                         note!("millpond: key {key} has {is}, not what was expected");
                         return Ok(exit::TASK_FAILED.into());
                     }
@@ -122,7 +123,7 @@ async fn act(shared: &SharedState, command: SharedCommand, json: bool) -> anyhow
                 if json {
                     json_line(&json!({ "key": key }))?;
                 } else {
-                    writeln!(output(), "{key}")?;
+                    writeln!(output(), "{}", visible(&key))?;
                 }
             }
         }
@@ -141,25 +142,36 @@ async fn watch(shared: &SharedState, prefix: &str, json: bool) -> anyhow::Result
         if !change.key.starts_with(prefix) {
             continue;
         }
-        let value = change.value.as_deref().map(String::from_utf8_lossy);
         if json {
-            json_line(&json!({ "key": change.key, "value": value }))?;
+            json_line(&json!({ "key": change.key, "value": change.value.as_deref().map(json_value) }))?;
         } else {
-            let mut out = output();
-            match value {
-                Some(value) => writeln!(out, "{}\t{}", change.key, visible(&value))?,
-                None => writeln!(out, "{}\tremoved", change.key)?,
+            let (mut out, key) = (output(), visible(&change.key));
+            match change.value {
+                Some(value) => writeln!(out, "{key}\t{}", visible(&text(&value)))?,
+                None => writeln!(out, "{key}\tremoved")?,
             }
         }
     }
 }
 
+/// A value as text; what is none as `{"base64":"…"}`.
+fn text(value: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(value).map_or_else(|_| json_value(value).to_string().into(), Cow::Borrowed)
+}
+
+fn json_value(value: &[u8]) -> Value {
+    std::str::from_utf8(value).map_or_else(|_| json!({ "base64": BASE64.encode(value) }), Value::from)
+}
+
 fn print(key: &str, entry: &SharedEntry, json: bool) -> anyhow::Result<()> {
-    let value = String::from_utf8_lossy(&entry.value);
     if json {
+        let value = json_value(&entry.value);
         return json_line(&json!({ "key": key, "value": value, "revision": entry.revision }));
     }
-    Ok(writeln!(output(), "{value}")?)
+    if std::io::stdout().is_terminal() {
+        return Ok(writeln!(output(), "{}", visible(&text(&entry.value)))?);
+    }
+    Ok(output().write_all(&[&*entry.value, b"\n"].concat())?)
 }
 
 fn print_written(key: &str, value: &str, revision: u64, json: bool) -> anyhow::Result<()> {

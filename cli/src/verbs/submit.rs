@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millpond::bus::publish::{PublishError, RetryDeadline};
-use millpond::chain::ChainStep;
+use millpond::chain::{self, ChainStep};
 use millpond::client::{Client, NewTask, SubmitError, TaskEnd, TaskHandle};
 use millpond::config::{ConnectArgs, SigningArgs, duration};
 use millpond::visible::visible_json;
@@ -98,6 +98,7 @@ impl SubmitArgs {
             None => arguments::bytes(arguments::read(&self.args)?),
         };
         self.times()?;
+        chain::check(&self.continuation).map_err(|wrong| exit::usage(format!("--continuation: {wrong}")))?;
         Ok(NewTask {
             queue: self.runner.queue.clone(),
             kind: self.kind.clone(),

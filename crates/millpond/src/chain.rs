@@ -49,16 +49,44 @@ impl fmt::Display for ChainStep {
     }
 }
 
+/// Why a list of steps is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// A step that is neither `<kind>` nor `<queue>.<kind>`.
+    #[error("{0}; steps are <kind> or <queue>.<kind>, separated by commas")]
+    Step(#[from] SubjectError),
+    /// Too many steps.
+    #[error("{steps} steps ({bytes} bytes) are too many: {CHAIN_STEPS_MAX} steps at the most")]
+    TooMany {
+        /// How many there are.
+        steps: usize,
+        /// Their bytes as a header's value.
+        bytes: usize,
+    },
+}
+
 /// Parses a list of steps.
 ///
 /// # Errors
-/// A text that says what the list should be.
-pub fn parse(text: &str) -> Result<Vec<ChainStep>, String> {
-    let steps = text.split(',').map(|step| step.trim().parse()).collect::<Result<Vec<ChainStep>, _>>();
-    steps
-        .ok()
-        .filter(|steps| steps.len() <= CHAIN_STEPS_MAX)
-        .ok_or_else(|| format!("1 to {CHAIN_STEPS_MAX} steps <kind> or <queue>.<kind>, separated by commas"))
+/// [`ChainError`].
+pub fn parse(text: &str) -> Result<Vec<ChainStep>, ChainError> {
+    let steps = text.split(',').count();
+    if steps > CHAIN_STEPS_MAX {
+        return Err(ChainError::TooMany { steps, bytes: text.len() });
+    }
+    Ok(text.split(',').map(|step| step.trim().parse()).collect::<Result<Vec<ChainStep>, _>>()?)
+}
+
+/// Checks that a message can carry the steps.
+///
+/// # Errors
+/// [`ChainError`].
+pub fn check(steps: &[ChainStep]) -> Result<(), ChainError> {
+    for step in steps {
+        step.queue.iter().try_for_each(|queue| check_token("queue", queue))?;
+        check_token("kind", &step.kind)?;
+    }
+    text(steps).map_or(Ok(()), |text| parse(&text).map(drop))
 }
 
 /// The list as a header's value; none without steps.
@@ -104,6 +132,24 @@ mod tests {
         for bad in ["", "a,", "a.b.c", ".a", "a.", "a b", &vec!["a"; CHAIN_STEPS_MAX + 1].join(",")] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
+        // A name with a comma is no two steps, and one with a point names no queue.
+        for kind in ["a,b", "a.b", ""] {
+            let step = ChainStep { queue: None, kind: kind.to_owned() };
+            assert!(matches!(check(&[step]), Err(ChainError::Step(_))), "{kind}");
+        }
+        assert_eq!(check(&[]), Ok(()));
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_with_its_size_and_the_limit() {
+        let widest = format!("{0}.{0}", "x".repeat(64));
+        let steps = |count: usize| vec![widest.parse::<ChainStep>().unwrap(); count];
+        assert_eq!(check(&steps(CHAIN_STEPS_MAX)), Ok(()));
+        let refused = check(&steps(17)).unwrap_err().to_string();
+        assert_eq!(refused, "17 steps (2209 bytes) are too many: 16 steps at the most");
+        assert_eq!(parse(&text(&steps(17)).unwrap()).unwrap_err().to_string(), refused);
+        let refused = parse(&"y".repeat(70_000)).unwrap_err().to_string();
+        assert!(refused.contains("70000 bytes") && refused.contains("1 to 64") && refused.len() < 300, "{refused}");
     }
 
     #[test]

@@ -247,10 +247,9 @@ impl Task {
                 self.bad_header(HEADER_REPLY_TO, subject, "a subject reply.<x> without wildcards, such as reply.job1");
             }
         }
-        match get(HEADER_CONTINUATION).map(|text| (text, chain::parse(text))) {
-            None => {}
-            Some((_, Ok(steps))) => self.continuation = steps,
-            Some((text, Err(wanted))) => self.bad_header(HEADER_CONTINUATION, text, &wanted),
+        match get(HEADER_CONTINUATION).map(chain::parse).transpose() {
+            Ok(steps) => self.continuation = steps.unwrap_or_default(),
+            Err(wrong) => self.refuse("bad_header", format!("header {HEADER_CONTINUATION}: {wrong}")),
         }
     }
 

@@ -1,8 +1,11 @@
 //! Requests, parsed and checked: [`PathAndQuery`] reads path and query, [`Paged`] a filter and a page, [`JsonBody`] the
 //! body. A field that is not known is refused, so that a mistyped filter does not mean all; every refusal is JSON.
 
+use std::error::Error;
+
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::path::ErrorKind;
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody, PathRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
@@ -14,6 +17,21 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error_answer::ErrorAnswer;
+
+/// Why a body was not read, where the connection or the client is to blame.
+pub const BROKEN_OFF: &str = "it broke off, or its chunks are not as HTTP/1.1 has them";
+/// Bytes of a JSON body at the most: the bound of axum's `Bytes`, which the tests compare.
+const JSON_BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// What the parsers of queries say, and what a caller reads.
+const WORDS: [(&str, &str); 7] = [
+    ("unknown field", "there is no parameter"),
+    ("duplicate field", "there is more than one parameter"),
+    ("missing field", "it needs the parameter"),
+    ("unknown variant", "there is no value"),
+    ("invalid digit found in string", "it must be a whole number"),
+    ("cannot parse integer from empty string", "it must be a whole number"),
+    ("number too large to fit in target type", "the number is too large"),
+];
 
 /// Path and query of a request.
 pub struct PathAndQuery<P, Q>(pub P, pub Q);
@@ -71,15 +89,32 @@ fn without_nul<'u>(what: &str, encoded: &'u str) -> Result<&'u str, ErrorAnswer>
 async fn path<S: Send + Sync, P: DeserializeOwned + Send>(parts: &mut Parts, state: &S) -> Result<P, ErrorAnswer> {
     without_nul("path", parts.uri.path())?;
     let path: Result<Path<P>, PathRejection> = Path::from_request_parts(parts, state).await;
-    let Path(path) = path.map_err(|wrong| ErrorAnswer::bad_request(format!("the path cannot be read: {wrong}")))?;
+    let Path(path) = path.map_err(|wrong| {
+        let why = match &wrong {
+            PathRejection::FailedToDeserializePathParams(of) => match of.kind() {
+                ErrorKind::InvalidUtf8InPathParam { key } => format!("its {key} is not UTF-8"),
+                kind => kind.to_string(),
+            },
+            _ => "it has not as many parts as this path needs".to_owned(),
+        };
+        ErrorAnswer::bad_request(format!("the path cannot be read: {why}"))
+    })?;
     Ok(path)
 }
 
 fn query<Q: DeserializeOwned>(encoded: &str) -> Result<Q, ErrorAnswer> {
-    let wrong = |why: &dyn std::fmt::Display| ErrorAnswer::bad_request(format!("the query cannot be read: {why}"));
-    let uri = Uri::try_from(format!("/?{}", without_nul("query", encoded)?)).map_err(|why| wrong(&why))?;
-    let Query(query) = Query::try_from_uri(&uri).map_err(|why| wrong(&why))?;
+    let wrong = |why: String| ErrorAnswer::bad_request(format!("the query cannot be read: {why}"));
+    let uri = Uri::try_from(format!("/?{}", without_nul("query", encoded)?)).map_err(|why| wrong(why.to_string()))?;
+    // The rejection's own words are about deserializing; what it comes from names the parameter.
+    let why = |of: &dyn Error| of.source().map_or_else(|| of.to_string(), ToString::to_string);
+    let Query(query) = Query::try_from_uri(&uri).map_err(|rejection| wrong(in_words(&why(&rejection))))?;
     Ok(query)
+}
+
+/// What a parser says in the words of a caller.
+fn in_words(said: &str) -> String {
+    let said = WORDS.iter().fold(said.to_owned(), |said, (of_parser, ours)| said.replace(of_parser, ours));
+    without_type_names(&said).into_owned()
 }
 
 /// The body of a request, JSON. A request that changes something always has one: `{}` where there is nothing to say.
@@ -91,7 +126,7 @@ impl<S: Send + Sync, B: DeserializeOwned> FromRequest<S> for JsonBody<B> {
     async fn from_request(request: Request, state: &S) -> Result<Self, ErrorAnswer> {
         let is_json = media_type(request.headers()).is_some_and(|given| given == "application/json");
         let body: Result<Bytes, BytesRejection> = Bytes::from_request(request, state).await;
-        let body = body.map_err(|wrong| ErrorAnswer::new(wrong.status(), wrong.body_text()))?;
+        let body = body.map_err(|wrong| unread(&wrong))?;
         if !is_json {
             let text = "the body is JSON: send it with Content-Type: application/json";
             return Err(ErrorAnswer::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text));
@@ -101,6 +136,17 @@ impl<S: Send + Sync, B: DeserializeOwned> FromRequest<S> for JsonBody<B> {
             ErrorAnswer::bad_request(format!("the body cannot be read: {}", without_type_names(&wrong.to_string())))
         };
         Ok(Self(read.map_err(wrong)?))
+    }
+}
+
+fn unread(wrong: &BytesRejection) -> ErrorAnswer {
+    match wrong {
+        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+            let text =
+                format!("the body has more than {JSON_BODY_BYTES_MAX} bytes, which are the most that is read here");
+            ErrorAnswer::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+        }
+        _ => ErrorAnswer::bad_request(format!("the body could not be read to its end: {BROKEN_OFF}")),
     }
 }
 
@@ -150,7 +196,27 @@ mod tests {
             "Limit=1",
             "status=dad",
         ] {
-            assert!(read(query).is_err(), "{query}");
+            let refused = read(query).unwrap_err();
+            let known = WORDS.iter().find(|(of_parser, _)| refused.text().contains(of_parser));
+            assert!(known.is_none() && !refused.text().contains("eserialize"), "{query}: {}", refused.text());
+        }
+        let refused = read("limit=x").unwrap_err();
+        assert_eq!(refused.text(), "the query cannot be read: limit: limit must be a number from 1 to 1000");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_large_is_refused_with_the_bound() {
+        for (bytes, fits) in [(JSON_BODY_BYTES_MAX, true), (JSON_BODY_BYTES_MAX + 1, false)] {
+            let body = format!("{:>bytes$}", 7);
+            let request =
+                Request::builder().header(header::CONTENT_TYPE, "application/json").body(body.into()).unwrap();
+            match JsonBody::<u8>::from_request(request, &()).await {
+                Ok(JsonBody(read)) => assert!(fits && read == 7),
+                Err(refused) => {
+                    assert_eq!((fits, refused.status()), (false, StatusCode::PAYLOAD_TOO_LARGE));
+                    assert!(refused.text().contains("2097152 bytes"), "{}", refused.text());
+                }
+            }
         }
     }
 }

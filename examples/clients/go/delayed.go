@@ -14,7 +14,7 @@ func delayed(ctx context.Context, _ []string) {
 	nc, js := connect()
 	defer nc.Close()
 	reply := "reply." + nuid.Next()
-	told, err := nc.SubscribeSync(reply)
+	replies, err := nc.SubscribeSync(reply)
 	check(err)
 	at := time.Now().Add(2 * time.Second)
 	task := nats.NewMsg("later.default.square")
@@ -23,7 +23,7 @@ func delayed(ctx context.Context, _ []string) {
 	task.Header.Set("Millpond-Reply-To", reply)
 	_, err = js.PublishMsg(ctx, task)
 	check(err)
-	message, err := told.NextMsg(time.Minute)
+	message, err := replies.NextMsg(time.Minute)
 	check(err)
 	var end struct{ Result json.RawMessage }
 	check(json.Unmarshal(message.Data, &end))

@@ -28,7 +28,7 @@ func payload(ctx context.Context, args []string) {
 
 	nc, js := connect()
 	defer nc.Close()
-	told, err := nc.SubscribeSync("reply." + args[0])
+	replies, err := nc.SubscribeSync("reply." + args[0])
 	check(err)
 	task := nats.NewMsg("tasks.default.echo")
 	task.Header.Set("Millpond-Ref", answer.Header.Get("Millpond-Ref"))
@@ -36,7 +36,7 @@ func payload(ctx context.Context, args []string) {
 	task.Header.Set("Millpond-Reply-To", "reply."+args[0])
 	_, err = js.PublishMsg(ctx, task, jetstream.WithMsgID(args[0]))
 	check(err)
-	message, err := told.NextMsg(time.Minute)
+	message, err := replies.NextMsg(time.Minute)
 	check(err)
 	var end struct{ Ref struct{ Object string } }
 	check(json.Unmarshal(message.Data, &end))

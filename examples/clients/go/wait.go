@@ -41,7 +41,7 @@ func wait(ctx context.Context, args []string) {
 	id, seconds := args[0], args[1]
 	nc, js := connect()
 	defer nc.Close()
-	told, err := nc.SubscribeSync("reply." + id)
+	replies, err := nc.SubscribeSync("reply." + id)
 	check(err)
 	task := nats.NewMsg("tasks.default.sleep")
 	task.Data = []byte(seconds)
@@ -58,7 +58,7 @@ func wait(ctx context.Context, args []string) {
 		ended = asked(id)
 	}
 	for ended == nil {
-		if message, err := told.NextMsg(2 * time.Second); err == nil {
+		if message, err := replies.NextMsg(2 * time.Second); err == nil {
 			check(json.Unmarshal(message.Data, &ended))
 		} else {
 			ended = asked(id)

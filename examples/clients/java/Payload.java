@@ -18,14 +18,14 @@ class Payload {
             .PUT(BodyPublishers.ofByteArray(large)).build();
         var stored = HttpClient.newHttpClient().send(request, BodyHandlers.ofByteArray());
         try (var nc = Clients.connect()) {
-            var told = nc.subscribe("reply." + id);
+            var replies = nc.subscribe("reply." + id);
             Headers headers = new Headers()
                 .put("Millpond-Ref", stored.headers().firstValue("Millpond-Ref").orElseThrow())
                 .put("Millpond-Expires", Clients.field("expires", stored.body()))
                 .put("Millpond-Reply-To", "reply." + id);
             var options = PublishOptions.builder().messageId(id).build();
             nc.jetStream().publish("tasks.default.echo", headers, new byte[0], options);
-            String object = Clients.field("object", told.nextMessage(Duration.ofMinutes(1)).getData());
+            String object = Clients.field("object", replies.nextMessage(Duration.ofMinutes(1)).getData());
             var result = new ByteArrayOutputStream();
             nc.objectStore("millpond_payloads").get(object, result);
             System.out.println(Arrays.equals(result.toByteArray(), large) ? "the same" : "something else");

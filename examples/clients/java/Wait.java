@@ -28,7 +28,7 @@ class Wait {
     public static void main(String[] args) throws Exception {
         String id = args[0];
         try (var nc = Clients.connect()) {
-            var told = nc.subscribe("reply." + id);
+            var replies = nc.subscribe("reply." + id);
             Headers headers = new Headers().put("Millpond-Reply-To", "reply." + id);
             var options = PublishOptions.builder().messageId(id).build();
             PublishAck ack = null;
@@ -43,7 +43,7 @@ class Wait {
             // A duplicate may have ended long ago: then nobody tells it again.
             String end = ack.isDuplicate() ? asked(id) : null;
             while (end == null) {
-                Message message = told.nextMessage(Duration.ofSeconds(2));
+                Message message = replies.nextMessage(Duration.ofSeconds(2));
                 end = message == null ? asked(id) : Clients.field("status", message.getData());
             }
             System.out.println(end);

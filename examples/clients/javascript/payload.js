@@ -12,13 +12,13 @@ const stored = await fetch(`${process.env.MILLPOND_PRODUCER_URL}/v1/payloads`, {
 });
 
 const nc = await connect();
-const told = nc.subscribe(`reply.${id}`, { max: 1 });
+const replies = nc.subscribe(`reply.${id}`, { max: 1 });
 const head = headers();
 head.set("Millpond-Ref", stored.headers.get("Millpond-Ref"));
 head.set("Millpond-Expires", (await stored.json()).expires);
 head.set("Millpond-Reply-To", `reply.${id}`);
 await jetstream(nc).publish("tasks.default.echo", "", { msgID: id, headers: head });
-for await (const message of told) {
+for await (const message of replies) {
   const payloads = await new Objm(nc).open("millpond_payloads");
   const result = await payloads.getBlob(message.json().ref.object);
   console.log(new TextDecoder().decode(result) === large ? "the same" : "something else");

@@ -17,11 +17,11 @@ def put(body):
 
 async def main(id):
     nc = await connect()
-    told = await nc.subscribe(f"reply.{id}")
+    replies = await nc.subscribe(f"reply.{id}")
     large = json.dumps("large " * 300_000).encode()
     headers = {"Nats-Msg-Id": id, "Millpond-Reply-To": f"reply.{id}", **await asyncio.to_thread(put, large)}
     await nc.jetstream().publish("tasks.default.echo", b"", headers=headers)
-    end = json.loads((await told.next_msg(timeout=60)).data)
+    end = json.loads((await replies.next_msg(timeout=60)).data)
     payloads = await nc.jetstream().object_store("millpond_payloads")
     result = (await payloads.get(end["ref"]["object"])).data
     print("the same" if result == large else "something else")

@@ -24,7 +24,7 @@ def asked(id):
 
 async def main(id):
     nc = await connect()
-    told = await nc.subscribe(f"reply.{id}")
+    replies = await nc.subscribe(f"reply.{id}")
     headers = {"Nats-Msg-Id": id, "Millpond-Reply-To": f"reply.{id}"}
     while True:
         try:
@@ -37,7 +37,7 @@ async def main(id):
     end = await asyncio.to_thread(asked, id) if ack.duplicate else None
     while end is None:
         try:
-            end = json.loads((await told.next_msg(timeout=2)).data)
+            end = json.loads((await replies.next_msg(timeout=1)).data)
         except asyncio.TimeoutError:
             end = await asyncio.to_thread(asked, id)
     print(end["status"])

@@ -4,8 +4,9 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use millpond::limits::TASK_BYTES_MAX;
+use millpond_service::request::BROKEN_OFF;
 use serde_json::value::RawValue;
-use tokio_util::codec::{FramedRead, LinesCodec};
+use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
 
 /// The media type that is written.
@@ -26,6 +27,14 @@ pub(crate) fn lines(body: Body) -> impl Stream<Item = Result<Bytes, String>> + S
             Ok(value) => Some(Ok(Bytes::from(value.get().to_owned()))),
             Err(wrong) => Some(Err(format!("line {number} is not one JSON value: {wrong}"))),
         },
-        Err(wrong) => Some(Err(format!("line {number} cannot be read: {wrong}"))),
+        Err(wrong) => Some(Err(format!("line {number} cannot be read: {}", why(&wrong)))),
     })
+}
+
+fn why(wrong: &LinesCodecError) -> String {
+    match wrong {
+        LinesCodecError::MaxLineLengthExceeded => format!("it has more than {TASK_BYTES_MAX} bytes"),
+        LinesCodecError::Io(wrong) if wrong.kind() == std::io::ErrorKind::InvalidData => "it is not UTF-8".to_owned(),
+        LinesCodecError::Io(_) => format!("the body is at fault: {BROKEN_OFF}"),
+    }
 }

@@ -90,10 +90,10 @@ type ended struct {
 // end publishes a task; its end, as it is told.
 func (c *client) end(ctx context.Context, subject, body string, headers ...string) (end ended) {
 	reply := "reply." + nuid.Next()
-	told := must(c.nc.SubscribeSync(reply))
-	defer told.Unsubscribe()
+	replies := must(c.nc.SubscribeSync(reply))
+	defer replies.Unsubscribe()
 	must(c.js.PublishMsg(ctx, message(subject, body, append(headers, "Millpond-Reply-To", reply)...)))
-	check(json.Unmarshal(must(told.NextMsg(time.Minute)).Data, &end))
+	check(json.Unmarshal(must(replies.NextMsg(time.Minute)).Data, &end))
 	return
 }
 
@@ -183,13 +183,13 @@ func unique(ctx context.Context, c *client) {
 
 func batch(ctx context.Context, c *client) {
 	reply := "reply." + nuid.Next()
-	told := must(c.nc.SubscribeSync(reply))
+	replies := must(c.nc.SubscribeSync(reply))
 	many := message("tasks.default.square", "[1, 2, 3]", "Millpond-Batch", "3", "Millpond-Reply-To", reply)
 	must(c.js.PublishMsg(ctx, many))
 	var results []float64
 	for range 3 {
 		var end ended
-		check(json.Unmarshal(must(told.NextMsg(time.Minute)).Data, &end))
+		check(json.Unmarshal(must(replies.NextMsg(time.Minute)).Data, &end))
 		results = append(results, end.Result.(float64))
 	}
 	sort.Float64s(results)

@@ -67,10 +67,10 @@ public class Table {
     /** Publishes a task; its end, as it is told. */
     static String end(String subject, String body, String... headers) throws Exception {
         String reply = "reply." + UUID.randomUUID();
-        Subscription told = nc.subscribe(reply);
+        Subscription replies = nc.subscribe(reply);
         js.publish(subject, head(headers).put("Millpond-Reply-To", reply), body.getBytes());
-        String end = new String(told.nextMessage(PATIENCE).getData());
-        told.unsubscribe();
+        String end = new String(replies.nextMessage(PATIENCE).getData());
+        replies.unsubscribe();
         return end;
     }
 
@@ -139,11 +139,11 @@ public class Table {
 
     static void batch() throws Exception {
         String reply = "reply." + UUID.randomUUID();
-        Subscription told = nc.subscribe(reply);
+        Subscription replies = nc.subscribe(reply);
         js.publish("tasks.default.square", head("Millpond-Batch", "3", "Millpond-Reply-To", reply), "[1, 2, 3]".getBytes());
         var results = new TreeSet<String>();
         for (int n = 0; n < 3; n++) {
-            results.add(field("result", new String(told.nextMessage(PATIENCE).getData())));
+            results.add(field("result", new String(replies.nextMessage(PATIENCE).getData())));
         }
         wants(results, new TreeSet<>(List.of("1", "4", "9")));
     }

@@ -34,10 +34,10 @@ async function next(subscription, ms = 60_000) {
 // Publishes a task; its end, as it is told.
 async function end({ nc, js }, subject, body, more = {}) {
   const reply = `reply.${randomUUID()}`;
-  const told = nc.subscribe(reply);
+  const replies = nc.subscribe(reply);
   await js.publish(subject, body, { headers: head({ "Millpond-Reply-To": reply, ...more }) });
-  const ended = (await next(told)).json();
-  told.unsubscribe();
+  const ended = (await next(replies)).json();
+  replies.unsubscribe();
   return ended;
 }
 
@@ -93,11 +93,11 @@ const cells = {
   },
   async batch({ nc, js }) {
     const reply = `reply.${randomUUID()}`;
-    const told = nc.subscribe(reply, { max: 3 });
+    const replies = nc.subscribe(reply, { max: 3 });
     const many = head({ "Millpond-Batch": "3", "Millpond-Reply-To": reply });
     await js.publish("tasks.default.square", "[1, 2, 3]", { headers: many });
     const results = [];
-    for await (const message of told) results.push(message.json().result);
+    for await (const message of replies) results.push(message.json().result);
     assert.deepEqual(results.sort(), [1, 4, 9]);
   },
   async job({ nc, js }) {

@@ -43,11 +43,11 @@ class Client:
     async def end(self, subject, body, **headers):
         """Publishes a task; its end, as it is told."""
         reply = f"reply.{uuid.uuid4().hex}"
-        told = await self.nc.subscribe(reply)
+        replies = await self.nc.subscribe(reply)
         headers = {"Millpond-Reply-To": reply, **{name.replace("_", "-"): value for name, value in headers.items()}}
         await self.js.publish(subject, body, headers=headers)
-        end = json.loads((await told.next_msg(timeout=60)).data)
-        await told.unsubscribe()
+        end = json.loads((await replies.next_msg(timeout=60)).data)
+        await replies.unsubscribe()
         return end
 
 
@@ -129,10 +129,10 @@ async def unique(c):
 @cell
 async def batch(c):
     reply = f"reply.{uuid.uuid4().hex}"
-    told = await c.nc.subscribe(reply)
+    replies = await c.nc.subscribe(reply)
     headers = {"Millpond-Batch": "3", "Millpond-Reply-To": reply}
     await c.js.publish("tasks.default.square", b"[1, 2, 3]", headers=headers)
-    ends = [json.loads((await told.next_msg(timeout=60)).data) for _ in range(3)]
+    ends = [json.loads((await replies.next_msg(timeout=60)).data) for _ in range(3)]
     wants(sorted(end["result"] for end in ends), [1, 4, 9])
 
 

@@ -1,17 +1,30 @@
 //! `shared`: state that programs share, keys with revisions in a bucket. The counterpart of `multiprocessing`'s managers.
 //! Not for queues, and not for what changes a thousand times a second: each write is a stored message.
+//!
+//! Any NATS client may write here, also headers and keys that the client of this crate cannot read (`wire/header_block.rs`). So
+//! everything is read raw: what one program writes costs no other its connection.
+
+use std::time::Duration;
 
 use async_nats::jetstream::kv;
 use bytes::Bytes;
-use futures_util::StreamExt;
 
 use crate::bus::Bus;
 use crate::bus::error::BusError;
-use crate::bus::read::buckets::{BucketWatch, open};
+use crate::bus::read::buckets::{BucketChange, open};
+use crate::bus::read::raw::RawMessage;
 use crate::wire::streams::BUCKET_SHARED;
 
 /// Largest value of a shared key, in bytes.
 const SHARED_VALUE_BYTES_MAX: usize = 512 * 1024;
+/// The stream of the bucket.
+const STREAM_SHARED: &str = "KV_millpond_shared";
+/// What stands before a key in its subject.
+const KEY_PREFIX: &str = "$KV.millpond_shared.";
+/// How often a watch asks for changes: a consumer would bring them at once, and with them what costs the connection.
+const WATCH_POLL: Duration = Duration::from_millis(100);
+/// How long a watch waits before it asks a server again that did not answer.
+const WATCH_RETRY: Duration = Duration::from_millis(500);
 
 /// A value and which write it is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,10 +104,14 @@ impl SharedState {
     /// # Cancel safety
     /// Safe: nothing is changed.
     pub async fn get(&self, key: &str) -> Result<Option<SharedEntry>, SharedError> {
+        let stored = self.stored(key).await?.filter(|stored| !stored.is_removal());
+        Ok(stored.map(|stored| SharedEntry { value: stored.payload, revision: stored.seq }))
+    }
+
+    /// What lies under a key: its value, or that it was removed.
+    async fn stored(&self, key: &str) -> Result<Option<RawMessage>, SharedError> {
         check(key)?;
-        let entry = self.store.entry(key).await.map_err(|e| fault(&e))?;
-        let put = entry.filter(|e| e.operation == kv::Operation::Put);
-        Ok(put.map(|e| SharedEntry { value: e.value, revision: e.revision }))
+        Ok(self.bus.last_raw_message(STREAM_SHARED, &format!("{KEY_PREFIX}{key}")).await?)
     }
 
     /// Writes a value whatever was there; the new revision.
@@ -120,17 +137,18 @@ impl SharedState {
     pub async fn compare_and_set(&self, key: &str, value: Bytes, expected: u64) -> Result<u64, SharedError> {
         check(key)?;
         fits(&value)?;
-        let conflict = || SharedError::Conflict { key: key.to_owned(), expected };
-        if expected == 0 {
-            return self.store.create(key, value).await.map_err(|e| match e.kind() {
-                kv::CreateErrorKind::AlreadyExists => conflict(),
-                _ => fault(&e),
-            });
-        }
-        self.store.update(key, value, expected).await.map_err(|e| match e.kind() {
-            kv::UpdateErrorKind::WrongLastRevision => conflict(),
+        let written = |e: kv::UpdateError| match e.kind() {
+            kv::UpdateErrorKind::WrongLastRevision => SharedError::Conflict { key: key.to_owned(), expected },
             _ => fault(&e),
-        })
+        };
+        match self.store.update(key, value.clone(), expected).await.map_err(written) {
+            Err(SharedError::Conflict { .. }) if expected == 0 => {}
+            done => return done,
+        }
+        // A key that was removed has no value, and yet a revision.
+        let removed = self.stored(key).await?.filter(RawMessage::is_removal);
+        let removal = removed.ok_or_else(|| SharedError::Conflict { key: key.to_owned(), expected })?;
+        self.store.update(key, value, removal.seq).await.map_err(written)
     }
 
     /// Reads, computes and writes until nobody was faster; what was written.
@@ -164,7 +182,7 @@ impl SharedState {
         self.store.delete(key).await.map_err(|e| fault(&e))
     }
 
-    /// All keys, sorted.
+    /// All keys that have a value, sorted. Of a key that is no text (another client's), what is no text is U+FFFD.
     ///
     /// # Errors
     /// [`SharedError`].
@@ -172,17 +190,60 @@ impl SharedState {
     /// # Cancel safety
     /// Safe: nothing is changed.
     pub async fn keys(&self) -> Result<Vec<String>, SharedError> {
-        let keys = self.store.keys().await.map_err(|e| fault(&e))?;
-        let mut keys: Vec<String> = keys.filter_map(async |key| key.ok()).collect().await;
+        let (mut keys, mut read) = (Vec::new(), 0);
+        while let Some(stored) = self.bus.next_raw_message(STREAM_SHARED, read + 1, ">").await? {
+            read = stored.seq;
+            if !stored.is_removal() {
+                keys.push(key_of(&stored));
+            }
+        }
         keys.sort_unstable();
         Ok(keys)
     }
 
-    /// All keys as they are now, then their changes, for ever.
+    /// All keys as they are now, then their changes, for ever: each within about 100 ms. Of several changes of a key in that time
+    /// the last one is told.
     #[must_use]
-    pub fn watch(&self) -> BucketWatch {
-        BucketWatch::new(&self.bus, BUCKET_SHARED)
+    pub fn watch(&self) -> SharedWatch {
+        SharedWatch { bus: self.bus.clone(), read: 0 }
     }
+}
+
+/// The keys and their changes, for ever. After a fault it starts again with all keys.
+pub struct SharedWatch {
+    bus: Bus,
+    /// The sequence of what was read last.
+    read: u64,
+}
+
+impl SharedWatch {
+    /// The next key or change.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn next(&mut self) -> BucketChange {
+        loop {
+            match self.bus.next_raw_message(STREAM_SHARED, self.read + 1, ">").await {
+                Ok(Some(stored)) => {
+                    self.read = stored.seq;
+                    let (key, stored_ms) = (key_of(&stored), stored.stored_ms);
+                    let value = (!stored.is_removal()).then_some(stored.payload);
+                    return BucketChange { key, value, stored_ms };
+                }
+                Ok(None) => tokio::time::sleep(WATCH_POLL).await,
+                Err(error) => {
+                    tracing::debug!(bucket = BUCKET_SHARED, %error, "cannot be watched now, will try again");
+                    // The bucket may be another one by then, whose sequences begin anew.
+                    self.read = 0;
+                    tokio::time::sleep(WATCH_RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+fn key_of(stored: &RawMessage) -> String {
+    stored.subject.strip_prefix(KEY_PREFIX).unwrap_or(&stored.subject).to_owned()
 }
 
 #[cfg(test)]

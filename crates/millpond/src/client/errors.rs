@@ -23,6 +23,13 @@ pub enum SubmitError {
     /// An id that a message cannot carry unchanged.
     #[error(transparent)]
     TaskId(#[from] TaskIdError),
+    /// What the task says of itself (a field of [`NewTask`](super::NewTask)) is more than a task may say: a worker would make a
+    /// dead letter of it, with this reason.
+    #[error("{reason}")]
+    Header {
+        /// The header, what is wrong, and the limit.
+        reason: String,
+    },
     /// The server did not store the task.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -110,6 +117,7 @@ impl SubmitError {
             Self::Publish(error) => error.is_permanent(),
             Self::Subject(_)
             | Self::TaskId(_)
+            | Self::Header { .. }
             | Self::IdTaken { .. }
             | Self::UniqueKeyNotAlone
             | Self::StartTimeOutOfRange { .. }

@@ -14,10 +14,13 @@ use crate::task::{Arrival, Origin, Task};
 use crate::wire::streams::{STREAM_DUE, STREAM_LATER, STREAM_TASKS};
 use crate::wire::subject::TaskSubject;
 
-/// How often a collector is asked for a task that was taken out of its stream a moment ago.
-const STORED_LOOKS: usize = 10;
-/// How long between two of these questions.
-pub(super) const STORED_LOOK_DELAY: Duration = Duration::from_millis(100);
+/// How often a collector is requested for a task that was taken out of its stream a moment ago. Its outcome was stored before that, so
+/// what is waited for is one commit of a collector: it gathers for 50 ms, and the next outcomes are merged when those are. Ten polls,
+/// a second, are ten of these commits. Where none of them has it (no collector runs, its store is slow) the id is taken for the same
+/// task, as an id is whose end nobody tells.
+const STORED_POLLS: usize = 10;
+/// How long between two of these requests: twice what a collector gathers for.
+pub(super) const STORED_POLL_DELAY: Duration = Duration::from_millis(100);
 /// The states of a task at a collector that nothing comes after by itself.
 const ENDED: [&str; 3] = ["done", "dead", "cancelled"];
 
@@ -27,9 +30,9 @@ impl NewTask {
         self.stored.as_ref().map_or_else(|| payload::digest(&self.payload), |stored| stored.at.digest())
     }
 
-    /// Refuses it where a message that lies there has other arguments.
-    fn check_lying(&self, id: &str, lying: &Task) -> Result<(), SubmitError> {
-        let digest = lying.payload_ref.as_ref().map_or_else(|| payload::digest(&lying.payload), PayloadRef::digest);
+    /// Refuses it where the message that waits in its place has other arguments.
+    fn check_waiting(&self, id: &str, waiting: &Task) -> Result<(), SubmitError> {
+        let digest = waiting.payload_ref.as_ref().map_or_else(|| payload::digest(&waiting.payload), PayloadRef::digest);
         if digest == self.digest() { Ok(()) } else { Err(self.id_taken(id, "it waits or runs")) }
     }
 
@@ -70,7 +73,7 @@ impl Client {
         if (&held.subject.queue, &held.subject.kind, held.original_id.as_str()) != (&subject.queue, &subject.kind, id) {
             return Ok(false);
         }
-        task.check_lying(id, &held).map(|()| true)
+        task.check_waiting(id, &held).map(|()| true)
     }
 
     /// Whether what waits for its time where this task would is this task, or a retry of it; false when nothing waits there any more.
@@ -78,11 +81,11 @@ impl Client {
     pub(super) async fn waits(&self, task: &NewTask, subject: &TaskSubject, id: &str) -> Result<bool, SubmitError> {
         let Some(found) = self.bus.last_of_due(&subject.sched(id)).await? else { return Ok(false) };
         let arrival = Arrival { origin: Origin::Due, epoch: "", seq: found.seq, stored_ms: 0 };
-        let lying = Task::parse(&subject.due(), &found.headers, found.payload, arrival);
-        if lying.original_id != id {
+        let waiting = Task::parse(&subject.due(), &found.headers, found.payload, arrival);
+        if waiting.original_id != id {
             return Err(task.id_taken(id, "another one waits for its time in this one's place"));
         }
-        task.check_lying(id, &lying).map(|()| true)
+        task.check_waiting(id, &waiting).map(|()| true)
     }
 
     /// Whether a task of a unique key that was to wait for its time is in DUE, before its time or after it, or has run since as far as a
@@ -91,9 +94,9 @@ impl Client {
         for place in [subject.sched(id), subject.due()] {
             let Some(found) = self.bus.last_of_due(&place).await? else { continue };
             let arrival = Arrival { origin: Origin::Due, epoch: "", seq: found.seq, stored_ms: 0 };
-            let lying = Task::parse(&subject.due(), &found.headers, found.payload, arrival);
-            if lying.original_id == id {
-                return task.check_lying(id, &lying).map(|()| true);
+            let waiting = Task::parse(&subject.due(), &found.headers, found.payload, arrival);
+            if waiting.original_id == id {
+                return task.check_waiting(id, &waiting).map(|()| true);
             }
         }
         match self.stored_task(task, id).await {
@@ -116,10 +119,10 @@ impl Client {
 
     /// The same for a task that was taken out of its stream a moment ago: what it ended with is on its way to the collector.
     async fn check_ended(&self, task: &NewTask, id: &str) -> Result<(), SubmitError> {
-        for _ in 0..STORED_LOOKS {
+        for _ in 0..STORED_POLLS {
             match self.stored_task(task, id).await {
                 Ok(Some(row)) => return task.check_stored(id, &row),
-                Ok(None) => tokio::time::sleep(STORED_LOOK_DELAY).await,
+                Ok(None) => tokio::time::sleep(STORED_POLL_DELAY).await,
                 Err(_) => break,
             }
         }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::Client;
 use super::batch_sizer::BatchSize;
 use super::errors::SubmitError;
-use super::identity::STORED_LOOK_DELAY;
+use super::identity::STORED_POLL_DELAY;
 use super::payloads::expires;
 use super::publish_span::PublishSpan;
 use crate::bus::publish::stored_already::TakesNoRollup;
@@ -16,7 +16,7 @@ use crate::bus::publish::{PublishError, RetryDeadline, Stored};
 use crate::chain::ChainStep;
 use crate::later::at_header;
 use crate::payload::StoredPayload;
-use crate::task::{check_task_id, schedule_headers};
+use crate::task::{Arrival, Origin, Task, check_task_id, schedule_headers};
 use crate::telemetry::TraceContext;
 use crate::wire::headers::{
     HEADER_ATTEMPTS_MAX, HEADER_BATCH, HEADER_CONTINUATION, HEADER_EXPECTED_SEQUENCE, HEADER_EXPIRES, HEADER_ID,
@@ -107,6 +107,15 @@ impl NewTask {
     }
 }
 
+/// What a worker would refuse in the headers is refused here, where it is handed in, by the same decoder.
+fn check_headers(new: &NewTask, subject: &TaskSubject, headers: &Headers) -> Result<(), SubmitError> {
+    let refused = |reason: String| SubmitError::Header { reason };
+    chain::check(&new.continuation).map_err(|wrong| refused(format!("header {HEADER_CONTINUATION}: {wrong}")))?;
+    let arrival = Arrival { origin: Origin::Tasks, epoch: "", seq: 0, stored_ms: 0 };
+    let task = Task::parse(&subject.task(), headers, Bytes::new(), arrival);
+    task.defect.map_or(Ok(()), |defect| Err(refused(defect.message)))
+}
+
 impl Client {
     /// Publishes a task and waits until the server has stored it.
     pub(super) async fn publish_checked(
@@ -149,6 +158,7 @@ impl Client {
         };
         let payload = if stored.is_some() { Bytes::new() } else { task.payload.clone() };
         let mut headers = task.headers(&id, trace, stored.as_ref());
+        check_headers(task, &subject, &headers)?;
         // Not the id itself: the server compares nothing else, and tasks of other queues and kinds may have it, too.
         headers.push((HEADER_MSG_ID.to_owned(), subject.message_id(NEW_TASK, &id)));
         let place = match task.at_ms {
@@ -184,7 +194,7 @@ impl Client {
                         return Ok(Submitted { id, duplicate: true });
                     }
                     // It was delivered a moment ago, or this replica does not know it yet.
-                    tokio::time::sleep(STORED_LOOK_DELAY).await;
+                    tokio::time::sleep(STORED_POLL_DELAY).await;
                 }
                 Err(PublishError::NotLast { .. }) => {
                     return self.resent_or_refused(task, &subject, id, deadline).await;

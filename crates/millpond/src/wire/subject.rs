@@ -8,6 +8,8 @@ use sha2::{Digest, Sha256};
 
 /// Longest queue, kind, job or unique key, in characters of `[A-Za-z0-9_-]`.
 const TOKEN_CHARS_MAX: usize = 64;
+/// Characters of a token that is too long which an error repeats.
+const TOKEN_SHOWN_CHARS: usize = 16;
 
 /// Stands for "no job" where a subject has a place for one.
 pub const NO_JOB: &str = "-";
@@ -16,7 +18,7 @@ pub const NO_JOB: &str = "-";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubjectError {
     /// A queue, kind, job or key that does not fit.
-    #[error("{what} {token:?} must be 1 to {TOKEN_CHARS_MAX} characters of A-Z a-z 0-9 _ - and not a lone '-'")]
+    #[error("{what} {} must be 1 to {TOKEN_CHARS_MAX} characters of A-Z a-z 0-9 _ - and not a lone '-'", shown(.token))]
     Token {
         /// What the token was meant to be.
         what: &'static str,
@@ -29,6 +31,15 @@ pub enum SubjectError {
         /// The subject as received.
         subject: String,
     },
+}
+
+/// A token for a message; of a long one the beginning and its size.
+fn shown(token: &str) -> String {
+    if token.len() <= TOKEN_CHARS_MAX {
+        return format!("{token:?}");
+    }
+    let beginning: String = token.chars().take(TOKEN_SHOWN_CHARS).chain(['…']).collect();
+    format!("{beginning:?} of {} bytes", token.len())
 }
 
 /// All schedules; their queue is none, so that no purge of a queue meets them.

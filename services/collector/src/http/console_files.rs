@@ -4,9 +4,8 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::Path;
 use axum::http::header::{self, HeaderName, HeaderValue};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use data_encoding::HEXLOWER;
@@ -42,7 +41,13 @@ struct ConsoleFiles;
 pub(super) fn router() -> Router<Arc<App>> {
     Router::new()
         .route("/console/", get(async |headers: HeaderMap| file(INDEX, &headers)))
-        .route("/console/{*path}", get(async |Path(path): Path<String>, headers: HeaderMap| file(&path, &headers)))
+        .route(
+            "/console/{*path}",
+            get(async |uri: Uri, headers: HeaderMap| {
+                // As it was sent: no file's name needs percent signs.
+                file(uri.path().strip_prefix("/console/").unwrap_or_default(), &headers)
+            }),
+        )
         .layer(CompressionLayer::new())
         .route("/", get(async || Redirect::temporary("console/")))
         .route("/console", get(async || Redirect::temporary("console/")))

@@ -11,14 +11,14 @@ mod schedules;
 mod snapshot;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use millpond::bus::read::backlog::Purges;
 use millpond::bus::read::standstill::Standstill;
 use millpond::bus::topology::missing_streams;
 use millpond::bus::{Bus, Role};
-use millpond::wire::streams::{STREAM_DEAD, STREAM_DUE, STREAM_RESULTS, STREAM_TASKS};
+use millpond::wire::streams::{BUCKET_JOBS, BUCKET_WORKERS, STREAM_DEAD, STREAM_DUE, STREAM_RESULTS, STREAM_TASKS};
 use millpond::worker_record::WORKER_LOST_AFTER;
 use millpond_api::overview::ProblemKind;
 
@@ -45,8 +45,9 @@ const SHOWN_FOR_MS: i64 = 24 * 3600 * 1000;
 /// How often it is looked whether streams stand still.
 const STREAMS_EVERY: Duration = Duration::from_secs(2);
 /// The streams that everything rests on, and the buckets whose records say who lives.
-const STREAMS: [&str; 6] = [STREAM_TASKS, STREAM_DUE, STREAM_RESULTS, STREAM_DEAD, RECORDS[0], RECORDS[1]];
-const RECORDS: [&str; 2] = ["KV_millpond_workers", "KV_millpond_jobs"];
+const STREAMS: [&str; 4] = [STREAM_TASKS, STREAM_DUE, STREAM_RESULTS, STREAM_DEAD];
+static RECORDS: LazyLock<[String; 2]> =
+    LazyLock::new(|| [BUCKET_WORKERS, BUCKET_JOBS].map(|bucket| format!("KV_{bucket}")));
 /// How long after a standstill the records of who lives are written again.
 const STANDSTILL_ENDS_WITHIN: Duration = Duration::from_secs(4);
 /// How often bus and store are compared.
@@ -85,11 +86,12 @@ pub(crate) async fn watch(
 async fn watch_streams(bus: Bus, problems: Problems) {
     let mut tick = tokio::time::interval(STREAMS_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let streams: Vec<&'static str> = STREAMS.into_iter().chain(RECORDS.iter().map(String::as_str)).collect();
     loop {
         tick.tick().await;
-        let found = if bus.is_connected() { bus.standstills(Role::Collector, &STREAMS).await } else { Vec::new() };
+        let found = if bus.is_connected() { bus.standstills(Role::Collector, &streams).await } else { Vec::new() };
         // A TASKS that stands still keeps nobody from writing its record.
-        if !bus.is_connected() || found.iter().any(|one| RECORDS.contains(&one.stream)) {
+        if !bus.is_connected() || found.iter().any(|one| RECORDS.iter().any(|name| name == one.stream)) {
             problems.note_standstill();
         }
         let since_ms = millpond::now_ms();

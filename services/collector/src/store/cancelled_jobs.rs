@@ -12,7 +12,7 @@ use millpond_api::tasks::TaskStatus;
 
 use super::Store;
 use super::error::Result;
-use super::job_names::{job_key, known_epochs, name_and_epoch};
+use super::job_names::{job_key, known_epochs, list_job, name_and_epoch};
 use super::sql::{Database, Row, Sql, Transaction};
 
 /// The jobs that are cancelled, by name. Cheap to clone.
@@ -85,11 +85,7 @@ pub(super) async fn cancel_job(
 ) -> Result<()> {
     if cancelled.epoch == 0 {
         // It has no record, and perhaps no task that has ended an attempt: this is all that is known of it.
-        let listed = Sql::new(
-            "INSERT INTO job_counts (job, queue, kind, created_ms) VALUES (?, ?, ?, ?) ON CONFLICT (job) DO NOTHING",
-        );
-        let listed = listed.bind(&cancelled.job).bind(&subject.queue).bind(&subject.kind).bind(cancelled.at_ms);
-        transaction.run(listed).await?;
+        list_job(transaction, &cancelled.job, (&subject.queue, &subject.kind), cancelled.at_ms).await?;
     }
     let put = Sql::new(
         "INSERT INTO job_cancels (job, epoch, by, at_ms, n)

@@ -29,6 +29,20 @@ fn later_epochs(job: &str) -> (String, String) {
     (format!("{job}@"), format!("{job}A"))
 }
 
+/// Has a job listed by the store's name of it, unless it is: lists of jobs are read from `job_counts`.
+pub(super) async fn list_job(
+    transaction: &mut dyn Transaction,
+    name: &str,
+    (queue, kind): (&str, &str),
+    created_ms: i64,
+) -> Result<()> {
+    let listed = Sql::new(
+        "INSERT INTO job_counts (job, queue, kind, created_ms) VALUES (?, ?, ?, ?) ON CONFLICT (job) DO NOTHING",
+    );
+    transaction.run(listed.bind(name).bind(queue).bind(kind).bind(created_ms)).await?;
+    Ok(())
+}
+
 /// The store's names of a job's epochs that are known, up to this one.
 pub(super) async fn known_epochs(transaction: &mut dyn Transaction, job: &str, last: u32) -> Result<Vec<String>> {
     let (from, to) = later_epochs(job);

@@ -42,7 +42,7 @@ use millpond::job::{JobRecord, JobState};
 use cancelled_jobs::CancelledJobs;
 use continuations::{ContinuationSignal, store_continuation};
 use error::{Result, saturated, to_json};
-use job_names::job_key;
+use job_names::{job_key, list_job};
 use sql::{Database, Sql, Transaction};
 
 pub(crate) use continuations::{ContinuationEnd, RefusedContinuation};
@@ -207,12 +207,8 @@ async fn put_record(transaction: &mut dyn Transaction, record: &JobRecord, recor
         JobState::Closed => "closed",
         JobState::Cancelled => "cancelled",
     };
-    // The list of jobs is read from job_counts. This row is made first, so that the triggers of the record find it.
-    let listed = Sql::new(
-        "INSERT INTO job_counts (job, queue, kind, created_ms) VALUES (?, ?, ?, ?) ON CONFLICT (job) DO NOTHING",
-    );
-    let listed = listed.bind(&*job).bind(&record.queue).bind(&record.kind).bind(record.created_ms);
-    transaction.run(listed).await?;
+    // First, so that the triggers of the record find its row.
+    list_job(transaction, &job, (&record.queue, &record.kind), record.created_ms).await?;
     let put = Sql::new(
         "INSERT INTO jobs (job, record, created_ms, state, total, heartbeat_ms, recorded_ms) VALUES (?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (job) DO UPDATE SET record = excluded.record, created_ms = excluded.created_ms,

@@ -112,6 +112,7 @@ pub(crate) fn submit_error(error: &SubmitError) -> ErrorAnswer {
     let status = match error {
         SubmitError::Subject(_)
         | SubmitError::TaskId(_)
+        | SubmitError::Header { .. }
         | SubmitError::StartTimeOutOfRange { .. }
         | SubmitError::BatchInBoundedQueue { .. }
         | SubmitError::StartsAfterPayload { .. }

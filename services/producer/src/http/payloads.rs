@@ -63,7 +63,7 @@ pub(super) async fn put(
     let mut from = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
     let stored = match app.client.put_payload(&mut from, RetryDeadline::Within(STORE_WITHIN)).await {
         Ok(stored) => stored,
-        Err(PutError::Read(wrong)) => return Err(unreadable(&wrong)),
+        Err(PutError::Read(_)) => return Err(unreadable()),
         Err(refused) => return Err(submit_error(&SubmitError::Payload(refused))),
     };
     answer(stored, wanted)

@@ -71,7 +71,7 @@ pub(super) fn task(
     }
     let continuation = text(headers, HEADER_CONTINUATION)?.map(parse).transpose();
     let continuation = continuation
-        .map_err(|wanted| ErrorAnswer::bad_request(format!("{HEADER_CONTINUATION} must be {wanted}")))?
+        .map_err(|wrong| ErrorAnswer::bad_request(format!("{HEADER_CONTINUATION}: {wrong}")))?
         .unwrap_or_default();
     Ok(NewTask {
         queue,

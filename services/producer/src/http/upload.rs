@@ -11,6 +11,7 @@ use millpond::client::{Client, NewTask, SubmitError};
 use millpond::limits::CLAIM_CHECK_BYTES;
 use millpond::payload::without_mark;
 use millpond_service::error_answer::ErrorAnswer;
+use millpond_service::request::BROKEN_OFF;
 use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::StreamReader;
@@ -35,7 +36,7 @@ pub(super) async fn arguments(
     let mut from = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
     let mut start = Vec::new();
     let read = (&mut from).take(CLAIM_CHECK_BYTES as u64 + 1).read_to_end(&mut start).await;
-    read.map_err(|wrong| unreadable(&wrong))?;
+    read.map_err(|_| unreadable())?;
     let checked = serde_json::from_slice::<&RawValue>(without_mark(&start)).map(drop);
     let any_bytes = headers.get(header::CONTENT_TYPE).is_some_and(|given| given.as_bytes() == BYTES.as_bytes());
     match checked {
@@ -53,11 +54,12 @@ pub(super) async fn arguments(
     }
     match client.put_payload(&mut start.as_slice().chain(from), deadline).await {
         Ok(stored) => Ok(NewTask { stored: Some(stored), ..task }),
-        Err(PutError::Read(wrong)) => Err(unreadable(&wrong)),
+        Err(PutError::Read(_)) => Err(unreadable()),
         Err(refused) => Err(submit_error(&SubmitError::Payload(refused))),
     }
 }
 
-pub(super) fn unreadable(wrong: &std::io::Error) -> ErrorAnswer {
-    ErrorAnswer::bad_request(format!("the body could not be read to its end: {wrong}"))
+/// The body was not read to its end. What the library says of it names its own parts.
+pub(super) fn unreadable() -> ErrorAnswer {
+    ErrorAnswer::bad_request(format!("the body could not be read to its end: {BROKEN_OFF}"))
 }

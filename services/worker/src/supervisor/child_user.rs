@@ -70,6 +70,7 @@ mod linux {
 
     use anyhow::{Context, bail};
     use nix::unistd::{Gid, Uid, User, fchown, getgrouplist, setgid, setgroups, setuid};
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
     use super::{ChildUser, UserIds, UserName};
 
@@ -133,8 +134,11 @@ mod linux {
             setgroups(&groups)?;
             setgid(group)?;
             setuid(user)?;
-            // Those of a worker that is not root would stay with the command.
+            // Those of a worker that is not root would stay with this process, and with the command: to change the user takes
+            // capabilities away from root alone.
             rustix::thread::clear_ambient_capability_set()?;
+            let none = CapabilitySet::empty();
+            set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
             Ok(())
         }
     }

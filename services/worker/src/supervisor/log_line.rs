@@ -1,14 +1,21 @@
 //! What a log line of a child says: its level, its message, its fields, and the exception that it tells of, in the formats of the
 //! common loggers of Python, Node, Go, Java and Ruby. No I/O.
 
+use std::collections::BTreeMap;
+
 use millpond::outcome::cut;
 use millpond::telemetry::LineFields;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 /// Fields of one line that are kept; of more the first ones by name.
 const FIELDS_MAX: usize = 32;
 /// Longest value of a field, in bytes of JSON; a longer one is cut, as text.
 const FIELD_BYTES_MAX: usize = 1024;
+/// Fields within fields are read up to here; what lies deeper is kept as text.
+const DEPTH_MAX: usize = 16;
+/// Digits that a number with a fraction or an exponent may have: so many come back from 64 bits as they were.
+const DIGITS_MAX: usize = 15;
 /// Words of a plain line that are looked at for a level.
 const LEVEL_WORDS_MAX: usize = 6;
 
@@ -44,11 +51,42 @@ pub(super) struct LogLine {
 
 /// Reads a line, or lines that belong together. Colours must be gone already.
 pub(super) fn read(text: &str) -> LogLine {
-    let object = text.starts_with('{').then(|| serde_json::from_str::<Map<String, Value>>(text).ok()).flatten();
+    let object =
+        text.starts_with('{').then(|| serde_json::from_str::<BTreeMap<String, &RawValue>>(text).ok()).flatten();
     match object {
-        Some(object) => of_object(object, text),
+        Some(object) => {
+            of_object(object.into_iter().map(|(name, value)| (name, value_of(value, DEPTH_MAX))).collect(), text)
+        }
         None => of_text(text),
     }
+}
+
+/// A value of JSON, of which nothing changes: a number that 64 bits do not hold becomes the text that was written, and so does what
+/// lies too deep.
+fn value_of(value: &RawValue, depth: usize) -> Value {
+    let text = value.get();
+    let read: Option<Value> = match text.bytes().next() {
+        Some(b'[' | b'{') if depth == 0 => None,
+        Some(b'[') => serde_json::from_str::<Vec<&RawValue>>(text)
+            .ok()
+            .map(|values| values.into_iter().map(|value| value_of(value, depth - 1)).collect()),
+        Some(b'{') => serde_json::from_str::<BTreeMap<String, &RawValue>>(text)
+            .ok()
+            .map(|object| object.into_iter().map(|(name, value)| (name, value_of(value, depth - 1))).collect()),
+        Some(b'-' | b'0'..=b'9') => serde_json::from_str(text).ok().filter(|number| holds(number, text)),
+        _ => serde_json::from_str(text).ok(),
+    };
+    read.unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// Whether a number is the one that was written.
+fn holds(number: &Value, text: &str) -> bool {
+    if number.is_i64() || number.is_u64() {
+        return true;
+    }
+    let digits = text.split(['e', 'E']).next().unwrap_or_default().bytes().filter(u8::is_ascii_digit);
+    // An integer that has become one with a fraction had more than 64 bits.
+    text.contains(['.', 'e', 'E']) && digits.skip_while(|digit| *digit == b'0').count() <= DIGITS_MAX
 }
 
 fn of_object(mut object: Map<String, Value>, text: &str) -> LogLine {
@@ -212,6 +250,28 @@ mod tests {
         assert_eq!(fields["path"], "x".repeat(FIELD_BYTES_MAX) + "…");
         let many: Map<String, Value> = (0..100).map(|n| (format!("f{n}"), json!(n))).collect();
         assert_eq!(read(&Value::Object(many).to_string()).more.fields.len(), FIELDS_MAX);
+    }
+
+    #[test]
+    fn no_number_is_changed() {
+        for (written, kept) in [
+            ("18446744073709551615", json!(u64::MAX)),
+            ("-9223372036854775808", json!(i64::MIN)),
+            ("1.5", json!(1.5)),
+            ("1e3", json!(1e3)),
+            ("0.00012345678901234", json!(0.000_123_456_789_012_34)),
+            ("12345678901234567890123", json!("12345678901234567890123")),
+            ("-9223372036854775809", json!("-9223372036854775809")),
+            ("1e400", json!("1e400")),
+            ("0.1234567890123456789", json!("0.1234567890123456789")),
+            ("[12345678901234567890123,{\"a\":-1e999}]", json!(["12345678901234567890123", {"a": "-1e999"}])),
+        ] {
+            let read = read(&format!(r#"{{"level":"info","msg":"m","n":{written}}}"#));
+            assert_eq!((read.message.as_str(), &read.more.fields["n"]), ("m", &kept), "{written}");
+        }
+        let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+        let fields = read(&format!(r#"{{"msg":"m","deep":{deep}}}"#)).more.fields;
+        assert!(fields["deep"].as_str().is_some_and(|text| text.starts_with("[[[[")), "it is kept as text");
     }
 
     #[test]

@@ -60,8 +60,6 @@ const FOLLOWED: [(&str, &str); 4] =
     [("KV_millpond_jobs", ">"), (WORKER_RECORDS, ">"), ("KV_millpond_queues", ">"), (STREAM_DUE, SCHEDULES)];
 /// The records of workers among them.
 const WORKER_RECORDS: &str = "KV_millpond_workers";
-/// A record with one of these headers says that its key was removed.
-const REMOVED_MARKERS: [&str; 2] = ["KV-Operation", "Nats-Marker-Reason"];
 
 /// Reconnects of workers, as they happen: one of them may have been given a message that it cannot read.
 pub struct Reconnects(Subscription);
@@ -190,8 +188,7 @@ async fn write_again(bus: &Bus, stream: &str, filter: &str, before: u64) -> Resu
     while let Some(record) = bus.next_raw_message(stream, from, filter).await?.filter(|record| record.seq < before) {
         from = record.seq + 1;
         let Ok(mut headers) = record.headers() else { continue };
-        // A key that was removed.
-        if headers.iter().any(|(name, _)| REMOVED_MARKERS.contains(&name.as_str())) {
+        if record.is_removal() {
             continue;
         }
         // The conditions under which it was written.

@@ -17,6 +17,12 @@ use crate::wire::headers::Headers;
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// How often a request is sent again whose connection was lost.
 const TRIES: usize = 10;
+/// What a record of a bucket says that was written by no plain publish.
+const HEADER_KV_OPERATION: &str = "KV-Operation";
+/// The operations that remove a key.
+const KV_REMOVALS: [&str; 2] = ["DEL", "PURGE"];
+/// With this header the server itself says that a key is gone.
+const HEADER_MARKER_REASON: &str = "Nats-Marker-Reason";
 /// Error code of a server that has no such message.
 const NO_MESSAGE_FOUND: u64 = 10037;
 
@@ -42,6 +48,16 @@ impl RawMessage {
     /// [`UnreadableMessage`] when the NATS client cannot read it.
     pub fn headers(&self) -> Result<Headers, UnreadableMessage> {
         header_block::parse(&self.subject, &self.header_block)
+    }
+
+    /// Whether it is the record of a bucket that says that its key was removed. Headers that cannot be read say nothing.
+    #[must_use]
+    pub fn is_removal(&self) -> bool {
+        let headers = self.headers().unwrap_or_default();
+        headers.iter().any(|(name, value)| match name.as_str() {
+            HEADER_KV_OPERATION => KV_REMOVALS.contains(&value.as_str()),
+            name => name == HEADER_MARKER_REASON,
+        })
     }
 }
 
