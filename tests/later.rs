@@ -184,7 +184,9 @@ async fn what_cannot_wait_is_a_dead_letter_that_says_why_and_stops_nobody() {
 }
 
 /// Id, subject, headers, reason, and what is said.
-const CANNOT_WAIT: &[(&str, &str, &[(&str, &str)], &str, &str)] = &[
+type CannotWait = (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str, &'static str);
+
+const CANNOT_WAIT: &[CannotWait] = &[
     ("timeless", "later.default.square", &[], "bad_header", "tasks.<queue>.<kind>"),
     ("soon", "later.default.square", &[("Millpond-Delay", "soon")], "bad_header", "Millpond-Delay"),
     ("far", "later.default.square", &[("Millpond-At", "9999-01-01T00:00:00Z")], "bad_header", "Millpond-At"),
@@ -210,6 +212,7 @@ const CANNOT_WAIT: &[(&str, &str, &[(&str, &str)], &str, &str)] = &[
 async fn what_is_cancelled_or_purged_on_the_way_does_not_run() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &[], None);
+    cluster.worker_is("w1", |worker| worker["state"] == "live").await;
     for moved in [false, true] {
         let _producer = if moved { Some(cluster.producer().await) } else { None };
         let id = |what: &str| format!("{what}-{moved}");

@@ -8,6 +8,7 @@ use std::time::Duration;
 use millpond::bus::error::BusError;
 use millpond::bus::read::inspect::{self, StreamFacts};
 use millpond::bus::{Bus, Role};
+use millpond::client::{Client, ScheduleChangeError};
 use millpond::config::{ConnectArgs, ConnectSettings};
 use millpond_api::error::ErrorBody;
 use millpond_api::overview::{Problem, ProblemKind};
@@ -183,16 +184,11 @@ fn check_stream(findings: &mut Findings, stream: &StreamFacts) {
 
 /// Whether the server fires all schedules.
 async fn schedules(findings: &mut Findings, bus: &Bus) {
-    let found = async {
-        let records = bus.schedules().await?;
-        let refusals = bus.schedule_refusals(&records).await?;
-        Ok::<_, BusError>((records, refusals))
-    };
     let advice = "`millpond schedule ls` has all of them";
-    let (records, refusals) = match found.await {
+    let (records, refusals) = match Client::over(bus.clone()).schedules().await {
         Ok(found) => found,
         // That streams are missing is said already.
-        Err(BusError::Missing { .. }) => return,
+        Err(ScheduleChangeError::Topology(BusError::Missing { .. })) => return,
         Err(error) => return findings.warn("schedules", error.to_string(), "try again"),
     };
     let rows = records.iter().map(|record| ScheduleRow::new(record, &refusals, millpond::now_ms()));

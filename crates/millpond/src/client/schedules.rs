@@ -52,6 +52,9 @@ impl Client {
     ///
     /// # Errors
     /// [`ScheduleChangeError`].
+    ///
+    /// # Cancel safety
+    /// When this is dropped, the change may be made or not; making it again is safe.
     #[doc(hidden)]
     pub async fn store_schedule(
         &self,
@@ -148,10 +151,13 @@ impl Client {
                 return Ok(schedule);
             }
             if !self.bus.may_schedule() {
-                let name = name.to_owned();
-                let request = if paused { ScheduleRequest::Pause { name } } else { ScheduleRequest::Resume { name } };
+                let of = name.to_owned();
+                let request =
+                    if paused { ScheduleRequest::Pause { name: of } } else { ScheduleRequest::Resume { name: of } };
                 self.request_change(&request, deadline).await?;
-                return Ok(Schedule { paused, since_ms: crate::now_ms(), ..schedule });
+                // The stored one has its time from the server.
+                let stored = self.bus.schedule(name).await?.and_then(|kept| kept.record.schedule().cloned());
+                return Ok(stored.unwrap_or(Schedule { paused, ..schedule }));
             }
             // This would sign it.
             if !kept.is_believed {
