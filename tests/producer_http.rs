@@ -236,7 +236,7 @@ async fn what_does_not_fit_is_told_as_json() {
         (TASK, "?wait=soon", &[], "1", 400, "wait"),
         (TASK, "?wait=11m", &[], "1", 400, "10 minutes"),
         (TASK, "?wiat=1s", &[], "1", 400, "wiat"),
-        (TASK, "?job=a&job=b", &[], "1", 400, "duplicate"),
+        (TASK, "?job=a&job=b", &[], "1", 400, "more than one parameter `job`"),
         (TASK, "?job=a.b", &[], "1", 400, "job"),
         (TASK, "?job=a.b&wait=1s", &[], "1", 400, "job"),
         ("/v1/tasks/de.fault/square", "", &[], "1", 400, "queue"),

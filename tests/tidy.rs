@@ -69,6 +69,8 @@ fn no_publish_stops_or_wipes_a_stream() {
     let may_replace = ["publish/stored_already.rs", "publish/payloads.rs", "publish/schedules.rs", "operate/later.rs"]
         .map(|file| format!("crates/millpond/src/bus/{file}"));
     for (path, text) in sources().into_iter().filter(|(path, _)| !path.starts_with("tests")) {
+        // Unit tests publish nothing.
+        let text = text.split("#[cfg(test)]").next().unwrap_or_default();
         let names = path.strip_prefix(own).is_ok_and(|within| within.ends_with("header_names.rs"));
         assert!(names || !text.contains(&stops), "{} names {stops}", path.display());
         assert!(
