@@ -166,7 +166,7 @@ impl WarmChildActor {
                     self.child.ends_within(END_WITHIN).await;
                     self.child.leaving = true;
                     return Err(match self.child.exit {
-                        Some(exit) => self.child.process.fault(exit),
+                        Some(exit) => self.child.ended_idle(exit).await,
                         None => "it closed its standard output".to_owned(),
                     });
                 }
