@@ -10,9 +10,9 @@ use bytes::Bytes;
 use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
 use serde_json::{Value, json};
-use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::harness::{Cluster, PATIENCE, until};
+use crate::harness::{Cluster, PATIENCE};
 
 const SHORT: RetryDeadline = RetryDeadline::Within(Duration::from_secs(5));
 /// How soon an end is told once its client has a connection again.
@@ -32,9 +32,14 @@ static PYTHON: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     is_there.then(|| venv.join("bin/python"))
 });
 
-/// A program that docs/clients.md shows.
-fn example(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/clients").join(name)
+/// Whether a program is on PATH.
+fn is_there(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    found.is_ok_and(|status| status.success())
+}
+
+fn program(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients").join(name)
 }
 
 /// How long the server is away, in seconds: `tests/long.sh` says more than CI has time for.
@@ -53,65 +58,71 @@ async fn publish(cluster: &Cluster, subject: &str, headers: &[(&str, &str)], pay
 struct Waits {
     id: String,
     child: tokio::process::Child,
-    /// What it writes beside its output.
-    _dir: TempDir,
+    stderr: tokio::io::Lines<BufReader<tokio::process::ChildStderr>>,
 }
 
 impl Waits {
-    fn start(cluster: &Cluster, producer: &str, program: &Path, script: &Path, id: String, seconds: f64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+    fn start(cluster: &Cluster, program: &Path, script: Option<&Path>, id: String, seconds: f64) -> Self {
         let mut command = tokio::process::Command::new(program);
-        command.arg(script).args([&id, &seconds.to_string()]).current_dir(dir.path());
-        command.env("MILLPOND_NATS_URL", cluster.nats.url("client")).env("MILLPOND_PRODUCER_URL", producer);
-        command
-            .env("MILLPOND_COLLECTOR_URL", cluster.collector_url())
-            .env("MILLPOND_TOKEN", &cluster.nats.secrets.token);
+        command.args(script).args(["default", "sleep", &seconds.to_string(), &id]);
+        command.env("MILLPOND_NATS_URL", cluster.nats.url("client"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        Self { id, child: command.spawn().unwrap(), _dir: dir }
+        let mut child = command.spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { id, child, stderr }
     }
 
-    /// Its end, which is that of its task.
-    async fn ended(self) {
+    /// Reads until a line with one of these words.
+    async fn says(&mut self, words: &[&str]) {
+        let line = async {
+            while let Some(line) = self.stderr.next_line().await.unwrap() {
+                eprintln!("{}: {line}", self.id);
+                if words.iter().any(|word| line.contains(word)) {
+                    return;
+                }
+            }
+            panic!("{} has ended", self.id);
+        };
+        tokio::time::timeout(PATIENCE, line).await.unwrap();
+    }
+
+    /// The end that it prints.
+    async fn end(self) -> Value {
         let ended = tokio::time::timeout(PATIENCE, self.child.wait_with_output()).await.unwrap().unwrap();
-        assert!(ended.status.success() && ended.stdout == b"done\n", "{}: {ended:?}", self.id);
+        assert!(ended.status.success(), "{}: {ended:?}", self.id);
+        serde_json::from_slice(&ended.stdout).unwrap()
     }
-}
-
-/// Waits until this many tasks lie in TASKS.
-async fn are_stored(cluster: &Cluster, count: u64) {
-    until("stored tasks", PATIENCE, async || {
-        let info = cluster.nats.asked("$JS.API.STREAM.INFO.TASKS", &Value::Null).await;
-        (info["state"]["messages"] == count).then_some(())
-    })
-    .await;
 }
 
 /// Tasks that end before, while and after the server is away, each waited for by this example.
-async fn over_outages(program: &Path, script: &str) {
+async fn over_outages(program: &Path, script: Option<&Path>, says_when_back: bool) {
     let mut cluster = Cluster::start().await;
-    let (_producer, producer) = cluster.producer().await;
     let _worker = cluster.worker("w1", &[], None);
     cluster.worker_is("w1", |worker| worker["draining"] == false).await;
     for away in outages() {
-        let start = |(n, seconds)| {
-            Waits::start(&cluster, &producer, program, &example(script), format!("away-{away}-{n}"), seconds)
-        };
-        let mut waiting = vec![start((0, 4.0))];
-        are_stored(&cluster, 1).await;
-        let first_ends = tokio::time::Instant::now() + Duration::from_secs(4);
-        waiting.extend([(1, 4.0 + away), (2, 7.0 + away)].map(start));
-        are_stored(&cluster, 3).await;
+        let tasks = [4.0, 4.0 + away, 7.0 + away].into_iter().enumerate();
+        let start = |(n, seconds)| Waits::start(&cluster, program, script, format!("away-{away}-{n}"), seconds);
+        let mut waiting: Vec<Waits> = tasks.map(start).collect();
+        let mut first_ends = None;
+        for waits in &mut waiting {
+            waits.says(&["stored", "Stored"]).await;
+            first_ends.get_or_insert(tokio::time::Instant::now() + Duration::from_secs(4));
+        }
         // The first one ends while the server is away.
         let half = Duration::from_secs_f64(away / 2.0);
-        tokio::time::sleep_until(first_ends.checked_sub(half).unwrap()).await;
+        tokio::time::sleep_until(first_ends.and_then(|ends| ends.checked_sub(half)).unwrap()).await;
         cluster.nats.kill9();
         tokio::time::sleep(Duration::from_secs_f64(away)).await;
         cluster.nats.restart();
-        is_back(&cluster).await;
-        let (cluster, back) = (&cluster, Instant::now());
-        let ends = waiting.into_iter().map(|waits| async move {
-            let id = waits.id.clone();
-            waits.ended().await;
+        let cluster = &cluster;
+        let ends = waiting.into_iter().map(|mut waits| async move {
+            match says_when_back {
+                true => waits.says(&["connected again"]).await,
+                false => is_back(cluster).await,
+            }
+            let (id, back) = (waits.id.clone(), Instant::now());
+            let end = waits.end().await;
+            assert_eq!((&end["id"], &end["status"]), (&json!(id), &json!("done")), "{end}");
             was_told_soon(cluster, &id, back, Instant::now()).await;
         });
         futures_util::future::join_all(ends).await;
@@ -141,13 +152,17 @@ async fn the_official_client_of_python_is_told_over_an_outage() {
         eprintln!("skipped: {NATS_PY} cannot be installed on this machine");
         return;
     };
-    over_outages(python, "python/wait.py").await;
+    over_outages(python, Some(&program("outage.py")), true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "seconds count; `.ci/run` runs it alone"]
 async fn the_shell_is_told_over_an_outage() {
-    over_outages(Path::new("sh"), "shell/wait.sh").await;
+    if !is_there("nats") || !is_there("jq") {
+        eprintln!("skipped: this machine has no `nats` or no `jq`");
+        return;
+    }
+    over_outages(&program("outage.sh"), None, false).await;
 }
 
 /// Publishes over HTTP; the status and the answer.
