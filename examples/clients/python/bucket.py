@@ -15,9 +15,12 @@ async def main(key):
         await shared.update(key, b"7", last=first)
     except KeyWrongLastSequenceError:
         print("another was faster")
-    print((await shared.get(key)).value.decode(), "listed" if key in await shared.keys() else "lost")
-    watch = await shared.watch(key)
-    print((await watch.updates()).value.decode())
+    listed, watch = False, await shared.watchall()
+    while not listed:  # nats-py may say None, the end of the listing, before the first key: read on.
+        entry = await watch.updates()
+        listed = entry is not None and entry.key == key
+    print((await shared.get(key)).value.decode(), "listed")
+    print(entry.value.decode())
     await nc.close()
 
 
