@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::lease_table::{LeaseTable, PAUSE_MIN};
+use crate::bus::Connection;
 use crate::bus::read::buckets::BucketWatch;
 use crate::bus::topology::stream_state;
 use crate::limits::LEASE_ACK_WAIT;
@@ -26,18 +28,35 @@ const START_SWEEP_EVERY: Duration = Duration::from_secs(600);
 const _: () = assert!(LEASE_RENEW_EVERY.as_millis() * 3 <= LEASE_ACK_WAIT.as_millis());
 const _: () = assert!(PAUSE_MIN.as_millis() + LEASE_RENEW_EVERY.as_millis() < LEASE_ACK_WAIT.as_millis());
 
+/// Looks at the connection again and again.
+struct ConnectionLooks {
+    connection: watch::Receiver<Connection>,
+    /// Its number of changes at the last look.
+    seen: u64,
+}
+
+impl ConnectionLooks {
+    /// The connection after a tick, or as soon as it changes, and whether it has changed since the last look. A tick and a change
+    /// are often due at once: the number of changes tells, not which of them was served.
+    async fn next(&mut self, tick: impl Future) -> (Connection, bool) {
+        tokio::select! {
+            _ = tick => {}
+            Ok(()) = self.connection.changed() => {}
+        }
+        let now = *self.connection.borrow_and_update();
+        (now, std::mem::replace(&mut self.seen, now.changes) != now.changes)
+    }
+}
+
 /// Extends every lease, for ever; first thing after a reconnect or a pause.
 pub(super) async fn renew(table: Arc<LeaseTable>) {
-    let mut connection = table.bus.connection();
+    let mut looks = ConnectionLooks { connection: table.bus.connection(), seen: 0 };
     let mut tick = tokio::time::interval(PAUSE_TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut extended = Instant::now();
     let mut lost_ms = None;
     loop {
-        let changed = tokio::select! {
-            _ = tick.tick() => false,
-            changed = connection.changed() => changed.is_ok(),
-        };
+        let (now, changed) = looks.next(tick.tick()).await;
         let paused = table.was_paused();
         if paused || changed {
             table.begin_generation();
@@ -46,7 +65,6 @@ pub(super) async fn renew(table: Arc<LeaseTable>) {
             }
         }
         table.note_renewal();
-        let now = *connection.borrow_and_update();
         if !now.up {
             if changed {
                 lost_ms = Some(crate::now_ms());
@@ -128,5 +146,29 @@ pub(super) async fn sweep(table: Arc<LeaseTable>) {
                 Err(error) => tracing::debug!(%error, "sweep of start records failed, will try again"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_that_comes_with_a_tick_is_seen() {
+        let (sender, connection) = watch::channel(Connection { changes: 0, up: true });
+        let mut looks = ConnectionLooks { connection, seen: 0 };
+        // Of two that are ready either may be served: fifty times each, most likely.
+        for changes in 1..100 {
+            let now = Connection { changes, up: changes % 2 == 0 };
+            sender.send_replace(now);
+            assert_eq!(looks.next(std::future::ready(())).await, (now, true));
+            assert_eq!(looks.next(std::future::ready(())).await, (now, false));
+        }
+        // Lost and back between two looks.
+        sender.send_replace(Connection { changes: 100, up: true });
+        sender.send_replace(Connection { changes: 102, up: true });
+        assert_eq!(looks.next(std::future::ready(())).await, (Connection { changes: 102, up: true }, true));
+        drop(sender);
+        assert_eq!(looks.next(std::future::ready(())).await, (Connection { changes: 102, up: true }, false));
     }
 }
