@@ -5,6 +5,7 @@ use std::process::Output;
 
 use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, output, until};
@@ -106,6 +107,72 @@ async fn one_name_is_one_schedule_that_can_be_paused_and_removed() {
     told(&cluster, &["add", "last", "count_primes", r#"{"from": 1, "to": 9}"#, "--every", "1s"]).await;
     ended_at_least(&cluster, "count_primes", 3).await;
     assert!(ended(&cluster, "echo").await.len() <= echoes + 1 && ended(&cluster, "square").await.len() <= squares + 1);
+}
+
+/// The producer's HTTP API makes and changes schedules as the command line does.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http_it_is_made_paused_resumed_and_removed() {
+    let cluster = Cluster::start().await;
+    let (_producer, url) = cluster.producer().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let producer = reqwest::Client::new();
+    let ask = async |method: Method, path: &str, body: Option<&str>| {
+        let request = producer.request(method, format!("{url}/v1/schedules/{path}"));
+        let request = request.bearer_auth(&cluster.nats.secrets.token);
+        let request = match body {
+            Some(body) => request.header("Content-Type", "application/json").body(body.to_owned()),
+            None => request,
+        };
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    // The arguments are never changed.
+    let args = r#"{"n":1.0,"n":12345678901234567890}"#;
+    let body = format!(r#"{{"queue":"default","kind":"echo","schedule":"@every 1s","args":{args}, "attempts_max":2}}"#);
+    let made = ask(Method::PUT, "pulse", Some(&body)).await;
+    assert_eq!(made, (200, r#"{"name":"pulse","paused":false}"#.to_owned()));
+    let echoes = ended_at_least(&cluster, "echo", 1).await;
+    let id = echoes.keys().next().unwrap();
+    let mut result = Vec::new();
+    cluster.api.download("/api/v1/task/result", &[("id", id.as_str())], &mut result).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&result), args);
+    let listed = told(&cluster, &["ls"]).await;
+    assert_eq!((&listed[0]["by"], &listed[0]["attempts_max"]), (&json!("http"), &json!(2)));
+    assert_eq!(ask(Method::POST, "pulse/pause", None).await, (200, r#"{"name":"pulse","paused":true}"#.to_owned()));
+    assert_eq!(told(&cluster, &["ls"]).await[0]["paused"], true);
+    assert_eq!(ask(Method::POST, "pulse/resume", None).await, (200, r#"{"name":"pulse","paused":false}"#.to_owned()));
+    // Another of its name replaces it; the time zone is written as the server knows it.
+    let cron = r#"{"queue":"default","kind":"square","schedule":"30 4 * * 1-5","zone":"europe/berlin","args":3}"#;
+    assert_eq!(ask(Method::PUT, "pulse", Some(cron)).await.0, 200);
+    let listed = told(&cluster, &["ls"]).await;
+    assert_eq!((&listed[0]["schedule"], &listed[0]["zone"]), (&json!("0 30 4 * * 1-5"), &json!("Europe/Berlin")));
+    assert_eq!(ask(Method::DELETE, "pulse", None).await, (204, String::new()));
+    assert!(told(&cluster, &["ls"]).await.is_empty());
+    for (method, path) in [(Method::DELETE, "pulse"), (Method::POST, "pulse/pause"), (Method::POST, "pulse/resume")] {
+        let (status, text) = ask(method, path, None).await;
+        assert_eq!((status, text.contains("there is no schedule pulse")), (404, true), "{text}");
+    }
+    for (path, body, part) in [
+        ("a.b", r#"{"queue":"default","kind":"echo","schedule":"@every 1s"}"#, "a.b"),
+        ("p", r#"{"queue":"de fault","kind":"echo","schedule":"@every 1s"}"#, "queue"),
+        ("p", r#"{"queue":"default","kind":"echo"}"#, "schedule"),
+        ("p", r#"{"queue":"default","kind":"echo","schedule":"@every 1ms"}"#, "1s"),
+        ("p", r#"{"queue":"default","kind":"echo","schedule":"@every 9s","zone":"Europe/Berlin"}"#, "zone"),
+        ("p", r#"{"queue":"default","kind":"echo","schedule":"@at 2100-01-01T00:00:00Z"}"#, "@at"),
+        ("p", r#"{"queue":"default","kind":"echo","schedule":"61 * * * *"}"#, "minute"),
+        ("p", r#"{"queue":"default","kind":"echo","schedule":"0 30 4 * * *","zone":"Mars/Olympus"}"#, "Mars/Olympus"),
+        ("p", r#"{"queue":"default","kind":"echo","schedule":"@every 9s","attempts_max":0}"#, "attempts_max"),
+        ("p", r#"{"queue":"default","kind":"echo","schedule":"@every 9s","timeout":"soon"}"#, "number"),
+        ("p", r#"{"queue":"default","kind":"echo","schedule":"@every 9s","every":"9s"}"#, "every"),
+        ("p", "1", "body"),
+    ] {
+        let (status, text) = ask(Method::PUT, path, Some(body)).await;
+        assert_eq!((status, text.contains(part)), (400, true), "{body}: {text}");
+    }
+    let large =
+        format!(r#"{{"queue":"default","kind":"echo","schedule":"@every 9s","args":"{}"}}"#, "x".repeat(1_100_000));
+    assert_eq!(ask(Method::PUT, "p", Some(&large)).await.0, 413);
+    assert!(told(&cluster, &["ls"]).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -143,7 +143,7 @@ async fn follow(
 ) -> anyhow::Result<ExitCode> {
     let mut report = MapReport::new(args, total);
     let mut hint = std::pin::pin!(hints::no_worker(env, &args.runner.queue, &args.kind));
-    let (mut first, mut is_told) = (true, false);
+    let (mut first, mut is_logged) = (true, false);
     let ended = loop {
         let item = tokio::select! {
             biased;
@@ -158,7 +158,7 @@ async fn follow(
                 if let Err(error) = report.flush(&run) {
                     break Err(error);
                 }
-                if run.waits_for_reader() && !std::mem::replace(&mut is_told, true) {
+                if run.waits_for_reader() && !std::mem::replace(&mut is_logged, true) {
                     note!("millpond: nats-server allows no more readers of results now; waiting for one that ends");
                 }
                 continue;

@@ -1,4 +1,4 @@
-//! Schedules: rows of the list.
+//! Schedules: rows of the collector's list, and what the producer is asked to change.
 
 use data_encoding::BASE64;
 use millpond::bus::publish::schedules::Refusals;
@@ -55,6 +55,45 @@ pub struct ScheduleRow {
     pub by: String,
     /// When it was made, or last paused or resumed, Unix time in milliseconds.
     pub since_ms: i64,
+}
+
+/// A schedule as it is made.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewSchedule {
+    /// The queue of its tasks.
+    #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
+    pub queue: String,
+    /// The kind of its tasks.
+    #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
+    pub kind: String,
+    /// When it fires: an interval such as `@every 10s`, or cron: five fields, or six with seconds first.
+    pub schedule: String,
+    /// The time zone of cron, an IANA name; UTC when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub zone: Option<String>,
+    /// The arguments of its tasks, any JSON value; null when absent.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Value>)]
+    pub args: Option<Box<RawValue>>,
+    /// Timeout of one attempt of its tasks, a duration such as `30s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub timeout: Option<String>,
+    /// Attempts before one of its tasks is dead-lettered, 1 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, minimum = 1, maximum = 100)]
+    pub attempts_max: Option<u32>,
+}
+
+/// A schedule that was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScheduleChanged {
+    /// Its name.
+    pub name: String,
+    /// Whether it does not fire now.
+    pub paused: bool,
 }
 
 impl ScheduleRow {

@@ -1,6 +1,6 @@
 //! The producer service: tasks over HTTP, for programs that do not speak NATS. `http` -> `millpond::client`.
 //! `replay` publishes the dead letters that an operator wants run again, `continuation` the task that the end of a job
-//! starts, `schedules` changes schedules, and tasks with a time are moved to DUE. Not here: results, retry rules.
+//! starts, `schedules` changes schedules by request on NATS, and tasks with a time are moved to DUE. Not here: results, retry rules.
 
 mod config;
 mod continuation;

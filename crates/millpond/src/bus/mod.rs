@@ -188,14 +188,14 @@ impl Bus {
         let unreachable =
             |reason| ConnectError::Unreachable { address: without_password(url), role: role.name(), timeout, reason };
         let mut reason = "no answer".to_owned();
-        let mut told = false;
+        let mut is_logged = false;
         let client = loop {
             let options = access.apply(&servers, options(role, name, sender.clone(), dropped.clone()));
             let mut attempt = pin!(tokio::time::timeout_at(deadline, options.connect(bare.as_slice())));
             let attempt = match tokio::time::timeout(TELL_AFTER, attempt.as_mut()).await {
                 Ok(attempt) => attempt,
                 Err(_) => {
-                    tell_once(&mut told, url, timeout, "no answer");
+                    warn_once(&mut is_logged, url, timeout, "no answer");
                     attempt.await
                 }
             };
@@ -210,7 +210,7 @@ impl Bus {
             if denied || tokio::time::Instant::now() + Duration::from_millis(100) >= deadline {
                 return Err(unreachable(reason));
             }
-            tell_once(&mut told, url, timeout, &reason);
+            warn_once(&mut is_logged, url, timeout, &reason);
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
         let info = client.server_info();
@@ -323,8 +323,8 @@ impl Bus {
 }
 
 /// Logs once that a server is not reached yet: a program that waits for it in silence looks as if it hung.
-fn tell_once(told: &mut bool, url: &str, timeout: Duration, reason: &str) {
-    if !std::mem::replace(told, true) {
+fn warn_once(is_logged: &mut bool, url: &str, timeout: Duration, reason: &str) {
+    if !std::mem::replace(is_logged, true) {
         let within = humantime::format_duration(timeout);
         tracing::warn!(nats = %without_password(url), reason, "NATS is not reached yet, trying for {within}");
     }

@@ -55,8 +55,8 @@ impl ClocksOff {
     /// Safe.
     pub async fn next(&mut self) -> Option<ClockOff> {
         loop {
-            if let Ok(told) = decode(&self.0.next().await?.payload) {
-                return Some(told);
+            if let Ok(report) = decode(&self.0.next().await?.payload) {
+                return Some(report);
             }
         }
     }
@@ -69,8 +69,8 @@ impl Bus {
             let clock_ahead_ms = clock::local_ahead_ms();
             if clock_ahead_ms != 0 {
                 let (program, host) = (program.to_owned(), crate::host());
-                let told = ClockOff { program, host, pid: std::process::id(), clock_ahead_ms };
-                self.publish_core(EVENTS_CLOCK, serde_json::to_vec(&told).unwrap_or_default().into()).await;
+                let report = ClockOff { program, host, pid: std::process::id(), clock_ahead_ms };
+                self.publish_core(EVENTS_CLOCK, serde_json::to_vec(&report).unwrap_or_default().into()).await;
             }
             tokio::time::sleep(CLOCK_TOLD_EVERY).await;
         }

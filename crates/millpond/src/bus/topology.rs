@@ -225,32 +225,23 @@ fn streams(limits: &StreamLimits) -> [stream::Config; 5] {
         max_consumers: CONSUMERS_MAX,
         ..Default::default()
     };
+    // What clients publish to: no schedules, TTL or rollup, with which any publisher could wipe the stream by a header. Direct reads,
+    // so that `why` can read what waits without a consumer.
+    let published = |name: &str, of: &[&str], retention| stream::Config {
+        name: name.to_owned(),
+        subjects: subjects(of),
+        retention,
+        discard: stream::DiscardPolicy::New,
+        max_messages: limits.tasks_max,
+        max_bytes: limits.tasks_bytes_max,
+        max_message_size: i32::try_from(TASK_BYTES_MAX).unwrap_or(i32::MAX),
+        allow_direct: true,
+        ..base()
+    };
     [
-        // No schedules, TTL or rollup: with them any publisher could wipe the stream by a header.
-        stream::Config {
-            name: STREAM_TASKS.to_owned(),
-            subjects: subjects(&["tasks.*.*", "tasks.*.*.*"]),
-            retention: stream::RetentionPolicy::WorkQueue,
-            discard: stream::DiscardPolicy::New,
-            max_messages: limits.tasks_max,
-            max_bytes: limits.tasks_bytes_max,
-            max_message_size: i32::try_from(TASK_BYTES_MAX).unwrap_or(i32::MAX),
-            // So that `why` can read what waits without a consumer.
-            allow_direct: true,
-            ..base()
-        },
-        // As TASKS: who publishes here cannot wipe it. Nobody consumes it; a producer service reads it and removes what it has moved.
-        stream::Config {
-            name: STREAM_LATER.to_owned(),
-            subjects: subjects(&["later.*.*", "later.*.*.*"]),
-            retention: stream::RetentionPolicy::Limits,
-            discard: stream::DiscardPolicy::New,
-            max_messages: limits.tasks_max,
-            max_bytes: limits.tasks_bytes_max,
-            max_message_size: i32::try_from(TASK_BYTES_MAX).unwrap_or(i32::MAX),
-            allow_direct: true,
-            ..base()
-        },
+        published(STREAM_TASKS, &["tasks.*.*", "tasks.*.*.*"], stream::RetentionPolicy::WorkQueue),
+        // Nobody consumes it; a producer service reads it and removes what it has moved.
+        published(STREAM_LATER, &["later.*.*", "later.*.*.*"], stream::RetentionPolicy::Limits),
         // No limits, so that a full TASKS never blocks a retry.
         stream::Config {
             name: STREAM_DUE.to_owned(),

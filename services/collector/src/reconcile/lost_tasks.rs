@@ -144,16 +144,17 @@ impl LostTasks {
         tasks: Vec<UnendedTask>,
     ) -> Result<(), PollError> {
         // A queue with too many messages to read through proves nothing.
-        if seen.lying(queue) > READ_MAX {
+        if seen.waiting_or_held(queue) > READ_MAX {
             return Ok(());
         }
-        let Some(lying) = context.bus.lying(queue).await? else { return Ok(()) };
+        let Some(stored) = context.bus.stored_ids(queue).await? else { return Ok(()) };
         let positions = StreamPositions::now(&context.bus).await?;
         let mut removed = Vec::new();
         for task in tasks {
             let root = task.root.clone().unwrap_or_else(|| task.id.clone());
-            let lies = |id: &str| lying.contains(&(task.kind.clone(), id.to_owned()));
-            if lies(&task.id) || lies(&root) || context.bus.is_held(queue, &task.kind, &root, &task.id).await {
+            let is_stored = |id: &str| stored.contains(&(task.kind.clone(), id.to_owned()));
+            if is_stored(&task.id) || is_stored(&root) || context.bus.is_held(queue, &task.kind, &root, &task.id).await
+            {
                 continue;
             }
             if !self.is_missing_twice(&task, seen, positions) {

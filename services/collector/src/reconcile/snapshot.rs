@@ -76,7 +76,7 @@ impl BusSnapshot {
     }
 
     /// Messages that lie in a queue for a worker, or with one.
-    pub(super) fn lying(&self, queue: &str) -> u64 {
+    pub(super) fn waiting_or_held(&self, queue: &str) -> u64 {
         self.queues.iter().find(|state| state.queue == queue).map_or(0, |state| state.waiting + state.held)
     }
 

@@ -23,7 +23,7 @@ use super::series::EndCounts;
 use super::sql::{Row, Sql, Transaction};
 
 /// Outcomes of one message whose faults are told one by one.
-const BAD_TOLD_MAX: usize = 5;
+const BAD_NAMED_MAX: usize = 5;
 
 impl Store {
     /// Merges what one pull brought, in one transaction.
@@ -36,7 +36,7 @@ impl Store {
             match &message.body {
                 Ok(OutcomeBody::Results(subject, pack, bad)) => {
                     if !bad.is_empty() {
-                        keep_unreadable(&mut *transaction, from, message, &told(bad)).await?;
+                        keep_unreadable(&mut *transaction, from, message, &described(bad)).await?;
                     }
                     merge_pack(&mut *transaction, &mut rows, &mut counts, message, (subject, pack)).await?;
                 }
@@ -91,9 +91,9 @@ async fn merge_pack<'a>(
 }
 
 /// What is wrong with the outcomes of one message, in a bounded text.
-fn told(bad: &[String]) -> String {
-    let first = bad.iter().take(BAD_TOLD_MAX).map(String::as_str).collect::<Vec<_>>().join("; ");
-    let more = bad.len().saturating_sub(BAD_TOLD_MAX);
+fn described(bad: &[String]) -> String {
+    let first = bad.iter().take(BAD_NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join("; ");
+    let more = bad.len().saturating_sub(BAD_NAMED_MAX);
     if more == 0 { first } else { format!("{first}; and {more} more") }
 }
 

@@ -1,11 +1,12 @@
 //! The HTTP API: who may publish, and what is served. `tasks` publishes one task, `jobs` many, `payloads` stores what
-//! is too large for a message; `task_headers` reads the
-//! headers that describe a task; `openapi` is the document, which lists what [`router`] serves because both come from the
-//! same routes. Health, metrics and the document need no token.
+//! is too large for a message, `schedules` changes what recurs; `task_headers` reads the headers that describe a task; `openapi` is
+//! the document, which lists what [`router`] serves because both come from the same routes. Health, metrics and the document need no
+//! token.
 
 mod jobs;
 mod openapi;
 mod payloads;
+mod schedules;
 mod task_headers;
 mod tasks;
 mod upload;
@@ -98,6 +99,9 @@ fn with_token() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(jobs::publish))
         .routes(routes!(jobs::show))
         .routes(routes!(payloads::put))
+        .routes(routes!(schedules::put, schedules::delete))
+        .routes(routes!(schedules::pause))
+        .routes(routes!(schedules::resume))
 }
 
 /// Everything that is served.

@@ -15,7 +15,8 @@ static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_json().unwrap
     info(title = "millpond producer", description = "Tasks over HTTP, for programs that do not speak NATS. \
         Accepted means stored. The collector knows what became of a task."),
     modifiers(&TokenScheme),
-    tags((name = "publish", description = "Tasks and jobs"), (name = "service", description = "Health, metrics, this document"))
+    tags((name = "publish", description = "Tasks and jobs"), (name = "schedules", description = "Recurring tasks"),
+        (name = "service", description = "Health, metrics, this document"))
 )]
 struct Frame;
 
@@ -67,14 +68,18 @@ mod tests {
             }
         }
         let wanted = [
+            "delete /v1/schedules/{name}",
             "get /healthz",
             "get /metrics",
             "get /openapi.json",
             "get /readyz",
             "get /v1/jobs/{job}",
             "post /v1/jobs/{queue}/{kind}",
+            "post /v1/schedules/{name}/pause",
+            "post /v1/schedules/{name}/resume",
             "post /v1/tasks/{queue}/{kind}",
             "put /v1/payloads",
+            "put /v1/schedules/{name}",
         ];
         routes.sort();
         assert_eq!(routes, wanted);

@@ -89,12 +89,12 @@ impl Puller {
     /// # Errors
     /// [`BusError`]; most likely setup has not run yet.
     pub async fn start(bus: &Bus, leases: &Leases, queues: &[String]) -> Result<Self, BusError> {
-        let mut is_told = false;
+        let mut is_logged = false;
         while let Err(error) = make_queues(bus, queues).await {
             if !error.is_consumers_limit() {
                 return Err(error);
             }
-            if !std::mem::replace(&mut is_told, true) {
+            if !std::mem::replace(&mut is_logged, true) {
                 tracing::warn!(%error, "nats-server has no room for the consumers of this worker's queues; waiting for some");
             }
             tokio::time::sleep(PULL_WATCHDOG).await;

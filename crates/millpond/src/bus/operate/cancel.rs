@@ -146,10 +146,10 @@ impl Bus {
 
     /// Removes what a producer service has not moved to DUE; what it has moved is found there afterwards.
     async fn cancel_in_later(&self, queue: &str, kind: Option<&str>, id: &str, by: &str) -> Result<bool, CancelError> {
-        let (lying, _) = self.in_later(&format!("later.{queue}.>")).await?;
+        let (waiting, _) = self.in_later(&format!("later.{queue}.>")).await?;
         let is_meant = |task: &Task| task.original_id == id && kind.is_none_or(|kind| kind == task.subject.kind);
         let mut any = false;
-        for InLater { seq, task, .. } in lying.into_iter().filter(|lying| is_meant(&lying.task)) {
+        for InLater { seq, task, .. } in waiting.into_iter().filter(|waiting| is_meant(&waiting.task)) {
             let batch = ResultBatch { v: 1, worker: by.to_owned(), outcomes: vec![never_ran(&task)], cancelled: None };
             let message_id = task.subject.message_id(&format!("c-{seq}"), id);
             self.publish_cancelled(&task.subject, &batch, &message_id).await?;

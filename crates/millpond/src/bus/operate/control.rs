@@ -223,6 +223,7 @@ impl ScheduleToAdd {
     /// What of it cannot be.
     pub fn schedule(self) -> Result<(Schedule, Option<String>), String> {
         let when = match When::parse(&self.schedule, self.zone.as_deref()).map_err(|e| e.to_string())? {
+            When::Every(_) if self.zone.is_some() => return Err("zone: an interval has no time zone".to_owned()),
             When::Every(interval) => When::every(interval).map_err(|e| e.to_string())?,
             cron => cron,
         };

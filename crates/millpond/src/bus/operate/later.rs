@@ -30,8 +30,8 @@ use crate::wire::server_errors::is_passing;
 use crate::wire::streams::{STREAM_DUE, STREAM_LATER};
 use crate::wire::subject::{LATER_MOVED, TaskSubject};
 
-/// How often it is looked whether something is to be moved.
-const POLL_EVERY: Duration = Duration::from_millis(100);
+/// How often it is looked whether something is to be moved: as often as the server looks at what is due.
+const POLL_EVERY: Duration = Duration::from_millis(250);
 /// How long nothing is tried after an error.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 /// How long a producer leaves it to another one that is moving tasks, at the most.
@@ -276,7 +276,7 @@ impl Mover<'_> {
             }
             Err(defect) => {
                 self.store_batch().await?;
-                self.bury(&message, &task, defect).await?;
+                self.dead_letter(&message, &task, defect).await?;
                 self.up_to = seq;
                 Ok(())
             }
@@ -383,7 +383,7 @@ impl Mover<'_> {
     async fn refused(&mut self, moving: &Moving, refusal: StepRefusal) -> Result<(), MoveError> {
         if !CONDITION_FAILED.contains(&refusal.err_code) {
             let message = format!("nats-server does not let it wait for its time: {}", refusal.description);
-            return self.bury_moving(moving, &moving.task, Defect { reason: "bad_header", message }).await;
+            return self.dead_letter_moving(moving, &moving.task, Defect { reason: "bad_header", message }).await;
         }
         let key = moving.task.subject.unique.as_ref().map(|_| moving.task.subject.sched_of_all());
         match self.bus.last_raw_message(STREAM_DUE, key.as_ref().unwrap_or(&moving.place)).await? {
@@ -406,21 +406,21 @@ impl Mover<'_> {
         }
         if let Some(key) = task.subject.unique.as_ref().filter(|_| other.original_id != task.original_id) {
             let message = format!("task {:?} with the unique key {key} waits or runs already", other.original_id);
-            return self.bury_moving(moving, task, Defect { reason: REASON_UNIQUE_KEY_TAKEN, message }).await;
+            return self.dead_letter_moving(moving, task, Defect { reason: REASON_UNIQUE_KEY_TAKEN, message }).await;
         }
         // Its dead letter cannot stand for the task that has the id.
         let message =
             format!("its id {:?} stands for another task, with other arguments, that waits", task.original_id);
         let nameless = Task { original_id: format!("{}-{}", self.epoch, moving.message.seq), ..task.clone() };
-        self.bury_moving(moving, &nameless, Defect { reason: REASON_ID_TAKEN, message }).await
+        self.dead_letter_moving(moving, &nameless, Defect { reason: REASON_ID_TAKEN, message }).await
     }
 
-    async fn bury_moving(&mut self, moving: &Moving, task: &Task, defect: Defect) -> Result<(), MoveError> {
-        self.bury(&moving.message, task, defect).await?;
+    async fn dead_letter_moving(&mut self, moving: &Moving, task: &Task, defect: Defect) -> Result<(), MoveError> {
+        self.dead_letter(&moving.message, task, defect).await?;
         self.store_nothing(moving).await
     }
 
-    async fn bury(&self, message: &RawMessage, task: &Task, defect: Defect) -> Result<(), MoveError> {
+    async fn dead_letter(&self, message: &RawMessage, task: &Task, defect: Defect) -> Result<(), MoveError> {
         let why = (defect.reason, defect.message);
         Ok(dead_letter(self.bus, task, message, why, Headers::new(), "producer").await?)
     }

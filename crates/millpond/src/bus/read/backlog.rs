@@ -89,7 +89,7 @@ impl Bus {
         // Whatever its job or unique key.
         let due = format!("due.{queue}.>");
         let all = self
-            .each_lying(STREAM_DUE, "", &due, &mut 0, |task| found |= task.subject.kind == kind && task.id() == id)
+            .each_stored(STREAM_DUE, "", &due, &mut 0, |task| found |= task.subject.kind == kind && task.id() == id)
             .await?;
         // A retry of what was there a moment ago.
         let found = found || self.waits_for_its_time(queue, kind, id).await?;
@@ -110,16 +110,16 @@ impl Bus {
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
-    pub async fn lying(&self, queue: &str) -> Result<Option<HashSet<(String, String)>>, BusError> {
+    pub async fn stored_ids(&self, queue: &str) -> Result<Option<HashSet<(String, String)>>, BusError> {
         let (tasks, due) = (stream_state(self, STREAM_TASKS).await?.epoch, stream_state(self, STREAM_DUE).await?.epoch);
-        let (mut lying, mut seen) = (HashSet::new(), 0);
+        let (mut stored, mut seen) = (HashSet::new(), 0);
         let (later, all) = self.in_later(&format!("later.{queue}.>")).await?;
         if !all {
             return Ok(None);
         }
-        for task in later.into_iter().map(|lying| lying.task) {
-            lying.insert((task.subject.kind.clone(), task.id()));
-            lying.insert((task.subject.kind, task.original_id));
+        for task in later.into_iter().map(|waiting| waiting.task) {
+            stored.insert((task.subject.kind.clone(), task.id()));
+            stored.insert((task.subject.kind, task.original_id));
         }
         let waits = format!("sched.{queue}.>");
         for (stream, epoch, filter) in [
@@ -130,14 +130,14 @@ impl Bus {
             (STREAM_DUE, &due, &waits),
         ] {
             let note = |task: Task| {
-                lying.insert((task.subject.kind.clone(), task.id()));
-                lying.insert((task.subject.kind, task.original_id));
+                stored.insert((task.subject.kind.clone(), task.id()));
+                stored.insert((task.subject.kind, task.original_id));
             };
-            if !self.each_lying(stream, epoch, filter, &mut seen, note).await? {
+            if !self.each_stored(stream, epoch, filter, &mut seen, note).await? {
                 return Ok(None);
             }
         }
-        Ok(Some(lying))
+        Ok(Some(stored))
     }
 
     /// The first message of a job that lies in LATER, TASKS or DUE: waiting, held, or for its time. First LATER and TASKS, then DUE: a
@@ -222,7 +222,7 @@ impl Bus {
 
     /// Reads the messages of a stream on a filter, without their payloads; false when there are more than are read.
     /// `seen` counts over several reads.
-    async fn each_lying(
+    async fn each_stored(
         &self,
         stream: &str,
         epoch: &str,

@@ -146,8 +146,8 @@ impl Bus {
 
     /// Looks at what a producer service is about to move.
     async fn find_in_later(&self, wanted: &Wanted<'_>, locations: &mut TaskLocations) -> Result<(), BusError> {
-        let (lying, all) = self.in_later(&format!("later.{}.>", wanted.queue.unwrap_or("*"))).await?;
-        for InLater { task, due_ms, .. } in lying.into_iter().filter(|lying| wanted.is(&lying.task)) {
+        let (waiting, all) = self.in_later(&format!("later.{}.>", wanted.queue.unwrap_or("*"))).await?;
+        for InLater { task, due_ms, .. } in waiting.into_iter().filter(|waiting| wanted.is(&waiting.task)) {
             let at = due_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
             let at = at.map_or_else(|| "an unknown time".to_owned(), |at| at.to_string());
             let TaskSubject { queue, kind, .. } = task.subject;

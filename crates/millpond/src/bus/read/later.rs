@@ -1,4 +1,4 @@
-//! What lies in LATER: tasks with a time that no producer service has moved to DUE yet. It is looked at before DUE, because a
+//! What waits in LATER: tasks with a time that no producer service has moved to DUE yet. It is looked at before DUE, because a
 //! task leaves it only when it is stored there.
 
 use bytes::Bytes;
@@ -30,12 +30,12 @@ impl Bus {
     /// [`BusError`] when the server does not answer.
     pub(crate) async fn in_later(&self, filter: &str) -> Result<(Vec<InLater>, bool), BusError> {
         let epoch = stream_state(self, STREAM_LATER).await?.epoch;
-        let (mut lying, mut from) = (Vec::new(), 1);
-        while lying.len() < READ_MAX {
+        let (mut waiting, mut from) = (Vec::new(), 1);
+        while waiting.len() < READ_MAX {
             let page = self.page(STREAM_LATER, filter, from).await?;
-            let Some((last, ..)) = page.last() else { return Ok((lying, true)) };
+            let Some((last, ..)) = page.last() else { return Ok((waiting, true)) };
             from = last + 1;
-            lying.extend(page.into_iter().map(|(seq, subject, headers)| {
+            waiting.extend(page.into_iter().map(|(seq, subject, headers)| {
                 let stored = headers.iter().find(|(name, _)| name == "Nats-Time-Stamp");
                 let stored = stored.and_then(|(_, at)| at.parse::<jiff::Timestamp>().ok());
                 let stored_ms = stored.map_or(0, jiff::Timestamp::as_millisecond);
@@ -44,7 +44,7 @@ impl Bus {
                 InLater { seq, task, due_ms: due_ms(&headers, stored_ms).ok() }
             }));
         }
-        Ok((lying, false))
+        Ok((waiting, false))
     }
 
     /// When the oldest message of LATER was stored, Unix time in milliseconds; none when there is none.
