@@ -290,9 +290,10 @@ async fn the_document_lists_what_is_served_and_nothing_else() {
     let producer = Producer::start(&cluster).await;
     let document: Value = reqwest::get(format!("{}/openapi.json", producer.url)).await.unwrap().json().await.unwrap();
     let paths = document["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 8);
+    assert_eq!(paths.len(), 11);
     for (path, item) in paths {
-        let filled = path.replace("{queue}", "a.b").replace("{kind}", "k").replace("{job}", "a.b");
+        let filled =
+            path.replace("{queue}", "a.b").replace("{kind}", "k").replace("{job}", "a.b").replace("{name}", "a.b");
         for method in [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
             let listed = !item[method.as_str().to_ascii_lowercase()].is_null();
             let url = format!("{}{filled}", producer.url);

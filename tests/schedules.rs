@@ -156,7 +156,7 @@ async fn over_http_it_is_made_paused_resumed_and_removed() {
         ("a.b", r#"{"queue":"default","kind":"echo","schedule":"@every 1s"}"#, "a.b"),
         ("p", r#"{"queue":"de fault","kind":"echo","schedule":"@every 1s"}"#, "queue"),
         ("p", r#"{"queue":"default","kind":"echo"}"#, "schedule"),
-        ("p", r#"{"queue":"default","kind":"echo","schedule":"@every 1ms"}"#, "1s"),
+        ("p", r#"{"queue":"default","kind":"echo","schedule":"@every 1ms"}"#, "every second"),
         ("p", r#"{"queue":"default","kind":"echo","schedule":"@every 9s","zone":"Europe/Berlin"}"#, "zone"),
         ("p", r#"{"queue":"default","kind":"echo","schedule":"@at 2100-01-01T00:00:00Z"}"#, "@at"),
         ("p", r#"{"queue":"default","kind":"echo","schedule":"61 * * * *"}"#, "minute"),

@@ -89,7 +89,8 @@ fn no_publish_stops_or_wipes_a_stream() {
     let places: Vec<&str> = asks.split("=> subject.").skip(1).filter_map(|place| place.split(',').next()).collect();
     assert_eq!(places, ["task()", "later()"], "whether a task is stored is asked of TASKS and LATER alone");
     let topology = fs::read_to_string(root().join("crates/millpond/src/bus/topology.rs")).unwrap();
-    let tasks = topology.split("name: STREAM_TASKS").nth(1).unwrap().split("name: STREAM_DUE").next().unwrap();
+    let tasks = topology.split("let published").nth(1).unwrap().split("name: STREAM_DUE").next().unwrap();
+    assert!(tasks.contains("published(STREAM_TASKS,") && tasks.contains("published(STREAM_LATER,"));
     assert!(tasks.contains("allow_direct") && !tasks.contains("allow_rollup"), "TASKS and LATER take no rollup");
 }
 

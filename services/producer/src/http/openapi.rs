@@ -59,7 +59,8 @@ mod tests {
                 routes.push(format!("{method} {path}"));
                 let guarded = operation["security"].is_array();
                 assert_eq!(guarded, path.starts_with("/v1/"), "{method} {path}");
-                for (status, answer) in operation["responses"].as_object().unwrap() {
+                let answers = operation["responses"].as_object().unwrap();
+                for (status, answer) in answers.iter().filter(|(status, _)| *status != "204") {
                     for (kind, content) in answer["content"].as_object().expect(status) {
                         let told = !content["example"].is_null() || content["examples"].is_object();
                         assert!(told, "{method} {path} {status} {kind} has no example");
