@@ -169,8 +169,10 @@ async fn over_http_it_is_made_paused_resumed_and_removed() {
         let (status, text) = ask(Method::PUT, path, Some(body)).await;
         assert_eq!((status, text.contains(part)), (400, true), "{body}: {text}");
     }
-    let large =
-        format!(r#"{{"queue":"default","kind":"echo","schedule":"@every 9s","args":"{}"}}"#, "x".repeat(1_100_000));
+    let large = format!(
+        r#"{{"queue":"default","kind":"echo","schedule":"@every 9s","args":"{}"}}"#,
+        "x".repeat(2 * 1024 * 1024)
+    );
     assert_eq!(ask(Method::PUT, "p", Some(&large)).await.0, 413);
     assert!(told(&cluster, &["ls"]).await.is_empty());
 }
