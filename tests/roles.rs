@@ -502,7 +502,7 @@ STREAM.NAMES
 STREAM.INFO.{s} TASKS LATER DUE RESULTS jobs queues shared payloads
 STREAM.MSG.GET.{s} TASKS LATER DUE RESULTS jobs queues shared payloads
 DIRECT.GET.{s} TASKS LATER DUE jobs queues shared payloads
-DIRECT.GET.{s}.{f} DUE jobs queues shared payloads
+DIRECT.GET.{s}.{f} TASKS LATER DUE jobs queues shared payloads
 CONSUMER.CREATE.{s} RESULTS jobs queues shared payloads
 CONSUMER.CREATE.{s}.x RESULTS jobs queues shared payloads
 CONSUMER.CREATE.{s}.x.{f} RESULTS jobs queues shared payloads

@@ -176,6 +176,12 @@ func continuation(ctx context.Context, c *client) {
 
 func unique(ctx context.Context, c *client) {
 	alone := jetstream.WithExpectLastSequencePerSubject(0)
+	for name, subject := range map[string]string{
+		"LATER": "later.default.sleep.u-table-go", "DUE": "due.default.sleep.u-table-go", "TASKS": "tasks.default.sleep.u-table-go",
+	} {
+		_, err := must(c.js.Stream(ctx, name)).GetLastMsgForSubject(ctx, subject)
+		wants(errors.Is(err, jetstream.ErrMsgNotFound), true)
+	}
 	must(c.js.Publish(ctx, "tasks.default.sleep.u-table-go", []byte("3"), alone))
 	_, err := c.js.Publish(ctx, "tasks.default.sleep.u-table-go", []byte("3"), alone)
 	fails(err, 10071)

@@ -87,6 +87,11 @@ const cells = {
     assert.equal((await end(c, "tasks.default.square", "3", { "Millpond-Continuation": "square" })).result, 81);
   },
   async unique({ js }) {
+    const jsm = await jetstreamManager(js.nc);
+    for (const stream of ["later", "due", "tasks"]) {
+      const last = { last_by_subj: `${stream}.default.sleep.u-table-js` };
+      assert.equal(await jsm.direct.getMessage(stream.toUpperCase(), last), null);
+    }
     const alone = () => js.publish("tasks.default.sleep.u-table-js", "3", { expect: { lastSubjectSequence: 0 } });
     await alone();
     await assert.rejects(alone, { code: 10071 });

@@ -117,6 +117,13 @@ async def continuation(c):
 
 @cell
 async def unique(c):
+    for stream in ["later", "due", "tasks"]:
+        for direct in [False, True]:
+            try:
+                await c.js.get_last_msg(stream.upper(), f"{stream}.default.sleep.u-table-py", direct=direct)
+                raise AssertionError("not free")
+            except APIError as error:
+                wants(error.code, 404)
     alone = {"Nats-Expected-Last-Subject-Sequence": "0"}
     await c.js.publish("tasks.default.sleep.u-table-py", b"3", headers=alone)
     try:

@@ -256,7 +256,8 @@ fn hint(name: &str, way: Way) -> String {
     // What a publisher cannot set is no advice.
     let named = KNOWN.iter().filter(|(known, scope)| is_ours(known) && *scope != Scope::Own);
     let near = named.map(|(known, scope)| (strsim::osa_distance(&given, &suffix(known)), known, *scope));
-    match near.min_by_key(|(distance, ..)| *distance) {
+    // Whoever left out the end of a name meant that one.
+    match near.min_by_key(|(distance, known, _)| (!suffix(known).starts_with(&given), *distance)) {
         Some((distance, near, scope)) if distance * 2 <= suffix(near).len().max(given.len()) => {
             match misplaced(near, scope, way) {
                 Some(advice) => format!("the nearest is {near}, which means nothing here either: {advice}"),
@@ -294,6 +295,7 @@ mod tests {
     fn each_header_that_means_nothing_is_named_with_the_nearest_right_one() {
         for (name, said) in [
             ("Millpond-Expire", "the nearest is Millpond-Expires"),
+            ("Millpond-Time", "the nearest is Millpond-Timeout"),
             ("millpond-time-out", "the nearest is Millpond-Timeout"),
             ("Millpond-Atempts-Max", "the nearest is Millpond-Attempts-Max"),
             ("MILLPOND-REPLYTO", "the nearest is Millpond-Reply-To"),
