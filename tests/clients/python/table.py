@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 import nats
 from nats.errors import NoRespondersError, TimeoutError
 from nats.js.api import AckPolicy, ConsumerConfig
-from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError, NoKeysError
+from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError, NoKeysError, NotFoundError
 
 CELLS = []
 failed = []
@@ -122,8 +122,8 @@ async def unique(c):
             try:
                 await c.js.get_last_msg(stream.upper(), f"{stream}.default.sleep.u-table-py", direct=direct)
                 raise AssertionError("not free")
-            except APIError as error:
-                wants(error.code, 404)
+            except NotFoundError:
+                pass
     alone = {"Nats-Expected-Last-Subject-Sequence": "0"}
     await c.js.publish("tasks.default.sleep.u-table-py", b"3", headers=alone)
     try:
