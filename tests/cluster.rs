@@ -12,7 +12,7 @@ use millpond::wire::server_errors::{is_passing, is_without_leader};
 use millpond::wire::streams::STREAM_TASKS;
 use serde_json::Value;
 
-use crate::harness::{Cluster, NatsServer, PATIENCE, output, task, until};
+use crate::harness::{Cluster, NatsServer, PATIENCE, only_busy_turn, output, task, until};
 use crate::tidy::root;
 
 const SHORT: RetryDeadline = RetryDeadline::Within(Duration::from_secs(5));
@@ -35,6 +35,7 @@ async fn leader(nats: &NatsServer, stream: &str) -> Option<String> {
 /// withstands, and TASKS goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_and_a_taken_key_are_ordinary_refusals() {
+    let _turn = only_busy_turn().await;
     let cluster = Cluster::start_three().await;
     until("a limit", PATIENCE, async || {
         cli(&cluster, &["queue", "set", "two", "--max-waiting", "2"]).await.status.success().then_some(())
@@ -92,6 +93,7 @@ fn not_yet(submitted: Result<TaskHandle, SubmitError>) -> String {
 /// server knows; and without a leader there is still a stream, so nobody is told to run `setup`.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_process_is_asked_again_until_it_is_stored() {
+    let _turn = only_busy_turn().await;
     let mut cluster = Cluster::start_three().await;
     let leads = leader_of_tasks(&cluster.nats).await;
     let others: Vec<usize> = (0..NODES.len()).filter(|node| *node != leads).collect();
@@ -101,8 +103,13 @@ async fn what_is_in_process_is_asked_again_until_it_is_stored() {
     let one = named("one", "default");
     let told = not_yet(cluster.client.submit(&one, RetryDeadline::Within(Duration::from_secs(7))).await);
     assert!(told.contains("10158"), "{told}");
-    let told = not_yet(cluster.client.submit(&one, RetryDeadline::Within(Duration::from_secs(12))).await);
-    assert!(told.contains("no leader") && !told.contains("setup"), "{told}");
+    // The server that is left needs a while to know that it does not lead any more.
+    let told = until("an answer of a stream without a leader", PATIENCE, async || {
+        let told = not_yet(cluster.client.submit(&one, RetryDeadline::Within(Duration::from_secs(5))).await);
+        told.contains("no leader").then_some(told)
+    });
+    let told = told.await;
+    assert!(!told.contains("setup"), "{told}");
     for node in others {
         cluster.nats.restart_node(node);
     }
@@ -116,6 +123,7 @@ async fn what_is_in_process_is_asked_again_until_it_is_stored() {
 /// The node dies that leads TASKS, while a job is published and run.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_leader_of_tasks_is_killed_under_load() {
+    let _turn = only_busy_turn().await;
     let mut cluster = Cluster::start_three().await;
     let _workers = [cluster.worker("w1", &[], None), cluster.worker("w2", &[], None)];
     let mut map = cluster.command(&["map", "square", "--range", "0..6000", "--job", "load", "--batch", "1"]);
@@ -167,6 +175,7 @@ async fn standstill(cluster: &Cluster) -> Option<String> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "tests/long.sh cluster"]
 async fn a_tasks_that_stands_still_comes_back_with_all_that_waits() {
+    let _turn = only_busy_turn().await;
     let cluster = Cluster::start_three().await;
     let foreign = foreign(&cluster).await;
     let bare = foreign.request("tasks.default.square", "4".into()).await.unwrap();

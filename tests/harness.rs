@@ -100,8 +100,15 @@ pub async fn until<T>(what: &str, limit: Duration, mut ask: impl AsyncFnMut() ->
 /// Waits for a turn of those tests that keep a core busy for long: browsers, thousands of requests, the official libraries. Two at
 /// once leave the others the time that they wait for.
 pub async fn busy_turn() -> SemaphorePermit<'static> {
-    static TURNS: Semaphore = Semaphore::const_new(2);
     TURNS.acquire().await.unwrap()
+}
+
+static TURNS: Semaphore = Semaphore::const_new(BUSY_AT_ONCE as usize);
+const BUSY_AT_ONCE: u32 = 2;
+
+/// Waits until no other such test runs: three servers keep time by each other, beside whatever else runs.
+pub async fn only_busy_turn() -> SemaphorePermit<'static> {
+    TURNS.acquire_many(BUSY_AT_ONCE).await.unwrap()
 }
 
 /// Runs a command to its end, with nothing to read. It ends with the test that runs it.

@@ -91,8 +91,7 @@ async fn setup_refuses_while_a_worker_of_another_number_lives() {
     write_number(&nats, None).await;
     let worker = connect(&nats, "worker").await;
     let record = json!({ "name": "old", "heartbeat_ms": millpond::now_ms() }).to_string();
-    worker.publish("$KV.millpond_workers.old", record.into()).await.unwrap();
-    worker.flush().await.unwrap();
+    worker.request("$KV.millpond_workers.old", record.into()).await.unwrap();
     let refused = setup(&bus, &StreamLimits::default()).await.unwrap_err().to_string();
     let line = format!("this setup makes streams of wire number {WIRE_NUMBER}, the live worker old speaks number 1");
     assert!(refused.contains(&line), "{refused}");
@@ -102,8 +101,7 @@ async fn setup_refuses_while_a_worker_of_another_number_lives() {
     assert_eq!(stream_state(&bus, "TASKS").await.unwrap().wire_number, Some(WIRE_NUMBER.to_string()));
     // Nor does a worker of this number.
     let record = json!({ "name": "new", "wire": WIRE_NUMBER }).to_string();
-    worker.publish("$KV.millpond_workers.new", record.into()).await.unwrap();
-    worker.flush().await.unwrap();
+    worker.request("$KV.millpond_workers.new", record.into()).await.unwrap();
     setup(&bus, &StreamLimits::default()).await.unwrap();
     // A setup of an older version leaves the streams of a newer one alone.
     write_number(&nats, Some(WIRE_NUMBER + 1)).await;
