@@ -15,10 +15,9 @@ async def main(key):
         await shared.update(key, b"7", last=first)
     except KeyWrongLastSequenceError:
         print("another was faster")
-    listed, watch = False, await shared.watchall()
-    while not listed:  # nats-py may say None, the end of the listing, before the first key: read on.
+    entry, watch = None, await shared.watchall()
+    while entry is None or entry.key != key:  # nats-py may say None, the end of the listing, before the first key: read on.
         entry = await watch.updates()
-        listed = entry is not None and entry.key == key
     print((await shared.get(key)).value.decode(), "listed")
     print(entry.value.decode())
     await nc.close()
