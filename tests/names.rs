@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use millpond::bus::Role;
+use millpond::bus::consume::name_claim::NameHolder;
 use millpond::bus::publish::RetryDeadline;
+use millpond::wire::subject::lease_name;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -47,6 +50,32 @@ async fn of_two_that_start_at_once_one_has_the_name() {
         assert_eq!(both[ended[0]].ended().unwrap().code(), Some(1));
         let other = &both[1 - ended[0]];
         live(&cluster, &name, other.pid()).await;
+    }
+}
+
+/// The second one asks while the first one still waits for an answer, and did not hear the first one's question.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_that_start_one_shortly_after_the_other_one_has_the_name() {
+    let cluster = Cluster::start().await;
+    let password = cluster.nats.secrets.passwords["worker"].clone();
+    let options = async_nats::ConnectOptions::with_user_and_password("worker".into(), password);
+    let mute = options.connect(format!("127.0.0.1:{}", cluster.nats.port)).await.unwrap();
+    for (name, first, second) in [("w1", "a", "b"), ("w2", "b", "a")] {
+        // Without it the server says at once that nobody hears the question.
+        let _mute = mute.subscribe(lease_name(name)).await.unwrap();
+        mute.flush().await.unwrap();
+        let claim = async |nonce: &str| {
+            let bus = cluster.nats.bus(Role::Worker).await;
+            let me = NameHolder { nonce: nonce.to_owned(), host: "host".to_owned(), pid: 1, again: false };
+            (bus.claim_name(name, me).await, bus)
+        };
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            claim(second).await
+        };
+        let ((first, _first_bus), (second, _second_bus)) = tokio::join!(claim(first), later);
+        let has = [first.err(), second.err()].map(|refused| refused.is_none());
+        assert_eq!(has, [name == "w1", name == "w2"]);
     }
 }
 

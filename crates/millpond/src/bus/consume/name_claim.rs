@@ -2,7 +2,6 @@
 //! silence that it is free. A holder that was paused, and was taken over meanwhile, finds that out when it goes on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -67,8 +66,7 @@ pub enum NameError {
 /// A name that is this worker's, for as long as this lives.
 pub struct NameClaim {
     worker: String,
-    /// Who has it now.
-    lost: watch::Receiver<Option<NameHolder>>,
+    standing: watch::Receiver<Standing>,
     _answers: JoinSet<()>,
 }
 
@@ -78,22 +76,32 @@ impl NameClaim {
     /// # Cancel safety
     /// Safe.
     pub async fn lost(&self) -> NameError {
-        let mut lost = self.lost.clone();
-        let found = lost.wait_for(Option::is_some).await.map(|found| found.clone());
+        let mut standing = self.standing.clone();
+        let found = standing.wait_for(|standing| matches!(standing, Standing::Lost(_))).await.map(|lost| lost.clone());
         match found {
-            Ok(Some(holder)) => NameError::Taken { worker: self.worker.clone(), holder },
+            Ok(Standing::Lost(holder)) => NameError::Taken { worker: self.worker.clone(), holder },
             // The connection is closed for good: this program is about to end.
             _ => std::future::pending().await,
         }
     }
 }
 
+/// How a worker stands to the name that it claims.
+#[derive(Debug, Clone)]
+enum Standing {
+    /// It has asked who holds the name.
+    Asking,
+    /// It holds the name.
+    Held,
+    /// This worker holds it.
+    Lost(NameHolder),
+}
+
 struct ClaimedName {
     bus: Bus,
     subject: String,
     me: NameHolder,
-    /// The name is mine: it was asked for, and nobody answered.
-    is_settled: AtomicBool,
+    standing: watch::Sender<Standing>,
 }
 
 impl Bus {
@@ -103,18 +111,26 @@ impl Bus {
     /// [`NameError`].
     pub async fn claim_name(&self, worker: &str, me: NameHolder) -> Result<NameClaim, NameError> {
         let subject = lease_name(worker);
-        // Who asks listens first, so that of two that start at once each hears of the other.
+        // Who asks listens first: of two that start at once, the later one's question is heard by the earlier one at least.
         let questions = self.listen(subject.clone()).await?;
-        let claim = Arc::new(ClaimedName { bus: self.clone(), subject, me, is_settled: AtomicBool::new(false) });
-        let (sender, lost) = watch::channel(None);
+        let (sender, standing) = watch::channel(Standing::Asking);
+        let claim = Arc::new(ClaimedName { bus: self.clone(), subject, me, standing: sender });
         let mut answers = JoinSet::new();
-        answers.spawn(answer(claim.clone(), questions, sender));
+        answers.spawn(answer(claim.clone(), questions));
         self.flush().await;
-        if let Some(holder) = claim.ask(false, ANSWER_WITHIN).await {
+        let holder = claim.ask(false, ANSWER_WITHIN).await;
+        claim.standing.send_if_modified(|standing| {
+            let is_asking = matches!(standing, Standing::Asking);
+            if is_asking {
+                *standing = holder.map_or(Standing::Held, Standing::Lost);
+            }
+            is_asking
+        });
+        let reached = standing.borrow().clone();
+        if let Standing::Lost(holder) = reached {
             return Err(NameError::Taken { worker: worker.to_owned(), holder });
         }
-        claim.is_settled.store(true, Ordering::SeqCst);
-        Ok(NameClaim { worker: worker.to_owned(), lost, _answers: answers })
+        Ok(NameClaim { worker: worker.to_owned(), standing, _answers: answers })
     }
 }
 
@@ -128,14 +144,30 @@ impl ClaimedName {
         decode(&answer.payload).ok()
     }
 
-    /// Of two that start at once the one with the smaller nonce has the name.
-    fn is_mine(&self, asker: &NameHolder) -> bool {
-        self.is_settled.load(Ordering::SeqCst) || self.me.nonce < asker.nonce
+    /// Whether this worker answers that it has the name. Of two that start at once the one with the smaller nonce has it, and the other
+    /// one gives it up here: its own question may have come before the first one listened. `is_in_doubt` says that this worker itself
+    /// looks whether it still holds the name; of two that do so the smaller nonce has it as well.
+    fn is_mine(&self, asker: &NameHolder, is_in_doubt: bool) -> bool {
+        let is_before = self.me.nonce < asker.nonce;
+        let mut is_mine = false;
+        self.standing.send_if_modified(|standing| {
+            is_mine = match standing {
+                Standing::Asking => is_before && !asker.again,
+                Standing::Held => is_before || !(asker.again && is_in_doubt),
+                Standing::Lost(_) => false,
+            };
+            let is_given_up = matches!(standing, Standing::Asking) && !is_mine;
+            if is_given_up {
+                *standing = Standing::Lost(asker.clone());
+            }
+            is_given_up
+        });
+        is_mine
     }
 }
 
 /// Answers for the name, until it is lost.
-async fn answer(claim: Arc<ClaimedName>, mut questions: Subscription, lost: watch::Sender<Option<NameHolder>>) {
+async fn answer(claim: Arc<ClaimedName>, mut questions: Subscription) {
     let mut looks_left = 0;
     let mut next_look = tokio::time::interval(LOOK_BACK_EVERY);
     let mut looks = FuturesUnordered::new();
@@ -144,7 +176,7 @@ async fn answer(claim: Arc<ClaimedName>, mut questions: Subscription, lost: watc
             question = questions.next() => {
                 let Some(question) = question else { return };
                 let (Ok(asker), Some(reply)) = (decode::<NameHolder>(&question.payload), question.reply) else { continue };
-                if asker.nonce == claim.me.nonce || !claim.is_mine(&asker) {
+                if asker.nonce == claim.me.nonce || !claim.is_mine(&asker, looks_left > 0) {
                     continue;
                 }
                 let me = Bytes::from(serde_json::to_vec(&claim.me).unwrap_or_default());
@@ -162,7 +194,7 @@ async fn answer(claim: Arc<ClaimedName>, mut questions: Subscription, lost: watc
                 looks.push(claim.ask(true, LOOK_BACK_WITHIN));
             }
             Some(Some(holder)) = looks.next() => {
-                lost.send_replace(Some(holder));
+                claim.standing.send_replace(Standing::Lost(holder));
                 return;
             }
         }
