@@ -126,7 +126,21 @@ impl ClusterEnv {
     /// # Errors
     /// When NATS cannot be reached.
     pub async fn client(&self, name: &str, access: ConnectSettings) -> anyhow::Result<Client> {
-        let bus = Bus::connect(&self.need(CLIENT_NATS_URL)?, Role::Client, name, access).await?;
+        self.client_as(Role::Client, CLIENT_NATS_URL, name, access).await
+    }
+
+    /// The same, in a role whose URL has this variable.
+    ///
+    /// # Errors
+    /// When NATS cannot be reached.
+    pub async fn client_as(
+        &self,
+        role: Role,
+        url: &str,
+        name: &str,
+        access: ConnectSettings,
+    ) -> anyhow::Result<Client> {
+        let bus = Bus::connect(&self.need(url)?, role, name, access).await?;
         self.connected.send_replace(Some(bus.clone()));
         Ok(Client::over(bus))
     }

@@ -5,6 +5,15 @@ use std::path::Path;
 use anyhow::Context;
 use tokio::process::Command;
 
+/// Whose credentials the submitter of `bench` has.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SubmitterRole {
+    /// Those of client programs, whose account is not that of the streams: the server passes each message from one to the other
+    Client,
+    /// Those of a producer service, which is in the account of the streams
+    Producer,
+}
+
 /// `bench`.
 #[derive(clap::Args, Debug, Clone)]
 pub struct BenchArgs {
@@ -26,6 +35,9 @@ pub struct BenchArgs {
     /// Instead measure the cost of exported spans and logs, also when the OpenTelemetry Collector is away, hangs or refuses.
     #[arg(long, conflicts_with = "isolate")]
     pub(super) telemetry: bool,
+    /// Whose credentials the submitter has.
+    #[arg(long, value_enum, default_value_t = SubmitterRole::Client, conflicts_with_all = ["isolate", "telemetry"])]
+    pub(super) role: SubmitterRole,
     /// Print all figures as one JSON object.
     #[arg(long)]
     pub(super) json: bool,

@@ -13,14 +13,16 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
+use millpond::bus::Role;
 use millpond::client::{BatchSize, Client};
 use millpond::config::SigningArgs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::cluster_env::{ClusterEnv, access};
+use crate::cluster_env::{ClusterEnv, PRODUCER_NATS_URL, access};
 use crate::exit;
 pub(crate) use args::BenchArgs;
+use args::SubmitterRole;
 use process::snapshot;
 use raw::Raw;
 use report::{BenchReport, Round};
@@ -54,6 +56,9 @@ async fn outside(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     }
     command.args(["--", "bench", "--inside", "--rounds", &args.rounds.to_string()]);
     command.args(["--tasks", &args.tasks.to_string(), "--lone", &args.lone.to_string()]);
+    if args.role == SubmitterRole::Producer {
+        command.args(["--role", "producer"]);
+    }
     for (flag, given) in [("--json", args.json), ("--isolate", args.isolate)] {
         command.args(given.then_some(flag));
     }
@@ -74,7 +79,11 @@ async fn outside(args: &BenchArgs) -> anyhow::Result<ExitCode> {
 
 /// Measures on the cluster that this command runs in.
 async fn inside(args: &BenchArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
-    let client = env.publisher("bench", access()?, &SigningArgs::default()).await?;
+    let client = match args.role {
+        SubmitterRole::Client => env.client("bench", access()?).await?,
+        SubmitterRole::Producer => env.client_as(Role::Producer, PRODUCER_NATS_URL, "bench", access()?).await?,
+    };
+    let client = client.with_signer(env.signing(&SigningArgs::default()).signer()?);
     match (args.telemetry, args.isolate) {
         (true, _) => telemetry::inside(args, &client, env).await?,
         (false, true) => isolate::run(args, &client, args.slots()).await?,
