@@ -116,6 +116,9 @@ async fn what_is_in_process_is_asked_again_until_it_is_stored() {
     cluster.client.submit(&one, RetryDeadline::Unlimited).await.unwrap();
     let bus = cluster.nats.bus(Role::Setup).await;
     assert_eq!(stream_state(&bus, STREAM_TASKS).await.unwrap().messages, 1);
+    // Other streams may have no leader yet: a worker that starts waits for them.
+    let _worker = cluster.worker("w1", &[], None);
+    assert_eq!(cluster.ended("one").await["result"], 9);
 }
 
 /// The node dies that leads TASKS, while a job is published and run.

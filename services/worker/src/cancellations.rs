@@ -64,11 +64,14 @@ impl Cancellations {
     /// Reads those that are there now, and follows all that come: a worker takes no task before it knows them.
     pub(crate) async fn load(bus: &Bus, background: &mut JoinSet<()>) -> Result<Self, BusError> {
         let cancellations = Self { known: Arc::default(), changed: Arc::new(watch::Sender::new(())) };
-        for bucket in [BUCKET_CANCELS, BUCKET_PURGES] {
-            let mut watch = BucketWatch::new(bus, bucket);
+        let buckets = [BUCKET_CANCELS, BUCKET_PURGES];
+        let mut watches = buckets.map(|bucket| BucketWatch::new(bus, bucket));
+        for (bucket, watch) in buckets.into_iter().zip(&mut watches) {
             for change in watch.current().await? {
                 cancellations.note(bucket, change);
             }
+        }
+        for (bucket, mut watch) in buckets.into_iter().zip(watches) {
             let cancellations = cancellations.clone();
             background.spawn(async move {
                 loop {

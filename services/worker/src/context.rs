@@ -63,19 +63,16 @@ pub(crate) struct WorkerContext {
 }
 
 impl WorkerContext {
-    /// Starts the children, and follows cancellations and the kinds of other workers in `background`.
-    ///
-    /// # Errors
-    /// When the bus does not answer.
-    pub(crate) async fn start(
+    /// Starts the children, and follows the kinds of other workers in `background`.
+    pub(crate) fn start(
         bus: &Bus,
         settings: &Settings,
         nonce: &str,
         handlers: Handlers,
         children: Vec<Arc<Children>>,
+        cancellations: Cancellations,
         background: &mut JoinSet<()>,
-    ) -> anyhow::Result<Arc<Self>> {
-        let cancellations = Cancellations::load(bus, background).await?;
+    ) -> Arc<Self> {
         let kinds = AnnouncedKinds::new(settings.unknown_kind_after);
         background.spawn(kinds.clone().follow(bus.clone()));
         let pools = SlotPools::new(settings.slots, settings.io_slots, handlers.iter());
@@ -111,6 +108,6 @@ impl WorkerContext {
         });
         let of_failures = context.clone();
         background.spawn(async move { of_failures.failures.count_anew_for_ever().await });
-        Ok(context)
+        context
     }
 }

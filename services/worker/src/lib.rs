@@ -42,9 +42,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use millpond::bus::consume::lease::Leases;
-use millpond::bus::consume::name_claim::{NameError, NameHolder};
+use millpond::bus::consume::name_claim::{NameClaim, NameError, NameHolder};
 use millpond::bus::consume::pull::Puller;
-use millpond::bus::topology::await_setup;
+use millpond::bus::topology::{ElectionWait, await_setup};
 use millpond::bus::{Bus, Role};
 use millpond::telemetry::Metrics;
 use tokio::task::JoinSet;
@@ -60,6 +60,7 @@ pub use typed::extract::{FromTask, MissingState, State, States, TaskContext};
 pub use typed::{AsyncHandler, BlockingHandler};
 
 use call_server::CallServer;
+use cancellations::Cancellations;
 use context::WorkerContext;
 use handlers::{Handler, Handlers, PipeHandler};
 use report::heartbeat::Heartbeat;
@@ -127,21 +128,9 @@ impl Worker {
         let bus = bus.with_signer(settings.signer.clone());
         let set_up = shutdown.run_until_cancelled(await_setup(&bus, settings.access.timeout)).await;
         let Some(()) = set_up.transpose()? else { return Ok(()) };
-        let nonce = millpond::random_token();
-        let me = NameHolder { nonce: nonce.clone(), host: millpond::host(), pid: std::process::id(), again: false };
-        let name = bus.claim_name(&settings.name, me).await.inspect_err(warn_of_name)?;
-        let mut background = JoinSet::new();
-        let leases = Leases::start(&bus, &settings.name, &nonce, &mut background).await?;
-        let puller = Puller::start(&bus, &leases, &settings.queues).await?;
-        let context = WorkerContext::start(&bus, &settings, &nonce, handlers, children, &mut background).await?;
-        let http =
-            http::start(settings.listen, settings.http.clone(), &bus, &context, &leases, &mut background).await?;
-        let shutdown =
-            drain_requests::drained_on_request(&bus, (&settings.name, &nonce), &shutdown, &mut background).await?;
-        // Before its record: whoever sees that may call.
-        let calls = CallServer::start(&bus, &settings, &context).await?;
-        let heartbeat = Heartbeat::new(&bus, &settings, &nonce, &context, &leases, http);
-        heartbeat.beat().await?;
+        let starting = Started::start(&bus, &settings, handlers, children, &shutdown);
+        let Some(started) = shutdown.run_until_cancelled(starting).await.transpose()? else { return Ok(()) };
+        let Started { name, leases, puller, context, shutdown, calls, heartbeat, mut background } = started;
         background.spawn(heartbeat.clone().beat_for_ever());
         log_start(&settings, &context);
         let mut run_loop = RunLoop::new(&settings, &context, &leases);
@@ -176,6 +165,66 @@ impl Worker {
         context.failures.count_anew();
         tracing::info!("worker drained");
         Ok(())
+    }
+}
+
+/// A worker whose record is written, before its first task.
+struct Started {
+    name: NameClaim,
+    leases: Leases,
+    puller: Puller,
+    context: Arc<WorkerContext>,
+    /// The shutdown of the program, or an operator's request to drain.
+    shutdown: CancellationToken,
+    calls: CallServer,
+    heartbeat: Heartbeat,
+    background: JoinSet<()>,
+}
+
+impl Started {
+    /// Claims the name, opens what the worker reads and pulls from, and writes its record. A cluster that elects leaders meanwhile is
+    /// waited for.
+    async fn start(
+        bus: &Bus,
+        settings: &Settings,
+        handlers: Handlers,
+        children: Vec<Arc<Children>>,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let mut elections = ElectionWait::new(settings.access.timeout);
+        let nonce = millpond::random_token();
+        let me = NameHolder { nonce: nonce.clone(), host: millpond::host(), pid: std::process::id(), again: false };
+        let name = bus.claim_name(&settings.name, me).await.inspect_err(warn_of_name)?;
+        let mut background = JoinSet::new();
+        let leases = loop {
+            match Leases::start(bus, &settings.name, &nonce, &mut background).await {
+                Ok(leases) => break leases,
+                Err(error) => elections.after(error).await?,
+            }
+        };
+        let puller = loop {
+            match Puller::start(bus, &leases, &settings.queues).await {
+                Ok(puller) => break puller,
+                Err(error) => elections.after(error).await?,
+            }
+        };
+        let cancellations = loop {
+            match Cancellations::load(bus, &mut background).await {
+                Ok(cancellations) => break cancellations,
+                Err(error) => elections.after(error).await?,
+            }
+        };
+        let context = WorkerContext::start(bus, settings, &nonce, handlers, children, cancellations, &mut background);
+        let http = http::start(settings.listen, settings.http.clone(), bus, &context, &leases, &mut background).await?;
+        let shutdown =
+            drain_requests::drained_on_request(bus, (&settings.name, &nonce), shutdown, &mut background).await?;
+        // Before its record: whoever sees that may call.
+        let calls = CallServer::start(bus, settings, &context).await?;
+        let heartbeat = Heartbeat::new(bus, settings, &nonce, &context, &leases, http);
+        while let Err(error) = heartbeat.beat().await {
+            elections.after(error).await?;
+        }
+        Ok(Self { name, leases, puller, context, shutdown, calls, heartbeat, background })
     }
 }
 

@@ -357,6 +357,37 @@ pub async fn await_setup(bus: &Bus, within: Duration) -> Result<(), BusError> {
     Ok(check_streams(state.wire_number.as_deref())?)
 }
 
+/// Lets a program that starts wait while the servers do not answer, or elect a leader.
+#[derive(Debug)]
+pub struct ElectionWait {
+    within: Duration,
+    deadline: Instant,
+    is_logged: bool,
+}
+
+impl ElectionWait {
+    /// Waits for `within` at the longest, all waits together.
+    #[must_use]
+    pub fn new(within: Duration) -> Self {
+        Self { within, deadline: Instant::now() + within, is_logged: false }
+    }
+
+    /// Returns when what has failed is to be tried again.
+    ///
+    /// # Errors
+    /// The error itself, when the time is over, or when waiting would not help.
+    pub async fn after(&mut self, error: BusError) -> Result<(), BusError> {
+        if !error.is_passing() || Instant::now() + POLL_SETUP_EVERY > self.deadline {
+            return Err(error);
+        }
+        if !std::mem::replace(&mut self.is_logged, true) {
+            tracing::warn!(%error, within = ?self.within, "cannot start yet, will try again");
+        }
+        tokio::time::sleep(POLL_SETUP_EVERY).await;
+        Ok(())
+    }
+}
+
 /// Makes the two durables of a queue where they are not there. A worker's role may make these names with these filters and no
 /// others. What is made again is known to every worker before it gives out anything (`consume/queue_records.rs`).
 ///

@@ -81,6 +81,8 @@ pub struct OutcomeReader {
     bus: Bus,
     from: OutcomeStream,
     pull: Option<pull::Stream>,
+    /// The last try to pull has failed, and that is logged.
+    is_failing: bool,
 }
 
 /// State of a durable of the collector.
@@ -101,7 +103,7 @@ impl OutcomeReader {
     /// A reader; it connects its pull at the first [`OutcomeReader::next`].
     #[must_use]
     pub fn new(bus: Bus, from: OutcomeStream) -> Self {
-        Self { bus, from, pull: None }
+        Self { bus, from, pull: None, is_failing: false }
     }
 
     /// What has come, in the order of the stream: at least one message, at most [`COLLECT_BATCH_MAX`], and no more after
@@ -113,9 +115,16 @@ impl OutcomeReader {
         loop {
             let Some(pull) = &mut self.pull else {
                 match start_pull(&self.bus, self.from).await {
-                    Ok(pull) => self.pull = Some(pull),
+                    Ok(pull) => {
+                        self.pull = Some(pull);
+                        if std::mem::take(&mut self.is_failing) {
+                            tracing::info!(stream = self.from.stream(), "pulls again");
+                        }
+                    }
                     Err(error) => {
-                        tracing::warn!(stream = self.from.stream(), %error, "cannot pull, will try again");
+                        if !std::mem::replace(&mut self.is_failing, true) {
+                            tracing::warn!(stream = self.from.stream(), %error, "cannot pull, will try again");
+                        }
                         tokio::time::sleep(READ_AGAIN_AFTER).await;
                     }
                 }
