@@ -92,7 +92,7 @@ step "without a cluster it says what starts one, after $took ms"
 state() { docker compose ps --all --quiet | xargs docker inspect --format '{{.Name}} {{.Id}} {{.State.StartedAt}}' | sort; }
 awk '/^```/ { block++; next } block == 1' docs/containers.md >"$work/commands"
 while IFS= read -r line <&3; do
-    command=${line%%#*}
+    command=$(sed 's/ *#.*//' <<<"$line")
     case $command in
     "git clone"* | *"compose down"*) continue ;;
     export*)
@@ -114,8 +114,8 @@ while IFS= read -r line <&3; do
     case $line in *"# 144") is "  its output" 144 "$(cat "$work/said")" ;; esac
 done 3<"$work/commands"
 is "workers, after all of these" 4 "$(containers worker | wc -l)"
-is "names of workers" "$(docker compose ps --format '{{.Name}}' worker | sort)" \
-    "$(millpond worker ls --json | python3 -c 'import json, sys; print(*sorted(json.loads(line)["name"] for line in sys.stdin), sep="\n")')"
+is "names of workers" "$(docker compose ps --format '{{.Name}}' worker | sort | paste -sd' ')" \
+    "$(millpond worker ls --json | python3 -c 'import json, sys; print(*sorted(json.loads(line)["name"] for line in sys.stdin))')"
 (
     umask 022
     eval "$(grep -F 'cli env --host' docs/containers.md)"
