@@ -219,7 +219,8 @@ async fn what_helm_prints_at_the_end_does_what_it_says() {
     let _worker = cluster.worker("w1", &[], None);
     let notes = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/millpond/templates/NOTES.txt");
     let notes = std::fs::read_to_string(notes).unwrap();
-    let commands: Vec<&str> = notes.lines().filter(|line| line.starts_with("  ") && line.contains("millpond ")).collect();
+    let commands: Vec<&str> =
+        notes.lines().filter(|line| line.starts_with("  ") && line.contains("millpond ")).collect();
     let commands: Vec<&&str> = commands.iter().filter(|line| !line.contains("kubectl")).collect();
     assert_eq!(commands.len(), 2, "{commands:?}");
     let folder = tempfile::tempdir().unwrap();
