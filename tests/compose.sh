@@ -79,10 +79,72 @@ step "docker compose config is clean: default, elk, metrics, ha"
 docker compose build --quiet >"$work/build.log" 2>&1 || fail "build: $(tail -n 20 "$work/build.log")"
 step "built"
 
-up
-step "up: $(containers | wc -l) containers run"
-is "submit square 12 --wait" 144 "$(millpond submit square 12 --wait)"
-is "primes up to 10000 by map" 1229 "$(millpond map is_prime --range 1..=10000 | grep -c true)"
+# --- the command line without a cluster: it starts nothing, and says what does ---
+began=$(date +%s%N)
+docker compose run --rm -T cli submit square 12 </dev/null >"$work/without" 2>&1 && fail "a task is published without a cluster"
+took=$((($(date +%s%N) - began) / 1000000))
+grep -q 'docker compose up -d --wait' "$work/without" || fail "without a cluster it says: $(cat "$work/without")"
+is "containers that the command line has started" 0 "$(docker compose ps --all --quiet | wc -l)"
+step "without a cluster it says what starts one, after $took ms"
+
+# --- docs/containers.md: the first block of commands, line by line; `down` is tried further down ---
+# What exists and since when it runs: a command of a user's changes nothing of it.
+state() { docker compose ps --all --quiet | xargs docker inspect --format '{{.Name}} {{.Id}} {{.State.StartedAt}}' | sort; }
+awk '/^```/ { block++; next } block == 1' docs/containers.md >"$work/commands"
+while IFS= read -r line <&3; do
+    command=$(sed 's/ *#.*//' <<<"$line")
+    case $command in
+    "git clone"* | *"compose down"*) continue ;;
+    export*)
+        eval "$command"
+        continue
+        ;;
+    *"logs -f"*)
+        timeout 5 bash -c "$command" >"$work/said" 2>&1 </dev/null || true
+        grep -q "worker ready" "$work/said" || fail "$command shows no worker: $(tail -n 3 "$work/said")"
+        ;;
+    *"compose up"*) bash -c "$command" >"$work/said" 2>&1 </dev/null || fail "$command: $(tail -n 5 "$work/said")" ;;
+    *)
+        state >"$work/state"
+        bash -c "$command" >"$work/said" 2>"$work/cli.log" </dev/null || fail "$command: $(tail -n 5 "$work/cli.log")"
+        state | diff "$work/state" - >&2 || fail "$command has changed what runs"
+        ;;
+    esac
+    step "docs/containers.md: $command"
+    case $line in *"# 144") is "  its output" 144 "$(cat "$work/said")" ;; esac
+done 3<"$work/commands"
+is "workers, after all of these" 4 "$(containers worker | wc -l)"
+is "names of workers" "$(docker compose ps --format '{{.Name}}' worker | sort | paste -sd' ')" \
+    "$(millpond worker ls --json | python3 -c 'import json, sys; print(*sorted(json.loads(line)["name"] for line in sys.stdin))')"
+(
+    umask 022
+    eval "$(grep -F 'cli env --host' docs/containers.md)"
+)
+is "mode of the file with passwords" 600 "$(stat -c %a .millpond/env)"
+fastest=
+for _ in 1 2 3; do
+    began=$(date +%s%N)
+    millpond job ls >/dev/null
+    took=$((($(date +%s%N) - began) / 1000000))
+    [ -n "$fastest" ] && [ "$fastest" -le "$took" ] || fastest=$took
+done
+[ "$fastest" -le 2000 ] || fail "docker compose run takes $fastest ms"
+step "docker compose run: $fastest ms"
+# The first process of its container, at a terminal and without: Ctrl-C and SIGTERM end it.
+python3 tests/containers/interrupt.py docker compose run --rm --name "$COMPOSE_PROJECT_NAME-waits" cli job wait nothing ||
+    fail "Ctrl-C does not end docker compose run"
+step "docker compose run: one Ctrl-C ends it, and says what to do next"
+docker compose run --rm --detach --name "$COMPOSE_PROJECT_NAME-stops" cli job wait nothing >/dev/null 2>>"$work/cli.log"
+until_true "a command that handles signals" 20 python3 tests/containers/interrupt.py --listens "$COMPOSE_PROJECT_NAME-stops"
+docker kill --signal TERM "$COMPOSE_PROJECT_NAME-stops" >/dev/null
+gone() { ! docker inspect "$COMPOSE_PROJECT_NAME-stops"; }
+until_true "the end of a command at SIGTERM" 5 gone
+docker run --rm --read-only --tmpfs /var/lib/millpond/data:uid=0,gid=0,mode=755 --env MILLPOND_TOKEN=a-token-of-a-test \
+    --env MILLPOND_COLLECTOR_NATS_URL=nats://collector@127.0.0.1:1 millpond/collector:0.1.0 >"$work/unwritable" 2>&1 &&
+    fail "a collector runs without a store"
+grep -q 'is of user 0 and group 0, mode 0755, and this process is user 65532' "$work/unwritable" || fail "of a volume it may not write it says: $(cat "$work/unwritable")"
+step "a volume that cannot be written is told with owner and mode"
+up --scale worker=1 --no-recreate
 
 # --- handlers of a user's in Python: two lines make the image ---
 docker build --quiet --target worker-python --build-arg PROFILE="${MILLPOND_BUILD_PROFILE:-release}" --tag millpond/worker-python:0.1.0 . >/dev/null

@@ -68,6 +68,7 @@ mod rust_worker;
 mod schedules;
 mod schemathesis;
 mod signing;
+mod start;
 mod store;
 mod streams;
 mod telemetry;

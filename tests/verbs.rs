@@ -212,3 +212,38 @@ async fn workers_children_queues_and_jobs_are_seen() {
     cluster.collector.kill9();
     assert_eq!(cli(&cluster, &["top", "--once"], "").await.status.code(), Some(69));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_helm_prints_at_the_end_does_what_it_says() {
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &[], None);
+    let notes = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/millpond/templates/NOTES.txt");
+    let notes = std::fs::read_to_string(notes).unwrap();
+    let commands: Vec<&str> =
+        notes.lines().filter(|line| line.starts_with("  ") && line.contains("millpond ")).collect();
+    let commands: Vec<&&str> = commands.iter().filter(|line| !line.contains("kubectl")).collect();
+    assert_eq!(commands.len(), 2, "{commands:?}");
+    let folder = tempfile::tempdir().unwrap();
+    for line in commands {
+        let millpond = cluster.command(&[]);
+        // Fewer than there, where it computes for long.
+        let line = line.replace("head -n 1000", "head -n 3");
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-ec", &line]).current_dir(folder.path());
+        shell.envs(millpond.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let path = std::path::Path::new(crate::harness::MILLPOND).parent().unwrap().to_owned();
+        let others = std::env::var_os("PATH").unwrap();
+        let path = std::env::join_paths(std::iter::once(path).chain(std::env::split_paths(&others))).unwrap();
+        let ended = crate::harness::output({
+            shell.env("PATH", path);
+            shell
+        })
+        .await;
+        assert!(ended.status.success(), "{line}: {}", said(&ended));
+        if line.contains("submit square 12 --wait") {
+            assert_eq!(out(&ended), "144\n");
+        }
+    }
+    let counted = std::fs::read_to_string(folder.path().join("out.ndjson")).unwrap();
+    assert_eq!(counted, "6872\n".repeat(3));
+}

@@ -8,7 +8,7 @@ use std::{fmt, fs};
 
 use millpond::bus::{Bus, ConnectionFailure, Role};
 use millpond::client::Client;
-use millpond::config::{ConnectArgs, ConnectSettings, SigningArgs};
+use millpond::config::{ConnectArgs, ConnectSettings, Place, SigningArgs};
 use tokio::sync::watch;
 
 use crate::private_file;
@@ -98,9 +98,8 @@ impl ClusterEnv {
     /// When it is not set; the text says how to set it.
     pub fn need(&self, name: &str) -> anyhow::Result<String> {
         self.get(name).ok_or_else(|| {
-            let file = self.dir.join("env");
-            let text =
-                format!("{name} is not set, and not in {}: start `millpond up` first, or set it", file.display());
+            let (file, start) = (self.dir.join("env"), Place::here().start_command());
+            let text = format!("{name} is not set, and not in {}: start `{start}` first, or set it", file.display());
             NoClusterError(text).into()
         })
     }

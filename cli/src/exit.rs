@@ -47,7 +47,7 @@ pub const ERROR: u8 = 70;
 pub const QUEUE_FULL: u8 = 75;
 /// Most failed commands that `xargs` counts in its exit code, as GNU parallel does; one more stands for more than these.
 pub const XARGS_FAILED_MAX: u8 = 100;
-/// Ctrl-C ended it, as shells report that.
+/// Ctrl-C or SIGTERM ended it, as shells report the former.
 pub const INTERRUPTED: u8 = 130;
 
 /// Something that was typed does not fit, or a file that was named cannot be used.

@@ -26,12 +26,15 @@ use millpond_service::program;
 use cluster_env::ClusterEnv;
 use verbs::services::ServiceCommand;
 use verbs::{
-    bench, call, dead, doctor, env, handler, job, map, queue, run_with_parent, schedule, secrets, setup, shared,
-    submit, task, top, up, why, worker, xargs,
+    bench, call, dead, doctor, env, handler, interrupt, job, map, queue, run_with_parent, schedule, secrets, setup,
+    shared, submit, task, top, up, why, worker, xargs,
 };
 
 /// How long a thread that never ends, such as one that reads standard input, may delay the end of the process.
 const THREADS_END_WITHIN: Duration = Duration::from_millis(50);
+
+/// What verbs log: errors, and that they wait for NATS.
+const VERB_LOG: &str = "error,millpond::bus::wait_log=warn";
 
 /// How often a process that is to end with its parent looks for it.
 const PARENT_POLL_EVERY: Duration = Duration::from_millis(200);
@@ -157,6 +160,7 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
     let (name, instance, log) = cli.command.telemetry();
     let telemetry = millpond::telemetry::start(name, instance.as_deref(), &log)?;
     let runtime = tokio::runtime::Runtime::new()?;
+    let is_service = cli.command.is_service();
     let result = runtime.block_on(async {
         if let Some(parent) = cli.parent {
             millpond::shutdown::spawn(end_without(parent));
@@ -164,6 +168,13 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
         run(cli).await
     });
     runtime.shutdown_timeout(THREADS_END_WITHIN);
+    let result = match result {
+        Err(error) if is_service || log.log_json => {
+            program::log_end(name, &error);
+            Ok(exit::of(&error).into())
+        }
+        result => result,
+    };
     telemetry.flush();
     result
 }
@@ -179,10 +190,15 @@ async fn end_without(parent: i32) {
 /// Runs the verb, until its end or that of its connection.
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let env = ClusterEnv::load(&cli.state);
+    let (interrupted, next) = (interrupt::unheeded()?, cli.command.after_interrupt());
     tokio::select! {
         biased;
         result = run_verb(cli, &env) => result,
         failure = env.connection_failed() => Err(failure),
+        () = interrupted.cancelled() => {
+            note!("millpond: interrupted{next}");
+            Ok(exit::INTERRUPTED.into())
+        }
     }
 }
 
@@ -225,7 +241,26 @@ async fn run_verb(cli: Cli, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
 }
 
 impl Command {
-    /// The names under which this process logs, and how: services as their settings say, verbs only errors.
+    /// Whether it runs a service: then even its end is told as its log says.
+    fn is_service(&self) -> bool {
+        matches!(self, Self::Worker(worker::WorkerCommand::Run(_)) | Self::Producer(_) | Self::Collector(_))
+    }
+
+    /// What becomes of the work of a verb that was interrupted, and what to do next. Verbs that deal with signals say it themselves.
+    fn after_interrupt(&self) -> String {
+        match self {
+            Self::Job(command) => command.after_interrupt(),
+            Self::Submit(_) => {
+                "; the task may be stored already: `millpond task ls --limit 5` shows the newest".to_owned()
+            }
+            Self::Call(_) => "; a call is not stored: call again".to_owned(),
+            Self::Setup(_) => "; run it again: what is in place already stays".to_owned(),
+            _ => String::new(),
+        }
+    }
+
+    /// The names under which this process logs, and how: services as their settings say, verbs only errors, and that they wait for
+    /// NATS. Setup runs in containers beside the services, and logs as they do.
     fn telemetry(&self) -> (&'static str, Option<String>, LogArgs) {
         match self {
             Self::Worker(worker::WorkerCommand::Run(args)) => args.telemetry(),
@@ -237,9 +272,11 @@ impl Command {
             },
             _ => {
                 // The log of a handler that is tried is a part of what one wants to see.
-                let default = if matches!(self, Self::Handler(_)) { "info" } else { "error" };
+                let default = if matches!(self, Self::Handler(_)) { "info" } else { VERB_LOG };
                 let log = std::env::var("MILLPOND_LOG").unwrap_or_else(|_| default.to_owned());
-                ("millpond", None, LogArgs { log, log_json: false, log_file: None })
+                let is_json = || std::env::var("MILLPOND_LOG_JSON").is_ok_and(|value| value == "true");
+                let log_json = matches!(self, Self::Setup(_)) && is_json();
+                ("millpond", None, LogArgs { log, log_json, log_file: None })
             }
         }
     }

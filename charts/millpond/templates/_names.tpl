@@ -99,6 +99,10 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- toJson $pools }}
 {{- end }}
 
+{{- define "millpond.workerPriority" -}}
+{{- printf "%s-%s-worker" .Release.Namespace (include "millpond.fullname" .) }}
+{{- end }}
+
 {{- define "millpond.poolName" -}}
 {{- printf "%s-worker-%s" (include "millpond.fullname" (index . 0)) (index . 1) }}
 {{- end }}

@@ -46,8 +46,10 @@ enableServiceLinks: false
 securityContext:
   {{- include "millpond.podSecurity" . | nindent 2 }}
 {{- include "millpond.pullSecrets" .root }}
-{{- with .values.priorityClassName }}
-priorityClassName: {{ . }}
+{{- if .values.priorityClassName }}
+priorityClassName: {{ .values.priorityClassName }}
+{{- else if and (eq .component "worker") .root.Values.priorityClass.create }}
+priorityClassName: {{ include "millpond.workerPriority" .root }}
 {{- end }}
 {{- with .values.nodeSelector }}
 nodeSelector:

@@ -19,6 +19,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
+use super::interrupt::Interrupt;
 use super::{arguments, task_args};
 use crate::cluster_env::ClusterEnv;
 use crate::exit;
@@ -147,6 +148,7 @@ async fn open_pipe(client: &Client, args: &CallArgs, payload: Bytes, timeout: Du
 }
 
 async fn converse(sender: PipeSender, mut receiver: PipeReceiver) -> anyhow::Result<ExitCode> {
+    let interrupt = Interrupt::listen()?;
     let receiving = async {
         let mut out = output();
         while let Some(message) = receiver.recv().await? {
@@ -165,7 +167,7 @@ async fn converse(sender: PipeSender, mut receiver: PipeReceiver) -> anyhow::Res
         biased;
         ended = receiving => ended,
         ended = sending => ended,
-        _ = tokio::signal::ctrl_c() => return Ok(exit::INTERRUPTED.into()),
+        () = interrupt.pressed() => return Ok(exit::INTERRUPTED.into()),
     };
     let Err(error) = ended else { return Ok(ExitCode::SUCCESS) };
     match error.downcast_ref() {

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use millpond::config::LogArgs;
 use millpond_service::program::Service;
 
+use super::interrupt;
 use crate::cluster_env::{COLLECTOR_NATS_URL, ClusterEnv, PRODUCER_NATS_URL, TOKEN, VIEWER_TOKEN, WORKER_NATS_URL};
 
 /// Settings that can be completed from the state folder.
@@ -43,7 +44,7 @@ impl<C: FromStateFolder> RunArgs<C> {
     /// # Errors
     /// When a setting does not fit or NATS cannot be reached.
     pub(crate) async fn run(self, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
-        let shutdown = millpond::shutdown::on_signal()?;
+        let shutdown = interrupt::on_signal()?;
         if self.exit_with_parent {
             millpond::shutdown::on_stdin_end(&shutdown);
         }

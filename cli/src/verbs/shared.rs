@@ -12,6 +12,7 @@ use millpond::config::ConnectArgs;
 use millpond::visible::visible;
 use serde_json::{Value, json};
 
+use super::interrupt::Interrupt;
 use crate::cluster_env::ClusterEnv;
 use crate::exit;
 use crate::output::{json_line, output};
@@ -133,11 +134,11 @@ async fn act(shared: &SharedState, command: SharedCommand, json: bool) -> anyhow
 }
 
 async fn watch(shared: &SharedState, prefix: &str, json: bool) -> anyhow::Result<()> {
-    let mut changes = shared.watch();
+    let (mut changes, interrupt) = (shared.watch(), Interrupt::listen()?);
     loop {
         let change = tokio::select! {
             change = changes.next() => change,
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            () = interrupt.pressed() => return Ok(()),
         };
         if !change.key.starts_with(prefix) {
             continue;

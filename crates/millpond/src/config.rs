@@ -72,6 +72,57 @@ pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// A folder that our images have: other containers are somebody's machine.
+const IMAGE_FOLDER: &str = "/var/lib/millpond";
+
+/// Where this program runs, for what it advises: what starts a cluster differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In a pod of Kubernetes.
+    Pod,
+    /// In a container of our images, of compose most likely.
+    Container,
+    /// On a machine.
+    Machine,
+}
+
+impl Place {
+    /// Where this process is.
+    #[must_use]
+    pub fn here() -> Self {
+        if variable("KUBERNETES_SERVICE_HOST").is_some() {
+            Self::Pod
+        } else if ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists())
+            && Path::new(IMAGE_FOLDER).exists()
+        {
+            Self::Container
+        } else {
+            Self::Machine
+        }
+    }
+
+    /// The command that starts a cluster.
+    #[must_use]
+    pub fn start_command(self) -> &'static str {
+        match self {
+            Self::Pod => "helm install",
+            Self::Container => "docker compose up -d --wait",
+            Self::Machine => "millpond up",
+        }
+    }
+
+    /// What to do where NATS does not answer.
+    pub(crate) fn without_nats(self) -> &'static str {
+        match self {
+            Self::Pod => {
+                "(`kubectl get pods,services` shows it, and `helm get values` where it is looked for: nats.url)"
+            }
+            Self::Container => "(`docker compose up -d --wait` starts one, `docker compose ps -a` shows what runs)",
+            Self::Machine => "(`millpond up` starts one)",
+        }
+    }
+}
+
 /// How to reach NATS, as typed.
 #[cfg_attr(feature = "cli", derive(Args))]
 #[derive(Debug, Clone)]

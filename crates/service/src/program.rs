@@ -78,7 +78,21 @@ pub fn keep_files_private() {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
 }
 
-/// Runs the program of a service. An error is printed here, and nowhere else.
+/// Says why a service ends, in the format of its log; where that leaves errors out, as plain text.
+pub fn log_end(name: &str, error: &anyhow::Error) {
+    if tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!("{name} ends: {}", visible(&format!("{error:#}")));
+    } else {
+        print_end(name, error);
+    }
+}
+
+fn print_end(name: &str, error: &anyhow::Error) {
+    // A standard error that is full or gone does not change the exit code.
+    let _ = writeln!(std::io::stderr(), "{name}: {}", visible(&format!("{error:#}")));
+}
+
+/// Runs the program of a service. An error is told here, and nowhere else.
 #[must_use]
 pub fn main<S: Service>() -> ExitCode {
     main_with::<S, _>(S::run)
@@ -90,10 +104,9 @@ pub fn main_with<S: Service, F: Future<Output = anyhow::Result<()>>>(
     run: impl FnOnce(S, CancellationToken) -> F,
 ) -> ExitCode {
     match start(parse::<S>(std::env::args_os()), run) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
-            // A standard error that is full or gone does not change the exit code.
-            let _ = writeln!(std::io::stderr(), "{}: {}", S::NAME, visible(&format!("{error:#}")));
+            print_end(S::NAME, &error);
             ExitCode::FAILURE
         }
     }
@@ -108,11 +121,11 @@ fn parse<S: Service>(typed: impl IntoIterator<Item = OsString>) -> Program<S> {
 fn start<S: Service, F: Future<Output = anyhow::Result<()>>>(
     program: Program<S>,
     run: impl FnOnce(S, CancellationToken) -> F,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<ExitCode> {
     let config = program.config;
     match program.command {
-        Some(Command::Health) => Ok(config.args().http.health(config.health_address()?)?),
-        Some(Command::Other(command)) => config.execute(command),
+        Some(Command::Health) => config.args().http.health(config.health_address()?)?,
+        Some(Command::Other(command)) => config.execute(command)?,
         None => {
             let telemetry = millpond::telemetry::start(S::NAME, config.instance().as_deref(), &config.args().log)?;
             let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
@@ -121,8 +134,14 @@ fn start<S: Service, F: Future<Output = anyhow::Result<()>>>(
                 run(config, shutdown).await
             });
             runtime.shutdown_timeout(THREADS_END_WITHIN);
+            if let Err(error) = &result {
+                log_end(S::NAME, error);
+            }
             telemetry.flush();
-            result
+            if result.is_err() {
+                return Ok(ExitCode::FAILURE);
+            }
         }
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Worker;
 use crate::child_main::own_kind;
+use crate::container_name::container_name;
 use crate::supervisor::check_env_pattern;
 
 const NATS_URL: &str = "MILLPOND_WORKER_NATS_URL";
@@ -39,7 +40,8 @@ pub struct Config {
     /// NATS, with the worker role's user and password: nats://worker:PASSWORD@host:4222.
     #[arg(long, env = NATS_URL, hide_env_values = true)]
     pub nats_url: Option<String>,
-    /// Name of this worker in logs, results and `worker ls`; one token. Default: host name and process id.
+    /// Name of this worker in logs, results and `worker ls`; one token. Default: in a container of Docker its name, else host name
+    /// and process id.
     #[arg(long, env = "MILLPOND_WORKER_NAME")]
     pub name: Option<String>,
     /// Queues to serve, separated by commas, in this order: while one has work it gets the slots, and all behind it together
@@ -320,6 +322,9 @@ fn default_spool() -> PathBuf {
 }
 
 fn default_name() -> String {
+    if let Some(name) = container_name().filter(|name| check_token("worker name", name).is_ok()) {
+        return name.to_owned();
+    }
     let host: String = millpond::host()
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' })

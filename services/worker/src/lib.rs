@@ -19,6 +19,7 @@ mod call_server;
 mod cancellations;
 mod child_main;
 pub mod config;
+mod container_name;
 mod context;
 mod handlers;
 mod outbox;

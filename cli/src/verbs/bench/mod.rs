@@ -62,7 +62,7 @@ async fn outside(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     for (flag, given) in [("--json", args.json), ("--isolate", args.isolate)] {
         command.args(given.then_some(flag));
     }
-    let stop = millpond::shutdown::on_signal()?;
+    let stop = super::interrupt::on_signal()?;
     let mut cluster = command.stdin(Stdio::null()).spawn().context("cannot start the cluster")?;
     let status = tokio::select! {
         status = cluster.wait() => status?,

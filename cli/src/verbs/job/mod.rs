@@ -64,6 +64,16 @@ pub enum JobCommand {
     },
 }
 
+impl JobCommand {
+    /// What becomes of the jobs when the command is interrupted.
+    pub(crate) fn after_interrupt(&self) -> String {
+        match self {
+            Self::Wait(args) => args.after_interrupt(),
+            _ => String::new(),
+        }
+    }
+}
+
 const JOBS: Listing<JobRow> = Listing {
     path: "/api/v1/jobs",
     headings: &["JOB", "STATE", "QUEUE", "KIND", "TOTAL", "DONE", "RETRYING", "DEAD", "CANCELLED", "CREATED"],

@@ -30,6 +30,16 @@ pub struct WaitArgs {
     timeout: Option<Duration>,
 }
 
+impl WaitArgs {
+    pub(super) fn after_interrupt(&self) -> String {
+        let names = self.jobs.join(" ");
+        format!(
+            "; what was waited for goes on: `millpond job wait {names}` waits again, `millpond job cancel {}` stops it",
+            self.jobs.first().map_or("", String::as_str)
+        )
+    }
+}
+
 /// A job that is waited for.
 struct AwaitedJob {
     name: String,

@@ -80,7 +80,7 @@ async fn print_lines(api: &Api, every: Duration) -> anyhow::Result<()> {
 }
 
 async fn watch(api: &Api, every: Duration) -> anyhow::Result<()> {
-    let stop = millpond::shutdown::on_signal()?;
+    let stop = super::interrupt::on_signal()?;
     let mut dashboard = Dashboard::default();
     let mut screen = Screen::open()?;
     let mut polling = std::pin::pin!(poll_after(api, Duration::ZERO));

@@ -32,7 +32,7 @@ use process::ClusterProcess;
 pub async fn run(args: UpArgs, dir: &Path) -> anyhow::Result<ExitCode> {
     let _lock = StateFolderLock::take(dir)?;
     let dir = dir.canonicalize().with_context(|| format!("cannot use {}", dir.display()))?;
-    let shutdown = millpond::shutdown::on_signal()?;
+    let shutdown = super::interrupt::on_signal()?;
     let mut cluster = LocalCluster::start(&args, &dir, &shutdown).await?;
     let result = serve(&mut cluster, &args, &dir, &shutdown).await;
     cluster_env::remove(&dir);

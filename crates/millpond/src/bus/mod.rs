@@ -13,21 +13,21 @@ pub mod server_clock;
 pub mod shared_state;
 mod subscription;
 pub mod topology;
+mod wait_log;
 mod wire_check;
 
 pub use access::without_password;
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream;
-use async_nats::{ConnectOptions, Event, ServerAddr};
+use async_nats::{ClientError, ConnectOptions, Event, ServerAddr};
 use tokio::sync::{Semaphore, watch};
 
-use crate::config::ConnectSettings;
+use crate::config::{ConnectSettings, Place};
 use crate::limits::{PUBLISH_WINDOW, SERVER_PAYLOAD_BYTES_MAX};
 use crate::signature::Signer;
 use crate::wire::header_names;
@@ -37,12 +37,9 @@ use crate::wire::number::WireMismatch;
 use error::describe;
 use read::job_results::{CATCH_UPS_MAX, READERS_MAX};
 pub(crate) use subscription::Subscription;
+use wait_log::{Reconnects, WaitLog, is_refusal};
 use wire_check::WireCheck;
 
-/// Longest delay between two tries of a client to be connected again.
-const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(500);
-/// How long an attempt to connect may take before it is logged that there is no connection yet.
-const TELL_AFTER: Duration = Duration::from_millis(700);
 /// How long the client may take to report a new connection.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a publish waits for its ack before it is sent again with the same id.
@@ -96,15 +93,28 @@ impl Role {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nobody answers there, or the password is wrong.
-    #[error("cannot connect to NATS at {address} as {role} within {}: {reason}; is the server up and the URL right? (`millpond up` starts one)", humantime::format_duration(*.timeout))]
+    /// Nobody answers there.
+    #[error("cannot connect to NATS at {address} as {role}, tried for {}: {reason}; is the server up and the URL right? {}", humantime::format_duration(*.tried), Place::here().without_nats())]
     Unreachable {
         /// The address, without its password.
         address: String,
         /// The role that tried.
         role: &'static str,
-        /// How long it tried.
-        timeout: Duration,
+        /// How long it has tried.
+        tried: Duration,
+        /// The last words of the client.
+        reason: String,
+    },
+    /// The server does not let this program in, which does not pass by itself.
+    #[error(
+        "nats-server at {address} refuses {role}: {reason}; give it the password that this server has for the user {role}, or the \
+         certificate that it asks for"
+    )]
+    Refused {
+        /// The address, without its password.
+        address: String,
+        /// The role that tried.
+        role: &'static str,
         /// The last words of the client.
         reason: String,
     },
@@ -154,6 +164,8 @@ pub struct Bus {
     pub(crate) js: jetstream::Context,
     connection: watch::Receiver<Connection>,
     role: Role,
+    /// Where the server is, without passwords.
+    address: Arc<str>,
     signer: Option<Signer>,
     dropped: Arc<AtomicU64>,
     /// It is being closed on purpose: then its end is no failure.
@@ -178,46 +190,40 @@ impl Bus {
         access: impl Into<ConnectSettings>,
     ) -> Result<Self, ConnectError> {
         let access = access.into();
-        let timeout = access.timeout;
         let (sender, connection) = watch::channel(Connection { changes: 0, up: true });
         let dropped = Arc::new(AtomicU64::new(0));
-        let deadline = tokio::time::Instant::now() + timeout;
+        let began = tokio::time::Instant::now();
+        let deadline = began + access.timeout;
         let servers = access::servers(url);
         // Without the password: the client writes addresses to its debug log.
         let bare: Vec<ServerAddr> = servers.iter().filter_map(access::without_credentials).collect();
-        let unreachable =
-            |reason| ConnectError::Unreachable { address: without_password(url), role: role.name(), timeout, reason };
-        let mut reason = "no answer".to_owned();
-        let mut is_logged = false;
+        let address = without_password(url);
+        let reconnects = Arc::new(Reconnects::new(address.clone()));
+        let (mut reason, mut waiting) = ("no answer".to_owned(), WaitLog::start());
         let client = loop {
-            let options = access.apply(&servers, options(role, name, sender.clone(), dropped.clone()));
-            let mut attempt = pin!(tokio::time::timeout_at(deadline, options.connect(bare.as_slice())));
-            let attempt = match tokio::time::timeout(TELL_AFTER, attempt.as_mut()).await {
-                Ok(attempt) => attempt,
-                Err(_) => {
-                    warn_once(&mut is_logged, url, timeout, "no answer");
-                    attempt.await
-                }
-            };
-            match attempt {
+            let options = options(role, name, (sender.clone(), dropped.clone(), reconnects.clone()));
+            let options = access.apply(&servers, options);
+            let attempt = tokio::time::timeout_at(deadline, options.connect(bare.as_slice()));
+            match waiting.during(attempt, (&address, &reason)).await {
                 Ok(Ok(client)) => break client,
                 Ok(Err(error)) => reason = describe(&error),
                 // The reason of the attempt before says more.
                 Err(_) => {}
             }
-            // These errors do not pass. "certificate" is the client's word for the certificates of both sides.
-            let denied = ["authorization", "certificate"].iter().any(|word| reason.to_lowercase().contains(word));
-            if denied || tokio::time::Instant::now() + Duration::from_millis(100) >= deadline {
-                return Err(unreachable(reason));
+            if is_refusal(&reason) {
+                return Err(ConnectError::Refused { address, role: role.name(), reason });
             }
-            warn_once(&mut is_logged, url, timeout, &reason);
+            if tokio::time::Instant::now() + Duration::from_millis(100) >= deadline {
+                let tried = tenths(began.elapsed());
+                return Err(ConnectError::Unreachable { address, role: role.name(), tried, reason });
+            }
             tokio::time::sleep(Duration::from_millis(100)).await;
         };
         let info = client.server_info();
         let new_enough = version_at_least(&info.version, 2, 14);
         if !new_enough || info.max_payload < SERVER_PAYLOAD_BYTES_MAX {
             let (version, max_payload) = (info.version, info.max_payload);
-            return Err(ConnectError::Unfit { address: without_password(url), version, max_payload });
+            return Err(ConnectError::Unfit { address, version, max_payload });
         }
         // The client reports the connection a moment later: nobody must take that for a loss and a return.
         let mut first = connection.clone();
@@ -230,8 +236,8 @@ impl Bus {
         let wire = Arc::new(WireCheck::start((&client, &js), role, connection.clone()).await?);
         let (readers, catch_ups) = (Semaphore::new(READERS_MAX), Semaphore::new(CATCH_UPS_MAX));
         let (readers, catch_ups) = (Arc::new(readers), Arc::new(catch_ups));
-        let closing = Arc::default();
-        Ok(Self { client, js, connection, role, signer: None, dropped, closing, wire, readers, catch_ups })
+        let (closing, address) = (Arc::default(), address.into());
+        Ok(Self { client, js, connection, role, address, signer: None, dropped, closing, wire, readers, catch_ups })
     }
 
     /// The same connection; with keys, each task that is stored over it is signed, and each that is taken verified.
@@ -322,24 +328,25 @@ impl Bus {
     }
 }
 
-/// Logs once that a server is not reached yet: a program that waits for it in silence looks as if it hung.
-fn warn_once(is_logged: &mut bool, url: &str, timeout: Duration, reason: &str) {
-    if !std::mem::replace(is_logged, true) {
-        let within = humantime::format_duration(timeout);
-        tracing::warn!(nats = %without_password(url), reason, "NATS is not reached yet, trying for {within}");
-    }
+/// The same time without what nobody reads.
+fn tenths(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_millis() / 100 * 100).unwrap_or(u64::MAX))
 }
 
-fn options(role: Role, name: &str, connection: watch::Sender<Connection>, dropped: Arc<AtomicU64>) -> ConnectOptions {
+/// Where what happens to a connection is noted.
+type Observers = (watch::Sender<Connection>, Arc<AtomicU64>, Arc<Reconnects>);
+
+fn options(role: Role, name: &str, (connection, dropped, reconnects): Observers) -> ConnectOptions {
+    let delays = reconnects.clone();
     let options = ConnectOptions::new()
         .name(format!("millpond {name}"))
         .custom_inbox_prefix(role.inbox())
         .connection_timeout(Duration::from_secs(5))
         .ping_interval(Duration::from_secs(5))
         .max_reconnects(None)
-        .reconnect_delay_callback(|attempts| Duration::from_millis(attempts as u64 * 50).min(RECONNECT_DELAY_MAX))
+        .reconnect_delay_callback(move |attempts| delays.delay(attempts))
         .event_callback(move |event| {
-            observe(&event, &connection, &dropped);
+            observe(&event, &connection, &dropped, &reconnects);
             std::future::ready(())
         });
     // A worker must not answer its own ownership query (`lease.owner`): NATS answers "no responders" at once
@@ -347,12 +354,15 @@ fn options(role: Role, name: &str, connection: watch::Sender<Connection>, droppe
     if role == Role::Worker { options.no_echo() } else { options }
 }
 
-fn observe(event: &Event, connection: &watch::Sender<Connection>, dropped: &AtomicU64) {
+fn observe(event: &Event, connection: &watch::Sender<Connection>, dropped: &AtomicU64, reconnects: &Reconnects) {
     match event {
-        Event::Connected => connection.send_modify(|c| *c = Connection { changes: c.changes + 1, up: true }),
+        Event::Connected => {
+            reconnects.connected();
+            connection.send_modify(|c| *c = Connection { changes: c.changes + 1, up: true });
+        }
         Event::Disconnected | Event::Closed => {
             if *event == Event::Disconnected {
-                tracing::warn!("connection to nats lost, reconnecting");
+                reconnects.lost();
             }
             connection.send_modify(|c| *c = Connection { changes: c.changes + 1, up: false });
         }
@@ -360,6 +370,7 @@ fn observe(event: &Event, connection: &watch::Sender<Connection>, dropped: &Atom
             dropped.fetch_add(1, Ordering::Relaxed);
         }
         Event::ServerError(error) => tracing::warn!(error = %error, "nats-server refused something"),
+        Event::ClientError(ClientError::Other(reason)) => reconnects.failed(reason),
         other => tracing::debug!(event = %other, "nats event"),
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::consume::queue_records::ConsumerRecord;
 use super::error::BusError;
 use super::read::buckets;
+use super::wait_log::WaitLog;
 use super::{Bus, version_at_least};
 use crate::limits::{LEASE_ACK_WAIT, LEASE_SETTLED_KEEP, PAYLOAD_RETENTION, PULL_BYTES_MAX, TASK_BYTES_MAX};
 use crate::wire::number::{METADATA_WIRE_NUMBER, WIRE_NUMBER, WireMismatch, check_streams};
@@ -339,7 +340,7 @@ fn buckets(limits: &StreamLimits) -> [stream::Config; 8] {
 /// another wire number.
 pub async fn await_setup(bus: &Bus, within: Duration) -> Result<(), BusError> {
     let deadline = Instant::now() + within;
-    let mut is_logged = false;
+    let mut waiting = WaitLog::start();
     // The last one that setup makes.
     let state = loop {
         let error = match stream_state(bus, STREAM_TASKS).await {
@@ -349,9 +350,7 @@ pub async fn await_setup(bus: &Bus, within: Duration) -> Result<(), BusError> {
         if Instant::now() + POLL_SETUP_EVERY > deadline {
             return Err(error);
         }
-        if !std::mem::replace(&mut is_logged, true) {
-            tracing::info!(?within, "waiting for setup, which makes streams and buckets");
-        }
+        waiting.no_setup(&bus.address, &error.to_string());
         tokio::time::sleep(POLL_SETUP_EVERY).await;
     };
     Ok(check_streams(state.wire_number.as_deref())?)

@@ -44,8 +44,9 @@ const LOG_FILE_MODE: u32 = 0o600;
 const LOG_FILES_KEPT: usize = 5;
 /// Logs of HTTP clients, the exporter's own among them: exporting these lines would produce more of them.
 const OWN_CLIENT: &str = "hyper=off,hyper_util=off,reqwest=off,h2=off,rustls=off";
-/// Logs that would come twice: `bus` logs what the NATS client logs at INFO, and `export_counts` the failures of exporters.
-const LOGGED_ELSEWHERE: &str = "async_nats=warn,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off";
+/// Logs that would come twice: `bus` logs what the NATS client logs, its tries to connect among it, and `export_counts` the
+/// failures of exporters.
+const LOGGED_ELSEWHERE: &str = "async_nats=off,opentelemetry=off,opentelemetry_sdk=off,opentelemetry_otlp=off";
 
 /// The exporters of this process; flush them before it ends.
 pub struct Telemetry {

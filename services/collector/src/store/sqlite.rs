@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
+use millpond_service::unwritable::with_reason;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteArguments, SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
@@ -68,9 +69,11 @@ impl SqliteDatabase {
         // What a statement would undo, a few pages, is kept in memory instead of in a file.
         let writing = options.clone().auto_vacuum(SqliteAutoVacuum::Incremental).pragma("temp_store", "MEMORY");
         let writer = one.idle_timeout(None).max_lifetime(None).connect_with(writing).await;
-        let writer = writer.with_context(|| format!("cannot open the store {}", path.display()))?;
+        let writer = writer.with_context(|| with_reason(format!("cannot open the store {}", path.display()), path))?;
         let migrated = migrator::<SqliteMigrations>()?.run(&writer).await;
-        migrated.with_context(|| format!("the tables of the store {} cannot be brought up to date", path.display()))?;
+        migrated.with_context(|| {
+            with_reason(format!("the tables of the store {} cannot be brought up to date", path.display()), path)
+        })?;
         shrinkable(&writer).await?;
         let readers = SqlitePoolOptions::new().max_connections(READERS_MAX).test_before_acquire(false);
         let readers = readers.connect_with(options.read_only(true)).await?;

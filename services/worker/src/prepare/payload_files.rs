@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use millpond_service::unwritable::unwritable;
+
 /// How the folders are named, so that those of workers that are gone are found.
 const PREFIX: &str = "millpond-spool-";
 /// In each folder: locked while its worker lives. Unlike a process id it means the same in every container.
@@ -37,6 +39,9 @@ pub(crate) struct PayloadFile {
 impl PayloadFiles {
     /// In the folder `base`; what workers that are gone left there is removed.
     pub(crate) fn new(base: PathBuf) -> Self {
+        if let Some(reason) = unwritable(&base) {
+            tracing::warn!(reason, "tasks with arguments that are too large for memory cannot run here (--spool)");
+        }
         sweep(&base);
         Self { base, folder: Mutex::default(), next: AtomicU64::new(0) }
     }
