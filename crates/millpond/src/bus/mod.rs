@@ -17,6 +17,7 @@ mod wire_check;
 
 pub use access::without_password;
 
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -120,6 +121,16 @@ pub enum ConnectError {
         /// Its `max_payload`, in bytes.
         max_payload: usize,
     },
+    /// The file of credentials is none.
+    #[error(
+        "{} (MILLPOND_NATS_CREDS) cannot be used as the credentials of a NATS user: {reason}; it holds a JWT and a seed, as `nsc generate creds` writes them", .path.display()
+    )]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The streams are of another version.
     #[error(transparent)]
     Wire(#[from] WireMismatch),
@@ -190,7 +201,7 @@ impl Bus {
         let mut reason = "no answer".to_owned();
         let mut is_logged = false;
         let client = loop {
-            let options = access.apply(&servers, options(role, name, sender.clone(), dropped.clone()));
+            let options = access.apply(&servers, options(role, name, sender.clone(), dropped.clone()))?;
             let mut attempt = pin!(tokio::time::timeout_at(deadline, options.connect(bare.as_slice())));
             let attempt = match tokio::time::timeout(TELL_AFTER, attempt.as_mut()).await {
                 Ok(attempt) => attempt,
