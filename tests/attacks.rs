@@ -110,7 +110,8 @@ async fn what_names_no_place_for_an_answer_is_no_request() {
         ("b", continuation("answered"), "ctl.continuation"),
         ("c", json!({}), "ctl.drain.w1"),
     ] {
-        worker.publish(format!("$KV.millpond_servers.{key}"), value.to_string().into()).await.unwrap();
+        let stored = asked(&worker, &format!("$KV.millpond_servers.{key}"), &value).await;
+        assert_eq!(stored["stream"], "KV_millpond_servers", "{stored}");
         let get = format!("$JS.API.DIRECT.GET.KV_millpond_servers.$KV.millpond_servers.{key}");
         worker.publish_with_reply(get, to.to_owned(), "".into()).await.unwrap();
     }

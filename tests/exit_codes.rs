@@ -184,7 +184,7 @@ const WRONG: &[(&str, &[&str])] = &[
     ("producer run", &["--listen x", "--http-stalled-after 0s", "--tls-http-cert none --tls-http-key none"]),
     ("collector run", &["--listen x", "--keep soon"]),
     ("setup", &["--tasks-bytes-max x"]),
-    ("secrets", &[""]),
+    ("secrets", &["", "d --publish-queues a.b"]),
     ("env", &["--some"]),
 ];
 

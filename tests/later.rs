@@ -9,6 +9,7 @@ use millpond::bus::publish::RetryDeadline;
 use millpond::bus::topology::{DUPLICATE_WINDOW, stream_state};
 use millpond::client::NewTask;
 use millpond::signature::Signer;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::attacks::hostile;
@@ -103,6 +104,55 @@ async fn any_nats_client_says_when_in_one_header_and_what_is_late_is_told() {
             .then_some(())
     })
     .await;
+}
+
+async fn readyz(cluster: &Cluster) -> (u16, String) {
+    let answer = reqwest::get(format!("{}/readyz", cluster.collector_url())).await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_producer_it_is_said_how_many_are_late_and_since_when() {
+    let cluster = Cluster::start().await;
+    let (mut producer, _) = cluster.producer().await;
+    publish(&cluster, "later.default.square", &[("Millpond-Delay", "1h")], "3").await;
+    is_moved(&cluster).await;
+    assert_eq!(readyz(&cluster).await, (200, "ready\n".to_owned()));
+    producer.signal(Signal::SIGTERM);
+    assert!(producer.end(PATIENCE).await.success());
+    let stopped_ms = millpond::now_ms();
+    for delay in ["1s", "1h"] {
+        publish(&cluster, "later.default.square", &[("Millpond-Delay", delay)], "3").await;
+    }
+    let problem = until("a problem", PATIENCE, async || {
+        let problems = cluster.get("/api/v1/problems", &[]).await?;
+        problems["rows"].as_array()?.iter().find(|row| row["kind"] == "no_producer").cloned()
+    })
+    .await;
+    let took_ms = millpond::now_ms() - stopped_ms;
+    let since_ms = problem["since_ms"].as_i64().unwrap() - stopped_ms;
+    assert!((10_000..20_000).contains(&took_ms) && (0..2000).contains(&since_ms), "{took_ms} ms: {problem}");
+    let sentence = text(&problem, "sentence");
+    for said in
+        ["2 tasks with a time lie in LATER, since 1", ": 1 is late by now, the first by ", "`millpond producer run`"]
+    {
+        assert!(sentence.contains(said), "{sentence}");
+    }
+    let (status, said) = readyz(&cluster).await;
+    assert!(status == 200 && said.starts_with("ready\n2 tasks with a time lie in LATER"), "{said}");
+    let doctor = output(cluster.command(&["doctor"])).await;
+    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(
+        said.lines().any(|line| line.starts_with("warn  producer") && line.contains("2 tasks with a time")),
+        "{said}"
+    );
+    let (_producer, _) = cluster.producer().await;
+    until("no problem", PATIENCE, async || {
+        let problems = cluster.get("/api/v1/problems", &[]).await?;
+        problems["rows"].as_array()?.iter().all(|row| row["kind"] != "no_producer").then_some(())
+    })
+    .await;
+    assert_eq!(readyz(&cluster).await, (200, "ready\n".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

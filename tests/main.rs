@@ -51,6 +51,7 @@ mod mistakes;
 mod multiprocessing_docs;
 mod names;
 mod operate;
+mod operator_mode;
 mod otlp_sink;
 mod payloads;
 mod pipes;

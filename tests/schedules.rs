@@ -5,6 +5,7 @@ use std::process::Output;
 
 use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
+use millpond::schedule::When;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -146,6 +147,18 @@ async fn over_http_it_is_made_paused_resumed_and_removed() {
     assert_eq!(ask(Method::PUT, "pulse", Some(cron)).await.0, 200);
     let listed = told(&cluster, &["ls"]).await;
     assert_eq!((&listed[0]["schedule"], &listed[0]["zone"]), (&json!("0 30 4 * * 1-5"), &json!("Europe/Berlin")));
+    // So it is for a program, in the client's role and in the producer's; what no database of time zones has is refused.
+    let nats = &cluster.nats;
+    for client in [cluster.client.clone(), millpond::Client::over(nats.bus(Role::Producer).await)] {
+        let mut schedule = client.schedule("pulse").await.unwrap().unwrap().schedule().unwrap().clone();
+        let When::Cron(cron, _) = schedule.when.clone() else { panic!("{schedule:?}") };
+        schedule.when = When::Cron(cron.clone(), Some("america/new_york".to_owned()));
+        client.add_schedule(&schedule, RetryDeadline::Within(PATIENCE)).await.unwrap();
+        assert_eq!(told(&cluster, &["ls"]).await[0]["zone"], "America/New_York");
+        schedule.when = When::Cron(cron, Some("Mars/Base".to_owned()));
+        let wrong = client.add_schedule(&schedule, RetryDeadline::Within(PATIENCE)).await.unwrap_err();
+        assert!(wrong.to_string().contains("time zone \"Mars/Base\""), "{wrong}");
+    }
     assert_eq!(ask(Method::DELETE, "pulse", None).await, (204, String::new()));
     assert!(told(&cluster, &["ls"]).await.is_empty());
     for (method, path) in [(Method::DELETE, "pulse"), (Method::POST, "pulse/pause"), (Method::POST, "pulse/resume")] {

@@ -2,16 +2,19 @@
 //! target panics where a decoder is wrong; proptest shrinks the input and prints it. The unit tests of several crates include this.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 /// How long each storm lasts, in seconds: `MILLPOND_FUZZ_SECONDS=600` for a long one.
 const SECONDS: &str = "MILLPOND_FUZZ_SECONDS";
 const SECONDS_DEFAULT: u64 = 1;
+/// What the inputs follow from: a number of 64 bits; another one each time where it is not set. What fails prints the one with
+/// which it fails at once.
+const SEED: &str = "MILLPOND_FUZZ_SEED";
 /// Inputs of one runner.
 const CASES: u32 = 500;
 
@@ -136,10 +139,17 @@ impl Mutation {
     }
 }
 
+/// A seed that is another one each time.
+fn of_now() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_nanos()).unwrap()
+}
+
 /// Gives mutated inputs to `target` for a while; the corpus itself comes first, as it is.
 pub(crate) fn storm(name: &str, corpus: &[&str], target: impl Fn(&[u8])) {
     corpus.iter().for_each(|input| target(input.as_bytes()));
     let seconds = std::env::var(SECONDS).ok().and_then(|text| text.parse().ok()).unwrap_or(SECONDS_DEFAULT);
+    let first_seed = std::env::var(SEED).map_or_else(|_| of_now(), |text| text.parse().expect(SEED));
     let (began, length) = (Instant::now(), Duration::from_secs(seconds));
     let count = Cell::new(corpus.len() as u64);
     let config = Config { cases: CASES, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
@@ -148,9 +158,11 @@ pub(crate) fn storm(name: &str, corpus: &[&str], target: impl Fn(&[u8])) {
         mutations.iter().for_each(|mutation| mutation.apply(&mut input));
         input
     });
+    let mut seed = first_seed;
     while began.elapsed() < length {
         // A new one each time: a runner counts its successes, and runs nothing more once it has had them.
-        let ran = TestRunner::new(config.clone()).run(&inputs, |input| {
+        let config = Config { rng_seed: RngSeed::Fixed(seed), ..config.clone() };
+        let ran = TestRunner::new(config).run(&inputs, |input| {
             // A target that is slow ends in time too, and so does shrinking.
             if began.elapsed() < length {
                 target(&input);
@@ -159,9 +171,10 @@ pub(crate) fn storm(name: &str, corpus: &[&str], target: impl Fn(&[u8])) {
             Ok(())
         });
         if let Err(wrong) = ran {
-            panic!("{name}: {wrong}");
+            panic!("{name}: {wrong}\nthe same inputs: {SEED}={seed}");
         }
+        seed = seed.wrapping_add(1);
     }
     let count = count.get();
-    println!("{name}: {count} inputs in {seconds} s");
+    println!("{name}: {count} inputs in {seconds} s, {SEED}={first_seed}");
 }

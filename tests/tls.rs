@@ -52,6 +52,7 @@ struct Secured {
 
 impl Secured {
     async fn start() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
         let (tls, secrets) = (dir.path().join("tls"), dir.path().join("secrets"));
         let authority = Authority::new(&tls);
@@ -183,7 +184,8 @@ async fn a_wrong_file_is_told_at_once() {
     let run = |more: Vec<(&'static str, String)>| {
         let mut command = Command::new(MILLPOND);
         command.args(["--state", "none", "collector", "run", "--nats-url", "nats://collector@127.0.0.1:1"]);
-        command.env("MILLPOND_TOKEN", &token).envs(more).stdin(Stdio::null());
+        command.env("MILLPOND_TOKEN", &token).env("MILLPOND_COLLECTOR_STORE", file("store.sqlite"));
+        command.envs(more).stdin(Stdio::null());
         Secured::run(command)
     };
     let cases = [
@@ -191,6 +193,15 @@ async fn a_wrong_file_is_told_at_once() {
         (vec![("MILLPOND_TLS_CERT", file("http.pem"))], "MILLPOND_TLS_KEY is not"),
         (vec![("MILLPOND_TOKEN_FILE", file("ca.pem"))], "keep one of them"),
         (vec![("MILLPOND_NATS_PASSWORD_FILE", file("none"))], "MILLPOND_NATS_PASSWORD_FILE"),
+        (vec![("MILLPOND_NATS_CREDS", file("none"))], "cannot read"),
+        (
+            vec![("MILLPOND_NATS_CREDS", file("ca.pem"))],
+            "(MILLPOND_NATS_CREDS) cannot be used as the credentials of a NATS user",
+        ),
+        (
+            vec![("MILLPOND_NATS_CREDS", file("ca.pem")), ("MILLPOND_NATS_PASSWORD_FILE", file("ca.pem"))],
+            "MILLPOND_NATS_PASSWORD_FILE and MILLPOND_NATS_CREDS are both set",
+        ),
         (
             vec![("MILLPOND_TLS_HTTP_CERT", file("ca.pem")), ("MILLPOND_TLS_HTTP_KEY", file("http.key"))],
             "cannot be used",

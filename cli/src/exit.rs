@@ -96,6 +96,7 @@ fn of_cause(cause: &(dyn Error + 'static)) -> Option<u8> {
         || cause.is::<ScheduleError>()
         || cause.is::<FileError>()
         || cause.is::<SigningError>()
+        || matches!(cause.downcast_ref(), Some(ConnectError::Credentials { .. }))
     {
         return Some(USAGE);
     }

@@ -225,10 +225,14 @@ async fn collector(findings: &mut Findings, env: &ClusterEnv) {
         }
         Err(error) => findings.fail("collector", error.to_string(), "start it again"),
     }
-    // Clocks of workers, producer services and collectors.
     let problems = api.all::<Problem>("/api/v1/problems", &()).await.unwrap_or_default();
-    for problem in problems.into_iter().filter(|problem| problem.kind == ProblemKind::Clock && !problem.mended) {
-        findings.warn("clock", problem.sentence, "");
+    for problem in problems.into_iter().filter(|problem| !problem.mended) {
+        match problem.kind {
+            // Of workers, producer services and collectors.
+            ProblemKind::Clock => findings.warn("clock", problem.sentence, ""),
+            ProblemKind::NoProducer => findings.warn("producer", problem.sentence, ""),
+            _ => {}
+        }
     }
     let live = workers.iter().filter(|worker| worker.state == WorkerState::Live);
     let live: Vec<&str> = live.map(|worker| worker.record.name.as_str()).collect();

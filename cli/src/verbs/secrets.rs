@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
+use super::task_args;
 use crate::credentials::{Credentials, PIPELINE};
 use crate::{cluster_env, nats_config, private_file};
 
@@ -29,6 +30,9 @@ pub struct SecretsArgs {
     /// Host and port of the Postgres that collectors share.
     #[arg(long, default_value = "postgres:5432")]
     postgres: String,
+    /// Queues that the role publisher may publish to, such as mail,reports; default: any, also new ones. Give them each time.
+    #[arg(long, value_delimiter = ',', value_parser = task_args::queue)]
+    publish_queues: Vec<String>,
     /// Whether NATS is one server or a cluster.
     #[arg(long, value_enum, default_value_t = ServerKind::Single)]
     server: ServerKind,
@@ -103,7 +107,9 @@ fn nats(args: &SecretsArgs, secrets: &Credentials) -> anyhow::Result<()> {
         secrets.server_environment().map(|(name, password)| format!("{name}: \"{password}\"\n")).collect();
     for (name, text) in nats_config::FILES {
         let text = match (name, args.server) {
-            ("roles.conf", _) => format!("{variables}{text}"),
+            ("roles.conf", _) => {
+                format!("{variables}{}", nats_config::with_publish_queues(text, &args.publish_queues))
+            }
             (_, ServerKind::Cluster) => {
                 let more = cluster(&args.nats, &secrets.route_password);
                 format!("{}{more}", text.replace("jetstream: enabled\n", ""))
@@ -139,6 +145,7 @@ mod tests {
             producer: "http://producer:7610".into(),
             collector: "http://collector:7611".into(),
             postgres: "postgres:5432".into(),
+            publish_queues: Vec::new(),
             server,
         };
         let read = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap();

@@ -61,6 +61,7 @@ pub const NATS_URL: &str = "MILLPOND_NATS_URL";
 const CONNECT_TIMEOUT: &str = "MILLPOND_CONNECT_TIMEOUT";
 const CONNECT_TIMEOUT_DEFAULT: &str = "10s";
 const PASSWORD_FILE: &str = "MILLPOND_NATS_PASSWORD_FILE";
+const CREDS: &str = "MILLPOND_NATS_CREDS";
 const TLS_CA: &str = "MILLPOND_TLS_CA";
 const TLS_CERT: &str = "MILLPOND_TLS_CERT";
 const TLS_KEY: &str = "MILLPOND_TLS_KEY";
@@ -134,6 +135,10 @@ pub struct ConnectArgs {
     /// File with the password of the user that the NATS URL names (nats://worker@host:4222), instead of one in the URL.
     #[cfg_attr(feature = "cli", arg(long, env = PASSWORD_FILE))]
     pub nats_password_file: Option<PathBuf>,
+    /// File with the credentials of a NATS user (its JWT and its seed, a `.creds` file of `nsc`), for a server in operator mode; the
+    /// NATS URL needs no user then, and one in it is not sent.
+    #[cfg_attr(feature = "cli", arg(long, env = CREDS))]
+    pub nats_creds: Option<PathBuf>,
     /// File with the certificates (PEM) of the authorities that NATS's certificate is checked against; with it the
     /// connection is TLS or none. Default: those of the system, for a URL that begins with tls://.
     #[cfg_attr(feature = "cli", arg(long, env = TLS_CA))]
@@ -153,6 +158,8 @@ pub struct ConnectSettings {
     pub timeout: Duration,
     /// Password of the user that the URL names; it wins over one in the URL.
     pub password: Option<Secret>,
+    /// File of a NATS user's credentials, and what it holds; it wins over user and password. Needs the feature `creds`.
+    pub creds: Option<(PathBuf, Secret)>,
     /// File of the certificates that the server's is checked against; with it the connection is TLS or none.
     pub ca: Option<PathBuf>,
     /// Files of the certificate for the server to check, and of its key.
@@ -161,7 +168,7 @@ pub struct ConnectSettings {
 
 impl From<Duration> for ConnectSettings {
     fn from(timeout: Duration) -> Self {
-        Self { timeout, password: None, ca: None, identity: None }
+        Self { timeout, password: None, creds: None, ca: None, identity: None }
     }
 }
 
@@ -176,6 +183,7 @@ impl ConnectArgs {
         Ok(Self {
             connect_timeout: duration(timeout.as_deref().unwrap_or(CONNECT_TIMEOUT_DEFAULT))?,
             nats_password_file: file(PASSWORD_FILE),
+            nats_creds: file(CREDS),
             tls_ca: file(TLS_CA),
             tls_cert: file(TLS_CERT),
             tls_key: file(TLS_KEY),
@@ -186,14 +194,20 @@ impl ConnectArgs {
     /// so that a wrong path fails at once.
     ///
     /// # Errors
-    /// [`FileError`], when one of them cannot be read, or one is missing beside another.
+    /// [`FileError`], when one of them cannot be read, or one is missing beside another or should not be there.
     pub fn check(&self) -> Result<ConnectSettings, FileError> {
         let read = |file: &Option<PathBuf>, name| set(file).map(|path| read_secret(path, name)).transpose();
         let identity = both((TLS_CERT, &self.tls_cert), (TLS_KEY, &self.tls_key))?;
         read(&self.tls_ca, TLS_CA)?;
+        let password = read(&self.nats_password_file, PASSWORD_FILE)?;
+        let creds = read(&self.nats_creds, CREDS)?;
+        if password.is_some() && creds.is_some() {
+            return Err(FileError::Both { one: PASSWORD_FILE, other: CREDS });
+        }
         Ok(ConnectSettings {
             timeout: self.connect_timeout,
-            password: read(&self.nats_password_file, PASSWORD_FILE)?,
+            password,
+            creds: set(&self.nats_creds).map(Path::to_owned).zip(creds),
             ca: set(&self.tls_ca).map(Path::to_owned),
             identity,
         })
@@ -226,6 +240,14 @@ pub enum FileError {
     Twice {
         /// The setting.
         name: &'static str,
+    },
+    /// Two settings of which one will do.
+    #[error("{one} and {other} are both set: keep one of them")]
+    Both {
+        /// The one.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
     },
     /// A setting needs another.
     #[error("{given} is set and {missing} is not: a certificate and its key go together")]

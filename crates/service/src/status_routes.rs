@@ -18,6 +18,11 @@ pub trait Status: Send + Sync + 'static {
     /// Why it is not ready; none when it is.
     fn complaint(&self) -> impl Future<Output = Option<String>> + Send;
 
+    /// What is wrong that this service does not mend, while it is ready itself; none when nothing is.
+    fn remark(&self) -> Option<String> {
+        None
+    }
+
     /// Sets the gauges that are measured when metrics are requested.
     fn measure(&self) -> impl Future<Output = ()> + Send;
 
@@ -68,13 +73,15 @@ async fn healthz() -> &'static str {
 }
 
 /// Whether the service can do its work now.
+///
+/// The collector says on a second line what is late because no producer service runs: it is ready all the same.
 #[utoipa::path(get, path = "/readyz", tag = "service", responses(
     (status = 200, description = "It can", body = String, content_type = "text/plain", example = "ready\n"),
     (status = 503, description = "It cannot", body = ErrorBody, example = json!({"error": "not connected to NATS"}))))]
-async fn readyz<S: Status>(State(service): State<Arc<S>>) -> Result<&'static str, ErrorAnswer> {
+async fn readyz<S: Status>(State(service): State<Arc<S>>) -> Result<String, ErrorAnswer> {
     match service.complaint().await {
         Some(complaint) => Err(ErrorAnswer::unavailable(complaint)),
-        None => Ok("ready\n"),
+        None => Ok(service.remark().map_or_else(|| "ready\n".to_owned(), |remark| format!("ready\n{remark}\n"))),
     }
 }
 

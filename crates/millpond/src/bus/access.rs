@@ -3,12 +3,20 @@
 
 use async_nats::{ConnectOptions, ServerAddr};
 
+use super::ConnectError;
 use crate::config::ConnectSettings;
 
 impl ConnectSettings {
-    pub(super) fn apply(&self, servers: &[ServerAddr], options: ConnectOptions) -> ConnectOptions {
+    pub(super) fn apply(
+        &self,
+        servers: &[ServerAddr],
+        options: ConnectOptions,
+    ) -> Result<ConnectOptions, ConnectError> {
         let mut options = options;
-        if let Some((user, password)) = servers.iter().find_map(credentials) {
+        if let Some((path, text)) = &self.creds {
+            let unfit = |reason| ConnectError::Credentials { path: path.clone(), reason };
+            options = with_creds(options, text.reveal()).map_err(unfit)?;
+        } else if let Some((user, password)) = servers.iter().find_map(credentials) {
             let password = self.password.as_ref().map_or(password, |given| given.reveal().to_owned());
             options = options.user_and_password(user, password);
         }
@@ -18,8 +26,20 @@ impl ConnectSettings {
         if let Some((cert, key)) = &self.identity {
             options = options.add_client_certificate(cert.clone(), key.clone()).require_tls(true);
         }
-        options
+        Ok(options)
     }
+}
+
+/// With the JWT and the seed of a file of credentials: the server has the client sign a number with the seed. The client wants each of
+/// its lines to be ended.
+#[cfg(feature = "creds")]
+fn with_creds(options: ConnectOptions, text: &str) -> Result<ConnectOptions, String> {
+    options.credentials(&format!("{text}\n")).map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "creds"))]
+fn with_creds(_: ConnectOptions, _: &str) -> Result<ConnectOptions, String> {
+    Err("this program is built without the feature `creds` of the crate `millpond`".to_owned())
 }
 
 /// The servers of a URL, separated by commas. A part that is no address is left out; without any, [`super::Bus::connect`] fails.

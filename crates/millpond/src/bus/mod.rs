@@ -18,6 +18,7 @@ mod wire_check;
 
 pub use access::without_password;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -130,6 +131,16 @@ pub enum ConnectError {
         /// Its `max_payload`, in bytes.
         max_payload: usize,
     },
+    /// The file of credentials is none.
+    #[error(
+        "{} (MILLPOND_NATS_CREDS) cannot be used as the credentials of a NATS user: {reason}; it holds a JWT and a seed, as `nsc generate creds` writes them", .path.display()
+    )]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The streams are of another version.
     #[error(transparent)]
     Wire(#[from] WireMismatch),
@@ -202,7 +213,7 @@ impl Bus {
         let (mut reason, mut waiting) = ("no answer".to_owned(), WaitLog::start());
         let client = loop {
             let options = options(role, name, (sender.clone(), dropped.clone(), reconnects.clone()));
-            let options = access.apply(&servers, options);
+            let options = access.apply(&servers, options)?;
             let attempt = tokio::time::timeout_at(deadline, options.connect(bare.as_slice()));
             match waiting.during(attempt, (&address, &reason)).await {
                 Ok(Ok(client)) => break client,

@@ -74,10 +74,11 @@ pub(super) struct Reconnects {
 }
 
 /// Whether these words of the client mean that the server does not let this program in, which does not pass by itself. "certificate" is
-/// the client's word for the certificates of both sides.
+/// the client's word for the certificates of both sides; "authentication timeout" is what a busy server says to who was too slow.
 pub(super) fn is_refusal(reason: &str) -> bool {
     let reason = reason.to_lowercase();
-    ["authorization", "authentication", "certificate"].iter().any(|word| reason.contains(word))
+    !reason.contains("timeout")
+        && ["authorization", "authentication", "certificate"].iter().any(|word| reason.contains(word))
 }
 
 impl Reconnects {
@@ -150,6 +151,8 @@ mod tests {
         let reconnects = Reconnects::new("h:1".to_owned());
         assert_eq!(reconnects.delay(3), Duration::from_millis(150));
         assert_eq!(reconnects.delay(usize::MAX), Duration::from_millis(500));
+        reconnects.failed("IO error: Authentication Timeout");
+        assert_eq!(reconnects.delay(3), Duration::from_millis(150));
         let mut delays = Vec::new();
         for _ in 0..40 {
             reconnects.failed("authorization violation");

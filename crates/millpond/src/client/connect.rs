@@ -30,7 +30,7 @@ impl Client {
     }
 
     /// The same with a name for the program, which `nats server report connections` shows, and with more settings: a password
-    /// from a file, certificates, or a [`Duration`] for which it is tried.
+    /// or credentials from a file, certificates, or a [`Duration`] for which it is tried.
     ///
     /// # Errors
     /// [`ConnectError`].
@@ -42,8 +42,8 @@ impl Client {
     }
 
     /// Connects with the settings of the environment: `MILLPOND_NATS_URL`, and where they are set
-    /// `MILLPOND_NATS_PASSWORD_FILE`, `MILLPOND_CONNECT_TIMEOUT`, `MILLPOND_TLS_CA`, `MILLPOND_TLS_CERT`, `MILLPOND_TLS_KEY`,
-    /// `MILLPOND_SIGNING_KEY` and `MILLPOND_SIGNING_KEY_FILE`. `millpond up -- PROGRAM` runs a program with them, and
+    /// `MILLPOND_NATS_PASSWORD_FILE`, `MILLPOND_NATS_CREDS` (with the feature `creds`), `MILLPOND_CONNECT_TIMEOUT`,
+    /// `MILLPOND_TLS_CA`, `MILLPOND_TLS_CERT`, `MILLPOND_TLS_KEY`, `MILLPOND_SIGNING_KEY` and `MILLPOND_SIGNING_KEY_FILE`. `millpond up -- PROGRAM` runs a program with them, and
     /// `millpond env` prints them.
     ///
     /// ```no_run

@@ -24,7 +24,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const TRIES_MAX: usize = 5;
 
 impl Client {
-    /// Adds a schedule, which fires from now on. A schedule of the same name is replaced, even if it was paused.
+    /// Adds a schedule, which fires from now on. A schedule of the same name is replaced, even if it was paused. The name of its time
+    /// zone is stored as the server spells it, however it is spelled here (`europe/berlin`).
     ///
     /// # Errors
     /// [`ScheduleChangeError`]; nothing was changed then, but after [`crate::bus::publish::PublishError::NoAnswer`] it may have
@@ -34,7 +35,7 @@ impl Client {
     /// When this is dropped, the change may be made or not; making it again is safe.
     pub async fn add_schedule(&self, schedule: &Schedule, deadline: RetryDeadline) -> Result<(), ScheduleChangeError> {
         schedule.check()?;
-        zone_of(&schedule.when)?;
+        let schedule = &Schedule { when: with_known_zone(&schedule.when)?, ..schedule.clone() };
         if self.bus.may_schedule() {
             return self.store_schedule(schedule, deadline).await;
         }
@@ -211,11 +212,20 @@ pub fn zone_of(when: &When) -> Result<TimeZone, ScheduleError> {
 /// # Errors
 /// [`ScheduleError::Cron`] or [`ScheduleError::Zone`].
 pub fn cron_in(text: &str, zone: Option<&str>) -> Result<When, ScheduleError> {
-    let cron = crate::cron::Cron::parse(text)?;
-    let known = |name: &str| {
-        let zone = TimeZone::get(name).ok();
-        let zone = zone.as_ref().and_then(|zone| zone.iana_name().map(str::to_owned));
-        zone.ok_or_else(|| ScheduleError::Zone(name.to_owned()))
-    };
-    Ok(When::Cron(cron, zone.map(known).transpose()?))
+    Ok(When::Cron(crate::cron::Cron::parse(text)?, zone.map(known_zone).transpose()?))
+}
+
+/// The same times; the name of their time zone becomes the one that the server knows.
+fn with_known_zone(when: &When) -> Result<When, ScheduleError> {
+    match when {
+        When::Cron(cron, Some(zone)) => Ok(When::Cron(cron.clone(), Some(known_zone(zone)?))),
+        other => Ok(other.clone()),
+    }
+}
+
+/// The name of a time zone as the database of time zones spells it: the server looks for a file of exactly that name.
+fn known_zone(name: &str) -> Result<String, ScheduleError> {
+    let zone = TimeZone::get(name).ok();
+    let zone = zone.as_ref().and_then(|zone| zone.iana_name().map(str::to_owned));
+    zone.ok_or_else(|| ScheduleError::Zone(name.to_owned()))
 }

@@ -26,7 +26,7 @@ use axum::http::StatusCode;
 use axum::middleware::{from_fn_with_state, map_response};
 use millpond::bus::Bus;
 use millpond::telemetry::Metrics;
-use millpond_api::overview::{Problem, ProblemKind};
+use millpond_api::overview::ProblemKind;
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::guesses::Guesses;
 use millpond_service::status_routes::{Status, status_routes, with_fallbacks};
@@ -84,6 +84,16 @@ impl App {
     }
 }
 
+impl App {
+    /// The first problem of these kinds that is not mended, in a sentence.
+    fn problem_of(&self, kinds: &[ProblemKind]) -> Option<String> {
+        let rows = self.problems.rows().into_iter();
+        rows.filter(|problem| !problem.mended)
+            .find(|problem| kinds.contains(&problem.kind))
+            .map(|problem| problem.sentence)
+    }
+}
+
 impl Status for App {
     async fn complaint(&self) -> Option<String> {
         if !self.bus.is_connected() {
@@ -92,11 +102,12 @@ impl Status for App {
         if !self.store.is_usable().await {
             return Some("the store cannot be read".to_owned());
         }
-        let is_missing = |problem: &Problem| {
-            matches!(problem.kind, ProblemKind::Missing | ProblemKind::Standstill) && !problem.mended
-        };
-        let missing = self.problems.rows().into_iter().find(is_missing).map(|problem| problem.sentence);
+        let missing = self.problem_of(&[ProblemKind::Missing, ProblemKind::Standstill]);
         missing.or_else(|| self.health.iter().find_map(|health| health.complaint()))
+    }
+
+    fn remark(&self) -> Option<String> {
+        self.problem_of(&[ProblemKind::NoProducer])
     }
 
     async fn measure(&self) {

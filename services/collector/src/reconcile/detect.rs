@@ -6,13 +6,14 @@ use millpond::bus::operate::queues::QueueState;
 use millpond::bus::read::outcomes::OutcomeReaderState;
 use millpond::bus::server_clock::ClockOff;
 use millpond::job::JobRecord;
+use millpond::wire::streams::STREAM_LATER;
 use millpond::wire::subject::check_token;
 use millpond::worker_record::{WorkerRecord, built_in_hint};
 use millpond_api::overview::ProblemKind;
 use millpond_api::workers::WorkerState;
 
 use super::problems::FoundProblem;
-use super::snapshot::BusSnapshot;
+use super::snapshot::{BusSnapshot, NO_PRODUCER_AFTER_MS};
 
 /// How long messages must wait without a worker, in milliseconds: a worker may just be starting.
 const NO_WORKER_AFTER_MS: i64 = 2_000;
@@ -20,8 +21,6 @@ const NO_WORKER_AFTER_MS: i64 = 2_000;
 const ORPHANED_AFTER_MS: i64 = 10_000;
 /// How long nothing may be handed out while messages wait and slots are free, in milliseconds.
 const STUCK_AFTER_MS: i64 = 10_000;
-/// How long a task may lie in LATER, in milliseconds: a producer service looks ten times a second.
-const NO_PRODUCER_AFTER_MS: i64 = 10_000;
 /// How long the collector's own durables may stand still, in milliseconds: longer than its server waits for acks.
 const BEHIND_AFTER_MS: i64 = 15_000;
 
@@ -66,10 +65,9 @@ impl Detector {
         }
         conditions.extend(unknown_kinds(seen));
         conditions.extend(broken_kinds(seen));
-        conditions.extend(no_producer(seen));
         conditions.extend(seen.durables.iter().filter_map(|(stream, state)| behind(stream, *state)));
         let mut since = BTreeMap::new();
-        let mut found = Vec::new();
+        let mut found: Vec<FoundProblem> = no_producer(seen).into_iter().collect();
         for Condition { kind, what, sentence, after_ms, still } in conditions {
             let key = (kind, what.clone());
             let before = self.since.get(&key).filter(|(at, _)| *at == still);
@@ -117,14 +115,32 @@ fn no_worker(queue: &QueueState, seen: &BusSnapshot) -> Option<Condition> {
 }
 
 /// Tasks with a time that nobody moves to where they wait for it.
-fn no_producer(seen: &BusSnapshot) -> Option<Condition> {
-    let oldest_ms = seen.oldest_in_later_ms.filter(|oldest_ms| seen.now_ms - oldest_ms >= NO_PRODUCER_AFTER_MS)?;
-    let since = std::time::Duration::from_secs((seen.now_ms - oldest_ms).unsigned_abs() / 1000);
+fn no_producer(seen: &BusSnapshot) -> Option<FoundProblem> {
+    let later = seen.later.filter(|later| seen.now_ms - later.oldest_ms >= NO_PRODUCER_AFTER_MS)?;
+    let since = |ms: i64| {
+        humantime::format_duration(std::time::Duration::from_secs((seen.now_ms - ms).unsigned_abs() / 1000)).to_string()
+    };
+    let of = if later.messages > later.looked_at {
+        format!("of the {} that came first ", later.looked_at)
+    } else {
+        String::new()
+    };
+    let late = match later.late_since_ms {
+        Some(late_since_ms) => format!("{of}{} late by now, the first by {}", are(later.late), since(late_since_ms)),
+        None => "they will be late".to_owned(),
+    };
     let sentence = format!(
-        "tasks that were published with a time lie in LATER, the oldest for {}, and no producer service moves them to where they wait: they will be late; start a producer (`millpond producer run`), or see its log",
-        humantime::format_duration(since)
+        "{} with a time {} in LATER, since {} ago, and no producer service moves what is there to where it waits: {late}; start a producer (`millpond producer run`), or see its log",
+        counted(later.messages, "task"),
+        if later.messages == 1 { "lies" } else { "lie" },
+        since(later.oldest_ms),
     );
-    Some(Condition { kind: ProblemKind::NoProducer, what: "LATER".to_owned(), sentence, after_ms: 0, still: 0 })
+    let what = STREAM_LATER.to_owned();
+    Some(FoundProblem { kind: ProblemKind::NoProducer, what, sentence, since_ms: later.oldest_ms })
+}
+
+fn are(count: u64) -> String {
+    format!("{count} {}", if count == 1 { "is" } else { "are" })
 }
 
 /// Kinds of tasks that workers got lately, and that no worker of their queue knows.

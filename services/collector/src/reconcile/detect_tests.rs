@@ -1,6 +1,7 @@
 //! Each problem: what must be so, for how long, and what ends it.
 
 use millpond::bus::operate::queues::QueueInStream;
+use millpond::bus::read::later::StandingInLater;
 
 use super::*;
 
@@ -25,7 +26,7 @@ fn queue(waiting: u64, held: u64, deliveries: u64) -> QueueState {
 
 fn seen(now_ms: i64, queues: &[QueueState], workers: &[(WorkerRecord, WorkerState)]) -> BusSnapshot {
     let (queues, workers) = (queues.to_vec(), workers.to_vec());
-    BusSnapshot { now_ms, durables: Vec::new(), queues, oldest_in_later_ms: None, workers }
+    BusSnapshot { now_ms, durables: Vec::new(), queues, later: None, workers }
 }
 
 /// What is found at these times, the same being seen each time.
@@ -73,14 +74,27 @@ fn kinds_that_cannot_start() {
 
 #[test]
 fn tasks_with_a_time_that_nobody_moves() {
-    let found = |oldest_in_later_ms, now_ms| {
-        let found = Detector::default().found(&BusSnapshot { oldest_in_later_ms, ..seen(now_ms, &[], &[]) });
-        found.into_iter().map(|found| (found.kind, found.sentence)).collect::<Vec<_>>()
+    let found = |later: Option<StandingInLater>, now_ms| {
+        let found = Detector::default().found(&BusSnapshot { later, ..seen(now_ms, &[], &[]) });
+        found.into_iter().map(|found| (found.kind, found.since_ms, found.sentence)).collect::<Vec<_>>()
     };
-    assert!(found(None, 99_000).is_empty() && found(Some(90_001), 100_000).is_empty());
-    let late = found(Some(40_000), 100_000);
-    assert_eq!((late.len(), late[0].0), (1, ProblemKind::NoProducer));
-    assert!(late[0].1.contains("for 1m,"), "{late:?}");
+    let later = |messages, oldest_ms, looked_at, late| {
+        let late_since_ms = (late > 0).then_some(oldest_ms + 20_000);
+        Some(StandingInLater { messages, oldest_ms, looked_at, late, late_since_ms })
+    };
+    assert!(found(None, 99_000).is_empty() && found(later(1, 90_001, 0, 0), 100_000).is_empty());
+    for (standing, said) in [
+        (later(1, 40_000, 1, 0), &["1 task with a time lies in LATER, since 1m ago", "they will be late"]),
+        (later(3, 40_000, 3, 1), &["3 tasks with a time lie in LATER", ": 1 is late by now, the first by 40s;"]),
+        (
+            later(900, 40_000, 100, 7),
+            &["900 tasks", ": of the 100 that came first 7 are late by now, the first by 40s;"],
+        ),
+    ] {
+        let late = found(standing, 100_000);
+        assert_eq!((late.len(), late[0].0, late[0].1), (1, ProblemKind::NoProducer, 40_000));
+        assert!(said.iter().all(|said| late[0].2.contains(said)), "{late:?}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use millpond::bus::Bus;
 use millpond::bus::error::BusError;
 use millpond::bus::operate::queues::QueueState;
+use millpond::bus::read::later::StandingInLater;
 use millpond::bus::read::outcomes::{OutcomeReader, OutcomeReaderState, OutcomeStream};
 use millpond::bus::topology::stream_state;
 use millpond::worker_record::WorkerRecord;
@@ -17,6 +18,8 @@ use crate::workers::Workers;
 
 /// Between the two polls that have to see the same before anything is mended, at least, in milliseconds.
 pub(super) const SEEN_AGAIN_AFTER_MS: i64 = 5_000;
+/// How long a task may lie in LATER, in milliseconds: a producer service looks four times a second.
+pub(super) const NO_PRODUCER_AFTER_MS: i64 = 10_000;
 /// How long a lost worker may still come back with what it held, in milliseconds.
 const MAY_COME_BACK_MS: i64 = 60_000;
 
@@ -42,8 +45,8 @@ pub(super) struct BusSnapshot {
     /// The collector's durables, by their streams.
     pub(super) durables: Vec<(&'static str, OutcomeReaderState)>,
     pub(super) queues: Vec<QueueState>,
-    /// When the oldest task was stored that no producer service has moved to DUE.
-    pub(super) oldest_in_later_ms: Option<i64>,
+    /// What lies in LATER: tasks that no producer service has moved to DUE.
+    pub(super) later: Option<StandingInLater>,
     pub(super) workers: Vec<(WorkerRecord, WorkerState)>,
 }
 
@@ -70,9 +73,9 @@ impl BusSnapshot {
         }
         let queues = context.bus.standing().await?;
         context.polls.send_replace(Arc::new(queues.clone()));
-        let oldest_in_later_ms = context.bus.oldest_in_later().await?;
+        let later = context.bus.standing_in_later(millpond::now_ms(), NO_PRODUCER_AFTER_MS).await?;
         let workers = context.workers.records();
-        Ok(Self { now_ms: millpond::now_ms(), durables, queues, oldest_in_later_ms, workers })
+        Ok(Self { now_ms: millpond::now_ms(), durables, queues, later, workers })
     }
 
     /// Messages that lie in a queue for a worker, or with one.

@@ -8,8 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use millpond::bus::operate::control::ScheduleToAdd;
 use millpond::bus::publish::{PublishError, RetryDeadline};
-use millpond::client::{ScheduleChangeError, cron_in};
-use millpond::schedule::When;
+use millpond::client::ScheduleChangeError;
 use millpond_api::error::ErrorBody;
 use millpond_api::schedules::{NewSchedule, ScheduleChanged};
 use millpond_service::error_answer::ErrorAnswer;
@@ -62,11 +61,7 @@ pub(super) async fn put(
     let (args_base64, signature) = (None, None);
     let new =
         ScheduleToAdd { name, queue, kind, schedule, zone, args, args_base64, timeout, attempts_max, by, signature };
-    let (mut schedule, _) = new.schedule().map_err(ErrorAnswer::bad_request)?;
-    if let When::Cron(cron, zone) = &schedule.when {
-        schedule.when =
-            cron_in(cron.text(), zone.as_deref()).map_err(|wrong| ErrorAnswer::bad_request(wrong.to_string()))?;
-    }
+    let (schedule, _) = new.schedule().map_err(ErrorAnswer::bad_request)?;
     app.client.add_schedule(&schedule, DEADLINE).await.map_err(|error| schedule_error(&error))?;
     Ok(Json(ScheduleChanged { name: schedule.name, paused: false }))
 }

@@ -13,6 +13,24 @@ use crate::wire::streams::STREAM_LATER;
 /// Messages that are read at the most; there are few while a producer service runs.
 const READ_MAX: usize = 10_000;
 
+/// Messages that are looked at for what is late, the oldest first.
+const LATE_LOOKED_AT_MAX: usize = 100;
+
+/// What lies in LATER.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StandingInLater {
+    /// Messages that lie there.
+    pub messages: u64,
+    /// When the oldest of them was stored, Unix time in milliseconds.
+    pub oldest_ms: i64,
+    /// Of how many it was looked when they are due, the oldest first.
+    pub looked_at: u64,
+    /// How many of these should have started.
+    pub late: u64,
+    /// When the first of these should have started, Unix time in milliseconds.
+    pub late_since_ms: Option<i64>,
+}
+
 /// A task in LATER, without its payload.
 pub(crate) struct InLater {
     /// Sequence of its message.
@@ -47,14 +65,30 @@ impl Bus {
         Ok((waiting, false))
     }
 
-    /// When the oldest message of LATER was stored, Unix time in milliseconds; none when there is none.
+    /// What lies in LATER at a time (Unix milliseconds); none where nothing does. Only when the oldest has lain there for `after_ms` it is
+    /// looked at what is late: that costs nothing while a producer service runs. It is read raw: no message there can cost a connection.
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
-    pub async fn oldest_in_later(&self) -> Result<Option<i64>, BusError> {
-        if stream_state(self, STREAM_LATER).await?.messages == 0 {
-            return Ok(None);
+    pub async fn standing_in_later(&self, now_ms: i64, after_ms: i64) -> Result<Option<StandingInLater>, BusError> {
+        let messages = stream_state(self, STREAM_LATER).await?.messages;
+        let (mut standing, mut from) = (None, 1);
+        for _ in 0..LATE_LOOKED_AT_MAX {
+            let Some(message) = self.next_raw_message(STREAM_LATER, from, ">").await? else { break };
+            let first = StandingInLater { messages, oldest_ms: message.stored_ms, ..StandingInLater::default() };
+            let standing = standing.get_or_insert(first);
+            if now_ms - standing.oldest_ms < after_ms {
+                break;
+            }
+            from = message.seq + 1;
+            standing.looked_at += 1;
+            // What says no time that can be read is a dead letter as soon as a producer comes.
+            let due_ms = due_ms(&message.headers().unwrap_or_default(), message.stored_ms).ok();
+            if let Some(due_ms) = due_ms.filter(|due_ms| *due_ms < now_ms) {
+                standing.late += 1;
+                standing.late_since_ms = Some(standing.late_since_ms.map_or(due_ms, |first| first.min(due_ms)));
+            }
         }
-        Ok(self.next_raw_message(STREAM_LATER, 1, ">").await?.map(|message| message.stored_ms))
+        Ok(standing)
     }
 }

@@ -13,7 +13,7 @@ pub mod find;
 pub mod inspect;
 pub mod job_results;
 pub mod jobs;
-pub(in crate::bus) mod later;
+pub mod later;
 pub mod outcomes;
 pub mod raw;
 pub mod standstill;
