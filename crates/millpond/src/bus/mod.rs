@@ -108,7 +108,7 @@ pub enum ConnectError {
     },
     /// The server does not let this program in, which does not pass by itself.
     #[error(
-        "nats-server at {address} refuses {role}: {reason}; give it the password that this server has for the user {role}, or the \
+        "cannot connect to NATS: the server at {address} refuses {role}: {reason}; give it the password that this server has for the user {role}, or the \
          certificate that it asks for"
     )]
     Refused {
