@@ -20,6 +20,7 @@ use millpond::wire::subject::TaskSubject;
 use millpond_api::dead_letters::{DeadLetterContents, DeadLetterDetails};
 use millpond_api::tasks::TaskIdQuery;
 use millpond_worker::{Trial, TrialEnd, try_handler};
+use nix::sys::signal::Signal;
 use serde_json::value::RawValue;
 use tokio::io::AsyncWriteExt;
 
@@ -123,7 +124,10 @@ pub(crate) async fn run(command: HandlerCommand, env: &ClusterEnv) -> anyhow::Re
         Err(failed) => {
             // A standard error that is gone changes no exit code.
             let _ = failure::print_failure(&mut std::io::stderr().lock(), &failed);
-            Ok(exit::TASK_FAILED.into())
+            // Ctrl-C at a terminal that it shares ends the handler too, and that may be seen first.
+            let signal = failed.child.as_ref().and_then(|child| child.signal);
+            let is_interrupted = debug && signal == Some(Signal::SIGINT as i32);
+            Ok(if is_interrupted { exit::INTERRUPTED } else { exit::TASK_FAILED }.into())
         }
     }
 }
