@@ -5,8 +5,11 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
+use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
+use millpond::bus::topology::stream_state;
 use millpond::client::NewTask;
+use millpond::wire::streams::STREAM_LATER;
 
 use crate::harness::{Cluster, PATIENCE, output, task, until};
 
@@ -60,6 +63,12 @@ async fn a_queue_is_removed_once_it_has_nothing() {
     refused("1 messages wait").await;
     let later = NewTask { queue: "old".into(), at_ms: Some(millpond::now_ms() + 3_600_000), ..task("square", "4") };
     cluster.client.submit(&later, RetryDeadline::Unlimited).await.unwrap();
+    // While the producer moves it to DUE, it lies in both streams and counts twice.
+    let setup = cluster.nats.bus(Role::Setup).await;
+    until("the move", PATIENCE, async || {
+        (stream_state(&setup, STREAM_LATER).await.unwrap().messages == 0).then_some(())
+    })
+    .await;
     refused("1 messages wait for their time").await;
     assert!(cli(&cluster, &["queue", "purge", "old", "--yes"]).await.status.success());
     assert!(
