@@ -74,7 +74,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
         background.spawn(collector.clone().purge_stream());
         collecting.spawn(collector.collect(shutdown.clone()));
     }
-    background.spawn(reconcile::watch((workers.clone(), jobs, clocks), health.clone(), problems.clone()));
+    background.spawn(reconcile::watch(bus.clone(), (workers.clone(), jobs, clocks), health.clone(), problems.clone()));
     background.spawn(reconcile::run(reconcile::Context::new(&bus, &store, &workers, &problems, polls)));
     let queues = Queues::start(&bus, &store, &workers, settings.queue_keep, &mut background);
     let overview = OverviewPoller::new(&bus, &store, &workers, &queues, &problems, &health);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use millpond::bus::Bus;
+use millpond::bus::error::BusError;
 use millpond::bus::read::buckets::BucketWatch;
 use millpond::job::{JobRecord, JobState};
 use millpond::wire::streams::BUCKET_JOBS;
@@ -17,6 +18,9 @@ const RECORDS_MAX: usize = 500;
 /// How long until a record that could not be stored is tried again.
 const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// A record that is silent for longer was read often enough, in milliseconds.
+const READ_UNTIL_MS: i64 = 60_000;
+
 /// The jobs whose producers still add tasks, as far as their records tell. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct OpenJobs {
@@ -24,8 +28,21 @@ pub(crate) struct OpenJobs {
 }
 
 impl OpenJobs {
-    /// Those whose producer has not renewed their record for too long.
-    pub(crate) fn stalled(&self) -> Vec<JobRecord> {
+    /// Those whose producer has not renewed their record for too long, by what the bucket has now: what is heard of it may lag by many
+    /// seconds after the death of a node.
+    ///
+    /// # Errors
+    /// [`BusError`] when the bucket cannot be read: then nobody knows.
+    pub(crate) async fn stalled(&self, bus: &Bus) -> Result<Vec<JobRecord>, BusError> {
+        let read_since_ms = millpond::now_ms() - READ_UNTIL_MS;
+        for record in self.silent().into_iter().filter(|record| record.heartbeat_ms > read_since_ms) {
+            let found = bus.job(&record.job).await?;
+            self.set(record.job, found.as_ref().map(|found| &found.record));
+        }
+        Ok(self.silent())
+    }
+
+    fn silent(&self) -> Vec<JobRecord> {
         let now = millpond::now_ms();
         let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
         records.values().filter(|record| record.is_stalled(now)).cloned().collect()

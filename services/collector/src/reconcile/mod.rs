@@ -55,6 +55,7 @@ const COMPARE_EVERY: Duration = Duration::from_secs(3);
 
 /// Checks what is in memory, for ever.
 pub(crate) async fn watch(
+    bus: Bus,
     (workers, jobs, clocks): (Workers, OpenJobs, Clocks),
     health: Vec<Arc<Health>>,
     problems: Problems,
@@ -65,9 +66,11 @@ pub(crate) async fn watch(
         tick.tick().await;
         if !problems.standstill_within(WORKER_LOST_AFTER + STANDSTILL_ENDS_WITHIN) {
             // Their records could be written: who did not is gone.
-            let mut found = detect::lost_workers(&workers.records());
-            found.extend(detect::stalled_jobs(&jobs.stalled()));
-            problems.replace(&[ProblemKind::WorkerLost, ProblemKind::StalledJob], found);
+            problems.replace(&[ProblemKind::WorkerLost], detect::lost_workers(&workers.records()));
+            match jobs.stalled(&bus).await {
+                Ok(stalled) => problems.replace(&[ProblemKind::StalledJob], detect::stalled_jobs(&stalled)),
+                Err(error) => tracing::debug!(%error, "cannot read the records of silent jobs, will try again"),
+            }
         }
         let own_ahead_ms = millpond::clock::local_ahead_ms();
         let mut found: Vec<_> = detect::clocks(&workers.records(), &clocks.off(), own_ahead_ms).collect();
