@@ -18,13 +18,17 @@ const RECORDS_MAX: usize = 500;
 /// How long until a record that could not be stored is tried again.
 const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// A record that is silent for longer was read often enough, in milliseconds.
-const READ_UNTIL_MS: i64 = 60_000;
+/// A job whose producer still adds tasks, as far as its record tells.
+struct OpenJob {
+    record: JobRecord,
+    /// The bucket was asked after nothing was heard for too long, and has no newer record.
+    is_silent: bool,
+}
 
-/// The jobs whose producers still add tasks, as far as their records tell. Cheap to clone.
+/// The open jobs. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct OpenJobs {
-    records: Arc<RwLock<BTreeMap<String, JobRecord>>>,
+    jobs: Arc<RwLock<BTreeMap<String, OpenJob>>>,
 }
 
 impl OpenJobs {
@@ -34,25 +38,29 @@ impl OpenJobs {
     /// # Errors
     /// [`BusError`] when the bucket cannot be read: then nobody knows.
     pub(crate) async fn stalled(&self, bus: &Bus) -> Result<Vec<JobRecord>, BusError> {
-        let read_since_ms = millpond::now_ms() - READ_UNTIL_MS;
-        for record in self.silent().into_iter().filter(|record| record.heartbeat_ms > read_since_ms) {
+        for record in self.unheard(false) {
             let found = bus.job(&record.job).await?;
-            self.set(record.job, found.as_ref().map(|found| &found.record));
+            self.set(record.job, found.map(|found| found.record), true);
         }
-        Ok(self.silent())
+        Ok(self.unheard(true))
     }
 
-    fn silent(&self) -> Vec<JobRecord> {
+    /// Those of which nothing was heard for too long, and that the bucket was asked for, or not yet.
+    fn unheard(&self, is_silent: bool) -> Vec<JobRecord> {
         let now = millpond::now_ms();
-        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
-        records.values().filter(|record| record.is_stalled(now)).cloned().collect()
+        let jobs = self.jobs.read().unwrap_or_else(PoisonError::into_inner);
+        let unheard = jobs.values().filter(|job| job.is_silent == is_silent && job.record.is_stalled(now));
+        unheard.map(|job| job.record.clone()).collect()
     }
 
-    fn set(&self, name: String, record: Option<&JobRecord>) {
-        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
+    fn set(&self, name: String, record: Option<JobRecord>, is_read: bool) {
+        let mut jobs = self.jobs.write().unwrap_or_else(PoisonError::into_inner);
         match record.filter(|record| record.state == JobState::Open) {
-            Some(record) => drop(records.insert(name, record.clone())),
-            None => drop(records.remove(&name)),
+            Some(record) => {
+                let is_silent = is_read && record.is_stalled(millpond::now_ms());
+                drop(jobs.insert(name, OpenJob { record, is_silent }));
+            }
+            None => drop(jobs.remove(&name)),
         }
     }
 }
@@ -65,7 +73,7 @@ pub(crate) async fn follow(bus: Bus, store: Store, open: OpenJobs) {
         let mut records = Vec::new();
         while let Some(change) = next.take() {
             let record = change.record::<JobRecord>();
-            open.set(change.key, record.as_ref());
+            open.set(change.key, record.clone(), false);
             records.extend(record.map(|record| (record, change.stored_ms)));
             if records.len() < RECORDS_MAX {
                 next = watch.next().now_or_never();
