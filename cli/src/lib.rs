@@ -241,7 +241,7 @@ async fn run_verb(cli: Cli, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
 }
 
 impl Command {
-    /// Whether it runs a service: then even its end is told as its log says.
+    /// Whether it runs a service: then even its end is a line of its log.
     fn is_service(&self) -> bool {
         matches!(self, Self::Worker(worker::WorkerCommand::Run(_)) | Self::Producer(_) | Self::Collector(_))
     }

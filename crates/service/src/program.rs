@@ -92,7 +92,7 @@ fn print_end(name: &str, error: &anyhow::Error) {
     let _ = writeln!(std::io::stderr(), "{name}: {}", visible(&format!("{error:#}")));
 }
 
-/// Runs the program of a service. An error is told here, and nowhere else.
+/// Runs the program of a service. An error is reported here, and nowhere else.
 #[must_use]
 pub fn main<S: Service>() -> ExitCode {
     main_with::<S, _>(S::run)

@@ -19,7 +19,7 @@ use millpond::config::SigningArgs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::cluster_env::{ClusterEnv, PRODUCER_NATS_URL, access};
+use crate::cluster_env::{CLIENT_NATS_URL, ClusterEnv, PRODUCER_NATS_URL, access};
 use crate::exit;
 pub(crate) use args::BenchArgs;
 use args::SubmitterRole;
@@ -79,11 +79,12 @@ async fn outside(args: &BenchArgs) -> anyhow::Result<ExitCode> {
 
 /// Measures on the cluster that this command runs in.
 async fn inside(args: &BenchArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
-    let client = match args.role {
-        SubmitterRole::Client => env.client("bench", access()?).await?,
-        SubmitterRole::Producer => env.client_as(Role::Producer, PRODUCER_NATS_URL, "bench", access()?).await?,
+    let (role, url) = match args.role {
+        SubmitterRole::Client => (Role::Client, CLIENT_NATS_URL),
+        SubmitterRole::Producer => (Role::Producer, PRODUCER_NATS_URL),
     };
-    let client = client.with_signer(env.signing(&SigningArgs::default()).signer()?);
+    let signer = env.signing(&SigningArgs::default()).signer()?;
+    let client = env.client_as(role, url, "bench", access()?).await?.with_signer(signer);
     match (args.telemetry, args.isolate) {
         (true, _) => telemetry::inside(args, &client, env).await?,
         (false, true) => isolate::run(args, &client, args.slots()).await?,

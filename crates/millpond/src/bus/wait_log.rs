@@ -1,5 +1,5 @@
 //! What is said of a server that does not answer: a program that waits in silence looks as if it hung, and one that speaks at each try
-//! buries everything else.
+//! hides everything else.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -82,9 +82,7 @@ impl App {
             caught_up(&self.bus).await;
         }
     }
-}
 
-impl App {
     /// The first problem of these kinds that is not mended, in a sentence.
     fn problem_of(&self, kinds: &[ProblemKind]) -> Option<String> {
         let rows = self.problems.rows().into_iter();

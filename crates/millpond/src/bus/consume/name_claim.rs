@@ -144,10 +144,10 @@ impl ClaimedName {
         decode(&answer.payload).ok()
     }
 
-    /// Whether this worker answers that it has the name. Of two that start at once the one with the smaller nonce has it, and the other
+    /// Hears another worker's question: true when this one answers that it has the name. Of two that start at once the one with the smaller nonce has it, and the other
     /// one gives it up here: its own question may have come before the first one listened. `is_in_doubt` says that this worker itself
     /// looks whether it still holds the name; of two that do so the smaller nonce has it as well.
-    fn is_mine(&self, asker: &NameHolder, is_in_doubt: bool) -> bool {
+    fn hear(&self, asker: &NameHolder, is_in_doubt: bool) -> bool {
         let is_before = self.me.nonce < asker.nonce;
         let mut is_mine = false;
         self.standing.send_if_modified(|standing| {
@@ -176,7 +176,7 @@ async fn answer(claim: Arc<ClaimedName>, mut questions: Subscription) {
             question = questions.next() => {
                 let Some(question) = question else { return };
                 let (Ok(asker), Some(reply)) = (decode::<NameHolder>(&question.payload), question.reply) else { continue };
-                if asker.nonce == claim.me.nonce || !claim.is_mine(&asker, looks_left > 0) {
+                if asker.nonce == claim.me.nonce || !claim.hear(&asker, looks_left > 0) {
                     continue;
                 }
                 let me = Bytes::from(serde_json::to_vec(&claim.me).unwrap_or_default());

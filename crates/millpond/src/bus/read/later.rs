@@ -72,6 +72,9 @@ impl Bus {
     /// [`BusError`] when the server does not answer.
     pub async fn standing_in_later(&self, now_ms: i64, after_ms: i64) -> Result<Option<StandingInLater>, BusError> {
         let messages = stream_state(self, STREAM_LATER).await?.messages;
+        if messages == 0 {
+            return Ok(None);
+        }
         let (mut standing, mut from) = (None, 1);
         for _ in 0..LATE_LOOKED_AT_MAX {
             let Some(message) = self.next_raw_message(STREAM_LATER, from, ">").await? else { break };
