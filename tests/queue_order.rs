@@ -86,9 +86,11 @@ async fn long_tasks_that_wait_for_their_turn_are_not_starved() {
     fill(&cluster, "low", 2, "1.2").await;
     let _worker = cluster.worker("w1", &["--queues", "high,low", "--io-slots", "1", "--slots", "1"], None);
     let starts = starts(&cluster, 20).await;
-    // Its turn is the tenth; what was released meanwhile costs a few.
-    assert!(count(&starts[..17], "low") >= 1, "{starts:?}");
-    assert!(count(&starts[..17], "high") >= 15, "{starts:?}");
+    let printed: String = starts.iter().map(|q| if q == "high" { 'h' } else { '.' }).collect();
+    println!("{printed}");
+    // The first was pulled at the start and released, and is next then; the turn of the other one is the tenth. A busy machine
+    // costs a few.
+    assert_eq!(count(&starts[..17], "low"), 2, "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

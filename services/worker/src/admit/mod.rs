@@ -3,7 +3,7 @@
 
 pub(crate) mod suspects;
 
-use std::sync::Arc;
+use std::pin::pin;
 use std::time::Duration;
 
 use millpond::bus::consume::lease::{Admission, Lease, Suspicion};
@@ -12,7 +12,7 @@ use millpond::bus::error::BusError;
 use millpond::failpoint;
 use millpond::limits::STARTS_MAX;
 use millpond::worker_record::built_in_hint;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::attempt::{Admitted, Arguments, Disposition, TurnedAway};
 use crate::cancellations::CancelledPart;
@@ -22,6 +22,10 @@ use crate::run_loop::intake::RELEASE_UNSTARTED_AFTER;
 use crate::run_loop::pools::Slot;
 
 use suspects::SuspectTurn;
+
+/// How long a task keeps its slot while the other workers are asked about it. Most answers come within a few milliseconds: a
+/// slot that is given up is lost to a task that is pulled for it, perhaps for longer than this one may wait.
+const SLOT_KEPT_FOR: Duration = Duration::from_millis(50);
 
 /// Decides whether a task runs here, and gives up its slot while other workers are asked about it.
 pub(crate) async fn admit(context: &WorkerContext, lease: Lease, slot: Slot) -> Result<Admitted, TurnedAway> {
@@ -111,16 +115,21 @@ fn unknown_kind(context: &WorkerContext, lease: &Lease) -> Disposition {
     Disposition::DeadLetter("unknown_kind", message)
 }
 
-/// Asks the other workers whether one of them holds the task, and counts the start. The answer takes time in which
-/// another task can have the slot.
+/// Asks the other workers whether one of them holds the task, and counts the start. An answer that takes long takes time in
+/// which another task can have the slot.
 async fn ask_others(context: &WorkerContext, admitted: Admitted) -> Result<Admitted, TurnedAway> {
     let Admitted { mut lease, slot, handler, arguments, cancellations } = admitted;
-    // The permits bound how many leases are held without a slot, so that none is hoarded.
-    let (_permit, slot) = match exchange(slot, &context.slotless) {
-        Ok(permit) => (Some(permit), None),
-        Err(slot) => (None, Some(slot)),
+    let mut place = Place::Slot(slot);
+    let admission = {
+        let mut asking = pin!(lease.admit());
+        match tokio::time::timeout(SLOT_KEPT_FOR, &mut asking).await {
+            Ok(admission) => admission,
+            Err(_) => {
+                place = place.give_up(context);
+                asking.await
+            }
+        }
     };
-    let admission = lease.admit().await;
     if let Some(disposition) = judge(admission, &lease, arguments.as_ref().ok()) {
         return Err(TurnedAway { lease, arguments: arguments.ok(), disposition });
     }
@@ -130,17 +139,20 @@ async fn ask_others(context: &WorkerContext, admitted: Admitted) -> Result<Admit
             let disposition = split(suspicion.deaths);
             return Err(TurnedAway { lease, arguments: arguments.ok(), disposition });
         }
-        Some(suspicion) => match suspects_turn(context, &lease.task.subject.kind, suspicion).await {
-            Some(turn) => Some(turn),
-            None => {
-                let disposition = Disposition::Release(Duration::ZERO);
-                return Err(TurnedAway { lease, arguments: None, disposition });
+        Some(suspicion) => {
+            place = place.give_up(context);
+            match suspects_turn(context, &lease.task.subject.kind, suspicion).await {
+                Some(turn) => Some(turn),
+                None => {
+                    let disposition = Disposition::Release(Duration::ZERO);
+                    return Err(TurnedAway { lease, arguments: None, disposition });
+                }
             }
-        },
+        }
     };
-    let slot = match slot {
-        None => slot_again(context, &lease.task.subject.kind).await,
-        slot => slot,
+    let slot = match place {
+        Place::Slot(slot) => Some(slot),
+        Place::NoSlot(_permit) => slot_again(context, &lease.task.subject.kind).await,
     };
     match slot.map(|slot| slot.with_turn(turn)) {
         Some(slot) => Ok(Admitted { lease, slot, handler, arguments, cancellations }),
@@ -157,10 +169,21 @@ async fn suspects_turn(context: &WorkerContext, kind: &str, suspicion: Suspicion
     }
 }
 
-/// Trades the slot for a permit if one is free (the slot is dropped with the unused closure); otherwise returns the slot
-/// as the error.
-fn exchange(slot: Slot, permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Slot> {
-    permits.clone().try_acquire_owned().map_err(|_| slot)
+/// Where a task waits for what others say of it.
+enum Place {
+    Slot(Slot),
+    /// The permits bound how many leases are held without a slot, so that none is hoarded.
+    NoSlot(OwnedSemaphorePermit),
+}
+
+impl Place {
+    /// Gives up the slot, if a permit is free.
+    fn give_up(self, context: &WorkerContext) -> Self {
+        match context.slotless.clone().try_acquire_owned() {
+            Ok(permit) => Self::NoSlot(permit),
+            Err(_) => self,
+        }
+    }
 }
 
 /// What the other workers' answer means for the lease; none: it may run.

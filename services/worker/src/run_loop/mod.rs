@@ -82,7 +82,7 @@ impl RunLoop {
                 Some(_) = self.running.join_next(), if blocked => {}
                 // Always: a worker without work must pull again when its pulls have run out.
                 _ = tick.tick() => {
-                    self.release_late().await;
+                    self.release_late(&mut puller).await;
                     if self.is_idle() {
                         tracing::info!("idle for long enough, leaving");
                         return puller;
@@ -107,10 +107,10 @@ impl RunLoop {
         }
     }
 
-    async fn release_late(&mut self) {
+    async fn release_late(&mut self, puller: &mut Puller) {
         let delay = self.intake.release_delay();
         for lease in self.intake.late() {
-            lease.release(delay).await;
+            puller.release(lease, delay).await;
         }
     }
 

@@ -209,7 +209,7 @@ impl Puller {
         }
         let outstanding = |source: usize| self.sources.get(source).map_or(0, |source| source.outstanding);
         let requested: Vec<usize> = (0..queues).map(|q| outstanding(q).min(outstanding(q + queues))).collect();
-        Some(order.targets(capacity, &requested))
+        Some(order.targets(capacity, &requested, now))
     }
 
     async fn send(&mut self, place: usize, batch: usize) {
@@ -268,6 +268,14 @@ impl Puller {
             return std::future::pending().await;
         };
         self.take(message)
+    }
+
+    /// Releases a task that got no slot in time, so that another worker may have it; it comes again after `delay`.
+    pub async fn release(&mut self, lease: Lease, delay: Duration) {
+        if let Some((order, place)) = self.order.as_mut().zip(self.places.get(&lease.task.subject.queue)) {
+            order.released(*place, usize::from(!lease.is_due()));
+        }
+        lease.release(delay).await;
     }
 
     /// Stops pulling; the tasks that were delivered already, for the drain.

@@ -17,11 +17,23 @@ pub(super) struct QueueOrder {
     credit: usize,
     /// The queue that was last given a share.
     turn: usize,
+    /// The share that was last given, while it is on its way.
+    granted: Option<Grant>,
+}
+
+/// Tasks that are requested from one queue behind the first.
+#[derive(Clone, Copy)]
+struct Grant {
+    queue: usize,
+    /// How many were not delivered yet.
+    left: usize,
+    /// When the first queue gets the slots that are kept free for them.
+    until: Instant,
 }
 
 impl QueueOrder {
     pub(super) fn new(queues: usize) -> Self {
-        Self { backlog: vec![[false; 2]; queues], credit: 0, turn: 0 }
+        Self { backlog: vec![[false; 2]; queues], credit: 0, turn: 0, granted: None }
     }
 
     /// Whether no queue has more than was delivered, as far as is known.
@@ -46,33 +58,51 @@ impl QueueOrder {
         if self.first().is_none_or(|first| queue <= first) {
             self.credit = (self.credit + 1).min(LOOKAHEAD_TASKS_MAX);
         }
+        if let Some(granted) = self.granted.as_mut().filter(|granted| granted.queue == queue) {
+            granted.left = granted.left.saturating_sub(1);
+        }
+        self.set_backlog(queue, stream, more);
+    }
+
+    /// A task of queue `queue` is released to its stream 0 or 1, because it got no slot in time. It waits there again, and a
+    /// queue behind the first has its turn with the next free slot: what came ahead of the task has used the last one.
+    pub(super) fn released(&mut self, queue: usize, stream: usize) {
+        self.set_backlog(queue, stream, true);
+        if self.first().is_some_and(|first| queue > first) {
+            self.credit = self.credit.max(LATER_QUEUES_SHARE - 1);
+        }
+    }
+
+    fn set_backlog(&mut self, queue: usize, stream: usize, has: bool) {
         if let Some(backlog) = self.backlog.get_mut(queue).and_then(|of| of.get_mut(stream)) {
-            *backlog = more;
+            *backlog = has;
         }
     }
 
     /// A pull has not been answered since `requested` (or since the last delivery). After a while, nothing waits there.
     pub(super) fn unanswered(&mut self, queue: usize, stream: usize, requested: Instant, now: Instant) {
-        if now.saturating_duration_since(requested) > QUEUE_IDLE_AFTER
-            && let Some(backlog) = self.backlog.get_mut(queue).and_then(|of| of.get_mut(stream))
-        {
-            *backlog = false;
+        if now.saturating_duration_since(requested) > QUEUE_IDLE_AFTER {
+            self.set_backlog(queue, stream, false);
         }
     }
 
     /// How many tasks are to be requested from each queue in all, with a free capacity of `capacity` tasks, when
     /// `requested` are requested already (for each queue the smaller number of its two streams).
-    pub(super) fn targets(&mut self, capacity: usize, requested: &[usize]) -> Vec<usize> {
+    pub(super) fn targets(&mut self, capacity: usize, requested: &[usize], now: Instant) -> Vec<usize> {
         let share = capacity.div_ceil(self.backlog.len().max(1));
         let Some(first) = self.first() else { return vec![share; self.backlog.len()] };
         let mut targets: Vec<usize> =
             (0..self.backlog.len()).map(|queue| if queue < first { share } else { 0 }).collect();
-        let granted = self.grant(capacity, first, requested);
+        // While a share is on its way nothing is requested for its slots: the first queue's tasks would have them.
+        let is_coming = |granted: &Grant| granted.queue > first && granted.left > 0 && now < granted.until;
+        let coming = self.granted.filter(|granted| is_coming(granted) && self.has_backlog(granted.queue));
+        self.granted = coming.or_else(|| self.grant(capacity, first, requested, now));
         for (queue, target) in targets.iter_mut().enumerate() {
-            match granted {
-                Some((to, tasks)) if to == queue => *target = tasks,
-                // What surely arrives for the other queue is not requested here as well.
-                Some((to, tasks)) if queue == first && self.has_backlog(to) => *target = capacity.saturating_sub(tasks),
+            match self.granted {
+                Some(granted) if granted.queue == queue => *target = granted.left,
+                Some(granted) if queue == first && self.has_backlog(granted.queue) => {
+                    *target = capacity.saturating_sub(granted.left);
+                }
                 _ if queue == first => *target = capacity,
                 _ => {}
             }
@@ -86,7 +116,7 @@ impl QueueOrder {
 
     /// The share of the queues behind `first`, when it is due: the queue whose turn it is, and how many tasks are to be
     /// requested from it.
-    fn grant(&mut self, capacity: usize, first: usize, requested: &[usize]) -> Option<(usize, usize)> {
+    fn grant(&mut self, capacity: usize, first: usize, requested: &[usize], now: Instant) -> Option<Grant> {
         let tasks = (self.credit / (LATER_QUEUES_SHARE - 1)).min(capacity.div_ceil(LATER_QUEUES_SHARE));
         // With a large capacity the share is not granted one by one: each grant is a request.
         if tasks == 0 || tasks < capacity / LATER_QUEUES_SHARE / 2 {
@@ -98,7 +128,7 @@ impl QueueOrder {
         let to = after.chain(before).find(|queue| requested_of(*queue) < tasks)?;
         self.credit = self.credit.saturating_sub((tasks - requested_of(to)) * (LATER_QUEUES_SHARE - 1));
         self.turn = to;
-        Some((to, tasks))
+        Some(Grant { queue: to, left: tasks, until: now + QUEUE_IDLE_AFTER })
     }
 }
 
@@ -112,7 +142,7 @@ mod tests {
         let mut asked = vec![0; backlogs.len()];
         let now = Instant::now();
         while delivered.iter().sum::<usize>() < count {
-            let targets = order.targets(room, &asked);
+            let targets = order.targets(room, &asked, now);
             for (queue, target) in targets.into_iter().enumerate() {
                 asked[queue] = asked[queue].max(target);
                 let come = asked[queue].min(backlogs[queue]);
@@ -145,15 +175,44 @@ mod tests {
         assert_eq!(serve(&mut [0, 1000, 1000], 1, 1000)[0], 0);
         let delivered = serve(&mut [100, 1000, 0], 10, 1100);
         assert_eq!(delivered, [100, 1000, 0]);
-        let mut order = QueueOrder::new(2);
+        let (mut order, now) = (QueueOrder::new(2), Instant::now());
         order.delivered(1, 1, true);
-        assert_eq!(order.targets(10, &[0, 0]), [5, 10], "the first stays asked");
+        assert_eq!(order.targets(10, &[0, 0], now), [5, 10], "the first stays asked");
         order.delivered(0, 0, true);
-        assert_eq!(order.targets(10, &[0, 0])[0], 10);
-        let now = Instant::now();
+        assert_eq!(order.targets(10, &[0, 0], now)[0], 10);
         order.unanswered(0, 0, now, now);
-        assert_eq!(order.targets(10, &[0, 0]), [10, 0], "not yet");
+        assert_eq!(order.targets(10, &[0, 0], now), [10, 0], "not yet");
         order.unanswered(0, 0, now, now + QUEUE_IDLE_AFTER * 2);
-        assert_eq!(order.targets(10, &[0, 0]), [5, 10]);
+        assert_eq!(order.targets(10, &[0, 0], now), [5, 10]);
+    }
+
+    #[test]
+    fn a_share_that_is_on_its_way_keeps_its_slots() {
+        let (mut order, now) = (QueueOrder::new(2), Instant::now());
+        order.delivered(1, 1, true);
+        (0..LATER_QUEUES_SHARE).for_each(|_| order.delivered(0, 1, true));
+        assert_eq!(order.targets(1, &[0, 0], now), [0, 1]);
+        assert_eq!(order.targets(1, &[0, 0], now), [0, 1], "it is on its way");
+        order.delivered(1, 1, true);
+        assert_eq!(order.targets(1, &[0, 0], now), [1, 0], "it has come");
+        // What does not come has its slots for a while only.
+        (0..LATER_QUEUES_SHARE).for_each(|_| order.delivered(0, 1, true));
+        assert_eq!(order.targets(1, &[0, 0], now), [0, 1]);
+        assert_eq!(order.targets(1, &[0, 0], now + QUEUE_IDLE_AFTER), [1, 0]);
+    }
+
+    #[test]
+    fn what_was_released_has_the_next_free_slot() {
+        let (mut order, now) = (QueueOrder::new(2), Instant::now());
+        order.delivered(0, 1, true);
+        order.delivered(1, 1, false);
+        assert_eq!(order.targets(1, &[0, 0], now), [1, 0]);
+        order.released(1, 1);
+        assert_eq!(order.targets(1, &[0, 0], now), [0, 1]);
+        order.delivered(1, 1, false);
+        assert_eq!(order.targets(1, &[0, 0], now), [1, 0], "once");
+        // A task of the first queue costs those behind it nothing, and gives them nothing.
+        order.released(0, 1);
+        assert_eq!(order.targets(1, &[0, 0], now), [1, 0]);
     }
 }
