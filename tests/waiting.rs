@@ -3,14 +3,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millpond::bus::Role;
 use millpond::bus::publish::RetryDeadline;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use crate::harness::{Cluster, PATIENCE};
 
@@ -184,7 +188,7 @@ async fn http_is_told_over_an_outage() {
         let token = cluster.nats.secrets.token.clone();
         let key = format!("away-{away}");
         let id = key.clone();
-        let mut waiting = tokio::task::JoinSet::new();
+        let mut waiting = JoinSet::new();
         waiting.spawn(async move { (post(&url, &token, &key, "3").await, Instant::now()) });
         cluster.worker_is("w1", |worker| worker["running"] == 1).await;
         cluster.nats.kill9();
@@ -283,4 +287,107 @@ async fn a_job_made_by_subjects_is_known_and_waited_for() {
     let cancelled = cluster.started(&["job", "cancel", "later"]).wait_with_output().await.unwrap();
     assert!(cancelled.status.success(), "{cancelled:?}");
     assert_eq!(progress("later").await.1["state"], "cancelled");
+}
+
+/// A way to nats-server that loses what the server sends, and then breaks: what was on its way when a connection ends.
+struct LossyLink {
+    port: u16,
+    is_losing: Arc<AtomicBool>,
+    broken: Arc<Notify>,
+    _links: JoinSet<()>,
+}
+
+impl LossyLink {
+    async fn start(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (is_losing, broken) = (Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
+        let (losing, breaks) = (is_losing.clone(), broken.clone());
+        let mut links = JoinSet::new();
+        links.spawn(async move {
+            let mut open = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                let (losing, breaks) = (losing.clone(), breaks.clone());
+                open.spawn(async move {
+                    tokio::select! {
+                        () = pass(client, server, &losing) => {}
+                        () = breaks.notified() => {}
+                    }
+                });
+            }
+        });
+        Self { port, is_losing, broken, _links: links }
+    }
+
+    /// From now on nothing of what the server sends arrives.
+    fn lose(&self) {
+        self.is_losing.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends all connections; the next ones lose nothing.
+    fn break_up(&self) {
+        self.is_losing.store(false, Ordering::SeqCst);
+        self.broken.notify_waiters();
+    }
+}
+
+/// Passes on what both say until one of them ends, without what the server says while this loses it.
+async fn pass(client: TcpStream, server: TcpStream, is_losing: &AtomicBool) {
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.into_split(), server.into_split());
+    let answers = async {
+        let mut buffer = vec![0; 64 * 1024];
+        // What has lost something is never whole again.
+        let mut has_lost = false;
+        while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
+            has_lost |= is_losing.load(Ordering::SeqCst);
+            if !has_lost && to_client.write_all(&buffer[..read]).await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        _ = tokio::io::copy(&mut from_client, &mut to_server) => {}
+        () = answers => {}
+    }
+}
+
+/// Results that were delivered on a connection that has ended never arrive: they are read again, in the middle of a job and at
+/// its end, by who reads the stream (a job of many items) and by who hears it (a job of few).
+#[tokio::test(flavor = "multi_thread")]
+async fn results_that_were_lost_on_their_way_are_read_again() {
+    let cluster = Cluster::start().await;
+    let _workers = [cluster.worker("w1", &[], None), cluster.worker("w2", &[], None)];
+    let link = LossyLink::start(cluster.nats.port).await;
+    for items in [400_u64, 20_000] {
+        let job = format!("of-{items}");
+        let mut map =
+            cluster.command(&["map", "square", "--range", &format!("0..{items}"), "--job", &job, "--batch", "1"]);
+        map.env("MILLPOND_NATS_URL", cluster.nats.secrets.nats_url("client", link.port));
+        map.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let map = tokio::process::Command::from(map).kill_on_drop(true).spawn().unwrap();
+        let started = Instant::now();
+        let mut printed = Box::pin(map.wait_with_output());
+        let mut losses = 0;
+        let output = loop {
+            // Anywhere in it.
+            let wait = Duration::from_millis(rand::random_range(50..400));
+            if let Ok(output) = tokio::time::timeout(wait, &mut printed).await {
+                break output.unwrap();
+            }
+            assert!(started.elapsed() < PATIENCE, "{job} does not end after {losses} losses");
+            if losses < 6 {
+                losses += 1;
+                link.lose();
+                // Shorter than any watch for a connection that is silent.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                link.break_up();
+            }
+        };
+        println!("{job}: {losses} losses, {:?}", started.elapsed());
+        let lines = String::from_utf8(output.stdout).unwrap();
+        assert!(lines.lines().eq((0..items).map(|n| (n * n).to_string())), "{job}: every result once, in order");
+        assert!(losses > 0, "{job} ended before anything was lost");
+    }
 }

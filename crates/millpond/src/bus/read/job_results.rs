@@ -75,6 +75,8 @@ struct OpenConsumer {
     place: ConsumerPlace,
     /// Messages that were there when it was made.
     backlog: u64,
+    /// Messages that it has delivered here. The server counts them too.
+    delivered: u64,
     pull: pull::Stream,
 }
 
@@ -169,11 +171,18 @@ impl StoredResults {
         self.consumer = Some(consumer);
     }
 
+    /// Has the next message read by another consumer, under the same permit.
+    fn reopen(&mut self) {
+        if let Some(mut consumer) = self.consumer.take() {
+            self.permit = consumer.place.permit.take();
+        }
+    }
+
     /// # Cancel safety
     /// Safe: nothing is lost when it is dropped.
     async fn next(&mut self) -> Progress {
         loop {
-            let Some(OpenConsumer { pull, .. }) = &mut self.consumer else {
+            let Some(OpenConsumer { pull, delivered, .. }) = &mut self.consumer else {
                 self.open().await;
                 return Progress::Begun;
             };
@@ -185,11 +194,17 @@ impl StoredResults {
                 }
                 Ok(Some(Ok(message))) => message,
                 Ok(_) => {
-                    self.consumer = None;
+                    self.reopen();
                     continue;
                 }
             };
             if let Ok(info) = message.info() {
+                *delivered += 1;
+                if info.consumer_sequence != *delivered {
+                    tracing::debug!(filter = %self.filter, "results were delivered that did not arrive; reading them again");
+                    self.reopen();
+                    continue;
+                }
                 self.next = ReadFrom::Seq(info.stream_sequence + 1);
             }
             (self.backlog, self.heard) = (self.backlog.map(|left| left.saturating_sub(1)), Instant::now());
@@ -216,7 +231,7 @@ async fn open(
         // A new name each time: an earlier try may have made its consumer, and that one may have delivered messages.
         let mut place = ConsumerPlace::new(&bus.client, permit.take());
         match make_consumer(&bus, &place.name, &filter, next).await {
-            Ok((backlog, pull)) => return OpenConsumer { place, backlog, pull },
+            Ok((backlog, pull)) => return OpenConsumer { place, backlog, delivered: 0, pull },
             Err(error) if !error.is_passing() && !is_refused.swap(true, Ordering::Relaxed) => {
                 tracing::warn!(%error, "results are read as soon as nats-server allows one more reader; waiting");
             }
@@ -261,7 +276,8 @@ fn deliver_from(next: ReadFrom) -> DeliverPolicy {
 
 /// The outcomes of one job as they come, each at least once: a client that waits dedupes by index or id. Heard by a plain
 /// subscription, the fastest way; after a reconnect, when this client was too slow, or after a silence, the stream is read as
-/// well, from where this began: nothing is missed, some come twice.
+/// well, from where this began: nothing is missed, some come twice. Where the stream alone is read, its consumer is made anew at
+/// each of these, from the first message that has not come: what the old one delivered may have been lost on its way.
 pub struct LiveResults {
     bus: Bus,
     filter: String,
@@ -413,7 +429,7 @@ impl LiveResults {
                 self.dropped = dropped;
                 self.look(true);
             }
-            let is_live = self.messages.is_some();
+            let looks = !self.may_miss;
             tokio::select! {
                 message = heard(&mut self.messages) => match read_results(&message.subject, &message.payload) {
                     Ok(OutcomeBody::Results(subject, batch, _)) => {
@@ -430,7 +446,7 @@ impl LiveResults {
                     }
                 }
                 progress = read(&mut self.stored) => return self.note(progress),
-                () = tokio::time::sleep_until(self.look_at.into()), if is_live => {
+                () = tokio::time::sleep_until(self.look_at.into()), if looks => {
                     self.look(false);
                     self.look_after = (self.look_after * 2).min(LOOK_AFTER_MAX);
                     self.look_at = Instant::now() + self.look_after;
@@ -453,11 +469,14 @@ impl LiveResults {
                 self.stored = None;
             } else if is_silent && !is_read {
                 // What was purged meanwhile never comes: what is left is counted anew.
-                stored.consumer = None;
+                stored.reopen();
             }
         }
         match progress {
-            Progress::Batch(batch) => Some(*batch),
+            Progress::Batch(batch) => {
+                self.note_heard();
+                Some(*batch)
+            }
             Progress::Begun | Progress::Silent => None,
         }
     }
@@ -468,11 +487,14 @@ impl LiveResults {
         self.look(true);
     }
 
-    /// Looks into the stream for what was missed; with `lingers` also for what is stored a little later. A reader that is at it
-    /// reads that, too.
+    /// Looks into the stream for what was missed; with `lingers` also for what is stored a little later. What the consumer of a
+    /// reader that is at it has delivered may be lost as well: that reader has another one.
     fn look(&mut self, lingers: bool) {
         match &mut self.stored {
-            Some(stored) => (stored.heard, stored.lingers) = (Instant::now(), stored.lingers || lingers),
+            Some(stored) => {
+                stored.reopen();
+                (stored.heard, stored.lingers) = (Instant::now(), stored.lingers || lingers);
+            }
             None if self.may_miss => {}
             None => self.stored = Some(StoredResults::new(&self.bus, &self.filter, self.from, lingers)),
         }
