@@ -188,3 +188,50 @@ async fn a_bucket_may_have_more_watchers_than_a_server_allows_by_default() {
     let watches: Vec<_> = watches.buffer_unordered(32).collect().await;
     assert_eq!(cluster.nats.consumers("KV_millpond_queues").await, before + watches.len() as u64);
 }
+
+/// Whoever may publish may make up names of queues: they are counted, and what waits in a queue of the operator's is still seen.
+#[tokio::test(flavor = "multi_thread")]
+async fn made_up_queues_are_one_line() {
+    const MADE_UP: u64 = 2000;
+    let cluster = Cluster::start().await;
+    let _worker = cluster.worker("w1", &["--queues", "served"], None);
+    let made_up = (0..MADE_UP).map(|n| (format!("q{n}"), "square"));
+    // More than waits in any other.
+    let reports = (0..3).map(|_| ("reports".to_owned(), "square"));
+    stream::iter(made_up.chain(reports).chain([("served".to_owned(), "square")]))
+        .for_each_concurrent(64, async |(queue, kind)| drop(submit(&cluster, &queue, kind).await))
+        .await;
+    let listed = until("the queues", PATIENCE, async || {
+        let listed = cluster.get("/api/v1/queues", &[]).await?;
+        listed["rows"].as_array()?.iter().any(|row| row["queue"] == "served").then_some(listed)
+    })
+    .await;
+    let rows = listed["rows"].as_array().unwrap();
+    let reports = rows.iter().find(|row| row["queue"] == "reports").unwrap();
+    assert_eq!(
+        (rows.len(), reports["waiting"].as_u64()),
+        (101, Some(3)),
+        "100 without a worker, and the one that has one"
+    );
+    let unlisted = MADE_UP - 99;
+    assert_eq!(listed["unlisted"], serde_json::json!({ "queues": unlisted, "waiting": unlisted }));
+    let printed = cli(&cluster, &["queue", "ls"]).await;
+    let said = String::from_utf8_lossy(&printed.stderr).into_owned();
+    assert!(printed.status.success() && said.contains(&format!("and {unlisted} more")), "{said}");
+    let overview = cluster.get("/api/v1/overview", &[]).await.unwrap();
+    assert_eq!(overview["totals"]["waiting"], MADE_UP + 3, "{overview}");
+    let problem = until("the problem", PATIENCE, async || {
+        let problems = cluster.get("/api/v1/problems", &[]).await?;
+        problems["rows"].as_array()?.iter().find(|row| row["what"] == "other queues").cloned()
+    })
+    .await;
+    let sentence = problem["sentence"].as_str().unwrap();
+    assert!(sentence.starts_with(&format!("{unlisted} messages of {unlisted} more queues")), "{sentence}");
+    // One that is not listed is found by its name, and refused to be removed for what it has.
+    let hidden =
+        (0..MADE_UP).map(|n| format!("q{n}")).find(|name| rows.iter().all(|row| row["queue"] != **name)).unwrap();
+    let refused = cli(&cluster, &["queue", "rm", &hidden]).await;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("1 messages wait"), "{said}");
+    assert!(cli(&cluster, &["queue", "purge", &hidden, "--yes"]).await.status.success());
+}

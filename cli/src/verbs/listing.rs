@@ -26,14 +26,29 @@ impl<T: Serialize + DeserializeOwned> Listing<T> {
     /// When the collector does not answer, or standard output is closed.
     pub(super) async fn print(&self, api: &Api, query: &impl Serialize, json: bool) -> anyhow::Result<()> {
         let mut table = Table::new(self.headings);
-        api.each(self.path, query, async |row: T| {
-            if json {
-                return json_line(&row);
-            }
-            table.row((self.cells)(&row));
-            Ok(())
-        })
-        .await?;
+        api.each(self.path, query, async |row: T| self.add(&mut table, &row, json)).await?;
+        self.end(&table, json)
+    }
+
+    /// Prints these rows.
+    ///
+    /// # Errors
+    /// When standard output is closed.
+    pub(super) fn print_rows(&self, rows: &[T], json: bool) -> anyhow::Result<()> {
+        let mut table = Table::new(self.headings);
+        rows.iter().try_for_each(|row| self.add(&mut table, row, json))?;
+        self.end(&table, json)
+    }
+
+    fn add(&self, table: &mut Table, row: &T, json: bool) -> anyhow::Result<()> {
+        if json {
+            return json_line(row);
+        }
+        table.row((self.cells)(row));
+        Ok(())
+    }
+
+    fn end(&self, table: &Table, json: bool) -> anyhow::Result<()> {
         if !json {
             table.print(self.empty)?;
         }

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Subcommand;
-use millpond::bus::operate::queues::PurgeRecord;
+use millpond::bus::operate::queues::{PurgeRecord, UnlistedQueues};
 use millpond::config::duration;
-use millpond_api::queues::{PauseQueue, PurgeQueue, QueueLimit, QueuePaused, QueueRemoved, QueueRow, SetQueueLimit};
+use millpond_api::queues::{
+    PauseQueue, PurgeQueue, QueueLimit, QueueList, QueuePaused, QueueRemoved, QueueRow, SetQueueLimit,
+};
 use serde::Serialize;
 
 use super::listing::Listing;
@@ -118,7 +120,7 @@ const QUEUES: Listing<QueueRow> = Listing {
 pub async fn run(command: QueueCommand, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
     let api = Api::new(env)?;
     match command {
-        QueueCommand::Ls { json } => QUEUES.print(&api, &(), json).await?,
+        QueueCommand::Ls { json } => list(&api, json).await?,
         QueueCommand::Set { queue, max_waiting, json, .. } => {
             let limit: QueueLimit = api.post(&path(&queue, "set"), &SetQueueLimit { max_waiting }).await?;
             let most = max_waiting.map_or_else(|| "any number of".to_owned(), |max| format!("at most {max}"));
@@ -146,6 +148,18 @@ pub async fn run(command: QueueCommand, env: &ClusterEnv) -> anyhow::Result<Exit
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn list(api: &Api, json: bool) -> anyhow::Result<()> {
+    let QueueList { rows, unlisted, .. } = api.get(QUEUES.path, &()).await?;
+    QUEUES.print_rows(&rows, json)?;
+    let UnlistedQueues { queues, waiting } = unlisted;
+    if queues > 0 {
+        note!(
+            "and {queues} more that no worker has ever served, with {waiting} messages; a program that publishes may be making up names"
+        );
+    }
+    Ok(())
 }
 
 fn path(queue: &str, action: &str) -> String {

@@ -1,5 +1,6 @@
 //! How everything stands now (`/overview`, `/problems`), over time (`/series`) and as it changes (`/events`).
 
+use millpond::bus::operate::queues::UnlistedQueues;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -55,6 +56,8 @@ pub struct Totals {
     pub running: u64,
     /// Workers by state.
     pub workers: WorkerTotals,
+    /// Queues that no list names; what waits in them is counted above.
+    pub unlisted: UnlistedQueues,
 }
 
 /// Workers by state.

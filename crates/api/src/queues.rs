@@ -1,6 +1,7 @@
 //! Queues: rows of the list, pause, purge, limit and removal. What a purge answers is its record,
 //! [`PurgeRecord`](millpond::bus::operate::queues::PurgeRecord).
 
+use millpond::bus::operate::queues::UnlistedQueues;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 
@@ -27,6 +28,17 @@ pub struct QueueRow {
     pub oldest_ms: Option<i64>,
     /// Live workers that serve it.
     pub workers: u64,
+}
+
+/// The queues by name. Those without a worker so far are listed up to a bound; the others are counted.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct QueueList {
+    /// Those that are listed.
+    pub rows: Vec<QueueRow>,
+    /// Always null: the list has no pages.
+    pub next: Option<String>,
+    /// Queues in which something waits, that no worker has ever served, and that are not listed.
+    pub unlisted: UnlistedQueues,
 }
 
 /// How long to pause a queue.

@@ -13,7 +13,7 @@ use millpond_api::workers::WorkerState;
 use tokio::sync::watch;
 
 use crate::collect::Health;
-use crate::queues::{QueueStatus, Queues};
+use crate::queues::{QueueStatus, QueueStatuses, Queues};
 use crate::reconcile::Problems;
 use crate::store::{EndedPerStep, QueueSample, STEP_MS, Store};
 use crate::workers::Workers;
@@ -53,7 +53,7 @@ pub(crate) struct Polled {
     pub(crate) tick: Tick,
     /// The tick as JSON.
     pub(crate) json: String,
-    queues: Vec<QueueStatus>,
+    queues: QueueStatuses,
 }
 
 /// The poll before, of which rates are made: sums that only grow.
@@ -139,7 +139,7 @@ impl OverviewPoller {
             Ok(queues) => (queues, None),
             Err(error) => (self.last.borrow().queues.clone(), Some(error.to_string())),
         };
-        let rates = before.rates(&queues, ended.unwrap_or_default());
+        let rates = before.rates(&queues.listed, ended.unwrap_or_default());
         let [tasks, jobs, dead] = self.store.versions.now();
         let (workers, schedules) = (self.workers.version(), due.map_or(0, |due| due.last_seq));
         let counted = *self.counted.read().unwrap_or_else(PoisonError::into_inner);
@@ -157,14 +157,16 @@ impl OverviewPoller {
             problems: self.problems.rows(),
         };
         let versions = ListVersions { tasks, jobs, dead, workers, schedules };
-        let rows = queues.iter().map(QueueStatus::row).collect();
+        let rows = queues.listed.iter().map(QueueStatus::row).collect();
         let tick = Tick { at_ms, overview, queues: rows, rates, versions };
         Polled { json: serde_json::to_string(&tick).unwrap_or_default(), tick, queues }
     }
 
-    fn totals(&self, queues: &[QueueStatus], counted: StoreCounts) -> Totals {
-        let mut totals = Totals { retrying: counted.retrying, dead: counted.dead, ..Totals::default() };
-        for queue in queues {
+    fn totals(&self, queues: &QueueStatuses, counted: StoreCounts) -> Totals {
+        let StoreCounts { retrying, dead, .. } = counted;
+        let (unlisted, waiting) = (queues.unlisted, queues.unlisted.waiting);
+        let mut totals = Totals { retrying, dead, unlisted, waiting, ..Totals::default() };
+        for queue in &queues.listed {
             totals.waiting += queue.state.waiting;
             totals.held += queue.state.held;
             totals.scheduled += queue.state.scheduled;
@@ -184,7 +186,7 @@ impl OverviewPoller {
 
     /// Stores how the queues stand at the end of a step, and what came to each since the sample before.
     async fn sample(&self, step_ms: i64, polled: &Polled, before: &PollBefore, sampled: &mut BTreeMap<String, u64>) {
-        let samples = polled.queues.iter().map(|queue| {
+        let samples = polled.queues.listed.iter().map(|queue| {
             let arrived = before.arrived.get(&queue.state.queue).copied().unwrap_or(0);
             let last = sampled.insert(queue.state.queue.clone(), arrived);
             let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
@@ -196,6 +198,8 @@ impl OverviewPoller {
             }
         });
         let samples: Vec<QueueSample> = samples.collect();
+        // Those that are not listed any more begin anew.
+        sampled.retain(|queue, _| before.arrived.contains_key(queue));
         if let Err(error) = self.store.sample(step_ms, &samples).await {
             tracing::debug!(%error, "how the queues stand cannot be stored");
         }

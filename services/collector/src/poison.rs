@@ -98,7 +98,7 @@ async fn look(
     let swept = if lost { search.sweep(bus).await? } else { 0 };
     let queues = match queues {
         Some(queues) => queues,
-        None => Arc::new(bus.standing().await?),
+        None => Arc::new(bus.standing().await?.listed),
     };
     let found = search.search(bus, &queues, of_all).await?;
     Ok(swept + found + misaddressed.search(bus, &queues).await?)

@@ -5,9 +5,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use millpond::bus::Bus;
 use millpond::bus::error::BusError;
-use millpond::bus::operate::queues::QueueState;
+use millpond::bus::operate::queues::{AllQueues, QueueState, UnlistedQueues};
 use millpond::schedule::ScheduleRecord;
 use millpond_api::queues::QueueRow;
 use millpond_api::workers::WorkerState;
@@ -19,6 +20,9 @@ use crate::workers::Workers;
 
 /// How often it is checked which queues nobody uses, at the most.
 const CHECK_UNUSED_EVERY: Duration = Duration::from_secs(60);
+
+/// Queues whose oldest message is asked for at once.
+const OLDEST_ASKED_AT_ONCE: usize = 32;
 
 /// A queue that was used no longer ago is one that somebody pulls from.
 const PULLED_JUST_NOW_MS: u128 = 2000;
@@ -114,8 +118,17 @@ fn passed_ms(now_ms: i64, at_ms: i64) -> u128 {
     u128::try_from(now_ms.saturating_sub(at_ms)).unwrap_or(0)
 }
 
+/// How all queues stand.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct QueueStatuses {
+    /// Those that are listed, by name.
+    pub(crate) listed: Vec<QueueStatus>,
+    /// The others.
+    pub(crate) unlisted: UnlistedQueues,
+}
+
 /// The queues, and when the poll that found them began.
-type QueuesPolled = (Instant, Vec<QueueStatus>);
+type QueuesPolled = (Instant, QueueStatuses);
 
 /// Polls the queues. Cheap to clone.
 #[derive(Clone)]
@@ -141,7 +154,7 @@ impl Queues {
 
     /// All queues by name, as they are from now on: a poll that began before this call is not recent enough, one that began
     /// while others waited for it is.
-    pub(crate) async fn statuses(&self) -> Result<Vec<QueueStatus>, BusError> {
+    pub(crate) async fn statuses(&self) -> Result<QueueStatuses, BusError> {
         let requested = Instant::now();
         let mut polled = self.polled.lock().await;
         if let Some((began, statuses)) = &*polled
@@ -161,14 +174,19 @@ impl Queues {
     /// [`RemoveError`] says what it still has.
     pub(crate) async fn remove(&self, queue: &str) -> Result<(), RemoveError> {
         let schedules = self.bus.schedules().await?;
-        let found = self.statuses().await?.into_iter().find(|status| status.state.queue == queue);
+        let found = self.statuses().await?.listed.into_iter().find(|status| status.state.queue == queue);
         let reasons = match found {
             Some(status) => status.reasons(&schedules),
-            None if schedules.iter().any(|schedule| schedule.queue().as_deref() == Some(queue)) => {
-                let state = QueueState { queue: queue.to_owned(), ..QueueState::default() };
-                QueueStatus { state, oldest_ms: None, workers: 0 }.reasons(&schedules)
+            None => {
+                // Not listed; it may be one of those that are counted.
+                let waiting = self.bus.count_waiting(queue, u64::MAX).await?;
+                let state = QueueState { queue: queue.to_owned(), waiting, ..QueueState::default() };
+                let reasons = QueueStatus { state, oldest_ms: None, workers: 0 }.reasons(&schedules);
+                if reasons.is_empty() {
+                    return Err(RemoveError::NoSuchQueue { queue: queue.to_owned() });
+                }
+                reasons
             }
-            None => return Err(RemoveError::NoSuchQueue { queue: queue.to_owned() }),
         };
         if !reasons.is_empty() {
             return Err(RemoveError::InUse { queue: queue.to_owned(), reasons });
@@ -182,7 +200,7 @@ impl Queues {
         loop {
             tokio::time::sleep(CHECK_UNUSED_EVERY.min(keep / 4)).await;
             let Ok(statuses) = self.statuses().await else { continue };
-            if let Err(error) = self.remove_unused_once(&store, keep, &statuses).await {
+            if let Err(error) = self.remove_unused_once(&store, keep, &statuses.listed).await {
                 tracing::debug!(%error, "it is not known which queues are not used, will try again");
             }
         }
@@ -216,17 +234,22 @@ impl Queues {
         Ok(())
     }
 
-    async fn poll(&self) -> Result<Vec<QueueStatus>, BusError> {
+    async fn poll(&self) -> Result<QueueStatuses, BusError> {
         let mut serving: HashMap<String, u64> = HashMap::new();
         let live = self.workers.records().into_iter().filter(|(_, state)| *state == WorkerState::Live);
         for queue in live.flat_map(|(worker, _)| worker.queues) {
             *serving.entry(queue).or_default() += 1;
         }
-        let mut statuses = Vec::new();
-        for state in self.bus.queues_with_limits().await? {
-            let workers = serving.get(&state.queue).copied().unwrap_or(0);
-            statuses.push(QueueStatus { oldest_ms: self.bus.oldest_waiting(&state).await?, state, workers });
-        }
-        Ok(statuses)
+        let AllQueues { listed, unlisted } = self.bus.queues_with_limits().await?;
+        let statuses = listed.into_iter().map(|state| {
+            let (bus, workers) = (self.bus.clone(), serving.get(&state.queue).copied().unwrap_or(0));
+            async move {
+                let oldest_ms = bus.oldest_waiting(&state).await?;
+                Ok::<_, BusError>(QueueStatus { oldest_ms, state, workers })
+            }
+        });
+        let statuses: Vec<_> = statuses.collect();
+        let listed = stream::iter(statuses).buffered(OLDEST_ASKED_AT_ONCE).try_collect().await?;
+        Ok(QueueStatuses { listed, unlisted })
     }
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use millpond::bus::operate::queues::UnlistedQueues;
 use millpond_api::jobs::JobRow;
 use millpond_api::list::List;
 use millpond_api::overview::Problem;
-use millpond_api::queues::QueueRow;
+use millpond_api::queues::{QueueList, QueueRow};
 use millpond_api::workers::{WorkerRow, WorkerState};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,6 +26,8 @@ pub(super) struct ClusterSnapshot {
     pub(super) workers: Vec<WorkerRow>,
     /// Queues by name.
     pub(super) queues: Vec<QueueRow>,
+    /// Queues beyond these.
+    pub(super) unlisted: UnlistedQueues,
     /// Jobs, the newest first.
     pub(super) jobs: Vec<JobRow>,
     /// Problems, as the collector sees them.
@@ -39,11 +42,12 @@ pub(super) struct ClusterSnapshot {
 pub(super) async fn poll(api: &Api) -> anyhow::Result<ClusterSnapshot> {
     let (workers, queues, jobs, problems) = tokio::try_join!(
         page(api, "/api/v1/workers", &()),
-        page(api, "/api/v1/queues", &()),
+        api.get::<QueueList>("/api/v1/queues", &()),
         page(api, "/api/v1/jobs", &[("limit", JOBS_MAX)]),
         page(api, "/api/v1/problems", &())
     )?;
-    Ok(ClusterSnapshot { workers, queues, jobs, problems, at_ms: millpond::now_ms() })
+    let QueueList { rows: queues, unlisted, .. } = queues;
+    Ok(ClusterSnapshot { workers, queues, unlisted, jobs, problems, at_ms: millpond::now_ms() })
 }
 
 /// Polls after `wait`, and not for long.
@@ -195,6 +199,7 @@ impl Dashboard {
             }
             *totals.states.entry(worker.state).or_default() += 1;
         }
+        totals.waiting += snapshot.unlisted.waiting;
         for queue in &snapshot.queues {
             totals.waiting += queue.waiting;
             totals.held += queue.held;
@@ -227,7 +232,8 @@ pub(super) mod tests {
 
     pub(in crate::verbs::top) fn snapshot(workers: Vec<WorkerRow>, queues: Value, jobs: Value) -> ClusterSnapshot {
         let (queues, jobs) = (serde_json::from_value(queues).unwrap(), serde_json::from_value(jobs).unwrap());
-        ClusterSnapshot { workers, queues, jobs, problems: Vec::new(), at_ms: 0 }
+        let unlisted = UnlistedQueues::default();
+        ClusterSnapshot { workers, queues, unlisted, jobs, problems: Vec::new(), at_ms: 0 }
     }
 
     fn counted(heartbeat_ms: i64, done: u64, nonce: &str) -> ClusterSnapshot {

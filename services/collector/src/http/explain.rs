@@ -146,8 +146,8 @@ fn silent(app: &App, kind: &str, id: &str, worker: &str) -> Option<String> {
 
 /// Why no worker takes what waits.
 async fn waits(app: &App, queue: &str, kind: &str, ahead: Option<u64>) -> Result<Reason, ErrorAnswer> {
-    let queues = app.bus.queues().await.map_err(ErrorAnswer::bad_gateway)?;
-    if queues.iter().any(|q| q.queue == queue && q.paused) {
+    let queues = app.bus.standing().await.map_err(ErrorAnswer::bad_gateway)?;
+    if queues.listed.iter().any(|q| q.queue == queue && q.paused) {
         let sentence = format!("queue {queue} is paused; `millpond queue resume {queue}` goes on");
         return Ok((TaskState::Paused, sentence));
     }

@@ -40,7 +40,7 @@ pub(super) async fn measure(app: &App) {
     gauge!("millpond_cluster_messages_running").set(number(running));
     if let Ok(Ok(queues)) = tokio::time::timeout(QUEUES_WITHIN, app.queues.statuses()).await {
         let now = millpond::now_ms();
-        for row in queues {
+        for row in queues.listed {
             let queue = || [metrics::Label::new("queue", row.state.queue.clone())].to_vec();
             let age_ms = row.oldest_ms.map_or(0, |oldest| now - oldest);
             gauge!("millpond_queue_messages_waiting", queue()).set(number(row.state.waiting));

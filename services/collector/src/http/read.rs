@@ -11,7 +11,7 @@ use millpond_api::tasks::{TaskDetails, TaskIdQuery, TaskQuery, TaskRow};
 use millpond_api::workers::WorkerRow;
 
 use millpond_api::error::ErrorBody;
-use millpond_api::queues::QueueRow;
+use millpond_api::queues::QueueList;
 use millpond_api::schedules::ScheduleRow;
 use millpond_service::error_answer::ErrorAnswer;
 use millpond_service::request::{NoQuery, Paged, PathAndQuery, check_name, cursor};
@@ -165,16 +165,17 @@ pub(super) async fn dead_letter(
     one(found, "dead letter", |letter| (&letter.row.queue, &letter.row.kind))
 }
 
-/// List queues by name: those that workers have served, those where something waits for a first worker, and those with a
-/// limit.
-#[utoipa::path(get, path = "/queues", tag = "read", responses((status = 200, description = "All of them", body = List<QueueRow>,
-    example = json!({"rows": [{"queue": "default", "waiting": 12, "held": 8, "scheduled": 1, "paused": false, "max_waiting": null, "oldest_ms": 1_800_000_000_000_i64, "workers": 2}], "next": null}))))]
+/// List queues by name: those that workers have served, those with a limit, and those where something waits for a first worker:
+/// of these the 100 with most messages, the others are counted.
+#[utoipa::path(get, path = "/queues", tag = "read", responses((status = 200, description = "All of them", body = QueueList,
+    example = json!({"rows": [{"queue": "default", "waiting": 12, "held": 8, "scheduled": 1, "paused": false, "max_waiting": null, "oldest_ms": 1_800_000_000_000_i64, "workers": 2}], "next": null, "unlisted": {"queues": 0, "waiting": 0}}))))]
 pub(super) async fn queues(
     State(app): AppState,
     PathAndQuery((), NoQuery {}): PathAndQuery<(), NoQuery>,
-) -> Answer<List<QueueRow>> {
+) -> Answer<QueueList> {
     let statuses = app.queues.statuses().await.map_err(ErrorAnswer::bad_gateway)?;
-    Ok(Json(List::whole(statuses.iter().map(|status| status.row()).collect())))
+    let rows = statuses.listed.iter().map(|status| status.row()).collect();
+    Ok(Json(QueueList { rows, next: None, unlisted: statuses.unlisted }))
 }
 
 /// List schedules by name, as the server keeps them. Only clients change them.

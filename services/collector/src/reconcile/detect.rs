@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millpond::bus::operate::queues::QueueState;
+use millpond::bus::operate::queues::{QueueState, UnlistedQueues};
 use millpond::bus::read::outcomes::OutcomeReaderState;
 use millpond::bus::server_clock::ClockOff;
 use millpond::job::JobRecord;
@@ -33,6 +33,8 @@ pub(super) const OF_A_SNAPSHOT: [ProblemKind; 6] = [
     ProblemKind::BrokenKind,
     ProblemKind::NoProducer,
 ];
+/// What the problem of all queues that are not listed is about: no name of a queue.
+const UNLISTED: &str = "other queues";
 /// How far the clock of a machine may be off, in milliseconds.
 const CLOCK_OFF_MAX_MS: i64 = 2_000;
 
@@ -63,6 +65,7 @@ impl Detector {
             conditions.extend(orphaned(queue, seen));
             conditions.extend(stuck(queue, seen));
         }
+        conditions.extend(unlisted(seen));
         conditions.extend(unknown_kinds(seen));
         conditions.extend(broken_kinds(seen));
         conditions.extend(seen.durables.iter().filter_map(|(stream, state)| behind(stream, *state)));
@@ -112,6 +115,21 @@ fn no_worker(queue: &QueueState, seen: &BusSnapshot) -> Option<Condition> {
         after_ms: NO_WORKER_AFTER_MS,
         still: 0,
     })
+}
+
+/// Queues beyond those that are listed, as one.
+fn unlisted(seen: &BusSnapshot) -> Option<Condition> {
+    let UnlistedQueues { queues, waiting } = seen.unlisted;
+    if queues == 0 {
+        return None;
+    }
+    let sentence = format!(
+        "{} of {} that no worker has ever served, beyond those that are listed; a program that publishes may be making up names: `nats stream subjects TASKS` lists them, and `millpond secrets DIR --publish-queues NAMES` bounds what the role publisher may use",
+        counted(waiting, "message"),
+        counted(queues, "more queue"),
+    );
+    let what = UNLISTED.to_owned();
+    Some(Condition { kind: ProblemKind::NoWorker, what, sentence, after_ms: NO_WORKER_AFTER_MS, still: 0 })
 }
 
 /// Tasks with a time that nobody moves to where they wait for it.

@@ -26,7 +26,7 @@ fn queue(waiting: u64, held: u64, deliveries: u64) -> QueueState {
 
 fn seen(now_ms: i64, queues: &[QueueState], workers: &[(WorkerRecord, WorkerState)]) -> BusSnapshot {
     let (queues, workers) = (queues.to_vec(), workers.to_vec());
-    BusSnapshot { now_ms, durables: Vec::new(), queues, later: None, workers }
+    BusSnapshot { now_ms, durables: Vec::new(), queues, unlisted: UnlistedQueues::default(), later: None, workers }
 }
 
 /// What is found at these times, the same being seen each time.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use millpond::bus::Bus;
 use millpond::bus::error::BusError;
-use millpond::bus::operate::queues::QueueState;
+use millpond::bus::operate::queues::{AllQueues, QueueState, UnlistedQueues};
 use millpond::bus::read::later::StandingInLater;
 use millpond::bus::read::outcomes::{OutcomeReader, OutcomeReaderState, OutcomeStream};
 use millpond::bus::topology::stream_state;
@@ -45,6 +45,8 @@ pub(super) struct BusSnapshot {
     /// The collector's durables, by their streams.
     pub(super) durables: Vec<(&'static str, OutcomeReaderState)>,
     pub(super) queues: Vec<QueueState>,
+    /// Queues that no worker has served, beyond those that are listed.
+    pub(super) unlisted: UnlistedQueues,
     /// What lies in LATER: tasks that no producer service has moved to DUE.
     pub(super) later: Option<StandingInLater>,
     pub(super) workers: Vec<(WorkerRecord, WorkerState)>,
@@ -71,11 +73,11 @@ impl BusSnapshot {
         for ended in [OutcomeStream::Results, OutcomeStream::Dead] {
             durables.push((ended.stream(), OutcomeReader::new(context.bus.clone(), ended).state().await?));
         }
-        let queues = context.bus.standing().await?;
+        let AllQueues { listed: queues, unlisted } = context.bus.standing().await?;
         context.polls.send_replace(Arc::new(queues.clone()));
         let later = context.bus.standing_in_later(millpond::now_ms(), NO_PRODUCER_AFTER_MS).await?;
         let workers = context.workers.records();
-        Ok(Self { now_ms: millpond::now_ms(), durables, queues, later, workers })
+        Ok(Self { now_ms: millpond::now_ms(), durables, queues, unlisted, later, workers })
     }
 
     /// Messages that lie in a queue for a worker, or with one.

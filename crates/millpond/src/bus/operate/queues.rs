@@ -1,6 +1,7 @@
 //! Queues as an operator sees them: how much waits, pause and resume, purge. In the collector's role.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind};
@@ -17,11 +18,37 @@ use crate::bus::topology::stream_state;
 use crate::limits::LEASE_SETTLED_KEEP;
 use crate::wire::bounds::{self, Bounded};
 use crate::wire::streams::{BUCKET_PURGES, BUCKET_QUEUES, STREAM_DUE, STREAM_LATER, STREAM_TASKS, durable};
+use crate::wire::subject::check_token;
 
 /// How long a pause without an end lasts: the server wants a time.
 const PAUSE_FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Subjects of waiting retries that are counted at the most.
 const SCHEDULED_COUNTED_MAX: usize = 100_000;
+/// Queues without a worker so far that are listed, at the most: whoever may publish can make up names.
+const UNSERVED_LISTED_MAX: usize = 100;
+
+/// The queues of a cluster.
+#[derive(Debug, Clone, Default)]
+pub struct AllQueues {
+    /// By name: all that have a consumer, and of those that no worker has served yet the [`UNSERVED_LISTED_MAX`] in which most waits;
+    /// ahead of them those whose names are not allowed.
+    pub listed: Vec<QueueState>,
+    /// The others.
+    pub unlisted: UnlistedQueues,
+}
+
+/// Queues that are counted and not listed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct UnlistedQueues {
+    /// How many there are.
+    pub queues: u64,
+    /// Messages that wait in them.
+    pub waiting: u64,
+}
+
+/// What waits in a queue without consumers, in TASKS and in DUE.
+type Unserved = HashMap<String, [u64; 2]>;
 
 /// How a queue stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -147,6 +174,19 @@ impl QueueState {
     }
 }
 
+/// Those that are listed, and the sums of the others.
+fn listed(unserved: Unserved) -> (Vec<(String, [u64; 2])>, UnlistedQueues) {
+    let mut all: Vec<(String, [u64; 2])> = unserved.into_iter().collect();
+    let sum = |waiting: &[u64; 2]| waiting.iter().sum::<u64>();
+    // What lies in queues whose names are not allowed becomes dead letters, and must be found for that.
+    all.sort_by_cached_key(|(queue, waiting)| {
+        (check_token("queue", queue).is_ok(), Reverse(sum(waiting)), queue.clone())
+    });
+    let others = all.split_off(all.len().min(UNSERVED_LISTED_MAX));
+    let waiting = others.iter().map(|(_, waiting)| sum(waiting)).sum();
+    (all, UnlistedQueues { queues: others.len() as u64, waiting })
+}
+
 impl Bus {
     /// Removes a queue: its consumers, and its record. What is published to it afterwards waits until a worker makes it anew.
     ///
@@ -176,11 +216,11 @@ impl Bus {
         self.forget_consumer(queue).await
     }
 
-    /// All queues that have a consumer, and those where something waits for a first worker, by name.
+    /// All queues that have a consumer, and those where something waits for a first worker, as far as they are listed.
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
-    pub async fn queues(&self) -> Result<Vec<QueueState>, BusError> {
+    pub async fn queues(&self) -> Result<AllQueues, BusError> {
         let mut queues = self.standing().await?;
         for (stream, filter) in [(STREAM_LATER, "later.>"), (STREAM_DUE, "sched.>")] {
             let found = self.js.get_stream(stream).await.map_err(|e| BusError::new(stream, &e))?;
@@ -189,8 +229,8 @@ impl Bus {
             while let Some(Ok((subject, count))) = subjects.next().await {
                 let queue = subject.split('.').nth(1).unwrap_or_default();
                 // They are sorted by their names.
-                if let Ok(place) = queues.binary_search_by(|state| state.queue.as_str().cmp(queue))
-                    && let Some(state) = queues.get_mut(place)
+                if let Ok(place) = queues.listed.binary_search_by(|state| state.queue.as_str().cmp(queue))
+                    && let Some(state) = queues.listed.get_mut(place)
                 {
                     state.scheduled += count as u64;
                 }
@@ -203,8 +243,9 @@ impl Bus {
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
-    pub async fn standing(&self) -> Result<Vec<QueueState>, BusError> {
+    pub async fn standing(&self) -> Result<AllQueues, BusError> {
         let mut queues: BTreeMap<String, QueueState> = BTreeMap::new();
+        let mut unserved = Unserved::new();
         for (at, name) in [STREAM_TASKS, STREAM_DUE].into_iter().enumerate() {
             let stream = self.js.get_stream(name).await.map_err(|e| BusError::new(name, &e))?;
             let mut consumers = stream.consumers();
@@ -230,28 +271,30 @@ impl Bus {
                 state.paused_for_ms = state.paused_for_ms.max(left.filter(|_| info.paused));
             }
             if stream.cached_info().state.messages > served {
-                self.add_unserved(&mut queues, at, name).await?;
+                self.add_unserved(&mut unserved, at, name).await?;
+            }
+        }
+        unserved.retain(|queue, _| !queues.contains_key(queue));
+        let (listed, unlisted) = listed(unserved);
+        for (queue, waiting) in listed {
+            let state = queues.entry(queue).or_default();
+            for (at, waiting) in waiting.into_iter().enumerate() {
+                state.add(at, QueueInStream { waiting, ..QueueInStream::default() });
             }
         }
         for (queue, state) in &mut queues {
             queue.clone_into(&mut state.queue);
         }
-        Ok(queues.into_values().collect())
+        Ok(AllQueues { listed: queues.into_values().collect(), unlisted })
     }
 
-    /// What waits in queues that no worker has ever served.
-    async fn add_unserved(
-        &self,
-        queues: &mut BTreeMap<String, QueueState>,
-        at: usize,
-        stream: &str,
-    ) -> Result<(), BusError> {
+    /// What waits in each queue of a stream, of 100 000 subjects at the most.
+    async fn add_unserved(&self, unserved: &mut Unserved, at: usize, stream: &str) -> Result<(), BusError> {
         let filter = if stream == STREAM_DUE { "due.>" } else { "tasks.>" };
         for (subject, waiting) in self.subjects(stream, filter, 0).await?.state.subjects.unwrap_or_default() {
             let Some(queue) = subject.split('.').nth(1) else { continue };
-            let state = queues.entry(queue.to_owned()).or_default();
-            if state.consumers == 0 {
-                state.add(at, QueueInStream { waiting, ..QueueInStream::default() });
+            if let Some(of_stream) = unserved.entry(queue.to_owned()).or_default().get_mut(at) {
+                *of_stream += waiting;
             }
         }
         Ok(())
@@ -368,5 +411,23 @@ impl Bus {
         let stream = self.js.get_stream(name).await.map_err(|e| BusError::new(name, &e))?;
         let purged = stream.purge().filter(subject.to_owned()).sequence(up_to + 1).await;
         Ok(purged.map_err(|e| BusError::new(name, &e))?.purged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_names_are_counted_and_hide_nothing() {
+        let mut unserved: Unserved = (0..1000).map(|n| (format!("q{n:04}"), [1, 0])).collect();
+        unserved.insert("reports".to_owned(), [2, 3]);
+        unserved.insert("not allowed!".to_owned(), [0, 1]);
+        let (first, others) = listed(unserved);
+        let names: Vec<&str> = first.iter().map(|(queue, _)| queue.as_str()).collect();
+        assert_eq!((names.len(), &names[..3]), (UNSERVED_LISTED_MAX, &["not allowed!", "reports", "q0000"][..]));
+        assert_eq!(others, UnlistedQueues { queues: 902, waiting: 902 });
+        let (all, none) = listed([("only".to_owned(), [7, 0])].into());
+        assert_eq!((all.len(), none), (1, UnlistedQueues::default()));
     }
 }

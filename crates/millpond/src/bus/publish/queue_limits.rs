@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::bus::Bus;
 use crate::bus::error::BusError;
-use crate::bus::operate::queues::QueueState;
+use crate::bus::operate::queues::{AllQueues, QueueState};
 use crate::bus::read::buckets;
 use crate::wire::bounds::{self, Bounded};
 use crate::wire::decode::decode;
@@ -134,18 +134,22 @@ impl Bus {
     ///
     /// # Errors
     /// [`BusError`] when the server does not answer.
-    pub async fn queues_with_limits(&self) -> Result<Vec<QueueState>, BusError> {
+    pub async fn queues_with_limits(&self) -> Result<AllQueues, BusError> {
         let mut queues = self.queues().await?;
         for queue in self.keys(BUCKET_QUEUES).await? {
             let Some(QueueSettings { max_waiting: Some(max) }) = self.queue_settings(&queue).await else { continue };
-            if let Some(known) = queues.iter_mut().find(|known| known.queue == queue) {
+            if let Some(known) = queues.listed.iter_mut().find(|known| known.queue == queue) {
                 known.max_waiting = Some(max);
                 continue;
             }
             let waiting = self.count_waiting(&queue, u64::MAX).await?;
-            queues.push(QueueState { queue, waiting, max_waiting: Some(max), ..QueueState::default() });
+            if waiting > 0 && queues.unlisted.queues > 0 {
+                queues.unlisted.queues -= 1;
+                queues.unlisted.waiting = queues.unlisted.waiting.saturating_sub(waiting);
+            }
+            queues.listed.push(QueueState { queue, waiting, max_waiting: Some(max), ..QueueState::default() });
         }
-        queues.sort_by(|a, b| a.queue.cmp(&b.queue));
+        queues.listed.sort_by(|a, b| a.queue.cmp(&b.queue));
         Ok(queues)
     }
 }

@@ -158,8 +158,14 @@ impl Bus {
     }
 
     async fn find_held(&self, wanted: &Wanted<'_>, locations: &mut TaskLocations) -> Result<(), BusError> {
-        let mut queues: Vec<String> = self.queues().await?.into_iter().map(|q| q.queue).collect();
-        queues.retain(|q| wanted.queue.is_none_or(|wanted| wanted == q));
+        let queues = match wanted.queue {
+            Some(queue) => vec![queue.to_owned()],
+            // Where there is no consumer, nothing was given out.
+            None => {
+                let served = self.standing().await?.listed.into_iter().filter(|state| state.consumers > 0);
+                served.map(|state| state.queue).collect()
+            }
+        };
         for queue in queues {
             for original_id in [wanted.id, wanted.original_id] {
                 let query = OwnershipQuery {

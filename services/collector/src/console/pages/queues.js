@@ -5,6 +5,7 @@ import { askFor } from "../dialog.js";
 import { h } from "../dom.js";
 import { many, num, readSpan, span } from "../fmt.js";
 import { whole } from "../list.js";
+import { live } from "../live.js";
 import { table } from "../table.js";
 import { act, badge, command, empty, link, route, toast, when } from "../ui.js";
 
@@ -174,10 +175,21 @@ function columns(done) {
   ];
 }
 
+/** What is not listed, as one line. */
+function others() {
+  const { queues = 0, waiting = 0 } = live.tick?.overview?.totals?.unlisted ?? {};
+  if (!queues) return null;
+  return h(
+    "p.muted",
+    {},
+    `And ${many(queues, "more queue")} that no worker has ever served, with ${many(waiting, "message")}. A program that publishes may be making up names.`,
+  );
+}
+
 export function queuesPage(view) {
   const body = ({ rows, ask }) =>
     rows.length
-      ? table({ caption: "Queues", columns: columns(ask), rows, key: (row) => row.queue })
+      ? h("div", {}, table({ caption: "Queues", columns: columns(ask), rows, key: (row) => row.queue }), others())
       : empty(
           "There is no queue yet",
           h("p", {}, "A queue is there once something was published to it, or a worker serves it."),
