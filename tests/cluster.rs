@@ -123,7 +123,7 @@ async fn what_is_in_process_is_asked_again_until_it_is_stored() {
 
 /// The node dies that leads TASKS, while a job is published and run.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "`tests/long.sh cluster`: a `map` may still wait for results that it missed when the node died"]
+#[ignore = "`tests/long.sh cluster`: three nodes under load want a machine for themselves"]
 async fn the_leader_of_tasks_is_killed_under_load() {
     let _turn = only_busy_turn().await;
     let mut cluster = Cluster::start_three().await;
