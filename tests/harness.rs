@@ -330,11 +330,17 @@ impl Cluster {
 
     /// Starts one more collector; its process, and its API once it is ready.
     pub async fn another_collector(&self, more: &[(&str, &str)]) -> (Process, Api) {
+        let (process, url) = self.another_collector_url(more).await;
+        (process, Api::at(url, self.nats.secrets.token.clone()).unwrap())
+    }
+
+    /// The same; its process, and its address once it is ready.
+    pub async fn another_collector_url(&self, more: &[(&str, &str)]) -> (Process, String) {
         let http = free_port();
         let process = Self::spawn_collector(&self.nats, self.dir.path(), http, more);
         let url = format!("http://127.0.0.1:{http}");
         is_ready(&url).await;
-        (process, Api::at(url, self.nats.secrets.token.clone()).unwrap())
+        (process, url)
     }
 
     /// Ends the collector, and has this program run it in a surrounding of its own.

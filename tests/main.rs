@@ -12,6 +12,7 @@
     reason = "tests"
 )]
 
+mod addresses;
 mod attacks;
 mod bad_input;
 mod batches;

@@ -97,10 +97,16 @@ impl Server {
 pub fn database(server: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let name = format!("test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let mut psql = Command::new(program("psql").expect("psql comes with Postgres"));
-    let made = psql.arg(server).args(["-c", &format!("CREATE DATABASE {name}")]).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    asked(server, &format!("CREATE DATABASE {name}"));
     format!("{}/{name}", server.rsplit_once('/').unwrap().0)
+}
+
+/// What Postgres answers to a statement: values alone, a row a line.
+pub fn asked(url: &str, statement: &str) -> String {
+    let mut psql = Command::new(program("psql").expect("psql comes with Postgres"));
+    let answer = psql.arg(url).args(["-qtAX", "-c", statement]).output().unwrap();
+    assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+    String::from_utf8(answer.stdout).unwrap().trim().to_owned()
 }
 
 impl Drop for Server {

@@ -3,15 +3,19 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use millpond::bus::publish::RetryDeadline;
 use millpond::client::NewTask;
 use millpond_api::jobs::{JobRow, JobStatus};
 use millpond_cli::api::Api;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Cluster, PATIENCE, until};
-use crate::postgres::{Server, database};
+use crate::harness::{Cluster, PATIENCE, Process, until};
+use crate::postgres::{Server, asked, database};
 
 /// Where the collector has its store.
 const STORE: &str = "MILLPOND_COLLECTOR_STORE";
@@ -89,6 +93,66 @@ async fn what_one_collector_cancels_the_other_knows() {
         })
         .await;
     }
+}
+
+/// Stops a collector while it holds the lock of the writers; it is known by its user of Postgres.
+async fn stop_with_the_lock(collector: &Process, url: &str, user: &str) {
+    let holds = format!(
+        "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted AND
+         usename = '{user}' AND state = 'idle in transaction'"
+    );
+    until("stop with the lock", PATIENCE, async || {
+        collector.signal(Signal::SIGSTOP);
+        if asked(url, &holds) == "1" {
+            return Some(());
+        }
+        collector.signal(Signal::SIGCONT);
+        None
+    })
+    .await;
+}
+
+/// How many ends a store has.
+fn stored(url: &str) -> u64 {
+    asked(url, "SELECT count(*) FROM tasks").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_is_stopped_with_the_lock_stops_the_other_for_ten_seconds_at_most() {
+    let Some(postgres) = Server::start() else { return };
+    let url = database(&postgres.url());
+    asked(&url, "CREATE ROLE hung SUPERUSER LOGIN");
+    let mut cluster = Cluster::start().await;
+    cluster.restart_collector_with(&[(STORE, &url)]);
+    crate::harness::is_ready(&cluster.collector_url()).await;
+    let (hung, _api) = cluster.another_collector(&[(STORE, &url.replace("millpond@", "hung@"))]).await;
+    let _worker = cluster.worker("w1", &[], None);
+    // There is always something to write.
+    let (client, stop, mut publishing) = (cluster.client.clone(), CancellationToken::new(), JoinSet::new());
+    let stopped = stop.clone();
+    publishing.spawn(async move {
+        let mut published = 0;
+        while !stopped.is_cancelled() {
+            client.submit(&crate::harness::task("square", "7"), RetryDeadline::Unlimited).await.unwrap();
+            published += 1;
+        }
+        published
+    });
+    stop_with_the_lock(&hung, &url, "hung").await;
+    let (since, before) = (Instant::now(), stored(&url));
+    until("further ends in the store", Duration::from_secs(10), async || (stored(&url) > before).then_some(())).await;
+    println!("the other one was stopped for {:?}", since.elapsed());
+    hung.signal(Signal::SIGCONT);
+    stop.cancel();
+    let mut published = publishing.join_next().await.unwrap().unwrap();
+    until("all ends in the store", PATIENCE, async || (stored(&url) == published).then_some(())).await;
+    let distinct = "SELECT count(DISTINCT id), sum(done), min(result), max(result) FROM tasks";
+    assert_eq!(asked(&url, distinct), format!("{published}|{published}|49|49"), "each end is stored once");
+    // The one that hung writes again, now alone.
+    cluster.collector.kill9();
+    cluster.client.submit(&crate::harness::task("square", "7"), RetryDeadline::Unlimited).await.unwrap();
+    published += 1;
+    until("one more end in the store", PATIENCE, async || (stored(&url) == published).then_some(())).await;
 }
 
 /// The collector's store on a small file system of its own; the folder, as it is seen from here.

@@ -15,6 +15,7 @@ use millpond::schedule::ScheduleError;
 use millpond::task::TaskIdError;
 use millpond::wire::subject::SubjectError;
 
+use crate::addresses::AddressError;
 use crate::api::CollectorError;
 use crate::cluster_env::{ConnectionDiedError, NoClusterError};
 use crate::output::StandardOutputError;
@@ -90,6 +91,7 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// The code of one of the causes of an error; none when another cause, or nothing, tells it.
 fn of_cause(cause: &(dyn Error + 'static)) -> Option<u8> {
     if cause.is::<UsageError>()
+        || cause.is::<AddressError>()
         || cause.is::<clap::Error>()
         || cause.is::<SubjectError>()
         || cause.is::<TaskIdError>()

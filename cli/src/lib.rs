@@ -4,6 +4,7 @@
 #[macro_use]
 mod output;
 
+mod addresses;
 pub mod api;
 mod cluster_env;
 pub mod credentials;

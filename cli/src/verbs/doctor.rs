@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use millpond::bus::error::BusError;
 use millpond::bus::read::inspect::{self, StreamFacts};
-use millpond::bus::{Bus, Role};
+use millpond::bus::{Bus, Role, without_password};
 use millpond::client::{Client, ScheduleChangeError};
 use millpond::config::{ConnectArgs, ConnectSettings};
 use millpond_api::error::ErrorBody;
@@ -17,8 +17,8 @@ use millpond_api::workers::WorkerState;
 use serde_json::json;
 
 use super::worker::list::list;
-use crate::api::Api;
-use crate::cluster_env::{CLIENT_NATS_URL, COLLECTOR_URL, ClusterEnv};
+use crate::api::{Api, root};
+use crate::cluster_env::{CLIENT_NATS_URL, COLLECTOR_URL, ClusterEnv, TOKEN};
 use crate::exit;
 use crate::output::{json_line, output};
 
@@ -120,7 +120,7 @@ async fn nats(findings: &mut Findings, env: &ClusterEnv, access: ConnectSettings
     };
     let facts = inspect::server(&bus).await;
     let (version, bytes_max) = (&facts.version, facts.max_payload);
-    let address = millpond::bus::without_password(&url);
+    let address = without_password(&url);
     findings.ok("nats", format!("nats-server {version} at {address}, messages up to {bytes_max} bytes"));
     // Versions before 2.14 are refused when the bus connects.
     match version.starts_with("2.14") {
@@ -203,27 +203,26 @@ async fn schedules(findings: &mut Findings, bus: &Bus) {
 }
 
 async fn collector(findings: &mut Findings, env: &ClusterEnv) {
-    let (Some(url), Ok(api)) = (env.get(COLLECTOR_URL), Api::new(env)) else {
-        let advice =
-            "set MILLPOND_COLLECTOR_URL and MILLPOND_TOKEN; without a collector nothing that ended can be read";
-        return findings.fail("collector", "its URL or token is not known", advice);
+    let api = match Api::new(env) {
+        Ok(api) => api,
+        Err(_) if env.get(COLLECTOR_URL).is_none() || env.get(TOKEN).is_none() => {
+            let advice =
+                "set MILLPOND_COLLECTOR_URL and MILLPOND_TOKEN; without a collector nothing that ended can be read";
+            return findings.fail("collector", "its URL or token is not known", advice);
+        }
+        Err(error) => return findings.fail("collector", format!("{error:#}"), "correct the setting"),
     };
     let workers = match list(&api).await {
         Ok(workers) => workers,
         Err(error) => {
-            let seen = format!("the collector at {url}: {error:#}");
             let advice = "start it (`millpond collector run`), or correct its URL and token";
-            return findings.fail("collector", seen, advice);
+            return findings.fail("collector", format!("{error:#}"), advice);
         }
     };
-    match reqwest::get(format!("{url}/readyz")).await {
-        Ok(ready) if ready.status().is_success() => findings.ok("collector", format!("{url} is ready")),
-        Ok(refusal) => {
-            let reason =
-                refusal.json::<ErrorBody>().await.map_or_else(|_| "is not ready".to_owned(), |body| body.error);
-            findings.fail("collector", reason, "the collector's log has the reason");
-        }
-        Err(error) => findings.fail("collector", error.to_string(), "start it again"),
+    let mut metrics = None;
+    for url in api.addresses().all() {
+        collector_at(findings, &api, url).await;
+        metrics = metrics.or(api.answer_of(url, "/metrics").await.ok());
     }
     let problems = api.all::<Problem>("/api/v1/problems", &()).await.unwrap_or_default();
     for problem in problems.into_iter().filter(|problem| !problem.mended) {
@@ -241,8 +240,8 @@ async fn collector(findings: &mut Findings, env: &ClusterEnv) {
     } else {
         findings.ok("workers", format!("{} live: {}", live.len(), live.join(" ")));
     }
-    let Ok(metrics) = reqwest::get(format!("{url}/metrics")).await else { return };
-    let metrics = metrics.text().await.unwrap_or_default();
+    let Some((_, metrics)) = metrics else { return };
+    let metrics = String::from_utf8_lossy(&metrics);
     let gauges = metrics.lines().filter(|line| line.starts_with("millpond_messages_behind"));
     let gauges: Vec<f64> = gauges.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
     if gauges.is_empty() {
@@ -255,5 +254,22 @@ async fn collector(findings: &mut Findings, env: &ClusterEnv) {
         findings.ok("lag", seen);
     } else {
         findings.warn("lag", seen, "give the collector a faster disk or more CPU");
+    }
+}
+
+/// Whether one of the collectors is ready. That it is gone is no more than a warning: another one has answered.
+async fn collector_at(findings: &mut Findings, api: &Api, url: &str) {
+    let name = without_password(url);
+    match api.answer_of(url, "/readyz").await {
+        Ok((status, _)) if status.is_success() => findings.ok("collector", format!("{name} is ready")),
+        Ok((_, body)) => {
+            let reason = serde_json::from_slice::<ErrorBody>(&body)
+                .map_or_else(|_| "is not ready".to_owned(), |body| body.error);
+            findings.fail("collector", format!("{name}: {reason}"), "the collector's log has the reason");
+        }
+        Err(error) => {
+            let seen = format!("{name} does not answer: {}", root(&error));
+            findings.warn("collector", seen, "start it again, or take it out of MILLPOND_COLLECTOR_URL");
+        }
     }
 }

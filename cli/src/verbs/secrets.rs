@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use super::task_args;
+use crate::addresses::{AddressError, Addresses};
 use crate::credentials::{Credentials, PIPELINE};
 use crate::{cluster_env, nats_config, private_file};
 
@@ -21,11 +22,11 @@ pub struct SecretsArgs {
     /// Host and port at which the services reach NATS; separate several by commas.
     #[arg(long, default_value = "nats:4222", value_delimiter = ',')]
     nats: Vec<String>,
-    /// URL at which the command line reaches the producer.
-    #[arg(long, default_value = "http://producer:7610")]
+    /// URL at which your programs reach the producer; several with commas.
+    #[arg(long, default_value = "http://producer:7610", value_parser = addresses)]
     producer: String,
-    /// URL at which the command line reaches the collector.
-    #[arg(long, default_value = "http://collector:7611")]
+    /// URL at which the command line reaches the collector; several with commas.
+    #[arg(long, default_value = "http://collector:7611", value_parser = addresses)]
     collector: String,
     /// Host and port of the Postgres that collectors share.
     #[arg(long, default_value = "postgres:5432")]
@@ -36,6 +37,10 @@ pub struct SecretsArgs {
     /// Whether NATS is one server or a cluster.
     #[arg(long, value_enum, default_value_t = ServerKind::Single)]
     server: ServerKind,
+}
+
+fn addresses(text: &str) -> Result<String, AddressError> {
+    Addresses::parse(text).map(|_| text.to_owned())
 }
 
 /// How many NATS servers there are.

@@ -58,7 +58,10 @@ pub(super) async fn poll_after(api: &Api, wait: Duration) -> anyhow::Result<Clus
     tokio::time::sleep(wait).await;
     match tokio::time::timeout(POLL_WITHIN, poll(api)).await {
         Ok(polled) => polled,
-        Err(_) => bail!("the collector takes longer than {} s to answer", POLL_WITHIN.as_secs()),
+        Err(_) => {
+            api.addresses().prefer_next();
+            bail!("the collector takes longer than {} s to answer", POLL_WITHIN.as_secs())
+        }
     }
 }
 

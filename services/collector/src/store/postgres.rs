@@ -1,5 +1,6 @@
 //! The store in Postgres: several collectors may share it. One transaction writes at a time (an advisory lock), so that
-//! the rules of `merge` hold as they do for one writer; the others hear of each commit. Only what is Postgres' own.
+//! the rules of `merge` hold as they do for one writer; the others hear of each commit. The lock is part of the transaction:
+//! a collector that hangs loses both at once, and can write nothing when it goes on. Only what is Postgres' own.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -11,7 +12,7 @@ use anyhow::Context;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgRow, Postgres};
 use sqlx::{AssertSqlSafe, Column, ConnectOptions, Row as _, TypeInfo};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::error::Result;
 use super::migrations::{PostgresMigrations, migrator};
@@ -21,9 +22,12 @@ use super::sql::{Cell, Database, Insert, Row, Sql, Transaction, Type, Value};
 const CONNECTIONS_MAX: u32 = 8;
 /// How long one waits for a connection.
 const ACQUIRE_WAIT: Duration = Duration::from_secs(10);
-/// How long a writer waits for the lock, and how long a transaction may stand idle. A writer that waits longer gives up and
-/// tries again; one that hangs stops the others no longer than this.
-const WRITER_WAIT: &str = "60s";
+/// How long a writer waits for its turn among those of its collector, and how long for the lock among the collectors. One that
+/// waits longer gives up and tries again.
+const WRITER_WAIT: Duration = Duration::from_secs(60);
+/// How long the server waits for the next statement of a transaction, and for a client to take what it is sent; then it ends
+/// the session, and a collector that hangs stops the others no longer. A collector takes milliseconds, and tries again.
+const SILENT_MAX: &str = "4s";
 /// Rows that are fetched at once where the end is not known.
 const FETCH_ROWS: usize = 256;
 /// The advisory lock of the writers: the first eight letters of the name.
@@ -45,6 +49,9 @@ const TABLES: [(&str, &str, u64); 3] = [
 /// The database.
 pub(super) struct PostgresDatabase {
     pool: PgPool,
+    /// One of a collector's writers has its turn at a time. Were there several in line for the lock, each of them would get
+    /// it while the collector hangs, and keep it for as long as one may.
+    turn: Arc<Mutex<()>>,
     listener: Mutex<Option<PgListener>>,
 }
 
@@ -53,11 +60,13 @@ impl PostgresDatabase {
     pub(super) async fn open(url: &str) -> anyhow::Result<Self> {
         let options = PgConnectOptions::from_str(url)
             .context("the store's url cannot be read: postgres://user:password@host:5432/database")?;
+        let lock_timeout = format!("{}s", WRITER_WAIT.as_secs());
         // A plan that was made while the tables were small would be kept, and read them whole when they are large.
         let options = options.options([
             ("plan_cache_mode", "force_custom_plan"),
-            ("lock_timeout", WRITER_WAIT),
-            ("idle_in_transaction_session_timeout", WRITER_WAIT),
+            ("lock_timeout", lock_timeout.as_str()),
+            ("idle_in_transaction_session_timeout", SILENT_MAX),
+            ("tcp_user_timeout", SILENT_MAX),
         ]);
         let options = options.application_name("millpond-collector").disable_statement_logging();
         let pool = PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(ACQUIRE_WAIT);
@@ -67,7 +76,7 @@ impl PostgresDatabase {
             .context("cannot connect to the store (--store, MILLPOND_COLLECTOR_STORE)")?;
         let migrated = migrator::<PostgresMigrations>()?.run(&pool).await;
         migrated.context("the store's tables cannot be brought up to date")?;
-        Ok(Self { pool, listener: Mutex::default() })
+        Ok(Self { pool, turn: Arc::default(), listener: Mutex::default() })
     }
 }
 
@@ -156,9 +165,11 @@ impl Database for PostgresDatabase {
 
     fn begin(&self) -> BoxFuture<'_, Result<Box<dyn Transaction>>> {
         Box::pin(async move {
+            let turn = tokio::time::timeout(WRITER_WAIT, self.turn.clone().lock_owned()).await;
+            let turn = turn.map_err(|_| sqlx::Error::PoolTimedOut)?;
             let mut transaction = self.pool.begin().await?;
             query(Sql::new("SELECT pg_advisory_xact_lock(?)").bind(WRITER_LOCK)).execute(&mut *transaction).await?;
-            Ok(Box::new(PostgresTransaction(transaction)) as Box<dyn Transaction>)
+            Ok(Box::new(PostgresTransaction { open: transaction, _turn: turn }) as Box<dyn Transaction>)
         })
     }
 
@@ -247,7 +258,10 @@ impl Database for PostgresDatabase {
     }
 }
 
-struct PostgresTransaction(sqlx::Transaction<'static, Postgres>);
+struct PostgresTransaction {
+    open: sqlx::Transaction<'static, Postgres>,
+    _turn: OwnedMutexGuard<()>,
+}
 
 /// The rows by column, as arrays: one short statement for any number of rows.
 async fn insert_some(
@@ -283,11 +297,11 @@ fn text_of(value: Option<&Value<'_>>) -> Option<String> {
 
 impl Transaction for PostgresTransaction {
     fn run<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, Result<u64>> {
-        Box::pin(async move { Ok(query(sql).execute(&mut *self.0).await?.rows_affected()) })
+        Box::pin(async move { Ok(query(sql).execute(&mut *self.open).await?.rows_affected()) })
     }
 
     fn rows<'a>(&'a mut self, sql: Sql<'a>) -> BoxFuture<'a, Result<Vec<Row>>> {
-        Box::pin(async move { Ok(rows(&query(sql).fetch_all(&mut *self.0).await?)?) })
+        Box::pin(async move { Ok(rows(&query(sql).fetch_all(&mut *self.open).await?)?) })
     }
 
     fn insert<'a>(&'a mut self, insert: Insert<'a>) -> BoxFuture<'a, Result<u64>> {
@@ -313,13 +327,15 @@ impl Transaction for PostgresTransaction {
             for (at, row) in insert.rows.iter().enumerate() {
                 let key: Vec<&Value<'_>> = insert.key.iter().filter_map(|column| row.get(*column)).collect();
                 if !keys.insert(key.clone()) {
-                    changed += insert_some(&mut self.0, &insert, &text, insert.rows.get(start..at).unwrap_or_default())
-                        .await?;
+                    changed +=
+                        insert_some(&mut self.open, &insert, &text, insert.rows.get(start..at).unwrap_or_default())
+                            .await?;
                     keys = HashSet::from([key]);
                     start = at;
                 }
             }
-            changed += insert_some(&mut self.0, &insert, &text, insert.rows.get(start..).unwrap_or_default()).await?;
+            changed +=
+                insert_some(&mut self.open, &insert, &text, insert.rows.get(start..).unwrap_or_default()).await?;
             Ok(changed)
         })
     }
@@ -327,8 +343,8 @@ impl Transaction for PostgresTransaction {
     fn commit(mut self: Box<Self>) -> BoxFuture<'static, Result<()>> {
         Box::pin(async move {
             // Heard by all with the commit, by this collector too.
-            sqlx::query(AssertSqlSafe(format!("NOTIFY {CHANNEL}"))).execute(&mut *self.0).await?;
-            Ok(self.0.commit().await?)
+            sqlx::query(AssertSqlSafe(format!("NOTIFY {CHANNEL}"))).execute(&mut *self.open).await?;
+            Ok(self.open.commit().await?)
         })
     }
 }

@@ -20,6 +20,7 @@ mod before;
 mod cancelled;
 mod edges;
 mod history;
+mod hung;
 #[path = "../../../../tests/postgres.rs"]
 mod postgres;
 mod replays;
