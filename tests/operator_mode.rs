@@ -174,7 +174,7 @@ async fn a_cluster_by_credentials_alone() {
     }
     // A program in Rust; a user that the URL names is not sent.
     let args = ConnectArgs { nats_creds: Some(nats.creds("client").into()), ..ConnectArgs::from_env().unwrap() };
-    let url = nats.url().replace("127", "somebody:secret@127");
+    let url = nats.url().replacen("127.0.0.1", "somebody:secret@127.0.0.1", 1);
     let client = Client::connect_with(&url, "program", args.check().unwrap()).await.unwrap();
     let id = client.submit(&task("square", "5"), RetryDeadline::Within(PATIENCE)).await.unwrap().id;
     until("the result", PATIENCE, async || {
