@@ -64,7 +64,7 @@ impl Addresses {
         self.answered.store(place, Ordering::Relaxed);
     }
 
-    /// Whoever answered last takes too long: the next request goes to the one behind it first.
+    /// The address that answered last takes too long: the next request goes to the one behind it first.
     pub(crate) fn prefer_next(&self) {
         self.answered.fetch_add(1, Ordering::Relaxed);
     }

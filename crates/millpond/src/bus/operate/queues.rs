@@ -24,7 +24,7 @@ use crate::wire::subject::check_token;
 const PAUSE_FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Subjects of waiting retries that are counted at the most.
 const SCHEDULED_COUNTED_MAX: usize = 100_000;
-/// Queues without a worker so far that are listed, at the most: whoever may publish can make up names.
+/// Queues without a worker so far that are listed, at the most: a program that publishes can make up names.
 const UNSERVED_LISTED_MAX: usize = 100;
 
 /// The queues of a cluster.

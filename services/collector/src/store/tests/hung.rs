@@ -50,7 +50,7 @@ async fn one_that_hangs_with_the_lock_stops_the_other_for_ten_seconds_at_most_an
     transaction.commit().await.unwrap();
     println!("the other one waited for {waited:?}");
 
-    // It goes on, and is told that the lock is no longer its own.
+    // It goes on, and Postgres refuses its next statement: the lock is no longer its own.
     assert!(note(&mut *held, "too late").await.is_err());
     assert!(held.commit().await.is_err());
     waiting.shutdown().await;
