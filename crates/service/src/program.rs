@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use millpond::visible::visible;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::settings::ServiceArgs;
@@ -47,7 +48,7 @@ pub trait Service: Args {
     fn execute(self, command: Self::Command) -> anyhow::Result<()>;
 
     /// Checks the settings and runs the service until `shutdown`.
-    fn run(self, shutdown: CancellationToken) -> impl Future<Output = anyhow::Result<()>>;
+    fn run(self, shutdown: CancellationToken) -> impl Future<Output = anyhow::Result<()>> + Send + 'static;
 }
 
 /// A service that has no further commands.
@@ -100,7 +101,7 @@ pub fn main<S: Service>() -> ExitCode {
 
 /// The same for a program that runs the service in its own way.
 #[must_use]
-pub fn main_with<S: Service, F: Future<Output = anyhow::Result<()>>>(
+pub fn main_with<S: Service, F: Future<Output = anyhow::Result<()>> + Send + 'static>(
     run: impl FnOnce(S, CancellationToken) -> F,
 ) -> ExitCode {
     match start(parse::<S>(std::env::args_os()), run) {
@@ -118,7 +119,7 @@ fn parse<S: Service>(typed: impl IntoIterator<Item = OsString>) -> Program<S> {
     program.unwrap_or_else(|error| error.format(&mut command).exit())
 }
 
-fn start<S: Service, F: Future<Output = anyhow::Result<()>>>(
+fn start<S: Service, F: Future<Output = anyhow::Result<()>> + Send + 'static>(
     program: Program<S>,
     run: impl FnOnce(S, CancellationToken) -> F,
 ) -> anyhow::Result<ExitCode> {
@@ -131,7 +132,10 @@ fn start<S: Service, F: Future<Output = anyhow::Result<()>>>(
             let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
             let result = runtime.block_on(async {
                 let shutdown = millpond::shutdown::on_signal().context("cannot listen for signals")?;
-                run(config, shutdown).await
+                // A task of its own: on the thread that waits in `block_on`, each wake-up would cost a system call.
+                let mut service = JoinSet::new();
+                service.spawn(run(config, shutdown));
+                service.join_next().await.context("the service was not started")??
             });
             runtime.shutdown_timeout(THREADS_END_WITHIN);
             if let Err(error) = &result {

@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use millpond::bus::Bus;
-use millpond::bus::publish::result_batch::ResultBatcher;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +15,7 @@ use crate::announced_kinds::AnnouncedKinds;
 use crate::cancellations::Cancellations;
 use crate::config::Settings;
 use crate::handlers::Handlers;
+use crate::outbox::result_batches::ResultBatches;
 use crate::prepare::payload_files::PayloadFiles;
 use crate::prepare::payloads::PayloadFetcher;
 use crate::report::failure_log::FailureLog;
@@ -28,7 +28,7 @@ use crate::supervisor::{Children, Supervisor};
 pub(crate) struct WorkerContext {
     pub(crate) bus: Bus,
     /// Publishes outcomes, several in one message.
-    pub(crate) batcher: ResultBatcher,
+    pub(crate) batches: ResultBatches,
     /// The worker's name.
     pub(crate) worker: String,
     pub(crate) handlers: Handlers,
@@ -86,7 +86,7 @@ impl WorkerContext {
         background.spawn(supervisor.clone().watch());
         let context = Arc::new(Self {
             bus: bus.clone(),
-            batcher: ResultBatcher::new(bus, &settings.name, nonce),
+            batches: ResultBatches::new(bus, &settings.name, nonce),
             worker: settings.name.clone(),
             stats: Stats::new(handlers.keys()),
             failures: FailureLog::new(handlers.keys()),

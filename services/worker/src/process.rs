@@ -1,6 +1,7 @@
 //! One lease from its delivery to its end, stage by stage: admit, prepare, run, settle. A task that must not run, or
 //! cannot run now, leaves this sequence early and is turned away. The order of effects is that of docs/protocol.md, and only
-//! `outbox/` has it. The checks in `admit/` await nothing on a first delivery. Another path can therefore reuse both.
+//! `outbox/` has it. A first delivery to a fast handler awaits nothing before its outcome is handed over: `run_loop/first_poll.rs`
+//! polls such a task where it was taken.
 
 use std::sync::Arc;
 

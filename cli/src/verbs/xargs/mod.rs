@@ -179,7 +179,7 @@ async fn follow(
             () = interrupt.pressed() => {
                 report.flush()?;
                 let ended = if args.unordered { None } else { Some(report.ended()) };
-                cancel(env, &run, ended).await;
+                cancel(env, &run.job(), run.stored(), ended).await;
                 return Ok(exit::INTERRUPTED.into());
             }
             item = run.next() => item,
@@ -213,8 +213,7 @@ async fn follow(
 
 /// Cancels the commands after Ctrl-C, where that can be done from here, and prints which have ended. With `ended` they have
 /// ended in order.
-async fn cancel(env: &ClusterEnv, run: &MapRun, ended: Option<u64>) {
-    let job = run.job();
+async fn cancel(env: &ClusterEnv, job: &str, stored: u64, ended: Option<u64>) {
     let which = match ended {
         Some(0) => "none of its commands has ended".to_owned(),
         Some(ended) => format!("its first {ended} commands have ended"),
@@ -230,9 +229,8 @@ async fn cancel(env: &ClusterEnv, run: &MapRun, ended: Option<u64>) {
              on, give the lines of the others to a new xargs"
         ),
         Err(error) => note!(
-            "millpond: interrupted, but job {job} could not be cancelled ({error:#}): {which}, and the {} that are stored run on. \
-             `millpond job cancel {job}` stops them, `millpond job wait {job}` waits for them",
-            run.stored()
+            "millpond: interrupted, but job {job} could not be cancelled ({error:#}): {which}, and the {stored} that are stored run on. \
+             `millpond job cancel {job}` stops them, `millpond job wait {job}` waits for them"
         ),
     }
 }

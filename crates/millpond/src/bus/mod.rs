@@ -29,13 +29,14 @@ use async_nats::{ClientError, ConnectOptions, Event, ServerAddr};
 use tokio::sync::{Semaphore, watch};
 
 use crate::config::{ConnectSettings, Place};
-use crate::limits::{PUBLISH_WINDOW, SERVER_PAYLOAD_BYTES_MAX};
+use crate::limits::SERVER_PAYLOAD_BYTES_MAX;
 use crate::signature::Signer;
 use crate::wire::header_names;
 use crate::wire::headers::Headers;
 use crate::wire::number::WireMismatch;
 
 use error::describe;
+use publish::acks::PublishAcks;
 use read::job_results::{CATCH_UPS_MAX, READERS_MAX};
 pub(crate) use subscription::Subscription;
 use wait_log::{Reconnects, WaitLog, is_refusal};
@@ -43,8 +44,8 @@ use wire_check::WireCheck;
 
 /// How long the client may take to report a new connection.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(1);
-/// How long a publish waits for its ack before it is sent again with the same id.
-const PUBLISH_ACK_WAIT: Duration = Duration::from_secs(5);
+/// How long a request to the server waits for its answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// A NATS user with its own permissions and inboxes (deploy/nats/roles.conf).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +183,7 @@ pub struct Bus {
     /// It is being closed on purpose: then its end is no failure.
     closing: Arc<AtomicBool>,
     wire: Arc<WireCheck>,
+    acks: Arc<PublishAcks>,
     /// A permit for each consumer on RESULTS that reads a large job.
     readers: Arc<Semaphore>,
     /// A permit for each that looks for what was missed.
@@ -239,16 +241,30 @@ impl Bus {
         // The client reports the connection a moment later: nobody must take that for a loss and a return.
         let mut first = connection.clone();
         let _ = tokio::time::timeout(CONNECTED_WITHIN, first.wait_for(|connection| connection.changes > 0)).await;
-        let js = jetstream::context::ContextBuilder::new()
-            .timeout(PUBLISH_ACK_WAIT)
-            .max_ack_inflight(PUBLISH_WINDOW * 8)
-            .backpressure_on_inflight(true)
-            .build(client.clone());
+        let js = jetstream::context::ContextBuilder::new().timeout(ANSWER_WITHIN).build(client.clone());
         let wire = Arc::new(WireCheck::start((&client, &js), role, connection.clone()).await?);
+        let acks = PublishAcks::start(&client, connection.clone()).await.map_err(|error| {
+            let (address, role, tried) = (address.clone(), role.name(), tenths(began.elapsed()));
+            ConnectError::Unreachable { address, role, tried, reason: error.to_string() }
+        })?;
+        let acks = Arc::new(acks);
         let (readers, catch_ups) = (Semaphore::new(READERS_MAX), Semaphore::new(CATCH_UPS_MAX));
         let (readers, catch_ups) = (Arc::new(readers), Arc::new(catch_ups));
         let (closing, address) = (Arc::default(), address.into());
-        Ok(Self { client, js, connection, role, address, signer: None, dropped, closing, wire, readers, catch_ups })
+        Ok(Self {
+            client,
+            js,
+            connection,
+            role,
+            address,
+            signer: None,
+            dropped,
+            closing,
+            wire,
+            acks,
+            readers,
+            catch_ups,
+        })
     }
 
     /// The same connection; with keys, each task that is stored over it is signed, and each that is taken verified.

@@ -13,6 +13,7 @@ use super::batch_sizer::{BATCH_AUTO_BYTES_MAX, BatchSize, BatchSizer};
 use super::errors::{MapError, SubmitError};
 use super::index_ranges::IndexRanges;
 use super::job_record_writer::{JobRecordWriter, OwnershipLost, add_to_fingerprint, fingerprint_hex};
+use super::publish_lane::{LaneEnd, LaneTask, PublishLane};
 use super::spec::MapSpec;
 use super::{Client, NewTask};
 use crate::bus::publish::RetryDeadline;
@@ -52,6 +53,8 @@ pub(super) struct MapPublisher {
     /// Publishes that wait for their ack. They run as tasks of their own: what they hold of the client must be given back also
     /// while nobody calls [`super::MapRun::next`].
     unacked: JoinSet<Result<PublishedRange, SubmitError>>,
+    /// The same for those that need none.
+    lane: PublishLane<PublishedRange>,
     unacked_bytes: usize,
     /// The job was cancelled: what is not acknowledged by then is not waited for.
     stop_at: Option<Instant>,
@@ -88,6 +91,7 @@ impl MapPublisher {
             filling: Vec::new(),
             filling_bytes: 0,
             unacked: JoinSet::new(),
+            lane: PublishLane::new(client),
             unacked_bytes: 0,
             stop_at: None,
         }
@@ -125,7 +129,12 @@ impl MapPublisher {
 
     /// Whether all of the input is stored.
     pub(super) fn is_done(&self) -> bool {
-        self.is_read() && self.unacked.is_empty()
+        self.is_read() && self.unacked() == 0
+    }
+
+    /// Messages that wait for their ack.
+    fn unacked(&self) -> usize {
+        self.unacked.len() + self.lane.len()
     }
 
     /// Why the input could not be read to its end; none when it could.
@@ -141,7 +150,7 @@ impl MapPublisher {
     /// Whether one more value may be read: there is capacity for it, and the size of the next batch is known.
     pub(super) fn may_read(&mut self) -> bool {
         self.input.is_some()
-            && self.unacked.len() < PUBLISH_WINDOW
+            && self.unacked() < PUBLISH_WINDOW
             && self.unacked_bytes < UNACKED_BYTES_MAX
             && self.sizer.wait_until(Instant::now()).is_none()
     }
@@ -159,7 +168,17 @@ impl MapPublisher {
                 Err(_) if self.stop_at.is_some() => {}
                 published => self.note_ack(published?),
             },
-            () = sleep_until(self.stop_at), if !self.unacked.is_empty() => self.unacked = JoinSet::new(),
+            end = self.lane.next_end(), if self.lane.len() > 0 => {
+                self.note_end(end);
+                // What else has come: under load an ack costs no turn of its own.
+                while let Some(end) = self.lane.ready_end() {
+                    self.note_end(end);
+                }
+            }
+            () = sleep_until(self.stop_at), if self.unacked() > 0 => {
+                self.unacked = JoinSet::new();
+                self.lane.give_up();
+            }
             value = next_value(&mut self.input), if may_read => self.take(value)?,
             lost = self.record.lost(), if self.input.is_some() => match lost {
                 // Ends that came before the cancellation are still on their way.
@@ -252,7 +271,7 @@ impl MapPublisher {
 
     /// Publishes the values read so far without waiting for more: when nothing is under way, nothing else would send them.
     pub(super) fn publish_if_idle(&mut self) {
-        if self.unacked.is_empty() && self.spec.batch == BatchSize::Auto {
+        if self.unacked() == 0 && self.spec.batch == BatchSize::Auto {
             self.publish_filling();
         }
     }
@@ -290,11 +309,25 @@ impl MapPublisher {
         self.sizer.note_published(Instant::now());
         let (to, bytes, fingerprint) = (self.next_index, task.payload.len(), self.fingerprint.clone());
         self.unacked_bytes += bytes;
+        let of = PublishedRange { from, to, bytes, fingerprint };
+        if let Err(apart) = self.lane.publish(Box::new(LaneTask { task, of })) {
+            self.publish_apart(apart);
+        }
+    }
+
+    fn publish_apart(&mut self, apart: Box<LaneTask<PublishedRange>>) {
         let client = self.client.clone();
         self.unacked.spawn(async move {
-            client.publish(&task, RetryDeadline::Unlimited).await?;
-            Ok(PublishedRange { from, to, bytes, fingerprint })
+            client.publish(&apart.task, RetryDeadline::Unlimited).await?;
+            Ok(apart.of)
         });
+    }
+
+    fn note_end(&mut self, end: LaneEnd<PublishedRange>) {
+        match end {
+            LaneEnd::Stored(range) => self.note_ack(range),
+            LaneEnd::NotAcknowledged(apart) => self.publish_apart(apart),
+        }
     }
 
     fn note_ack(&mut self, published: PublishedRange) {

@@ -17,6 +17,7 @@ mod map_start;
 mod new_task;
 mod payloads;
 mod publish_all;
+mod publish_lane;
 mod publish_span;
 mod requests;
 mod result_window;

@@ -26,7 +26,7 @@ use crate::wire::subject::{TaskSubject, check_token};
 use crate::{chain, failpoint};
 
 /// What a message is that brings a task, among those of the task.
-const NEW_TASK: &str = "task";
+pub(super) const NEW_TASK: &str = "task";
 
 /// A task to publish, or a batch of them.
 #[derive(Debug, Clone, Default)]
@@ -91,7 +91,7 @@ impl NewTask {
         }
     }
 
-    fn headers(&self, id: &str, trace: Option<TraceContext>, stored: Option<&StoredPayload>) -> Headers {
+    pub(super) fn headers(&self, id: &str, trace: Option<TraceContext>, stored: Option<&StoredPayload>) -> Headers {
         let mut headers = vec![(HEADER_ID.to_owned(), id.to_owned())];
         let mut put = |name: &str, value: Option<String>| headers.extend(value.map(|v| (name.to_owned(), v)));
         put(HEADER_TRACEPARENT, trace.map(TraceContext::to_traceparent));

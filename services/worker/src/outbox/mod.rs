@@ -5,7 +5,9 @@
 mod continuations;
 pub(crate) mod large_results;
 pub(crate) mod message;
+pub(crate) mod result_batches;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -95,6 +97,13 @@ impl<'a> Outbox<'a> {
             continues: false,
             tally: Tally::default(),
         }
+    }
+
+    /// For an outcome that is all that its task leads to, and that the server has refused.
+    pub(crate) fn of_outcome(task: &'a Task, worker: &'a str, trace: TraceContext, outcome: Outcome) -> Self {
+        let (started_ms, ended_ms) = (outcome.started_ms, outcome.ended_ms);
+        let time = AttemptTime { started_ms, ended_ms, busy: Duration::ZERO };
+        Self { outcome, ..Self::of_attempt(task, worker, &time, trace) }
     }
 
     /// For a task that was not run.
@@ -286,12 +295,29 @@ impl<'a> Outbox<'a> {
         }
     }
 
+    /// The outcome as JSON, where it is all that is to be published.
+    pub(crate) fn sole_outcome(&self) -> Option<Vec<u8>> {
+        let is_sole = self.messages.is_empty()
+            && self.outcome.not_done.is_empty()
+            && self.task.reply_to.is_none()
+            && (!self.continues || self.task.continuation.is_empty())
+            && !self.outcome.results.iter().any(|result| is_large(result))
+            && (self.outcome.items.is_none() || bytes(&self.outcome) <= RESULT_BATCH_BYTES_MAX);
+        let json = is_sole.then(|| serde_json::to_vec(&self.outcome).ok()).flatten()?;
+        failpoint::hit("settle.effects_stored");
+        Some(json)
+    }
+
+    pub(crate) fn into_outcome(self) -> Outcome {
+        self.outcome
+    }
+
     /// Publishes all of it, each step awaited before the next. What the server refuses for good is published as a smaller dead
     /// letter, or in a smaller outcome. It may be called again after an error: what is stored is not published twice.
     ///
     /// # Errors
     /// [`PublishError`] when even that is refused. Nothing may be acknowledged then.
-    pub(crate) async fn publish(&mut self, context: &WorkerContext) -> Result<Settlement, PublishError> {
+    pub(crate) async fn publish(&mut self, context: &Arc<WorkerContext>) -> Result<Settlement, PublishError> {
         // Boxed, as all that is rare: each task moves its whole future.
         let passes_bytes = self.continues && !self.task.continuation.is_empty() && !self.outcome.bytes.is_empty();
         if passes_bytes || self.outcome.results.iter().any(|result| is_large(result)) {
@@ -318,7 +344,7 @@ impl<'a> Outbox<'a> {
         if self.outcome.items.is_some() && bytes(&self.outcome) > RESULT_BATCH_BYTES_MAX {
             Box::pin(publish_parts(context, subject, &self.outcome)).await?;
         } else {
-            match context.batcher.store(subject, &self.outcome).await {
+            match result_batches::store(context, subject, &self.outcome).await {
                 Err(error) if error.is_permanent() => {
                     Box::pin(publish_reduced(context, self.task.subject.results(), &self.outcome, error)).await?;
                 }
@@ -333,7 +359,7 @@ impl<'a> Outbox<'a> {
     /// it covers, because none of them can run again. Never the same message again and again.
     async fn publish_instead(
         &mut self,
-        context: &WorkerContext,
+        context: &Arc<WorkerContext>,
         message: &OutboxMessage,
         error: PublishError,
     ) -> Result<(), PublishError> {
@@ -390,9 +416,9 @@ fn bytes_of_failed(not_done: &NotDone) -> usize {
     serde_json::to_vec(not_done).map_or(0, |json| json.len())
 }
 
-async fn publish_parts(context: &WorkerContext, subject: String, outcome: &Outcome) -> Result<(), PublishError> {
+async fn publish_parts(context: &Arc<WorkerContext>, subject: String, outcome: &Outcome) -> Result<(), PublishError> {
     for part in parts(outcome, RESULT_BATCH_BYTES_MAX) {
-        match context.batcher.store(subject.clone(), &part).await {
+        match result_batches::store(context, subject.clone(), &part).await {
             Err(error) if error.is_permanent() => {
                 Box::pin(publish_reduced(context, subject.clone(), &part, error)).await?;
             }
@@ -404,7 +430,7 @@ async fn publish_parts(context: &WorkerContext, subject: String, outcome: &Outco
 
 /// Publishes an outcome that the server has refused item by item, with small failures, and with results in the store of payloads.
 async fn publish_reduced(
-    context: &WorkerContext,
+    context: &Arc<WorkerContext>,
     subject: String,
     outcome: &Outcome,
     error: PublishError,
@@ -423,7 +449,7 @@ async fn publish_reduced(
             not_done.failure = not_done.failure.as_ref().map(|failure| failure.small(&refused));
         }
         one.failures = Vec::new();
-        context.batcher.store(subject.clone(), &one).await?;
+        result_batches::store(context, subject.clone(), &one).await?;
     }
     Ok(())
 }

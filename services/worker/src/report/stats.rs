@@ -1,8 +1,9 @@
 //! What this worker has done since it started, by kind: for its record, and for its metrics.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use millpond::telemetry::{TraceContext, TracedHistogram};
 use millpond::worker_record::KindCount;
@@ -32,8 +33,56 @@ pub(crate) struct KindStats {
     failed: AtomicU64,
     retried: AtomicU64,
     dead: AtomicU64,
+    /// How fast its tasks end.
+    pub(crate) pace: Pace,
     /// None of kinds that this worker does not know.
     times: Option<Times>,
+}
+
+/// A kind whose tasks end within less on average is fast.
+const FAST: Duration = Duration::from_micros(50);
+/// What one task counts in the average at the most: a single slow one may be an accident, two in a row are none.
+const COUNTED_MAX: Duration = Duration::from_micros(400);
+/// How long a kind is not fast after a poll that computed for long.
+const SLOW_FOR: Duration = Duration::from_secs(60);
+
+/// How fast the handler of a kind ends with one task.
+#[derive(Default)]
+pub(crate) struct Pace {
+    /// In nanoseconds; 0 when unknown.
+    mean_ns: AtomicU64,
+    slow_until: Mutex<Option<Instant>>,
+    is_slow: AtomicBool,
+}
+
+impl Pace {
+    /// Whether its tasks end within microseconds, as far as is known.
+    pub(crate) fn is_fast(&self) -> bool {
+        let mean = self.mean_ns.load(Ordering::Relaxed);
+        let is_fast = mean > 0 && u128::from(mean) < FAST.as_nanos();
+        is_fast && !(self.is_slow.load(Ordering::Relaxed) && self.is_still_slow())
+    }
+
+    fn is_still_slow(&self) -> bool {
+        let until = *self.slow_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_slow = until.is_some_and(|until| Instant::now() < until);
+        self.is_slow.store(is_slow, Ordering::Relaxed);
+        is_slow
+    }
+
+    /// Notes how long a task took.
+    pub(crate) fn note(&self, busy: Duration) {
+        let took = u64::try_from(busy.min(COUNTED_MAX).as_nanos()).unwrap_or(u64::MAX).max(1);
+        let mean = self.mean_ns.load(Ordering::Relaxed);
+        let after = if mean == 0 { took } else { (mean * 7 + took) / 8 };
+        self.mean_ns.store(after.max(1), Ordering::Relaxed);
+    }
+
+    /// Notes that the handler computed for long in one poll.
+    pub(crate) fn note_slow_poll(&self) {
+        *self.slow_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + SLOW_FOR);
+        self.is_slow.store(true, Ordering::Relaxed);
+    }
 }
 
 struct Times {
@@ -119,6 +168,21 @@ impl Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kind_is_fast_while_its_tasks_take_microseconds() {
+        let pace = Pace::default();
+        assert!(!pace.is_fast(), "nothing is known of it");
+        pace.note(Duration::from_micros(5));
+        assert!(pace.is_fast());
+        pace.note(Duration::from_secs(1));
+        pace.note(Duration::from_secs(1));
+        assert!(!pace.is_fast(), "two in a row are no accident");
+        (0..20).for_each(|_| pace.note(Duration::from_micros(5)));
+        assert!(pace.is_fast());
+        pace.note_slow_poll();
+        assert!(!pace.is_fast() && !pace.is_fast(), "it has held up the loop");
+    }
 
     #[test]
     fn names_that_others_make_up_are_counted_together_only() {

@@ -68,6 +68,9 @@ pub(crate) async fn run(context: &WorkerContext, prepared: Prepared) -> Finished
         }
     };
     slot.note(busy);
+    if !lease.task.is_batch() {
+        stats.pace.note(busy);
+    }
     let is_cancelled = ends.iter().any(|end| !end.is_done()) && context.cancellations.of(&lease).is_some();
     spans.ran(&lease.task, started_at, &ends, is_cancelled);
     // The slot is freed here, unless a result is large.

@@ -2,6 +2,7 @@
 //! `process.rs` shows what happens to a task that has a slot.
 
 pub(crate) mod drain_requests;
+mod first_poll;
 pub(crate) mod intake;
 pub(crate) mod pools;
 
@@ -12,7 +13,6 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use millpond::bus::consume::lease::Leases;
 use millpond::bus::consume::pull::Puller;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,7 @@ use crate::config::Settings;
 use crate::context::WorkerContext;
 use crate::process::process;
 
+use first_poll::FirstPolls;
 use intake::Intake;
 
 /// Outcomes of one worker between "executed" and "acknowledged" at once; slots wait beyond it.
@@ -29,7 +30,7 @@ const SETTLE_AFTER_DRAIN: Duration = Duration::from_secs(5);
 /// How often the loop releases what waits too long, and checks whether the worker is idle.
 const TICK: Duration = Duration::from_millis(100);
 /// Tasks that are taken in before those with a slot are started, at the most.
-const ARRIVALS_MAX: usize = 32;
+const ARRIVALS_MAX: usize = 128;
 
 /// The loop: what waits, and what runs.
 pub(crate) struct RunLoop {
@@ -37,8 +38,6 @@ pub(crate) struct RunLoop {
     leases: Leases,
     intake: Intake,
     running: JoinSet<()>,
-    /// Few tasks are between "executed" and "acknowledged" at once: a task takes a permit when it starts.
-    permits: Arc<Semaphore>,
     drain_time: Duration,
     idle_exit: Option<Duration>,
     busy_at: Instant,
@@ -51,7 +50,6 @@ impl RunLoop {
             leases: leases.clone(),
             intake: Intake::new(&context.pools, &settings.queues),
             running: JoinSet::new(),
-            permits: Arc::new(Semaphore::new(SETTLING_MAX + context.pools.size())),
             drain_time: settings.drain_time,
             idle_exit: settings.idle_exit,
             busy_at: Instant::now(),
@@ -60,7 +58,7 @@ impl RunLoop {
 
     /// Takes tasks until the shutdown, or until the worker was idle for as long as `--idle-exit` says.
     pub(crate) async fn take_tasks(&mut self, mut puller: Puller, shutdown: &CancellationToken) -> Puller {
-        let pools = self.context.pools.clone();
+        let context = self.context.clone();
         let mut tick = tokio::time::interval(TICK);
         loop {
             let blocked = self.start_tasks();
@@ -78,8 +76,9 @@ impl RunLoop {
                 }
                 // Behind the arrivals, so that they do not wait while tasks end one after the other. A slot that is free again is
                 // also capacity to pull for.
-                () = pools.freed() => {}
+                () = context.pools.freed() => {}
                 Some(_) = self.running.join_next(), if blocked => {}
+                () = context.batches.settled(), if blocked => {}
                 // Always: a worker without work must pull again when its pulls have run out.
                 _ = tick.tick() => {
                     self.release_late(&mut puller).await;
@@ -96,14 +95,18 @@ impl RunLoop {
     fn start_tasks(&mut self) -> bool {
         // Without a waker: the loop is not woken for each task that ends.
         while self.running.try_join_next().is_some() {}
+        let mut first_polls = FirstPolls::new();
         loop {
-            let Ok(permit) = self.permits.clone().try_acquire_owned() else { return self.intake.len() > 0 };
+            if self.running.len() + self.context.batches.settling() >= SETTLING_MAX + self.context.pools.size() {
+                return self.intake.len() > 0;
+            }
             let Some((lease, slot)) = self.intake.pop() else { return false };
-            let context = self.context.clone();
-            self.running.spawn(async move {
-                process(context, lease, slot).await;
-                drop(permit);
-            });
+            let stats =
+                first_polls.fits(&self.context, &lease).then(|| self.context.stats.of(&lease.task.subject.kind));
+            let mut task = Box::pin(process(self.context.clone(), lease, slot));
+            if !stats.is_some_and(|stats| first_polls.has_ended(task.as_mut(), stats)) {
+                self.running.spawn(task);
+            }
         }
     }
 
@@ -129,20 +132,23 @@ impl RunLoop {
         for lease in self.intake.drain().into_iter().chain(puller.stop().await) {
             lease.release(Duration::ZERO).await;
         }
-        if tokio::time::timeout(self.drain_time, all_ended(&mut self.running)).await.is_ok() {
-            return;
+        if tokio::time::timeout(self.drain_time, all_settled(&self.context, &mut self.running)).await.is_ok() {
+            return self.leases.answered().await;
         }
         tracing::warn!(
             running = self.running.len(),
             "the drain's time is over; what still runs is stopped and published again"
         );
         self.context.stop.cancel();
-        if tokio::time::timeout(SETTLE_AFTER_DRAIN, all_ended(&mut self.running)).await.is_err() {
-            tracing::warn!(running = self.running.len(), "not all could be settled; those tasks will run again");
+        if tokio::time::timeout(SETTLE_AFTER_DRAIN, all_settled(&self.context, &mut self.running)).await.is_err() {
+            let unsettled = self.running.len() + self.context.batches.settling();
+            tracing::warn!(running = unsettled, "not all could be settled; those tasks will run again");
         }
+        self.leases.answered().await;
     }
 }
 
-async fn all_ended(running: &mut JoinSet<()>) {
+async fn all_settled(context: &WorkerContext, running: &mut JoinSet<()>) {
     while running.join_next().await.is_some() {}
+    context.batches.all_settled().await;
 }

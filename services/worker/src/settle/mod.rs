@@ -4,6 +4,7 @@
 pub(crate) mod retry_policies;
 pub(crate) mod turned_away;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millpond::bus::consume::lease::Lease;
@@ -14,6 +15,7 @@ use crate::attempt::Finished;
 use crate::call_end::CallEnd;
 use crate::cancellations::CancelledPart;
 use crate::context::WorkerContext;
+use crate::outbox::result_batches::{SoleOutcome, settle_sole};
 use crate::outbox::{Outbox, Settlement};
 
 /// How long until what the server refuses for good is tried again.
@@ -22,7 +24,7 @@ const REFUSED_AGAIN_AFTER: Duration = Duration::from_secs(30);
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Settles an attempt that ran.
-pub(crate) async fn settle(context: &WorkerContext, finished: Finished) {
+pub(crate) async fn settle(context: &Arc<WorkerContext>, finished: Finished) {
     failpoint::hit("settle.executed");
     let settling = Instant::now();
     // The slot of a large result is free again when this returns.
@@ -48,15 +50,34 @@ pub(crate) async fn settle(context: &WorkerContext, finished: Finished) {
         outbox.continue_chain();
     }
     let tally = outbox.tally();
-    let published = scope.around(publish(context, &mut outbox)).await;
-    scope.around(acknowledge(context, lease, published)).await;
+    if lease.is_ended_by_ack()
+        && let Some(json) = outbox.sole_outcome()
+    {
+        let (outcome, attempt) = (outbox.into_outcome(), spans.attempt);
+        let sole = SoleOutcome { lease, outcome, tally, busy: time.busy, since: settling, attempt };
+        return settle_sole(context, sole, json);
+    }
+    // Boxed, as all that is rare: each task moves its whole future, and most end above.
+    let published = Box::pin(scope.around(publish(context, &mut outbox))).await;
+    Box::pin(scope.around(acknowledge(context, lease, published))).await;
     stats.ran(time.busy, settling.elapsed(), spans.attempt);
+    stats.count(tally);
+}
+
+/// Settles a task whose outcome is all that it leads to, where the server has refused that.
+pub(crate) async fn settle_refused(context: &Arc<WorkerContext>, sole: SoleOutcome) {
+    let SoleOutcome { lease, outcome, tally, busy, since, attempt } = sole;
+    let mut outbox = Outbox::of_outcome(&lease.task, &context.worker, attempt, outcome);
+    let published = publish(context, &mut outbox).await;
+    let stats = context.stats.of(&lease.task.subject.kind);
+    acknowledge(context, lease, published).await;
+    stats.ran(busy, since.elapsed(), attempt);
     stats.count(tally);
 }
 
 /// Publishes what an attempt leads to. What the server refuses for good is tried again from time to time while the lease is held:
 /// the handler does not run again for it, and an operator who mends the server loses nothing.
-async fn publish(context: &WorkerContext, outbox: &mut Outbox<'_>) -> Result<Settlement, PublishError> {
+async fn publish(context: &Arc<WorkerContext>, outbox: &mut Outbox<'_>) -> Result<Settlement, PublishError> {
     loop {
         match outbox.publish(context).await {
             Err(error) if error.is_permanent() => Box::pin(hold(context, error)).await?,
@@ -65,7 +86,7 @@ async fn publish(context: &WorkerContext, outbox: &mut Outbox<'_>) -> Result<Set
     }
 }
 
-async fn hold(context: &WorkerContext, error: PublishError) -> Result<(), PublishError> {
+async fn hold(context: &Arc<WorkerContext>, error: PublishError) -> Result<(), PublishError> {
     tracing::error!(%error, again_after = ?REFUSED_AGAIN_AFTER, "the server refuses how a task ended, however little is said; it is kept and tried again");
     tokio::select! {
         () = context.draining.cancelled() => Err(error),
@@ -75,7 +96,7 @@ async fn hold(context: &WorkerContext, error: PublishError) -> Result<(), Publis
 
 /// Ends a lease once its effects are stored. If they could not be stored, nothing is acknowledged: the lease is
 /// abandoned, and the task comes again.
-async fn acknowledge(context: &WorkerContext, lease: Lease, published: Result<Settlement, PublishError>) {
+async fn acknowledge(context: &Arc<WorkerContext>, lease: Lease, published: Result<Settlement, PublishError>) {
     let published = match published {
         Ok(published) => published,
         Err(error) => return Box::pin(abandon(lease, &error)).await,
@@ -92,7 +113,6 @@ async fn acknowledge(context: &WorkerContext, lease: Lease, published: Result<Se
         }
     }
     lease.complete().await;
-    failpoint::hit("settle.complete");
 }
 
 async fn abandon(lease: Lease, error: &PublishError) {

@@ -3,6 +3,7 @@
 //! one of the methods that take `self` ends it. The order of effects is that of docs/protocol.md. Messages come from
 //! bus/consume/pull.rs, bus/consume/renewal.rs extends them.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,15 +16,16 @@ use super::renewal;
 use super::start_records::StartEntry;
 use crate::bus::Bus;
 use crate::bus::error::BusError;
+use crate::bus::subscription::Subscription;
 use crate::failpoint;
-use crate::limits::{LEASE_SETTLED_KEEP, STARTS_MAX};
+use crate::limits::STARTS_MAX;
 use crate::outcome::Items;
 use crate::task::{Origin, Task};
 use crate::wire::headers::HEADER_ATTEMPT;
 use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
 
-/// How long a confirmed ack waits for the server's answer before the renewal sends it again.
-const ACK_ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long an ack waits for the server's answer before the renewal sends it again.
+pub(super) const ACK_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// Everything that one worker process holds. Cheap to clone.
 #[derive(Clone)]
@@ -103,6 +105,8 @@ impl Leases {
         let table = Arc::new(LeaseTable::open(bus, worker, nonce).await?);
         table.consumers.read(bus).await?;
         table.learn_server(bus.server_record().await?);
+        let answers = bus.listen(format!("{}.*", table.acks_inbox)).await?;
+        tasks.spawn(read_answers(table.clone(), answers));
         tasks.spawn(renewal::renew(table.clone()));
         tasks.spawn(renewal::sweep(table.clone()));
         tasks.spawn(renewal::follow_consumers(table.clone()));
@@ -127,10 +131,26 @@ impl Leases {
         self.table.listeners.len()
     }
 
-    /// Acks without an answer so far.
+    /// Acks that the server has not answered in time.
     #[must_use]
     pub fn unanswered(&self) -> usize {
-        self.table.state().unanswered.len()
+        let state = self.table.state();
+        state.unanswered.values().filter(|ack| ack.sent.elapsed() > ACK_ANSWER_WITHIN).count()
+    }
+
+    /// Returns when the server has answered all acks, or has had the time to.
+    pub async fn answered(&self) {
+        let all = async {
+            loop {
+                let mut notified = pin!(self.table.all_answered.notified());
+                notified.as_mut().enable();
+                if self.table.state().unanswered.is_empty() {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        let _ = tokio::time::timeout(ACK_ANSWER_WITHIN, all).await;
     }
 
     /// Takes a delivered message into the table. `generation` is that of the pull that brought it.
@@ -340,16 +360,34 @@ impl Lease {
         self.table.mark_settled(&self.task);
     }
 
-    /// Ends it: acknowledges, waits for the server's answer, then removes the start record.
+    /// Whether nothing is left to do for it once its outcome is stored but its ack: no start of it is recorded.
+    #[must_use]
+    pub fn is_ended_by_ack(&self) -> bool {
+        !self.wrote_start && self.deliveries == 1
+    }
+
+    /// Ends leases together that are ended by their acks ([`Lease::is_ended_by_ack`]). The server's answers are awaited elsewhere
+    /// ([`Leases::answered`]).
+    pub async fn complete_all(leases: Vec<Self>) {
+        if let Some(first) = leases.first() {
+            let table = first.table.clone();
+            acknowledge(&table, leases).await;
+        }
+    }
+
+    /// Ends it: acknowledges. Where a start of it may be recorded, that is removed behind the server's answer.
     pub async fn complete(self) {
+        if self.is_ended_by_ack() {
+            return Self::complete_all(vec![self]).await;
+        }
         let answered = self.ack().await;
         failpoint::hit("settle.acked");
-        // Boxed, because most leases need neither.
-        if self.wrote_start || self.deliveries > 1 {
-            Box::pin(self.remove_start()).await;
-        }
-        if !answered {
-            Box::pin(self.keep_unanswered()).await;
+        self.remove_start().await;
+        if answered {
+            failpoint::hit("settle.complete");
+        } else {
+            self.table.await_acks([&self.number].into_iter());
+            self.table.listen(&self.task.subject.queue, &self.task.original_id).await;
         }
     }
 
@@ -368,13 +406,7 @@ impl Lease {
     async fn ack(&self) -> bool {
         let Some(reply) = self.table.state().held.get(&self.number).map(|h| h.reply.clone()) else { return true };
         let request = async_nats::Request::new().timeout(Some(ACK_ANSWER_WITHIN));
-        // Boxed: the client's future is large, and each task moves all of its own.
-        Box::pin(self.table.bus.client.send_request(reply, request)).await.is_ok()
-    }
-
-    async fn keep_unanswered(&self) {
-        self.table.keep_unanswered(self.number, LEASE_SETTLED_KEEP);
-        self.table.listen(&self.task.subject.queue, &self.task.original_id).await;
+        self.table.bus.client.send_request(reply, request).await.is_ok()
     }
 
     /// Gives it back unstarted (NAK), to be delivered again after `delay`. A lease that was cut off is only abandoned.
@@ -410,5 +442,27 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.table.state().held.remove(&self.number);
+    }
+}
+
+/// Sends the acks of these leases; the renewal sends those again that stay without an answer.
+async fn acknowledge(table: &LeaseTable, leases: Vec<Lease>) {
+    for (number, reply) in table.await_acks(leases.iter().map(|lease| &lease.number)) {
+        table.send_ack(number, reply).await;
+    }
+}
+
+/// Reads the server's answers to acks, until the connection is closed for good.
+async fn read_answers(table: Arc<LeaseTable>, mut answers: Subscription) {
+    while let Some(answer) = answers.next().await {
+        let Some(Ok(number)) = answer.subject.rsplit('.').next().map(str::parse) else { continue };
+        failpoint::hit("settle.acked");
+        let mut state = table.state();
+        state.unanswered.remove(&number);
+        if state.unanswered.is_empty() {
+            table.all_answered.notify_waiters();
+        }
+        drop(state);
+        failpoint::hit("settle.complete");
     }
 }

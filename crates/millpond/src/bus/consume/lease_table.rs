@@ -2,13 +2,15 @@
 //! settled lately, and the connection generation. `lease` ends leases, `renewal` extends them, `pull` adds them.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use lru::LruCache;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::membership_barrier::MembershipBarrier;
 use super::ownership::{OwnershipListeners, OwnershipQuery, OwnershipReply};
@@ -53,6 +55,12 @@ pub(in crate::bus) struct LeaseTable {
     /// The same of consumers that were deleted and made again.
     pub(super) consumers: ConsumerRecords,
     state: Mutex<LeaseState>,
+    /// The keys of the hashes of settled attempts.
+    hashers: [RandomState; 2],
+    /// Where the server answers acks, under the number of the lease.
+    pub(super) acks_inbox: String,
+    /// Notified when no ack is unanswered any more.
+    pub(super) all_answered: Notify,
     pub(super) listeners: OwnershipListeners,
 }
 
@@ -71,14 +79,15 @@ impl<T> ByOrigin<T> {
     }
 }
 
-/// Queue, kind, id and attempt.
-type SettledAttempt = (String, String, String, u32);
+/// A keyed hash of queue, kind, id and attempt.
+type SettledAttempt = (u64, u64);
 
 pub(super) struct LeaseState {
     next: u64,
     pub(super) held: HashMap<u64, HeldLease>,
     settled: LruCache<SettledAttempt, ()>,
-    pub(super) unanswered: Vec<UnansweredAck>,
+    /// By the number of their lease.
+    pub(super) unanswered: HashMap<u64, UnansweredAck>,
 }
 
 /// What is known of one held message.
@@ -93,12 +102,12 @@ pub(super) struct HeldLease {
     pub(super) generation: u64,
 }
 
-/// An ack that the server did not answer. The renewal sends it again for a while.
+/// An ack that the server has not answered yet. The renewal sends it again for a while.
 pub(super) struct UnansweredAck {
     pub(super) queue: String,
     pub(super) original_id: String,
     pub(super) reply: String,
-    pub(super) until: Instant,
+    pub(super) sent: Instant,
 }
 
 impl LeaseTable {
@@ -124,8 +133,11 @@ impl LeaseTable {
                 next: 0,
                 held: HashMap::new(),
                 settled: LruCache::new(settled),
-                unanswered: Vec::new(),
+                unanswered: HashMap::new(),
             }),
+            hashers: [RandomState::new(), RandomState::new()],
+            acks_inbox: bus.client.new_inbox(),
+            all_answered: Notify::new(),
             listeners: OwnershipListeners::default(),
         })
     }
@@ -241,8 +253,11 @@ impl LeaseTable {
         }
         // Only a person asks without a kind, and looks for what is held.
         let Some(kind) = query.kind.clone() else { return OwnershipReply::Unknown };
-        let key = (query.queue.clone(), kind, query.id.clone(), query.attempt);
-        if state.settled.contains(&key) { OwnershipReply::Settled } else { OwnershipReply::Unknown }
+        if state.settled.contains(&self.attempt(&query.queue, &kind, &query.id, query.attempt)) {
+            OwnershipReply::Settled
+        } else {
+            OwnershipReply::Unknown
+        }
     }
 
     /// The kinds of the tasks of a query's queue and id that this worker holds, with commas.
@@ -274,28 +289,41 @@ impl LeaseTable {
 
     /// Whether this attempt was settled here lately.
     pub(super) fn is_settled(&self, task: &Task) -> bool {
-        self.state().settled.contains(&attempt_of(task))
+        let attempt = self.attempt_of(task);
+        self.state().settled.contains(&attempt)
     }
 
     /// Remembers that this attempt is settled.
     pub(super) fn mark_settled(&self, task: &Task) {
-        self.state().settled.put(attempt_of(task), ());
+        let attempt = self.attempt_of(task);
+        self.state().settled.put(attempt, ());
     }
 
-    /// Keeps an ack that was not answered, for the renewal to send again.
-    pub(super) fn keep_unanswered(&self, number: u64, keep: Duration) {
-        let mut state = self.state();
-        let Some(held) = state.held.get(&number) else { return };
-        let unanswered = UnansweredAck {
-            queue: held.queue.clone(),
-            original_id: held.original_id.clone(),
-            reply: held.reply.clone(),
-            until: Instant::now() + keep,
-        };
-        state.unanswered.push(unanswered);
+    /// From now on the leases are no longer held, and their acks are awaited; where these go, in order.
+    pub(super) fn await_acks<'a>(&self, leases: impl Iterator<Item = &'a u64>) -> Vec<(u64, String)> {
+        let (mut state, sent) = (self.state(), Instant::now());
+        let mut acks = Vec::new();
+        for number in leases {
+            let Some(held) = state.held.remove(number) else { continue };
+            let HeldLease { queue, original_id, reply, .. } = held;
+            acks.push((*number, reply.clone()));
+            state.unanswered.insert(*number, UnansweredAck { queue, original_id, reply, sent });
+        }
+        acks
     }
-}
 
-fn attempt_of(task: &Task) -> SettledAttempt {
-    (task.subject.queue.clone(), task.subject.kind.clone(), task.id(), task.attempt)
+    /// Sends an ack, or sends it again.
+    pub(super) async fn send_ack(&self, number: u64, reply: String) {
+        let answer_to = format!("{}.{number}", self.acks_inbox);
+        let _ = self.bus.client.publish_with_reply(reply, answer_to, Bytes::new()).await;
+    }
+
+    fn attempt_of(&self, task: &Task) -> SettledAttempt {
+        self.attempt(&task.subject.queue, &task.subject.kind, &task.id(), task.attempt)
+    }
+
+    fn attempt(&self, queue: &str, kind: &str, id: &str, attempt: u32) -> SettledAttempt {
+        let [one, other] = self.hashers.each_ref().map(|hasher| hasher.hash_one((queue, kind, id, attempt)));
+        (one, other)
+    }
 }

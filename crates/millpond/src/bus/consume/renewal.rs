@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use super::lease::ACK_ANSWER_WITHIN;
 use super::lease_table::{LeaseTable, PAUSE_MIN};
 use crate::bus::Connection;
 use crate::bus::read::buckets::BucketWatch;
 use crate::bus::topology::stream_state;
-use crate::limits::LEASE_ACK_WAIT;
+use crate::limits::{LEASE_ACK_WAIT, LEASE_SETTLED_KEEP};
 use crate::wire::streams::{BUCKET_QUEUES, STREAM_DUE, STREAM_TASKS};
 use crate::wire::subject;
 
@@ -80,7 +81,7 @@ pub(super) async fn renew(table: Arc<LeaseTable>) {
         }
         if paused || changed || extended.elapsed() >= LEASE_RENEW_EVERY {
             extended = Instant::now();
-            extend(&table).await;
+            extend(&table, paused || changed).await;
         }
         if !*table.server_known.borrow() {
             let records = async {
@@ -96,34 +97,36 @@ pub(super) async fn renew(table: Arc<LeaseTable>) {
     }
 }
 
-async fn extend(table: &Arc<LeaseTable>) {
+/// Extends what is held, and sends acks again that have had no answer for as long; all of them when `unsure` of the connection.
+async fn extend(table: &Arc<LeaseTable>, unsure: bool) {
     let (held, unanswered) = {
         let mut state = table.state();
         let now = Instant::now();
-        state.unanswered.retain(|u| u.until > now);
+        state.unanswered.retain(|_, ack| now < ack.sent + ACK_ANSWER_WITHIN + LEASE_SETTLED_KEEP);
         let held: Vec<_> =
             state.held.values().map(|h| (h.queue.clone(), h.original_id.clone(), h.reply.clone())).collect();
-        let unanswered: Vec<_> =
-            state.unanswered.iter().map(|u| (u.queue.clone(), u.original_id.clone(), u.reply.clone())).collect();
+        let acks = state.unanswered.iter().map(|(number, ack)| (*number, ack));
+        let unanswered: Vec<_> = acks
+            .map(|(number, ack)| {
+                let is_late = unsure || now > ack.sent + LEASE_RENEW_EVERY;
+                (ack.queue.clone(), ack.original_id.clone(), is_late.then(|| (number, ack.reply.clone())))
+            })
+            .collect();
         (held, unanswered)
     };
     for (_, _, reply) in &held {
         let _ = table.bus.client.publish(reply.clone(), Bytes::from_static(b"+WPI")).await;
     }
-    for (queue, original_id, _) in held.iter().chain(&unanswered) {
-        table.listen(queue, original_id).await;
+    let held = held.into_iter().map(|(queue, id, _)| (queue, id));
+    let mut wanted = HashSet::new();
+    for (queue, original_id) in held.chain(unanswered.iter().map(|(queue, id, _)| (queue.clone(), id.clone()))) {
+        table.listen(&queue, &original_id).await;
+        wanted.insert(subject::lease_who(&queue, &original_id));
     }
-    let wanted: HashSet<String> =
-        held.iter().chain(&unanswered).map(|(queue, id, _)| subject::lease_who(queue, id)).collect();
     table.listeners.retain(|subject| wanted.contains(subject));
-    // All acks at once: the renewal must be back before it would take itself for paused.
-    let acks = unanswered.into_iter().map(|(_, _, reply)| async move {
-        let answer = table.bus.client.request(reply.clone(), Bytes::new());
-        if let Ok(Ok(_)) = tokio::time::timeout(PAUSE_TICK, answer).await {
-            table.state().unanswered.retain(|u| u.reply != reply);
-        }
-    });
-    futures_util::future::join_all(acks).await;
+    for (number, reply) in unanswered.into_iter().filter_map(|(_, _, late)| late) {
+        table.send_ack(number, reply).await;
+    }
 }
 
 /// Learns of consumers that are made again, for ever.

@@ -106,6 +106,11 @@ impl QueueAdmission {
         self.queue(queue).known().is_some_and(|(_, limit)| limit.is_some())
     }
 
+    /// Whether a queue is not bounded, as was read a moment ago.
+    pub(crate) fn is_known_unbounded(&self, queue: &str) -> bool {
+        self.queue(queue).fresh() == Some(None)
+    }
+
     /// How many tasks may wait in a queue; none: any number.
     ///
     /// # Errors
@@ -185,14 +190,18 @@ impl Queue {
         *self.limit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Its limit, as read a moment ago.
+    fn fresh(&self) -> Option<Option<u64>> {
+        self.known().filter(|(at, _)| at.elapsed() < QUEUE_LIMIT_KNOWN_FOR).map(|(_, limit)| limit)
+    }
+
     /// Its limit: as read a moment ago, else as the server has it, else as read before.
     async fn max_waiting(&self, bus: &Bus) -> Result<Option<u64>, StoreFailure> {
-        let fresh = || self.known().filter(|(at, _)| at.elapsed() < QUEUE_LIMIT_KNOWN_FOR);
-        if let Some((_, limit)) = fresh() {
+        if let Some(limit) = self.fresh() {
             return Ok(limit);
         }
         let mut failed = self.reading.lock().await;
-        if let Some((_, limit)) = fresh() {
+        if let Some(limit) = self.fresh() {
             return Ok(limit);
         }
         if failed.is_some_and(|at| at.elapsed() < STREAM_FULL_WAIT) {

@@ -1,23 +1,21 @@
 //! Storing messages: every publish waits for the server's ack, and is sent again with the same id until it is stored
 //! or refused for good. To pipeline, run several at once; to stop at a full stream, see [`StreamCapacity`].
 
+pub(crate) mod acks;
 pub mod bounded;
 pub mod payloads;
 pub mod queue_limits;
-pub mod result_batch;
 pub mod schedules;
 pub(crate) mod stored_already;
 pub(crate) mod unique;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::client::RequestErrorKind;
-use async_nats::jetstream;
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{PublishError as NatsPublishError, PublishErrorKind};
-use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
 use crate::bus::topology::stream_state;
 use crate::bus::{Bus, to_nats};
@@ -25,6 +23,8 @@ use crate::wire::headers::Headers;
 use crate::wire::number::WireMismatch;
 use crate::wire::server_errors::is_passing;
 use crate::wire::streams::STREAM_TASKS;
+
+use acks::{AckTo, NoAck};
 
 /// Our clients stop at this share of the TASKS limit, in percent, so that other publishers have capacity.
 const STREAM_FILL_PERCENT_MAX: u64 = 90;
@@ -149,34 +149,8 @@ pub(in crate::bus) enum StoreFailure {
     Final(PublishError),
 }
 
-/// Measures one try of a publish until the server's answer.
-#[cfg(feature = "metrics")]
-struct PublishLatency {
-    started: Instant,
-    stream: &'static str,
-}
-
-#[cfg(feature = "metrics")]
-impl PublishLatency {
-    fn start(subject: &str) -> Self {
-        let stream = match subject.split('.').next() {
-            Some("tasks") => "TASKS",
-            Some("results") => "RESULTS",
-            Some("dead") => "DEAD",
-            Some("later") => "LATER",
-            _ => "DUE",
-        };
-        Self { started: Instant::now(), stream }
-    }
-}
-
-#[cfg(feature = "metrics")]
-impl Drop for PublishLatency {
-    fn drop(&mut self) {
-        crate::telemetry::took("millpond_publish_seconds", &[("stream", self.stream)], self.started.elapsed());
-    }
-}
-
+/// How long until a publish is sent again that may be stored or not.
+const UNKNOWN_AGAIN_AFTER: Duration = Duration::from_millis(20);
 /// A "no stream" that lasts this long is looked into.
 const NO_STREAM_FOR: Duration = Duration::from_secs(1);
 
@@ -267,6 +241,14 @@ impl Bus {
         }
     }
 
+    /// Publishes a message without waiting; false when that cannot be now, and nothing was published. Its ack goes to who waits.
+    pub(crate) fn publish_now(&self, subject: &str, headers: &Headers, payload: Bytes, to: AckTo) -> bool {
+        self.wire.mismatch().is_none() && {
+            let headers = self.signed(subject, headers, &payload);
+            self.acks.publish_now(subject, headers, payload, to)
+        }
+    }
+
     pub(in crate::bus) async fn try_store(
         &self,
         subject: &str,
@@ -276,22 +258,9 @@ impl Bus {
         if let Some(mismatch) = self.wire.mismatch() {
             return Err(StoreFailure::Final(mismatch.clone().into()));
         }
-        let bytes = payload.len();
-        let mut connection = self.connection.clone();
-        connection.mark_unchanged();
-        let message = PublishMessage::build().payload(payload).headers(headers);
-        #[cfg(feature = "metrics")]
-        let _latency = PublishLatency::start(subject);
-        let sent = self.js.send_publish(subject.to_owned(), message).await;
-        let ack = sent.map_err(|e| judge(&e, subject, bytes))?;
-        tokio::select! {
-            ack = ack.into_future() => match ack {
-                Ok(ack) => Ok(Stored { seq: ack.sequence, duplicate: ack.duplicate }),
-                Err(error) => Err(judge(&error, subject, bytes)),
-            },
-            // The ack of a message sent before a loss never comes: do not wait out its timeout.
-            () = back_up(&mut connection) => Err(StoreFailure::Again(Duration::ZERO)),
-        }
+        let (bytes, (sender, ack)) = (payload.len(), oneshot::channel());
+        self.acks.publish(subject, headers, payload, AckTo::One(sender)).await;
+        ack.await.unwrap_or(Err(NoAck::Unknown)).map_err(|no_ack| judge(no_ack, subject, bytes))
     }
 }
 
@@ -330,43 +299,26 @@ fn is_signed(subject: &str) -> bool {
     ["tasks.", "later.", "sched.", "due.", "dead."].iter().any(|prefix| subject.starts_with(prefix))
 }
 
-/// Waits until the connection was lost and is back.
-async fn back_up(connection: &mut tokio::sync::watch::Receiver<super::Connection>) {
-    loop {
-        if connection.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        if connection.borrow_and_update().up {
-            return;
-        }
-    }
-}
-
-fn judge(error: &NatsPublishError, subject: &str, bytes: usize) -> StoreFailure {
+fn judge(no_ack: NoAck, subject: &str, bytes: usize) -> StoreFailure {
     let subject = subject.to_owned();
-    let source = std::error::Error::source(error);
-    let reason = || source.map_or_else(|| error.to_string(), ToString::to_string);
-    match error.kind() {
-        PublishErrorKind::StreamNotFound => StoreFailure::NoStream,
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe | PublishErrorKind::MaxAckPending => {
-            StoreFailure::Again(Duration::from_millis(20))
+    let error = match no_ack {
+        NoAck::NoStream => return StoreFailure::NoStream,
+        NoAck::Unknown => return StoreFailure::Again(UNKNOWN_AGAIN_AFTER),
+        NoAck::TooLarge(reason) => return StoreFailure::Final(PublishError::TooLarge { subject, bytes, reason }),
+        NoAck::Refused(error) => error,
+    };
+    let (code, status, reason) = (error.error_code(), error.code() as u64, error.to_string());
+    match code {
+        code if is_passing(code.0, status) => StoreFailure::Busy(reason),
+        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => {
+            StoreFailure::Final(PublishError::TooLarge { subject, bytes, reason })
         }
-        PublishErrorKind::MaxPayloadExceeded => {
-            StoreFailure::Final(PublishError::TooLarge { subject, bytes, reason: reason() })
-        }
-        _ => match source.and_then(|s| s.downcast_ref::<jetstream::Error>()).map(|e| (e.error_code(), e.code() as u64))
-        {
-            Some((code, status)) if is_passing(code.0, status) => StoreFailure::Busy(reason()),
-            Some((ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM, _)) => {
-                StoreFailure::Final(PublishError::TooLarge { subject, bytes, reason: reason() })
-            }
-            Some((ErrorCode::STREAM_ROLLUP_FAILED, _)) => StoreFailure::NoRollup(reason()),
-            Some((ErrorCode::STREAM_WRONG_LAST_SEQUENCE, _)) => match newest(&reason()) {
-                Some(newest) => StoreFailure::NotLast(newest),
-                None => StoreFailure::Final(PublishError::Refused { subject, reason: reason() }),
-            },
-            _ => StoreFailure::Final(PublishError::Refused { subject, reason: reason() }),
+        ErrorCode::STREAM_ROLLUP_FAILED => StoreFailure::NoRollup(reason),
+        ErrorCode::STREAM_WRONG_LAST_SEQUENCE => match newest(&reason) {
+            Some(newest) => StoreFailure::NotLast(newest),
+            None => StoreFailure::Final(PublishError::Refused { subject, reason }),
         },
+        _ => StoreFailure::Final(PublishError::Refused { subject, reason }),
     }
 }
 
@@ -380,13 +332,24 @@ fn newest(reason: &str) -> Option<u64> {
 pub struct StreamCapacity {
     bus: Bus,
     seen: Mutex<Option<(Instant, bool)>>,
+    reading: AsyncMutex<()>,
 }
 
 impl StreamCapacity {
     /// Watches TASKS through this connection.
     #[must_use]
     pub fn new(bus: &Bus) -> Self {
-        Self { bus: bus.clone(), seen: Mutex::new(None) }
+        Self { bus: bus.clone(), seen: Mutex::new(None), reading: AsyncMutex::new(()) }
+    }
+
+    fn fresh(&self) -> Option<bool> {
+        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.filter(|(at, _)| at.elapsed() < STREAM_FULL_WAIT).map(|(_, full)| full)
+    }
+
+    /// Whether there is capacity, as was read a moment ago.
+    pub(crate) fn is_known(&self) -> bool {
+        self.fresh() == Some(false)
     }
 
     /// Returns at once while there is capacity, else when there is again.
@@ -400,10 +363,11 @@ impl StreamCapacity {
     }
 
     async fn is_full(&self) -> bool {
-        let mut seen = self.seen.lock().await;
-        if let Some((at, full)) = *seen
-            && at.elapsed() < STREAM_FULL_WAIT
-        {
+        if let Some(full) = self.fresh() {
+            return full;
+        }
+        let _one_at_a_time = self.reading.lock().await;
+        if let Some(full) = self.fresh() {
             return full;
         }
         let above = |held: u64, max: Option<u64>| {
@@ -413,7 +377,7 @@ impl StreamCapacity {
         let full = stream_state(&self.bus, STREAM_TASKS)
             .await
             .is_ok_and(|s| above(s.messages, s.messages_max) || above(s.bytes, s.bytes_max));
-        *seen = Some((Instant::now(), full));
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), full));
         full
     }
 }

@@ -1,0 +1,258 @@
+//! Result batches: outcomes of one subject share a message. One batch per subject is under way at a time; outcomes that
+//! come meanwhile go into the next one. So a lone outcome leaves at once, and batches grow by themselves under load.
+//! A task that leads to an outcome and to nothing else is settled here too, with all those whose outcomes it shares a message with.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use millpond::bus::Bus;
+use millpond::bus::consume::lease::Lease;
+use millpond::bus::publish::{PublishError, RetryDeadline};
+use millpond::failpoint;
+use millpond::limits::RESULT_BATCH_BYTES_MAX;
+use millpond::outcome::Outcome;
+use millpond::telemetry::TraceContext;
+use millpond::wire::headers::HEADER_MSG_ID;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinSet;
+
+use crate::context::WorkerContext;
+use crate::report::stats::Tally;
+use crate::settle::settle_refused;
+
+/// How long a batch gathers under load; a lone outcome does not wait.
+const RESULT_BATCH_GATHER: Duration = Duration::from_millis(1);
+/// Outcomes in one batch at the most.
+const RESULT_BATCH_OUTCOMES_MAX: usize = 512;
+
+/// A task whose outcome is all that is to be stored before its ack.
+pub(crate) struct SoleOutcome {
+    pub(crate) lease: Lease,
+    pub(crate) outcome: Outcome,
+    pub(crate) tally: Tally,
+    /// How long its handler ran.
+    pub(crate) busy: Duration,
+    /// Since when it has been settling.
+    pub(crate) since: Instant,
+    pub(crate) attempt: TraceContext,
+}
+
+/// Publishes outcomes.
+pub(crate) struct ResultBatches {
+    bus: Bus,
+    /// What each batch begins with.
+    head: String,
+    nonce: String,
+    batches: AtomicU64,
+    state: Mutex<OutcomeQueues>,
+    /// Tasks with a sole outcome that are not settled yet.
+    settling: AtomicUsize,
+    /// Notified when some of them are.
+    settled: Notify,
+}
+
+#[derive(Default)]
+struct OutcomeQueues {
+    /// Per subject with a batch under way: what waits for the next one.
+    waiting: HashMap<String, VecDeque<WaitingOutcome>>,
+    drivers: JoinSet<()>,
+}
+
+struct WaitingOutcome {
+    json: Vec<u8>,
+    of: Origin,
+}
+
+/// Who is told that an outcome is stored.
+enum Origin {
+    /// The task is settled here.
+    Sole(Box<SoleOutcome>),
+    /// The task has more to do, and waits.
+    Waiting(oneshot::Sender<Result<(), PublishError>>),
+}
+
+impl ResultBatches {
+    /// The result batches of one worker process.
+    pub(crate) fn new(bus: &Bus, worker: &str, nonce: &str) -> Self {
+        let worker = serde_json::to_string(worker).unwrap_or_default();
+        Self {
+            bus: bus.clone(),
+            head: format!("{{\"v\":1,\"worker\":{worker},\"outcomes\":"),
+            nonce: nonce.to_owned(),
+            batches: AtomicU64::new(0),
+            state: Mutex::new(OutcomeQueues::default()),
+            settling: AtomicUsize::new(0),
+            settled: Notify::new(),
+        }
+    }
+
+    /// Tasks whose sole outcome is not stored yet, or which are not acknowledged.
+    pub(crate) fn settling(&self) -> usize {
+        self.settling.load(Ordering::SeqCst)
+    }
+
+    /// Returns when some of them are settled.
+    pub(crate) async fn settled(&self) {
+        self.settled.notified().await;
+    }
+
+    /// Returns when all of them are settled.
+    pub(crate) async fn all_settled(&self) {
+        loop {
+            let mut notified = pin!(self.settled.notified());
+            notified.as_mut().enable();
+            if self.settling() == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, OutcomeQueues> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores one batch.
+    async fn send(&self, subject: &str, outcomes: &[&[u8]]) -> Result<(), PublishError> {
+        let number = self.batches.fetch_add(1, Ordering::Relaxed);
+        let headers = vec![(HEADER_MSG_ID.to_owned(), format!("{}-{number}", self.nonce))];
+        let bytes = self.head.len() + outcomes.iter().map(|outcome| outcome.len() + 1).sum::<usize>() + "[]}".len();
+        let mut payload = Vec::with_capacity(bytes);
+        payload.extend_from_slice(self.head.as_bytes());
+        millpond::batch::append(&mut payload, outcomes.iter().copied());
+        payload.push(b'}');
+        self.bus.store(subject, &headers, Bytes::from(payload), RetryDeadline::Unlimited).await.map(drop)
+    }
+
+    /// Outcomes of a subject that wait for the next batch.
+    fn waits(&self, subject: &str) -> usize {
+        self.state().waiting.get(subject).map_or(0, VecDeque::len)
+    }
+
+    /// Takes the next batch of a subject; none (and no driver any more) when nothing waits.
+    fn take(&self, subject: &str) -> Option<Vec<WaitingOutcome>> {
+        let mut state = self.state();
+        let queue = state.waiting.get_mut(subject)?;
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while let Some(next) = queue.front() {
+            bytes += next.json.len();
+            if !batch.is_empty() && (bytes > RESULT_BATCH_BYTES_MAX || batch.len() >= RESULT_BATCH_OUTCOMES_MAX) {
+                break;
+            }
+            batch.extend(queue.pop_front());
+        }
+        if batch.is_empty() {
+            state.waiting.remove(subject);
+            return None;
+        }
+        Some(batch)
+    }
+}
+
+/// Stores an outcome under `subject` (`results.…`), alone or with others; waits out a full RESULTS.
+///
+/// # Errors
+/// [`PublishError`] when the server refuses it for good.
+pub(super) async fn store(
+    context: &Arc<WorkerContext>,
+    subject: String,
+    outcome: &Outcome,
+) -> Result<(), PublishError> {
+    let refused = |reason: String| PublishError::Refused { subject: subject.clone(), reason };
+    let json = serde_json::to_vec(outcome).map_err(|e| refused(e.to_string()))?;
+    let (sender, receiver) = oneshot::channel();
+    push(context, subject.clone(), WaitingOutcome { json, of: Origin::Waiting(sender) });
+    receiver.await.unwrap_or_else(|_| Err(refused("the worker stopped".to_owned())))
+}
+
+/// Settles a task whose outcome is all that is to be stored: stores it, alone or with others, then acknowledges the task. Both are
+/// done after this has returned.
+pub(crate) fn settle_sole(context: &Arc<WorkerContext>, sole: SoleOutcome, json: Vec<u8>) {
+    let subject = sole.lease.task.subject.results();
+    context.batches.settling.fetch_add(1, Ordering::SeqCst);
+    push(context, subject, WaitingOutcome { json, of: Origin::Sole(Box::new(sole)) });
+}
+
+fn push(context: &Arc<WorkerContext>, subject: String, outcome: WaitingOutcome) {
+    let mut state = context.batches.state();
+    let OutcomeQueues { waiting, drivers } = &mut *state;
+    match waiting.entry(subject) {
+        Entry::Occupied(mut queue) => queue.get_mut().push_back(outcome),
+        Entry::Vacant(place) => {
+            while drivers.try_join_next().is_some() {}
+            drivers.spawn(drive(context.clone(), place.key().clone()));
+            place.insert(VecDeque::from([outcome]));
+        }
+    }
+}
+
+/// Sends the batches of one subject, one after the other, until nothing waits.
+async fn drive(context: Arc<WorkerContext>, subject: String) {
+    let batches = &context.batches;
+    loop {
+        // More than one waits: there is load, and what ends in the next moment saves a message of its own. A lone outcome
+        // does not wait.
+        if batches.waits(&subject) > 1 {
+            tokio::time::sleep(RESULT_BATCH_GATHER).await;
+        }
+        let Some(batch) = batches.take(&subject) else { return };
+        let outcomes: Vec<&[u8]> = batch.iter().map(|waiting| waiting.json.as_slice()).collect();
+        let stored = batches.send(&subject, &outcomes).await;
+        if batch.len() > 1 && stored.as_ref().is_err_and(PublishError::is_permanent) {
+            // What the server refuses together may be stored alone: one bad outcome costs the others nothing.
+            for one in batch {
+                let stored = batches.send(&subject, &[&one.json]).await;
+                end(&context, [one.of], &stored).await;
+            }
+        } else {
+            end(&context, batch.into_iter().map(|one| one.of), &stored).await;
+        }
+    }
+}
+
+/// Ends what shares a message.
+async fn end(
+    context: &Arc<WorkerContext>,
+    origins: impl IntoIterator<Item = Origin>,
+    stored: &Result<(), PublishError>,
+) {
+    let mut settled = Vec::new();
+    for origin in origins {
+        match (origin, stored) {
+            (Origin::Waiting(sender), stored) => drop(sender.send(stored.clone())),
+            (Origin::Sole(sole), Ok(())) => settled.push(*sole),
+            (Origin::Sole(sole), Err(_)) => {
+                let settling = context.clone();
+                context.batches.state().drivers.spawn(async move {
+                    settle_refused(&settling, *sole).await;
+                    settling.batches.note_settled(1);
+                });
+            }
+        }
+    }
+    let count = settled.len();
+    let mut leases = Vec::with_capacity(count);
+    for SoleOutcome { lease, tally, busy, since, attempt, .. } in settled {
+        lease.mark_settled();
+        failpoint::hit("settle.outcome_stored");
+        let stats = context.stats.of(&lease.task.subject.kind);
+        stats.ran(busy, since.elapsed(), attempt);
+        stats.count(tally);
+        leases.push(lease);
+    }
+    Lease::complete_all(leases).await;
+    context.batches.note_settled(count);
+}
+
+impl ResultBatches {
+    fn note_settled(&self, count: usize) {
+        self.settling.fetch_sub(count, Ordering::SeqCst);
+        self.settled.notify_waiters();
+        self.settled.notify_one();
+    }
+}

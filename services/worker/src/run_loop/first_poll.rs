@@ -1,0 +1,62 @@
+//! Polls tasks once where they were taken. A task of a fast asynchronous handler ends in that poll: it costs no task of the runtime
+//! and no wake-up. What is pending goes on elsewhere. All stages and their order are those of any other task (`process.rs`).
+
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use millpond::bus::consume::lease::Lease;
+use nix::time::{ClockId, clock_gettime};
+
+use crate::context::WorkerContext;
+use crate::handlers::Handler;
+use crate::report::stats::KindStats;
+
+/// The loop polls tasks for this long in one turn at the most: meanwhile it takes none and pulls none.
+const TURN_MAX: Duration = Duration::from_millis(2);
+/// A poll that computed for as long keeps its kind away for a while.
+const SLOW_POLL: Duration = Duration::from_micros(200);
+
+/// The polls of one turn of the loop.
+pub(super) struct FirstPolls {
+    began: Instant,
+    /// The CPU time of this thread when the turn began, and that of its polls since: a poll may take long because the thread did not
+    /// run.
+    cpu: Option<Duration>,
+    polled: Duration,
+}
+
+impl FirstPolls {
+    /// Begins a turn.
+    pub(super) fn new() -> Self {
+        Self { began: Instant::now(), cpu: None, polled: Duration::ZERO }
+    }
+
+    /// Whether a task is most likely to end in its first poll, and may be polled here.
+    pub(super) fn fits(&self, context: &WorkerContext, lease: &Lease) -> bool {
+        let kind = &lease.task.subject.kind;
+        !lease.task.is_batch()
+            && matches!(context.handlers.get(kind), Some(Handler::Async(_)))
+            && context.stats.of(kind).pace.is_fast()
+            && self.began.elapsed() < TURN_MAX
+    }
+
+    /// Polls a task of a kind; whether it has ended.
+    pub(super) fn has_ended<F: Future<Output = ()>>(&mut self, task: Pin<&mut F>, stats: &KindStats) -> bool {
+        let cpu = *self.cpu.get_or_insert_with(thread_time);
+        let began = Instant::now();
+        // What of it is pending is polled again, by who can wake it. The budget is that of the loop, not of its tasks.
+        let has_ended = tokio::task::coop::unconstrained(task).now_or_never().is_some();
+        let took = began.elapsed();
+        if took >= SLOW_POLL && thread_time().saturating_sub(cpu + self.polled) >= SLOW_POLL {
+            stats.pace.note_slow_poll();
+        }
+        self.polled += took;
+        has_ended
+    }
+}
+
+/// CPU time of this thread.
+fn thread_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
