@@ -14,6 +14,7 @@ use millpond::bus::publish::RetryDeadline;
 use millpond::client::{BatchSize, Client, MapSpec, NewTask};
 use millpond_worker::{Config, Worker};
 use serde_json::json;
+use tokio::task::JoinSet;
 
 /// Worker and submitter of the entry.
 #[derive(Parser)]
@@ -36,11 +37,16 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let done = tokio::runtime::Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| {
+        // A task of its own: on the thread that waits in `block_on`, each wake-up would cost a system call.
         runtime.block_on(async {
-            match Verb::parse() {
-                Verb::Worker(config) => work(*config).await,
-                Verb::Submit { url, batch } => submit(&url, &batch).await,
-            }
+            let mut verb = JoinSet::new();
+            verb.spawn(async {
+                match Verb::parse() {
+                    Verb::Worker(config) => work(*config).await,
+                    Verb::Submit { url, batch } => submit(&url, &batch).await,
+                }
+            });
+            verb.join_next().await.context("nothing was started")??
         })
     });
     match done {

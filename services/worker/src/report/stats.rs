@@ -43,6 +43,8 @@ pub(crate) struct KindStats {
 const FAST: Duration = Duration::from_micros(50);
 /// What one task counts in the average at the most: a single slow one may be an accident, two in a row are none.
 const COUNTED_MAX: Duration = Duration::from_micros(400);
+/// Polls that are measured after one that took long.
+const WATCHED_POLLS: u64 = 256;
 /// How long a kind is not fast after a poll that computed for long.
 const SLOW_FOR: Duration = Duration::from_secs(60);
 
@@ -53,6 +55,8 @@ pub(crate) struct Pace {
     mean_ns: AtomicU64,
     slow_until: Mutex<Option<Instant>>,
     is_slow: AtomicBool,
+    /// So many of its next polls are measured.
+    watched: AtomicU64,
 }
 
 impl Pace {
@@ -76,6 +80,16 @@ impl Pace {
         let mean = self.mean_ns.load(Ordering::Relaxed);
         let after = if mean == 0 { took } else { (mean * 7 + took) / 8 };
         self.mean_ns.store(after.max(1), Ordering::Relaxed);
+    }
+
+    /// Measures its next polls: one of them took long.
+    pub(crate) fn watch(&self) {
+        self.watched.store(WATCHED_POLLS, Ordering::Relaxed);
+    }
+
+    /// Whether the next poll is to be measured.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 
     /// Notes that the handler computed for long in one poll.

@@ -14,22 +14,18 @@ use crate::report::stats::KindStats;
 
 /// The loop polls tasks for this long in one turn at the most: meanwhile it takes none and pulls none.
 const TURN_MAX: Duration = Duration::from_millis(2);
-/// A poll that computed for as long keeps its kind away for a while.
+/// A poll that took as long is suspicious; one that computed for as long keeps its kind away for a while.
 const SLOW_POLL: Duration = Duration::from_micros(200);
 
 /// The polls of one turn of the loop.
 pub(super) struct FirstPolls {
     began: Instant,
-    /// The CPU time of this thread when the turn began, and that of its polls since: a poll may take long because the thread did not
-    /// run.
-    cpu: Option<Duration>,
-    polled: Duration,
 }
 
 impl FirstPolls {
     /// Begins a turn.
     pub(super) fn new() -> Self {
-        Self { began: Instant::now(), cpu: None, polled: Duration::ZERO }
+        Self { began: Instant::now() }
     }
 
     /// Whether a task is most likely to end in its first poll, and may be polled here.
@@ -42,16 +38,17 @@ impl FirstPolls {
     }
 
     /// Polls a task of a kind; whether it has ended.
-    pub(super) fn has_ended<F: Future<Output = ()>>(&mut self, task: Pin<&mut F>, stats: &KindStats) -> bool {
-        let cpu = *self.cpu.get_or_insert_with(thread_time);
+    pub(super) fn has_ended<F: Future<Output = ()>>(&self, task: Pin<&mut F>, stats: &KindStats) -> bool {
+        // A poll may also take long because this thread did not run: only the next ones tell.
+        let computed_before = stats.pace.is_watched().then(thread_time);
         let began = Instant::now();
         // What of it is pending is polled again, by who can wake it. The budget is that of the loop, not of its tasks.
         let has_ended = tokio::task::coop::unconstrained(task).now_or_never().is_some();
-        let took = began.elapsed();
-        if took >= SLOW_POLL && thread_time().saturating_sub(cpu + self.polled) >= SLOW_POLL {
-            stats.pace.note_slow_poll();
+        match computed_before {
+            Some(before) if thread_time().saturating_sub(before) >= SLOW_POLL => stats.pace.note_slow_poll(),
+            None if began.elapsed() >= SLOW_POLL => stats.pace.watch(),
+            _ => {}
         }
-        self.polled += took;
         has_ended
     }
 }

@@ -95,7 +95,7 @@ impl RunLoop {
     fn start_tasks(&mut self) -> bool {
         // Without a waker: the loop is not woken for each task that ends.
         while self.running.try_join_next().is_some() {}
-        let mut first_polls = FirstPolls::new();
+        let first_polls = FirstPolls::new();
         loop {
             if self.running.len() + self.context.batches.settling() >= SETTLING_MAX + self.context.pools.size() {
                 return self.intake.len() > 0;
