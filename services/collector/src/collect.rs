@@ -123,41 +123,48 @@ impl Collector {
         let mut check = tokio::time::interval(CHECK_EVERY);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut connection = self.bus.connection();
-        let mut pull = PullCheck::default();
+        let (mut pull, mut more_waits) = (PullCheck::default(), false);
         // Before anything is pulled: a message that nobody can read may have ended the process before this one.
         self.take_out_poison(&reader, &shutdown).await;
         loop {
-            let (mut messages, mut receipts) = tokio::select! {
+            let (mut messages, mut receipts) = (Vec::new(), Vec::new());
+            // What comes within the next moment shares a commit, which is synced to disk.
+            let gather = if more_waits { Duration::ZERO } else { COLLECT_GATHER };
+            tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 // It may have been such a message that cost the connection.
                 Ok(()) = connection.changed() => {
                     if connection.borrow_and_update().up {
+                        reader.restart();
                         self.take_out_poison(&reader, &shutdown).await;
                     }
                     continue;
                 }
-                messages = reader.next() => messages,
+                (first, receipt) = reader.next(), if !more_waits => {
+                    messages.push(first);
+                    receipts.push(receipt);
+                }
+                () = std::future::ready(()), if more_waits => {}
                 _ = check.tick() => {
                     if self.check_pull(&mut reader, &mut pull).await {
                         self.take_out_poison(&reader, &shutdown).await;
                     }
                     continue;
                 }
-            };
-            // A commit is synced to disk: what arrives within the next moment shares it.
-            let gathering = tokio::time::sleep(COLLECT_GATHER);
-            let mut gathering = std::pin::pin!(gathering);
-            while messages.len() < COLLECT_BATCH_MAX && bytes(&messages) < COLLECT_BYTES_MAX {
-                tokio::select! {
-                    biased;
-                    () = shutdown.cancelled() => break,
-                    () = &mut gathering => break,
-                    (more, theirs) = reader.next() => {
-                        messages.extend(more);
-                        receipts.extend(theirs);
-                    }
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => {}
+                () = tokio::time::sleep(gather) => {
+                    let (more, theirs) = reader.rest(COLLECT_BATCH_MAX - messages.len()).await;
+                    messages.extend(more);
+                    receipts.extend(theirs);
+                    more_waits = messages.len() >= COLLECT_BATCH_MAX || bytes(&messages) >= COLLECT_BYTES_MAX / 2;
                 }
+            }
+            if messages.is_empty() {
+                continue;
             }
             pull.is_idle = false;
             self.health.pulling.store(true, Ordering::Relaxed);

@@ -37,6 +37,7 @@ use crate::wire::number::WireMismatch;
 
 use error::describe;
 use publish::acks::PublishAcks;
+use read::buckets::OpenBuckets;
 use read::job_results::{CATCH_UPS_MAX, READERS_MAX};
 pub(crate) use subscription::Subscription;
 use wait_log::{Reconnects, WaitLog, is_refusal};
@@ -184,6 +185,7 @@ pub struct Bus {
     closing: Arc<AtomicBool>,
     wire: Arc<WireCheck>,
     acks: Arc<PublishAcks>,
+    buckets: Arc<OpenBuckets>,
     /// A permit for each consumer on RESULTS that reads a large job.
     readers: Arc<Semaphore>,
     /// A permit for each that looks for what was missed.
@@ -250,7 +252,7 @@ impl Bus {
         let acks = Arc::new(acks);
         let (readers, catch_ups) = (Semaphore::new(READERS_MAX), Semaphore::new(CATCH_UPS_MAX));
         let (readers, catch_ups) = (Arc::new(readers), Arc::new(catch_ups));
-        let (closing, address) = (Arc::default(), address.into());
+        let (closing, buckets, address) = (Arc::default(), Arc::default(), address.into());
         Ok(Self {
             client,
             js,
@@ -262,6 +264,7 @@ impl Bus {
             closing,
             wire,
             acks,
+            buckets,
             readers,
             catch_ups,
         })

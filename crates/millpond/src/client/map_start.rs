@@ -2,7 +2,7 @@
 //! before it is known what is stored: what waits in TASKS and DUE, what RESULTS holds and, where some of that has expired, what
 //! the collector has. docs/protocol.md has the order and its reasons.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
@@ -30,6 +30,11 @@ use crate::wire::subject::{TaskSubject, check_token};
 /// A job whose producer lived a moment ago is looked for until nothing new was stored for this long: what its killed producer
 /// had sent may still be on its way.
 const RESUME_QUIET: Duration = Duration::from_millis(250);
+
+/// How long the server may take to answer when a job begins: a cluster may elect a leader.
+const BEGIN_WITHIN: Duration = Duration::from_secs(60);
+/// How long until the server is asked again that did not answer.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// A job's record as it was just written.
 struct BegunJob {
@@ -97,7 +102,11 @@ impl Client {
         let spec = checked(spec)?;
         self.check_batch(&spec.queue, spec.batch, RetryDeadline::Unlimited).await?;
         let job = spec.job.clone().unwrap_or_else(crate::random_token);
-        let results_end = stream_state(&self.bus, STREAM_RESULTS).await?.last_seq;
+        // Before the first task is published it must be known whether there is capacity for it: that can be asked meanwhile.
+        let (results, began) = (|| stream_state(&self.bus, STREAM_RESULTS), Instant::now());
+        let results_end = async { asked(began, results).await.map(|state| state.last_seq) };
+        let (results_end, ()) = tokio::join!(results_end, self.learn_capacity(&spec.queue));
+        let results_end = results_end?;
         let BegunJob { entry, before } = self.write_record(&job, &spec, results_end).await?;
         let (record, ordered) = (entry.record.clone(), spec.ordered);
         let writer = JobRecordWriter::start(&self.bus, entry, before.is_none());
@@ -125,10 +134,21 @@ impl Client {
         Ok(MapRun::new(self, ordered, publish_only, publisher, results, catch_up))
     }
 
-    /// Writes the record: of a new job or epoch, or of a job that goes on with this process as its producer.
+    /// Writes the record: of a new job or epoch, or of a job that goes on with this process as its producer. A request without an
+    /// answer is made again; a write of which the answer was lost is known by its producer.
     async fn write_record(&self, job: &str, spec: &MapSpec, results_after: u64) -> Result<BegunJob, MapError> {
+        let (producer, began) = (crate::random_token(), Instant::now());
+        let mut written = None;
+        // A name that was drawn at random a moment ago is nobody's.
+        let mut must_read = spec.job.is_some();
         loop {
-            let found = self.bus.job(job).await?;
+            let found = if must_read { asked(began, || self.bus.job(job)).await? } else { None };
+            must_read = true;
+            if let Some(entry) = found.as_ref().filter(|found| found.record.producer == producer)
+                && let Some(before) = written.take()
+            {
+                return Ok(BegunJob { entry: entry.clone(), before });
+            }
             let (revision, found) = found.map_or((0, None), |entry| (entry.revision, Some(entry.record)));
             let goes_on =
                 |before: &JobRecord| before.state != JobState::Cancelled && spec.if_exists != IfJobExists::StartAnew;
@@ -143,15 +163,23 @@ impl Client {
                     let (job, kind, queue) = (job.clone(), kind.clone(), queue.clone());
                     return Err(MapError::OtherKindOrQueue { job, kind, queue });
                 }
-                Some(before) => {
-                    JobRecord { producer: crate::random_token(), heartbeat_ms: crate::now_ms(), ..before.clone() }
-                }
+                Some(before) => JobRecord { heartbeat_ms: crate::now_ms(), ..before.clone() },
             };
-            // None: another process has written it since. It is read again.
-            if let Some(revision) = self.bus.write_job(&record, revision).await? {
-                let stored_ms = record.heartbeat_ms;
-                return Ok(BegunJob { entry: JobEntry { record, revision, stored_ms }, before });
+            let record = JobRecord { producer: producer.clone(), ..record };
+            match self.bus.write_job(&record, revision).await {
+                Ok(Some(revision)) => {
+                    let stored_ms = record.heartbeat_ms;
+                    return Ok(BegunJob { entry: JobEntry { record, revision, stored_ms }, before });
+                }
+                // Another process has written it since. It is read again.
+                Ok(None) => {}
+                Err(error) if error.is_passing() && began.elapsed() < BEGIN_WITHIN => {
+                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                }
+                Err(error) => return Err(error.into()),
             }
+            // It may be stored all the same.
+            written = Some(before);
         }
     }
 
@@ -176,6 +204,21 @@ impl Client {
             }
         }
         Ok(stored)
+    }
+}
+
+/// Asks the server again while it does not answer, for a while.
+async fn asked<T, F: Future<Output = Result<T, BusError>>>(
+    began: Instant,
+    mut request: impl FnMut() -> F,
+) -> Result<T, BusError> {
+    loop {
+        match request().await {
+            Err(error) if error.is_passing() && began.elapsed() < BEGIN_WITHIN => {
+                tokio::time::sleep(ASK_AGAIN_AFTER).await;
+            }
+            answer => return answer,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! and what is not acknowledged on it, goes the way of any other task (`submit.rs`), under the same id.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -13,6 +14,9 @@ use crate::failpoint;
 use crate::limits::PUBLISH_WINDOW;
 use crate::telemetry::TraceContext;
 use crate::wire::headers::HEADER_MSG_ID;
+
+/// How long the server may take to answer before the first publish finds out by itself.
+const LEARN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Messages of one `map` that wait for their ack; each has a value of type `T` with it.
 pub(super) struct PublishLane<T> {
@@ -114,6 +118,12 @@ impl<T> PublishLane<T> {
 }
 
 impl Client {
+    /// Learns what [`Client::takes_short_way`] must know of a queue, if the server answers.
+    pub(super) async fn learn_capacity(&self, queue: &str) {
+        let limit = self.admission.max_waiting(queue, LEARN_WITHIN.into());
+        let _ = tokio::join!(limit, self.capacity.learn());
+    }
+
     /// Whether a task of a job can be published without a question before: nothing of it goes to the store of payloads, its queue is
     /// not bounded and TASKS not full, as was known a moment ago.
     fn takes_short_way(&self, task: &NewTask) -> bool {
@@ -121,6 +131,6 @@ impl Client {
             && task.unique.is_none()
             && !task.has_stored_arguments()
             && self.admission.is_known_unbounded(&task.queue)
-            && self.capacity.is_known()
+            && self.capacity.was_free()
     }
 }

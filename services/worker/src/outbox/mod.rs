@@ -303,7 +303,10 @@ impl<'a> Outbox<'a> {
             && (!self.continues || self.task.continuation.is_empty())
             && !self.outcome.results.iter().any(|result| is_large(result))
             && (self.outcome.items.is_none() || bytes(&self.outcome) <= RESULT_BATCH_BYTES_MAX);
-        let json = is_sole.then(|| serde_json::to_vec(&self.outcome).ok()).flatten()?;
+        if !is_sole {
+            return None;
+        }
+        let json = result_batches::json_of(&self.outcome).ok()?;
         failpoint::hit("settle.effects_stored");
         Some(json)
     }

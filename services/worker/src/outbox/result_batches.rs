@@ -27,6 +27,8 @@ use crate::settle::settle_refused;
 
 /// How long a batch gathers under load; a lone outcome does not wait.
 const RESULT_BATCH_GATHER: Duration = Duration::from_millis(1);
+/// About as many bytes has an outcome of one task as JSON without its result.
+const OUTCOME_BYTES: usize = 384;
 /// Outcomes in one batch at the most.
 const RESULT_BATCH_OUTCOMES_MAX: usize = 512;
 
@@ -154,6 +156,13 @@ impl ResultBatches {
     }
 }
 
+/// An outcome as JSON.
+pub(super) fn json_of(outcome: &Outcome) -> serde_json::Result<Vec<u8>> {
+    let results: usize = outcome.results.iter().map(|result| result.get().len() + 1).sum();
+    let mut json = Vec::with_capacity(OUTCOME_BYTES + results);
+    serde_json::to_writer(&mut json, outcome).map(|()| json)
+}
+
 /// Stores an outcome under `subject` (`results.…`), alone or with others; waits out a full RESULTS.
 ///
 /// # Errors
@@ -164,7 +173,7 @@ pub(super) async fn store(
     outcome: &Outcome,
 ) -> Result<(), PublishError> {
     let refused = |reason: String| PublishError::Refused { subject: subject.clone(), reason };
-    let json = serde_json::to_vec(outcome).map_err(|e| refused(e.to_string()))?;
+    let json = json_of(outcome).map_err(|e| refused(e.to_string()))?;
     let (sender, receiver) = oneshot::channel();
     push(context, subject.clone(), WaitingOutcome { json, of: Origin::Waiting(sender) });
     receiver.await.unwrap_or_else(|_| Err(refused("the worker stopped".to_owned())))

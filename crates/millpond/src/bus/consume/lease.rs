@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::lease_table::LeaseTable;
+use super::lease_table::{LeaseTable, SettledAttempt};
 use super::ownership::{OwnershipQuery, OwnershipReply, query_others};
 use super::renewal;
 use super::start_records::StartEntry;
@@ -46,6 +46,7 @@ pub struct Lease {
     /// How often its worker has died so far, where that is twice or more.
     suspicion: Option<Suspicion>,
     wrote_start: bool,
+    attempt: SettledAttempt,
     /// The work. Boxed: a lease moves through every stage of a worker.
     pub task: Box<Task>,
 }
@@ -161,7 +162,7 @@ impl Leases {
         if deliveries > 1 {
             metrics::counter!("millpond_redeliveries_total", "queue" => task.subject.queue.clone()).increment(1);
         }
-        let (table, task) = (self.table.clone(), Box::new(task));
+        let (table, attempt, task) = (self.table.clone(), self.table.attempt_of(&task), Box::new(task));
         Lease {
             table,
             number,
@@ -172,6 +173,7 @@ impl Leases {
             is_orphan: false,
             suspicion: None,
             wrote_start: false,
+            attempt,
             task,
         }
     }
@@ -188,7 +190,7 @@ impl Lease {
     /// Whether this attempt was settled by this worker a moment ago.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.table.is_settled(&self.task)
+        self.table.is_settled(self.attempt)
     }
 
     /// When it was delivered.
@@ -357,7 +359,7 @@ impl Lease {
 
     /// Remembers that this attempt is settled: its outcome is stored. A copy that comes again is acknowledged.
     pub fn mark_settled(&self) {
-        self.table.mark_settled(&self.task);
+        self.table.mark_settled(self.attempt);
     }
 
     /// Whether nothing is left to do for it once its outcome is stored but its ack: no start of it is recorded.

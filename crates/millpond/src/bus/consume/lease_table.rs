@@ -80,7 +80,7 @@ impl<T> ByOrigin<T> {
 }
 
 /// A keyed hash of queue, kind, id and attempt.
-type SettledAttempt = (u64, u64);
+pub(super) type SettledAttempt = (u64, u64);
 
 pub(super) struct LeaseState {
     next: u64,
@@ -288,14 +288,12 @@ impl LeaseTable {
     }
 
     /// Whether this attempt was settled here lately.
-    pub(super) fn is_settled(&self, task: &Task) -> bool {
-        let attempt = self.attempt_of(task);
+    pub(super) fn is_settled(&self, attempt: SettledAttempt) -> bool {
         self.state().settled.contains(&attempt)
     }
 
     /// Remembers that this attempt is settled.
-    pub(super) fn mark_settled(&self, task: &Task) {
-        let attempt = self.attempt_of(task);
+    pub(super) fn mark_settled(&self, attempt: SettledAttempt) {
         self.state().settled.put(attempt, ());
     }
 
@@ -318,7 +316,7 @@ impl LeaseTable {
         let _ = self.bus.client.publish_with_reply(reply, answer_to, Bytes::new()).await;
     }
 
-    fn attempt_of(&self, task: &Task) -> SettledAttempt {
+    pub(super) fn attempt_of(&self, task: &Task) -> SettledAttempt {
         self.attempt(&task.subject.queue, &task.subject.kind, &task.id(), task.attempt)
     }
 

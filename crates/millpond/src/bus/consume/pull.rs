@@ -39,6 +39,8 @@ const MADE_AT_ONCE: usize = 32;
 pub struct Puller {
     bus: Bus,
     leases: Leases,
+    /// Reads where a message lies. It is moved into each and out again: a clone has its cost.
+    context: Option<jetstream::Context>,
     /// DUE of each queue, then TASKS of each, both in the order of the queues.
     sources: Vec<QueueConsumer>,
     /// The place of each queue in their order.
@@ -116,6 +118,7 @@ impl Puller {
         Ok(Self {
             bus: bus.clone(),
             leases: leases.clone(),
+            context: None,
             sources,
             places: queues.iter().cloned().zip(0..).collect(),
             order: (queues.len() > 1).then(|| QueueOrder::new(queues.len())),
@@ -342,15 +345,18 @@ impl Puller {
     }
 
     /// The lease, and whether more wait where it came from.
-    fn hold(&self, message: async_nats::Message) -> Option<(Lease, bool)> {
+    fn hold(&mut self, message: async_nats::Message) -> Option<(Lease, bool)> {
         let reply = message.reply.as_ref()?.to_string();
-        let message = jetstream::Message { message, context: self.bus.js.clone() };
+        let context = self.context.take().unwrap_or_else(|| self.bus.js.clone());
+        let message = jetstream::Message { message, context };
         let (origin, seq, deliveries, stored_ms, more) = {
             let info = message.info().ok()?;
             let origin = origin_of(info.stream, &message.subject)?;
             let stored = info.published.unix_timestamp_nanos() / 1_000_000;
             (origin, info.stream_sequence, info.delivered, i64::try_from(stored).unwrap_or(0), info.pending > 0)
         };
+        let jetstream::Message { message, context } = message;
+        self.context = Some(context);
         let epoch = &*self.leases.table.epoch(origin);
         let headers = from_nats(message.headers.as_ref());
         let arrival = Arrival { origin, epoch, seq, stored_ms };

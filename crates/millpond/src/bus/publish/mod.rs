@@ -9,13 +9,14 @@ pub mod schedules;
 pub(crate) mod stored_already;
 pub(crate) mod unique;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::client::RequestErrorKind;
 use async_nats::jetstream::ErrorCode;
 use bytes::Bytes;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
+use tokio::task::JoinSet;
 
 use crate::bus::topology::stream_state;
 use crate::bus::{Bus, to_nats};
@@ -333,31 +334,60 @@ pub struct StreamCapacity {
     bus: Bus,
     seen: Mutex<Option<(Instant, bool)>>,
     reading: AsyncMutex<()>,
+    /// Reads it beside the publishes.
+    refreshing: Mutex<JoinSet<()>>,
 }
 
 impl StreamCapacity {
     /// Watches TASKS through this connection.
     #[must_use]
     pub fn new(bus: &Bus) -> Self {
-        Self { bus: bus.clone(), seen: Mutex::new(None), reading: AsyncMutex::new(()) }
+        Self { bus: bus.clone(), seen: Mutex::new(None), reading: AsyncMutex::new(()), refreshing: Mutex::default() }
+    }
+
+    fn last_seen(&self) -> Option<(Instant, bool)> {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fresh(&self) -> Option<bool> {
-        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.filter(|(at, _)| at.elapsed() < STREAM_FULL_WAIT).map(|(_, full)| full)
+        self.last_seen().filter(|(at, _)| at.elapsed() < STREAM_FULL_WAIT).map(|(_, full)| full)
     }
 
-    /// Whether there is capacity, as was read a moment ago.
-    pub(crate) fn is_known(&self) -> bool {
-        self.fresh() == Some(false)
+    /// Whether there was capacity when it was read last. If that is a while ago, it is read anew meanwhile: the server itself refuses
+    /// what it cannot store, so a publish need not wait for it.
+    pub(crate) fn was_free(self: &Arc<Self>) -> bool {
+        match self.last_seen() {
+            Some((at, false)) => {
+                if at.elapsed() >= STREAM_FULL_WAIT {
+                    self.refresh();
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn refresh(self: &Arc<Self>) {
+        let mut refreshing = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        while refreshing.try_join_next().is_some() {}
+        if refreshing.is_empty() {
+            let capacity = self.clone();
+            refreshing.spawn(async move {
+                capacity.is_full().await;
+            });
+        }
+    }
+
+    /// Reads whether there is capacity, unless it was read before.
+    pub(crate) async fn learn(self: &Arc<Self>) {
+        if !self.was_free() {
+            self.is_full().await;
+        }
     }
 
     /// Returns at once while there is capacity, else when there is again.
-    pub async fn wait(&self) {
-        loop {
-            if !self.is_full().await {
-                return;
-            }
+    pub async fn wait(self: &Arc<Self>) {
+        while !self.was_free() && self.is_full().await {
             tokio::time::sleep(STREAM_FULL_WAIT).await;
         }
     }

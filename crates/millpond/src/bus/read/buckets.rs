@@ -1,6 +1,7 @@
 //! The buckets: jobs, workers, cancellations, starts and servers. Keys and values are in docs/protocol.md.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_nats::jetstream::kv;
 use bytes::Bytes;
@@ -115,6 +116,37 @@ async fn open_watch(bus: &Bus, bucket: &str) -> Result<(kv::Watch, bool), BusErr
 pub(in crate::bus) async fn open(bus: &Bus, bucket: &str) -> Result<kv::Store, BusError> {
     let what = format!("use of bucket {bucket}");
     bus.js.get_key_value(bucket).await.map_err(|e| BusError::new(&what, &e))
+}
+
+/// Buckets that were opened and are used again and again: to open one costs a request.
+#[derive(Default)]
+pub(in crate::bus) struct OpenBuckets(Mutex<HashMap<&'static str, kv::Store>>);
+
+impl OpenBuckets {
+    fn stores(&self) -> MutexGuard<'_, HashMap<&'static str, kv::Store>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bus {
+    /// Does something with a bucket that is kept open. After an error it is opened anew the next time, and who uses it is told if it
+    /// is not there.
+    pub(in crate::bus) async fn with_bucket<T, E: std::error::Error + 'static>(
+        &self,
+        bucket: &'static str,
+        request: impl AsyncFnOnce(&kv::Store) -> Result<T, E>,
+    ) -> Result<T, BusError> {
+        let known = self.buckets.stores().get(bucket).cloned();
+        let store = match known {
+            Some(store) => store,
+            None => open(self, bucket).await?,
+        };
+        self.buckets.stores().insert(bucket, store.clone());
+        request(&store).await.map_err(|error| {
+            self.buckets.stores().remove(bucket);
+            BusError::new(bucket, &error)
+        })
+    }
 }
 
 pub(in crate::bus) fn encode<T: Serialize>(value: &T) -> Bytes {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::bus::Bus;
 use crate::bus::error::BusError;
-use crate::bus::read::buckets::{encode, open};
+use crate::bus::read::buckets::encode;
 use crate::bus::read::unix_ms;
 use crate::job::JobRecord;
 use crate::task::{Arrival, Origin, Task};
@@ -36,12 +36,12 @@ impl Bus {
     /// # Errors
     /// [`BusError`] when the bucket cannot be written.
     pub async fn write_job(&self, record: &JobRecord, revision: u64) -> Result<Option<u64>, BusError> {
-        let store = open(self, BUCKET_JOBS).await?;
-        match store.update(&record.job, encode(record), revision).await {
+        let write = async |store: &kv::Store| match store.update(&record.job, encode(record), revision).await {
             Ok(revision) => Ok(Some(revision)),
             Err(error) if error.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(None),
-            Err(error) => Err(BusError::new(BUCKET_JOBS, &error)),
-        }
+            Err(error) => Err(error),
+        };
+        self.with_bucket(BUCKET_JOBS, write).await
     }
 
     /// Reads a job's record.
@@ -49,8 +49,7 @@ impl Bus {
     /// # Errors
     /// [`BusError`] when the bucket cannot be read.
     pub async fn job(&self, job: &str) -> Result<Option<JobEntry>, BusError> {
-        let store = open(self, BUCKET_JOBS).await?;
-        let entry = store.entry(job).await.map_err(|e| BusError::new(BUCKET_JOBS, &e))?;
+        let entry = self.with_bucket(BUCKET_JOBS, async |store: &kv::Store| store.entry(job).await).await?;
         let entry = entry.filter(|e| e.operation == kv::Operation::Put);
         Ok(entry.and_then(|e| {
             Some(JobEntry { record: decode(&e.value).ok()?, revision: e.revision, stored_ms: unix_ms(e.created) })

@@ -5,11 +5,11 @@ use std::time::Duration;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use data_encoding::BASE64;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
 
 use crate::bus::error::BusError;
 use crate::bus::read::raw::RawMessage;
-use crate::bus::read::{pull_outcomes, unix_ms};
+use crate::bus::read::unix_ms;
 use crate::bus::topology::make_collector_durable;
 use crate::bus::{Bus, from_nats};
 use crate::dead_letter::Evidence;
@@ -80,7 +80,9 @@ impl std::fmt::Debug for Receipt {
 pub struct OutcomeReader {
     bus: Bus,
     from: OutcomeStream,
-    pull: Option<pull::Stream>,
+    consumer: Option<PullConsumer>,
+    /// A request for one message.
+    pull: Option<pull::Batch>,
     /// The last try to pull has failed, and that is logged.
     is_failing: bool,
 }
@@ -96,6 +98,10 @@ pub struct OutcomeReaderState {
     pub ack_pending: u64,
 }
 
+/// How long the server keeps a request for one message.
+const PULL_EXPIRES_AFTER: Duration = Duration::from_secs(10);
+/// How long each message of those that wait may take to come, or the word that there are no more.
+const REST_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// How long a reader waits before it makes a failed pull anew.
 pub(super) const READ_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
@@ -103,18 +109,18 @@ impl OutcomeReader {
     /// A reader; it connects its pull at the first [`OutcomeReader::next`].
     #[must_use]
     pub fn new(bus: Bus, from: OutcomeStream) -> Self {
-        Self { bus, from, pull: None, is_failing: false }
+        Self { bus, from, consumer: None, pull: None, is_failing: false }
     }
 
-    /// What has come, in the order of the stream: at least one message, at most [`COLLECT_BATCH_MAX`], and no more after
-    /// [`COLLECT_BYTES_MAX`] bytes.
+    /// The next message, however long it takes to come. Only this one wakes the collector: what comes next waits at the server for
+    /// [`OutcomeReader::rest`].
     ///
     /// # Cancel safety
     /// Safe: what was received and not returned is delivered again.
-    pub async fn next(&mut self) -> (Vec<OutcomeMessage>, Vec<Receipt>) {
+    pub async fn next(&mut self) -> (OutcomeMessage, Receipt) {
         loop {
             let Some(pull) = &mut self.pull else {
-                match start_pull(&self.bus, self.from).await {
+                match self.start_pull().await {
                     Ok(pull) => {
                         self.pull = Some(pull);
                         if std::mem::take(&mut self.is_failing) {
@@ -130,46 +136,59 @@ impl OutcomeReader {
                 }
                 continue;
             };
-            let (mut messages, mut receipts, mut bytes) = (Vec::new(), Vec::new(), 0);
-            let mut next = pull.next().await;
-            let ended = loop {
-                match next {
-                    None => break true,
-                    Some(Err(error)) => {
-                        tracing::debug!(stream = self.from.stream(), %error, "pull ended, making it anew");
-                        break true;
-                    }
-                    Some(Ok(message)) => {
-                        bytes += message.payload.len();
-                        if let Some((message, receipt)) = read(self.from, message) {
-                            messages.push(message);
-                            receipts.push(receipt);
-                        }
+            let received = pull.next().await;
+            self.pull = None;
+            match received {
+                // It has expired.
+                None => {}
+                Some(Err(error)) => {
+                    tracing::debug!(stream = self.from.stream(), %error, "pull ended, making it anew");
+                    self.consumer = None;
+                    tokio::time::sleep(READ_AGAIN_AFTER).await;
+                }
+                Some(Ok(message)) => {
+                    if let Some(message) = read(self.from, message) {
+                        return message;
                     }
                 }
-                if messages.len() >= COLLECT_BATCH_MAX || bytes >= COLLECT_BYTES_MAX {
-                    break false;
-                }
-                match pull.next().now_or_never() {
-                    Some(ready) => next = ready,
-                    None => break false,
-                }
-            };
-            if ended {
-                self.pull = None;
-            }
-            if messages.is_empty() {
-                tokio::time::sleep(READ_AGAIN_AFTER).await;
-            } else {
-                return (messages, receipts);
             }
         }
     }
 
-    /// Drops the pull; the next [`OutcomeReader::next`] makes it anew. For a watchdog that sees messages wait at the
-    /// server and none come. What was received and not returned comes again.
+    async fn start_pull(&mut self) -> Result<pull::Batch, BusError> {
+        let consumer = match self.consumer.take() {
+            Some(consumer) => consumer,
+            None => collector_durable(&self.bus, self.from).await?,
+        };
+        let pull = consumer.batch().max_messages(1).expires(PULL_EXPIRES_AFTER).messages().await;
+        let pull = pull.map_err(|e| BusError::new(self.from.stream(), &e))?;
+        self.consumer = Some(consumer);
+        Ok(pull)
+    }
+
+    /// What waits at the server now, in the order of the stream: at most so many messages, of [`COLLECT_BYTES_MAX`] bytes together. It
+    /// may be nothing, also when the server does not answer.
+    ///
+    /// # Cancel safety
+    /// Safe: what was received and not returned is delivered again.
+    pub async fn rest(&mut self, messages_max: usize) -> (Vec<OutcomeMessage>, Vec<Receipt>) {
+        let (mut messages, mut receipts) = (Vec::new(), Vec::new());
+        let Some(consumer) = &self.consumer else { return (messages, receipts) };
+        let fetching = consumer.fetch().max_messages(messages_max).max_bytes(COLLECT_BYTES_MAX).messages();
+        let Ok(mut waiting) = fetching.await else { return (messages, receipts) };
+        while let Ok(Some(Ok(message))) = tokio::time::timeout(REST_ANSWER_WITHIN, waiting.next()).await {
+            if let Some((message, receipt)) = read(self.from, message) {
+                messages.push(message);
+                receipts.push(receipt);
+            }
+        }
+        (messages, receipts)
+    }
+
+    /// Drops the pull; the next [`OutcomeReader::next`] makes it anew. After a loss of the connection, and for a watchdog that sees
+    /// messages wait at the server and none come. What was received and not returned comes again.
     pub fn restart(&mut self) {
-        self.pull = None;
+        (self.consumer, self.pull) = (None, None);
     }
 
     /// Gives a receipt back: the server forgets the message for this durable. A lost ack only means that it comes again.
@@ -241,16 +260,15 @@ async fn consumer(bus: &Bus, stream: &str) -> Result<PullConsumer, BusError> {
     found.map_err(|e| BusError::new(&format!("use of the collector's consumer on {stream}"), &e))
 }
 
-async fn start_pull(bus: &Bus, from: OutcomeStream) -> Result<pull::Stream, BusError> {
-    let found = match consumer(bus, from.stream()).await {
+async fn collector_durable(bus: &Bus, from: OutcomeStream) -> Result<PullConsumer, BusError> {
+    match consumer(bus, from.stream()).await {
         Err(BusError::Missing { .. }) => {
             make_collector_durable(bus, from.stream()).await?;
             tracing::warn!(stream = from.stream(), "the collector's consumer was deleted; it is made again");
             consumer(bus, from.stream()).await
         }
         found => found,
-    };
-    pull_outcomes(&found?, from.stream()).await
+    }
 }
 
 fn read(from: OutcomeStream, message: jetstream::Message) -> Option<(OutcomeMessage, Receipt)> {
