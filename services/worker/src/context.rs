@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use millpond::bus::Bus;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +15,7 @@ use crate::announced_kinds::AnnouncedKinds;
 use crate::cancellations::Cancellations;
 use crate::config::Settings;
 use crate::handlers::Handlers;
-use crate::outbox::result_batches::ResultBatches;
+use crate::outbox::result_batches::{ResultBatches, SoleOutcome};
 use crate::prepare::payload_files::PayloadFiles;
 use crate::prepare::payloads::PayloadFetcher;
 use crate::report::failure_log::FailureLog;
@@ -45,7 +45,7 @@ pub(crate) struct WorkerContext {
     pub(crate) draining: CancellationToken,
     /// Cancelled when the drain's time is over.
     pub(crate) stop: CancellationToken,
-    pub(crate) stats: Stats,
+    pub(crate) stats: Arc<Stats>,
     /// Says in the log what failed.
     pub(crate) failures: FailureLog,
     /// The slots of running tasks.
@@ -63,7 +63,7 @@ pub(crate) struct WorkerContext {
 }
 
 impl WorkerContext {
-    /// Starts the children, and follows the kinds of other workers in `background`.
+    /// Tasks whose outcome was refused come out of the receiver. Starts the children, and follows the kinds of other workers in `background`.
     pub(crate) fn start(
         bus: &Bus,
         settings: &Settings,
@@ -72,7 +72,7 @@ impl WorkerContext {
         children: Vec<Arc<Children>>,
         cancellations: Cancellations,
         background: &mut JoinSet<()>,
-    ) -> Arc<Self> {
+    ) -> (Arc<Self>, mpsc::Receiver<SoleOutcome>) {
         let kinds = AnnouncedKinds::new(settings.unknown_kind_after);
         background.spawn(kinds.clone().follow(bus.clone()));
         let pools = SlotPools::new(settings.slots, settings.io_slots, handlers.iter());
@@ -84,11 +84,13 @@ impl WorkerContext {
         };
         let supervisor = Supervisor::start(children);
         background.spawn(supervisor.clone().watch());
+        let stats = Arc::new(Stats::new(handlers.keys()));
+        let (batches, refused) = ResultBatches::new(bus, &settings.name, nonce, &stats);
         let context = Arc::new(Self {
             bus: bus.clone(),
-            batches: ResultBatches::new(bus, &settings.name, nonce),
+            batches,
             worker: settings.name.clone(),
-            stats: Stats::new(handlers.keys()),
+            stats,
             failures: FailureLog::new(handlers.keys()),
             handlers,
             kinds,
@@ -108,6 +110,6 @@ impl WorkerContext {
         });
         let of_failures = context.clone();
         background.spawn(async move { of_failures.failures.count_anew_for_ever().await });
-        context
+        (context, refused)
     }
 }

@@ -215,7 +215,9 @@ impl Started {
                 Err(error) => elections.after(error).await?,
             }
         };
-        let context = WorkerContext::start(bus, settings, &nonce, handlers, children, cancellations, &mut background);
+        let (context, refused) =
+            WorkerContext::start(bus, settings, &nonce, handlers, children, cancellations, &mut background);
+        background.spawn(settle::settle_refused(context.clone(), refused));
         let http = http::start(settings.listen, settings.http.clone(), bus, &context, &leases, &mut background).await?;
         let shutdown =
             drain_requests::drained_on_request(bus, (&settings.name, &nonce), shutdown, &mut background).await?;

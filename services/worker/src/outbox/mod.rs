@@ -7,7 +7,6 @@ pub(crate) mod large_results;
 pub(crate) mod message;
 pub(crate) mod result_batches;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -320,7 +319,7 @@ impl<'a> Outbox<'a> {
     ///
     /// # Errors
     /// [`PublishError`] when even that is refused. Nothing may be acknowledged then.
-    pub(crate) async fn publish(&mut self, context: &Arc<WorkerContext>) -> Result<Settlement, PublishError> {
+    pub(crate) async fn publish(&mut self, context: &WorkerContext) -> Result<Settlement, PublishError> {
         // Boxed, as all that is rare: each task moves its whole future.
         let passes_bytes = self.continues && !self.task.continuation.is_empty() && !self.outcome.bytes.is_empty();
         if passes_bytes || self.outcome.results.iter().any(|result| is_large(result)) {
@@ -347,7 +346,7 @@ impl<'a> Outbox<'a> {
         if self.outcome.items.is_some() && bytes(&self.outcome) > RESULT_BATCH_BYTES_MAX {
             Box::pin(publish_parts(context, subject, &self.outcome)).await?;
         } else {
-            match result_batches::store(context, subject, &self.outcome).await {
+            match context.batches.store(subject, &self.outcome).await {
                 Err(error) if error.is_permanent() => {
                     Box::pin(publish_reduced(context, self.task.subject.results(), &self.outcome, error)).await?;
                 }
@@ -362,7 +361,7 @@ impl<'a> Outbox<'a> {
     /// it covers, because none of them can run again. Never the same message again and again.
     async fn publish_instead(
         &mut self,
-        context: &Arc<WorkerContext>,
+        context: &WorkerContext,
         message: &OutboxMessage,
         error: PublishError,
     ) -> Result<(), PublishError> {
@@ -419,9 +418,9 @@ fn bytes_of_failed(not_done: &NotDone) -> usize {
     serde_json::to_vec(not_done).map_or(0, |json| json.len())
 }
 
-async fn publish_parts(context: &Arc<WorkerContext>, subject: String, outcome: &Outcome) -> Result<(), PublishError> {
+async fn publish_parts(context: &WorkerContext, subject: String, outcome: &Outcome) -> Result<(), PublishError> {
     for part in parts(outcome, RESULT_BATCH_BYTES_MAX) {
-        match result_batches::store(context, subject.clone(), &part).await {
+        match context.batches.store(subject.clone(), &part).await {
             Err(error) if error.is_permanent() => {
                 Box::pin(publish_reduced(context, subject.clone(), &part, error)).await?;
             }
@@ -433,7 +432,7 @@ async fn publish_parts(context: &Arc<WorkerContext>, subject: String, outcome: &
 
 /// Publishes an outcome that the server has refused item by item, with small failures, and with results in the store of payloads.
 async fn publish_reduced(
-    context: &Arc<WorkerContext>,
+    context: &WorkerContext,
     subject: String,
     outcome: &Outcome,
     error: PublishError,
@@ -452,7 +451,7 @@ async fn publish_reduced(
             not_done.failure = not_done.failure.as_ref().map(|failure| failure.small(&refused));
         }
         one.failures = Vec::new();
-        result_batches::store(context, subject.clone(), &one).await?;
+        context.batches.store(subject.clone(), &one).await?;
     }
     Ok(())
 }

@@ -18,13 +18,13 @@ use millpond::limits::RESULT_BATCH_BYTES_MAX;
 use millpond::outcome::Outcome;
 use millpond::telemetry::TraceContext;
 use millpond::wire::headers::HEADER_MSG_ID;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::context::WorkerContext;
-use crate::report::stats::Tally;
-use crate::settle::settle_refused;
+use crate::report::stats::{Stats, Tally};
 
+/// Tasks whose outcome was refused, and which nobody has taken over yet, at the most.
+const REFUSED_MAX: usize = 64;
 /// How long a batch gathers under load; a lone outcome does not wait.
 const RESULT_BATCH_GATHER: Duration = Duration::from_millis(1);
 /// About as many bytes has an outcome of one task as JSON without its result.
@@ -44,9 +44,15 @@ pub(crate) struct SoleOutcome {
     pub(crate) attempt: TraceContext,
 }
 
-/// Publishes outcomes.
+/// Publishes outcomes. Cheap to clone.
+#[derive(Clone)]
 pub(crate) struct ResultBatches {
+    inner: Arc<BatchesShared>,
+}
+
+struct BatchesShared {
     bus: Bus,
+    stats: Arc<Stats>,
     /// What each batch begins with.
     head: String,
     nonce: String,
@@ -56,6 +62,7 @@ pub(crate) struct ResultBatches {
     settling: AtomicUsize,
     /// Notified when some of them are.
     settled: Notify,
+    refused: mpsc::Sender<SoleOutcome>,
 }
 
 #[derive(Default)]
@@ -79,34 +86,72 @@ enum Origin {
 }
 
 impl ResultBatches {
-    /// The result batches of one worker process.
-    pub(crate) fn new(bus: &Bus, worker: &str, nonce: &str) -> Self {
+    /// The result batches of one worker process. What the server refuses of the tasks that are settled here comes out of the receiver;
+    /// call [`ResultBatches::note_settled`] when such a task is settled otherwise.
+    pub(crate) fn new(bus: &Bus, worker: &str, nonce: &str, stats: &Arc<Stats>) -> (Self, mpsc::Receiver<SoleOutcome>) {
         let worker = serde_json::to_string(worker).unwrap_or_default();
-        Self {
+        let (sender, refused) = mpsc::channel(REFUSED_MAX);
+        let inner = BatchesShared {
             bus: bus.clone(),
+            stats: stats.clone(),
             head: format!("{{\"v\":1,\"worker\":{worker},\"outcomes\":"),
             nonce: nonce.to_owned(),
             batches: AtomicU64::new(0),
             state: Mutex::new(OutcomeQueues::default()),
             settling: AtomicUsize::new(0),
             settled: Notify::new(),
+            refused: sender,
+        };
+        (Self { inner: Arc::new(inner) }, refused)
+    }
+
+    /// Stores an outcome under `subject` (`results.…`), alone or with others; waits out a full RESULTS.
+    ///
+    /// # Errors
+    /// [`PublishError`] when the server refuses it for good.
+    pub(crate) async fn store(&self, subject: String, outcome: &Outcome) -> Result<(), PublishError> {
+        let refused = |reason: String| PublishError::Refused { subject: subject.clone(), reason };
+        let json = json_of(outcome).map_err(|e| refused(e.to_string()))?;
+        let (sender, receiver) = oneshot::channel();
+        self.push(subject.clone(), WaitingOutcome { json, of: Origin::Waiting(sender) });
+        receiver.await.unwrap_or_else(|_| Err(refused("the worker stopped".to_owned())))
+    }
+
+    /// Settles a task whose outcome is all that is to be stored: stores it, alone or with others, then acknowledges the task. Both
+    /// are done after this has returned.
+    pub(crate) fn settle(&self, sole: SoleOutcome, json: Vec<u8>) {
+        let subject = sole.lease.task.subject.results();
+        self.inner.settling.fetch_add(1, Ordering::SeqCst);
+        self.push(subject, WaitingOutcome { json, of: Origin::Sole(Box::new(sole)) });
+    }
+
+    fn push(&self, subject: String, outcome: WaitingOutcome) {
+        let mut state = self.inner.state();
+        let OutcomeQueues { waiting, drivers } = &mut *state;
+        match waiting.entry(subject) {
+            Entry::Occupied(mut queue) => queue.get_mut().push_back(outcome),
+            Entry::Vacant(place) => {
+                while drivers.try_join_next().is_some() {}
+                drivers.spawn(drive(self.inner.clone(), place.key().clone()));
+                place.insert(VecDeque::from([outcome]));
+            }
         }
     }
 
     /// Tasks whose sole outcome is not stored yet, or which are not acknowledged.
     pub(crate) fn settling(&self) -> usize {
-        self.settling.load(Ordering::SeqCst)
+        self.inner.settling.load(Ordering::SeqCst)
     }
 
     /// Returns when some of them are settled.
     pub(crate) async fn settled(&self) {
-        self.settled.notified().await;
+        self.inner.settled.notified().await;
     }
 
     /// Returns when all of them are settled.
     pub(crate) async fn all_settled(&self) {
         loop {
-            let mut notified = pin!(self.settled.notified());
+            let mut notified = pin!(self.inner.settled.notified());
             notified.as_mut().enable();
             if self.settling() == 0 {
                 return;
@@ -115,6 +160,20 @@ impl ResultBatches {
         }
     }
 
+    /// So many tasks with a sole outcome are settled.
+    pub(crate) fn note_settled(&self, count: usize) {
+        self.inner.note_settled(count);
+    }
+}
+
+/// An outcome as JSON.
+pub(super) fn json_of(outcome: &Outcome) -> serde_json::Result<Vec<u8>> {
+    let results: usize = outcome.results.iter().map(|result| result.get().len() + 1).sum();
+    let mut json = Vec::with_capacity(OUTCOME_BYTES + results);
+    serde_json::to_writer(&mut json, outcome).map(|()| json)
+}
+
+impl BatchesShared {
     fn state(&self) -> MutexGuard<'_, OutcomeQueues> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,114 +213,57 @@ impl ResultBatches {
         }
         Some(batch)
     }
-}
 
-/// An outcome as JSON.
-pub(super) fn json_of(outcome: &Outcome) -> serde_json::Result<Vec<u8>> {
-    let results: usize = outcome.results.iter().map(|result| result.get().len() + 1).sum();
-    let mut json = Vec::with_capacity(OUTCOME_BYTES + results);
-    serde_json::to_writer(&mut json, outcome).map(|()| json)
-}
-
-/// Stores an outcome under `subject` (`results.…`), alone or with others; waits out a full RESULTS.
-///
-/// # Errors
-/// [`PublishError`] when the server refuses it for good.
-pub(super) async fn store(
-    context: &Arc<WorkerContext>,
-    subject: String,
-    outcome: &Outcome,
-) -> Result<(), PublishError> {
-    let refused = |reason: String| PublishError::Refused { subject: subject.clone(), reason };
-    let json = json_of(outcome).map_err(|e| refused(e.to_string()))?;
-    let (sender, receiver) = oneshot::channel();
-    push(context, subject.clone(), WaitingOutcome { json, of: Origin::Waiting(sender) });
-    receiver.await.unwrap_or_else(|_| Err(refused("the worker stopped".to_owned())))
-}
-
-/// Settles a task whose outcome is all that is to be stored: stores it, alone or with others, then acknowledges the task. Both are
-/// done after this has returned.
-pub(crate) fn settle_sole(context: &Arc<WorkerContext>, sole: SoleOutcome, json: Vec<u8>) {
-    let subject = sole.lease.task.subject.results();
-    context.batches.settling.fetch_add(1, Ordering::SeqCst);
-    push(context, subject, WaitingOutcome { json, of: Origin::Sole(Box::new(sole)) });
-}
-
-fn push(context: &Arc<WorkerContext>, subject: String, outcome: WaitingOutcome) {
-    let mut state = context.batches.state();
-    let OutcomeQueues { waiting, drivers } = &mut *state;
-    match waiting.entry(subject) {
-        Entry::Occupied(mut queue) => queue.get_mut().push_back(outcome),
-        Entry::Vacant(place) => {
-            while drivers.try_join_next().is_some() {}
-            drivers.spawn(drive(context.clone(), place.key().clone()));
-            place.insert(VecDeque::from([outcome]));
-        }
-    }
-}
-
-/// Sends the batches of one subject, one after the other, until nothing waits.
-async fn drive(context: Arc<WorkerContext>, subject: String) {
-    let batches = &context.batches;
-    loop {
-        // More than one waits: there is load, and what ends in the next moment saves a message of its own. A lone outcome
-        // does not wait.
-        if batches.waits(&subject) > 1 {
-            tokio::time::sleep(RESULT_BATCH_GATHER).await;
-        }
-        let Some(batch) = batches.take(&subject) else { return };
-        let outcomes: Vec<&[u8]> = batch.iter().map(|waiting| waiting.json.as_slice()).collect();
-        let stored = batches.send(&subject, &outcomes).await;
-        if batch.len() > 1 && stored.as_ref().is_err_and(PublishError::is_permanent) {
-            // What the server refuses together may be stored alone: one bad outcome costs the others nothing.
-            for one in batch {
-                let stored = batches.send(&subject, &[&one.json]).await;
-                end(&context, [one.of], &stored).await;
-            }
-        } else {
-            end(&context, batch.into_iter().map(|one| one.of), &stored).await;
-        }
-    }
-}
-
-/// Ends what shares a message.
-async fn end(
-    context: &Arc<WorkerContext>,
-    origins: impl IntoIterator<Item = Origin>,
-    stored: &Result<(), PublishError>,
-) {
-    let mut settled = Vec::new();
-    for origin in origins {
-        match (origin, stored) {
-            (Origin::Waiting(sender), stored) => drop(sender.send(stored.clone())),
-            (Origin::Sole(sole), Ok(())) => settled.push(*sole),
-            (Origin::Sole(sole), Err(_)) => {
-                let settling = context.clone();
-                context.batches.state().drivers.spawn(async move {
-                    settle_refused(&settling, *sole).await;
-                    settling.batches.note_settled(1);
-                });
+    /// Ends what shares a message.
+    async fn end(&self, origins: impl IntoIterator<Item = Origin>, stored: &Result<(), PublishError>) {
+        let mut settled = Vec::new();
+        for origin in origins {
+            match (origin, stored) {
+                (Origin::Waiting(sender), stored) => drop(sender.send(stored.clone())),
+                (Origin::Sole(sole), Ok(())) => settled.push(*sole),
+                (Origin::Sole(sole), Err(_)) => drop(self.refused.send(*sole).await),
             }
         }
+        let count = settled.len();
+        let mut leases = Vec::with_capacity(count);
+        for SoleOutcome { lease, tally, busy, since, attempt, .. } in settled {
+            lease.mark_settled();
+            failpoint::hit("settle.outcome_stored");
+            let stats = self.stats.of(&lease.task.subject.kind);
+            stats.ran(busy, since.elapsed(), attempt);
+            stats.count(tally);
+            leases.push(lease);
+        }
+        Lease::complete_all(leases).await;
+        self.note_settled(count);
     }
-    let count = settled.len();
-    let mut leases = Vec::with_capacity(count);
-    for SoleOutcome { lease, tally, busy, since, attempt, .. } in settled {
-        lease.mark_settled();
-        failpoint::hit("settle.outcome_stored");
-        let stats = context.stats.of(&lease.task.subject.kind);
-        stats.ran(busy, since.elapsed(), attempt);
-        stats.count(tally);
-        leases.push(lease);
-    }
-    Lease::complete_all(leases).await;
-    context.batches.note_settled(count);
-}
 
-impl ResultBatches {
     fn note_settled(&self, count: usize) {
         self.settling.fetch_sub(count, Ordering::SeqCst);
         self.settled.notify_waiters();
         self.settled.notify_one();
+    }
+}
+
+/// Sends the batches of one subject, one after the other, until nothing waits.
+async fn drive(inner: Arc<BatchesShared>, subject: String) {
+    loop {
+        // More than one waits: there is load, and what ends in the next moment saves a message of its own. A lone outcome
+        // does not wait.
+        if inner.waits(&subject) > 1 {
+            tokio::time::sleep(RESULT_BATCH_GATHER).await;
+        }
+        let Some(batch) = inner.take(&subject) else { return };
+        let outcomes: Vec<&[u8]> = batch.iter().map(|waiting| waiting.json.as_slice()).collect();
+        let stored = inner.send(&subject, &outcomes).await;
+        if batch.len() > 1 && stored.as_ref().is_err_and(PublishError::is_permanent) {
+            // What the server refuses together may be stored alone: one bad outcome costs the others nothing.
+            for one in batch {
+                let stored = inner.send(&subject, &[&one.json]).await;
+                inner.end([one.of], &stored).await;
+            }
+        } else {
+            inner.end(batch.into_iter().map(|one| one.of), &stored).await;
+        }
     }
 }

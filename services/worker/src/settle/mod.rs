@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use millpond::bus::consume::lease::Lease;
 use millpond::bus::publish::PublishError;
 use millpond::failpoint;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::attempt::Finished;
 use crate::call_end::CallEnd;
 use crate::cancellations::CancelledPart;
 use crate::context::WorkerContext;
-use crate::outbox::result_batches::{SoleOutcome, settle_sole};
+use crate::outbox::result_batches::SoleOutcome;
 use crate::outbox::{Outbox, Settlement};
 
 /// How long until what the server refuses for good is tried again.
@@ -24,7 +26,7 @@ const REFUSED_AGAIN_AFTER: Duration = Duration::from_secs(30);
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Settles an attempt that ran.
-pub(crate) async fn settle(context: &Arc<WorkerContext>, finished: Finished) {
+pub(crate) async fn settle(context: &WorkerContext, finished: Finished) {
     failpoint::hit("settle.executed");
     let settling = Instant::now();
     // The slot of a large result is free again when this returns.
@@ -55,7 +57,7 @@ pub(crate) async fn settle(context: &Arc<WorkerContext>, finished: Finished) {
     {
         let (outcome, attempt) = (outbox.into_outcome(), spans.attempt);
         let sole = SoleOutcome { lease, outcome, tally, busy: time.busy, since: settling, attempt };
-        return settle_sole(context, sole, json);
+        return context.batches.settle(sole, json);
     }
     // Boxed, as all that is rare: each task moves its whole future, and most end above.
     let published = Box::pin(scope.around(publish(context, &mut outbox))).await;
@@ -64,8 +66,20 @@ pub(crate) async fn settle(context: &Arc<WorkerContext>, finished: Finished) {
     stats.count(tally);
 }
 
-/// Settles a task whose outcome is all that it leads to, where the server has refused that.
-pub(crate) async fn settle_refused(context: &Arc<WorkerContext>, sole: SoleOutcome) {
+/// Settles, for ever, tasks whose outcome is all that they lead to, where the server has refused that.
+pub(crate) async fn settle_refused(context: Arc<WorkerContext>, mut refused: mpsc::Receiver<SoleOutcome>) {
+    let mut settling = JoinSet::new();
+    while let Some(sole) = refused.recv().await {
+        while settling.try_join_next().is_some() {}
+        let context = context.clone();
+        settling.spawn(async move {
+            settle_sole(&context, sole).await;
+            context.batches.note_settled(1);
+        });
+    }
+}
+
+async fn settle_sole(context: &WorkerContext, sole: SoleOutcome) {
     let SoleOutcome { lease, outcome, tally, busy, since, attempt } = sole;
     let mut outbox = Outbox::of_outcome(&lease.task, &context.worker, attempt, outcome);
     let published = publish(context, &mut outbox).await;
@@ -77,7 +91,7 @@ pub(crate) async fn settle_refused(context: &Arc<WorkerContext>, sole: SoleOutco
 
 /// Publishes what an attempt leads to. What the server refuses for good is tried again from time to time while the lease is held:
 /// the handler does not run again for it, and an operator who mends the server loses nothing.
-async fn publish(context: &Arc<WorkerContext>, outbox: &mut Outbox<'_>) -> Result<Settlement, PublishError> {
+async fn publish(context: &WorkerContext, outbox: &mut Outbox<'_>) -> Result<Settlement, PublishError> {
     loop {
         match outbox.publish(context).await {
             Err(error) if error.is_permanent() => Box::pin(hold(context, error)).await?,
@@ -86,7 +100,7 @@ async fn publish(context: &Arc<WorkerContext>, outbox: &mut Outbox<'_>) -> Resul
     }
 }
 
-async fn hold(context: &Arc<WorkerContext>, error: PublishError) -> Result<(), PublishError> {
+async fn hold(context: &WorkerContext, error: PublishError) -> Result<(), PublishError> {
     tracing::error!(%error, again_after = ?REFUSED_AGAIN_AFTER, "the server refuses how a task ended, however little is said; it is kept and tried again");
     tokio::select! {
         () = context.draining.cancelled() => Err(error),
@@ -96,7 +110,7 @@ async fn hold(context: &Arc<WorkerContext>, error: PublishError) -> Result<(), P
 
 /// Ends a lease once its effects are stored. If they could not be stored, nothing is acknowledged: the lease is
 /// abandoned, and the task comes again.
-async fn acknowledge(context: &Arc<WorkerContext>, lease: Lease, published: Result<Settlement, PublishError>) {
+async fn acknowledge(context: &WorkerContext, lease: Lease, published: Result<Settlement, PublishError>) {
     let published = match published {
         Ok(published) => published,
         Err(error) => return Box::pin(abandon(lease, &error)).await,

@@ -1,6 +1,5 @@
 //! Ends a lease whose task does not run, as its disposition says.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use millpond::bus::consume::lease::Lease;
@@ -15,7 +14,7 @@ use super::{acknowledge, publish};
 const SPLIT_DELAY: Duration = Duration::from_secs(1);
 
 /// Ends the lease of a task that does not run.
-pub(crate) async fn turn_away(context: &Arc<WorkerContext>, turned_away: TurnedAway) {
+pub(crate) async fn turn_away(context: &WorkerContext, turned_away: TurnedAway) {
     let TurnedAway { lease, arguments, disposition } = turned_away;
     let arguments = arguments.as_ref().map(Arguments::as_slice);
     match disposition {
@@ -39,7 +38,7 @@ pub(crate) async fn turn_away(context: &Arc<WorkerContext>, turned_away: TurnedA
     }
 }
 
-async fn settle_unrun(context: &Arc<WorkerContext>, lease: Lease, fill: impl FnOnce(&mut Outbox<'_>)) {
+async fn settle_unrun(context: &WorkerContext, lease: Lease, fill: impl FnOnce(&mut Outbox<'_>)) {
     let stats = context.stats.of(&lease.task.subject.kind);
     let mut outbox = Outbox::without_run(&lease.task, &context.worker);
     fill(&mut outbox);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::lease_table::{LeaseTable, SettledAttempt};
+use super::lease_table::{ACK_ANSWER_WITHIN, LeaseTable, SettledAttempt};
 use super::ownership::{OwnershipQuery, OwnershipReply, query_others};
 use super::renewal;
 use super::start_records::StartEntry;
@@ -23,9 +23,6 @@ use crate::outcome::Items;
 use crate::task::{Origin, Task};
 use crate::wire::headers::HEADER_ATTEMPT;
 use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
-
-/// How long an ack waits for the server's answer before the renewal sends it again.
-pub(super) const ACK_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// Everything that one worker process holds. Cheap to clone.
 #[derive(Clone)]

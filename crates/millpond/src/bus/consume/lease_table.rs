@@ -25,6 +25,8 @@ use crate::task::{Origin, Task};
 use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
 use crate::worker_record::WORKER_LOST_AFTER;
 
+/// How long the server may take to answer an ack. The renewal sends it again meanwhile, and afterwards.
+pub(super) const ACK_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// A gap between two ticks that counts as a pause of this process: a renewal may be late.
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(1500);
 /// To a server process younger than this, other workers may be on their way back: their heartbeats are not lost yet.

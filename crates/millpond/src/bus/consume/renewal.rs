@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::lease::ACK_ANSWER_WITHIN;
-use super::lease_table::{LeaseTable, PAUSE_MIN};
+use super::lease_table::{ACK_ANSWER_WITHIN, LeaseTable, PAUSE_MIN};
 use crate::bus::Connection;
 use crate::bus::read::buckets::BucketWatch;
 use crate::bus::topology::stream_state;
