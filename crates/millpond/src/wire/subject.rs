@@ -144,10 +144,12 @@ impl TaskSubject {
     }
 
     fn with_prefix(&self, prefix: &str) -> String {
+        let (queue, kind) = (self.queue.as_str(), self.kind.as_str());
+        // Joined, not formatted: each message has its subject made.
         match (&self.job, &self.unique) {
-            (Some(job), _) => format!("{prefix}.{}.{}.j-{job}", self.queue, self.kind),
-            (None, Some(key)) => format!("{prefix}.{}.{}.u-{key}", self.queue, self.kind),
-            (None, None) => format!("{prefix}.{}.{}", self.queue, self.kind),
+            (Some(job), _) => [prefix, ".", queue, ".", kind, ".j-", job].concat(),
+            (None, Some(key)) => [prefix, ".", queue, ".", kind, ".u-", key].concat(),
+            (None, None) => [prefix, ".", queue, ".", kind].concat(),
         }
     }
 
@@ -208,7 +210,7 @@ impl TaskSubject {
     /// Where its outcomes go.
     #[must_use]
     pub fn results(&self) -> String {
-        format!("results.{}.{}.{}", self.job_token(), self.queue, self.kind)
+        ["results.", self.job_token(), ".", &self.queue, ".", &self.kind].concat()
     }
 
     /// Where its dead letter goes.
@@ -226,7 +228,7 @@ impl TaskSubject {
     /// ```
     #[must_use]
     pub fn message_id(&self, what: &str, id: &str) -> String {
-        format!("millpond:{}/{}/{what}/{id}", self.queue, self.kind)
+        ["millpond:", &self.queue, "/", &self.kind, "/", what, "/", id].concat()
     }
 
     fn job_token(&self) -> &str {

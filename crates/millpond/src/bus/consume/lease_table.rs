@@ -314,7 +314,7 @@ impl LeaseTable {
 
     /// Sends an ack, or sends it again.
     pub(super) async fn send_ack(&self, number: u64, reply: String) {
-        let answer_to = format!("{}.{number}", self.acks_inbox);
+        let answer_to = [&self.acks_inbox, ".", &number.to_string()].concat();
         let _ = self.bus.client.publish_with_reply(reply, answer_to, Bytes::new()).await;
     }
 

@@ -66,6 +66,8 @@ pub(in crate::bus) struct PublishAcks {
     inbox: String,
     next: AtomicU64,
     unacked: Arc<Unacked>,
+    #[cfg(feature = "metrics")]
+    latencies: latency::Latencies,
     _reader: JoinSet<()>,
 }
 
@@ -78,14 +80,14 @@ struct Publish {
     /// How often the connection had changed by then.
     connection_changes: u64,
     #[cfg(feature = "metrics")]
-    stream: &'static str,
+    latency: metrics::Histogram,
     to: AckTo,
 }
 
 impl Publish {
     fn end(self, ack: Ack) {
         #[cfg(feature = "metrics")]
-        crate::telemetry::took("millpond_publish_seconds", &[("stream", self.stream)], self.sent.elapsed());
+        self.latency.record(self.sent.elapsed().as_secs_f64());
         self.to.tell(ack);
     }
 }
@@ -125,7 +127,16 @@ impl PublishAcks {
         let (unacked, mut reader) = (Arc::<Unacked>::default(), JoinSet::new());
         reader.spawn(read(unacked.clone(), messages, connection.clone()));
         let next = AtomicU64::new(0);
-        Ok(Self { client: client.clone(), connection, inbox, next, unacked, _reader: reader })
+        Ok(Self {
+            client: client.clone(),
+            connection,
+            inbox,
+            next,
+            unacked,
+            #[cfg(feature = "metrics")]
+            latencies: latency::Latencies::default(),
+            _reader: reader,
+        })
     }
 
     /// Publishes a message; its ack, or why there is none, goes to who waits.
@@ -152,7 +163,7 @@ impl PublishAcks {
             sent: Instant::now(),
             connection_changes: self.connection.borrow().changes,
             #[cfg(feature = "metrics")]
-            stream: stream_of(subject),
+            latency: self.latencies.of(subject),
             to,
         };
         self.unacked.publishes().insert(number, publish);
@@ -160,7 +171,7 @@ impl PublishAcks {
     }
 
     async fn send(&self, number: u64, subject: &str, headers: HeaderMap, payload: Bytes) {
-        let reply = format!("{}.{number}", self.inbox);
+        let reply = [&self.inbox, ".", &number.to_string()].concat();
         let sent = self.client.publish_with_reply_and_headers(subject.to_owned(), reply, headers, payload).await;
         if let Err(error) = sent
             && let Some(publish) = self.unacked.publishes().remove(&number)
@@ -173,14 +184,26 @@ impl PublishAcks {
     }
 }
 
+/// How long publishes take, by stream. The metrics of a stream are looked up once.
 #[cfg(feature = "metrics")]
-fn stream_of(subject: &str) -> &'static str {
-    match subject.split('.').next() {
-        Some("tasks") => "TASKS",
-        Some("results") => "RESULTS",
-        Some("dead") => "DEAD",
-        Some("later") => "LATER",
-        _ => "DUE",
+mod latency {
+    use std::sync::OnceLock;
+
+    /// The first token of a subject, and its stream; every other is of DUE.
+    const STREAMS: [(&str, &str); 5] =
+        [("tasks", "TASKS"), ("results", "RESULTS"), ("dead", "DEAD"), ("later", "LATER"), ("", "DUE")];
+
+    #[derive(Default)]
+    pub(super) struct Latencies([OnceLock<metrics::Histogram>; STREAMS.len()]);
+
+    impl Latencies {
+        pub(super) fn of(&self, subject: &str) -> metrics::Histogram {
+            let first = subject.split('.').next().unwrap_or_default();
+            let known = self.0.iter().zip(STREAMS).find(|(_, (token, _))| *token == first || token.is_empty());
+            known.map_or_else(metrics::Histogram::noop, |(histogram, (_, stream))| {
+                histogram.get_or_init(|| metrics::histogram!("millpond_publish_seconds", "stream" => stream)).clone()
+            })
+        }
     }
 }
 
