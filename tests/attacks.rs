@@ -323,7 +323,7 @@ async fn a_header_removes_nothing_that_others_have_published() {
     }
     run(&["schedule", "add", "nightly", "square", "3", "--every", "1h"]).await;
     until("the move", PATIENCE, async || (lying(&cluster, "LATER").await == 0).then_some(())).await;
-    let large = crate::harness::task("echo", &format!("\"{}\"", "x".repeat(400_000)));
+    let large = crate::harness::task("echo", &format!("\"{}\"", "x".repeat(600_000)));
     let held = millpond::client::NewTask { at_ms: Some(millpond::now_ms() + 600_000), ..large };
     cluster.client.submit(&held, RetryDeadline::Within(PATIENCE)).await.unwrap();
     until("the move", PATIENCE, async || (lying(&cluster, "LATER").await == 0).then_some(())).await;

@@ -298,22 +298,19 @@ async fn a_cancelled_job_starts_nothing() {
 async fn large_results_of_a_batch_go_on_to_the_next_step() {
     let cluster = Cluster::start().await;
     let _worker = cluster.worker("w1", &[], None);
-    // Above the claim-check size each, below a message's together.
-    let text = format!("\"{}\"", "x".repeat(300 * 1024));
+    // Above the claim-check size, and below a message's with its neighbour.
+    let text = format!("\"{}\"", "x".repeat(600 * 1024));
     let batch = NewTask {
         id: Some("large".into()),
         batch: Some(2),
         continuation: vec!["echo".parse().unwrap()],
-        ..task("echo", &format!("[{text},{text}]"))
+        ..task("echo", &format!("[{text},7]"))
     };
     cluster.client.submit(&batch, RetryDeadline::Unlimited).await.unwrap();
-    for item in ["large/default.echo/then/0", "large/default.echo/then/1"] {
-        let ended = cluster.ended(item).await;
-        assert_eq!(
-            (&ended["status"], &ended["ref"]["size"]),
-            (&serde_json::json!("done"), &serde_json::json!(text.len()))
-        );
-    }
+    let (large, small) =
+        (cluster.ended("large/default.echo/then/0").await, cluster.ended("large/default.echo/then/1").await);
+    assert_eq!((&large["status"], &large["ref"]["size"]), (&serde_json::json!("done"), &serde_json::json!(text.len())));
+    assert_eq!((&small["status"], &small["result"]), (&serde_json::json!("done"), &serde_json::json!(7)));
 }
 
 const TOO_MANY: &str = "17 steps (2209 bytes) are too many: 16 steps at the most";

@@ -362,7 +362,7 @@ async fn rows_have_what_the_document_says() {
     let dying =
         NewTask { id: Some("dies".into()), job: Some("j".into()), attempts_max: Some(1), ..task("fail", r#""no""#) };
     cluster.client.submit(&dying, RetryDeadline::Unlimited).await.unwrap();
-    let large = NewTask { id: Some("large".into()), ..task("echo", &format!("\"{}\"", "x".repeat(300_000))) };
+    let large = NewTask { id: Some("large".into()), ..task("echo", &format!("\"{}\"", "x".repeat(600_000))) };
     cluster.client.submit(&large, RetryDeadline::Unlimited).await.unwrap();
     let command = cluster.command(&["map", "square", "--range", "0..3", "--batch", "2", "--job", "m"]);
     assert!(output(command).await.status.success());

@@ -138,7 +138,7 @@ async fn other_arguments_of_any_size_and_each_dead_letter_in_the_history() {
         .await;
     }
     // As typed: a number that no float holds, and more bytes than a message has.
-    let heals = format!(r#"{{"how":"never","message":"{}"}}"#, "x".repeat(300 * 1024));
+    let heals = format!(r#"{{"how":"never","message":"{}"}}"#, "x".repeat(600 * 1024));
     let done =
         cluster.command(&["dead", "retry", "t", "--args", r#"{"how": "fatal", "message": 12345678901234567890123}"#]);
     let refused = {

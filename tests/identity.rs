@@ -157,7 +157,7 @@ async fn a_duplicate_is_the_same_task_and_other_arguments_are_refused() {
     assert_eq!((status, &same["result"]), (200, &json!(1)));
     publish(&cluster, "tasks.default.echo", &[("Nats-Msg-Id", "by-nats")], "1").await;
     ended(&cluster, "by-nats", "default", "echo").await;
-    let large = format!("\"{}\"", "x".repeat(300_000));
+    let large = format!("\"{}\"", "x".repeat(600_000));
     let stored = named("large", "default", "echo", &large);
     cluster.client.submit(&stored, SHORT).await.unwrap();
     ended(&cluster, "large", "default", "echo").await;

@@ -100,7 +100,7 @@ async fn large_arguments_and_results_go_both_ways() {
     let _worker = cluster.worker("w1", &[], None);
     let mut session = cluster.client.session(None).await.unwrap();
     // 12 MiB are more than a worker fetches into memory.
-    for bytes in [300 * KIB, 5000 * KIB, 12_000 * KIB] {
+    for bytes in [600 * KIB, 5000 * KIB, 12_000 * KIB] {
         let value = large(bytes);
         let (stored, end) = session.run(task("echo", &value), RetryDeadline::Unlimited, |_| {}).await.unwrap();
         assert!(end.unwrap().get() == value, "{bytes} bytes come back as they went");
@@ -109,7 +109,7 @@ async fn large_arguments_and_results_go_both_ways() {
         assert_eq!(row["ref"]["sha256"], sha256(value.as_bytes()));
     }
     // By command line, to its end and asked for later.
-    let value = large(300 * KIB);
+    let value = large(600 * KIB);
     let waited = run(cluster.command(&["submit", "echo", "--wait"]), value.as_bytes()).await;
     assert!(out(&waited) == value);
     let submitted = run(cluster.command(&["submit", "echo", "--file", "-"]), value.as_bytes()).await;
@@ -138,7 +138,7 @@ async fn a_map_has_large_values_among_small_ones_in_order() {
     let _worker = cluster.worker("w1", &[], None);
     let values: Vec<String> = (0..60)
         .map(|n| match n % 20 {
-            7 => large(300 * KIB),
+            7 => large(600 * KIB),
             13 => large(1500 * KIB),
             _ => n.to_string(),
         })
@@ -162,7 +162,7 @@ async fn files_of_any_kind_reach_handlers_in_any_language() {
     let handlers = Handlers::new("");
     let _worker = handlers.worker(&cluster, "w1", None);
     let path = handlers.dir.path().join("input");
-    for bytes in [0, 100, 400 * KIB, 20 * 1024 * KIB] {
+    for bytes in [0, 100, 600 * KIB, 20 * 1024 * KIB] {
         let content = binary(bytes);
         std::fs::write(&path, &content).unwrap();
         for kind in ["digest", "lines"] {
@@ -274,7 +274,7 @@ async fn a_result_that_is_gone_is_told_and_is_no_crash() {
     };
     // The first one waits, so that the result of the second is not looked at before it is gone.
     let go = handlers.dir.path().join("go");
-    let values = [json!({ "wait_for": go }), json!({ "answer": 400_000 }), json!({ "answer": 1 })];
+    let values = [json!({ "wait_for": go }), json!({ "answer": 600_000 }), json!({ "answer": 1 })];
     let values = values.map(|value| Ok(value.to_string().into()));
     let mut map = cluster.client.map(spec, futures_util::stream::iter(values)).await.unwrap();
     let ended = tokio::select! {
@@ -301,10 +301,10 @@ async fn retries_and_replays_find_their_payload_again() {
     let cluster = Cluster::start().await;
     let handlers = Handlers::new("");
     let _worker = handlers.worker(&cluster, "w1", None);
-    let arguments = json!({ "until": 3, "pad": "x".repeat(400 * KIB) }).to_string();
+    let arguments = json!({ "until": 3, "pad": "x".repeat(600 * KIB) }).to_string();
     let id = submit(&cluster, &task("lines", &arguments)).await;
     let done = cluster.ended(&id).await;
-    assert_eq!((&done["attempt"], &done["result"]["size"]), (&json!(3), &json!(400 * KIB)), "{done}");
+    assert_eq!((&done["attempt"], &done["result"]["size"]), (&json!(3), &json!(600 * KIB)), "{done}");
     let once = NewTask { attempts_max: Some(2), ..task("lines", &arguments) };
     let id = submit(&cluster, &once).await;
     assert_eq!(dead(&cluster.ended(&id).await).0, "exhausted");
@@ -314,7 +314,7 @@ async fn retries_and_replays_find_their_payload_again() {
         Some(cluster.ended(&id).await).filter(|task| task["status"] == "done")
     })
     .await;
-    assert_eq!((&done["attempt"], &done["result"]["size"]), (&json!(3), &json!(400 * KIB)), "{done}");
+    assert_eq!((&done["attempt"], &done["result"]["size"]), (&json!(3), &json!(600 * KIB)), "{done}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -338,7 +338,7 @@ async fn a_worker_that_dies_loses_neither_payload_nor_result() {
     // A large result is stored, and its worker dies before the outcome; or once it has fetched the arguments.
     for (name, failpoint) in [("w3", "settle.large_result_stored"), ("w4", "prepare.fetched")] {
         let mut dies = handlers.worker(&cluster, name, Some(failpoint));
-        let value = large(300 * KIB);
+        let value = large(600 * KIB);
         let id = submit(&cluster, &task("echo", &value)).await;
         dies.end(PATIENCE).await;
         let mut heir = handlers.worker(&cluster, &format!("{name}-heir"), None);

@@ -119,7 +119,7 @@ async fn a_task_is_one_story() {
     let mut worker = cluster.worker_with("w1", &["--handlers", path.to_str().unwrap()], &environment);
     let (_producer, _) = cluster.producer().await;
     let large = handlers.path().join("large.json");
-    std::fs::write(&large, format!("{{\"x\":\"{}\"}}", "x".repeat(300_000))).unwrap();
+    std::fs::write(&large, format!("{{\"x\":\"{}\"}}", "x".repeat(600_000))).unwrap();
     let submits: [(&str, &[&str]); 5] = [
         ("retried", &[r#"{"until":3}"#]),
         ("dead", &[r#"{"fatal":true}"#]),

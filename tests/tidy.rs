@@ -48,7 +48,7 @@ fn only_the_bus_names_the_nats_client() {
 #[test]
 fn what_is_listened_to_is_heard_by_its_subject() {
     // Answers come to an inbox that nobody else knows; the raw rounds of `bench` are what the bus is measured against.
-    let answers = ["consume/ownership.rs", "consume/pull.rs", "publish/payloads.rs", "read/find.rs"];
+    let answers = ["consume/ownership.rs", "consume/pull.rs", "publish/acks.rs", "publish/payloads.rs", "read/find.rs"];
     for (path, text) in sources() {
         let Ok(within) = path.strip_prefix("crates/millpond/src/bus") else { continue };
         let (allowed, inbox) = (within.ends_with("subscription.rs"), answers.iter().any(|a| within.ends_with(a)));

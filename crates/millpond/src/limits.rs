@@ -10,7 +10,7 @@ pub const TASK_BYTES_MAX: usize = 1024 * 1024;
 /// `max_payload` that the server must allow, in bytes: enough for a task and the evidence of its failures.
 pub const SERVER_PAYLOAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Arguments and results above this size, in bytes, go to the store of payloads, and a reference travels in their place.
-pub const CLAIM_CHECK_BYTES: usize = 256 * 1024;
+pub const CLAIM_CHECK_BYTES: usize = 512 * 1024;
 /// Largest result of one task, in bytes of JSON: it is in memory once. A larger one fails with `result_too_large`.
 pub const RESULT_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A result batch is sent when it has this many bytes; further outcomes go into the next one.

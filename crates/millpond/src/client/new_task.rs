@@ -134,7 +134,7 @@ impl NewTask {
     }
 
     /// The arguments lie in the store of payloads already ([`put_payload`](super::Client::put_payload)). Arguments above
-    /// 256 KiB go there by themselves.
+    /// 512 KiB go there by themselves.
     #[must_use]
     pub fn stored(mut self, at: StoredPayload) -> Self {
         self.stored = Some(at);

@@ -31,6 +31,8 @@ pub const PAYLOAD_EXPIRY_MARGIN: Duration = Duration::from_secs(3600);
 
 /// Bytes of one chunk of a stored payload: what other clients use.
 const PAYLOAD_CHUNK_BYTES: usize = 128 * 1024;
+/// A last chunk of fewer bytes is no message of its own.
+const SHORT_CHUNK_BYTES: usize = 4 * 1024;
 /// Bytes of chunks that one request asks the server for.
 const PAYLOAD_PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// How long a fetch goes on without an answer of the server.
@@ -219,8 +221,9 @@ impl Bus {
         let until_ms = crate::now_ms().saturating_add(keep);
         let subject = chunk_subject(&object);
         let (mut hash, mut size, mut chunks, mut last) = (Sha256::new(), 0, 0, 0);
+        let mut ahead = BytesMut::new();
         loop {
-            let chunk = read_chunk(from).await?;
+            let chunk = read_chunk(from, &mut ahead).await?;
             if chunk.is_empty() {
                 break;
             }
@@ -426,10 +429,43 @@ fn sequence(message: &Message) -> Option<u64> {
     headers.iter().find(|(name, _)| name == "Nats-Sequence").and_then(|(_, seq)| seq.parse().ok())
 }
 
-/// As many bytes as a chunk has, fewer only at the end.
-async fn read_chunk(from: &mut (impl AsyncRead + Unpin + ?Sized)) -> std::io::Result<Bytes> {
-    let mut chunk = BytesMut::with_capacity(PAYLOAD_CHUNK_BYTES);
-    let mut rest = from.take(PAYLOAD_CHUNK_BYTES as u64);
-    while rest.read_buf(&mut chunk).await? > 0 {}
-    Ok(chunk.freeze())
+/// As many bytes as a chunk has. The last one has fewer, or a few more: what is short goes with the chunk before. `ahead` is what was
+/// read of the next one.
+async fn read_chunk(from: &mut (impl AsyncRead + Unpin + ?Sized), ahead: &mut BytesMut) -> std::io::Result<Bytes> {
+    let known = PAYLOAD_CHUNK_BYTES + SHORT_CHUNK_BYTES;
+    ahead.reserve(known - ahead.len());
+    let mut rest = from.take((known - ahead.len()) as u64);
+    while rest.read_buf(ahead).await? > 0 {}
+    let bytes = if ahead.len() < known { ahead.len() } else { PAYLOAD_CHUNK_BYTES };
+    Ok(ahead.split_to(bytes).freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_short_end_goes_with_the_chunk_before() {
+        let (chunk, short) = (PAYLOAD_CHUNK_BYTES, SHORT_CHUNK_BYTES);
+        for (size, expected) in [
+            (0, vec![]),
+            (1, vec![1]),
+            (chunk, vec![chunk]),
+            (chunk + short - 1, vec![chunk + short - 1]),
+            (chunk + short, vec![chunk, short]),
+            (2 * chunk + 2, vec![chunk, chunk + 2]),
+        ] {
+            let bytes: Vec<u8> = (0..size).map(|n| u8::try_from(n % 251).unwrap()).collect();
+            let (mut from, mut ahead, mut chunks) = (bytes.as_slice(), BytesMut::new(), Vec::new());
+            loop {
+                let next = read_chunk(&mut from, &mut ahead).await.unwrap();
+                if next.is_empty() {
+                    break;
+                }
+                chunks.push(next);
+            }
+            assert_eq!(chunks.iter().map(Bytes::len).collect::<Vec<_>>(), expected);
+            assert_eq!(chunks.concat(), bytes);
+        }
+    }
 }
