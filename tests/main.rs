@@ -83,4 +83,5 @@ mod up;
 mod values;
 mod verbs;
 mod waiting;
+mod waiting_causes;
 mod wire_number;

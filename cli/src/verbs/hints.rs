@@ -1,11 +1,13 @@
-//! What a waiting verb prints on standard error: that no live worker takes its tasks, or that their queue is full.
+//! What a waiting verb prints on standard error: why the task that it waits for does not end, or that its queue is full.
 
 use std::time::Duration;
 
 use millpond::bus::publish::queue_limits::QueueFill;
-use millpond::client::Client;
+use millpond::client::{Client, RequestError, TaskStanding, TaskState};
 use millpond::worker_record::{WorkerRecord, built_in_hint};
+use millpond_api::queues::QueueList;
 use millpond_api::workers::{WorkerRow, WorkerState};
+use tokio::sync::watch;
 
 use super::worker::list::list;
 use crate::api::Api;
@@ -14,13 +16,68 @@ use crate::cluster_env::{ClusterEnv, SIGNING_KEY};
 /// How long a verb waits before it prints why.
 const HINT_AFTER: Duration = Duration::from_secs(3);
 
-/// Prints once, where the collector knows it, that no worker takes the tasks of this kind. Never ends.
-pub(super) async fn no_worker(env: &ClusterEnv, queue: &str, kind: &str) {
-    tokio::time::sleep(HINT_AFTER).await;
-    if let Some(reason) = missing_worker(env, queue, kind).await {
-        note!("millpond: still waiting: {reason}");
+/// How long nothing may move before a verb asks why: at its start, so that what is known is printed within two seconds, and later.
+const ASK_FIRST_AFTER: Duration = Duration::from_secs(1);
+const ASK_AFTER: Duration = Duration::from_secs(3);
+
+/// Prints why the awaited task, whose id may become another one, does not end: each cause once, and again when it has changed. The
+/// reason `known` was printed before. Never ends.
+pub(super) async fn why_waiting(
+    env: &ClusterEnv,
+    client: &Client,
+    (queue, kind): (&str, &str),
+    mut awaited: watch::Receiver<String>,
+    known: Option<TaskState>,
+) {
+    let (mut pause, mut printed, mut is_first) = (ASK_FIRST_AFTER, String::new(), true);
+    loop {
+        match tokio::time::timeout(pause, awaited.changed()).await {
+            // It moves.
+            Ok(Ok(())) => {
+                pause = ASK_AFTER;
+                continue;
+            }
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => pause = ASK_AFTER,
+        }
+        let id = awaited.borrow().clone();
+        let cause = match client.task(queue, kind, &*id).status().await {
+            Ok(standing) if known == Some(standing.state) => None,
+            Ok(standing) if standing.state == TaskState::Unknown && is_first => unsigned(env, queue).await,
+            Ok(standing) => cause(&standing).map(|cause| format!("task {id}: {cause} (`millpond why {id}`)")),
+            Err(RequestError::NoCollector) => {
+                Some("the collector does not answer, the cause is not known (`millpond doctor` looks at it)".to_owned())
+            }
+            Err(_) => None,
+        };
+        is_first = false;
+        // Numbers of the same cause change all the time: how many are ahead, or the id.
+        let key: String = cause.iter().flat_map(|cause| cause.chars()).filter(|c| !c.is_ascii_digit()).collect();
+        if let Some(cause) = cause.filter(|_| key != printed) {
+            note!("millpond: still waiting: {cause}");
+        }
+        printed = key;
     }
-    std::future::pending::<()>().await;
+}
+
+/// What keeps a task from its end, in the words of the collector; none when it runs, or has ended a moment ago.
+fn cause(standing: &TaskStanding) -> Option<&str> {
+    let sentence = standing.sentence.as_str();
+    match standing.state {
+        TaskState::Paused | TaskState::NoWorker | TaskState::Waiting | TaskState::Scheduled => Some(sentence),
+        // An attempt of it failed before.
+        TaskState::Running if sentence.contains(" failed, ") => Some(sentence),
+        TaskState::Running | TaskState::Done | TaskState::Dead | TaskState::Cancelled | TaskState::Unknown => None,
+    }
+}
+
+/// Why nothing of a queue and kind starts, for who knows no task by its id; none when something does, or nobody tells.
+pub(super) async fn why_nothing_starts(api: &Api, queue: &str, kind: &str) -> Option<String> {
+    let queues: QueueList = api.get("/api/v1/queues", &()).await.ok()?;
+    if queues.rows.iter().any(|row| row.queue == queue && row.paused) {
+        return Some(format!("queue {queue} is paused; `millpond queue resume {queue}` goes on"));
+    }
+    missing_worker(api, queue, kind).await
 }
 
 /// Prints once that a queue is full, when it is. Never ends.
@@ -39,22 +96,32 @@ pub(super) async fn queue_full(client: &Client, queue: &str) {
     }
 }
 
-/// Why no live worker takes tasks of a kind; none when one does, or when the collector does not answer.
-pub(super) async fn missing_worker(env: &ClusterEnv, queue: &str, kind: &str) -> Option<String> {
-    let workers = list(&Api::new(env).ok()?).await.ok()?;
+/// The live workers of a queue.
+async fn serving(api: &Api, queue: &str) -> Option<Vec<WorkerRecord>> {
     let serves = |row: &WorkerRow| row.state == WorkerState::Live && row.record.queues.iter().any(|q| q == queue);
-    let serving: Vec<WorkerRecord> = workers.into_iter().filter(serves).map(|row| row.record).collect();
+    Some(list(api).await.ok()?.into_iter().filter(serves).map(|row| row.record).collect())
+}
+
+/// That the workers of a queue take no task of who has no key.
+async fn unsigned(env: &ClusterEnv, queue: &str) -> Option<String> {
+    let serving = serving(&Api::new(env).ok()?, queue).await?;
+    let refuse = !serving.is_empty() && serving.iter().all(|worker| worker.signed_only);
+    (refuse && env.get(SIGNING_KEY).is_none()).then(|| {
+        format!(
+            "the workers of queue {queue} run signed tasks only: set {SIGNING_KEY} as they do; \
+             `millpond dead ls --reason unsigned` shows what they refused"
+        )
+    })
+}
+
+/// Why no live worker takes tasks of a kind; none when one does, or when the collector does not answer.
+pub(super) async fn missing_worker(api: &Api, queue: &str, kind: &str) -> Option<String> {
+    let serving = serving(api, queue).await?;
     let Some(first) = serving.first() else {
         return Some(format!(
             "no live worker serves queue {queue}; start one with `millpond worker run --queues {queue}`"
         ));
     };
-    if serving.iter().all(|worker| worker.signed_only) && env.get(SIGNING_KEY).is_none() {
-        return Some(format!(
-            "the workers of queue {queue} run signed tasks only: set {SIGNING_KEY} as they do; \
-             `millpond dead ls --reason unsigned` shows what they refused"
-        ));
-    }
     let knows = |worker: &WorkerRecord| worker.kinds.iter().any(|known| known == kind);
     let known = || first.kinds.join(", ");
     (!serving.iter().any(knows)).then(|| {

@@ -15,6 +15,7 @@ use millpond::config::{ConnectArgs, SigningArgs};
 use millpond::limits::BATCH_ITEMS_MAX;
 use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
+use tokio::sync::watch;
 
 use super::interrupt::Interrupt;
 use super::task_args::RunnerArgs;
@@ -62,6 +63,9 @@ pub struct MapArgs {
     /// Return as soon as the server has stored all tasks, and print the job's name, for `job wait` and `job results`.
     #[arg(long, conflicts_with = "unordered")]
     no_wait: bool,
+    /// Do not print why nothing moves while waiting.
+    #[arg(long)]
+    quiet: bool,
     /// When the whole job has ended, run this kind once, KIND or QUEUE.KIND, with the job's counts as its arguments.
     #[arg(long, value_name = "KIND")]
     continuation: Option<ChainStep>,
@@ -128,7 +132,7 @@ pub async fn run(args: MapArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
             run = client.map(spec, input) => run?,
             () = interrupt.pressed() => return Ok(exit::INTERRUPTED.into()),
         };
-        follow(run, &args, total, (env, &interrupt)).await
+        follow((&client, run), &args, total, (env, &interrupt)).await
     };
     client.close().await;
     code
@@ -136,14 +140,15 @@ pub async fn run(args: MapArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
 
 /// Prints the ends of the items as they come, until the last, or until Ctrl-C.
 async fn follow(
-    mut run: MapRun,
+    (client, mut run): (&Client, MapRun),
     args: &MapArgs,
     total: Option<u64>,
     (env, interrupt): (&ClusterEnv, &Interrupt),
 ) -> anyhow::Result<ExitCode> {
     let mut report = MapReport::new(args, total);
-    let mut hint = std::pin::pin!(hints::no_worker(env, &args.runner.queue, &args.kind));
-    let (mut first, mut is_logged) = (true, false);
+    let (awaited, awaited_id) = watch::channel(run.task_id(run.awaited()));
+    let mut hint = std::pin::pin!(hints::why_waiting(env, client, (&args.runner.queue, &args.kind), awaited_id, None));
+    let mut is_logged = false;
     let ended = loop {
         let item = tokio::select! {
             biased;
@@ -153,7 +158,7 @@ async fn follow(
                 return Ok(exit::INTERRUPTED.into());
             }
             item = run.next() => item,
-            () = &mut hint, if first => continue,
+            () = &mut hint, if !args.quiet => continue,
             () = tokio::time::sleep(WRITE_EVERY) => {
                 if let Err(error) = report.flush(&run) {
                     break Err(error);
@@ -164,7 +169,7 @@ async fn follow(
                 continue;
             }
         };
-        first = false;
+        awaited.send_replace(run.task_id(run.awaited()));
         let Some(item) = item.transpose().map_err(|error| report.broken_off(error, &run))? else {
             break report.flush(&run);
         };

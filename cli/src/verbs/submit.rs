@@ -13,6 +13,7 @@ use millpond::config::{ConnectArgs, SigningArgs, duration};
 use millpond::visible::visible_json;
 use millpond::wire::bounds::parse_time;
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::arguments::ArgumentSource;
 use super::interrupt::Interrupt;
@@ -44,6 +45,9 @@ pub struct SubmitArgs {
     /// Wait until the task has ended, and print its result.
     #[arg(long)]
     wait: bool,
+    /// Do not print why nothing moves while waiting.
+    #[arg(long, requires = "wait")]
+    quiet: bool,
     /// How long to wait for capacity when the queue is limited and full; then give up with exit code 75. 0s does not wait
     /// at all. Default: wait as long as it takes.
     #[arg(long, value_parser = duration)]
@@ -169,7 +173,7 @@ pub async fn run(args: SubmitArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode>
                 );
                 return Ok(exit::INTERRUPTED.into());
             }
-            () = hints::no_worker(env, &task.queue, &task.kind) => waiting.await?,
+            () = why_waiting(env, &client, &args, &task, &id) => waiting.await?,
         };
         print_end(&id, &end, args.json)?
     } else {
@@ -177,6 +181,16 @@ pub async fn run(args: SubmitArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode>
     };
     client.close().await;
     Ok(code)
+}
+
+/// Prints why the task does not end. Never ends.
+async fn why_waiting(env: &ClusterEnv, client: &Client, args: &SubmitArgs, task: &NewTask, id: &str) {
+    if args.quiet {
+        return std::future::pending().await;
+    }
+    // Nobody sends another id; while the sender is here, the cause is asked for again and again.
+    let (_awaited, awaited_id) = watch::channel(id.to_owned());
+    hints::why_waiting(env, client, (&task.queue, &task.kind), awaited_id, None).await;
 }
 
 fn print_id(submitted: &TaskHandle, json: bool) -> anyhow::Result<ExitCode> {

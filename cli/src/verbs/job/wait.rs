@@ -7,6 +7,7 @@ use anyhow::bail;
 use millpond::config::duration;
 use millpond_api::jobs::{JobRow, JobStatus};
 
+use super::super::hints::why_nothing_starts;
 use super::super::task_args;
 use crate::api::Api;
 use crate::exit;
@@ -16,6 +17,8 @@ use crate::output::milliseconds;
 const POLL_EVERY: Duration = Duration::from_millis(250);
 /// A job without a producer is given up when nothing of it changes for this long.
 const UNCHANGED_MAX: Duration = Duration::from_secs(10);
+/// Why nothing of a job changes is asked after this long, and as often.
+const ASK_AFTER: Duration = Duration::from_millis(1500);
 /// A job that does not exist is given up after this long: its producer may be about to start.
 const UNKNOWN_MAX: Duration = Duration::from_secs(60);
 
@@ -28,6 +31,9 @@ pub struct WaitArgs {
     /// Give up after this long.
     #[arg(long, value_parser = duration)]
     timeout: Option<Duration>,
+    /// Do not print why nothing moves while waiting.
+    #[arg(long)]
+    quiet: bool,
 }
 
 impl WaitArgs {
@@ -47,6 +53,9 @@ struct AwaitedJob {
     seen: Option<JobRow>,
     /// When it last changed.
     changed: Instant,
+    /// When to ask why nothing of it changes, and what was printed of that.
+    ask_at: Instant,
+    printed: Option<String>,
 }
 
 /// How the wait for a job ended, the best first.
@@ -63,7 +72,7 @@ enum WaitOutcome {
 /// When the collector does not answer, the timeout is over, or there is no such job.
 pub(super) async fn run(api: &Api, args: WaitArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let new = |name: String| AwaitedJob { name, seen: None, changed: started };
+    let new = |name: String| AwaitedJob { name, seen: None, changed: started, ask_at: started, printed: None };
     let mut open: Vec<AwaitedJob> = args.jobs.into_iter().map(new).collect();
     let mut worst = WaitOutcome::Succeeded;
     loop {
@@ -71,7 +80,12 @@ pub(super) async fn run(api: &Api, args: WaitArgs) -> anyhow::Result<ExitCode> {
         for mut job in open {
             match job.poll(api).await? {
                 Some(outcome) => worst = worst.max(outcome),
-                None => left.push(job),
+                None => {
+                    if !args.quiet {
+                        job.explain(api).await;
+                    }
+                    left.push(job);
+                }
             }
         }
         open = left;
@@ -112,6 +126,7 @@ impl AwaitedJob {
         };
         if self.seen.as_ref() != Some(&now) {
             self.changed = Instant::now();
+            self.ask_at = self.changed + ASK_AFTER;
         }
         let unchanged = self.changed.elapsed() >= UNCHANGED_MAX;
         let JobRow { job: name, done, retrying, dead, cancelled, purged, .. } = &now;
@@ -143,6 +158,29 @@ impl AwaitedJob {
         };
         self.seen = Some(now);
         Ok(outcome)
+    }
+}
+
+impl AwaitedJob {
+    /// Prints why nothing of it changes: each cause once.
+    async fn explain(&mut self, api: &Api) {
+        let Some(JobRow { queue, kind, retrying, .. }) = &self.seen else { return };
+        if Instant::now() < self.ask_at {
+            return;
+        }
+        self.ask_at = Instant::now() + ASK_AFTER;
+        let name = &self.name;
+        let retries = || {
+            format!(
+                "{retrying} of its tasks failed and wait for their next attempt (`millpond task ls --job {name} --status \
+                 retrying` shows why)"
+            )
+        };
+        let cause = why_nothing_starts(api, queue, kind).await.or_else(|| (*retrying > 0).then(retries));
+        if let Some(cause) = cause.as_ref().filter(|_| cause != self.printed) {
+            note!("millpond: still waiting: job {name}: {cause}");
+        }
+        self.printed = cause;
     }
 }
 

@@ -16,11 +16,12 @@ use bytes::Bytes;
 use clap::Args;
 use clap::error::ErrorKind;
 use futures_util::stream::{self, BoxStream, StreamExt};
-use millpond::client::{BatchSize, MapRun, MapSpec};
+use millpond::client::{BatchSize, Client, MapRun, MapSpec, TaskState};
 use millpond::config::{ConnectArgs, SigningArgs};
 use millpond_api::jobs::JobCancelled;
 use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
+use tokio::sync::watch;
 
 use super::interrupt::Interrupt;
 use super::{arguments, hints, task_args};
@@ -65,6 +66,9 @@ pub struct XargsArgs {
     /// The command and its arguments. `:::` may follow, and then the lines, instead of standard input.
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
+    /// Do not print why nothing moves while waiting.
+    #[arg(long)]
+    quiet: bool,
     /// Read the lines from a file instead of standard input; blank lines are skipped.
     #[arg(short = 'a', long, value_name = "FILE")]
     arg_file: Option<PathBuf>,
@@ -157,22 +161,28 @@ pub async fn run(mut args: XargsArgs, env: &ClusterEnv) -> anyhow::Result<ExitCo
         begun = begin => begun?,
         () = interrupt.pressed() => return Ok(exit::INTERRUPTED.into()),
     };
-    let code = follow(run, report, &input, &args, (env, &interrupt)).await;
+    let code = follow((&client, run), report, &input, &args, (env, &interrupt)).await;
     client.close().await;
     code
 }
 
 /// Prints what the commands write as they end, until the last, or until Ctrl-C.
 async fn follow(
-    mut run: MapRun,
+    (client, mut run): (&Client, MapRun),
     mut report: XargsReport,
     input: &SharedInput,
     args: &XargsArgs,
     (env, interrupt): (&ClusterEnv, &Interrupt),
 ) -> anyhow::Result<ExitCode> {
     let program = args.command.first().map_or("", String::as_str);
-    let mut warning = std::pin::pin!(no_worker(env, &args.queue, program));
-    let mut first = true;
+    let (awaited, awaited_id) = watch::channel(run.task_id(run.awaited()));
+    let mut hint = std::pin::pin!(async {
+        if args.quiet {
+            return std::future::pending().await;
+        }
+        no_worker(env, &args.queue, program).await;
+        hints::why_waiting(env, client, (&args.queue, KIND), awaited_id, Some(TaskState::NoWorker)).await;
+    });
     let ended = loop {
         let item = tokio::select! {
             biased;
@@ -183,7 +193,7 @@ async fn follow(
                 return Ok(exit::INTERRUPTED.into());
             }
             item = run.next() => item,
-            () = &mut warning, if first => continue,
+            () = &mut hint => continue,
             () = tokio::time::sleep(WRITE_EVERY) => {
                 if let Err(error) = report.flush() {
                     break Err(error.into());
@@ -191,7 +201,7 @@ async fn follow(
                 continue;
             }
         };
-        first = false;
+        awaited.send_replace(run.task_id(run.awaited()));
         let job = || format!("job {} is not complete; `millpond job cancel {0}` stops it", run.job());
         let Some(item) = item.transpose().with_context(job)? else { break report.flush().map_err(Into::into) };
         let lines = locked(input).pending.remove(&item.index).unwrap_or_default();
@@ -338,13 +348,14 @@ async fn dry_run(template: &Template, mut lines: LineGroups) -> anyhow::Result<E
     Ok(report::code(refused))
 }
 
-/// Prints at once, where the collector knows it, that no worker runs commands. Never ends.
+/// Prints at once, where the collector knows it, that no worker runs commands.
 async fn no_worker(env: &ClusterEnv, queue: &str, program: &str) {
-    if hints::missing_worker(env, queue, KIND).await.is_some() {
+    if let Ok(api) = Api::new(env)
+        && hints::missing_worker(&api, queue, KIND).await.is_some()
+    {
         note!(
             "millpond: no live worker of queue {queue} runs commands; start one with `millpond worker run --queues \
              {queue} --allow-xargs {program}`; waiting"
         );
     }
-    std::future::pending::<()>().await;
 }

@@ -83,6 +83,12 @@ impl MapRun {
         self.publisher.record.with(|record| record.task_id(index, None))
     }
 
+    /// The index of the oldest item that was not handed out: the one that is waited for.
+    #[must_use]
+    pub fn awaited(&self) -> u64 {
+        self.window.floor()
+    }
+
     /// Items read from the input so far.
     #[must_use]
     pub fn read(&self) -> u64 {
