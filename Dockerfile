@@ -20,6 +20,8 @@ COPY bench bench
 COPY cli cli
 COPY crates crates
 COPY deploy/nats deploy/nats
+# `explain` prints its sections.
+COPY docs/operate.md docs/operate.md
 COPY services services
 # The caches survive any edit, so that only what has changed is built again. The integration tests are not built here:
 # an empty file stands in for them.

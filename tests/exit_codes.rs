@@ -165,6 +165,7 @@ const WRONG: &[(&str, &[&str])] = &[
     ("shared ls", &["--some"]),
     ("shared watch", &["a b"]),
     ("doctor", &["--some"]),
+    ("explain", &["some"]),
     ("bench", &["--rounds x"]),
     ("completions", &["some"]),
     (
@@ -238,7 +239,7 @@ pub const RIGHT: &[(&str, &[&str])] = &[
 ];
 
 /// Verbs that need no cluster, or have one of their own; `doctor` reports what it does not reach.
-const ALONE: [&str; 6] = ["up", "doctor", "bench", "completions", "secrets", "env"];
+const ALONE: [&str; 7] = ["up", "doctor", "explain", "bench", "completions", "secrets", "env"];
 
 #[test]
 fn every_verb_is_tried() {

@@ -143,7 +143,7 @@ async fn without_a_producer_it_is_said_how_many_are_late_and_since_when() {
     let doctor = output(cluster.command(&["doctor"])).await;
     let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(
-        said.lines().any(|line| line.starts_with("warn  producer") && line.contains("2 tasks with a time")),
+        said.lines().any(|line| line.starts_with("warn  no_producer") && line.contains("2 tasks with a time")),
         "{said}"
     );
     let (_producer, _) = cluster.producer().await;

@@ -27,8 +27,8 @@ use millpond_service::program;
 use cluster_env::ClusterEnv;
 use verbs::services::ServiceCommand;
 use verbs::{
-    bench, call, dead, doctor, env, handler, interrupt, job, map, queue, run_with_parent, schedule, secrets, setup,
-    shared, submit, task, top, up, why, worker, xargs,
+    bench, call, dead, doctor, env, explain, handler, interrupt, job, map, queue, run_with_parent, schedule, secrets,
+    setup, shared, submit, task, top, up, why, worker, xargs,
 };
 
 /// How long a thread that never ends, such as one that reads standard input, may delay the end of the process.
@@ -91,6 +91,8 @@ enum Command {
     Shared(shared::SharedArgs),
     /// Check everything that a cluster needs, and say how to repair what is wrong.
     Doctor(doctor::DoctorArgs),
+    /// Explain a problem by its code: how it looks, why it comes about, and what to do.
+    Explain(explain::ExplainArgs),
     /// Measure throughput and latency against the bare NATS client, on a temporary cluster.
     Bench(bench::BenchArgs),
     /// Print a completion script for a shell.
@@ -220,6 +222,7 @@ async fn run_verb(cli: Cli, env: &ClusterEnv) -> anyhow::Result<ExitCode> {
         Command::Top(args) => top::run(args, env).await,
         Command::Shared(args) => shared::run(args, env).await,
         Command::Doctor(args) => doctor::run(args, env).await,
+        Command::Explain(args) => explain::run(&args),
         Command::Bench(args) => bench::run(args, env).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,5 +1,5 @@
 //! `doctor`: checks everything that a cluster needs and prints a line for each: what was found, and how to repair what is
-//! wrong. The exit code is 1 when a check fails.
+//! wrong, with the problems that a collector has found. The exit code is 1 when a check fails, or there is a problem.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use millpond::bus::{Bus, Role, without_password};
 use millpond::client::{Client, ScheduleChangeError};
 use millpond::config::{ConnectArgs, ConnectSettings};
 use millpond_api::error::ErrorBody;
-use millpond_api::overview::{Problem, ProblemKind};
+use millpond_api::overview::Problem;
 use millpond_api::schedules::ScheduleRow;
 use millpond_api::workers::WorkerState;
 use serde_json::json;
@@ -60,7 +60,11 @@ struct Finding {
 }
 
 #[derive(Default)]
-struct Findings(Vec<Finding>);
+struct Findings {
+    all: Vec<Finding>,
+    /// A collector has found a problem.
+    found_problem: bool,
+}
 
 impl Findings {
     fn ok(&mut self, about: &str, seen: impl Into<String>) {
@@ -75,8 +79,14 @@ impl Findings {
         self.add(Severity::Fail, about, seen, advice);
     }
 
+    /// What a collector has found.
+    fn problem(&mut self, code: &str, sentence: String) {
+        self.found_problem = true;
+        self.warn(code, sentence, "");
+    }
+
     fn add(&mut self, severity: Severity, about: &str, seen: impl Into<String>, advice: &'static str) {
-        self.0.push(Finding { severity, about: about.to_owned(), seen: seen.into(), advice });
+        self.all.push(Finding { severity, about: about.to_owned(), seen: seen.into(), advice });
     }
 }
 
@@ -88,7 +98,7 @@ pub async fn run(args: DoctorArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode>
     let mut findings = Findings::default();
     nats(&mut findings, env, args.connect.check()?).await;
     collector(&mut findings, env).await;
-    for finding in &findings.0 {
+    for finding in &findings.all {
         let level = match finding.severity {
             Severity::Ok => "ok",
             Severity::Warn => "warn",
@@ -102,7 +112,13 @@ pub async fn run(args: DoctorArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode>
         let advice = if advice.is_empty() { String::new() } else { format!("; {advice}") };
         writeln!(output(), "{level:<5} {about:<16} {seen}{advice}")?;
     }
-    let failed = findings.0.iter().any(|finding| finding.severity == Severity::Fail);
+    if findings.found_problem && !args.json {
+        writeln!(
+            output(),
+            "\nmillpond explain CODE has more on the problems of the cluster; their codes are in the second column"
+        )?;
+    }
+    let failed = findings.found_problem || findings.all.iter().any(|finding| finding.severity == Severity::Fail);
     Ok(if failed { exit::TASK_FAILED.into() } else { ExitCode::SUCCESS })
 }
 
@@ -226,12 +242,8 @@ async fn collector(findings: &mut Findings, env: &ClusterEnv) {
     }
     let problems = api.all::<Problem>("/api/v1/problems", &()).await.unwrap_or_default();
     for problem in problems.into_iter().filter(|problem| !problem.mended) {
-        match problem.kind {
-            // Of workers, producer services and collectors.
-            ProblemKind::Clock => findings.warn("clock", problem.sentence, ""),
-            ProblemKind::NoProducer => findings.warn("producer", problem.sentence, ""),
-            _ => {}
-        }
+        // Its sentence has what to do.
+        findings.problem(problem.kind.name(), problem.sentence);
     }
     let live = workers.iter().filter(|worker| worker.state == WorkerState::Live);
     let live: Vec<&str> = live.map(|worker| worker.record.name.as_str()).collect();

@@ -7,6 +7,7 @@ pub(crate) mod call;
 pub(crate) mod dead;
 pub(crate) mod doctor;
 pub(crate) mod env;
+pub(crate) mod explain;
 pub(crate) mod handler;
 pub(crate) mod interrupt;
 pub(crate) mod job;
