@@ -29,8 +29,9 @@ pub fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         None => {
             for kind in ProblemKind::ALL {
                 let text = section(kind.name()).unwrap_or_default();
-                let first = text.split_once(". ").map_or(text.as_str(), |(first, _)| first);
-                writeln!(output(), "{:<15} {}.", kind.name(), first.replace('\n', " "))?;
+                let words: Vec<&str> = text.split_whitespace().collect();
+                let first = words.split_inclusive(|word| word.ends_with('.')).next().unwrap_or_default();
+                writeln!(output(), "{:<15} {}", kind.name(), first.join(" "))?;
             }
         }
     }
@@ -42,7 +43,7 @@ fn section(code: &str) -> Option<String> {
     let heading = format!("\n### `{code}`\n");
     let (_, text) = OPERATE.split_once(&heading)?;
     let end = text.find("\n#").unwrap_or(text.len());
-    text.get(..end).map(|text| text.trim().to_owned())
+    text.get(..end).map(|text| text.trim().replace("**", ""))
 }
 
 #[cfg(test)]
@@ -53,7 +54,7 @@ mod tests {
     fn each_code_has_a_section_and_each_section_a_code() {
         for kind in ProblemKind::ALL {
             let text = section(kind.name()).unwrap_or_else(|| panic!("no section `{kind}` in docs/operate.md"));
-            for part in ["**Why.**", "**What to do.**"] {
+            for part in ["Why. ", "What to do. "] {
                 assert!(text.contains(part), "`{kind}` has no {part}");
             }
         }
