@@ -158,6 +158,43 @@ async fn the_leader_of_tasks_is_killed_under_load() {
     }
 }
 
+/// A new leader of a queue's consumer counts from when a message was stored, and so gives out at once what another worker was given a
+/// moment ago. That one has no extension behind it yet, and answers all the same.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "`tests/long.sh cluster`: it takes a minute"]
+async fn what_began_just_before_a_change_of_leaders_runs_once() {
+    const ROUNDS: usize = 3;
+    const TASKS: usize = 16;
+    let _turn = only_busy_turn().await;
+    let cluster = Cluster::start_three().await;
+    let slots = ["--io-slots", "16"];
+    let _workers = [cluster.worker("w1", &slots, None), cluster.worker("w2", &slots, None)];
+    for worker in ["w1", "w2"] {
+        cluster.worker_is(worker, |w| w["state"] == "live").await;
+    }
+    let mut again = 0;
+    for round in 0..ROUNDS {
+        assert!(cli(&cluster, &["queue", "pause", "default"]).await.status.success());
+        let ids: Vec<String> = (0..TASKS).map(|n| format!("{round}-{n}")).collect();
+        for id in &ids {
+            let new = NewTask { id: Some(id.clone()), ..task("sleep", "4") };
+            cluster.client.submit(&new, SHORT).await.unwrap();
+        }
+        // Longer than a worker may be silent.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert!(cli(&cluster, &["queue", "resume", "default"]).await.status.success());
+        cluster.worker_is("w1", |w| w["held"].as_u64() > Some(0)).await;
+        let stepped = cluster.nats.try_asked("$JS.API.CONSUMER.LEADER.STEPDOWN.TASKS.q-default", &Value::Null).await;
+        assert!(stepped.is_some_and(|answer| answer["success"] == true));
+        for id in &ids {
+            assert_eq!(cluster.ended(id).await["status"], "done");
+            again += cluster.attempts(id).await.len() - 1;
+        }
+    }
+    println!("{again} of {} ran again beside a living worker", ROUNDS * TASKS);
+    assert_eq!(again, 0);
+}
+
 /// A connection of a foreign program, in the role of a client.
 async fn foreign(cluster: &Cluster) -> async_nats::Client {
     let password = cluster.nats.secrets.passwords["client"].clone();

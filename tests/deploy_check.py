@@ -109,7 +109,7 @@ def kibana(fields):
 def metrics_of_code():
     names = set()
     for _, text in sources():
-        names |= set(re.findall(r'(?:gauge!|counter!|TracedHistogram::new|took)\(\s*"(millpond_\w+)"', text))
+        names |= set(re.findall(r'(?:gauge!|counter!|histogram!|TracedHistogram::new|took)\(\s*"(millpond_\w+)"', text))
     documented = set(re.findall(r"`(millpond_\w+)`", read("docs/observability.md")))
     assert len(names) > 30 and names <= documented, names - documented
     return names

@@ -11,7 +11,6 @@ use millpond::bus::read::outcomes::{OutcomeReader, OutcomeStream};
 use millpond::bus::topology::{StreamLimits, setup, stream_state};
 use millpond::limits::LEASE_ACK_WAIT;
 use millpond::wire::streams::STREAM_RESULTS;
-use millpond::worker_record::WORKER_LOST_AFTER;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -81,7 +80,8 @@ async fn a_worker_that_is_back_late_after_a_restart_keeps_its_task() {
     tokio::time::sleep(LEASE_ACK_WAIT).await;
     cluster.nats.restart();
     until("w2 is back", PATIENCE, async || cluster.log("w2").contains("on their way back").then_some(())).await;
-    tokio::time::sleep(WORKER_LOST_AFTER / 2).await;
+    // Longer than a reconnect takes; others wait for it for 4 s.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     first.signal(Signal::SIGCONT);
     let ended = cluster.ended(&id).await;
     assert_eq!((&ended["status"], &ended["worker"]), (&json!("done"), &json!("w1")), "{}", cluster.log("w2"));

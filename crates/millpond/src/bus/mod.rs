@@ -40,7 +40,7 @@ use publish::acks::PublishAcks;
 use read::buckets::OpenBuckets;
 use read::job_results::{CATCH_UPS_MAX, READERS_MAX};
 pub(crate) use subscription::Subscription;
-use wait_log::{Reconnects, WaitLog, is_refusal};
+use wait_log::{CONNECT_WITHIN, Reconnects, WaitLog, is_refusal};
 use wire_check::WireCheck;
 
 /// How long the client may take to report a new connection.
@@ -313,6 +313,11 @@ impl Bus {
         self.client.server_info().server_id
     }
 
+    /// Whether the server is one of a cluster.
+    pub(crate) fn is_clustered(&self) -> bool {
+        self.client.server_info().cluster.is_some()
+    }
+
     /// Returns when this program must end because of its connection: the streams turn out to be of another wire number after a
     /// reconnect, or the connection has died and will not come back. Never once it is closed.
     ///
@@ -371,7 +376,7 @@ fn options(role: Role, name: &str, (connection, dropped, reconnects): Observers)
     let options = ConnectOptions::new()
         .name(format!("millpond {name}"))
         .custom_inbox_prefix(role.inbox())
-        .connection_timeout(Duration::from_secs(5))
+        .connection_timeout(CONNECT_WITHIN)
         .ping_interval(Duration::from_secs(5))
         .max_reconnects(None)
         .reconnect_delay_callback(move |attempts| delays.delay(attempts))

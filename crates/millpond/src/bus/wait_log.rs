@@ -15,6 +15,10 @@ const SAID_EVERY: Duration = Duration::from_secs(10);
 /// Delay between two tries to be connected again: so much for each try that has failed, up to the longest.
 const RECONNECT_DELAY: Duration = Duration::from_millis(50);
 const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(500);
+/// How long one try to connect may take: a node that is gone may not even refuse it.
+pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// How long a program that lives needs at the most until it is connected again, where one of several nodes is gone.
+pub(super) const RECONNECT_MAX: Duration = RECONNECT_DELAY_MAX.saturating_add(CONNECT_WITHIN);
 /// The same while the server refuses this program, which a person must mend: it doubles with each refusal, up to the longest.
 const REFUSED_DELAY: Duration = Duration::from_secs(1);
 const REFUSED_DELAY_MAX: Duration = Duration::from_secs(10);

@@ -281,6 +281,15 @@ pub fn lease_who(queue: &str, original_id: &str) -> String {
     format!("lease.owner.{queue}.{}", key(original_id))
 }
 
+/// Where the workers are asked whether they hold a task of a queue that they may have been given a moment ago.
+#[must_use]
+pub fn lease_new(queue: &str) -> String {
+    format!("lease.owner.{queue}")
+}
+
+/// The same, of any queue.
+pub const LEASES_NEW: &str = "lease.owner.*";
+
 /// Where the worker that has a name is asked whether it lives.
 #[must_use]
 pub fn lease_name(worker: &str) -> String {

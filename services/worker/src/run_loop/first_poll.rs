@@ -1,6 +1,7 @@
 //! Polls tasks once where they were taken. A task of a fast asynchronous handler ends in that poll: it costs no task of the runtime
 //! and no wake-up. What is pending goes on elsewhere. All stages and their order are those of any other task (`process.rs`).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,9 @@ impl FirstPolls {
         let computed_before = stats.pace.is_watched().then(thread_time);
         let began = Instant::now();
         // What of it is pending is polled again, by who can wake it. The budget is that of the loop, not of its tasks.
-        let has_ended = tokio::task::coop::unconstrained(task).now_or_never().is_some();
+        let poll = || tokio::task::coop::unconstrained(task).now_or_never().is_some();
+        // As a task of the runtime would: a panic ends this task, whose lease is dropped, and not the loop.
+        let has_ended = catch_unwind(AssertUnwindSafe(poll)).unwrap_or(true);
         match computed_before {
             Some(before) if thread_time().saturating_sub(before) >= SLOW_POLL => stats.pace.note_slow_poll(),
             None if began.elapsed() >= SLOW_POLL => stats.pace.watch(),

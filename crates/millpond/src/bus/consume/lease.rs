@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 
 use super::lease_table::{ACK_ANSWER_WITHIN, LeaseTable, SettledAttempt};
-use super::ownership::{OwnershipQuery, OwnershipReply, query_others};
+use super::ownership::{OwnershipQuery, OwnershipReply, query_all_others, query_others, reply_to_all};
 use super::renewal;
 use super::start_records::StartEntry;
 use crate::bus::Bus;
@@ -23,6 +23,7 @@ use crate::outcome::Items;
 use crate::task::{Origin, Task};
 use crate::wire::headers::HEADER_ATTEMPT;
 use crate::wire::streams::{STREAM_DUE, STREAM_TASKS};
+use crate::wire::subject;
 
 /// Everything that one worker process holds. Cheap to clone.
 #[derive(Clone)]
@@ -105,6 +106,9 @@ impl Leases {
         table.learn_server(bus.server_record().await?);
         let answers = bus.listen(format!("{}.*", table.acks_inbox)).await?;
         tasks.spawn(read_answers(table.clone(), answers));
+        let queries = bus.listen(subject::LEASES_NEW).await?;
+        let of_table = table.clone();
+        tasks.spawn(reply_to_all(bus.clone(), worker.to_owned(), queries, move |query| of_table.reply_to(query, None)));
         tasks.spawn(renewal::renew(table.clone()));
         tasks.spawn(renewal::sweep(table.clone()));
         tasks.spawn(renewal::follow_consumers(table.clone()));
@@ -154,12 +158,13 @@ impl Leases {
     /// Takes a delivered message into the table. `generation` is that of the pull that brought it.
     pub(super) fn hold(&self, task: Task, delivery: Delivery, generation: u64) -> Lease {
         let Delivery { origin, seq, stored_ms, deliveries, reply } = delivery;
-        let number = self.table.add(&task, reply, generation);
+        let attempt = self.table.attempt_of(&task);
+        let number = self.table.add(&task, attempt, reply, generation);
         #[cfg(feature = "metrics")]
         if deliveries > 1 {
             metrics::counter!("millpond_redeliveries_total", "queue" => task.subject.queue.clone()).increment(1);
         }
-        let (table, attempt, task) = (self.table.clone(), self.table.attempt_of(&task), Box::new(task));
+        let (table, task) = (self.table.clone(), Box::new(task));
         Lease {
             table,
             number,
@@ -273,6 +278,11 @@ impl Lease {
             tracing::debug!(task_id = %self.task.id(), "no worker holds it yet; others may be on their way back");
             self.table.barrier.all_back(&query.queue).await;
             reply = query_others(&self.table.bus, &query).await;
+        }
+        // In a cluster a new leader of the consumer counts from when the message was stored: it may give it out again at once, and who
+        // has it listens for it from its first extension on.
+        if reply == OwnershipReply::Unknown && self.deliveries > 1 && self.table.bus.is_clustered() {
+            reply = query_all_others(&self.table.bus, &query).await;
         }
         failpoint::hit("admit.asked");
         match reply {

@@ -98,6 +98,7 @@ pub(super) struct HeldLease {
     kind: String,
     pub(super) original_id: String,
     pub(super) items: Option<Items>,
+    attempt: SettledAttempt,
     pub(super) reply: String,
     pub(super) since: Instant,
     /// The generation in which the message was pulled.
@@ -108,6 +109,7 @@ pub(super) struct HeldLease {
 pub(super) struct UnansweredAck {
     pub(super) queue: String,
     pub(super) original_id: String,
+    attempt: SettledAttempt,
     pub(super) reply: String,
     pub(super) sent: Instant,
 }
@@ -255,7 +257,10 @@ impl LeaseTable {
         }
         // Only a person asks without a kind, and looks for what is held.
         let Some(kind) = query.kind.clone() else { return OwnershipReply::Unknown };
-        if state.settled.contains(&self.attempt(&query.queue, &kind, &query.id, query.attempt)) {
+        let attempt = self.attempt(&query.queue, &kind, &query.id, query.attempt);
+        // Thousands may have been settled since: an ack without an answer is known for as long as it is sent again.
+        let is_unanswered = || state.unanswered.values().any(|ack| ack.attempt == attempt);
+        if state.settled.contains(&attempt) || is_unanswered() {
             OwnershipReply::Settled
         } else {
             OwnershipReply::Unknown
@@ -272,7 +277,7 @@ impl LeaseTable {
     }
 
     /// Adds a message that was pulled in `generation`; the number of its lease.
-    pub(super) fn add(&self, task: &Task, reply: String, generation: u64) -> u64 {
+    pub(super) fn add(&self, task: &Task, attempt: SettledAttempt, reply: String, generation: u64) -> u64 {
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
@@ -281,6 +286,7 @@ impl LeaseTable {
             kind: task.subject.kind.clone(),
             original_id: task.original_id.clone(),
             items: task.items,
+            attempt,
             reply,
             since: Instant::now(),
             generation,
@@ -305,9 +311,9 @@ impl LeaseTable {
         let mut acks = Vec::new();
         for number in leases {
             let Some(held) = state.held.remove(number) else { continue };
-            let HeldLease { queue, original_id, reply, .. } = held;
+            let HeldLease { queue, original_id, attempt, reply, .. } = held;
             acks.push((*number, reply.clone()));
-            state.unanswered.insert(*number, UnansweredAck { queue, original_id, reply, sent });
+            state.unanswered.insert(*number, UnansweredAck { queue, original_id, attempt, reply, sent });
         }
         acks
     }

@@ -1,5 +1,5 @@
 //! The membership barrier: workers that were alive before the connection was lost, or before this server process was
-//! there, and are not back yet. Until each has renewed its record or left, or its heartbeat counts as lost, "no worker
+//! there, and are not back yet. Until each has renewed its record or left, or has had the time to, "no worker
 //! replied" to an ownership query is not believed (bus/consume/lease.rs): the holder may be on its way back.
 
 use std::collections::HashMap;
@@ -11,12 +11,15 @@ use tokio::task::JoinSet;
 
 use crate::bus::Bus;
 use crate::bus::read::buckets::{BucketChange, BucketWatch};
+use crate::bus::wait_log::RECONNECT_MAX;
 use crate::wire::streams::BUCKET_WORKERS;
 use crate::worker_record::WORKER_LOST_AFTER;
 use crate::worker_record::WorkerRecord;
 
-/// How long the barrier waits for workers that may come back: until their heartbeats are lost.
-const BARRIER_TIMEOUT: Duration = WORKER_LOST_AFTER;
+/// How much longer than it takes to reconnect a worker may need until its record is renewed.
+const BACK_MARGIN: Duration = Duration::from_millis(1500);
+/// How long the barrier waits for workers that may come back: the longest reconnect of a living worker, and a margin.
+const BARRIER_TIMEOUT: Duration = RECONNECT_MAX.saturating_add(BACK_MARGIN);
 /// Pause before the bucket is read again when it cannot be read.
 const READ_AGAIN_AFTER: Duration = Duration::from_millis(200);
 

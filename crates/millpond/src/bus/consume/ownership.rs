@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::bus::Bus;
+use crate::bus::{Bus, Subscription};
 use crate::outcome::Items;
 use crate::wire::bounds::{self, Bounded};
 use crate::wire::decode::decode;
@@ -128,7 +128,8 @@ impl OwnershipListeners {
 /// [`query_others`].
 pub(in crate::bus) async fn find_owners(bus: &Bus, query: &OwnershipQuery) -> Vec<(String, String)> {
     let mut owners = Vec::new();
-    ask(bus, query, |reply, headers| {
+    let subject = subject::lease_who(&query.queue, &query.original_id);
+    ask(bus, subject, query, |reply, headers| {
         let get = |name| headers.and_then(|headers| headers.get(name)).map(ToString::to_string).unwrap_or_default();
         let kinds = get(HEADER_KINDS);
         let kinds = kinds.split(',').filter(|kind| reply == OwnershipReply::Held && !kind.is_empty());
@@ -139,10 +140,39 @@ pub(in crate::bus) async fn find_owners(bus: &Bus, query: &OwnershipQuery) -> Ve
     owners
 }
 
-/// Asks all other workers. The caller must listen already.
+/// Asks all other workers that listen for the task. The caller must listen already.
 pub(super) async fn query_others(bus: &Bus, query: &OwnershipQuery) -> OwnershipReply {
+    query_at(bus, subject::lease_who(&query.queue, &query.original_id), query).await
+}
+
+/// Asks all other workers, also those that were given the task a moment ago and do not listen for it yet. Who knows nothing of it does
+/// not reply.
+pub(super) async fn query_all_others(bus: &Bus, query: &OwnershipQuery) -> OwnershipReply {
+    query_at(bus, subject::lease_new(&query.queue), query).await
+}
+
+/// Replies, until the connection is closed, to queries about tasks that this worker was given a moment ago, or has settled since.
+pub(super) async fn reply_to_all(
+    bus: Bus,
+    worker: String,
+    mut queries: Subscription,
+    reply: impl Fn(&OwnershipQuery) -> OwnershipReply,
+) {
+    while let Some(message) = queries.next().await {
+        let (Some(to), Ok(query)) = (message.reply, decode(&message.payload)) else { continue };
+        let reply = reply(&query);
+        if reply != OwnershipReply::Unknown {
+            let text = serde_json::to_vec(&reply).unwrap_or_default();
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert(HEADER_WORKER, worker.as_str());
+            let _ = bus.client.publish_with_headers(to, headers, Bytes::from(text)).await;
+        }
+    }
+}
+
+async fn query_at(bus: &Bus, subject: String, query: &OwnershipQuery) -> OwnershipReply {
     let mut known = OwnershipReply::Unknown;
-    ask(bus, query, |reply, _| {
+    ask(bus, subject, query, |reply, _| {
         // One that holds another item of the same batch, or a task of another kind, knows nothing: others may still reply.
         if reply != OwnershipReply::Unknown {
             known = reply;
@@ -156,10 +186,10 @@ pub(super) async fn query_others(bus: &Bus, query: &OwnershipQuery) -> Ownership
 /// Asks all who listen, until one of their replies is enough.
 async fn ask(
     bus: &Bus,
+    subject: String,
     query: &OwnershipQuery,
     mut enough: impl FnMut(OwnershipReply, Option<&async_nats::HeaderMap>) -> bool,
 ) {
-    let subject = subject::lease_who(&query.queue, &query.original_id);
     let inbox = bus.client.new_inbox();
     let Ok(mut replies) = bus.client.subscribe(inbox.clone()).await else { return };
     let text = Bytes::from(serde_json::to_vec(query).unwrap_or_default());
