@@ -183,7 +183,11 @@ async fn what_began_just_before_a_change_of_leaders_runs_once() {
         // Longer than a worker may be silent.
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert!(cli(&cluster, &["queue", "resume", "default"]).await.status.success());
-        cluster.worker_is("w1", |w| w["held"].as_u64() > Some(0)).await;
+        until("that tasks are handed out", PATIENCE, async || {
+            let info = cluster.nats.try_asked("$JS.API.CONSUMER.INFO.TASKS.q-default", &Value::Null).await?;
+            (info["num_ack_pending"].as_u64()? >= TASKS as u64).then_some(())
+        })
+        .await;
         let stepped = cluster.nats.try_asked("$JS.API.CONSUMER.LEADER.STEPDOWN.TASKS.q-default", &Value::Null).await;
         assert!(stepped.is_some_and(|answer| answer["success"] == true));
         for id in &ids {

@@ -237,7 +237,9 @@ impl NatsServer {
             options.connect(self.addresses().collect::<Vec<_>>()).await.ok()
         })
         .await;
-        let answer = client.request(subject.to_owned(), body.to_string().into()).await.ok()?;
+        // Some requests must have no body.
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let answer = client.request(subject.to_owned(), body.into()).await.ok()?;
         serde_json::from_slice(&answer.payload).ok()
     }
 
