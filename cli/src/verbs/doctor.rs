@@ -240,7 +240,10 @@ async fn collector(findings: &mut Findings, env: &ClusterEnv) {
         collector_at(findings, &api, url).await;
         metrics = metrics.or(api.answer_of(url, "/metrics").await.ok());
     }
-    let problems = api.all::<Problem>("/api/v1/problems", &()).await.unwrap_or_default();
+    let problems = api.all::<Problem>("/api/v1/problems", &()).await.unwrap_or_else(|error| {
+        findings.fail("problems", format!("{error:#}"), "what the collector has found wrong is not known; try again");
+        Vec::new()
+    });
     for problem in problems.into_iter().filter(|problem| !problem.mended) {
         // Its sentence has what to do.
         findings.problem(problem.kind.name(), problem.sentence);

@@ -48,12 +48,14 @@ pub(super) async fn why_waiting(
             Err(RequestError::NoCollector) => {
                 Some("the collector does not answer, the cause is not known (`millpond doctor` looks at it)".to_owned())
             }
-            Err(_) => None,
+            Err(error @ RequestError::Failed { .. }) => Some(format!("the cause is not known: {error}")),
+            Err(RequestError::Refused { .. }) => None,
         };
         is_first = false;
+        let Some(cause) = cause else { continue };
         // Numbers of the same cause change all the time: how many are ahead, or the id.
-        let key: String = cause.iter().flat_map(|cause| cause.chars()).filter(|c| !c.is_ascii_digit()).collect();
-        if let Some(cause) = cause.filter(|_| key != printed) {
+        let key: String = cause.chars().filter(|c| !c.is_ascii_digit()).collect();
+        if key != printed {
             note!("millpond: still waiting: {cause}");
         }
         printed = key;

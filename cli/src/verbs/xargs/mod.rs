@@ -180,8 +180,8 @@ async fn follow(
         if args.quiet {
             return std::future::pending().await;
         }
-        no_worker(env, &args.queue, program).await;
-        hints::why_waiting(env, client, (&args.queue, KIND), awaited_id, Some(TaskState::NoWorker)).await;
+        let known = no_worker(env, &args.queue, program).await.then_some(TaskState::NoWorker);
+        hints::why_waiting(env, client, (&args.queue, KIND), awaited_id, known).await;
     });
     let ended = loop {
         let item = tokio::select! {
@@ -348,14 +348,15 @@ async fn dry_run(template: &Template, mut lines: LineGroups) -> anyhow::Result<E
     Ok(report::code(refused))
 }
 
-/// Prints at once, where the collector knows it, that no worker runs commands.
-async fn no_worker(env: &ClusterEnv, queue: &str, program: &str) {
-    if let Ok(api) = Api::new(env)
-        && hints::missing_worker(&api, queue, KIND).await.is_some()
-    {
+/// Prints at once, where the collector knows it, that no worker runs commands; whether it did.
+async fn no_worker(env: &ClusterEnv, queue: &str, program: &str) -> bool {
+    let Ok(api) = Api::new(env) else { return false };
+    let is_missing = hints::missing_worker(&api, queue, KIND).await.is_some();
+    if is_missing {
         note!(
             "millpond: no live worker of queue {queue} runs commands; start one with `millpond worker run --queues \
              {queue} --allow-xargs {program}`; waiting"
         );
     }
+    is_missing
 }
