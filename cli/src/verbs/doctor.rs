@@ -47,6 +47,8 @@ pub struct DoctorArgs {
 enum Severity {
     Ok,
     Warn,
+    /// A collector has found it.
+    Problem,
     Fail,
 }
 
@@ -60,11 +62,7 @@ struct Finding {
 }
 
 #[derive(Default)]
-struct Findings {
-    all: Vec<Finding>,
-    /// A collector has found a problem.
-    found_problem: bool,
-}
+struct Findings(Vec<Finding>);
 
 impl Findings {
     fn ok(&mut self, about: &str, seen: impl Into<String>) {
@@ -79,14 +77,8 @@ impl Findings {
         self.add(Severity::Fail, about, seen, advice);
     }
 
-    /// What a collector has found.
-    fn problem(&mut self, code: &str, sentence: String) {
-        self.found_problem = true;
-        self.warn(code, sentence, "");
-    }
-
     fn add(&mut self, severity: Severity, about: &str, seen: impl Into<String>, advice: &'static str) {
-        self.all.push(Finding { severity, about: about.to_owned(), seen: seen.into(), advice });
+        self.0.push(Finding { severity, about: about.to_owned(), seen: seen.into(), advice });
     }
 }
 
@@ -98,10 +90,10 @@ pub async fn run(args: DoctorArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode>
     let mut findings = Findings::default();
     nats(&mut findings, env, args.connect.check()?).await;
     collector(&mut findings, env).await;
-    for finding in &findings.all {
+    for finding in &findings.0 {
         let level = match finding.severity {
             Severity::Ok => "ok",
-            Severity::Warn => "warn",
+            Severity::Warn | Severity::Problem => "warn",
             Severity::Fail => "FAIL",
         };
         let Finding { about, seen, advice, .. } = finding;
@@ -112,13 +104,14 @@ pub async fn run(args: DoctorArgs, env: &ClusterEnv) -> anyhow::Result<ExitCode>
         let advice = if advice.is_empty() { String::new() } else { format!("; {advice}") };
         writeln!(output(), "{level:<5} {about:<16} {seen}{advice}")?;
     }
-    if findings.found_problem && !args.json {
+    let has = |severity| findings.0.iter().any(|finding| finding.severity == severity);
+    if has(Severity::Problem) && !args.json {
         writeln!(
             output(),
             "\nmillpond explain CODE has more on the problems of the cluster; their codes are in the second column"
         )?;
     }
-    let failed = findings.found_problem || findings.all.iter().any(|finding| finding.severity == Severity::Fail);
+    let failed = has(Severity::Problem) || has(Severity::Fail);
     Ok(if failed { exit::TASK_FAILED.into() } else { ExitCode::SUCCESS })
 }
 
@@ -246,7 +239,7 @@ async fn collector(findings: &mut Findings, env: &ClusterEnv) {
     });
     for problem in problems.into_iter().filter(|problem| !problem.mended) {
         // Its sentence has what to do.
-        findings.problem(problem.kind.name(), problem.sentence);
+        findings.add(Severity::Problem, problem.kind.name(), problem.sentence, "");
     }
     let live = workers.iter().filter(|worker| worker.state == WorkerState::Live);
     let live: Vec<&str> = live.map(|worker| worker.record.name.as_str()).collect();

@@ -13,11 +13,9 @@ use super::worker::list::list;
 use crate::api::Api;
 use crate::cluster_env::{ClusterEnv, SIGNING_KEY};
 
-/// How long a verb waits before it prints why.
-const HINT_AFTER: Duration = Duration::from_secs(3);
-
-/// How long nothing may move before a verb asks why: at its start, so that what is known is printed within two seconds, and later.
+/// How long nothing may move at the start of a verb before it asks why: what is known then is printed within two seconds.
 const ASK_FIRST_AFTER: Duration = Duration::from_secs(1);
+/// The same later, and how often it asks.
 const ASK_AFTER: Duration = Duration::from_secs(3);
 
 /// Prints why the awaited task, whose id may become another one, does not end: each cause once, and again when it has changed. The
@@ -85,7 +83,7 @@ pub(super) async fn why_nothing_starts(api: &Api, queue: &str, kind: &str) -> Op
 /// Prints once that a queue is full, when it is. Never ends.
 pub(super) async fn queue_full(client: &Client, queue: &str) {
     loop {
-        tokio::time::sleep(HINT_AFTER).await;
+        tokio::time::sleep(ASK_AFTER).await;
         if let Ok(Some(QueueFill { waiting, max_waiting })) = client.fill(queue).await
             && waiting >= max_waiting
         {

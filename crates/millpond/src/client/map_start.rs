@@ -173,10 +173,7 @@ impl Client {
                 }
                 // Another process has written it since. It is read again.
                 Ok(None) => {}
-                Err(error) if error.is_passing() && began.elapsed() < BEGIN_WITHIN => {
-                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
-                }
-                Err(error) => return Err(error.into()),
+                Err(error) => wait_after(error, began).await?,
             }
             // It may be stored all the same.
             written = Some(before);
@@ -214,12 +211,19 @@ async fn asked<T, F: Future<Output = Result<T, BusError>>>(
 ) -> Result<T, BusError> {
     loop {
         match request().await {
-            Err(error) if error.is_passing() && began.elapsed() < BEGIN_WITHIN => {
-                tokio::time::sleep(ASK_AGAIN_AFTER).await;
-            }
+            Err(error) => wait_after(error, began).await?,
             answer => return answer,
         }
     }
+}
+
+/// Waits before a request is made again that had no answer; the error of one that is not.
+async fn wait_after(error: BusError, began: Instant) -> Result<(), BusError> {
+    if !error.is_passing() || began.elapsed() >= BEGIN_WITHIN {
+        return Err(error);
+    }
+    tokio::time::sleep(ASK_AGAIN_AFTER).await;
+    Ok(())
 }
 
 /// The spec with its names checked and its batches within the limit.

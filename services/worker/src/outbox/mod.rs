@@ -305,9 +305,7 @@ impl<'a> Outbox<'a> {
         if !is_sole {
             return None;
         }
-        let json = result_batches::json_of(&self.outcome).ok()?;
-        failpoint::hit("settle.effects_stored");
-        Some(json)
+        result_batches::json_of(&self.outcome).ok()
     }
 
     pub(crate) fn into_outcome(self) -> Outcome {

@@ -4,7 +4,6 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -74,11 +73,11 @@ struct OutcomeQueues {
 
 struct WaitingOutcome {
     json: Vec<u8>,
-    of: Origin,
+    then: OnStored,
 }
 
-/// Who is told that an outcome is stored.
-enum Origin {
+/// What goes on once an outcome is stored.
+enum OnStored {
     /// The task is settled here.
     Sole(Box<SoleOutcome>),
     /// The task has more to do, and waits.
@@ -113,7 +112,7 @@ impl ResultBatches {
         let refused = |reason: String| PublishError::Refused { subject: subject.clone(), reason };
         let json = json_of(outcome).map_err(|e| refused(e.to_string()))?;
         let (sender, receiver) = oneshot::channel();
-        self.push(subject.clone(), WaitingOutcome { json, of: Origin::Waiting(sender) });
+        self.push(subject.clone(), WaitingOutcome { json, then: OnStored::Waiting(sender) });
         receiver.await.unwrap_or_else(|_| Err(refused("the worker stopped".to_owned())))
     }
 
@@ -122,7 +121,7 @@ impl ResultBatches {
     pub(crate) fn settle(&self, sole: SoleOutcome, json: Vec<u8>) {
         let subject = sole.lease.task.subject.results();
         self.inner.settling.fetch_add(1, Ordering::SeqCst);
-        self.push(subject, WaitingOutcome { json, of: Origin::Sole(Box::new(sole)) });
+        self.push(subject, WaitingOutcome { json, then: OnStored::Sole(Box::new(sole)) });
     }
 
     fn push(&self, subject: String, outcome: WaitingOutcome) {
@@ -150,13 +149,8 @@ impl ResultBatches {
 
     /// Returns when all of them are settled.
     pub(crate) async fn all_settled(&self) {
-        loop {
-            let mut notified = pin!(self.inner.settled.notified());
-            notified.as_mut().enable();
-            if self.settling() == 0 {
-                return;
-            }
-            notified.await;
+        while self.settling() > 0 {
+            self.settled().await;
         }
     }
 
@@ -215,13 +209,13 @@ impl BatchesShared {
     }
 
     /// Ends what shares a message.
-    async fn end(&self, origins: impl IntoIterator<Item = Origin>, stored: &Result<(), PublishError>) {
+    async fn end(&self, all: impl IntoIterator<Item = OnStored>, stored: &Result<(), PublishError>) {
         let mut settled = Vec::new();
-        for origin in origins {
-            match (origin, stored) {
-                (Origin::Waiting(sender), stored) => drop(sender.send(stored.clone())),
-                (Origin::Sole(sole), Ok(())) => settled.push(*sole),
-                (Origin::Sole(sole), Err(_)) => drop(self.refused.send(*sole).await),
+        for next in all {
+            match (next, stored) {
+                (OnStored::Waiting(sender), stored) => drop(sender.send(stored.clone())),
+                (OnStored::Sole(sole), Ok(())) => settled.push(*sole),
+                (OnStored::Sole(sole), Err(_)) => drop(self.refused.send(*sole).await),
             }
         }
         let count = settled.len();
@@ -240,7 +234,6 @@ impl BatchesShared {
 
     fn note_settled(&self, count: usize) {
         self.settling.fetch_sub(count, Ordering::SeqCst);
-        self.settled.notify_waiters();
         self.settled.notify_one();
     }
 }
@@ -260,10 +253,10 @@ async fn drive(inner: Arc<BatchesShared>, subject: String) {
             // What the server refuses together may be stored alone: one bad outcome costs the others nothing.
             for one in batch {
                 let stored = inner.send(&subject, &[&one.json]).await;
-                inner.end([one.of], &stored).await;
+                inner.end([one.then], &stored).await;
             }
         } else {
-            inner.end(batch.into_iter().map(|one| one.of), &stored).await;
+            inner.end(batch.into_iter().map(|one| one.then), &stored).await;
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What this worker has done since it started, by kind: for its record, and for its metrics.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use millpond::telemetry::{TraceContext, TracedHistogram};
@@ -54,7 +54,6 @@ pub(crate) struct Pace {
     /// In nanoseconds; 0 when unknown.
     mean_ns: AtomicU64,
     slow_until: Mutex<Option<Instant>>,
-    is_slow: AtomicBool,
     /// So many of its next polls are measured.
     watched: AtomicU64,
 }
@@ -63,15 +62,12 @@ impl Pace {
     /// Whether its tasks end within microseconds, as far as is known.
     pub(crate) fn is_fast(&self) -> bool {
         let mean = self.mean_ns.load(Ordering::Relaxed);
-        let is_fast = mean > 0 && u128::from(mean) < FAST.as_nanos();
-        is_fast && !(self.is_slow.load(Ordering::Relaxed) && self.is_still_slow())
+        let is_slow = || self.slow_until().is_some_and(|until| Instant::now() < until);
+        mean > 0 && u128::from(mean) < FAST.as_nanos() && !is_slow()
     }
 
-    fn is_still_slow(&self) -> bool {
-        let until = *self.slow_until.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_slow = until.is_some_and(|until| Instant::now() < until);
-        self.is_slow.store(is_slow, Ordering::Relaxed);
-        is_slow
+    fn slow_until(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.slow_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes how long a task took.
@@ -94,8 +90,7 @@ impl Pace {
 
     /// Notes that the handler computed for long in one poll.
     pub(crate) fn note_slow_poll(&self) {
-        *self.slow_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + SLOW_FOR);
-        self.is_slow.store(true, Ordering::Relaxed);
+        *self.slow_until() = Some(Instant::now() + SLOW_FOR);
     }
 }
 

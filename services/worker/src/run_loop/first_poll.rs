@@ -29,13 +29,15 @@ impl FirstPolls {
         Self { began: Instant::now() }
     }
 
-    /// Whether a task is most likely to end in its first poll, and may be polled here.
-    pub(super) fn fits(&self, context: &WorkerContext, lease: &Lease) -> bool {
+    /// The counts of its kind where a task is most likely to end in its first poll, and may be polled here.
+    pub(super) fn fitting<'a>(&self, context: &'a WorkerContext, lease: &Lease) -> Option<&'a KindStats> {
         let kind = &lease.task.subject.kind;
-        !lease.task.is_batch()
+        let stats = context.stats.of(kind);
+        let fits = !lease.task.is_batch()
             && matches!(context.handlers.get(kind), Some(Handler::Async(_)))
-            && context.stats.of(kind).pace.is_fast()
-            && self.began.elapsed() < TURN_MAX
+            && stats.pace.is_fast()
+            && self.began.elapsed() < TURN_MAX;
+        fits.then_some(stats)
     }
 
     /// Polls a task of a kind; whether it has ended.

@@ -101,8 +101,7 @@ impl RunLoop {
                 return self.intake.len() > 0;
             }
             let Some((lease, slot)) = self.intake.pop() else { return false };
-            let stats =
-                first_polls.fits(&self.context, &lease).then(|| self.context.stats.of(&lease.task.subject.kind));
+            let stats = first_polls.fitting(&self.context, &lease);
             let mut task = Box::pin(process(self.context.clone(), lease, slot));
             if !stats.is_some_and(|stats| first_polls.has_ended(task.as_mut(), stats)) {
                 self.running.spawn(task);

@@ -55,6 +55,7 @@ pub(crate) async fn settle(context: &WorkerContext, finished: Finished) {
     if lease.is_ended_by_ack()
         && let Some(json) = outbox.sole_outcome()
     {
+        failpoint::hit("settle.effects_stored");
         let (outcome, attempt) = (outbox.into_outcome(), spans.attempt);
         let sole = SoleOutcome { lease, outcome, tally, busy: time.busy, since: settling, attempt };
         return context.batches.settle(sole, json);

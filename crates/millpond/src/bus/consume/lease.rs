@@ -3,7 +3,6 @@
 //! one of the methods that take `self` ends it. The order of effects is that of docs/protocol.md. Messages come from
 //! bus/consume/pull.rs, bus/consume/renewal.rs extends them.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -108,7 +107,7 @@ impl Leases {
         tasks.spawn(read_answers(table.clone(), answers));
         let queries = bus.listen(subject::LEASES_NEW).await?;
         let of_table = table.clone();
-        tasks.spawn(reply_to_all(bus.clone(), worker.to_owned(), queries, move |query| of_table.reply_to(query, None)));
+        tasks.spawn(reply_to_all(bus.clone(), worker.to_owned(), queries, move |query| of_table.reply_to_other(query)));
         tasks.spawn(renewal::renew(table.clone()));
         tasks.spawn(renewal::sweep(table.clone()));
         tasks.spawn(renewal::follow_consumers(table.clone()));
@@ -143,13 +142,8 @@ impl Leases {
     /// Returns when the server has answered all acks, or has had the time to.
     pub async fn answered(&self) {
         let all = async {
-            loop {
-                let mut notified = pin!(self.table.all_answered.notified());
-                notified.as_mut().enable();
-                if self.table.state().unanswered.is_empty() {
-                    return;
-                }
-                notified.await;
+            while !self.table.state().unanswered.is_empty() {
+                self.table.all_answered.notified().await;
             }
         };
         let _ = tokio::time::timeout(ACK_ANSWER_WITHIN, all).await;
@@ -469,7 +463,7 @@ async fn read_answers(table: Arc<LeaseTable>, mut answers: Subscription) {
         let mut state = table.state();
         state.unanswered.remove(&number);
         if state.unanswered.is_empty() {
-            table.all_answered.notify_waiters();
+            table.all_answered.notify_one();
         }
         drop(state);
         failpoint::hit("settle.complete");

@@ -232,11 +232,13 @@ impl LeaseTable {
     /// Listens for ownership queries about a task. What is published after this returns reaches this worker too.
     pub(super) async fn listen(self: &Arc<Self>, queue: &str, original_id: &str) {
         let weak = Arc::downgrade(self);
-        let reply = move |query: &OwnershipQuery| {
-            let table = weak.upgrade()?;
-            Some((table.reply_to(query, None), table.kinds_held(query)))
-        };
+        let reply = move |query: &OwnershipQuery| Some(weak.upgrade()?.reply_to_other(query));
         self.listeners.listen(&self.bus, &self.worker, (queue, original_id), reply).await;
+    }
+
+    /// What this worker replies to the query of another one, and the kinds that it holds.
+    pub(super) fn reply_to_other(&self, query: &OwnershipQuery) -> (OwnershipReply, String) {
+        (self.reply_to(query, None), self.kinds_held(query))
     }
 
     /// What this worker replies to an ownership query; `except` is the querying lease when this worker asks itself.

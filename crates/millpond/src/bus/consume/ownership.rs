@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_nats::{Client, Subject};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -93,13 +94,8 @@ impl OwnershipListeners {
         let handle = inner.tasks.spawn(async move {
             while let Some(message) = queries.next().await {
                 let (Some(to), Ok(query)) = (message.reply, decode(&message.payload)) else { continue };
-                let Some((reply, kinds)) = reply(&query) else { return };
-                let text = serde_json::to_vec(&reply).unwrap_or_default();
-                // The worker's name and the kinds are for a person who looks for a task.
-                let mut headers = async_nats::HeaderMap::new();
-                headers.insert(HEADER_WORKER, worker.as_str());
-                headers.insert(HEADER_KINDS, kinds.as_str());
-                let _ = client.publish_with_headers(to, headers, Bytes::from(text)).await;
+                let Some(reply) = reply(&query) else { return };
+                send_reply(&client, to, &worker, reply).await;
             }
         });
         if let Some(other) = inner.by_subject.insert(subject, handle) {
@@ -156,18 +152,24 @@ pub(super) async fn reply_to_all(
     bus: Bus,
     worker: String,
     mut queries: Subscription,
-    reply: impl Fn(&OwnershipQuery) -> OwnershipReply,
+    reply: impl Fn(&OwnershipQuery) -> (OwnershipReply, String),
 ) {
     while let Some(message) = queries.next().await {
         let (Some(to), Ok(query)) = (message.reply, decode(&message.payload)) else { continue };
         let reply = reply(&query);
-        if reply != OwnershipReply::Unknown {
-            let text = serde_json::to_vec(&reply).unwrap_or_default();
-            let mut headers = async_nats::HeaderMap::new();
-            headers.insert(HEADER_WORKER, worker.as_str());
-            let _ = bus.client.publish_with_headers(to, headers, Bytes::from(text)).await;
+        if reply.0 != OwnershipReply::Unknown {
+            send_reply(&bus.client, to, &worker, reply).await;
         }
     }
+}
+
+/// Replies as a worker that holds tasks of these kinds. Its name and the kinds are for a person who looks for a task.
+async fn send_reply(client: &Client, to: Subject, worker: &str, (reply, kinds): (OwnershipReply, String)) {
+    let text = serde_json::to_vec(&reply).unwrap_or_default();
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert(HEADER_WORKER, worker);
+    headers.insert(HEADER_KINDS, kinds.as_str());
+    let _ = client.publish_with_headers(to, headers, Bytes::from(text)).await;
 }
 
 async fn query_at(bus: &Bus, subject: String, query: &OwnershipQuery) -> OwnershipReply {

@@ -22,7 +22,7 @@ const ACK_WITHIN: Duration = Duration::from_secs(5);
 /// How often publishes are looked through for one whose ack has not come in time.
 const OVERDUE_EVERY: Duration = Duration::from_secs(1);
 
-/// Acks that are taken in before their publishes are told of them, at the most.
+/// Acks that are read together, at the most.
 const READ_AT_ONCE_MAX: usize = 256;
 
 /// The server's answer to one publish, or why there is none.
@@ -50,7 +50,7 @@ pub(crate) enum AckTo {
 }
 
 impl AckTo {
-    fn tell(self, ack: Ack) {
+    fn send(self, ack: Ack) {
         match self {
             Self::One(sender) => drop(sender.send(ack)),
             // It has room for all that are under way, or nobody waits any more.
@@ -88,7 +88,7 @@ impl Publish {
     fn end(self, ack: Ack) {
         #[cfg(feature = "metrics")]
         self.latency.record(self.sent.elapsed().as_secs_f64());
-        self.to.tell(ack);
+        self.to.send(ack);
     }
 }
 
@@ -142,7 +142,7 @@ impl PublishAcks {
     /// Publishes a message; its ack, or why there is none, goes to who waits.
     ///
     /// # Cancel safety
-    /// Not safe: a dropped publish may or may not be stored. Who waits is told of it all the same.
+    /// Not safe: a dropped publish may or may not be stored. The ack is sent to who waits all the same.
     pub(in crate::bus) async fn publish(&self, subject: &str, headers: HeaderMap, payload: Bytes, to: AckTo) {
         let number = self.register(subject, to);
         self.send(number, subject, headers, payload).await;

@@ -129,8 +129,8 @@ impl OpenBuckets {
 }
 
 impl Bus {
-    /// Does something with a bucket that is kept open. After an error it is opened anew the next time, and who uses it is told if it
-    /// is not there.
+    /// Does something with a bucket that is kept open. After an error it is opened anew the next time, which fails with
+    /// [`BusError::Missing`] if it is not there.
     pub(in crate::bus) async fn with_bucket<T, E: std::error::Error + 'static>(
         &self,
         bucket: &'static str,

@@ -19,7 +19,7 @@ pub mod raw;
 pub mod standstill;
 
 /// How long the server keeps one request for outcomes.
-const PULL_EXPIRES_AFTER: Duration = Duration::from_secs(10);
+pub(in crate::bus) const PULL_EXPIRES_AFTER: Duration = Duration::from_secs(10);
 /// How often the server says meanwhile that it is there.
 const PULL_HEARTBEAT: Duration = Duration::from_secs(2);
 

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 
 use crate::bus::error::BusError;
 use crate::bus::read::raw::RawMessage;
-use crate::bus::read::unix_ms;
+use crate::bus::read::{PULL_EXPIRES_AFTER, unix_ms};
 use crate::bus::topology::make_collector_durable;
 use crate::bus::{Bus, from_nats};
 use crate::dead_letter::Evidence;
@@ -98,8 +98,6 @@ pub struct OutcomeReaderState {
     pub ack_pending: u64,
 }
 
-/// How long the server keeps a request for one message.
-const PULL_EXPIRES_AFTER: Duration = Duration::from_secs(10);
 /// How long each message of those that wait may take to come, or the word that there are no more.
 const REST_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// How long a reader waits before it makes a failed pull anew.
