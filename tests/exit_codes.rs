@@ -227,7 +227,7 @@ pub const RIGHT: &[(&str, &[&str])] = &[
     ("shared get", &["k"]),
     ("shared set", &["k v"]),
     ("shared cas", &["k v --revision 0"]),
-    ("shared rm", &["k"]),
+    ("shared rm", &["gone"]),
     ("shared ls", &[""]),
     ("shared watch", &[""]),
     ("worker ls", &[""]),

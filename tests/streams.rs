@@ -145,8 +145,10 @@ async fn ctrl_c_and_any_standard_output_suit_every_verb() {
         let words: Vec<&str> = line.iter().map(String::as_str).collect();
         cluster.command(&words)
     };
-    // `shared ls` has something to print, whatever the others set and remove meanwhile.
-    assert!(cluster.command(&["shared", "set", "stays", "1"]).stdout(Stdio::null()).status().unwrap().success());
+    // `shared ls` has something to print, and `shared cas` does the same each time, whatever the others set and remove meanwhile.
+    for key in ["stays", "k"] {
+        assert!(cluster.command(&["shared", "set", key, "1"]).stdout(Stdio::null()).status().unwrap().success());
+    }
     // They go on until somebody ends them, or end the worker that the others need, or need a handler of its own.
     let apart = |line: &Vec<String>| {
         let line = line.join(" ");
